@@ -1,0 +1,1 @@
+"""The custom classifier and the study that asks whether synthetic images helped."""

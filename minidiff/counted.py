@@ -1,0 +1,57 @@
+"""Randomness by counting: every random number is a function of (seed, slot, purpose), and nothing has a state.
+
+Slot s = step·batch + place in the global batch. Neither the number of processes nor an interruption changes what a slot
+draws, so a resumed run equals an unbroken one bit for bit, and no generator has to be saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# Purposes: two draws of one slot for different purposes are independent.
+ORDER, AUGMENT, NOISE, TIME, DROP, VIEW, VALIDATE, ROWS = range(8)
+
+
+def seeded(*key: int) -> torch.Generator:
+    """A CPU generator that is a function of these integers, each in its place.
+
+    torch's CPU generator (mt19937) keeps the low 32 bits of its seed, which is why the key is hashed and not packed.
+    """
+    digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def generators(seed: int, slots: Sequence[int], purpose: int) -> list[torch.Generator]:
+    return [seeded(seed, slot, purpose) for slot in slots]
+
+
+def normal(seed: int, slots: Sequence[int], purpose: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal (slots, *shape), float32."""
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators(seed, slots, purpose)])
+
+
+def uniform(seed: int, slots: Sequence[int], purpose: int, n: int) -> Tensor:
+    """Uniform in [0, 1), (slots, n), float32."""
+    return torch.stack([torch.rand(n, generator=g) for g in generators(seed, slots, purpose)])
+
+
+def stratified(seed: int, step: int, batch: int) -> Tensor:
+    """One low-discrepancy set of `batch` times in [0, 1): equal strata with one shared offset (Kingma et al. 2021, I.1)."""
+    offset = torch.rand((), generator=seeded(seed, step, TIME), dtype=torch.float64)
+    return (torch.arange(batch, dtype=torch.float64) / batch + offset) % 1
+
+
+def order(n: int, seed: int, slots: Sequence[int]) -> list[int]:
+    """Which of n images fills each slot: slot s takes place s % n of the permutation of epoch s // n."""
+    return [_permutation(n, seed, slot // n)[slot % n] for slot in slots]
+
+
+@lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(n, generator=seeded(seed, epoch, ORDER)).tolist()

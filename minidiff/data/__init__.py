@@ -1,0 +1,1 @@
+"""Pixels and rows: image files, tables, data sets, and the procedural phantom."""

@@ -1,0 +1,72 @@
+"""Splits by patient: made where the data bring none, and checked wherever they come from."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from minidiff.errors import InputError
+
+Row = dict[str, str]
+SPLITS = ("train", "val", "test")
+HELD_OUT = 0.15  # of the patients of a label, once for val and once for test, where the data bring no split
+
+def split_patients(rows: Sequence[Row], hashes: Mapping[str, str], seed: int) -> dict[str, str]:
+    """Patient → split. Patients who share an identical file stay together; a split already given to one is kept."""
+    groups = defaultdict(list)
+    for row, group in zip(rows, _groups(rows, hashes)):
+        groups[group].append(row)
+    holders = Counter(label for group in groups.values() for label in {row["label"] for row in group})
+    splits, strata = {}, defaultdict(list)
+    for group in groups.values():
+        patients = sorted({row["patient"] for row in group})
+        given = [row["split"] for row in group if row["split"]]
+        if given:
+            splits |= dict.fromkeys(patients, given[0])
+        else:  # a patient with two labels counts for the rarer one, which can spare it less
+            strata[min((holders[row["label"]], row["label"]) for row in group)].append(patients)
+    rng = np.random.default_rng(seed)
+    for _, members in sorted(strata.items()):
+        held = max(1, round(HELD_OUT * len(members))) if len(members) >= len(SPLITS) else 0
+        names = ["val"] * held + ["test"] * held + ["train"] * (len(members) - 2 * held)
+        for name, k in zip(names, rng.permutation(len(members))):
+            splits |= dict.fromkeys(sorted(members)[k], name)
+    reached = {(row["label"], row["split"] or splits[row["patient"]]) for row in rows}
+    for label in sorted({row["label"] for row in rows if not row["split"]}):
+        if not all((label, name) in reached for name in SPLITS):
+            raise InputError(f"label {label!r} has {holders[label]} patient(s), too few to split: 3 or more are needed")
+    return splits
+
+
+def _groups(rows: Sequence[Row], hashes: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Name of each row's group, a connected component of patients and file contents (union-find)."""
+    parent = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while parent.setdefault(node, node) != node:
+            parent[node] = node = parent[parent[node]]
+        return node
+
+    for row in rows:
+        parent[root(("content", hashes[row["file"]]))] = root(("patient", row["patient"]))
+    return [root(("patient", row["patient"])) for row in rows]
+
+
+def check_leakage(rows: Sequence[Row], hashes: Mapping[str, str]) -> None:
+    """Raise InputError if a patient or an identical file lies in two splits, or an identical file under two labels."""
+
+    def two(column: str) -> str:
+        return f"{first['file']} is {first[column] or 'without'}, {row['file']} is {row[column] or 'without'}"
+
+    patients, contents = {}, {}
+    for row in rows:
+        first = patients.setdefault(row["patient"], row)
+        if first["split"] != row["split"]:
+            raise InputError(f"patient {row['patient']!r} crosses splits: {two('split')}")
+        first = contents.setdefault(hashes[row["file"]], row)
+        if first["split"] != row["split"]:
+            raise InputError(f"an identical file crosses splits: {two('split')}")
+        if first["label"] != row["label"]:
+            raise InputError(f"an identical file has two labels: {two('label')}")

@@ -1,0 +1,77 @@
+"""Variables → context tokens, without text.
+
+The context starts from the null context of the public model (CLIP of the empty prompt). Each variable adds a
+zero-initialised, bias-free projection of its embedding to all positions but the first (BOS): at step 0 the output is
+the public unconditional context bit for bit, whatever the labels. Null is a mask after the projection: it adds
+nothing, ever. Unknown has an embedding of its own, learned from the rows where the value is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from minidiff.variables import Category, Labels, Number, Variable
+
+OCTAVES = 6  # a number's Fourier features reach from a slow trend to about a tenth of a standard deviation
+
+
+class Conditioner(nn.Module):
+    """(labels of N images) → (N, K, d); null_context (K, d) is kept as a buffer and saved with the weights."""
+
+    def __init__(self, variables: Sequence[Variable], null_context: Tensor, generator: torch.Generator):
+        super().__init__()
+        width, scale = null_context.shape[1], null_context[1:].std().item() or 1.0
+        self.variables = tuple(variables)
+        self.register_buffer("null_context", null_context.clone())
+        self.embeddings = nn.ModuleList([EMBEDDINGS[type(v)](v, width, scale, generator) for v in self.variables])
+        self.projections = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in self.variables])
+        for projection in self.projections:
+            nn.init.zeros_(projection.weight)
+
+    def forward(self, labels: Labels) -> Tensor:
+        added = 0
+        for variable, embed, project in zip(self.variables, self.embeddings, self.projections):
+            value = labels[variable.name]                                    # (N,)
+            keep = (value != variable.null).unsqueeze(1)                     # (N, 1)
+            added = added + torch.where(keep, project(embed(value)), 0)      # (N, d)
+        context = self.null_context.expand(len(value), -1, -1)               # (N, K, d)
+        return torch.cat([context[:, :1], context[:, 1:] + added.unsqueeze(1)], dim=1)
+
+    def null(self, n: int, device: torch.device | str = "cpu") -> Labels:
+        """Labels of n images with every variable dropped."""
+        return {v.name: torch.full((n,), v.null, dtype=v.dtype, device=device) for v in self.variables}
+
+
+class CategoryEmbedding(nn.Module):
+    """One learned vector a value; the last row is for unknown."""
+
+    def __init__(self, variable: Category, width: int, scale: float, generator: torch.Generator):
+        super().__init__()
+        self.weight = nn.Parameter(scale * torch.randn(len(variable.values) + 1, width, generator=generator))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.weight[torch.where(value >= 0, value, len(self.weight) - 1)]
+
+
+class NumberEmbedding(nn.Module):
+    """A linear map of Fourier features of the standardised number; a learned vector for unknown."""
+
+    def __init__(self, variable: Number, width: int, scale: float, generator: torch.Generator):
+        super().__init__()
+        self.mean, self.std = variable.mean, variable.std or 1.0
+        self.weight = nn.Parameter(scale * torch.randn(1 + 2 * OCTAVES, width, generator=generator) / OCTAVES**0.5)
+        self.unknown = nn.Parameter(scale * torch.randn(width, generator=generator))
+
+    def forward(self, value: Tensor) -> Tensor:
+        known = value.isfinite()
+        x = torch.where(known, (value - self.mean) / self.std, 0)[:, None]                       # (N, 1)
+        angles = x * math.pi / 8 * 2 ** torch.arange(OCTAVES, device=x.device, dtype=x.dtype)    # (N, octaves)
+        features = torch.cat([x, angles.sin(), angles.cos()], dim=1)
+        return torch.where(known[:, None], features @ self.weight, self.unknown)
+
+
+EMBEDDINGS = {Category: CategoryEmbedding, Number: NumberEmbedding}

@@ -1,0 +1,100 @@
+"""eps, v and x0: the only place that knows these three words.
+
+Every network F is used as one denoiser D, an estimate of the clean z in x = z + σ·noise (Karras et al. 2022, eq. 7):
+
+    D(x; σ) = c_skip·x + c_out·F(c_in·x; t(σ)),    c_in = 1/√(1+σ²)
+
+    prediction   c_skip     c_out         F is trained towards           source
+    eps          1          −σ            noise                          Ho et al. 2020
+    v            1/(1+σ²)   −σ/√(1+σ²)    √ᾱ·noise − √(1−ᾱ)·z           Salimans & Ho 2022
+    x0           0          1             z                              Ho et al. 2020
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from minidiff.diffusion.schedule import Schedule
+from minidiff.variables import Labels
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> denoised
+Prediction = Literal["eps", "v", "x0"]
+
+COEFFICIENTS: dict[str, Callable] = {  # σ → c_skip, c_out
+    "eps": lambda s: (torch.ones_like(s), -s),
+    "v": lambda s: (1 / (1 + s**2), -s / (1 + s**2).sqrt()),
+    "x0": lambda s: (torch.zeros_like(s), torch.ones_like(s)),
+}
+TARGETS: dict[str, Callable] = {  # z, noise, √ᾱ, √(1−ᾱ) → what F should give
+    "eps": lambda z, noise, a, b: noise,
+    "v": lambda z, noise, a, b: a * noise - b * z,
+    "x0": lambda z, noise, a, b: z,
+}
+LOSS_WEIGHTS: dict[str, Callable] = {  # min-SNR-γ (Hang et al. 2023, section 3.4): snr, γ → weight of |F − target|²
+    "eps": lambda snr, gamma: snr.clamp(max=gamma) / snr,
+    "v": lambda snr, gamma: snr.clamp(max=gamma) / (snr + 1),
+    "x0": lambda snr, gamma: snr.clamp(max=gamma),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """D(x; σ) round any callable `net(x_in, t, labels) -> F`: a Model, a DDP round it, its EMA, a formula in a test."""
+
+    net: Callable[[Tensor, Tensor, Any], Tensor]
+    schedule: Schedule
+    prediction: Prediction = "eps"
+
+    def __post_init__(self):
+        if self.prediction not in COEFFICIENTS:
+            raise ValueError(f"prediction {self.prediction!r} is not one of {', '.join(COEFFICIENTS)}")
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, labels: Labels | None = None) -> Tensor:
+        """Denoised estimate of z. x (N, C, h, w), sigma a number or (N,); float32 out, whatever the AMP dtype."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").expand(len(x))
+        t = self.schedule.t(sigma).to(x.device, torch.float32)
+        s = _column(sigma, x)
+        c_skip, c_out = COEFFICIENTS[self.prediction](s)
+        return c_skip * x + c_out * self.net(x / (1 + s**2).sqrt(), t, labels).to(s.dtype)
+
+    def loss(self, z: Tensor, t: Tensor, noise: Tensor, labels: Labels | None = None, min_snr: float = 0.0) -> Tensor:
+        """Mean squared error of F per image, (N,). z and noise (N, C, h, w), t (N,) timesteps on the CPU.
+
+        Pure: t and noise are arguments. The forward process runs in float32 or better under any autocast; min_snr is
+        the γ of the min-SNR weights, 0 for none.
+        """
+        ac = 1 / (1 + self.schedule.sigma(t) ** 2)
+        a, b = _column(ac.sqrt(), z), _column((1 - ac).sqrt(), z)
+        z, noise = z.to(a.dtype), noise.to(a.dtype)
+        F = self.net(a * z + b * noise, t.to(z.device, torch.float32), labels).to(a.dtype)
+        error = (F - TARGETS[self.prediction](z, noise, a, b)).square().flatten(1).mean(1)
+        if not min_snr:
+            return error
+        return error * LOSS_WEIGHTS[self.prediction](ac / (1 - ac), min_snr).to(error)
+
+
+def guided(denoiser: Denoiser, labels: Labels, null: Labels, scale: float = 1.0) -> Denoise:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6) as a closure: null + scale·(conditional − null).
+
+    Scale 1 costs one call of the network; otherwise both halves go through it in one batch.
+    """
+    if scale == 1.0:
+        return lambda x, sigma: denoiser(x, sigma, labels)
+    both = {name: torch.cat([labels[name], null[name]]) for name in labels}
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        conditional, unconditional = denoiser(x.repeat(2, 1, 1, 1), sigma, both).chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    return denoise
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) float64 on the CPU → (N, 1, 1, 1) on the device of `like`, in its dtype (float32 at the least)."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return values.to(dtype).to(like.device)[:, None, None, None]

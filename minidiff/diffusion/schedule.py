@@ -1,0 +1,84 @@
+"""The noise schedule: the table of ᾱ_t, and σ(t) and t(σ) between its rungs.
+
+Notation (Karras et al. 2022): x = z + σ·noise with σ² = (1−ᾱ)/ᾱ. The network of a variance-preserving model
+(Ho et al. 2020) sees x/√(1+σ²) = √ᾱ·z + √(1−ᾱ)·noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+class Schedule:
+    """A float64 CPU table of ᾱ, never a Module: no `.half()` may reach it (in bf16 only 192 of 1000 levels survive).
+
+    `sigma` and `t` are inverse to each other: log σ is piecewise linear in t, exact on the rungs 0 … T−1.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor):
+        table = torch.as_tensor(alphas_cumprod, device="cpu").double().clone()
+        assert table.ndim == 1 and (table.diff() < 0).all() and table[-1] > 0 and table[0] < 1, "ᾱ must fall within (0, 1)"
+        self.alphas_cumprod = table
+        self.sigmas_table = ((1 - table) / table).sqrt()
+        self._log = self.sigmas_table.log()
+
+    @classmethod
+    def scaled_linear(cls, start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Schedule:
+        """Stable Diffusion's: β linear in its square root (LDM calls it "linear", diffusers "scaled_linear")."""
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        return cls((1 - betas).cumprod(0))
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """σ at timestep t (any shape, fractional allowed); float64 on the CPU."""
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu").clamp(0, len(self) - 1)
+        low = t.floor().long()
+        high = (low + 1).clamp(max=len(self) - 1)
+        log = torch.lerp(self._log[low], self._log[high], t - low)
+        return torch.where(t == low, self.sigmas_table[low], log.exp())
+
+    def t(self, sigma: Tensor | float) -> Tensor:
+        """The timestep at which σ(t) = sigma, clamped to the table; float64 on the CPU."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu")
+        high = torch.searchsorted(self.sigmas_table, sigma.contiguous()).clamp(1, len(self) - 1)
+        low = high - 1
+        w = (sigma.log() - self._log[low]) / (self._log[high] - self._log[low])
+        t = low + w.clamp(0, 1)
+        on_rung = self.sigmas_table[high] == sigma  # the logarithm may miss the rung by one ulp
+        return torch.where(on_rung, high.double(), t)
+
+    def timesteps(self, n: int, spacing: Literal["leading", "trailing", "linspace"] = "leading") -> Tensor:
+        """n descending timesteps, as diffusers names the spacings (SD's own is leading with offset 1)."""
+        T = len(self)
+        assert 1 <= n <= T, f"steps must lie in 1 … {T}"
+        if spacing == "leading":
+            return (torch.arange(n) * (T // n)).flip(0).double() + 1
+        if spacing == "trailing":
+            return (T - torch.arange(n, dtype=torch.float64) * T / n).round() - 1
+        return torch.linspace(T - 1, 0, n, dtype=torch.float64).round()
+
+    def sigmas(self, timesteps: Tensor | Sequence[float], end: float | None = None) -> Tensor:
+        """Descending σ at these timesteps and the last one, `end`: (n+1,). SD ends at σ(0), where ᾱ = ᾱ₀, not at 0."""
+        last = torch.as_tensor(self.sigmas_table[0].item() if end is None else end, dtype=torch.float64)
+        return torch.cat([self.sigma(torch.as_tensor(timesteps)), last[None]])
+
+    def ladder(self, n: int, spacing: str = "trailing") -> Tensor:
+        """n+1 descending σ from near σ(T−1) to σ(0). Besides the timestep spacings: karras (ρ = 7, eq. 5) and logsigma."""
+        if spacing not in LADDERS:
+            raise ValueError(f"ladder {spacing!r} is not one of {', '.join(LADDERS)}")
+        high, low = self.sigmas_table[-1], self.sigmas_table[0]
+        u = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+        if spacing == "karras":
+            return (high ** (1 / 7) + u * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+        if spacing == "logsigma":
+            return torch.exp(high.log() + u * (low.log() - high.log()))
+        return self.sigmas(self.timesteps(n, spacing))
+
+
+LADDERS = ("leading", "trailing", "linspace", "karras", "logsigma")

@@ -1,0 +1,69 @@
+"""A finished model on disk: weights as safetensors and, written last, a JSON that says how to build it again.
+
+    RUN/vae.safetensors     RUN/vae.json       the autoencoder; a diffusion run keeps its own copy
+    RUN/model.safetensors   RUN/model.json     the EMA weights of UNet and conditioner, variables, schedule, prediction
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from minidiff import runs
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.generate import Pipeline
+from minidiff.diffusion.model import Model, ModelSpec, config_from, spec
+from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.vae import VAE, VAEConfig
+from minidiff.errors import InputError
+
+
+def save_vae(folder: Path, vae: VAE, **facts) -> None:
+    _save_weights(folder / "vae.safetensors", vae)
+    runs.write_json(folder / "vae.json", {"config": asdict(vae.config), "scale": vae.scale.item(), **facts})
+
+
+def load_vae(folder: Path) -> VAE:
+    facts = _describe(folder / "vae.json", "the VAE stage (`python train.py vae`) has to finish first")
+    vae = VAE(config_from(VAEConfig, facts["config"]), facts["scale"])
+    return _load_weights(folder / "vae.safetensors", vae)
+
+
+def save_model(folder: Path, model: Model, schedule: Schedule, prediction: str, **facts) -> None:
+    _save_weights(folder / "model.safetensors", model)
+    runs.write_json(folder / "model.json", {**asdict(spec(model, schedule, prediction)), **facts})
+
+
+def load_pipeline(folder: Path) -> tuple[Pipeline, dict]:
+    """The finished model of a diffusion run with its VAE, and the facts saved beside it."""
+    facts = _describe(folder / "model.json", "the diffusion stage (`python train.py diffusion`) has to finish first")
+    described = ModelSpec(**{f.name: facts.pop(f.name) for f in fields(ModelSpec)})
+    model, schedule = described.build()
+    denoiser = Denoiser(_load_weights(folder / "model.safetensors", model), schedule, described.prediction)
+    return Pipeline(denoiser, model.conditioner, load_vae(folder), facts["size"]), facts
+
+
+def _save_weights(path: Path, module: nn.Module) -> None:
+    runs.write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
+
+
+def _load_weights(path: Path, module: nn.Module) -> nn.Module:
+    try:
+        module.load_state_dict(load_file(path))
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise InputError(f"{path} does not hold what the JSON beside it says: {str(error).splitlines()[-1].strip()}") from None
+    return module.eval().requires_grad_(False)
+
+
+def _describe(path: Path, otherwise: str) -> dict:
+    if not path.exists():
+        raise InputError(f"{path} is missing: {otherwise}")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from None

@@ -1,0 +1,1 @@
+"""Features, distances, memorisation and the report."""

@@ -1,0 +1,71 @@
+"""Does a picture show what was asked for? A judge that was trained on real patients only reads every variable off it.
+
+On held-out real images the judge is measured against the truth, on synthetic ones the request is measured by the judge:
+the second can be no better than the first, so the two stand side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minidiff.statistics import auroc, auroc_interval, pearson, wilson
+from minidiff.variables import Category, Labels, Number, Variable
+
+
+class Judge(Protocol):
+    variables: Sequence[Variable]
+
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 (N,3,H,W) → name → probabilities (N,k) of a category, values (N,) of a number."""
+
+
+def agreement(judge: Judge, images: Tensor, labels: Labels, which: str) -> list[dict]:
+    """One row for each variable of the judge that `labels` knows, over its known cells only; `which` names the set.
+
+    Category: share judged as labelled with Wilson's interval, the same by value, AUROC if there are two values.
+    Number: Pearson's r with Fisher's interval, slope of judged on labelled, mean absolute error in its own unit.
+    """
+    judged = judge.predict(images)
+    rows = []
+    for v in judge.variables:
+        if v.name not in labels:
+            continue
+        cells = labels[v.name]
+        known = torch.isfinite(cells) if isinstance(v, Number) else cells >= 0
+        row = {"variable": v.name, "set": which, "n": int(known.sum())}
+        if row["n"]:
+            measure = _number if isinstance(v, Number) else _category
+            row |= measure(v, judged[v.name][known].double().numpy(), cells[known].numpy())
+        rows.append(row)
+    return rows
+
+
+def _category(v: Category, probabilities: np.ndarray, cells: np.ndarray) -> dict:
+    right = probabilities.argmax(1) == cells
+    row = {"kind": "category", **_share(right), "by_value": []}
+    for i, value in enumerate(v.values):
+        if (cells == i).any():
+            row["by_value"].append({"value": value, "n": int((cells == i).sum()), **_share(right[cells == i])})
+    if len(v.values) == 2:
+        low, high = auroc_interval(probabilities[:, 1], cells == 1)
+        row |= {"auroc": auroc(probabilities[:, 1], cells == 1), "auroc_low": low, "auroc_high": high}
+    return row
+
+
+def _number(v: Number, values: np.ndarray, cells: np.ndarray) -> dict:
+    r, low, high = pearson(cells, values)
+    spread = cells.std() if len(cells) > 1 else 0.0
+    slope = float(np.polyfit(cells.astype(float), values, 1)[0]) if spread > 0 else math.nan
+    return {"kind": "number", "r": r, "low": low, "high": high, "slope": slope,
+            "mae": float(np.abs(values - cells).mean()), "labelled_std": float(spread)}
+
+
+def _share(right: np.ndarray) -> dict:
+    low, high = wilson(int(right.sum()), len(right))
+    return {"accuracy": float(right.mean()), "low": low, "high": high}

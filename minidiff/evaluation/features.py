@@ -1,0 +1,96 @@
+"""Extractors: images to feature vectors, in which distances are measured.
+
+Each has a `name` and is called as: uint8 (N,3,H,W) → float32 (N,d). Resizing and ranges are its own business.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minidiff.errors import InputError
+
+
+class Extractor(Protocol):
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (N,3,H,W) → float32 (N,d)."""
+
+
+class PixelPCA:
+    """Grey 32×32 pixels on the first 64 principal axes of the real training images: no network, nothing learnt elsewhere.
+
+    The coordinates are divided by one number, so that their mean variance over the training images is 1: the kernel
+    distance depends on scale, and this makes data sets of dim and of bright images comparable.
+    """
+
+    name = "pixels-pca64"
+
+    def __init__(self, side: int = 32, k: int = 64):
+        self.side, self.k = side, k
+
+    def fit(self, images: Tensor) -> PixelPCA:
+        """Find the axes of real training images (N,3,H,W); N ≥ 2, and with N ≤ 64 there are N − 1 axes."""
+        x = self._pixels(images)
+        self.mean, self.axes = principal(x, self.k)
+        self.scale = ((x - self.mean) @ self.axes).var(0).mean().sqrt().clamp(min=1e-12)
+        return self
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return ((self._pixels(images) - self.mean) @ self.axes / self.scale).float()
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return grey(images, self.side).flatten(1).double()
+
+
+class PredictorFeatures:
+    """The penultimate layer of our own classifier, trained on real training patients only."""
+
+    name = "classifier"
+
+    def __init__(self, predictor):
+        self.predictor = predictor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.predictor.features(images)
+
+
+def grey(images: Tensor, side: int | None = None) -> Tensor:
+    """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by the mean over areas; side None keeps the size."""
+    x = torch.cat([part.float().mean(1, keepdim=True) for part in images.split(256)]) / 255
+    return (x if side is None else F.interpolate(x, size=(side, side), mode="area"))[:, 0]
+
+
+def principal(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and the first k principal axes (d,k) of the rows of x (n,d), by the smaller of XᵀX and XXᵀ."""
+    n, d = x.shape
+    if n < 2:
+        raise InputError(f"principal axes need at least 2 images, and there is {n}")
+    k, mean = min(k, n - 1, d), x.mean(0)
+    x = x - mean
+    if d <= n:
+        return mean, torch.linalg.eigh(x.T @ x).eigenvectors[:, -k:].flip(1)
+    axes = x.T @ torch.linalg.eigh(x @ x.T).eigenvectors[:, -k:].flip(1)
+    return mean, axes / axes.norm(dim=0).clamp(min=1e-12)
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, both in 0…1: (N,…), (N,…) → (N,)."""
+    return -10 * ((images - others) ** 2).flatten(1).mean(1).clamp(min=1e-12).log10()
+
+
+def pca_psnr(train: Tensor, test: Tensor, k: int = 64, limit: int = 2000) -> float:
+    """Mean PSNR in dB of test images rebuilt from k principal components of training images, at full size.
+
+    The yardstick for an autoencoder: what a linear code of k numbers an image keeps. uint8 (N,C,H,W) both;
+    at most `limit` training images, evenly picked, are used.
+    """
+    step = -(-len(train) // limit)
+    x, y = grey(train[::step]).flatten(1).double(), grey(test).flatten(1).double()
+    mean, axes = principal(x, k)
+    rebuilt = mean + (y - mean) @ axes @ axes.T
+    return psnr(y, rebuilt.clamp(0, 1)).mean().item()

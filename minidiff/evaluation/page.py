@@ -1,0 +1,135 @@
+"""The paper of the report: one HTML page that needs nothing else, neither script nor network, and the marks on it."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+CSS = """
+:root { --ink: #22303a; --soft: #66757f; --line: #dfe4e7; --paper: #fbfaf7; --accent: #b5482a }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink);
+       font: 16px/1.55 Georgia, 'Iowan Old Style', 'Times New Roman', serif }
+main { max-width: 62rem; margin: 0 auto; padding: 3.5rem 1.4rem 5rem }
+h1 { font-size: 2.1rem; line-height: 1.15; font-weight: 500; margin: 0 0 .4rem; letter-spacing: -.01em }
+h2 { font-size: 1.3rem; font-weight: 500; margin: 3.4rem 0 .7rem; padding-top: .9rem; border-top: 1px solid var(--line) }
+h3 { font-size: 1rem; font-weight: 600; margin: 1.8rem 0 .4rem }
+p { max-width: 44rem; margin: .5rem 0 }
+.lead, figcaption, .note, table, nav { font-family: system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif }
+.lead { color: var(--soft); font-size: .95rem }
+nav { font-size: .85rem; margin: 1.4rem 0 0 }
+nav a { color: var(--soft); margin-right: 1.1rem; text-decoration: none; white-space: nowrap }
+nav a:hover { color: var(--accent) }
+.warning { border-left: 3px solid var(--accent); padding: .1rem 0 .1rem .9rem; margin: 1.4rem 0 }
+figure { margin: 1.2rem 0 }
+figcaption, .note { color: var(--soft); font-size: .83rem; line-height: 1.45; max-width: 48rem; margin-top: .45rem }
+img { max-width: 100%; height: auto; display: block }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.4rem }
+.pair img { width: 100% }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: .83rem; font-variant-numeric: tabular-nums; margin: .8rem 0; width: 100% }
+th, td { padding: .28rem .8rem .28rem 0; text-align: right; white-space: nowrap; vertical-align: top;
+         border-bottom: 1px solid var(--line) }
+th { font-weight: 600; color: var(--soft); border-bottom-color: #b9c3c9 }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
+.scroll td:last-child { white-space: normal }
+tr.own td { color: var(--accent); font-weight: 600 }
+tr.grey td { color: #a9b3b9 }
+tr.first td { border-top: 1px solid #b9c3c9 }
+.verdicts td { white-space: normal; text-align: left; padding: .7rem 1rem .7rem 0 }
+.verdicts td:first-child { width: 6.5rem }
+.answer { display: inline-block; padding: .05rem .55rem; border-radius: 1rem; font-size: .78rem; border: 1px solid;
+          white-space: nowrap }
+.yes { color: #2f6b4f } .no { color: #a8321a } .open { color: #7a6a2f }
+.shots td, .shots td:nth-child(2) { padding: .2rem; border: 0; text-align: center }
+.shots td:first-child { text-align: right; color: var(--soft); padding-right: .8rem }
+.shots img { width: 5.6rem; min-width: 5.6rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem;
+     font: .83rem/1.5 ui-monospace, Menlo, Consolas, monospace }
+dt { color: var(--soft) }
+dd { margin: 0; overflow-wrap: anywhere }
+details { margin: .4rem 0; font-size: .9rem }
+summary { cursor: pointer; color: var(--soft) }
+pre { font: .78rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+@media (max-width: 640px) {
+  main { padding: 2rem 1rem } h1 { font-size: 1.6rem } .pair, dl { grid-template-columns: 1fr }
+}
+@media print {
+  body { background: #fff; font-size: 11pt } nav { display: none } main { max-width: none; padding: 0 }
+  figure, tr { break-inside: avoid } h2, h3 { break-after: avoid }
+}
+"""
+
+
+def page(title: str, lead: str, sections: Mapping[str, tuple[str, str]]) -> str:
+    """A whole page from sections {id: (heading, HTML)}; title, lead and headings are text and get escaped here."""
+    links = "".join(f'<a href="#{key}">{escape(heading)}</a>' for key, (heading, _) in sections.items())
+    bodies = "".join(f'<section id="{key}"><h2>{escape(heading)}</h2>{body}</section>'
+                     for key, (heading, body) in sections.items())
+    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{CSS}</style></head>'
+            f'<body><main><header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p><nav>{links}</nav></header>'
+            f"{bodies}</main></body></html>\n")
+
+
+def figure(png: bytes, caption: str, alt: str) -> str:
+    return f'<figure><div class="scroll">{img(png, alt)}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def img(png: bytes, alt: str) -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence]]) -> str:
+    """Rows are (classes, cells); a cell is anything with a text."""
+    body = "".join(f'<tr class="{kind.strip()}">' + "".join(f"<td>{escape(str(c))}</td>" for c in cells) + "</tr>"
+                   for kind, cells in rows)
+    return f'<div class="scroll"><table><tr>{"".join(f"<th>{escape(h)}</th>" for h in head)}</tr>{body}</table></div>'
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def num(x: float | None) -> str:
+    """Three significant digits, with a true minus; – for what there is not."""
+    if x is None or math.isnan(x):
+        return "–"
+    text = f"{x:.0f}" if abs(x) >= 1000 else f"{x:.3g}" if abs(x) >= 0.001 or x == 0 else f"{x:.1e}"
+    return text.replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    return "–" if p is None else "< 0.001" if p < 0.0005 else f"{p:.3f}"
+
+
+def signed(x: float | None) -> str:
+    return ("+" if x is not None and x > 0 else "") + num(x)
+
+
+def span(low: float | None, high: float | None) -> str:
+    return f"{num(low)} to {num(high)}"
+
+
+def percent(x: float | None) -> str:
+    return "–" if x is None or math.isnan(x) else f"{100 * x:.1f} %"
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def jsonable(value: Any) -> Any:
+    """The same with nan and infinity as None, tuples as lists, everything else as text: what JSON can hold."""
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

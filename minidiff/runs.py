@@ -1,0 +1,138 @@
+"""Run folders: config.json (the knobs), run.json (provenance), log.jsonl (what happened), and atomic writes.
+
+A folder belongs to one kind of run with one config. The same command again goes on where it stopped; another
+config, or a folder that holds something else, is refused and nothing in it is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import minidiff
+from minidiff.errors import InputError
+
+
+def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (), **facts: Any) -> Path:
+    """Create or re-open a run folder; knobs named in `free` may differ, for they do not change the result.
+
+    `facts` (data fingerprints, hashes of the models it starts from) are held to the same rule and kept in run.json.
+    """
+    folder = Path(folder)
+    knobs = json.loads(json.dumps({"kind": kind, **asdict(cfg)}))
+    facts = json.loads(json.dumps(facts))
+    if (folder / "config.json").exists():
+        for name, now in (("config.json", knobs), ("run.json", facts)):
+            before = json.loads((folder / name).read_text())
+            before = before if name == "config.json" else before.get("facts", {})
+            changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and k not in free]
+            if changed:
+                shown = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed[:5])
+                raise InputError(f"{folder} holds a run with other settings ({shown}); give another --out")
+    elif folder.exists() and not (folder.is_dir() and all(p.name.startswith((".", "run.json")) for p in folder.iterdir())):
+        raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing there is overwritten")
+    folder.mkdir(parents=True, exist_ok=True)
+    past = json.loads((folder / "run.json").read_text())["sessions"] if (folder / "run.json").exists() else []
+    write_json(folder / "run.json", {"kind": kind, "facts": facts, "sessions": [*past, provenance()]})
+    write_json(folder / "config.json", knobs)  # last: its presence says that the folder is a run
+    return folder
+
+
+def provenance() -> dict[str, Any]:
+    """Who computed: command, code, libraries, machine, time."""
+    def git(*words: str) -> str:
+        got = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        return got.stdout.strip() if got.returncode == 0 else ""
+
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "minidiff": minidiff.__version__,
+        "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else ""),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Write the whole file or nothing: temporary file beside it, fsync, rename, fsync of the folder.
+
+    Without `durable` the fsyncs are left out: whole after a kill, not after a power cut; for images by the thousand.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_log(path: str | Path, **values: Any) -> None:
+    """One JSON line; floats in full, so that two equal runs write equal logs."""
+    with open(path, "a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """The lines of a log; a last line cut short by a crash is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def rewind_log(path: str | Path, step: int) -> None:
+    """Forget what was logged after `step`, the step of the checkpoint from which the run goes on."""
+    if Path(path).exists():
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= step))
+
+
+def json_key(**facts: Any) -> str:
+    """One string for a set of facts, to tell whether a cache still fits."""
+    return json.dumps(facts, sort_keys=True)
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(file)
+
+
+def _digest(file) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

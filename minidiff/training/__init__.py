@@ -1,0 +1,1 @@
+"""What every training loop needs, knowing nothing of models: precision, EMA, state."""

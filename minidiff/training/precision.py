@@ -1,0 +1,86 @@
+"""Mixed precision and the optimiser step: autocast, loss scaling, clipping, finite checks.
+
+Master weights, EMA and the forward process stay float32; autocast lowers the matrix products inside the network. bf16
+has float32's range and needs no scaler; fp16 underflows without one (Micikevicius et al. 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from minidiff.errors import InputError, TrainingFault
+
+Name = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PATIENCE = 3  # non-finite steps in a row that end the run
+
+
+class Precision:
+    """The precision of one training run on one device; its state (the loss scale, the skips) belongs to a checkpoint."""
+
+    def __init__(self, name: Name = "auto", device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        if name == "auto":
+            gpu = self.device.type == "cuda"
+            name = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if gpu else "fp32"
+        self.name, self.dtype = name, DTYPES[name]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == "fp16")
+        self.skipped = self.in_a_row = 0
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.name != "fp32")
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip: float,
+             batch: str = "") -> float:
+        """Backward, unscale, clip to norm `clip`, step and clear the gradients; returns the norm before clipping.
+
+        A step whose loss or gradient is not finite is skipped and counted: the weights stay as they are. `batch` names the images for the message. An fp16 overflow of a finite loss is the scaler's to mend (it halves
+        the scale), not a fault. Raises TrainingFault after three faults in a row.
+        """
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(list(parameters), clip, foreach=True).item()
+        taken = math.isfinite(norm) and math.isfinite(loss.item())
+        if taken:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        overflow = self.scaler.is_enabled() and math.isfinite(loss.item())
+        self.skipped += not taken
+        self.in_a_row = 0 if taken or overflow else self.in_a_row + 1
+        if self.in_a_row == PATIENCE:
+            raise TrainingFault(f"{PATIENCE} steps in a row gave a non-finite loss or gradient; the last batch was {batch}")
+        return norm
+
+    def state_dict(self) -> dict:
+        return {"scaler": self.scaler.state_dict(), "skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def cosine(step: int, steps: int, lr: float, warmup: int) -> float:
+    """Learning rate of this step: linear warm-up, then half a cosine down to a hundredth."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """auto: the GPU if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device {name!r} is not here; CUDA devices found: {torch.cuda.device_count()}") from None
+    return device

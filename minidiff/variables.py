@@ -1,0 +1,135 @@
+"""What an image may be conditioned on: a category or a number, each with three states.
+
+A cell of a table becomes one number of a tensor:
+
+    state     Category (int64)   Number (float32)    meaning
+    value     0 … k−1            the value itself    known
+    unknown   −1                 NaN                 missing in the data: has an embedding of its own
+    null      −2                 −inf                dropped for guidance: adds nothing
+
+Labels are a dict from variable name to a tensor of shape (N,), one entry per image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Union
+
+import torch
+from torch import Tensor
+
+from minidiff.errors import InputError
+
+Labels = dict[str, Tensor]
+UNKNOWN, NULL = -1, -2  # of a Category; a Number has NaN and -inf
+FEW_VALUES = 5          # a column with at most this many different numbers (icu 0/1, a stage 1…4) is a category
+
+
+@dataclass(frozen=True)
+class Category:
+    """One of a few named values, e.g. label, sex or view."""
+
+    name: str
+    values: tuple[str, ...]
+    dtype: ClassVar[torch.dtype] = torch.int64
+    null: ClassVar[int] = NULL
+    unknown: ClassVar[int] = UNKNOWN
+
+    def encode(self, cell: str, where: str = "") -> int:
+        if cell == "":
+            return UNKNOWN
+        if cell in self.values:
+            return self.values.index(cell)
+        near = difflib.get_close_matches(cell, self.values, 1, cutoff=0.0)[0]
+        raise InputError(f"{_at(where)}{self.name} {cell!r} is not one of {', '.join(self.values)}; nearest: {near}")
+
+    def decode(self, value: int) -> str:
+        return self.values[int(value)] if value >= 0 else ""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A quantity in its own unit, e.g. age in years; mean and std are those of the training rows."""
+
+    name: str
+    mean: float
+    std: float
+    low: float
+    high: float
+    dtype: ClassVar[torch.dtype] = torch.float32
+    null: ClassVar[float] = -math.inf
+    unknown: ClassVar[float] = math.nan
+
+    def encode(self, cell: str, where: str = "") -> float:
+        if cell == "":
+            return math.nan
+        value = _number(cell)
+        if value is None:
+            raise InputError(f"{_at(where)}{self.name} {cell!r} is not a number; training saw {self.low:g} to {self.high:g}")
+        return value
+
+    def decode(self, value: float) -> str:
+        return f"{float(value):g}" if math.isfinite(value) else ""
+
+
+Variable = Union[Category, Number]
+KINDS = {"category": Category, "number": Number}
+
+
+def infer(name: str, cells: Sequence[str]) -> Variable:
+    """The variable that a column of cells holds: a Number if most known cells are numbers, of more than 5 values."""
+    known = [c for c in cells if c != ""]
+    if not known:
+        raise InputError(f"condition {name!r} has no known value in the training rows")
+    numbers = [x for x in map(_number, known) if x is not None]
+    if 2 * len(numbers) > len(known) and len(set(numbers)) > FEW_VALUES:
+        x = torch.tensor(numbers, dtype=torch.float64)
+        return Number(name, round(x.mean().item(), 6), round(x.std().item(), 6), x.min().item(), x.max().item())
+    if len(set(known)) > 100:
+        raise InputError(f"condition {name!r} has {len(set(known))} different values; a category may have up to 100")
+    return Category(name, tuple(sorted(set(known), key=lambda c: (_number(c) is None, _number(c) or 0.0, c))))
+
+
+def encode(variables: Sequence[Variable], rows: Sequence[dict[str, str]]) -> Labels:
+    """Rows of cells → labels, one tensor (N,) a variable; a column that a row lacks is unknown."""
+    return {
+        v.name: torch.tensor([v.encode(r.get(v.name, ""), r.get("where", "")) for r in rows], dtype=v.dtype)
+        for v in variables
+    }
+
+
+def decode(variables: Sequence[Variable], labels: Labels) -> list[dict[str, str]]:
+    """The inverse of `encode`; unknown and null both become the empty cell."""
+    columns = {v.name: [v.decode(x) for x in labels[v.name].tolist()] for v in variables}
+    return [dict(zip(columns, cells)) for cells in zip(*columns.values())]
+
+
+def drop(variables: Sequence[Variable], labels: Labels, mask: Tensor) -> Labels:
+    """Labels with entry (n, i) set to null where mask (N, variables) is true."""
+    return {v.name: labels[v.name].masked_fill(mask[:, i].to(labels[v.name].device), v.null) for i, v in enumerate(variables)}
+
+
+def to_json(variables: Sequence[Variable]) -> list[dict]:
+    return [{"kind": kind, **asdict(v)} for v in variables for kind, cls in KINDS.items() if isinstance(v, cls)]
+
+
+def from_json(items: Sequence[dict]) -> list[Variable]:
+    def build(kind: str, values: tuple = (), **fields) -> Variable:
+        return KINDS[kind](**fields, **({"values": tuple(values)} if values else {}))
+
+    return [build(**item) for item in items]
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _at(where: str) -> str:
+    return f"{where}: " if where else ""

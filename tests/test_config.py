@@ -1,0 +1,102 @@
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import pytest
+
+from minidiff import config
+from minidiff.errors import InputError
+
+
+@dataclass(frozen=True)
+class Knobs:
+    out: str = "runs/x"                     # run folder
+    steps: int = 10                         # optimiser steps; 100 % of them
+    lr: float = 1e-3                        # peak rate
+    names: tuple[str, ...] = ("a", "b")     # some names
+    fast: bool = False                      # hurry
+    mode: Literal["eps", "v"] = "v"         # what is predicted
+
+
+seen = []
+VERBS = {"go": (Knobs, seen.append), "stop": (Knobs, lambda cfg: None)}
+
+
+@pytest.fixture(autouse=True)
+def clear():
+    seen.clear()
+
+
+def run(*argv, default="go"):
+    config.main(VERBS, default=default, doc="doc", argv=argv)
+    return seen
+
+
+def test_no_argument_is_the_default():
+    assert run() == [Knobs()]
+
+
+def test_flags_of_every_type():
+    assert run("--steps", "3", "--lr", "0.5", "--names", "x,y", "z", "--fast", "--mode", "eps") == [
+        Knobs(steps=3, lr=0.5, names=("x", "y", "z"), fast=True, mode="eps")]
+
+
+def test_json_round_trip_and_flags_win_over_the_preset(tmp_path):
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps({"kind": "x", **asdict(Knobs(steps=7, names=()))}))
+    assert run("--from", str(saved), "--lr", "2") == [Knobs(steps=7, names=(), lr=2.0)]
+
+
+def test_dry_run_prints_and_does_nothing(capsys):
+    assert run("--steps", "5", "--dry-run") == []
+    assert json.loads(capsys.readouterr().out)["steps"] == 5
+
+
+def test_help_shows_the_comment_beside_the_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("go", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "optimiser steps; 100 % of them [10]" in text and "what is predicted [v]" in text
+
+
+def test_several_defaults_run_in_order_but_only_without_arguments():
+    assert len(run(default=["go", "go"])) == 2
+    with pytest.raises(SystemExit):
+        run("--steps", "3", default=["go", "go"])
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["--steps", "many"], "invalid int value: 'many'"), (["--mode", "q"], "invalid choice: 'q'"), (["--stepz", "3"], "unrecognized"),
+])
+def test_bad_flags_exit_2(argv, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*argv)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content, said", [("{", "not a JSON config"), ('{"stepz": 1}', "no knob stepz; it has out"),
+                                           ('{"mode": "q"}', "mode 'q' is not one of eps, v")])
+def test_bad_presets_are_one_sentence(tmp_path, content, said, capsys):
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        run("--from", str(tmp_path / "c.json"))
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error, said", [(InputError("a: wrong"), "error: a: wrong"),
+                                         (OSError(28, "No space left on device", "/x/y"), "No space left on device: /x/y")])
+def test_faults_of_the_user_are_one_line_and_status_2(error, said, capsys):
+    def fail(cfg):
+        raise error
+    with pytest.raises(SystemExit) as stop:
+        config.main({"go": (Knobs, fail)}, default="go", doc="", argv=[])
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_our_own_faults_keep_their_traceback():
+    def fail(cfg):
+        raise ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug"):
+        config.main({"go": (Knobs, fail)}, default="go", doc="", argv=[])

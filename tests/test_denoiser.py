@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from minidiff.diffusion.denoiser import Denoiser, guided
+from minidiff.diffusion.schedule import Schedule
+
+schedule = Schedule.scaled_linear()
+PREDICTIONS = ["eps", "v", "x0"]
+
+
+def oracle(prediction: str, z: torch.Tensor):
+    """The F that knows z: whatever x_in and t it sees, it answers as if D = z."""
+    def net(x_in, t, labels):
+        ac = 1 / (1 + schedule.sigma(t.double().cpu()) ** 2)
+        a, b = (s.view(-1, 1, 1, 1) for s in (ac.sqrt(), (1 - ac).sqrt()))
+        noise = (x_in.double() - a * z) / b
+        return {"eps": noise, "v": a * noise - b * z, "x0": z.expand_as(noise)}[prediction]
+    return net
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_denoiser_inverts_every_parametrisation(prediction):
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 4, 3, 3, generator=g, dtype=torch.float64)
+    denoiser = Denoiser(oracle(prediction, z), schedule, prediction)
+    for sigma in schedule.sigma(torch.tensor([0, 1, 250, 999])):
+        x = z + sigma * torch.randn(5, 4, 3, 3, generator=g, dtype=torch.float64)
+        assert (denoiser(x, sigma) - z).abs().max() < 1e-5  # t reaches the network in float32
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_loss_of_the_oracle_is_zero_and_of_nothing_is_its_target(prediction):
+    g = torch.Generator().manual_seed(1)
+    z, noise = torch.randn(2, 6, 4, 2, 2, generator=g, dtype=torch.float64)
+    t = torch.tensor([0, 10, 300, 500, 900, 999])
+    net = {"eps": lambda x, t, y: noise, "x0": lambda x, t, y: z,
+           "v": lambda x, t, y: oracle("v", z)(x, t, y)}[prediction]
+    assert Denoiser(net, schedule, prediction).loss(z, t, noise).max() < 1e-10
+    silent = Denoiser(lambda x, t, y: torch.zeros_like(x), schedule, prediction)
+    ac = schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
+    target = {"eps": noise, "x0": z, "v": ac.sqrt() * noise - (1 - ac).sqrt() * z}[prediction]
+    assert torch.allclose(silent.loss(z, t, noise), target.square().flatten(1).mean(1))
+
+
+@pytest.mark.parametrize("prediction, weight", [("eps", lambda s: min(s, 5) / s), ("v", lambda s: min(s, 5) / (s + 1)),
+                                                ("x0", lambda s: min(s, 5))])
+def test_min_snr_weights(prediction, weight):
+    z, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    t = torch.tensor([5, 400, 950])
+    denoiser = Denoiser(lambda x, t, y: torch.zeros_like(x), schedule, prediction)
+    snr = (1 / schedule.sigma(t) ** 2).tolist()
+    expected = denoiser.loss(z, t, noise) * torch.tensor([weight(s) for s in snr])
+    assert torch.allclose(denoiser.loss(z, t, noise, min_snr=5.0), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_forward_process_is_exact_at_all_1000_levels_under_autocast(dtype):
+    seen = {}
+
+    def net(x_in, t, labels):
+        seen.update(x=x_in, t=t)
+        return torch.zeros_like(x_in)
+
+    t = torch.arange(1000)
+    z, noise = torch.zeros(1000, 1, 1, 1), torch.ones(1000, 1, 1, 1)
+    with torch.autocast("cpu", dtype):
+        loss = Denoiser(net, schedule).loss(z, t, noise)
+    assert loss.dtype == seen["x"].dtype == seen["t"].dtype == torch.float32
+    exact = (1 - schedule.alphas_cumprod).sqrt().float()
+    assert torch.equal(seen["x"].flatten(), exact) and len(exact.unique()) == 1000 and exact.min() > 0
+    assert torch.equal(seen["t"], t.float())
+
+
+def test_guidance_is_one_batch_and_scale_1_is_one_call():
+    calls = []
+
+    def net(x, t, labels):
+        calls.append(len(x))
+        return labels["c"].float().view(-1, 1, 1, 1).expand_as(x)
+
+    denoiser = Denoiser(net, schedule, "x0")
+    x, labels, null = torch.zeros(3, 4, 2, 2), {"c": torch.full((3,), 2)}, {"c": torch.full((3,), -2)}
+    assert (guided(denoiser, labels, null, 1.0)(x, 1.0) == 2).all()
+    assert (guided(denoiser, labels, null, 2.5)(x, 1.0) == -2 + 2.5 * 4).all()
+    assert (guided(denoiser, labels, null, 0.0)(x, 1.0) == -2).all()
+    assert calls == [3, 6, 6]
+
+
+def test_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match="'score' is not one of eps, v, x0"):
+        Denoiser(lambda x, t, y: x, schedule, "score")

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from minidiff.errors import InputError
+from minidiff.evaluation.features import PixelPCA, PredictorFeatures, grey, pca_psnr, principal, psnr
+
+
+def images(n, side=40, rank=5, seed=0):
+    """Images that are sums of a few fixed pictures."""
+    g = torch.Generator().manual_seed(7)
+    basis = torch.rand(rank, 1, side, side, generator=g)
+    weights = torch.rand(n, rank, generator=torch.Generator().manual_seed(seed))
+    x = torch.einsum("nr,rchw->nchw", weights / rank, basis)
+    return (255 * x).round().to(torch.uint8).expand(n, 3, side, side)
+
+
+def test_grey_is_the_mean_over_channels_and_areas():
+    x = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    x[:, :, :2, :2] = torch.tensor([30, 60, 90]).view(3, 1, 1)
+    assert torch.allclose(grey(x, 2), torch.tensor([[[60 / 255, 0], [0, 0]]]))
+    assert grey(x).shape == (1, 4, 4) and grey(x, 8).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("n,d", [(12, 30), (50, 20)])
+def test_principal_axes_are_those_of_the_svd(n, d):
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).double()
+    mean, axes = principal(x, 6)
+    v = torch.linalg.svd(x - x.mean(0)).Vh[:6].T
+    assert torch.allclose(axes.T @ axes, torch.eye(6).double(), atol=1e-10)
+    assert torch.allclose((axes * v).sum(0).abs(), torch.ones(6).double(), atol=1e-8)
+
+
+def test_pixel_pca():
+    extractor = PixelPCA().fit(images(200))
+    features = extractor(images(50, seed=1))
+    assert features.shape == (50, 64) and features.dtype == torch.float32
+    train = extractor(images(200))
+    assert train.mean(0).abs().max() < 1e-3 and train.var(0).mean() == pytest.approx(1, rel=1e-3)
+    assert torch.allclose(extractor(images(50, seed=1)[3:9]), features[3:9], atol=1e-5)   # batch size plays no part
+    assert PixelPCA().fit(images(10))(images(3)).shape == (3, 9)
+    with pytest.raises(InputError, match="at least 2"):
+        PixelPCA().fit(images(1))
+
+
+def test_pixel_pca_does_not_depend_on_brightness_scale():
+    half = lambda x: (x / 2).round().to(torch.uint8)  # noqa: E731
+    a, b = PixelPCA(k=4).fit(images(100)), PixelPCA(k=4).fit(half(images(100)))
+    assert torch.allclose(a(images(20, seed=2)).abs(), b(half(images(20, seed=2))).abs(), atol=0.15)
+
+
+def test_psnr_closed_forms():
+    x = torch.full((2, 8, 8), 0.5)
+    assert psnr(x, x + 0.1) == pytest.approx([20.0, 20.0], abs=1e-4)
+    assert pca_psnr(images(100), images(20, seed=3), k=6) > 50          # rank 5 and rounding: kept by 6 axes
+    noise = torch.randint(0, 256, (60, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert pca_psnr(noise[:40], noise[40:], k=8) < 13                   # white noise has no axes
+    assert pca_psnr(images(100), images(20), k=6, limit=50) > 40
+
+
+def test_predictor_features_pass_through():
+    class Fake:
+        def features(self, x):
+            return x.float().mean((2, 3))
+
+    extractor = PredictorFeatures(Fake())
+    assert extractor.name == "classifier" and extractor(images(4)).shape == (4, 3)

@@ -1,0 +1,102 @@
+"""The house rules: which way imports run, how long files are, and that the scripts' commands exist."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LEAVES = {"errors", "variables", "counted", "config", "runs", "statistics", "__init__"}
+MAY_IMPORT = {  # room -> rooms; leaves are open to all
+    "training": set(),
+    "data": set(),
+    "diffusion": set(),
+    "classification": {"training", "data"},
+    "evaluation": {"data", "classification"},
+}
+DIFFUSION = {  # within diffusion
+    "schedule": set(), "samplers": set(), "unet": set(), "vae": set(), "conditioning": set(),
+    "denoiser": {"schedule"},
+    "model": {"unet", "vae", "conditioning", "schedule"},
+    "generate": {"conditioning", "denoiser", "samplers", "vae"},
+    "store": {"denoiser", "generate", "model", "schedule", "vae"},
+}
+LEAF_IMPORTS = {"config": {"errors"}, "runs": {"errors"}, "variables": {"errors"}, "statistics": {"errors"}}
+MODULES = sorted((ROOT / "minidiff").rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Our own modules that a file imports, as paths below minidiff: 'data/images', 'runs', …"""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            package = (ROOT / node.module.replace(".", "/")).is_dir()
+            found |= {f"{node.module}.{a.name}" for a in node.names} if package else {node.module}
+    return {name.removeprefix("minidiff.").replace(".", "/") for name in found if name.startswith("minidiff.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    room, name = path.parent.name, path.stem
+    for other in imports(path):
+        target = other.split("/")[0]
+        if room == "minidiff":
+            assert target in LEAF_IMPORTS.get(name, set()) | {"__version__"}, f"leaf {name} imports {other}"
+        elif target not in LEAVES | {"__version__"} and target != room:
+            assert target in MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {other}"
+        elif room == "diffusion" and target == "diffusion" and name in DIFFUSION:
+            assert other.split("/")[1] in DIFFUSION[name], f"{name} imports {other}"
+
+
+def test_every_module_of_diffusion_has_its_rule():
+    assert {p.stem for p in (ROOT / "minidiff/diffusion").glob("*.py")} - {"__init__"} == set(DIFFUSION)
+
+
+def test_samplers_import_nothing_of_ours():
+    assert imports(ROOT / "minidiff/diffusion/samplers.py") == set()
+
+
+def test_nothing_imports_the_scripts_and_peers_stay_out():
+    scripts, peers = {"train", "sample", "classify", "evaluate"}, {"diffusers", "transformers", "torchvision", "sklearn", "statsmodels"}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            assert not {n.split(".")[0] for n in names} & (scripts | peers), path
+
+
+@pytest.mark.parametrize("path", [*MODULES, *ROOT.glob("*.py")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 350, f"{path.name} has {text.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 70, f"{path.name}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+
+
+def test_no_global_randomness_in_the_package():
+    banned = re.compile(r"np\.random\.(?!default_rng|Generator|SeedSequence)|\bimport random\b|torch\.seed\(")
+    for path in [*MODULES, *ROOT.glob("*.py")]:
+        assert not banned.search(path.read_text()), path
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "classify", "evaluate"])
+def test_the_commands_in_the_docstrings_parse(script):
+    import importlib
+
+    from minidiff.config import parse
+    module = importlib.import_module(script)
+    doc = ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text()))
+    commands = re.findall(rf"python {script}\.py(.*)", doc)
+    assert commands
+    for command in commands:
+        words = shlex.split(re.split(r"  +|#", command.strip())[0])
+        if not words or "--from" in words:
+            continue
+        default = next(iter(module.VERBS)) if len(module.VERBS) < 2 or script != "train" else ["vae", "diffusion"]
+        run, cfg = parse(module.VERBS, default, "", words)
+        assert callable(run) and cfg is not None

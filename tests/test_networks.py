@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from minidiff.diffusion import unet, vae
+from minidiff.diffusion.model import vae_from_scratch
+
+
+@pytest.mark.parametrize("config, parameters", [(unet.SD15, 859_520_964), (unet.SD21, 865_910_724)])
+def test_public_unet_architectures(config, parameters):
+    with torch.device("meta"):
+        net = unet.UNet(config)
+    assert len(net.state_dict()) == 686
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+def test_public_vae_architecture():
+    with torch.device("meta"):
+        net = vae.VAE(vae.SD)
+    assert len(net.state_dict()) == 248
+    assert sum(p.numel() for p in net.parameters()) == 83_653_863
+
+
+@pytest.mark.parametrize("config", [unet.TINY, unet.SMALL])
+def test_unet_shapes_and_independence_of_the_batch(config):
+    torch.manual_seed(0)
+    net = unet.UNet(config).double().eval()
+    x, t = torch.randn(3, 4, 8, 8, dtype=torch.float64), torch.tensor([1.0, 500.0, 999.0], dtype=torch.float64)
+    context = torch.randn(3, 8, config.context_dim, dtype=torch.float64)
+    with torch.no_grad():
+        whole = net(x, t, context)
+        one = net(x[1:2], t[1:2], context[1:2])
+    assert whole.shape == x.shape and torch.allclose(whole[1:2], one, atol=1e-10)
+
+
+def test_context_is_required_and_matters():
+    torch.manual_seed(0)
+    net = unet.UNet(unet.TINY)
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([300.0])
+    with pytest.raises(TypeError):
+        net(x, t)
+    assert not torch.allclose(net(x, t, torch.zeros(1, 8, 64)), net(x, t, torch.ones(1, 8, 64)))
+
+
+def test_timestep_embedding_is_cos_then_sin():
+    emb = unet.timestep_embedding(torch.tensor([0.0, 7.0]), 320)
+    assert torch.equal(emb[0], torch.cat([torch.ones(160), torch.zeros(160)]))
+    assert emb[1, 0] == torch.tensor(7.0).cos() and emb[1, 160] == torch.tensor(7.0).sin()
+
+
+def test_vae_shapes_scale_and_padding():
+    net = vae_from_scratch(vae.TINY, seed=0).eval()
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        plain = net.encode(x)
+        image = net.decode(plain.mean)
+        net.scale.fill_(0.25)
+        scaled = net.encode(x)
+        assert torch.allclose(net.decode(scaled.mean), image, atol=1e-5)  # callers never see the factor
+    assert plain.mean.shape == plain.std.shape == (2, 4, 8, 8) and image.shape == x.shape and net.factor == 8
+    assert torch.allclose(scaled.mean, 0.25 * plain.mean) and torch.allclose(scaled.std, 0.25 * plain.std)
+    assert torch.allclose(scaled.kl(net.scale), plain.kl(torch.tensor(1.0)), rtol=1e-4)
+
+
+def test_kl_of_the_standard_normal_is_zero():
+    m = vae.Moments(torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2))
+    assert m.kl(torch.tensor(1.0)).item() == 0
+    shifted = vae.Moments(torch.full((1, 4, 2, 2), 2.0), torch.ones(1, 4, 2, 2))
+    assert shifted.kl(torch.tensor(1.0)).item() == pytest.approx(16 * 2.0)  # ½·2² each
+
+
+def test_edge_error_sees_edges_and_not_brightness():
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert vae.edge_error(x, x) == 0
+    assert vae.edge_error(x + 0.3, x).item() == pytest.approx(0, abs=1e-6)
+    assert vae.edge_error(torch.zeros_like(x), x) > 0.05

@@ -1,0 +1,132 @@
+"""predictor: learns, repeats bit for bit, ignores unknown cells, and comes back from disk as it was."""
+
+import math
+
+import pytest
+import torch
+
+from minidiff.classification.predictor import Predictor, agreement, balance, fit, grey, loss
+from minidiff.errors import InputError
+from minidiff.variables import Category, Number
+
+SIDE, AGE = Category("side", ("left", "right")), Number("age", 50.0, 20.0, 10.0, 90.0)
+
+
+def toy(n, seed):
+    """Noise with a bright block on one side: the side is a category, the block's brightness a number."""
+    g = torch.Generator().manual_seed(seed)
+    images = torch.randint(60, 100, (n, 1, 32, 32), generator=g, dtype=torch.uint8)
+    side, level = torch.randint(0, 2, (n,), generator=g), torch.rand(n, generator=g)
+    for i in range(n):
+        images[i, 0, 10:22, (2 + 16 * side[i]):(14 + 16 * side[i])] += (50 + 100 * level[i]).to(torch.uint8)
+    return images.expand(-1, 3, -1, -1), {"side": side, "age": 10 + 80 * level}
+
+
+def fresh(**kwargs):
+    return Predictor([SIDE, AGE], **{"width": 8, "size": 32, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    images, labels = toy(200, 1)
+    labels = {"side": labels["side"].clone(), "age": labels["age"].clone()}
+    labels["side"][:40], labels["age"][20:80] = -1, math.nan
+    predictor = fresh()
+    log = fit(predictor, images, labels, steps=40, batch=32, lr=5e-3, seed=3)
+    return predictor, log, images, labels
+
+
+def test_learns_a_category_and_a_number(trained):
+    predictor, log, *_ = trained
+    images, truth = toy(200, 2)
+    found = agreement(predictor.variables, predictor.predict(images), truth)
+    assert found["side"]["n"] == 200 and found["side"]["accuracy"] > 0.95
+    assert found["age"]["correlation"] > 0.8 and found["age"]["mean_error"] < 15  # in years, not in deviations
+    assert log[-1]["loss"] < log[0]["loss"] and [line["step"] for line in log] == [10, 20, 30, 40]
+
+
+def test_equal_fits_are_equal_bit_for_bit_and_another_seed_is_not(trained):
+    predictor, log, images, labels = trained
+    again = fresh()
+    torch.rand(7)
+    before = torch.get_rng_state()
+    assert fit(again, images, labels, steps=40, batch=32, lr=5e-3, seed=3) == log
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(predictor.state_dict().values(), again.state_dict().values()))
+    assert fit(fresh(), images, labels, steps=10, batch=32, lr=5e-3, seed=4)[0] != log[0]
+
+
+@pytest.mark.parametrize("cell", [("side", -1), ("side", -2), ("age", math.nan), ("age", -math.inf)])
+def test_an_unknown_cell_has_no_gradient(cell):
+    name, value = cell
+    out = {"side": torch.randn(3, 2, requires_grad=True), "age": torch.randn(3, requires_grad=True)}
+    labels = {"side": torch.tensor([0, 1, 1]), "age": torch.tensor([30.0, 40.0, 50.5])}
+    labels[name][1] = value
+    loss([SIDE, AGE], out, labels).backward()
+    assert (out[name].grad[1] == 0).all() and (out[name].grad[[0, 2]] != 0).all()
+    labels[name][:] = value
+    value = loss([SIDE, AGE], {k: x.detach().requires_grad_() for k, x in out.items()}, labels)
+    assert value.isfinite()
+
+
+def test_loss_is_its_formula():
+    out = {"side": torch.tensor([[0.0, 0.0], [2.0, 0.0]]), "age": torch.tensor([0.5, -1.0])}
+    labels = {"side": torch.tensor([0, 1]), "age": torch.tensor([70.0, math.nan])}  # 70 years are one deviation
+    a, b = math.log(2), math.log(1 + math.exp(2))
+    assert loss([SIDE, AGE], out, labels).item() == pytest.approx((a + b) / 2 + 0.25, abs=1e-6)
+    weighted = loss([SIDE, AGE], out, labels, {"side": torch.tensor([3.0, 1.0])})
+    assert weighted.item() == pytest.approx((3 * a + b) / 4 + 0.25, abs=1e-6)
+
+
+def test_balance_gives_every_class_the_same_weight():
+    weights = balance(Category("label", ("a", "b", "c")), {"label": torch.tensor([0] * 6 + [1] * 2 + [-1])})
+    assert torch.allclose(weights, torch.tensor([8 / 12, 8 / 4, 0.0]))
+
+
+def test_save_and_load_give_the_same_answers(trained, tmp_path):
+    predictor, _, images, _ = trained
+    predictor.save(tmp_path / "judge")
+    again = Predictor.load(tmp_path / "judge")
+    assert again.variables == predictor.variables and not again.training
+    for name, y in predictor.predict(images).items():
+        assert torch.equal(y, again.predict(images)[name])
+    assert torch.equal(predictor.features(images), again.features(images))
+    assert sorted(p.name for p in (tmp_path / "judge").iterdir()) == ["predictor.json", "predictor.safetensors"]
+
+
+def test_a_missing_or_half_written_predictor_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no predictor"):
+        Predictor.load(tmp_path)
+    fresh().save(tmp_path)
+    whole = (tmp_path / "predictor.safetensors").read_bytes()
+    (tmp_path / "predictor.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(InputError, match="no whole predictor"):
+        Predictor.load(tmp_path)
+    fresh(width=4).save(tmp_path / "other")
+    (tmp_path / "predictor.safetensors").write_bytes((tmp_path / "other" / "predictor.safetensors").read_bytes())
+    with pytest.raises(InputError, match="no whole predictor"):
+        Predictor.load(tmp_path)
+
+
+def test_shapes_and_ranges_whatever_the_image_size_and_batch(trained):
+    predictor, _, images, _ = trained
+    out = predictor.predict(images[:50])
+    assert out["side"].shape == (50, 2) and out["age"].shape == (50,) and predictor.features(images[:50]).shape == (50, 64)
+    assert torch.allclose(out["side"].sum(1), torch.ones(50))
+    assert torch.allclose(out["age"], predictor.predict(images[:50], batch=7)["age"], atol=1e-3)
+    large = images[:50].float()
+    large = torch.nn.functional.interpolate(large, (64, 64), mode="bilinear").round().to(torch.uint8)
+    assert (predictor.predict(large)["side"].argmax(1) == out["side"].argmax(1)).float().mean() > 0.9
+    assert not predictor.training
+
+
+def test_grey_is_the_mean_of_the_channels():
+    image = torch.tensor([10, 20, 60], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert grey(image).flatten().tolist() == [30]
+    same = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(grey(same.expand(-1, 3, -1, -1)), same) and torch.equal(grey(same.repeat(1, 3, 1, 1)), same)
+
+
+def test_no_images_is_refused():
+    with pytest.raises(InputError, match="no images"):
+        fit(fresh(), torch.empty(0, 3, 32, 32, dtype=torch.uint8), {}, steps=1)

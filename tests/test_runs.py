@@ -1,0 +1,75 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from minidiff import runs
+from minidiff.errors import InputError
+
+
+@dataclass(frozen=True)
+class Knobs:
+    steps: int = 1
+    names: tuple[str, ...] = ("a",)
+    device: str = "cpu"
+
+
+def test_the_same_command_reopens_and_every_session_is_recorded(tmp_path):
+    for _ in range(2):
+        run = runs.open_run(tmp_path / "r", Knobs(), "toy", data="f00")
+    record = json.loads((run / "run.json").read_text())
+    assert len(record["sessions"]) == 2 and record["facts"] == {"data": "f00"}
+    assert {"command", "minidiff", "torch", "machine", "commit"} <= set(record["sessions"][0])
+
+
+@pytest.mark.parametrize("cfg, kind, facts, said", [
+    (Knobs(steps=2), "toy", {"data": "f00"}, "steps: 1 there, 2 now"),
+    (Knobs(), "vae", {"data": "f00"}, "kind: 'toy' there, 'vae' now"),
+    (Knobs(), "toy", {"data": "bad"}, "data: 'f00' there, 'bad' now"),
+])
+def test_another_run_is_refused_and_left_alone(tmp_path, cfg, kind, facts, said):
+    run = runs.open_run(tmp_path / "r", Knobs(), "toy", data="f00")
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    with pytest.raises(InputError, match=said):
+        runs.open_run(run, cfg, kind, **facts)
+    assert before == {p.name: p.read_bytes() for p in run.iterdir()}
+
+
+def test_free_knobs_may_change(tmp_path):
+    runs.open_run(tmp_path / "r", Knobs(), "toy", free=("device",))
+    runs.open_run(tmp_path / "r", Knobs(device="cuda"), "toy", free=("device",))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "holiday.jpg").write_text("x")
+    with pytest.raises(InputError, match="is no toy run"):
+        runs.open_run(tmp_path, Knobs(), "toy")
+    assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_write_atomic_leaves_the_old_file_when_writing_fails(tmp_path, monkeypatch):
+    runs.write_atomic(tmp_path / "f", "old")
+    monkeypatch.setattr(runs.os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        runs.write_atomic(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_log_survives_a_torn_line_and_rewinds(tmp_path):
+    log = tmp_path / "log.jsonl"
+    for step in range(1, 6):
+        runs.append_log(log, step=step, loss=0.1 * step)
+    with open(log, "a") as file:
+        file.write('{"step": 6, "lo')
+    assert [line["step"] for line in runs.read_log(log)] == [1, 2, 3, 4, 5]
+    before = log.read_text().splitlines()[:3]
+    runs.rewind_log(log, 3)
+    assert log.read_text().splitlines() == before
+    assert runs.read_log(tmp_path / "none") == []
+
+
+def test_a_run_killed_before_its_config_was_written_starts_again(tmp_path):
+    run = runs.open_run(tmp_path / "r", Knobs(), "toy")
+    (run / "config.json").unlink()
+    (run / ".config.json.tmp-1").write_text("{")
+    assert runs.open_run(tmp_path / "r", Knobs(), "toy") == run

@@ -1,0 +1,366 @@
+"""data.table: layouts, union of data sets, splits by patient, leakage, and every kind of bad table."""
+
+import csv
+import os
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minidiff.data import images
+from minidiff.data.table import read_table, require_classes, write_table
+from minidiff.errors import InputError
+
+CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" / "cxr"))
+needs_cxr = pytest.mark.skipif(not CXR.is_dir(), reason=f"no real chest X-rays at {CXR}; set MINIDIFF_CXR")
+
+
+def picture(path: Path, content: int) -> None:
+    """An image file whose content is this number: equal numbers make identical files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.write(path, np.array([[content >> 8, content & 255]], np.uint8))
+
+
+def data_set(folder: Path, rows: list[dict], contents=None) -> Path:
+    """A folder of one image a row, each different unless `contents` says otherwise, and its metadata.csv."""
+    base = 1000 * (sum(folder.name.encode()) % 60)
+    for k, row in enumerate(rows):
+        picture(folder / row["file_name"], base + k if contents is None else contents[k])
+    write_table(folder / "metadata.csv", rows)
+    return folder
+
+
+def rows_of(n: int, **columns) -> list[dict]:
+    """n rows, labels a and b in turn; a column is a list of n cells or a function of the index."""
+    cells = {name: [value(k) if callable(value) else value[k] for k in range(n)] for name, value in columns.items()}
+    return [
+        {"file_name": f"images/{k:03d}.png", "label": "ab"[k % 2]} | {name: cells[name][k] for name in cells}
+        for k in range(n)
+    ]
+
+
+def refused(folders, *says: str, **options) -> None:
+    with pytest.raises(InputError) as error:
+        read_table(folders, **options)
+    message = str(error.value)
+    assert all(part in message for part in says) and "\n" not in message, message
+
+
+# --- layouts
+
+
+def test_metadata_is_read_as_it_stands(tmp_path):
+    rows = rows_of(4, split=["train", "val", "test", "train"], patient=["p", "q", "r", "p"], age=["", "50", "6.5", ""])
+    table = read_table(data_set(tmp_path / "d", rows))
+    assert [{key: r[key] for key in rows[0]} for r in table.rows] == rows
+    assert table.labels == ["a", "b"] and table.column("age") == ["", "50", "6.5", ""] and not table.patients_assumed
+    assert table.rows[2]["where"] == f"{tmp_path}/d/metadata.csv:4" and table.column("source") == ["d"] * 4
+    assert all(Path(row["file"]).is_absolute() and Path(row["file"]).is_file() for row in table.rows)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    first = read_table(data_set(tmp_path / "d", rows_of(3, note=['has, "quotes"', "two\nlines", "ä"])), split=False)
+    write_table(tmp_path / "d" / "metadata.csv", first.rows)
+    again = read_table(tmp_path / "d", split=False)
+    assert again.column("note") == first.column("note") and again.fingerprint == first.fingerprint
+    assert "where" not in (tmp_path / "d" / "metadata.csv").read_text().splitlines()[0].split(",")
+
+
+def test_columns_in_order_of_first_appearance_and_absent_cells_empty(tmp_path):
+    write_table(tmp_path / "t.csv", [{"b": 1, "a": 2.5}, {"c": "x", "a": 3}])
+    assert list(csv.reader(open(tmp_path / "t.csv"))) == [["b", "a", "c"], ["1", "2.5", ""], ["", "3", "x"]]
+
+
+def test_byte_order_mark_and_blank_lines_of_spreadsheets(tmp_path):
+    picture(tmp_path / "x.png", 1)
+    (tmp_path / "metadata.csv").write_bytes("\ufefffile_name , label\r\nx.png, a \r\n\r\n".encode())
+    assert [(r["file_name"], r["label"]) for r in read_table(tmp_path, split=False).rows] == [("x.png", "a")]
+
+
+@pytest.mark.parametrize("top", ["", "images/"])
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_class_folders(tmp_path, top, below):
+    for k, label in enumerate(["Normal", "Viral Pneumonia"]):
+        picture(tmp_path / f"{top}{label}/{below}x.png", k)
+        picture(tmp_path / f"{top}{label}/{below}.hidden.png", k)
+        picture(tmp_path / f"{top}{label}/masks/x.png", 7)
+        shutil.copy(tmp_path / f"{top}{label}/{below}x.png", tmp_path / f"{top}{label}/{below}y.JPEG")
+        (tmp_path / f"{top}{label}/readme.txt").write_text("no image")
+    picture(tmp_path / "__MACOSX/Normal/x.png", 9)
+    table = read_table(tmp_path, split=False)
+    assert Counter(table.column("label")) == {"Normal": 2, "Viral Pneumonia": 2} and table.patients_assumed
+    assert len(set(table.column("patient"))) == 4
+    assert f"{tmp_path.name}: no patient ids: one image = one patient, assumed" in table.notes
+
+
+def test_kaggle_splits_are_kept(tmp_path):
+    for k, (split, label) in enumerate((s, c) for s in ("Train", "valid", "test") for c in ("NORMAL", "PNEUMONIA")):
+        picture(tmp_path / split / label / "images" / "im.png", k)
+    picture(tmp_path / "chest_xray" / "NORMAL" / "im.png", 99)  # the archive holds a second copy of itself
+    table = read_table(tmp_path)
+    assert Counter(table.column("split")) == {"train": 2, "val": 2, "test": 2}
+    assert len(set(table.column("patient"))) == 6
+    assert any("left out" in note and "chest_xray" in note for note in table.notes)
+    table.require("train", "val", "test")
+
+
+def test_nested_data_sets_are_left_alone(tmp_path):
+    outer = data_set(tmp_path / "outer", rows_of(4))
+    data_set(outer / "other", rows_of(6))
+    data_set(outer / "images" / "deep", rows_of(6))
+    assert len(read_table(outer, split=False)) == 4
+    assert len(read_table([outer, outer / "other"], split=False)) == 10
+
+
+# --- several data sets
+
+
+def test_columns_and_labels_unite_and_absent_cells_are_unknown(tmp_path):
+    one = data_set(tmp_path / "one", rows_of(2, sex=["F", "M"], split=["train"] * 2))
+    two = data_set(tmp_path / "two", rows_of(3, crp=["1", "", "2"], split=["test"] * 3, label=["A", "c", "c"]))
+    table = read_table([one, two])
+    assert table.labels == ["a", "b", "c"] and "label 'A' is read as 'a'" in table.notes
+    assert table.column("crp") == ["", "", "1", "", "2"] and table.column("sex") == ["F", "M", "", "", ""]
+    assert all(row.keys() == table.rows[0].keys() for row in table.rows)
+    assert table.column("source") == ["one"] * 2 + ["two"] * 3
+    assert len(set(table.column("patient"))) == 5  # images/000.png of both are two people
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    folders = [data_set(tmp_path / above / "d", rows_of(2), [k, k + 1]) for k, above in ((1, "x"), (3, "y"))]
+    table = read_table(folders, split=False)
+    assert table.column("source") == ["d", "d", "d-2", "d-2"] and len(set(table.column("patient"))) == 4
+
+
+def test_only_folders_without_splits_are_split(tmp_path):
+    given = data_set(tmp_path / "given", rows_of(6, split=["external"] * 6))
+    table = read_table([given, data_set(tmp_path / "free", rows_of(20))])
+    assert Counter(table.select(source="given").column("split")) == {"external": 6}
+    assert set(table.select(source="free").column("split")) == {"train", "val", "test"}
+
+
+def test_a_patient_already_in_a_split_stays_there(tmp_path):
+    given = data_set(tmp_path / "given", rows_of(4, split=["test"] * 4, patient=lambda k: f"p{k}"))
+    free = data_set(tmp_path / "free", rows_of(40, patient=lambda k: f"p{k // 2}"))
+    table = read_table([given, free])
+    assert set(table.select(patient=["p0", "p1", "p2", "p3"]).column("split")) == {"test"}
+
+
+def test_some_patients_unknown_is_counted(tmp_path):
+    table = read_table(data_set(tmp_path / "d", rows_of(3, patient=["p", "", ""])), split=False)
+    assert table.notes == ["d: 2 images without a patient id count as one patient each"] and not table.patients_assumed
+    assert table.column("patient") == ["p", "d/images/001.png", "d/images/002.png"]
+
+
+# --- splits
+
+
+def patients_of(table) -> dict[str, set]:
+    splits = defaultdict(set)
+    for row in table.rows:
+        splits[row["patient"]].add(row["split"])
+    return splits
+
+
+def test_split_is_by_patient_and_stratified(tmp_path):
+    # label b is rare: 20 patients of 3 images against 100
+    rows = rows_of(360, patient=lambda k: f"p{k // 3}", label=lambda k: "b" if k >= 300 else "a")
+    table = read_table(data_set(tmp_path / "d", rows))
+    assert all(len(splits) == 1 for splits in patients_of(table).values())
+    counts = Counter(zip(table.column("label"), table.column("split")))
+    assert {k: n // 3 for k, n in counts.items()} == {
+        ("a", "train"): 70, ("a", "val"): 15, ("a", "test"): 15, ("b", "train"): 14, ("b", "val"): 3, ("b", "test"): 3
+    }  # fmt: skip
+
+
+def test_split_depends_on_data_and_seed_alone(tmp_path):
+    rows = rows_of(60, patient=lambda k: f"p{k // 2}")
+    table = read_table(data_set(tmp_path / "d", rows), seed=3)
+    order = np.random.default_rng(0).permutation(60)
+    again = read_table(data_set(tmp_path / "e" / "d", [rows[k] for k in order], list(40_000 + order)), seed=3)
+    other = read_table(tmp_path / "d", seed=4)
+    assert patients_of(table) == patients_of(again) != patients_of(other)
+
+
+def test_split_is_written_once_and_reused(tmp_path):
+    folder = data_set(tmp_path / "d", rows_of(30))
+    first = read_table(folder, split_dir=tmp_path / "run")
+    (saved,) = (tmp_path / "run").iterdir()
+    assert saved.name.startswith("split-") and saved.suffix == ".csv"
+    swapped = saved.read_text().replace("val", "x").replace("test", "val").replace("x", "test")
+    saved.write_text(swapped)
+    again = read_table(folder, split_dir=tmp_path / "run", seed=1)
+    assert again.notes[-1] == f"split by patient as saved in {saved}"
+    swap = {"train": "train", "val": "test", "test": "val"}
+    assert again.column("split") == [swap[s] for s in first.column("split")]
+    picture(folder / "images/000.png", 60_000)  # other data, another split
+    read_table(folder, split_dir=tmp_path / "run")
+    assert len(list((tmp_path / "run").iterdir())) == 2
+    saved.write_text("\n".join(saved.read_text().splitlines()[:-1]))
+    picture(folder / "images/000.png", 1000 * (sum(b"d") % 60))
+    refused(folder, str(saved), "delete", split_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_of_a_file_stay_together(tmp_path, seed):
+    """Three patients in a chain of identical files, p0 = p1 and p1 = p2, are one for the split."""
+    rows = rows_of(40, patient=lambda k: f"p{k // 2}", label=lambda k: "a")
+    contents = list(range(40))
+    contents[2], contents[4] = contents[0], contents[3]
+    table = read_table(data_set(tmp_path / "d", rows, contents), seed=seed)
+    assert len(set(table.select(patient=["p0", "p1", "p2"]).column("split"))) == 1
+    assert "2 files repeat another of the same label and split" in table.notes
+
+
+def test_patient_of_two_labels_counts_for_the_rarer(tmp_path):
+    rows = rows_of(43, patient=lambda k: f"p{k}", label=lambda k: "a")
+    rows += [{"file_name": f"images/b{k}.png", "label": "b", "patient": f"p{k}"} for k in range(3)]
+    read_table(data_set(tmp_path / "d", rows)).require("train", "val", "test")
+
+
+def test_select_and_require(tmp_path):
+    table = read_table(data_set(tmp_path / "d", rows_of(6, split=["train", "train", "train", "train", "test", "ward"])))
+    assert len(table.select(split="train")) == 4 and len(table.select(split="train", label="a")) == 2
+    assert table.select(split=["test", "ward"]).labels == ["a", "b"]
+    table.require("train", per_label=2)
+    with pytest.raises(InputError, match="label 'b' needs 1 or more images in split 'test'; has train 2, ward 1"):
+        table.require("train", "test")
+    require_classes(table)
+    with pytest.raises(InputError, match="2 or more labels; the data have 'a'"):
+        require_classes(table.select(label="a"))
+
+
+def test_fingerprint_follows_content_label_patient_and_split(tmp_path):
+    rows = rows_of(4, split=["train"] * 4, patient=["p", "q", "r", "s"], age=["1"] * 4)
+
+    def fingerprint(name, rows, contents=(1, 2, 3, 4)):
+        return read_table(data_set(tmp_path / name / "d", rows, contents)).fingerprint
+
+    first = fingerprint("0", rows)
+    assert fingerprint("1", rows[::-1], (4, 3, 2, 1)) == first
+    assert fingerprint("2", [r | {"age": "2"} for r in rows]) == first
+    assert read_table(tmp_path / "0" / "d", check=False).fingerprint == first
+    changed = [fingerprint("3", rows, (1, 2, 3, 5))]
+    changed += [fingerprint(c, [rows[0] | {c: "test"}, *rows[1:]]) for c in ("label", "patient", "split")]
+    assert len({first, *changed}) == 5
+
+
+# --- bad tables
+
+
+@pytest.mark.parametrize("first, second", [("train", "test"), ("train", "val"), ("test", "external"), ("val", "ward")])
+def test_patient_across_splits(tmp_path, first, second):
+    rows = rows_of(3, split=[first, first, second], patient=["p7", "q", "p7"])
+    folder = data_set(tmp_path / "d", rows)
+    refused(folder, "patient 'p7' crosses splits", f"000.png is {first}", f"002.png is {second}")
+
+
+def test_identical_file_across_splits_even_of_two_data_sets(tmp_path):
+    folder = data_set(tmp_path / "d", rows_of(2, split=["train", "test"], label=["a", "a"]), [5, 5])
+    refused(folder, "identical file crosses splits", "000.png is train", "001.png is test")
+    one = data_set(tmp_path / "one", rows_of(2, split=["train"] * 2), [1, 2])
+    two = data_set(tmp_path / "two", rows_of(2, split=["external"] * 2), [3, 2])
+    refused([one, two], "identical file crosses splits", str(one), str(two))
+
+
+def test_identical_file_under_two_labels(tmp_path):
+    folder = data_set(tmp_path / "d", rows_of(2, split=["train"] * 2), [5, 5])
+    refused(folder, "two labels", "000.png is a", "001.png is b")
+
+
+def test_row_without_file_and_file_without_row(tmp_path):
+    folder = data_set(tmp_path / "d", rows_of(5))
+    (folder / "images/003.png").unlink()
+    refused(folder, "1 row(s) without a file", "metadata.csv:5", "003.png")
+    picture(folder / "images/003.png", 3)
+    picture(folder / "images/extra/x.png", 9)
+    (folder / "images/extra/x.png").rename(folder / "images/extra/x.PNG")
+    refused(folder, "1 file(s) without a row", "images/extra/x.PNG")
+
+
+def test_duplicate_rows(tmp_path):
+    rows = rows_of(3)
+    folder = data_set(tmp_path / "d", [*rows, rows[1] | {"file_name": "images/./001.png"}, rows[0]])
+    at = folder / "metadata.csv"
+    refused(folder, f"4 duplicate rows, which name a file again: {at}:2, {at}:6, {at}:3, {at}:5")  # side by side
+    refused([data_set(tmp_path / "e", rows), tmp_path / "e"], "6 duplicate rows")
+
+
+def test_missing_and_empty_folder(tmp_path):
+    refused([], "no data folder")
+    refused(tmp_path / "none", "no such folder", "none")
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    refused(tmp_path / "empty", "no metadata.csv and no class folders")
+    picture(tmp_path / "flat" / "x.png", 1)
+    refused(tmp_path / "flat", "no metadata.csv and no class folders")
+    data_set(tmp_path / "above" / "cxr", rows_of(2))
+    refused(tmp_path / "above", "data sets inside it: cxr")
+
+
+def test_split_of_too_few_patients(tmp_path):
+    rows = rows_of(30, patient=lambda k: f"p{k}", label=lambda k: "rare" if k < 2 else "a")
+    refused(data_set(tmp_path / "d", rows), "label 'rare' has 2 patient(s)", "3 or more")
+
+
+def test_split_of_some_rows_only(tmp_path):
+    refused(data_set(tmp_path / "d", rows_of(4, split=["train", "", "test", ""])), "metadata.csv:3", "no split")
+
+
+@pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "images/../../x.png", ""])
+def test_a_path_out_of_the_folder(tmp_path, name):
+    folder = data_set(tmp_path / "d", rows_of(1))
+    write_table(folder / "metadata.csv", [*rows_of(1), {"file_name": name, "label": "a"}])
+    refused(folder, "metadata.csv:3", repr(name), "not a path inside")
+
+
+BAD_CSV = {
+    "no label column": ("file_name,sex\nx.png,F\n", "no column 'label'; it has file_name, sex"),
+    "semicolons": ("file_name;label\nx.png;a\n", "no column 'file_name'"),
+    "empty": ("", "no column 'file_name'; it has none"),
+    "header only": ("file_name,label\n", "no rows"),
+    "a column twice": ("file_name,label,age,age\nx.png,a,1,2\n", "'age' is there twice"),
+    "a reserved column": ("file_name,label,where\nx.png,a,b\n", "'where' is reserved"),
+    "a cell too many": ("file_name,label\nx.png,a\ny.png,a,b\n", "metadata.csv:3: 3 cells where the header has 2"),
+    "no label": ("file_name,label\nx.png,\n", "metadata.csv:2: no label for x.png"),
+    "an open quote": ('file_name,label\nx.png,"a\n', "not a CSV table"),
+    "latin-1": ("file_name,label\nx.png,é\n".encode("latin-1"), "not a CSV table in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CSV)
+def test_bad_metadata(tmp_path, kind):
+    text, says = BAD_CSV[kind]
+    (tmp_path / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(tmp_path, str(tmp_path / "metadata.csv"), says)
+
+
+# --- real chest X-rays
+
+
+@needs_cxr
+def test_cxr_as_given():
+    table = read_table(CXR)
+    assert Counter(table.column("label")) == {"covid": 124, "normal": 500, "pneumonia": 500}
+    with open(CXR / "metadata.csv", newline="") as file:
+        assert table.column("split") == [row["split"] for row in csv.DictReader(file)]
+    assert len(set(table.column("patient"))) == 764 and not table.patients_assumed
+    table.require("train", "val", "test", per_label=9)
+
+
+@needs_cxr
+def test_cxr_unites_with_its_neighbours():
+    table = read_table([CXR, CXR / "hannover", CXR / "external"])
+    assert len(table) == 1124 + 243 + 40 and table.labels == ["covid", "normal", "pneumonia"]
+    for name in ("crp", "ldh", "po2", "icu"):
+        assert set(table.rows[k][name] for k in range(1124)) == {""}
+        assert any(table.select(source="hannover").column(name))
+    assert Counter(table.column("split"))["external"] == 40
+
+
+@needs_cxr
+def test_cxr_class_folders_without_the_table():
+    table = read_table(CXR / "images")
+    assert table.patients_assumed and Counter(table.column("label")) == {"covid": 124, "normal": 500, "pneumonia": 500}
+    assert Counter(table.column("split"))["val"] in range(168, 172)

@@ -1,0 +1,187 @@
+"""The two training stages: same seed, same result; killed and resumed, same result; what they leave behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from minidiff import config, runs
+from minidiff.data import images
+from minidiff.diffusion import store
+from minidiff.training import state
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("model", "ema", "optimizer", "precision")
+
+
+def vae_config(tiny, out, **knobs):
+    return train.VAEConfig(data=(str(tiny / "data"),), out=str(out), size=32, steps=20, batch=4, save_every=7, log_every=3, **knobs)
+
+
+def diffusion_config(tiny, out, **knobs):
+    given = {"steps": 20, "batch": 6, "save_every": 7, "log_every": 3, "views": 2, **knobs}
+    return train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"), out=str(out), **given)
+
+
+def contents(run: Path) -> dict:
+    """Weights, EMA, optimiser, scaler and log of a finished run."""
+    last = run / "checkpoints" / "step_00000020"
+    tensors = {name: load_file(last / f"{name}.safetensors") for name in PARTS}
+    return {"tensors": tensors, "state": (last / "state.json").read_text(), "log": (run / "log.jsonl").read_text()}
+
+
+def assert_same(a: Path, b: Path):
+    x, y = contents(a), contents(b)
+    for name in PARTS:
+        assert x["tensors"][name].keys() == y["tensors"][name].keys()
+        for key, value in x["tensors"][name].items():
+            assert torch.equal(value, y["tensors"][name][key]), f"{name} {key}"
+    assert x["state"] == y["state"] and x["log"] == y["log"]
+
+
+def command(verb: str, cfg) -> list[str]:
+    saved = Path(cfg.out).with_suffix(".json")
+    runs.write_json(saved, {**cfg.__dict__})
+    return [sys.executable, str(ROOT / "train.py"), verb, "--from", str(saved)]
+
+
+def start(words) -> subprocess.Popen:
+    return subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("verb, make, run", [("vae", vae_config, train.train_vae), ("diffusion", diffusion_config, train.train_diffusion)])
+def test_unbroken_equals_twice_equals_killed_and_resumed(tiny, tmp_path, verb, make, run):
+    for name in ("one", "two"):
+        run(make(tiny, tmp_path / name))
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+    killed = start(command(verb, make(tiny, tmp_path / "killed")))
+    checkpoint = tmp_path / "killed" / "checkpoints" / "step_00000007"
+    while not checkpoint.exists():
+        assert killed.poll() is None, killed.stderr.read().decode()
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / f"{'vae' if verb == 'vae' else 'model'}.json").exists(), "killed too late to test anything"
+    run(make(tiny, tmp_path / "killed"))
+    assert_same(tmp_path / "one", tmp_path / "killed")
+
+
+def test_sigterm_saves_and_ends_well(tiny, tmp_path):
+    cfg = vae_config(tiny, tmp_path / "run")
+    cfg = replace(cfg, steps=4000, save_every=4000)
+    process = start(command("vae", cfg))
+    while not (tmp_path / "run" / "log.jsonl").exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    newest = state.newest(tmp_path / "run" / "checkpoints")
+    assert newest is not None and 0 < int(newest.name[5:]) < 4000
+
+
+def test_a_half_written_checkpoint_is_passed_over(tiny, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.train_vae(vae_config(tiny, run))
+    before = contents(run)
+    (run / "checkpoints" / "step_00000020" / "ema.safetensors").write_bytes(b"torn")
+    train.train_vae(vae_config(tiny, run))
+    assert "taking the checkpoint before it" in capsys.readouterr().err
+    assert before["log"] == (run / "log.jsonl").read_text()
+    assert contents(run)["state"] == before["state"]
+
+
+def test_a_finished_run_says_all(tiny):
+    vae, diffusion = tiny / "vae", tiny / "diffusion"
+    facts = json.loads((vae / "vae.json").read_text())
+    assert facts["n_held_out"] == 28 and 5 < facts["psnr"] < 40 and 20 < facts["psnr_pca64"] < 40
+    for run in (vae, diffusion):
+        assert {"config.json", "run.json", "log.jsonl", "loss.png", "vae.safetensors"} <= {p.name for p in run.iterdir()}
+    log = runs.read_log(diffusion / "log.jsonl")
+    assert [line["step"] for line in log] == [2, 3, 4, 6] and [line["val_loss"] is not None for line in log] == [False, True, False, True]
+    assert {"loss_t0", "loss_t3", "grad_norm", "lr", "skipped"} <= set(log[0])
+    grid = images.read(diffusion / "grids" / "step_00000006.png")  # 3 labels × 8 seeds, gutters of 2 px
+    assert grid.shape[1:] == (3 * 32 + 2 * 2, 8 * 32 + 7 * 2)
+    _, saved = store.load_pipeline(diffusion)
+    assert len(saved["rows"]) == 44 and set(saved["rows"][0]) == {"label", "sex", "age", "view"}  # no patient, no file
+
+
+def test_the_latent_scale_is_that_of_the_training_images(tiny):
+    from minidiff.data.dataset import load_pixels, to_float
+    from minidiff.data.table import read_table
+
+    vae = store.load_vae(tiny / "vae")
+    _, pixels = load_pixels(read_table(tiny / "data").select(split="train"), 32)
+    assert vae.encode(to_float(pixels)).mean.std().item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_moments_are_cached_by_content_and_made_again_when_damaged(tiny, tmp_path):
+    run = tmp_path / "run"
+    train.train_diffusion(diffusion_config(tiny, run, steps=1))
+    cache = run / "latents.safetensors"
+    whole = load_file(cache)
+    assert whole["train"].shape == (2, 2, 44, 4, 4, 4) and whole["val"].shape[1] == 1
+    assert not torch.equal(whole["train"][:, 0], whole["train"][:, 1])  # an augmented view
+    cache.write_bytes(cache.read_bytes()[:-9])
+    train.train_diffusion(diffusion_config(tiny, run, steps=1))
+    assert all(torch.equal(whole[k], v) for k, v in load_file(cache).items())
+
+
+def test_bf16_and_fp16_train(tiny, tmp_path):
+    for precision in ("bf16", "fp16"):
+        train.train_diffusion(diffusion_config(tiny, tmp_path / precision, steps=3, precision=precision))
+        model = load_file(tmp_path / precision / "model.safetensors")
+        assert all(v.dtype == torch.float32 and v.isfinite().all() for v in model.values())
+
+
+def fails(capsys, argv, said):
+    with pytest.raises(SystemExit) as stop:
+        config.main(train.VERBS, default=["vae", "diffusion"], doc="", argv=[str(a) for a in argv])
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and err.startswith("error: ") and said in err, err
+
+
+def test_bad_input_is_one_sentence_and_status_2(tiny, tmp_path, capsys):
+    out = tmp_path / "run"
+    fails(capsys, ["vae", "--data", tmp_path / "nowhere", "--out", out], "nowhere")
+    (tmp_path / "empty").mkdir()
+    fails(capsys, ["vae", "--data", tmp_path / "empty", "--out", out], "empty")
+    fails(capsys, ["vae", "--data", tiny / "data", "--size", "50", "--out", out], "--size 50 is not allowed")
+    fails(capsys, ["vae", "--data", tiny / "data", "--out", tiny / "diffusion", "--size", "32"], "holds a run with other settings")
+    fails(capsys, ["diffusion", "--data", tiny / "data", "--vae", tmp_path / "novae", "--out", out], "has to finish first")
+    fails(capsys, ["diffusion", "--data", tiny / "data", "--vae", tiny / "vae", "--condition", "label,weight", "--out", out], "weight")
+    fails(capsys, ["vae", "--data", tiny / "data", "--device", "cuda:77", "--size", "32", "--out", out], "device 'cuda:77' is not here")
+    assert not out.exists()
+
+
+def test_corrupt_images_are_refused_or_skipped_and_listed(tiny, tmp_path, capsys):
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    bad = sorted((tmp_path / "data" / "images" / "covid").glob("*.png"))[0]
+    bad.write_bytes(bad.read_bytes()[:100])
+    words = ["vae", "--data", tmp_path / "data", "--size", "32", "--steps", "2", "--batch", "2"]
+    fails(capsys, [*words, "--out", tmp_path / "a"], bad.name)
+    config.main(train.VERBS, default=["vae"], doc="", argv=[str(w) for w in [*words, "--skip-bad", "--out", tmp_path / "b"]])
+    notes = json.loads((tmp_path / "b" / "run.json").read_text())["facts"]["notes"]
+    assert any(bad.name in note for note in notes)
+
+
+def test_an_age_of_fifty_in_words_names_its_row(tiny, tmp_path, capsys):
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    metadata = tmp_path / "data" / "metadata.csv"
+    lines = metadata.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if ",train," in line and line.split(",")[5])
+    cells = lines[place].split(",")
+    lines[place] = ",".join([*cells[:5], "fifty", *cells[6:]])
+    metadata.write_text("\n".join(lines) + "\n")
+    fails(capsys, ["diffusion", "--data", tmp_path / "data", "--vae", tiny / "vae", "--out", tmp_path / "x"],
+          f"metadata.csv:{place + 1}: age 'fifty' is not a number")

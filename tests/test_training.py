@@ -1,0 +1,161 @@
+"""Checkpoints, EMA and the optimiser step."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from minidiff import runs
+from minidiff.errors import InputError, TrainingFault
+from minidiff.training import state
+from minidiff.training.ema import EMA
+from minidiff.training.precision import Precision, cosine
+
+
+def toy(seed=0, width=3):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, 1))
+
+
+def trained(steps=3, seed=0):
+    model = toy(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    precision = Precision("fp32")
+    g = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        precision.step(model(torch.randn(8, 4, generator=g)).square().mean(), optimizer, model.parameters(), 1.0)
+    return {"model": model, "optimizer": optimizer, "precision": precision}
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path):
+    parts = trained()
+    state.save(tmp_path / "step_00000003", **parts)
+    fresh = trained(steps=0, seed=9)
+    state.load(tmp_path / "step_00000003", **fresh)
+    assert all(equal(parts[name].state_dict(), fresh[name].state_dict()) for name in parts)
+    assert not list(tmp_path.glob("**/*.pt")) and not list(tmp_path.glob(".step*"))
+
+
+def test_the_newest_valid_checkpoint_is_taken_and_the_damaged_one_named(tmp_path, capsys):
+    for done in (1, 2, 3):
+        state.checkpoint(tmp_path, done, **trained(done))
+    folder = tmp_path / "checkpoints"
+    assert [p.name for p in sorted(folder.iterdir())] == ["step_00000002", "step_00000003"]  # two are kept
+    weights = folder / "step_00000003" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    fresh = trained(0, seed=5)
+    for step in (1, 2, 3):
+        runs.append_log(tmp_path / "log.jsonl", step=step)
+    assert state.resume(tmp_path, **fresh) == 2
+    assert equal(fresh["model"].state_dict(), trained(2)["model"].state_dict())
+    assert [line["step"] for line in runs.read_log(tmp_path / "log.jsonl")] == [1, 2]
+    said = capsys.readouterr().err
+    assert "step_00000003" in said and "taking the checkpoint before it" in said
+
+
+@pytest.mark.parametrize("fail_at", ["save_file", "write_json", "replace"])
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, fail_at):
+    state.checkpoint(tmp_path, 1, **trained(1))
+    full = OSError(28, "No space left on device")
+    target = {"save_file": state, "write_json": state.runs, "replace": state.os}[fail_at]
+    monkeypatch.setattr(target, fail_at, lambda *a, **k: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError):
+        state.checkpoint(tmp_path, 2, **trained(2))
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+    assert state.resume(tmp_path, **trained(0)) == 1
+
+
+def test_a_checkpoint_of_another_architecture_is_one_sentence(tmp_path):
+    state.save(tmp_path / "step_1", **trained())
+    with pytest.raises(InputError, match="step_1 does not fit this model: .*size mismatch"):
+        state.load(tmp_path / "step_1", model=toy(width=5))
+    with pytest.raises(InputError, match="holds model, optimizer, precision, no ema"):
+        state.load(tmp_path / "step_1", ema=toy())
+
+
+def test_ema_follows_its_formula_and_forgets_the_start():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    ema = EMA(model, horizon=10)
+    expected = 0.0
+    for step in range(200):
+        nn.init.constant_(model.weight, 1.0 + step)
+        ema.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * (1.0 + step)
+    assert ema.model.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert ema.model.weight.item() == pytest.approx(200 - 9, abs=0.1)  # lags by the horizon, less one
+
+
+def test_non_finite_steps_are_skipped_counted_and_end_the_run_after_three():
+    parts = trained()
+    model, optimizer, precision = parts["model"], parts["optimizer"], parts["precision"]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def step(value):
+        return precision.step(model(torch.ones(2, 4)).sum() * value, optimizer, model.parameters(), 1.0, "a.png, b.png")
+
+    step(float("nan")), step(float("inf"))
+    assert equal(model.state_dict(), before) and precision.skipped == 2
+    step(1.0)
+    assert not equal(model.state_dict(), before) and precision.in_a_row == 0
+    with pytest.raises(TrainingFault, match="3 steps in a row .* a.png, b.png"):
+        for _ in range(3):
+            step(float("nan"))
+
+
+def test_fp16_overflow_halves_the_scale_and_recovers():
+    model = toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    precision = Precision("fp16", "cpu")
+    x, before = torch.ones(2, 4), model[2].weight.clone()
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    norm = precision.step(1e3 * model(x).square().sum(), optimizer, model.parameters(), 1.0)
+    assert not norm < float("inf") and torch.equal(model[2].weight, before)
+    assert precision.skipped == 1 and precision.in_a_row == 0 and precision.scaler.get_scale() == 2.0**126
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    precision.step(model(x).square().sum(), optimizer, model.parameters(), 1.0)
+    assert not torch.equal(model[2].weight, before)
+
+
+def test_scaled_gradients_are_unscaled_before_clipping():
+    norms = {}
+    for name in ("fp32", "fp16"):
+        model = toy()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        norms[name] = Precision(name).step(model(torch.ones(2, 4)).sum(), optimizer, model.parameters(), 1e-3)
+    assert norms["fp16"] == pytest.approx(norms["fp32"], rel=1e-4)
+
+
+def test_bf16_autocast_keeps_master_weights_in_float32():
+    model, precision = toy(), Precision("bf16")
+    with precision.autocast():
+        assert model(torch.ones(2, 4)).dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_cosine_warms_up_and_ends_at_a_hundredth():
+    rates = [cosine(s, 100, 2.0, 10) for s in range(101)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) == rates[10] == 2.0 and rates[100] == pytest.approx(0.02)
+
+
+def test_sigterm_is_a_request():
+    with state.Interrupt() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
