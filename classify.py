@@ -22,7 +22,8 @@ import torch
 from minidiff import config, runs
 from minidiff import variables as var
 from minidiff.classification import study
-from minidiff.classification.predictor import Predictor, agreement, fit
+from minidiff.classification.agreement import agreement
+from minidiff.classification.predictor import Predictor, fit
 from minidiff.data.dataset import load_pixels
 from minidiff.data.split import check_leakage
 from minidiff.data.table import Table, read_table
@@ -129,13 +130,13 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, torch.Tensor]]:
 
 
 def train_judge(cfg: Config, folder: Path, variables: list[var.Variable], pixels: tuple[torch.Tensor, torch.Tensor],
-                labels: tuple[var.Labels, var.Labels]) -> dict:
+                labels: tuple[var.Labels, var.Labels]) -> list[dict]:
     """Train and save the judge on the first of `pixels` and `labels`, or read a finished one; agreement with the second."""
     if (folder / "agreement.json").exists():
         return json.loads((folder / "agreement.json").read_text())
     judge = Predictor(variables, width=cfg.width, size=cfg.size, seed=cfg.seed).to(pick_device(cfg.device))
     log = fit(judge, pixels[0], labels[0], steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge")
-    found = agreement(variables, judge.predict(pixels[1]), labels[1])
+    found = agreement(judge, pixels[1], labels[1], "held-out real")
     judge.save(folder)
     runs.write_json(folder / "log.json", log)
     runs.write_json(folder / "agreement.json", found)  # last: its presence says that the judge is finished
@@ -145,8 +146,8 @@ def train_judge(cfg: Config, folder: Path, variables: list[var.Variable], pixels
 def report(summary: dict) -> str:
     """summary.json as text: a table for each test set, then the differences."""
     lines = ["judge on held-out patients: " + ", ".join(
-        f"{name} {percent(a['accuracy'])}" if "accuracy" in a else f"{name} r = {number(a['correlation'])}"
-        for name, a in summary["judge"].items())]
+        f"{a['variable']} {percent(a['accuracy'])}" if "accuracy" in a else f"{a['variable']} r = {number(a.get('r'))}"
+        for a in summary["judge"])]
     for name, differences in summary["differences"].items():
         counts = summary["images"][name]
         lines += ["", f"{name}: {sum(counts.values())} images ({', '.join(f'{n} {k}' for k, n in sorted(counts.items()))})",

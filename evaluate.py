@@ -5,7 +5,7 @@
     python evaluate.py --data DIR --samples runs/x/samples --diffusion runs/x/diffusion --vae runs/x/vae --out runs/x/r2
 
 Without a classifier run there is no judge and no second space; without vae and diffusion runs there are no curves. The
-page says so. Held-out are val and test together; the same command again writes the same page.
+page says so. Held-out are val and test together. The same command again makes the page anew, from the same images.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from minidiff import config, runs
 from minidiff import variables as var
+from minidiff.classification.agreement import agreement
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation import report
-from minidiff.evaluation.agreement import agreement
 from minidiff.evaluation.comparison import Side, compare
 from minidiff.evaluation.features import PixelPCA, PredictorFeatures
 from minidiff.evaluation.neighbours import memorisation, pixel_spaces

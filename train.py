@@ -77,9 +77,9 @@ class DiffusionConfig:
     batch: int = 48                        # images a step
     lr: float = 2e-3                       # AdamW peak; cosine to a hundredth after 5 % warm-up
     drop: float = 0.1                      # share of images whose conditions are all dropped: the null of guidance
-    drop_each: float = 0.1                 # share of cells dropped alone, so that any subset may be asked for
-    views: int = 4                         # cached views an image: the image itself and augmented ones
-    augment: float = 1.0                   # strength of the augmented views
+    drop_each: float = 0.05                # share of cells dropped alone, so that any subset may be asked for
+    views: int = 1                         # cached views an image: itself and augmented ones; 4 or more where images are few
+    augment: float = 0.5                   # strength of the augmented views; samples take after them, so keep it small
     clip: float = 1.0                      # gradient norm
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 on GPUs that have it, else fp16; fp32 on the CPU
     guidance: float = 1.5                  # of the pictures in grids/

@@ -42,7 +42,8 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str, a
     except (InputError, TrainingFault) as error:
         _exit(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS,
+                               errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
             raise
         _exit(f"{error.strerror}: {error.filename or 'while writing'}")
     except KeyboardInterrupt:
@@ -56,7 +57,8 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str, arg
     commands = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(verbs) + "}")
     for verb, (config_type, run) in verbs.items():
         summary = (run.__doc__ or verb).strip().splitlines()[0]
-        sub = commands.add_parser(verb, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub = commands.add_parser(verb, help=summary, description=summary,
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.add_argument("--from", dest="preset", metavar="CONFIG.json", help="take every knob from a saved config")
         sub.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
         _add_fields(sub, config_type)
@@ -65,7 +67,8 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str, arg
     given = vars(parser.parse_args(argv))
     config_type, run = verbs[given.pop("verb")]
     preset, dry = given.pop("preset"), given.pop("dry_run")
-    cfg = from_dict(config_type, {**(load(preset) if preset else {}), **{k: v for k, v in given.items() if v is not MISSING}})
+    flags = {k: v for k, v in given.items() if v is not MISSING}
+    cfg = from_dict(config_type, {**(load(preset) if preset else {}), **flags})
     if dry:
         print(json.dumps(asdict(cfg), indent=2))
         return run, None

@@ -16,7 +16,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Union
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class Number:
         return f"{float(value):g}" if math.isfinite(value) else ""
 
 
-Variable = Union[Category, Number]
+Variable = Category | Number
 KINDS = {"category": Category, "number": Number}
 
 
@@ -109,7 +109,10 @@ def decode(variables: Sequence[Variable], labels: Labels) -> list[dict[str, str]
 
 def drop(variables: Sequence[Variable], labels: Labels, mask: Tensor) -> Labels:
     """Labels with entry (n, i) set to null where mask (N, variables) is true."""
-    return {v.name: labels[v.name].masked_fill(mask[:, i].to(labels[v.name].device), v.null) for i, v in enumerate(variables)}
+    return {
+        v.name: labels[v.name].masked_fill(mask[:, i].to(labels[v.name].device), v.null)
+        for i, v in enumerate(variables)
+    }
 
 
 def to_json(variables: Sequence[Variable]) -> list[dict]:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from minidiff.evaluation.agreement import agreement
+from minidiff.classification.agreement import agreement
 from minidiff.variables import Category, Number
 
 LABEL = Category("label", ("normal", "pneumonia", "covid"))

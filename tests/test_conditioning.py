@@ -103,7 +103,9 @@ def test_infer_tells_numbers_from_categories():
     assert var.from_json(var.to_json(VARIABLES)) == VARIABLES
 
 
-@pytest.mark.parametrize("cells, match", [(["", ""], "no known value"), ([str(i) + "x" for i in range(101)], "101 different values")])
+@pytest.mark.parametrize("cells, match", [
+    (["", ""], "no known value"), ([str(i) + "x" for i in range(101)], "101 different values"),
+])
 def test_infer_refuses(cells, match):
     with pytest.raises(InputError, match=match):
         var.infer("x", cells)

@@ -66,7 +66,9 @@ def test_several_defaults_run_in_order_but_only_without_arguments():
 
 
 @pytest.mark.parametrize("argv, said", [
-    (["--steps", "many"], "invalid int value: 'many'"), (["--mode", "q"], "invalid choice: 'q'"), (["--stepz", "3"], "unrecognized"),
+    (["--steps", "many"], "invalid int value: 'many'"),
+    (["--mode", "q"], "invalid choice: 'q'"),
+    (["--stepz", "3"], "unrecognized"),
 ])
 def test_bad_flags_exit_2(argv, said, capsys):
     with pytest.raises(SystemExit) as stop:

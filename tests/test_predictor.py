@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from minidiff.classification.predictor import Predictor, agreement, balance, fit, grey, loss
+from minidiff.classification.agreement import agreement
+from minidiff.classification.predictor import Predictor, balance, fit, grey, loss
 from minidiff.errors import InputError
 from minidiff.variables import Category, Number
 
@@ -39,9 +40,9 @@ def trained():
 def test_learns_a_category_and_a_number(trained):
     predictor, log, *_ = trained
     images, truth = toy(200, 2)
-    found = agreement(predictor.variables, predictor.predict(images), truth)
-    assert found["side"]["n"] == 200 and found["side"]["accuracy"] > 0.95
-    assert found["age"]["correlation"] > 0.8 and found["age"]["mean_error"] < 15  # in years, not in deviations
+    side, age = agreement(predictor, images, truth, "held-out")
+    assert side["n"] == 200 and side["accuracy"] > 0.95
+    assert age["r"] > 0.8 and age["mae"] < 15  # in years, not in deviations
     assert log[-1]["loss"] < log[0]["loss"] and [line["step"] for line in log] == [10, 20, 30, 40]
 
 

@@ -30,7 +30,8 @@ def test_a_folder_of_samples_is_a_data_set(made):
     table = read_table(out, split=False)
     assert len(table) == 12 and table.labels == ["covid", "normal", "pneumonia"]
     assert images.read(table.rows[0]["file"]).shape == (1, 32, 32)  # grey in, grey out
-    rows = list(csv.DictReader(open(out / "metadata.csv")))
+    with open(out / "metadata.csv") as file:
+        rows = list(csv.DictReader(file))
     assert {"file_name", "label", "set", "seed", "sex", "age", "view", "sampler", "steps", "guidance"} <= set(rows[0])
     assert (out / "sheets" / "set_0001.png").exists()
 
@@ -71,7 +72,8 @@ def test_the_same_command_fills_gaps_and_keeps_the_rest(made):
 def test_another_setting_is_refused(made, capsys):
     cfg, out = made
     with pytest.raises(SystemExit) as stop:
-        config.main(sample.VERBS, default="sample", doc="", argv=["--run", cfg.run, "--out", str(out), "--per-label", "4", "--guidance", "3"])
+        config.main(sample.VERBS, default="sample", doc="",
+                    argv=["--run", cfg.run, "--out", str(out), "--per-label", "4", "--guidance", "3"])
     assert stop.value.code == 2 and "steps: 3 there, 16 now" in capsys.readouterr().err
 
 
@@ -98,7 +100,8 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
     assert all((r["label"], r["sex"], r["age"], r["view"]) in known for r in rows)
     assert len({(r["sex"], r["age"], r["view"]) for r in rows[:200]}) > 5
     assert [r["set"] for r in rows] == [str(i // 100 + 1) for i in range(600)]
-    fixed = sample.plan(sample.SampleConfig(label=("covid",), given=("sex=F", "age=")), pipeline.conditioner.variables, facts["rows"])
+    cfg = sample.SampleConfig(label=("covid",), given=("sex=F", "age="))
+    fixed = sample.plan(cfg, pipeline.conditioner.variables, facts["rows"])
     assert {(r["label"], r["sex"], r["age"]) for r in fixed} == {("covid", "F", "")} and len({r["view"] for r in fixed}) == 2
 
 
@@ -113,7 +116,8 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
 def test_bad_requests_are_one_sentence(tiny, tmp_path, capsys, argv, said):
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
-        config.main(sample.VERBS, default="sample", doc="", argv=["--run", str(tiny / "diffusion"), "--out", str(out), *argv])
+        config.main(sample.VERBS, default="sample", doc="",
+                    argv=["--run", str(tiny / "diffusion"), "--out", str(out), *argv])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and said in err and not out.exists(), err
 
@@ -124,7 +128,9 @@ def test_non_finite_pixels_are_never_written():
     assert to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
 
 
-@pytest.mark.parametrize("recipe", [Recipe("ddim", "leading", 4), Recipe("ddim", "trailing", 4, 2.0, 1.0), Recipe("heun", "karras", 3, 2.0)])
+@pytest.mark.parametrize("recipe", [
+    Recipe("ddim", "leading", 4), Recipe("ddim", "trailing", 4, 2.0, 1.0), Recipe("heun", "karras", 3, 2.0),
+])
 def test_every_sampler_and_ladder_gives_images(tiny, recipe):
     pipeline, facts = store.load_pipeline(tiny / "diffusion")
     labels = var.encode(pipeline.conditioner.variables, facts["rows"][:2])

@@ -48,7 +48,8 @@ def test_every_step_is_yielded_and_the_input_is_left_alone(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_ladder_may_end_at_zero(name):
     sigmas = torch.cat([schedule.ladder(40, "karras"), torch.zeros(1, dtype=torch.float64)])
-    *_, (last, denoised) = SAMPLERS[name](denoise, 14 * torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)), sigmas)
+    start = 14 * torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    *_, (last, denoised) = SAMPLERS[name](denoise, start, sigmas)
     assert last.isfinite().all() and torch.allclose(last, denoised, atol=1e-5)
 
 

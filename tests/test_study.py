@@ -180,7 +180,7 @@ def test_study_writes_results_for_every_arm_seed_and_test_set(unbroken):
     assert {r["arm"]: r["n_train"] for r in results} == {
         "real": 36, "real+duplicates": 54, "real+synthetic": 54, "synthetic": 18}
     summary = json.loads((unbroken / "summary.json").read_text())
-    assert len(summary["arms"]) == 8 and summary["judge"]["age"]["n"] == 12
+    assert len(summary["arms"]) == 8 and {a["variable"]: a["n"] for a in summary["judge"]}["age"] == 12
     assert {d["against"] for d in summary["differences"]["clinic"]} == {"real", "real+duplicates"}
     assert (unbroken / "judge" / "predictor.safetensors").exists()
 

@@ -70,7 +70,8 @@ def test_what_is_written_is_read_again(tmp_path):
 
 def test_columns_in_order_of_first_appearance_and_absent_cells_empty(tmp_path):
     write_table(tmp_path / "t.csv", [{"b": 1, "a": 2.5}, {"c": "x", "a": 3}])
-    assert list(csv.reader(open(tmp_path / "t.csv"))) == [["b", "a", "c"], ["1", "2.5", ""], ["", "3", "x"]]
+    with open(tmp_path / "t.csv") as file:
+        assert list(csv.reader(file)) == [["b", "a", "c"], ["1", "2.5", ""], ["", "3", "x"]]
 
 
 def test_byte_order_mark_and_blank_lines_of_spreadsheets(tmp_path):
@@ -354,7 +355,7 @@ def test_cxr_unites_with_its_neighbours():
     table = read_table([CXR, CXR / "hannover", CXR / "external"])
     assert len(table) == 1124 + 243 + 40 and table.labels == ["covid", "normal", "pneumonia"]
     for name in ("crp", "ldh", "po2", "icu"):
-        assert set(table.rows[k][name] for k in range(1124)) == {""}
+        assert {table.rows[k][name] for k in range(1124)} == {""}
         assert any(table.select(source="hannover").column(name))
     assert Counter(table.column("split"))["external"] == 40
 

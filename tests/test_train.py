@@ -25,7 +25,8 @@ PARTS = ("model", "ema", "optimizer", "precision")
 
 
 def vae_config(tiny, out, **knobs):
-    return train.VAEConfig(data=(str(tiny / "data"),), out=str(out), size=32, steps=20, batch=4, save_every=7, log_every=3, **knobs)
+    return train.VAEConfig(data=(str(tiny / "data"),), out=str(out), size=32, steps=20, batch=4,
+                           save_every=7, log_every=3, **knobs)
 
 
 def diffusion_config(tiny, out, **knobs):
@@ -56,10 +57,13 @@ def command(verb: str, cfg) -> list[str]:
 
 
 def start(words) -> subprocess.Popen:
-    return subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("verb, make, run", [("vae", vae_config, train.train_vae), ("diffusion", diffusion_config, train.train_diffusion)])
+@pytest.mark.parametrize("verb, make, run", [
+    ("vae", vae_config, train.train_vae), ("diffusion", diffusion_config, train.train_diffusion),
+])
 def test_unbroken_equals_twice_equals_killed_and_resumed(tiny, tmp_path, verb, make, run):
     for name in ("one", "two"):
         run(make(tiny, tmp_path / name))
@@ -72,7 +76,8 @@ def test_unbroken_equals_twice_equals_killed_and_resumed(tiny, tmp_path, verb, m
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert not (tmp_path / "killed" / f"{'vae' if verb == 'vae' else 'model'}.json").exists(), "killed too late to test anything"
+    finished = tmp_path / "killed" / f"{'vae' if verb == 'vae' else 'model'}.json"
+    assert not finished.exists(), "killed too late to test anything"
     run(make(tiny, tmp_path / "killed"))
     assert_same(tmp_path / "one", tmp_path / "killed")
 
@@ -108,7 +113,8 @@ def test_a_finished_run_says_all(tiny):
     for run in (vae, diffusion):
         assert {"config.json", "run.json", "log.jsonl", "loss.png", "vae.safetensors"} <= {p.name for p in run.iterdir()}
     log = runs.read_log(diffusion / "log.jsonl")
-    assert [line["step"] for line in log] == [2, 3, 4, 6] and [line["val_loss"] is not None for line in log] == [False, True, False, True]
+    assert [line["step"] for line in log] == [2, 3, 4, 6]
+    assert [line["val_loss"] is not None for line in log] == [False, True, False, True]
     assert {"loss_t0", "loss_t3", "grad_norm", "lr", "skipped"} <= set(log[0])
     grid = images.read(diffusion / "grids" / "step_00000006.png")  # 3 labels × 8 seeds, gutters of 2 px
     assert grid.shape[1:] == (3 * 32 + 2 * 2, 8 * 32 + 7 * 2)
@@ -129,7 +135,7 @@ def test_moments_are_cached_by_content_and_made_again_when_damaged(tiny, tmp_pat
     run = tmp_path / "run"
     train.train_diffusion(diffusion_config(tiny, run, steps=1))
     cache = run / "latents.safetensors"
-    whole = load_file(cache)
+    whole = {k: v.clone() for k, v in load_file(cache).items()}  # load_file maps the file that is damaged below
     assert whole["train"].shape == (2, 2, 44, 4, 4, 4) and whole["val"].shape[1] == 1
     assert not torch.equal(whole["train"][:, 0], whole["train"][:, 1])  # an augmented view
     cache.write_bytes(cache.read_bytes()[:-9])
@@ -157,10 +163,13 @@ def test_bad_input_is_one_sentence_and_status_2(tiny, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     fails(capsys, ["vae", "--data", tmp_path / "empty", "--out", out], "empty")
     fails(capsys, ["vae", "--data", tiny / "data", "--size", "50", "--out", out], "--size 50 is not allowed")
-    fails(capsys, ["vae", "--data", tiny / "data", "--out", tiny / "diffusion", "--size", "32"], "holds a run with other settings")
+    fails(capsys, ["vae", "--data", tiny / "data", "--out", tiny / "diffusion", "--size", "32"],
+          "holds a run with other settings")
     fails(capsys, ["diffusion", "--data", tiny / "data", "--vae", tmp_path / "novae", "--out", out], "has to finish first")
-    fails(capsys, ["diffusion", "--data", tiny / "data", "--vae", tiny / "vae", "--condition", "label,weight", "--out", out], "weight")
-    fails(capsys, ["vae", "--data", tiny / "data", "--device", "cuda:77", "--size", "32", "--out", out], "device 'cuda:77' is not here")
+    fails(capsys, ["diffusion", "--data", tiny / "data", "--vae", tiny / "vae", "--condition", "label,weight", "--out", out],
+          "weight")
+    fails(capsys, ["vae", "--data", tiny / "data", "--device", "cuda:77", "--size", "32", "--out", out],
+          "device 'cuda:77' is not here")
     assert not out.exists()
 
 

@@ -9,7 +9,6 @@ A cell that is unknown has no part in the loss.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from minidiff.counted import AUGMENT, generators, order
 from minidiff.data import dataset
 from minidiff.errors import InputError
 from minidiff.runs import write_atomic, write_json
-from minidiff.statistics import pearson, wilson
 from minidiff.training.precision import Precision, cosine
 from minidiff.variables import Category, Labels, Variable, from_json, to_json
 
@@ -167,26 +165,3 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
             bar.set_postfix(loss=f"{value.item():.3f}")
     predictor.eval()
     return log
-
-
-def agreement(variables: Sequence[Variable], predicted: Mapping[str, Tensor], labels: Labels) -> dict[str, dict]:
-    """How well `predict` meets the labels, over known cells: accuracy of a Category, correlation and error of a Number.
-
-    Intervals are Wilson's and Fisher's at 95 %, both of independent images; what cannot be computed is None.
-    """
-    table = {}
-    for v in variables:
-        known = labels[v.name] >= 0 if isinstance(v, Category) else labels[v.name].isfinite()
-        y, target, n = predicted[v.name][known], labels[v.name][known], int(known.sum())
-        if isinstance(v, Category):
-            right = int((y.argmax(1) == target).sum()) if n else 0
-            table[v.name] = {"n": n, "accuracy": right / n if n else None, "interval": _known(wilson(right, n))}
-        else:
-            r, *interval = _known(pearson(y.numpy(), target.numpy()))
-            error = (y - target).abs().mean().item() if n else None
-            table[v.name] = {"n": n, "correlation": r, "interval": interval, "mean_error": error}
-    return table
-
-
-def _known(values: Sequence[float]) -> list[float | None]:
-    return [x if math.isfinite(x) else None for x in values]  # JSON has no nan

@@ -23,7 +23,10 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # float (n, 3, S, S) in [-1,
 
 def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float = 1.0, seed: int = 0, batch: int = 32,
             text: str = "encoding") -> Tensor:
-    """uint8 (N, 3, S, S) → (2, views, N, c, h, w) float32: means and stds; view 0 is the image itself, the others augmented."""
+    """uint8 (N, 3, S, S) → (2, views, N, c, h, w) float32: means and stds.
+
+    View 0 is the image itself, the others augmented.
+    """
     parts = []
     with tqdm(total=views * len(pixels), desc=text, unit="image", leave=False) as bar:
         for view in range(views):
@@ -42,7 +45,7 @@ def cached(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") == key:
-                return {name: file.get_tensor(name) for name in file.keys()}
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no __iter__)
     except (FileNotFoundError, SafetensorError):
         pass  # none yet, or cut short by a crash: it is made again
     tensors = make()

@@ -53,7 +53,7 @@ class Pipeline:
         sigmas = self.denoiser.schedule.ladder(recipe.steps, recipe.ladder)
         start = noise() * (1 + sigmas[0] ** 2).sqrt().item()
         options = {"eta": recipe.eta, "noise": noise} if recipe.eta else {}
-        for x, denoised in SAMPLERS[recipe.sampler](denoise, start, sigmas, **options):
+        for x, denoised in SAMPLERS[recipe.sampler](denoise, start, sigmas, **options):  # noqa: B007 (x: used after the loop)
             yield denoised
         yield x / (1 + sigmas[-1] ** 2).sqrt().item()  # the public ladder ends at σ(0) = .029, not at 0
 

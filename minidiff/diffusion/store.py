@@ -56,7 +56,8 @@ def _load_weights(path: Path, module: nn.Module) -> nn.Module:
     try:
         module.load_state_dict(load_file(path))
     except (RuntimeError, OSError, SafetensorError) as error:
-        raise InputError(f"{path} does not hold what the JSON beside it says: {str(error).splitlines()[-1].strip()}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path} does not hold what the JSON beside it says: {reason}") from None
     return module.eval().requires_grad_(False)
 
 

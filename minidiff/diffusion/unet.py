@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -89,7 +90,8 @@ class UNet(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, on the way down (they leave skips) or up (they take them)."""
 
-    def __init__(self, c: UNetConfig, inputs: list[int], channels: int, time_dim: int, attention: bool, resample: str | None):
+    def __init__(self, c: UNetConfig, inputs: list[int], channels: int, time_dim: int, attention: bool,
+                 resample: str | None):
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(c, i, channels, time_dim) for i in inputs])
         self.attentions = nn.ModuleList([Transformer(c, channels) for _ in inputs]) if attention else None
@@ -170,13 +172,14 @@ class Transformer(nn.Module):
         self.proj_out = project()
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        n, _, height, width = x.shape
         h = self.norm(x)
-        h = self.proj_in(h.flatten(2).mT) if self.linear else self.proj_in(h).flatten(2).mT  # (N, h·w, C)
+        h = h if self.linear else self.proj_in(h)
+        h = rearrange(h, "n c h w -> n (h w) c")
+        h = self.proj_in(h) if self.linear else h
         for block in self.transformer_blocks:
             h = block(h, context)
         h = self.proj_out(h) if self.linear else h
-        h = h.mT.reshape(n, -1, height, width)
+        h = rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])
         return x + (h if self.linear else self.proj_out(h))
 
 
@@ -208,7 +211,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, h: Tensor, context: Tensor) -> Tensor:
-        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2)            # (N, heads, tokens, d_head)
+        q, k, v = (rearrange(x, "n t (heads d) -> n heads t d", heads=self.heads)
                    for x in (self.to_q(h), self.to_k(context), self.to_v(context)))
         if self.float32:
             with torch.autocast(h.device.type, enabled=False):
@@ -216,7 +219,7 @@ class Attention(nn.Module):
                 out = F.scaled_dot_product_attention(q.to(wide), k.to(wide), v.to(wide)).to(q.dtype)
         else:
             out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out[0](out.transpose(1, 2).flatten(2))                  # (N, tokens, C)
+        return self.to_out[0](rearrange(out, "n heads t d -> n t (heads d)"))
 
 
 class FeedForward(nn.Module):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -175,10 +176,10 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.group_norm(x).flatten(2).mT                                     # (N, h·w, C)
+        tokens = rearrange(self.group_norm(x), "n c h w -> n (h w) c")
         q, k, v = (to(tokens).unsqueeze(1) for to in (self.to_q, self.to_k, self.to_v))
         out = self.to_out[0](F.scaled_dot_product_attention(q, k, v).squeeze(1))
-        return x + out.mT.reshape(x.shape)
+        return x + rearrange(out, "n (h w) c -> n c h w", h=x.shape[2])
 
 
 def edge_error(y: Tensor, x: Tensor, scales: int = 3) -> Tensor:

@@ -34,7 +34,7 @@ from minidiff.statistics import wilson
 SIDE, MOVED_SIDE = 64, 24              # pixels a side
 TURN, SHIFT, ZOOM = 4.0, 0.03, 0.045  # degrees, share of the side, share: of each none, this much, and its opposite
 NEXT = 50             # next neighbours, which say what an ordinary distance is
-ALPHA, QUANTILE = 0.01, 0.05
+ALPHA, UNCLEAR, QUANTILE = 0.01, 0.05, 0.05
 FEWEST = 20           # images on each side, below which nothing is said
 
 
@@ -89,10 +89,10 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
 
 def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor], heldout: Mapping[str, Tensor],
                  pairs: int = 8, seed: int = 0) -> dict:
-    """Compare synthetic with training and held-out images in every space: name → features (N,d) or versions (N,v,d).
+    """Compare synthetic with training and held-out images in every space: name → features (N,d), or versions (N,v,d).
 
-    Returns {"verdict", "suspected", "spaces": [one dict of numbers a space], "closest": [pairs, as indices]}, in which
-    the pairs are those of the first space.
+    Returns {"verdict", "suspected", "spaces", "closest"}: suspected is None where that cannot be told, spaces are dicts
+    of numbers, and closest are pairs, as indices, in the first space.
     """
     sizes = [len(next(iter(side.values()))) for side in (fake, train, heldout)]
     if min(sizes) < FEWEST:
@@ -106,9 +106,15 @@ def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor], hel
                        **_closest(to_train, to_heldout),
                        **_ratio(to_train, to_heldout, seed)})
         closest = closest or _pairs(to_train, to_heldout, pairs)
-    found = [s["space"] for s in spaces if s["near_p"] < ALPHA and s["closest_p"] < ALPHA]
-    verdict = f"copies suspected (in {' and '.join(found)})" if found else "no sign of copying"
-    return {"verdict": verdict, "suspected": bool(found), "spaces": spaces, "closest": closest}
+    near = [s for s in spaces if s["near_p"] < ALPHA]
+    found, unclear = ([s["space"] for s in near if s["closest_p"] < limit] for limit in (ALPHA, UNCLEAR))
+    if found:
+        verdict, suspected = f"copies suspected (in {' and '.join(found)})", True
+    elif unclear:
+        verdict, suspected = f"copies cannot be excluded (in {' and '.join(unclear)}): look at the pairs", None
+    else:
+        verdict, suspected = "no sign of copying", False
+    return {"verdict": verdict, "suspected": suspected, "spaces": spaces, "closest": closest}
 
 
 def _near(to_train: Tensor, heldout_to_train: Tensor) -> dict:

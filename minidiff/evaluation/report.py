@@ -146,8 +146,9 @@ def copies(result: dict, pictures: dict) -> str:
         f"n = {s['n']} synthetic, {s['train']} training, {s['heldout']} held-out. Near: share nearer to a training image "
         "than the nearest 5 % of held-out images (Fisher’s exact test). Closest: of the most conspicuously near images, "
         "those whose nearest real image is a training image (binomial test). Copies are suspected where both p are below "
-        f".01. q: distance to the nearest training image by that to the nearest held-out one, {s['q_size']} images of each; "
-        "about 1 without copies. Moved: after the best of 81 small turns, shifts and zooms.")
+        ".01, and cannot be excluded where the second is below .05. q: distance to the nearest training image by that to "
+        f"the nearest held-out one, {s['q_size']} images of each; about 1 without copies. "
+        "Moved: after the best of 81 small turns, shifts and zooms.")
 
 
 def study(result: dict) -> str:

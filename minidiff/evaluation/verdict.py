@@ -73,8 +73,8 @@ def _copies(neighbours: dict) -> list[dict]:
         return []
     text = "; ".join(
         f"{s['space']}: {percent(s['near_share'])} are conspicuously near to a training image (of held-out images "
-        f"{percent(s['near_heldout_share'])} are), and the closest {s['closest']} lie next to one {s['closest_train']} times (by chance "
-        f"{s['closest_expected']:.1f})" for s in neighbours["spaces"])
+        f"{percent(s['near_heldout_share'])} are), and of the closest {s['closest']} {s['closest_train']} lie next to one "
+        f"(by chance {s['closest_expected']:.1f})" for s in neighbours["spaces"])
     answer = {True: BAD, False: GOOD, None: OPEN}[neighbours["suspected"]]
     return [{"question": "Are the pictures new, not copies of training images?", "answer": answer,
              "text": f"{neighbours['verdict'].capitalize()}. {text}{'.' if text else ''}"}]

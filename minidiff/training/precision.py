@@ -39,8 +39,9 @@ class Precision:
              batch: str = "") -> float:
         """Backward, unscale, clip to norm `clip`, step and clear the gradients; returns the norm before clipping.
 
-        A step whose loss or gradient is not finite is skipped and counted: the weights stay as they are. `batch` names the images for the message. An fp16 overflow of a finite loss is the scaler's to mend (it halves
-        the scale), not a fault. Raises TrainingFault after three faults in a row.
+        A step whose loss or gradient is not finite is skipped and counted: the weights stay as they are. `batch`
+        names the images for the message. An fp16 overflow of a finite loss is the scaler's to mend (it halves the scale),
+        not a fault. Raises TrainingFault after three faults in a row.
         """
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(optimizer)

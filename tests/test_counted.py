@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from minidiff import counted
+from minidiff.data import latents
+from minidiff.data.dataset import to_float
+
+
+def test_a_slot_draws_the_same_whoever_asks():
+    whole = counted.normal(0, range(8), counted.NOISE, (4, 2, 2))
+    parts = [counted.normal(0, range(rank, 8, 2), counted.NOISE, (4, 2, 2)) for rank in range(2)]
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)
+    assert not torch.equal(whole, counted.normal(0, range(8), counted.DROP, (4, 2, 2)))
+    assert not torch.equal(whole, counted.normal(1, range(8), counted.NOISE, (4, 2, 2)))
+
+
+def test_draws_of_many_slots_are_independent_standard_normals():
+    x = counted.normal(3, range(4000), counted.NOISE, (4,))
+    assert x.mean().abs() < 0.03 and abs(x.std() - 1) < 0.03
+    assert torch.corrcoef(torch.stack([x[:-1, 0], x[1:, 0]]))[0, 1].abs() < 0.06
+    assert len(x[:, 0].unique()) == 4000
+
+
+def test_every_epoch_is_a_permutation_and_any_slot_can_be_asked_for():
+    n = 7
+    first, second = counted.order(n, 5, range(n)), counted.order(n, 5, range(n, 2 * n))
+    assert sorted(first) == sorted(second) == list(range(n)) and first != second
+    assert counted.order(n, 5, [9]) == [second[2]] and counted.order(n, 6, range(n)) != first
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_stratified_times_put_one_in_every_stratum(batch):
+    for step in range(5):
+        u = counted.stratified(0, step, batch)
+        assert (u >= 0).all() and (u < 1).all()
+        assert sorted((u * batch).long().tolist()) == list(range(batch))
+    assert not torch.equal(counted.stratified(0, 0, batch), counted.stratified(0, 1, batch))
+
+
+def test_keys_are_places_not_sums():
+    draws = {torch.rand((), generator=counted.seeded(*key)).item() for key in [(1, 2), (2, 1), (3,), (3, 0), (0, 3)]}
+    assert len(draws) == 5
+
+
+def test_moments_do_not_depend_on_the_batch_and_view_0_is_the_image():
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    encode = lambda x: (x[:, :1, ::8, ::8], x[:, 1:2, ::8, ::8].abs())  # noqa: E731
+    a, b = (latents.moments(pixels, encode, 3, seed=1, batch=n) for n in (2, 5))
+    assert a.shape == (2, 3, 5, 1, 4, 4) and torch.equal(a, b)
+    assert torch.equal(a[0, 0], to_float(pixels)[:, :1, ::8, ::8])
+    assert not torch.equal(a[0, 1], a[0, 0]) and not torch.equal(a[0, 1], a[0, 2])
+    assert latents.moments(pixels[:0], encode).shape == (2, 1, 0, 1, 4, 4)
+
+
+def test_the_cache_is_kept_by_its_key(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"x": torch.full((2,), float(len(made)))}
+
+    path = tmp_path / "cache.safetensors"
+    assert [latents.cached(path, key, make)["x"][0].item() for key in ("a", "a", "b", "b", "a")] == [1, 1, 2, 2, 3]
+    path.write_bytes(b"torn")
+    assert latents.cached(path, "a", make)["x"][0].item() == 4
