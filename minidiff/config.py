@@ -42,7 +42,7 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str, a
     except (InputError, TrainingFault) as error:
         _exit(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS,
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS,
                                errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
             raise
         _exit(f"{error.strerror}: {error.filename or 'while writing'}")

@@ -82,6 +82,9 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if durable:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels, to_float
@@ -51,7 +52,7 @@ def test_reconstructions_keep_28_db_and_the_diagnosis(demo, judge):
     names = judge.variables[0].values
     right = [
         sum(names[i] == label for i, label in zip(judge.predict(x)["label"].argmax(1), table.column("label"))) / len(table)
-        for x in (pixels, __import__("torch").cat(again))
+        for x in (pixels, torch.cat(again))
     ]
     assert right[0] >= 0.95 and abs(right[0] - right[1]) <= 0.03, right
 
@@ -67,3 +68,27 @@ def test_samples_are_a_set_of_300(demo):
     table = read_table(demo / "samples", split=False)
     assert len(table) == 300 and set(table.column("set")) == {"1", "2", "3"}
     assert images.read(demo / "samples" / "sheets" / "set_0003.png").shape[1:] == (658, 658)
+
+
+def test_samples_show_what_was_asked_for(report):
+    rows = {row["variable"]: row for row in report["agreement"] if row["set"] == "synthetic"}
+    assert rows["label"]["n"] == 300 and rows["label"]["accuracy"] >= 0.85
+    assert rows["sex"]["accuracy"] >= 0.85 and rows["view"]["accuracy"] >= 0.85
+    assert rows["age"]["r"] >= 0.7 and 0.5 < rows["age"]["slope"] < 1.5
+
+
+def test_synthetic_covid_is_nearer_to_real_covid_than_real_normal_is(report):
+    for extractor in ("pixels-pca64", "classifier"):
+        kd = {row["set"]: row["KD"] for row in report["distances"] if (row["extractor"], row["label"]) == (extractor, "covid")}
+        assert kd["synthetic"] < kd["real normal"], extractor
+
+
+def test_samples_are_no_copies(report):
+    assert report["neighbours"]["suspected"] is False
+    assert {"pixels", "pixels, moved", "classifier"} <= set(report["neighbours"]["spaces"])
+
+
+def test_verify_makes_samples_again(demo):
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py"), "verify", "--out", str(demo / "samples"), "--k", "8"],
+                          cwd=demo.parents[1], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and "300 files as written; 8 made again" in done.stdout, done.stderr

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from minidiff import runs
@@ -70,9 +71,11 @@ def test_the_newest_valid_checkpoint_is_taken_and_the_damaged_one_named(tmp_path
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, fail_at):
     state.checkpoint(tmp_path, 1, **trained(1))
     full = OSError(28, "No space left on device")
+    if fail_at == "save_file":
+        full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     target = {"save_file": state, "write_json": state.runs, "replace": state.os}[fail_at]
     monkeypatch.setattr(target, fail_at, lambda *a, **k: (_ for _ in ()).throw(full))
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="No space left on device"):
         state.checkpoint(tmp_path, 2, **trained(2))
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
