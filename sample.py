@@ -137,8 +137,10 @@ def recipe_of(cfg: SampleConfig) -> Recipe:
 def plan(cfg: SampleConfig, variables: list[var.Variable], known: list[dict]) -> list[dict[str, str]]:
     """One row an image: file name, label, set, seed and conditions.
 
-    The conditions of an image are those of one training row of its label, drawn at random: synthetic patients have the
-    joint distribution of age, sex and view that the real ones of this label have, unknown cells included.
+    The conditions of an image are those of one training row of its label, unknown cells included. The rows are drawn by
+    systematic sampling: sorted by their conditions, every (rows / images)th is taken from a random start, so that
+    synthetic patients have the joint distribution of age, sex and view that the real ones have, without the luck of the
+    draw (independent draws gave 60 of 100 AP where the training rows have 53). Then they are shuffled among the sets.
     """
     by_name = {v.name: v for v in variables}
     fixed = dict(item.partition("=")[::2] for item in cfg.given)
@@ -146,15 +148,18 @@ def plan(cfg: SampleConfig, variables: list[var.Variable], known: list[dict]) ->
         if name not in by_name:
             raise InputError(f"--given {name}={cell}: the model has no such condition; it has {', '.join(by_name)}")
         by_name[name].encode(cell, "--given")
+    coarse_first = sorted(variables, key=lambda v: isinstance(v, var.Number))
+    place = lambda row: [(row[v.name] == "", v.encode(row[v.name]) if row[v.name] else 0) for v in coarse_first]  # noqa: E731
     labels = cfg.label or (by_name["label"].values if "label" in by_name else ("any",))
     rows = []
     for label in labels:
         if "label" in by_name:
             by_name["label"].encode(label, "--label")
-        pool = [row for row in known if row.get("label", label) == label]
-        for _ in range(cfg.per_label):
-            number = len(rows)
-            drawn = pool[torch.randint(len(pool), (), generator=seeded(cfg.seed, number, ROWS)).item()]
+        pool = sorted((row for row in known if row.get("label", label) == label), key=place)
+        generator = seeded(cfg.seed, len(rows), ROWS)
+        start = torch.rand((), generator=generator).item()
+        for i in torch.randperm(cfg.per_label, generator=generator).tolist():
+            drawn, number = pool[int((i + start) * len(pool) / cfg.per_label)], len(rows)
             rows.append({"file_name": f"images/{label}/{number:06d}.png", "label": label, "set": str(number // SET + 1),
                          "seed": str(cfg.seed + number), **{k: v for k, v in {**drawn, **fixed}.items() if k != "label"}})
     return rows

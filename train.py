@@ -3,6 +3,7 @@
     python train.py                                   the embedded demo: phantom, VAE, diffusion → runs/demo
     python train.py vae --data DIR --size 128 --steps 2000 --out runs/x/vae
     python train.py diffusion --data DIR --vae runs/x/vae --condition label,sex,age,view --out runs/x/diffusion
+    python train.py diffusion --data DIR --init v1-5-pruned-emaonly.safetensors --lr 1e-5 --out runs/x/fine-tuned
     python train.py diffusion --from runs/x/diffusion/config.json --seed 1 --out runs/x/diffusion-1
 
 To resume, run the same command again. Ctrl-C and SIGTERM finish the step, save and stop.
@@ -30,6 +31,7 @@ from minidiff.diffusion import model as models
 from minidiff.diffusion import store
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
+from minidiff.diffusion.public import load_sd
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.vae import VAE, edge_error
 from minidiff.errors import InputError
@@ -49,7 +51,7 @@ class VAEConfig:
     out: str = "runs/demo/vae"             # run folder
     size: int = 64                         # side of the square images, px; a multiple of 8
     architecture: Literal["TINY", "SD"] = "TINY"  # TINY: 1.1 M parameters for a CPU; SD: the public 84 M
-    steps: int = 700                       # optimiser steps
+    steps: int = 550                       # optimiser steps
     batch: int = 16                        # images a step; small, for at this length steps count more than images
     lr: float = 2e-3                       # AdamW peak; cosine to a hundredth after 5 % warm-up
     kl: float = 1e-2                       # weight of the KL, in nats per pixel value
@@ -68,13 +70,15 @@ class VAEConfig:
 class DiffusionConfig:
     data: tuple[str, ...] = (PHANTOM,)     # data sets: folders with metadata.csv or class folders
     vae: str = "runs/demo/vae"             # finished VAE run; its size and latent scale come with it
+    init: str = ""                         # public SD 1.x or 2.x file or folder to start from, in place of --vae
+    size: int = 512                        # side of the images with --init, px; a VAE run brings its own
     out: str = "runs/demo/diffusion"       # run folder
     condition: tuple[str, ...] = ("label", "sex", "age", "view")  # columns to condition on; cells may be empty
     architecture: Literal["TINY", "SMALL", "SD15", "SD21"] = "TINY"  # TINY 4 M, SMALL 24 M parameters, or public 860 M
-    prediction: Literal["eps", "v", "x0"] = "v"  # what the network predicts; v is well-behaved at both ends of the noise
+    prediction: Literal["auto", "eps", "v", "x0"] = "auto"  # auto: the --init model's, else v, good at both ends
     min_snr: float = 5.0                   # γ of the min-SNR loss weights (Hang et al. 2023); 0 for none
-    steps: int = 1000                      # optimiser steps
-    batch: int = 48                        # images a step
+    steps: int = 1300                      # optimiser steps
+    batch: int = 32                        # images a step
     lr: float = 2e-3                       # AdamW peak; cosine to a hundredth after 5 % warm-up
     drop: float = 0.1                      # share of images whose conditions are all dropped: the null of guidance
     drop_each: float = 0.05                # share of cells dropped alone, so that any subset may be asked for
@@ -86,14 +90,14 @@ class DiffusionConfig:
     seed: int = 0                          # of initial weights, order, times, noise and drops
     skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
     log_every: int = 20                    # steps between lines of log.jsonl
-    save_every: int = 300                  # steps between checkpoints, validation losses and grids
+    save_every: int = 650                  # steps between checkpoints, validation losses and grids
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 
 
 def train_vae(cfg: VAEConfig) -> None:
     """Train the autoencoder: reconstruction, multi-scale gradients and a little KL."""
     table, pixels = read_data(cfg, cfg.size)
-    train = pixels[rows_of(table, "train")]
+    rows, train = table.select(split="train"), pixels[rows_of(table, "train")]
     device = pick_device(cfg.device)
     precision = Precision(cfg.precision, device)
     vae = models.vae_from_scratch(models.VAES[cfg.architecture], cfg.seed).to(device, memory_format=torch.channels_last)
@@ -116,7 +120,7 @@ def train_vae(cfg: VAEConfig) -> None:
                 y = vae.decode(moments.sample(noise)).float()
             l1, edges, kl = (y - x).abs().mean(), edge_error(y, x), moments.kl(vae.scale).mean()
             loss = l1 + cfg.edges * edges + cfg.kl * kl / x[0].numel()
-            norm = precision.step(loss, optimizer, vae.parameters(), cfg.clip, files(table, index))
+            norm = precision.step(loss, optimizer, vae.parameters(), cfg.clip, files(rows, index))
             ema.update(vae, step)
 
             done = step + 1
@@ -153,25 +157,20 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     """Train the text-free denoiser on cached latent moments."""
     device = pick_device(cfg.device)
     precision = Precision(cfg.precision, device)
-    vae = store.load_vae(Path(cfg.vae)).to(device)
-    table, pixels = read_data(cfg, config.load(Path(cfg.vae) / "config.json")["size"])
+    trained = None if cfg.init else store.load_vae(Path(cfg.vae))
+    table, pixels = read_data(cfg, cfg.size if cfg.init else config.load(Path(cfg.vae) / "config.json")["size"])
     train, val = table.select(split="train"), table.select(split="val")
     variables = [var.infer(name, train.column(name)) for name in cfg.condition]
     labels, val_labels = var.encode(variables, train.rows), var.encode(variables, val.rows)
-    schedule = Schedule.scaled_linear()
-    model = models.from_scratch(models.UNETS[cfg.architecture], variables, cfg.seed)
-    model = model.to(device, memory_format=torch.channels_last)
-    denoiser = Denoiser(model, schedule, cfg.prediction)
+    vae, model, schedule, prediction, origin = beginning(cfg, variables, trained)
+    vae, model = vae.to(device), model.to(device, memory_format=torch.channels_last)
+    denoiser = Denoiser(model, schedule, prediction)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     ema = EMA(model, cfg.steps / 10)
-    averaged = Denoiser(ema.model, schedule, cfg.prediction)
-    facts = {"data": table.fingerprint, "vae": runs.sha256(Path(cfg.vae) / "vae.safetensors")}
+    averaged = Denoiser(ema.model, schedule, prediction)
+    facts = {"data": table.fingerprint, **origin}
     run = runs.open_run(cfg.out, cfg, "diffusion", free=FREE, **facts, n_train=len(train), notes=table.notes)
-    key = runs.json_key(**facts, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
-    latents = cached(run / "latents.safetensors", key, lambda: {
-        "train": moments(pixels[rows_of(table, "train")], encoder(vae), cfg.views, strength=cfg.augment, seed=cfg.seed),
-        "val": moments(pixels[rows_of(table, "val")], encoder(vae)),
-    })
+    latents = encode_all(run / "latents.safetensors", vae, table, pixels, cfg, facts)
     mean, std = latents["train"]                                         # (views, N, 4, h, w) each
     parts = {"model": model, "ema": ema, "optimizer": optimizer, "precision": precision}
     start = state.resume(run, **parts)
@@ -208,10 +207,34 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
                 return print(f"stopped at step {done} of {cfg.steps}; the same command goes on from here")
 
     store.save_vae(run, vae)
-    store.save_model(run, ema.model, schedule, cfg.prediction, size=vae.factor * mean.shape[-1], data=table.fingerprint,
+    store.save_model(run, ema.model, schedule, prediction, size=vae.factor * mean.shape[-1], data=table.fingerprint,
                      grey=pixels.stride(1) == 0,  # one channel, expanded
                      rows=[{name: row[name] for name in cfg.condition} for row in train.rows])
     print(f"{run}: finished; the EMA weights are what is sampled")
+
+
+def beginning(cfg: DiffusionConfig, variables: list[var.Variable],
+              vae: VAE | None) -> tuple[VAE, models.Model, Schedule, str, dict]:
+    """VAE, model, schedule and prediction at step 0, of the public model or from scratch, and what identifies them."""
+    wanted = None if cfg.prediction == "auto" else cfg.prediction
+    if cfg.init:
+        sd = load_sd(cfg.init, prediction=wanted)
+        print(sd.certificate.text())
+        model = models.from_public(sd.unet, sd.null_context, variables, cfg.seed)
+        return sd.vae.requires_grad_(False), model, sd.schedule, sd.prediction, {"init": sd.certificate.json()}
+    model = models.from_scratch(models.UNETS[cfg.architecture], variables, cfg.seed)
+    origin = {"vae": runs.sha256(Path(cfg.vae) / "vae.safetensors")}
+    return vae, model, Schedule.scaled_linear(), wanted or "v", origin
+
+
+def encode_all(path: Path, vae: VAE, table: Table, pixels: Tensor, cfg: DiffusionConfig,
+               facts: dict[str, str]) -> dict[str, Tensor]:
+    """Latent moments of train and val, (2, views, N, 4, h, w), from the cache if it was made of the same data and VAE."""
+    key = runs.json_key(**facts, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
+    return cached(path, key, lambda: {
+        "train": moments(pixels[rows_of(table, "train")], encoder(vae), cfg.views, strength=cfg.augment, seed=cfg.seed),
+        "val": moments(pixels[rows_of(table, "val")], encoder(vae)),
+    })
 
 
 def drops(cfg: DiffusionConfig, slots: Sequence[int], n: int) -> Tensor:

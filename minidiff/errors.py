@@ -6,4 +6,4 @@ class InputError(ValueError):
 
 
 class TrainingFault(RuntimeError):
-    """Training cannot go on: the message says why and names the last good checkpoint."""
+    """Training cannot go on: the message says why, and which images were in the batch."""

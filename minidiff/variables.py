@@ -67,7 +67,9 @@ class Number:
         if cell == "":
             return math.nan
         value = _number(cell)
-        if value is None:
+        if value is None:  # "nan" and "-inf" of an export are no measurement, and not a word either: unknown
+            if _is_float(cell):
+                return math.nan
             raise InputError(f"{_at(where)}{self.name} {cell!r} is not a number; training saw {self.low:g} to {self.high:g}")
         return value
 
@@ -127,11 +129,15 @@ def from_json(items: Sequence[dict]) -> list[Variable]:
 
 
 def _number(cell: str) -> float | None:
+    return float(cell) if _is_float(cell) and math.isfinite(float(cell)) else None
+
+
+def _is_float(cell: str) -> bool:
     try:
-        value = float(cell)
+        float(cell)
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return False
+    return True
 
 
 def _at(where: str) -> str:

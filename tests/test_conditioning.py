@@ -111,6 +111,12 @@ def test_infer_refuses(cells, match):
         var.infer("x", cells)
 
 
+def test_a_number_that_is_not_finite_is_unknown():
+    labels = var.encode(VARIABLES, [{"label": "covid", "age": cell} for cell in ("-inf", "nan", "inf", "NaN")])
+    assert labels["age"].isnan().all()  # and never -inf, which would mean dropped for guidance
+    assert var.infer("crp", ["1", "2", "3", "4", "5", "6", "-inf"]).low == 1
+
+
 def test_bad_cells_are_named_with_their_row():
     with pytest.raises(InputError, match=r"m.csv:7: age 'fifty' is not a number; training saw 20 to 90"):
         var.encode(VARIABLES, [{"label": "covid", "age": "fifty", "where": "m.csv:7"}])

@@ -98,7 +98,12 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
     rows = sample.plan(cfg, pipeline.conditioner.variables, facts["rows"])
     known = {tuple(row.values()) for row in facts["rows"]}
     assert all((r["label"], r["sex"], r["age"], r["view"]) in known for r in rows)
-    assert len({(r["sex"], r["age"], r["view"]) for r in rows[:200]}) > 5
+    for name, of_label in (("normal", rows[200:400]), ("covid", rows[:200])):
+        pool = [row for row in facts["rows"] if row["label"] == name]
+        for column in ("sex", "view"):
+            for value in ("F", "M", "", "AP", "PA"):  # the shares are those of the real rows, to within one place
+                real, made = (sum(r[column] == value for r in some) / len(some) for some in (pool, of_label))
+                assert abs(real - made) <= 0.02, (name, column, value, real, made)
     assert [r["set"] for r in rows] == [str(i // 100 + 1) for i in range(600)]
     cfg = sample.SampleConfig(label=("covid",), given=("sex=F", "age="))
     fixed = sample.plan(cfg, pipeline.conditioner.variables, facts["rows"])
