@@ -74,6 +74,12 @@ def from_scratch(unet: unets.UNetConfig, variables: list[var.Variable], seed: in
     return model
 
 
+def from_public(unet: unets.UNet, null_context: Tensor, variables: list[var.Variable], seed: int) -> Model:
+    """A public UNet with a conditioner that adds nothing yet: at step 0 its output is the public model's, bit for bit."""
+    with torch.random.fork_rng():  # as above
+        return Model(unet.train(), Conditioner(variables, null_context, torch.Generator().manual_seed(seed)))
+
+
 def vae_from_scratch(config: vaes.VAEConfig, seed: int) -> vaes.VAE:
     """A freshly initialised autoencoder whose latents are not scaled yet."""
     with torch.random.fork_rng():

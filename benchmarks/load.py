@@ -1,0 +1,137 @@
+"""From a full-size SD 1.5 safetensors file to the end of one forward of the UNet: minidiff beside diffusers.
+
+    python benchmarks/load.py                     writes a file with random weights (4.3 GB) and measures on it
+    python benchmarks/load.py --file v1-5-pruned-emaonly.safetensors
+
+minidiff reads everything (UNet, VAE, text tower run once); diffusers reads the UNet and the VAE from the same file. Each
+run is its own process, the two in turn, the file in the page cache. SHA-256 is timed apart: it is computed once a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+CELLS = 16       # side of the latents of the one forward: reading is what is measured
+
+
+def anonymous() -> int:
+    """Anonymous resident memory of this process, bytes."""
+    text = Path("/proc/self/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith("RssAnon")).split()[1]) << 10
+
+
+class Peak(threading.Thread):
+    """The highest anonymous memory above that at the start, sampled every 10 ms."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.start_value, self.peak, self.done = anonymous(), 0, False
+
+    def run(self) -> None:
+        while not self.done:
+            self.peak = max(self.peak, anonymous() - self.start_value)
+            time.sleep(0.01)
+
+
+def one(which: str, file: str) -> None:
+    """One measurement in this process, printed as JSON."""
+    import torch
+    if which == "minidiff":
+        from minidiff.diffusion.certificate import cached_sha256
+        from minidiff.diffusion.public import load_sd
+        cached_sha256(Path(file))
+    else:
+        sys.path.insert(0, str(ROOT / "tests"))
+        try:
+            from torchvision_peer import torchvision
+            torchvision()  # transformers imports it, and it may have been built for another torch
+        except BaseException:  # noqa: BLE001, S110 (a skip of pytest's where torchvision is not installed)
+            pass
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+    x, t, context = torch.zeros(1, 4, CELLS, CELLS), torch.tensor([500.0]), torch.zeros(1, 77, 768)
+    peak = Peak()
+    peak.start()
+    begin = time.perf_counter()
+    with torch.no_grad():
+        if which == "minidiff":
+            parts = load_sd(file, prediction="eps")
+            loaded = time.perf_counter()
+            parts.unet(x, t, context)
+            networks = [parts.unet, parts.vae]
+        else:
+            folder = str(Path(file).parent / "config")
+            options = {"config": folder, "local_files_only": True}
+            networks = [UNet2DConditionModel.from_single_file(file, subfolder="unet", **options).eval(),
+                        AutoencoderKL.from_single_file(file, subfolder="vae", **options).eval()]
+            loaded = time.perf_counter()
+            networks[0](x, t, context)
+    end = time.perf_counter()
+    peak.done = True
+    peak.join()
+    size = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())
+    print(json.dumps({"load_s": loaded - begin, "total_s": end - begin, "anonymous_of_parameters": peak.peak / size}))
+
+
+def write(folder: Path) -> Path:
+    """A whole SD 1.5 file with random weights, and the configs that diffusers wants beside it."""
+    import torch
+
+    from minidiff.diffusion import clip, export, keys, unet, vae
+    from minidiff.runs import write_json
+    torch.manual_seed(0)
+    nets = unet.UNet(unet.SD15), vae.VAE(vae.SD), clip.CLIP(clip.CLIP_L)
+    tensors = {keys.UNET + ldm: nets[0].state_dict()[ours] for ours, ldm in keys.unet_to_ldm(nets[0].state_dict()).items()}
+    for ours, ldm in keys.vae_to_ldm(nets[1].state_dict()).items():
+        tensor = nets[1].state_dict()[ours]
+        tensors[keys.VAE + ldm] = tensor[:, :, None, None] if ".attentions." in ours and tensor.ndim == 2 else tensor
+    tensors |= {keys.CLIP_L + "text_model." + name: tensor for name, tensor in nets[2].state_dict().items()}
+    export.write_tensors(folder / "sd15.safetensors", tensors)
+    write_json(folder / "config" / "unet" / "config.json", export.unet_json(nets[0], 64))
+    write_json(folder / "config" / "vae" / "config.json", export.vae_json(nets[1], 512))
+    return folder / "sd15.safetensors"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", default="", help="SD 1.x safetensors file; none: one with random weights is written")
+    parser.add_argument("--repeats", type=int, default=3, help="runs each, in turn [3]")
+    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        return one(args.one, args.file)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(args.file) if args.file else write(Path(folder))
+        from minidiff.runs import sha256
+        begin = time.perf_counter()
+        sha256(file)
+        print(f"{file.name}: {file.stat().st_size / 1e9:.2f} GB; SHA-256 {time.perf_counter() - begin:.1f} s, once a file")
+        results: dict[str, list[dict]] = {"minidiff": [], "diffusers": []}
+        for _ in range(args.repeats):
+            for which, runs in results.items():
+                words = [sys.executable, __file__, "--one", which, "--file", str(file)]
+                got = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "XDG_CACHE_HOME": folder})
+                if got.returncode:
+                    sys.exit(f"{which}: {got.stderr[-2000:]}")
+                runs.append(json.loads(got.stdout.strip().splitlines()[-1]))
+        print(f"{'':<12}{'load, s':>10}{'+ one forward, s':>18}{'anonymous memory / parameters':>32}")
+        for which, runs in results.items():
+            load, total, memory = (statistics.median(column) for column in zip(*(r.values() for r in runs)))
+            print(f"{which:<12}{load:>10.2f}{total:>18.2f}{memory:>32.2f}")
+        ratio = (statistics.median(r["total_s"] for r in results["diffusers"])
+                 / statistics.median(r["total_s"] for r in results["minidiff"]))
+        print(f"minidiff is {ratio:.2f}× as fast to the end of one forward (median of {args.repeats})")
+
+
+if __name__ == "__main__":
+    main()

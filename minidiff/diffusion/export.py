@@ -1,0 +1,177 @@
+"""A finished run → files of the tools that the community uses: one LDM file, or a diffusers folder.
+
+    OUT/model.safetensors                    --to ldm: UNet, VAE and schedule under LDM's names
+    OUT/{unet,vae,scheduler}/ model_index.json   --to diffusers
+    OUT/contexts.safetensors                 the finished (K, d) context of null, of each label and of each requested row
+    OUT/conditioner.safetensors, .json       how contexts are made, for minidiff
+
+Other tools know no conditioner: they take a context as `prompt_embeds`, and "null" as `negative_prompt_embeds`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minidiff import runs
+from minidiff import variables as var
+from minidiff.diffusion import keys
+from minidiff.diffusion.conditioning import Conditioner
+from minidiff.diffusion.generate import Pipeline
+from minidiff.diffusion.ldm import SCALE
+from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.unet import UNet
+from minidiff.diffusion.vae import VAE
+from minidiff.errors import InputError
+
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+
+def export(pipeline: Pipeline, to: str, out: Path, rows: Sequence[dict[str, str]] = ()) -> None:
+    """Write the folder `out`, which must not exist yet or be empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists already; give another --out, nothing there is overwritten")
+    unet, denoiser = pipeline.denoiser.net.unet, pipeline.denoiser
+    contexts, described = finished_contexts(pipeline.conditioner, rows)
+    out.mkdir(parents=True, exist_ok=True)
+    write_tensors(out / "contexts.safetensors", contexts, {"rows": json.dumps(described, ensure_ascii=False)})
+    write_tensors(out / "conditioner.safetensors", pipeline.conditioner.state_dict())
+    runs.write_json(out / "conditioner.json", {"variables": var.to_json(pipeline.conditioner.variables)})
+    if to == "ldm":
+        write_ldm(out / "model.safetensors", unet, pipeline.vae, denoiser.schedule, denoiser.prediction)
+    else:
+        write_folder(out, unet, pipeline.vae, denoiser.schedule, denoiser.prediction, pipeline.size)
+
+
+@torch.no_grad()
+def finished_contexts(conditioner: Conditioner, rows: Sequence[dict[str, str]]) -> tuple[dict[str, Tensor], dict[str, dict]]:
+    """Contexts by name, (K, d) each, and what each stands for: null, every value of every category with the other
+    variables null, and the requested rows, whose empty cells are unknown."""
+    variables = conditioner.variables
+    wanted: dict[str, tuple[dict, var.Labels]] = {"null": ({}, conditioner.null(1))}
+    for v in variables:
+        for value in v.values if isinstance(v, var.Category) else ():
+            wanted[f"{v.name}={value}"] = ({v.name: value}, {**conditioner.null(1), **var.encode([v], [{v.name: value}])})
+    for k, row in enumerate(rows):
+        wanted[f"row_{k:06d}"] = ({v.name: row.get(v.name, "") for v in variables}, var.encode(variables, [row]))
+    make = (lambda labels: conditioner(labels)[0]) if variables else lambda labels: conditioner.null_context
+    return {name: make(labels) for name, (_, labels) in wanted.items()}, {name: cells for name, (cells, _) in wanted.items()}
+
+
+def read_rows(path: str, variables: Sequence[var.Variable]) -> list[dict[str, str]]:
+    """Rows of conditions from a CSV whose columns are among the model's variables."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    known = [v.name for v in variables]
+    strange = sorted({str(name) for row in rows for name in row} - set(known))
+    if strange or not rows:
+        raise InputError(f"{path}: {'no rows' if not rows else 'no such condition: ' + ', '.join(strange)}; "
+                         f"the model has {', '.join(known) or 'none'}")
+    return [{**row, "where": f"{path} row {k + 1}"} for k, row in enumerate(rows)]
+
+
+def write_ldm(path: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str) -> None:
+    """One LDM file. Tools take 0.18215 as the latent scale: another one is folded into the VAE's two 1×1 convolutions."""
+    tensors = {keys.UNET + ldm: unet.state_dict()[ours] for ours, ldm in keys.unet_to_ldm(unet.state_dict()).items()}
+    scaled = folded(vae)
+    for ours, ldm in keys.vae_to_ldm(scaled).items():
+        convolution = ".attentions.0." in ours and scaled[ours].ndim == 2
+        tensors[keys.VAE + ldm] = scaled[ours][:, :, None, None] if convolution else scaled[ours]
+    ac = schedule.alphas_cumprod
+    tensors["alphas_cumprod"] = ac.float()
+    tensors["betas"] = betas(schedule).float()
+    width = unet.config.context_dim
+    version = {768: "SD 1.x", 1024: "SD 2.x"}.get(width, "minidiff")
+    described = {"version": version, "unet": asdict(unet.config), "vae": asdict(vae.config), "prediction": prediction}
+    write_tensors(path, tensors, {"minidiff": json.dumps(described)})
+
+
+def folded(vae: VAE) -> dict[str, Tensor]:
+    """The VAE's tensors such that its latents, scaled by 0.18215, are what they are now."""
+    tensors, ratio = dict(vae.state_dict()), vae.scale.item() / SCALE
+    if abs(ratio - 1) > 1e-6:
+        n = vae.config.latent_channels
+        weight, bias = tensors["quant_conv.weight"].clone(), tensors["quant_conv.bias"].clone()
+        weight[:n] *= ratio
+        bias[:n] *= ratio
+        bias[n:] += 2 * math.log(ratio)
+        tensors |= {"quant_conv.weight": weight, "quant_conv.bias": bias,
+                    "post_quant_conv.weight": tensors["post_quant_conv.weight"] / ratio}
+    return tensors
+
+
+def write_folder(out: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str, size: int) -> None:
+    """What diffusers reads: StableDiffusionPipeline.from_pretrained(OUT, text_encoder=None, tokenizer=None)."""
+    for name, net, described in (("unet", unet, unet_json(unet, size // vae.factor)), ("vae", vae, vae_json(vae, size))):
+        runs.write_json(out / name / "config.json", described)
+        write_tensors(out / name / "diffusion_pytorch_model.safetensors", net.state_dict())
+    runs.write_json(out / "scheduler" / "scheduler_config.json", scheduler_json(schedule, prediction))
+    absent = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
+    runs.write_json(out / "model_index.json", {
+        "_class_name": "StableDiffusionPipeline", "requires_safety_checker": False,
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"], **{name: [None, None] for name in absent},
+    })
+
+
+def unet_json(unet: UNet, cells: int) -> dict:
+    c = unet.config
+    heads = [c.heads or width // c.head_dim for width in c.channels]
+    return {
+        "_class_name": "UNet2DConditionModel", "sample_size": cells, "in_channels": c.latent_channels,
+        "out_channels": c.latent_channels, "block_out_channels": list(c.channels), "layers_per_block": c.blocks,
+        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in c.attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(c.attention)],
+        "mid_block_type": "UNetMidBlock2DCrossAttn", "cross_attention_dim": c.context_dim, "norm_num_groups": c.groups,
+        "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,  # diffusers' word for the number of heads
+        "use_linear_projection": c.linear_projection, "upcast_attention": c.float32_attention,
+        "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1,
+        "center_input_sample": False, "mid_block_scale_factor": 1,
+    }
+
+
+def vae_json(vae: VAE, size: int) -> dict:
+    c = vae.config
+    n = len(c.channels)
+    return {
+        "_class_name": "AutoencoderKL", "sample_size": size, "in_channels": 3, "out_channels": 3,
+        "latent_channels": c.latent_channels, "block_out_channels": list(c.channels), "layers_per_block": c.blocks,
+        "down_block_types": ["DownEncoderBlock2D"] * n, "up_block_types": ["UpDecoderBlock2D"] * n,
+        "norm_num_groups": c.groups, "act_fn": "silu", "scaling_factor": round(vae.scale.item(), 9), "force_upcast": True,
+    }
+
+
+def scheduler_json(schedule: Schedule, prediction: str) -> dict:
+    """Stable Diffusion's public settings: leading spacing from 1, a last step to ᾱ₀ and not to 1, no clipping."""
+    usual = torch.equal(schedule.alphas_cumprod, Schedule.scaled_linear().alphas_cumprod)
+    return {
+        "_class_name": "DDIMScheduler", "num_train_timesteps": len(schedule), "beta_start": 0.00085, "beta_end": 0.012,
+        "beta_schedule": "scaled_linear", "trained_betas": None if usual else betas(schedule).tolist(),
+        "prediction_type": PREDICTIONS[prediction], "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+
+
+def betas(schedule: Schedule) -> Tensor:
+    ac = schedule.alphas_cumprod
+    return 1 - ac / torch.cat([torch.ones(1, dtype=ac.dtype), ac[:-1]])
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that appears whole or not at all; never a copy of all tensors in memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(ready, temporary, {"format": "pt", **(metadata or {})})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""Files of tensors, taken as untrusted: .safetensors and torch's .ckpt, told by content and not by extension.
+
+Nothing in a file is ever run. A .ckpt goes through torch's weights-only loader with inert stubs for exactly the classes
+that public files carry; whatever else it names is refused. Tensors stay mapped to the file (copy on write) where they can.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from minidiff.errors import InputError
+
+MAX_HEADER = 16 << 20    # bytes of a safetensors header or a .ckpt's pickle; those of public files have 0.1 to 0.5 MB
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Inert:
+    """Stands for a class named in a .ckpt: takes whatever it is given and does nothing."""
+
+    def __init__(self, *args: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+STUBS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # key of `callbacks` in SD 1.x files
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",  # its best score
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and the strings that a safetensors header carries."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read_weights(path: str | Path) -> Weights:
+    """The tensors of a .safetensors or .ckpt file. Raises InputError, one sentence that names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        raise InputError(f"{path} is empty (0 bytes)")
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+    if start.startswith(b"PK\x03\x04"):
+        return _read_ckpt(path, zipped=True)
+    if start.startswith(b"\x80\x02"):
+        return _read_ckpt(path, zipped=False)
+    if start[8:9] == b"{":
+        return _read_safetensors(path, int.from_bytes(start[:8], "little"))
+    raise InputError(f"{path} is neither a safetensors file nor a torch checkpoint")
+
+
+def read_json(path: Path) -> dict:
+    """A small JSON object. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    if path.stat().st_size > MAX_HEADER:
+        raise InputError(f"{path} is too large for what it should be ({path.stat().st_size >> 20} MB)")
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(text: str | bytes, path: Path) -> dict:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {str(error) or 'JSON nested too deeply'}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return value
+
+
+def to_float32(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """float32 as it is (mapped to the file), 16-bit widened; anything else is refused by name."""
+    if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise InputError(f"{path}: tensor {name} is {str(tensor.dtype).removeprefix('torch.')}; allowed are {allowed}")
+    return tensor.detach().float().contiguous()
+
+
+def _read_safetensors(path: Path, header: int) -> Weights:
+    if header + 8 > path.stat().st_size:
+        raise InputError(f"{path} is damaged: its header claims {header} bytes, the whole file has {path.stat().st_size}")
+    if header > MAX_HEADER:
+        raise InputError(f"{path}: a header of {header >> 20} MB; that of a model has less than {MAX_HEADER >> 20} MB")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no __iter__)
+            return Weights(path, tensors, file.metadata() or {})
+    except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged or cut short: {str(error).splitlines()[0]}") from None
+
+
+def _read_ckpt(path: Path, *, zipped: bool) -> Weights:
+    if zipped:
+        _check_zip(path)
+    try:
+        with torch.serialization.safe_globals([(Inert, name) for name in STUBS]), open(path, "rb") as file:
+            mapped = zipped and path.suffix != ".safetensors"  # torch.load goes by that name, we by the content
+            content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # the loader of a hostile or broken pickle may raise anything
+        text = str(error).rpartition("WeightsUnpickler error: ")[2]
+        if named := re.search(r"GLOBAL ([\w.]+\w)", text):
+            raise InputError(f"{path} wants to run {named[1]}; nothing in a checkpoint is run, so it is refused") from None
+        reason = text.strip().splitlines()[0] if "weights_only" not in text and text.strip() else type(error).__name__
+        raise InputError(f"{path} is damaged or not a checkpoint: {reason[:200]}") from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not any(isinstance(t, Tensor) for t in state.values()):
+        raise InputError(f"{path} holds no tensors by name")
+    return Weights(path, {str(name): t for name, t in state.items() if isinstance(t, Tensor)})
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path} is damaged or cut short: {error}") from None
+    pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+    if not pickles:
+        raise InputError(f"{path} is a zip file, but not a torch checkpoint")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise InputError(f"{path} is a compressed zip file, which torch never writes: it is refused")
+    if pickles[0].file_size > MAX_HEADER:
+        raise InputError(f"{path}: a pickle of {pickles[0].file_size >> 20} MB is no table of tensors")

@@ -1,0 +1,81 @@
+"""The full public shapes in float32, in every dialect, against diffusers and transformers. Random weights; 15 GB of disk."""
+
+import gc
+import shutil
+
+import pytest
+import torch
+
+from minidiff.diffusion.clip import EOS, empty_prompt
+from minidiff.diffusion.public import load_sd
+
+sd = pytest.importorskip("sd_peer")
+pytestmark = pytest.mark.slow
+TOLERANCE = {"unet": 5e-6, "encode": 1e-5, "decode": 3e-5, "context": 1e-5}
+PARAMETERS = {"SD 1.x": 859_520_964, "SD 2.x": 865_910_724}
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder that is emptied at once: pytest would keep the gigabytes of the last three sessions."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def inputs(width):
+    generator = torch.Generator().manual_seed(9)
+    shapes = (1, 4, 32, 32), (1, 77, width), (1, 3, 128, 128)
+    x, context, images = (torch.randn(shape, generator=generator) for shape in shapes)
+    return x, torch.tensor([801.0]), context, images.tanh()
+
+
+@torch.no_grad()
+def outputs_of_peers(version, root) -> dict[str, torch.Tensor]:
+    """What the peers give; their weights are written to disk in each dialect on the way, and then forgotten."""
+    config = sd.FULL[version]
+    unet, vae, clip = sd.make_unet(config["unet"]), sd.make_vae(sd.FULL["vae"]), sd.make_clip(config["clip"])
+    assert sum(p.numel() for p in unet.parameters()) == PARAMETERS[version]
+    state = sd.ldm_state(version, unet, vae, clip)
+    sd.write_safetensors(root / "ldm.safetensors", state)
+    if version == "SD 1.x":
+        sd.write_ckpt(root / "ldm.ckpt", state)
+    sd.write_folder(root / "folder", unet, vae, clip, max_shard_size="2GB")
+    x, t, context, images = inputs(unet.config.cross_attention_dim)
+    return {
+        "unet": unet(x, t, context).sample, "encode": vae.encode(images).latent_dist.mean * 0.18215,
+        "decode": vae.decode(x[:, :, :16, :16] / 0.18215).sample,
+        "context": clip(empty_prompt(EOS if version == "SD 1.x" else 0)[None]).last_hidden_state[0],
+    }
+
+
+@torch.no_grad()
+def distances(path, theirs) -> dict[str, float]:
+    parts = load_sd(path, prediction="eps")
+    assert parts.certificate.parts["UNet"].tensors == 686 and parts.certificate.parts["VAE"].tensors == 248
+    x, t, context, images = inputs(parts.unet.config.context_dim)
+    mine = {"unet": parts.unet(x, t, context), "encode": parts.vae.encode(images).mean,
+            "decode": parts.vae.decode(x[:, :, :16, :16]), "context": parts.null_context}
+    return {name: sd.relative(mine[name], theirs[name]) for name in mine}
+
+
+@pytest.mark.parametrize("version", ["SD 1.x", "SD 2.x"])
+def test_full_shapes_in_every_dialect(version, disk, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(disk / "cache"))
+    theirs = outputs_of_peers(version, disk)
+    gc.collect()
+    for file in ("ldm.safetensors", "folder", "ldm.ckpt"):
+        if (disk / file).exists():
+            found = distances(disk / file, theirs)
+            gc.collect()
+            with capsys.disabled():
+                print(f"\n{version} {file}: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
+            assert all(found[name] <= TOLERANCE[name] for name in found), found
+    if (disk / "ldm.ckpt").exists():
+        (disk / "ldm.ckpt").unlink()
+    from diffusers import UNet2DConditionModel
+
+    peer = UNet2DConditionModel.from_single_file(  # what was written is what diffusers takes for an LDM file, too
+        str(disk / "ldm.safetensors"), config=str(disk / "folder"), subfolder="unet", local_files_only=True)
+    x, t, context, _ = inputs(peer.config.cross_attention_dim)
+    with torch.no_grad():
+        assert sd.relative(peer.eval()(x, t, context).sample, theirs["unet"]) <= TOLERANCE["unet"]
