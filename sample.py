@@ -45,7 +45,7 @@ class SampleConfig:
     steps: int = 16                        # steps of the sampler
     guidance: float = 1.5                  # 1: none; above, conditions are exaggerated and variety is lost
     eta: float = 0.0                       # fresh noise in ddim: 0 none, 1 as much as the forward process had
-    seed: int = 0                          # of the first image and of the draw of conditions
+    seed: int = 0                          # of the first image, the next ones count up; and of the draw of conditions
     batch: int = 50                        # images in one pass of the network; only memory and speed depend on it
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 
@@ -56,10 +56,15 @@ def sample(cfg: SampleConfig) -> None:
     rows = plan(cfg, pipeline.conditioner.variables, facts["rows"])
     if cfg.eta and cfg.sampler != "ddim":
         raise InputError(f"--eta {cfg.eta:g} belongs to --sampler ddim, not to {cfg.sampler}")
+    if cfg.steps > len(pipeline.denoiser.schedule):
+        raise InputError(f"--steps {cfg.steps} is more than the {len(pipeline.denoiser.schedule)} levels of the schedule")
     recipe = recipe_of(cfg)
     model = runs.sha256(Path(cfg.run) / "model.safetensors")
     out = runs.open_run(cfg.out, cfg, "samples", free=("batch", "device"), model=model, data=facts["data"])
-    missing = [row for row in rows if not (out / row["file_name"]).exists()]
+    if not (out / "plan.json").exists():
+        runs.write_json(out / "plan.json", rows)
+    rows = runs.read_json(out / "plan.json")  # what was begun is finished as planned, also by a later version
+    missing = [row for row in rows if not whole(out / row["file_name"])]
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": runs.provenance()["minidiff"]}
 
     labels = var.encode(pipeline.conditioner.variables, missing)
@@ -77,9 +82,10 @@ def sample(cfg: SampleConfig) -> None:
         of_set = np.stack([images.read(out / row["file_name"]) for row in rows if row["set"] == number])
         images.write(out / "sheets" / f"set_{int(number):04d}.png", images.grid(of_set, columns=10))
     hashes = {row["file_name"]: runs.sha256(out / row["file_name"]) for row in rows}
-    runs.write_json(out / "manifest.json", {"model": model, "recipe": asdict(recipe), "sha256": hashes})
-    how = {"sampler": cfg.sampler, "steps": cfg.steps, "guidance": cfg.guidance}
-    write_table(out / "metadata.csv", [{**row, **how} for row in rows])
+    write_table(out / "metadata.csv", metadata(cfg, rows))
+    hashes["metadata.csv"] = runs.sha256(out / "metadata.csv")
+    runs.write_json(out / "manifest.json", {"model": model, "recipe": asdict(recipe), "sha256": hashes,
+                                            "trained_on": facts.get("trained_on", [])})
     print(f"{out}: {len(rows)} images in {rows[-1]['set']} sets, {len(missing)} of them new"
           + (f"; mean chroma {np.mean(chroma):.2f} of 255 grey levels removed" if chroma and facts["grey"] else ""))
 
@@ -93,18 +99,20 @@ class VerifyConfig:
 
 
 def verify(cfg: VerifyConfig) -> None:
-    """Check every file against the manifest, make a few images again from their metadata and compare."""
+    """Check every file against the manifest, make a few images again from their plan and compare."""
     out = Path(cfg.out)
     saved = config.from_dict(SampleConfig, {**config.load(out / "config.json"), "device": cfg.device})
-    try:
-        hashes = json.loads((out / "manifest.json").read_text())["sha256"]
-    except FileNotFoundError:
-        raise InputError(f"{out} has no manifest.json: run `python sample.py` to its end first") from None
+    if not (out / "manifest.json").exists():
+        raise InputError(f"{out} has no manifest.json: run `python sample.py` to its end first")
+    manifest = runs.read_json(out / "manifest.json")
+    hashes = manifest["sha256"]
     edited = [name for name, digest in hashes.items() if not (out / name).exists() or runs.sha256(out / name) != digest]
     if edited:
         raise InputError(f"{len(edited)} of {len(hashes)} files are not as they were written: {', '.join(edited[:5])}")
+    if runs.sha256(Path(saved.run) / "model.safetensors") != manifest["model"]:
+        raise InputError(f"{saved.run} holds another model now than the one that made {out}")
     pipeline, facts = load(saved)
-    rows = plan(saved, pipeline.conditioner.variables, facts["rows"])
+    rows = runs.read_json(out / "plan.json")
     rows = [rows[i] for i in torch.randperm(len(rows), generator=seeded(cfg.seed))[: cfg.k].sort().values]
     labels = var.encode(pipeline.conditioner.variables, rows)
     again = torch.cat(list(pipeline.images(labels, [int(row["seed"]) for row in rows], recipe_of(saved))))
@@ -115,7 +123,8 @@ def verify(cfg: VerifyConfig) -> None:
         worst = max(worst, (image.int() - there.int()).abs().max().item())
         if worst > TOLERANCE:
             raise InputError(f"{out / row['file_name']} differs by {worst} grey levels from what its seed gives now")
-    print(f"{out}: {len(hashes)} files as written; {len(rows)} made again, largest difference {worst} of 255 grey levels")
+    print(f"{out}: {len(hashes)} files as written; {len(rows)} images made again, "
+          f"largest difference {worst} of 255 grey levels")
 
 
 def load(cfg: SampleConfig) -> tuple[Pipeline, dict]:
@@ -128,6 +137,18 @@ def load(cfg: SampleConfig) -> tuple[Pipeline, dict]:
 def as_trained(batch: torch.Tensor, grey: bool) -> torch.Tensor:
     """Grey in, grey out: uint8 (n, 3, H, W) → (n, 1, H, W) by the mean of the channels, if training saw grey only."""
     return batch.float().mean(1, keepdim=True).round().to(torch.uint8) if grey else batch
+
+
+def whole(path: Path) -> bool:
+    """Is this image there and readable? One cut short is made again."""
+    try:
+        return images.read(path) is not None
+    except InputError:
+        return False
+
+
+def metadata(cfg: SampleConfig, rows: list[dict[str, str]]) -> list[dict]:
+    return [{**row, "sampler": cfg.sampler, "steps": cfg.steps, "guidance": cfg.guidance} for row in rows]
 
 
 def recipe_of(cfg: SampleConfig) -> Recipe:
@@ -144,17 +165,28 @@ def plan(cfg: SampleConfig, variables: list[var.Variable], known: list[dict]) ->
     """
     by_name = {v.name: v for v in variables}
     fixed = dict(item.partition("=")[::2] for item in cfg.given)
-    for name, cell in fixed.items():
+    for item, (name, cell) in zip(cfg.given, fixed.items()):
+        if "=" not in item or name == "label":
+            raise InputError(f"--given {item}: " + ("choose labels by --label" if name == "label" else "write name=value"))
         if name not in by_name:
             raise InputError(f"--given {name}={cell}: the model has no such condition; it has {', '.join(by_name)}")
         by_name[name].encode(cell, "--given")
     coarse_first = sorted(variables, key=lambda v: isinstance(v, var.Number))
-    place = lambda row: [(row[v.name] == "", v.encode(row[v.name]) if row[v.name] else 0) for v in coarse_first]  # noqa: E731
+
+    def place(row: dict) -> list[tuple]:
+        return [(row[v.name] == "", v.encode(row[v.name]) if row[v.name] else 0) for v in coarse_first]
+
+    if cfg.label and "label" not in by_name:
+        raise InputError(f"--label {' '.join(cfg.label)}: the model is not conditioned on label but on {', '.join(by_name)}")
     labels = cfg.label or (by_name["label"].values if "label" in by_name else ("any",))
     rows = []
     for label in labels:
         if "label" in by_name:
             by_name["label"].encode(label, "--label")
+        if list(labels).count(label) > 1:
+            raise InputError(f"--label {label}: named twice")
+        if Path(label).name != label:
+            raise InputError(f"label {label!r} cannot name a folder")
         pool = sorted((row for row in known if row.get("label", label) == label), key=place)
         generator = seeded(cfg.seed, len(rows), ROWS)
         start = torch.rand((), generator=generator).item()

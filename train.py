@@ -132,20 +132,20 @@ def train_vae(cfg: VAEConfig) -> None:
                 state.checkpoint(run, done, **parts)
                 plot_run(run, ["loss", "l1", "edges"])
             if stop.requested and done < cfg.steps:
-                return print(f"stopped at step {done} of {cfg.steps}; the same command goes on from here")
+                stopped(done, cfg.steps)
 
-    finish_vae(run, ema.model, train, pixels[rows_of(table, "val", "test")])
+    finish_vae(run, ema.model, train, pixels[rows_of(table, "val", "test")], hashes(rows))
 
 
 @torch.no_grad()
-def finish_vae(run: Path, vae: VAE, train: Tensor, held_out: Tensor) -> None:
+def finish_vae(run: Path, vae: VAE, train: Tensor, held_out: Tensor, trained_on: list[str]) -> None:
     """Measure the latent scale on training images and the reconstruction of held-out ones; save both with the weights."""
     vae.scale.fill_(1.0)
     vae.scale.fill_(1 / moments(train, encoder(vae), text="latent scale")[0].std().item())
     again = torch.cat([to_uint8(vae.decode(m.to(vae.scale.device))).cpu()
                        for m in moments(held_out, encoder(vae), text="held-out images")[0, 0].split(32)])
     facts = {"psnr": psnr(grey(held_out), grey(again)).mean().item(), "psnr_pca64": pca_psnr(train, held_out),
-             "n_held_out": len(held_out), "size": train.shape[-1]}
+             "n_held_out": len(held_out), "size": train.shape[-1], "trained_on": trained_on}
     shown = torch.cat([held_out[:8], again[:8]])
     images.write(run / "reconstructions.png", images.grid(shown, columns=len(shown) // 2))
     store.save_vae(run, vae, **facts)
@@ -157,11 +157,13 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     """Train the text-free denoiser on cached latent moments."""
     device = pick_device(cfg.device)
     precision = Precision(cfg.precision, device)
+    var.check_names(cfg.condition)
     trained = None if cfg.init else store.load_vae(Path(cfg.vae))
-    table, pixels = read_data(cfg, cfg.size if cfg.init else config.load(Path(cfg.vae) / "config.json")["size"])
+    known = {} if cfg.init else runs.read_json(Path(cfg.vae) / "vae.json")
+    table, pixels = read_data(cfg, known.get("size", cfg.size))
     train, val = table.select(split="train"), table.select(split="val")
     variables = [var.infer(name, train.column(name)) for name in cfg.condition]
-    labels, val_labels = var.encode(variables, train.rows), var.encode(variables, val.rows)
+    labels, val_labels, _ = (var.encode(variables, part.rows) for part in (train, val, table))  # all cells are read now
     vae, model, schedule, prediction, origin = beginning(cfg, variables, trained)
     vae, model = vae.to(device), model.to(device, memory_format=torch.channels_last)
     denoiser = Denoiser(model, schedule, prediction)
@@ -204,11 +206,12 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
                 pipeline = Pipeline(averaged, ema.model.conditioner, vae, vae.factor * mean.shape[-1])
                 draw_grid(run / "grids" / f"step_{done:08d}.png", pipeline, variables, train, cfg)
             if stop.requested and done < cfg.steps:
-                return print(f"stopped at step {done} of {cfg.steps}; the same command goes on from here")
+                stopped(done, cfg.steps)
 
-    store.save_vae(run, vae)
+    seen = sorted({*hashes(train), *known.get("trained_on", [])})
+    store.save_vae(run, vae, size=vae.factor * mean.shape[-1], trained_on=known.get("trained_on", []))
     store.save_model(run, ema.model, schedule, prediction, size=vae.factor * mean.shape[-1], data=table.fingerprint,
-                     grey=pixels.stride(1) == 0,  # one channel, expanded
+                     trained_on=seen, grey=pixels.stride(1) == 0,  # one channel, expanded
                      rows=[{name: row[name] for name in cfg.condition} for row in train.rows])
     print(f"{run}: finished; the EMA weights are what is sampled")
 
@@ -237,6 +240,12 @@ def encode_all(path: Path, vae: VAE, table: Table, pixels: Tensor, cfg: Diffusio
     })
 
 
+def stopped(done: int, steps: int) -> None:
+    """End the process after a signal: what would come next needs this stage to be finished."""
+    print(f"stopped at step {done} of {steps}; the same command goes on from here")
+    raise SystemExit(0)
+
+
 def drops(cfg: DiffusionConfig, slots: Sequence[int], n: int) -> Tensor:
     """Which cells are null, (slots, variables): of an image all together for guidance, or each alone."""
     u = uniform(cfg.seed, slots, DROP, 1 + n)
@@ -250,7 +259,8 @@ def validation_loss(denoiser: Denoiser, latents: Tensor, labels: var.Labels, pre
     (mean, _), total = latents[:, 0], 0.0
     if not len(mean):
         return None
-    t = (stratified(0, 0, len(mean)) * len(denoiser.schedule)).long()
+    shuffled = order(len(mean), 0, range(len(mean)))  # rows lie by label, and times must not
+    t = (stratified(0, 0, len(mean))[shuffled] * len(denoiser.schedule)).long()
     noise = normal(0, range(len(mean)), VALIDATE, mean.shape[1:])
     for part in torch.arange(len(mean)).split(cfg.batch):
         y = to({k: v[part] for k, v in labels.items()}, precision.device)
@@ -297,6 +307,11 @@ def encoder(vae: VAE) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         return m.mean, m.std
 
     return encode
+
+
+def hashes(table: Table) -> list[str]:
+    """SHA-256 of each image: later stages refuse to test on what this one was trained on."""
+    return sorted({table.hashes[row["file"]] for row in table.rows})
 
 
 def rows_of(table: Table, *splits: str) -> list[int]:

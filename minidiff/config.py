@@ -11,7 +11,9 @@ import argparse
 import errno
 import inspect
 import json
+import math
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,15 @@ from typing import Any
 
 from minidiff.errors import InputError, TrainingFault
 
+BOUNDS = {  # one range for a knob of one name, in all scripts; both ends are allowed
+    **dict.fromkeys(("steps", "batch", "views", "log_every", "save_every", "per_label", "k"), (1, math.inf)),
+    **dict.fromkeys(("seeds", "width", "repeats", "shown"), (1, math.inf)),
+    **dict.fromkeys(("kl", "edges", "augment", "min_snr"), (0, 1e6)),
+    **dict.fromkeys(("drop", "drop_each", "eta"), (0, 1)),
+    **dict.fromkeys(("lr", "clip"), (1e-12, 1e6)),
+    "guidance": (0, 100),
+    "seed": (0, 2**31 - 1),
+}
 Verb = tuple[type, Callable[[Any], None]]  # a Config and the function that runs it
 
 
@@ -30,6 +41,7 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str, a
     The user's faults end with one line on stderr and status 2, Ctrl-C with 130; anything else is our bug: traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends like Ctrl-C
     try:
         if not argv and not isinstance(default, str):
             for verb in default:
@@ -49,6 +61,8 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str, a
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str, argv: list[str]) -> tuple[Callable, Any]:
@@ -83,6 +97,8 @@ def load(path: str | Path) -> dict:
         raise InputError(f"{path}: no such config file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a JSON config: {error}") from None
+    if not isinstance(knobs, dict):
+        raise InputError(f"{path}: not a config, which is one JSON object")
     return {k: v for k, v in knobs.items() if k != "kind"}
 
 
@@ -94,6 +110,12 @@ def from_dict(config_type: type, knobs: Mapping[str, Any]):
         raise InputError(f"{config_type.__name__} has no knob {', '.join(unknown)}; it has {', '.join(hints)}")
     cfg = config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
     for name, hint in hints.items():
+        value, kind = getattr(cfg, name), typing.get_origin(hint) or hint
+        if kind in (bool, int, float, str, tuple) and not isinstance(value, (int, float) if kind is float else kind):
+            raise InputError(f"{name} {value!r} is not of the type {kind.__name__}")
+        low, high = BOUNDS.get(name, (-math.inf, math.inf))
+        if kind in (int, float) and not (low <= value <= high and math.isfinite(value)):
+            raise InputError(f"--{name.replace('_', '-')} {value} is not allowed: {low:g} to {high:g}")
         if typing.get_origin(hint) is typing.Literal and getattr(cfg, name) not in typing.get_args(hint):
             raise InputError(f"{name} {getattr(cfg, name)!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
     return cfg

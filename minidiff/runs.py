@@ -34,19 +34,27 @@ def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (
     facts = json.loads(json.dumps(facts))
     if (folder / "config.json").exists():
         for name, now in (("config.json", knobs), ("run.json", facts)):
-            before = json.loads((folder / name).read_text())
+            before = read_json(folder / name)
             before = before if name == "config.json" else before.get("facts", {})
-            changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and k not in free]
+            held = [k for k in {**before, **now} if k not in ("out", *free)]
+            changed = [k for k in held if _plain(before.get(k)) != _plain(now.get(k))]
             if changed:
                 shown = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed[:5])
                 raise InputError(f"{folder} holds a run with other settings ({shown}); give another --out")
     elif folder.exists() and not (folder.is_dir() and all(p.name.startswith((".", "run.json")) for p in folder.iterdir())):
         raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing there is overwritten")
     folder.mkdir(parents=True, exist_ok=True)
-    past = json.loads((folder / "run.json").read_text())["sessions"] if (folder / "run.json").exists() else []
+    past = read_json(folder / "run.json")["sessions"] if (folder / "run.json").exists() else []
     write_json(folder / "run.json", {"kind": kind, "facts": facts, "sessions": [*past, provenance()]})
     write_json(folder / "config.json", knobs)  # last: its presence says that the folder is a run
     return folder
+
+
+def _plain(value: Any) -> Any:
+    """A path however spelled: ./runs/x/ is runs/x."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return os.path.normpath(value) if isinstance(value, str) and "/" in value else value
 
 
 def provenance() -> dict[str, Any]:
@@ -122,6 +130,16 @@ def rewind_log(path: str | Path, step: int) -> None:
     """Forget what was logged after `step`, the step of the checkpoint from which the run goes on."""
     if Path(path).exists():
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= step))
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file; InputError that names the file where it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged, not JSON: {error}") from None
 
 
 def json_key(**facts: Any) -> str:

@@ -78,7 +78,19 @@ class Number:
 
 
 Variable = Category | Number
+RESERVED = ("file", "where", "file_name", "split", "patient", "seed", "set")
 KINDS = {"category": Category, "number": Number}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse what cannot be a condition: nothing, a name twice, and columns that say which image it is and not how."""
+    if not names:
+        raise InputError("--condition is empty; name at least one column, e.g. label")
+    for name in names:
+        if name in RESERVED:
+            raise InputError(f"--condition {name}: this column says which image it is, and cannot be a condition")
+        if list(names).count(name) > 1:
+            raise InputError(f"--condition names {name} twice")
 
 
 def infer(name: str, cells: Sequence[str]) -> Variable:
@@ -90,6 +102,8 @@ def infer(name: str, cells: Sequence[str]) -> Variable:
     if 2 * len(numbers) > len(known) and len(set(numbers)) > FEW_VALUES:
         x = torch.tensor(numbers, dtype=torch.float64)
         return Number(name, round(x.mean().item(), 6), round(x.std().item(), 6), x.min().item(), x.max().item())
+    if len(set(known)) == 1:
+        raise InputError(f"condition {name!r} has one value only, {known[0]!r}: there is nothing to condition on")
     if len(set(known)) > 100:
         raise InputError(f"condition {name!r} has {len(set(known))} different values; a category may have up to 100")
     return Category(name, tuple(sorted(set(known), key=lambda c: (_number(c) is None, _number(c) or 0.0, c))))

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -77,7 +79,8 @@ def test_bad_flags_exit_2(argv, said, capsys):
 
 
 @pytest.mark.parametrize("content, said", [("{", "not a JSON config"), ('{"stepz": 1}', "no knob stepz; it has out"),
-                                           ('{"mode": "q"}', "mode 'q' is not one of eps, v")])
+                                           ('{"mode": "q"}', "mode 'q' is not one of eps, v"), ("[1]", "one JSON object"),
+                                           ('{"steps": "many"}', "steps 'many' is not of the type int")])
 def test_bad_presets_are_one_sentence(tmp_path, content, said, capsys):
     (tmp_path / "c.json").write_text(content)
     with pytest.raises(SystemExit) as stop:
@@ -85,6 +88,21 @@ def test_bad_presets_are_one_sentence(tmp_path, content, said, capsys):
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv, said", [(["--steps", "0"], "--steps 0 is not allowed: 1 to inf"),
+                                        (["--lr", "nan"], "--lr nan is not"), (["--lr", "-1"], "--lr -1.0 is not allowed")])
+def test_numbers_out_of_range_are_refused(argv, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*argv)
+    assert stop.value.code == 2 and said in capsys.readouterr().err and not seen
+
+
+def test_sigterm_ends_like_ctrl_c(capsys):
+    with pytest.raises(SystemExit) as stop:
+        config.main({"go": (Knobs, lambda cfg: os.kill(os.getpid(), signal.SIGTERM))}, default="go", doc="", argv=[])
+    assert stop.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("error, said", [(InputError("a: wrong"), "error: a: wrong"),

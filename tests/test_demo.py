@@ -92,4 +92,4 @@ def test_samples_are_no_copies(report):
 def test_verify_makes_samples_again(demo):
     done = subprocess.run([sys.executable, str(ROOT / "sample.py"), "verify", "--out", str(demo / "samples"), "--k", "8"],
                           cwd=demo.parents[1], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0 and "300 files as written; 8 made again" in done.stdout, done.stderr
+    assert done.returncode == 0 and "301 files as written; 8 images made again" in done.stdout, done.stderr

@@ -40,6 +40,19 @@ def test_free_knobs_may_change(tmp_path):
     runs.open_run(tmp_path / "r", Knobs(device="cuda"), "toy", free=("device",))
 
 
+def test_a_path_may_be_spelled_differently_and_a_run_may_move(tmp_path):
+    runs.open_run(tmp_path / "r", Knobs(names=("runs/x/", "b")), "toy")
+    (tmp_path / "r").rename(tmp_path / "s")
+    runs.open_run(tmp_path / "s", Knobs(names=("./runs/x", "b")), "toy")
+
+
+def test_a_damaged_json_is_named(tmp_path):
+    run = runs.open_run(tmp_path / "r", Knobs(), "toy")
+    (run / "run.json").write_text('{"kind"')
+    with pytest.raises(InputError, match="run.json is damaged"):
+        runs.open_run(run, Knobs(), "toy")
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "holiday.jpg").write_text("x")
     with pytest.raises(InputError, match="is no toy run"):

@@ -15,6 +15,7 @@ from minidiff.data import images
 from minidiff.data.table import read_table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe, to_uint8
+from minidiff.errors import TrainingFault
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,9 @@ def test_the_same_command_fills_gaps_and_keeps_the_rest(made):
     manifest = (out / "manifest.json").read_text()
     files = sorted(out.glob("images/*/*.png"))
     kept = {p: p.stat().st_mtime_ns for p in files[3:]}
-    for path in files[:3]:
+    for path in files[:2]:
         path.unlink()
+    files[2].write_bytes(files[2].read_bytes()[:50])  # cut short: made again as well
     sample.sample(cfg)
     assert (out / "manifest.json").read_text() == manifest
     assert kept == {p: p.stat().st_mtime_ns for p in files[3:]}
@@ -80,16 +82,21 @@ def test_another_setting_is_refused(made, capsys):
 def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):
     cfg, out = made
     sample.verify(sample.VerifyConfig(out=str(out), k=5))
-    assert "12 files as written; 5 made again, largest difference 0" in capsys.readouterr().out
+    assert "13 files as written; 5 images made again, largest difference 0" in capsys.readouterr().out
     victim = sorted(out.glob("images/*/*.png"))[5]
     before = victim.read_bytes()
     os.utime(victim)
     pixels = images.read(victim).copy()
     pixels[0, 3, 3] ^= 1
     images.write(victim, pixels)
-    with pytest.raises(ValueError, match=f"1 of 12 files are not as they were written: .*{victim.name}"):
+    with pytest.raises(ValueError, match=f"1 of 13 files are not as they were written: .*{victim.name}"):
         sample.verify(sample.VerifyConfig(out=str(out)))
     victim.write_bytes(before)
+    relabelled = (out / "metadata.csv").read_text()
+    (out / "metadata.csv").write_text(relabelled.replace("covid,1", "normal,1"))
+    with pytest.raises(ValueError, match="metadata.csv"):
+        sample.verify(sample.VerifyConfig(out=str(out)))
+    (out / "metadata.csv").write_text(relabelled)
 
 
 def test_conditions_come_from_training_rows_of_the_label(tiny):
@@ -113,6 +120,12 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
 @pytest.mark.parametrize("argv, said", [
     (["--label", "covit"], "label 'covit' is not one of covid, normal, pneumonia; nearest: covid"),
     (["--given", "weight=3"], "the model has no such condition; it has label, sex, age, view"),
+    (["--given", "label=covid"], "choose labels by --label"),
+    (["--given", "sex"], "write name=value"),
+    (["--label", "covid", "covid"], "named twice"),
+    (["--per-label", "0"], "--per-label 0 is not allowed: 1 to inf"),
+    (["--guidance", "nan"], "--guidance nan is not allowed: 0 to 100"),
+    (["--steps", "2000"], "--steps 2000 is more than the 1000 levels"),
     (["--given", "sex=X"], "sex 'X' is not one of F, M"),
     (["--given", "age=old"], "age 'old' is not a number"),
     (["--eta", "0.5"], "--eta 0.5 belongs to --sampler ddim"),
@@ -128,7 +141,7 @@ def test_bad_requests_are_one_sentence(tiny, tmp_path, capsys, argv, said):
 
 
 def test_non_finite_pixels_are_never_written():
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(TrainingFault):
         to_uint8(torch.tensor([[0.0, float("nan")]]))
     assert to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from minidiff.errors import InputError
+from minidiff.runs import read_json
 
 Row = dict[str, str]
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.15  # of the patients of a label, once for val and once for test, where the data bring no split
+
 
 def split_patients(rows: Sequence[Row], hashes: Mapping[str, str], seed: int) -> dict[str, str]:
     """Patient → split. Patients who share an identical file stay together; a split already given to one is kept."""
@@ -70,3 +73,17 @@ def check_leakage(rows: Sequence[Row], hashes: Mapping[str, str]) -> None:
             raise InputError(f"an identical file crosses splits: {two('split')}")
         if first["label"] != row["label"]:
             raise InputError(f"an identical file has two labels: {two('label')}")
+
+
+def trained_on(samples: str | Path) -> set[str] | None:
+    """SHA-256 of the images that the generator of a samples folder was trained on; None where its manifest does not say."""
+    path = Path(samples) / "manifest.json"
+    return set(read_json(path).get("trained_on", [])) or None if path.is_file() else None
+
+
+def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str], who: str) -> None:
+    """Raise InputError if `who` (the generator, the judge) was trained on any of these held-out images."""
+    leaked = [row["file"] for row in rows if hashes[row["file"]] in seen]
+    if leaked:
+        raise InputError(f"{who} was trained on {len(leaked)} of {len(rows)} held-out images, e.g. {leaked[0]}: "
+                         "give the same --data and split to every stage")

@@ -13,6 +13,7 @@ from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoiser, guided
 from minidiff.diffusion.samplers import SAMPLERS, SeededNoise
 from minidiff.diffusion.vae import VAE
+from minidiff.errors import TrainingFault
 from minidiff.variables import Labels
 
 
@@ -71,5 +72,5 @@ class Pipeline:
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] → 0 … 255, rounded; a non-finite pixel is refused, for it would become a black one."""
     if not images.isfinite().all():
-        raise FloatingPointError("the model gave non-finite pixels")
+        raise TrainingFault("the model gave non-finite pixels, which are never written: it is not trained, or --guidance is too high")
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

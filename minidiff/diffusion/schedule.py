@@ -58,7 +58,8 @@ class Schedule:
         T = len(self)
         assert 1 <= n <= T, f"steps must lie in 1 … {T}"
         if spacing == "leading":
-            return (torch.arange(n) * (T // n)).flip(0).double() + 1
+            offset = min(1, T - 1 - (n - 1) * (T // n))  # steps_offset 1, unless the last step leaves no room for it
+            return (torch.arange(n) * (T // n)).flip(0).double() + offset
         if spacing == "trailing":
             return (T - torch.arange(n, dtype=torch.float64) * T / n).round() - 1
         return torch.linspace(T - 1, 0, n, dtype=torch.float64).round()
