@@ -31,7 +31,7 @@ from minidiff.diffusion import model as models
 from minidiff.diffusion import store
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
-from minidiff.diffusion.public import load_sd
+from minidiff.diffusion.public.load import load_sd
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.vae import VAE, edge_error
 from minidiff.errors import InputError

@@ -48,8 +48,8 @@ def one(which: str, file: str) -> None:
     """One measurement in this process, printed as JSON."""
     import torch
     if which == "minidiff":
-        from minidiff.diffusion.certificate import cached_sha256
-        from minidiff.diffusion.public import load_sd
+        from minidiff.diffusion.public.certificate import cached_sha256
+        from minidiff.diffusion.public.load import load_sd
         cached_sha256(Path(file))
     else:
         sys.path.insert(0, str(ROOT / "tests"))
@@ -87,7 +87,8 @@ def write(folder: Path) -> Path:
     """A whole SD 1.5 file with random weights, and the configs that diffusers wants beside it."""
     import torch
 
-    from minidiff.diffusion import clip, export, keys, unet, vae
+    from minidiff.diffusion import clip, unet, vae
+    from minidiff.diffusion.public import export, keys
     from minidiff.runs import write_json
     torch.manual_seed(0)
     nets = unet.UNet(unet.SD15), vae.VAE(vae.SD), clip.CLIP(clip.CLIP_L)

@@ -229,7 +229,8 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def ours(monkeypatch, tmp_path) -> None:
     """Tell minidiff of the tiny architectures in place of the public ones, and keep its cache out of the home folder."""
-    from minidiff.diffusion import clip, ldm, unet, vae
+    from minidiff.diffusion import clip, unet, vae
+    from minidiff.diffusion.public import ldm
 
     small = vae.VAEConfig((16, 32, 32), groups=8)
     channels, attention = (32, 64, 64), (True, True, False)

@@ -8,16 +8,18 @@ import torch
 from safetensors.torch import load_file, safe_open
 
 from minidiff import variables as var
-from minidiff.diffusion import keys, ldm, public, samplers, store
 from minidiff.diffusion import model as models
+from minidiff.diffusion import samplers, store
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoiser, guided
-from minidiff.diffusion.export import export
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.model import Model
-from minidiff.diffusion.public import load_sd
+from minidiff.diffusion.public import __main__ as public
+from minidiff.diffusion.public import keys, ldm
+from minidiff.diffusion.public.export import export
+from minidiff.diffusion.public.load import load_sd
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError
 

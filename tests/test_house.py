@@ -15,6 +15,7 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "diffusion": set(),
     "classification": {"training", "data"},
     "evaluation": {"data", "classification"},
+    "public": {"diffusion"},
 }
 DIFFUSION = {  # within diffusion
     "schedule": set(), "samplers": set(), "unet": set(), "vae": set(), "conditioning": set(),
@@ -22,15 +23,18 @@ DIFFUSION = {  # within diffusion
     "model": {"unet", "vae", "conditioning", "schedule"},
     "generate": {"conditioning", "denoiser", "samplers", "vae"},
     "store": {"denoiser", "generate", "model", "schedule", "vae"},
-    "clip": set(), "keys": set(), "weights": set(), "certificate": set(),
-    "reader": {"certificate", "clip", "schedule", "unet", "vae", "weights"},
-    "ldm": {"clip", "keys", "model", "reader", "unet", "vae", "weights"},
-    "folder": {"clip", "ldm", "reader", "schedule", "unet", "vae", "weights"},
-    "export": {"conditioning", "generate", "keys", "ldm", "schedule", "unet", "vae"},
-    "latents": {"generate", "vae"},
-    "public": {"certificate", "export", "folder", "latents", "ldm", "reader", "schedule", "store", "unet", "vae", "weights"},
+    "clip": set(),
 }
-COMMANDS = {"diffusion/public": {"data"}}  # run by `python -m`: as a script, it may read images
+PUBLIC = {  # within diffusion/public; besides, they may import the networks, the schedule and the pipeline
+    "keys": set(), "weights": set(), "certificate": set(), "latents": set(),
+    "reader": {"certificate", "weights"},
+    "ldm": {"keys", "reader", "weights"},
+    "folder": {"ldm", "reader", "weights"},
+    "export": {"keys", "ldm"},
+    "load": {"certificate", "folder", "ldm", "reader", "weights"},
+    "__main__": {"export", "latents", "load"},
+}
+COMMANDS = {"public/__main__": {"data"}}  # run by `python -m`: as a script, it may read images
 LEAF_IMPORTS = {"config": {"errors"}, "runs": {"errors"}, "variables": {"errors"}, "statistics": {"errors"}}
 MODULES = sorted((ROOT / "minidiff").rglob("*.py"))
 
@@ -58,12 +62,15 @@ def test_imports_run_one_way(path):
         elif target not in LEAVES | {"__version__"} and target != room:
             allowed = MAY_IMPORT[room] | COMMANDS.get(f"{room}/{name}", set())
             assert target in allowed, f"{path.relative_to(ROOT)} imports {other}"
+        elif room == "public" and other.startswith("diffusion/public/"):
+            assert other.split("/")[2] in PUBLIC[name], f"public/{name} imports {other}"
         elif room == "diffusion" and target == "diffusion" and name in DIFFUSION:
             assert other.split("/")[1] in DIFFUSION[name], f"{name} imports {other}"
 
 
 def test_every_module_of_diffusion_has_its_rule():
     assert {p.stem for p in (ROOT / "minidiff/diffusion").glob("*.py")} - {"__init__"} == set(DIFFUSION)
+    assert {p.stem for p in (ROOT / "minidiff/diffusion/public").glob("*.py")} - {"__init__"} == set(PUBLIC)
 
 
 def test_samplers_import_nothing_of_ours():

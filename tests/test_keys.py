@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minidiff.diffusion import clip, keys, unet, vae
+from minidiff.diffusion import clip, unet, vae
+from minidiff.diffusion.public import keys
 
 LIST = Path(__file__).parents[2] / "shared" / "sd1_keys.txt"
 

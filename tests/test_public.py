@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from minidiff import variables as var
-from minidiff.diffusion import certificate, public, unet, vae
+from minidiff.diffusion import unet, vae
 from minidiff.diffusion.clip import EOS, empty_prompt
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.model import Model
-from minidiff.diffusion.public import load_sd
+from minidiff.diffusion.public import __main__ as public
+from minidiff.diffusion.public import certificate
+from minidiff.diffusion.public.load import load_sd
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minidiff.diffusion.clip import EOS, empty_prompt
-from minidiff.diffusion.public import load_sd
+from minidiff.diffusion.public.load import load_sd
 
 sd = pytest.importorskip("sd_peer")
 pytestmark = pytest.mark.slow

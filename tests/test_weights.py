@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minidiff.diffusion import weights
-from minidiff.diffusion.public import load_sd
-from minidiff.diffusion.weights import read_weights
+from minidiff.diffusion.public import weights
+from minidiff.diffusion.public.load import load_sd
+from minidiff.diffusion.public.weights import read_weights
 from minidiff.errors import InputError
 
 sd = pytest.importorskip("sd_peer")

@@ -72,5 +72,5 @@ class Pipeline:
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] → 0 … 255, rounded; a non-finite pixel is refused, for it would become a black one."""
     if not images.isfinite().all():
-        raise TrainingFault("the model gave non-finite pixels, which are never written: it is not trained, or --guidance is too high")
+        raise TrainingFault("the model gave non-finite pixels, which are never written: untrained, or --guidance too high")
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minidiff.diffusion.certificate import Part, refuse
 from minidiff.diffusion.clip import CLIP
+from minidiff.diffusion.public.certificate import Part, refuse
+from minidiff.diffusion.public.weights import Weights, to_float32
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.unet import UNet
 from minidiff.diffusion.vae import VAE
-from minidiff.diffusion.weights import Weights, to_float32
 from minidiff.errors import InputError
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from minidiff import runs
 from minidiff import variables as var
-from minidiff.diffusion import keys
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.generate import Pipeline
-from minidiff.diffusion.ldm import SCALE
+from minidiff.diffusion.public import keys
+from minidiff.diffusion.public.ldm import SCALE
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.unet import UNet
 from minidiff.diffusion.vae import VAE

@@ -7,12 +7,12 @@ from collections import Counter
 import torch
 
 from minidiff.diffusion import clip as clips
-from minidiff.diffusion import keys
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes
 from minidiff.diffusion.model import config_from
-from minidiff.diffusion.reader import Found, Reader, finish_vae, on_meta, schedule_from
-from minidiff.diffusion.weights import Weights, parse_json
+from minidiff.diffusion.public import keys
+from minidiff.diffusion.public.reader import Found, Reader, finish_vae, on_meta, schedule_from
+from minidiff.diffusion.public.weights import Weights, parse_json
 from minidiff.errors import InputError
 
 PUBLIC = {  # told apart by the width and the projections of the cross-attention

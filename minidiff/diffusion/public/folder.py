@@ -9,10 +9,10 @@ import torch
 from minidiff.diffusion import clip as clips
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes
-from minidiff.diffusion.ldm import SCALE, refuse_foreign, take_diffusers_vae
-from minidiff.diffusion.reader import Found, Reader, on_meta
+from minidiff.diffusion.public.ldm import SCALE, refuse_foreign, take_diffusers_vae
+from minidiff.diffusion.public.reader import Found, Reader, on_meta
+from minidiff.diffusion.public.weights import Weights, read_json, read_weights
 from minidiff.diffusion.schedule import Schedule
-from minidiff.diffusion.weights import Weights, read_json, read_weights
 from minidiff.errors import InputError
 
 UNET_MUST = {  # what our UNet is; a config that says otherwise is another network
