@@ -11,9 +11,10 @@ on real training patients only, with which evaluate.py asks whether samples show
 
 from __future__ import annotations
 
-import json
+import os
+import textwrap
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from minidiff.classification import study
 from minidiff.classification.agreement import agreement
 from minidiff.classification.predictor import Predictor, fit
 from minidiff.data.dataset import load_pixels
-from minidiff.data.split import check_leakage
+from minidiff.data.split import SPLITS, check_leakage, check_unseen, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
 from minidiff.training.precision import pick_device
@@ -67,9 +68,10 @@ def run_study(cfg: Config) -> None:
     prints = {name: table.fingerprint for name, table in (("train", train), *tests.items())}
     out = runs.open_run(cfg.out, cfg, "classifier", free=FREE, data=prints)
 
-    judge = train_judge(cfg, out / "judge", variables, (pixels["train"], pixels["test"]), truth)
+    judge = train_judge(cfg, out / "judge", variables, (pixels["train"], pixels["test"]), truth,
+                        [train.hashes[file] for file in train.column("file")])
     held_out = {name: sets[name] for name in tests}
-    results, means = [], {name: {} for name in tests}
+    results, by_seed = [], {name: {} for name in tests}
     for arm in cfg.arms:
         found = []
         for seed in range(cfg.seed, cfg.seed + cfg.seeds):
@@ -79,7 +81,7 @@ def run_study(cfg: Config) -> None:
                                          progress=f"{arm}, seed {seed}"))
         for name, test in held_out.items():
             probabilities = [np.array(f["probabilities"][name]) for f in found]
-            means[name][arm] = np.mean(probabilities, 0)
+            by_seed[name][arm] = probabilities
             results += [{"arm": arm, "seed": f["seed"], "test_set": name, "n_train": f["n_train"],
                          **study.score(p, test, label.values)} for f, p in zip(found, probabilities)]
     summary = {
@@ -88,7 +90,7 @@ def run_study(cfg: Config) -> None:
         "patients_assumed": any(table.patients_assumed for name, table in tables.items() if name != "synthetic"),
         "notes": list(dict.fromkeys(note for table in tables.values() for note in table.notes)),
         "arms": study.summarise(results),
-        "differences": {name: study.differences(means[name], test) for name, test in held_out.items()},
+        "differences": {name: study.differences(by_seed[name], test) for name, test in held_out.items()},
         "judge": judge,
     }
     runs.write_json(out / "results.json", results)
@@ -101,9 +103,12 @@ def check(cfg: Config) -> None:
     unknown = [arm for arm in cfg.arms if arm not in study.ARMS]
     if unknown or not cfg.arms:
         raise InputError(f"arms {', '.join(unknown) or 'none'}; allowed are {', '.join(study.ARMS)}")
-    for name in ("size", "width", "steps", "batch", "seeds"):
-        if getattr(cfg, name) < 1:
-            raise InputError(f"{name} is {getattr(cfg, name)}; allowed are 1 and more")
+    if len(set(cfg.arms)) < len(cfg.arms):
+        raise InputError(f"arms {', '.join(cfg.arms)}: name each of them once")
+    var.check_names(cfg.condition)
+    for name, least in {"size": 1, "width": 1, "steps": 1, "batch": 2, "seeds": 1}.items():  # one image has no batch norm
+        if getattr(cfg, name) < least:
+            raise InputError(f"{name} is {getattr(cfg, name)}; allowed are {least} and more")
     if needs_synthetic(cfg) and not Path(cfg.synthetic).is_dir():
         raise InputError(f"{cfg.synthetic}: no such folder of samples; run sample.py first, or ask for --arms real")
 
@@ -115,25 +120,60 @@ def needs_synthetic(cfg: Config) -> bool:
 def read(cfg: Config) -> tuple[dict[str, Table], dict[str, torch.Tensor]]:
     """Tables and pixels by name: train, test, each external set by its folder, and synthetic."""
     real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.out).parent)
+    real.select(split=SPLITS).require("train", "test")
     tables = {name: real.select(split=name) for name in ("train", "test")}
     for folder in cfg.external:
         name = Path(folder).resolve().name
         if name in ("train", "test", "synthetic") or name in tables:
             raise InputError(f"--external {folder}: a set named {name!r} is there already; rename its folder")
-        tables[name] = read_table(folder, split=False)
+        tables[name] = read_external(folder)
         rows = [{**row, "split": name} for row in tables[name].rows]
         check_leakage([*tables["train"].rows, *rows], {**real.hashes, **tables[name].hashes})
     if needs_synthetic(cfg):
-        tables["synthetic"] = read_table(cfg.synthetic, split=False)
+        hashes = {file: digest for table in (real, *tables.values()) for file, digest in table.hashes.items()}
+        held_out = [row for name, table in tables.items() if name != "train" for row in table.rows]
+        tables["synthetic"] = read_synthetic(cfg.synthetic, held_out, hashes)
     loaded = {name: load_pixels(table, cfg.size, skip_bad=cfg.skip_bad) for name, table in tables.items()}
+    kept = [row for name in ("train", "test") for row in loaded[name][0].rows]  # --skip-bad may have taken a label away
+    Table(kept).require("train", "test")
     return {name: table for name, (table, _) in loaded.items()}, {name: pixels for name, (_, pixels) in loaded.items()}
 
 
+def read_external(folder: str) -> Table:
+    """A further test set; its assumed patients are told apart from those of a training folder that has the same name."""
+    table, prefix = read_table(folder, split=False), os.path.basename(os.path.abspath(folder))
+    rows = [{**row, "patient": f"external {row['patient']}"} if row["patient"] == f"{prefix}/{row['file_name']}" else row
+            for row in table.rows]
+    return replace(table, rows=rows)
+
+
+def read_synthetic(folder: str, held_out: list[dict[str, str]], hashes: dict[str, str]) -> Table:
+    """Samples; refused if one is a copy of a real file, or if the generator was trained on a held-out image.
+
+    `held_out` are the rows of all test sets, `hashes` (file → sha256) those of all real files, whatever their split.
+    """
+    table, real = read_table(folder, split=False), set(hashes.values())
+    copies = [file for file in table.column("file") if table.hashes[file] in real]
+    if copies:
+        raise InputError(f"{folder}: {len(copies)} of {len(table)} files are real images of --data or --external, not "
+                         f"synthetic ones, e.g. {copies[0]}")
+    seen = trained_on(folder)
+    if seen is None:
+        return replace(table, notes=[*table.notes, f"{folder} does not say what its generator was trained on: it is unknown "
+                                                   "whether test images were among it"])
+    check_unseen(held_out, hashes, seen, "the generator")
+    return table
+
+
 def train_judge(cfg: Config, folder: Path, variables: list[var.Variable], pixels: tuple[torch.Tensor, torch.Tensor],
-                labels: tuple[var.Labels, var.Labels]) -> list[dict]:
-    """Train and save the judge on the first of `pixels` and `labels`, or read a finished one; agreement with the second."""
+                labels: tuple[var.Labels, var.Labels], files: list[str]) -> list[dict]:
+    """Train and save the judge on the first of `pixels` and `labels`, or read a finished one; agreement with the second.
+
+    `files`, the sha256 of its training files, are kept beside it: no image that it is asked to judge should be among them.
+    """
+    runs.write_json(folder / "trained_on.json", sorted(set(files)))
     if (folder / "agreement.json").exists():
-        return json.loads((folder / "agreement.json").read_text())
+        return runs.read_json(folder / "agreement.json")
     judge = Predictor(variables, width=cfg.width, size=cfg.size, seed=cfg.seed).to(pick_device(cfg.device))
     log = fit(judge, pixels[0], labels[0], steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge")
     found = agreement(judge, pixels[1], labels[1], "held-out real")
@@ -161,8 +201,10 @@ def report(summary: dict) -> str:
             if d["metric"] == "balanced_accuracy" and d["interval"][0] is not None:
                 low, high = (100 * x for x in d["interval"])
                 lines.append(f"  {d['arm']} − {d['against']}: balanced accuracy {100 * d['difference']:+.1f} points "
-                             f"({low:+.1f} to {high:+.1f}), {'resolved' if d['resolved'] else 'not resolved'}")
-    return "\n".join(lines)
+                             f"({low:+.1f} to {high:+.1f}; of this sign with {d['seeds_agree']} of {d['seeds']} seeds), "
+                             f"{'resolved' if d['resolved'] else 'not resolved'}")
+    notes = [textwrap.shorten(f"note: {note}", 240, placeholder=" …") for note in summary["notes"]]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def percent(x: float | None) -> str:

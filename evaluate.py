@@ -10,10 +10,10 @@ page says so. Held-out are val and test together. The same command again makes t
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -25,12 +25,17 @@ from minidiff.classification.agreement import agreement
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels
+from minidiff.data.split import check_unseen, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation import report
 from minidiff.evaluation.comparison import Side, compare
 from minidiff.evaluation.features import PixelPCA, PredictorFeatures
 from minidiff.evaluation.neighbours import memorisation, pixel_spaces
+from minidiff.evaluation.within import within_label
+from minidiff.variables import Labels
+
+SMALLEST = 8  # px a side at which images are compared
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Config:
     diffusion: str = "runs/demo/diffusion"    # for its curve; may be absent
     out: str = "runs/demo/report"             # report.html and report.json
     size: int = 0                             # side at which images are compared, px; 0: that of the samples
-    repeats: int = 100                        # random draws behind each floor; twice as many halves behind each FD interval
+    repeats: int = 100                        # draws behind each floor; twice as many FD halves if synthetic, else half
     shown: int = 16                           # pictures of each label and kind
     seed: int = 0                             # of draws, resamples, pictures; of the patient split where the data bring none
     skip_bad: bool = False                    # leave unreadable images out, listed and counted, instead of refusing
@@ -51,16 +56,18 @@ class Config:
 def run_report(cfg: Config) -> None:
     """Write the report."""
     tables, pixels = read(cfg)
+    found = optional(cfg)
+    judge = found.pop("judge")
+    labels = asked(judge, tables)  # a cell that the judge does not know is refused before the work
     facts = {name: table.fingerprint for name, table in tables.items()}
     out = runs.open_run(cfg.out, cfg, "report", **facts)
-    judge = Predictor.load(Path(cfg.classifier) / "judge") if (Path(cfg.classifier) / "judge").is_dir() else None
     extractors = [PixelPCA().fit(pixels["train"])] + ([PredictorFeatures(judge)] if judge else [])
     features = {e.name: {name: e(x) for name, x in pixels.items()} for e in extractors}
 
     rows = []
-    for name, found in features.items():
-        columns = {k: [np.array(tables[k].column(c)) for c in ("label", "patient")] for k in found}
-        sides = {k: Side(f.double().numpy(), *columns[k]) for k, f in found.items()}
+    for name, values in features.items():
+        columns = {k: [np.array(tables[k].column(c)) for c in ("label", "patient")] for k in values}
+        sides = {k: Side(f.double().numpy(), *columns[k]) for k, f in values.items()}
         rows += compare(name, **sides, labels=tables["synthetic"].labels, repeats=cfg.repeats, seed=cfg.seed)
     print("nearest neighbours")
     spaces = {name: pixel_spaces(x, query=name != "train") for name, x in pixels.items()}
@@ -74,32 +81,28 @@ def run_report(cfg: Config) -> None:
                  **{f"{k}_patients": len(set(tables[k].column("patient"))) for k in ("train", "heldout")},
                  **{f"{k}_labels": counts(tables[k]) for k in ("train", "heldout")},
                  **{f"{k}_fingerprint": facts[k] for k in ("train", "heldout")},
-                 "patients_assumed": tables["train"].patients_assumed, "notes": tables["train"].notes},
+                 "patients_assumed": tables["train"].patients_assumed, "notes": notes(tables)},
         "samples": {"folder": cfg.samples, "n": len(tables["synthetic"]),
                     "labels": counts(tables["synthetic"]), "fingerprint": facts["synthetic"]},
-        "distances": rows, "neighbours": neighbours, "agreement": agree(judge, tables, pixels),
-        "classifier": read_json(Path(cfg.classifier) / "results.json"),
-        "study": read_json(Path(cfg.classifier) / "summary.json"),
-        "vae": read_json(Path(cfg.vae) / "vae.json"),
-        "provenance": runs.provenance(),
-        "configs": {folder: read_json(Path(folder) / "config.json") or read_json(Path(folder) / "manifest.json")
-                    for folder in (cfg.vae, cfg.diffusion, cfg.samples, cfg.classifier, cfg.out)},
+        "distances": rows, "neighbours": neighbours, "agreement": agree(judge, labels, tables, pixels),
+        **{name: found[name] for name in ("classifier", "study", "vae")}, "provenance": runs.provenance(),
+        "configs": {**found["configs"], cfg.out: runs.read_json(out / "config.json")},
     }
-    pictures = {"grids": grids(cfg, tables, pixels), "pairs": pairs(neighbours["closest"], pixels),
-                "logs": {Path(f).name: runs.read_log(Path(f) / "log.jsonl") for f in (cfg.vae, cfg.diffusion)}}
+    pictures = {"grids": grids(cfg, tables, pixels), "pairs": pairs(neighbours["closest"], pixels), "logs": found["logs"]}
     drawn = Path(cfg.vae) / "reconstructions.png"
     if drawn.is_file():
         pictures["vae"] = drawn.read_bytes()
     path = report.write(out, result, pictures)
-    for v in json.loads((out / "report.json").read_text())["verdict"]:
+    for v in runs.read_json(out / "report.json")["verdict"]:
         print(f"{v['answer']:>12}  {v['question']}")
     print(path)
 
 
 def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
     """Tables and pixels of train, heldout (val and test) and synthetic, after what can be refused is refused."""
-    if cfg.repeats < 10 or cfg.shown < 1 or cfg.size < 0:
-        raise InputError(f"repeats {cfg.repeats}, shown {cfg.shown}, size {cfg.size}: allowed are 10, 1 and 0 or more")
+    if cfg.repeats < 10 or cfg.shown < 1 or cfg.size < 0 or 0 < cfg.size < SMALLEST:
+        raise InputError(f"repeats {cfg.repeats}, shown {cfg.shown}, size {cfg.size}: allowed are 10 and 1 or more, and a "
+                         f"size of {SMALLEST} or more (0: that of the samples)")
     for folder in cfg.data:
         a, b = Path(folder).resolve(), Path(cfg.samples).resolve()
         if a == b or a in b.parents or b in a.parents:
@@ -114,22 +117,80 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
     if strange:
         known = ", ".join(tables["train"].labels)
         raise InputError(f"{cfg.samples}: the data have no label {', '.join(strange)}; they have {known}")
-    same = {made.hashes[f] for f in made.column("file")} & set(real.hashes.values())
-    if 2 * len(same) > len(made):
-        raise InputError(f"{cfg.samples} holds {len(same)} files of the real data: these are not synthetic images")
-    size = cfg.size or min(images.read(made.rows[0]["file"]).shape[1:])
+    known = set(real.hashes.values())
+    same = [file for file in made.column("file") if made.hashes[file] in known]
+    if same:
+        raise InputError(f"{cfg.samples} holds {len(same)} files of the real data, e.g. {same[0]}: these are not synthetic")
+    unknown = check_origin(cfg, tables["heldout"])
+    tables["heldout"] = replace(tables["heldout"], notes=[*real.notes, *unknown])
+    size = cfg.size or next(filter(None, map(side, made.column("file"))), SMALLEST)
     loaded = {name: load_pixels(table, size, skip_bad=cfg.skip_bad) for name, table in tables.items()}
     return {name: table for name, (table, _) in loaded.items()}, {name: x for name, (_, x) in loaded.items()}
 
 
-def agree(judge: Predictor | None, tables: dict[str, Table], pixels: dict[str, Tensor]) -> list[dict]:
-    """The judge on held-out real and on synthetic images, over the variables that the samples were asked for."""
-    if judge is None:
-        return []
-    asked = [v for v in judge.variables if any(tables["synthetic"].column(v.name))]
-    names = {"heldout": "held-out real", "synthetic": "synthetic"}
-    return [row for name, shown in names.items()
-            for row in agreement(judge, pixels[name], var.encode(asked, tables[name].rows), shown)]
+def check_origin(cfg: Config, heldout: Table) -> list[str]:
+    """Raise InputError if generator or judge has seen a held-out image; a note for each of which that is unknown."""
+    judge = Path(cfg.classifier) / "judge"
+    listed = judge / "trained_on.json"
+    seen = {"the generator": trained_on(cfg.samples)}
+    if judge.is_dir():
+        seen["the judge"] = set(runs.read_json(listed)) if listed.is_file() else None
+    for who, hashes in seen.items():
+        check_unseen(heldout.rows, heldout.hashes, hashes or set(), who)
+    return [f"what {who} was trained on is unknown" for who, hashes in seen.items() if not hashes]
+
+
+def side(file: str) -> int:
+    """Shorter side of an image; 0 where it cannot be read."""
+    try:
+        return min(images.read(file).shape[1:])
+    except InputError:
+        return 0
+
+
+def optional(cfg: Config) -> dict:
+    """What other runs have left for the page: judge, results, curves and configs; a line is printed for what is absent."""
+    classifier, vae, diffusion = (Path(f) for f in (cfg.classifier, cfg.vae, cfg.diffusion))
+    expected = {classifier / "judge": "judge", classifier / "results.json": "results of a classifier",
+                classifier / "summary.json": "summary of a study", vae / "vae.json": "quality of the autoencoder",
+                vae / "reconstructions.png": "reconstructions", vae / "log.jsonl": "curve of the autoencoder",
+                diffusion / "log.jsonl": "curve of the diffusion model"}
+    for path, what in expected.items():
+        if not path.exists():
+            print(f"{path} is absent: the page has no {what}")
+    return {
+        "judge": Predictor.load(classifier / "judge") if (classifier / "judge").is_dir() else None,
+        "classifier": read_json(classifier / "results.json"), "study": read_json(classifier / "summary.json"),
+        "vae": read_json(vae / "vae.json"),
+        "configs": {folder: read_json(Path(folder) / "config.json") or read_json(Path(folder) / "manifest.json")
+                    for folder in (cfg.vae, cfg.diffusion, cfg.samples, cfg.classifier)},
+        "logs": {folder.name: runs.read_log(folder / "log.jsonl") for folder in (vae, diffusion)},
+    }
+
+
+def asked(judge: Predictor | None, tables: dict[str, Table]) -> dict[str, Labels]:
+    """Cells of held-out real and synthetic rows, of the variables that the samples were asked for and the judge reads."""
+    wanted = [v for v in judge.variables if any(tables["synthetic"].column(v.name))] if judge else []
+    return {name: var.encode(wanted, tables[name].rows) for name in ("heldout", "synthetic")}
+
+
+def agree(judge: Predictor | None, labels: dict[str, Labels], tables: dict[str, Table],
+          pixels: dict[str, Tensor]) -> list[dict]:
+    """The judge on held-out real and on synthetic images, each attribute also within label."""
+    rows = []
+    for name, shown in (("heldout", "held-out real"), ("synthetic", "synthetic")) if judge else ():
+        judged = judge.predict(pixels[name])
+        read_once = SimpleNamespace(variables=judge.variables, predict=lambda _, judged=judged: judged)
+        within = within_label(judge.variables, judged, labels[name], tables[name].column("label"))
+        found = agreement(read_once, pixels[name], labels[name], shown)
+        rows += [{**row, **within.get(row["variable"], {})} for row in found]
+    return rows
+
+
+def notes(tables: dict[str, Table]) -> list[str]:
+    """What reading any of the tables remarked, once; that a synthetic image is a patient of its own goes without saying."""
+    return list(dict.fromkeys(note for name, table in tables.items() for note in table.notes
+                              if name != "synthetic" or "one image = one patient" not in note))
 
 
 def grids(cfg: Config, tables: dict[str, Table], pixels: dict[str, Tensor]) -> dict[str, tuple[bytes, bytes]]:
@@ -156,7 +217,7 @@ def counts(table: Table) -> dict[str, int]:
 
 
 def read_json(path: Path):
-    return json.loads(path.read_text()) if path.is_file() else None
+    return runs.read_json(path) if path.is_file() else None
 
 
 VERBS = {"report": (Config, run_report)}

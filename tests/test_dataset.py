@@ -72,6 +72,15 @@ def test_skip_bad_drops_lists_and_counts_and_replaces_none(folder):
     assert len(table) == 8 and len(table.notes) == len(kept.notes) - 1 and kept.fingerprint != table.fingerprint
 
 
+def test_skip_bad_says_so_on_stderr(folder, capsys):
+    for k in (1, 2, 4, 6):
+        (folder / f"{k}.png").write_bytes(b"x%d" % k)
+    load_pixels(read_table(folder, split=False), 16, skip_bad=True)
+    lines = capsys.readouterr().err.splitlines()
+    named = ", ".join(str(folder / f"{k}.png") for k in (1, 2, 4))
+    assert lines == [f"4 of 8 images cannot be read and are left out: {named} and 1 more"]
+
+
 def test_skip_bad_with_nothing_left_is_refused(folder):
     for k in range(8):
         (folder / f"{k}.png").write_bytes(b"x%d" % k)

@@ -134,6 +134,16 @@ def test_kd_interval_pairs_no_patient_with_its_own_copy():
     assert got == pytest.approx(ds.percentile(draws))
 
 
+def test_draws_without_pairs_keep_their_place():
+    x, y, z = normal(0, 8, 3), normal(1, 9, 3), normal(2, 9, 3)
+    kwargs = {"real": x, "real_patients": [0, 1] * 4, "n_boot": 200, "seed": 3}
+    a, b = ds.kid_draws(fake=y, **kwargs), ds.kid_draws(fake=z, fake_patients=[0, 1, 1] * 3, **kwargs)
+    alone = (ds.bootstrap_counts(2, 200, 3) == 0).any(1)
+    assert a.shape == b.shape == (200,) and (np.isnan(a) == alone).all() and np.isnan(b)[alone].all()
+    assert ds.finite_percentile(a) == ds.percentile(a[~alone]) and np.isnan(ds.finite_percentile(a[alone])).all()
+    assert np.isnan(ds.kid_p(real=x, fake=y, real_patients=[0] * 8, permutations=19))   # one patient: no KD, no p
+
+
 def test_permutation_p_is_uniform_under_the_null_and_small_under_a_shift():
     values = [ds.kid_p(real=normal(i, 25, 6), fake=normal(900 + i, 30, 6), permutations=99, seed=i) for i in range(100)]
     assert 0.4 < np.mean(values) < 0.6 and 2 <= sum(p <= 0.1 for p in values) <= 20

@@ -7,7 +7,7 @@ import torch
 
 from minidiff.classification.agreement import agreement
 from minidiff.classification.predictor import Predictor, balance, fit, grey, loss
-from minidiff.errors import InputError
+from minidiff.errors import InputError, TrainingFault
 from minidiff.variables import Category, Number
 
 SIDE, AGE = Category("side", ("left", "right")), Number("age", 50.0, 20.0, 10.0, 90.0)
@@ -126,6 +126,20 @@ def test_grey_is_the_mean_of_the_channels():
     assert grey(image).flatten().tolist() == [30]
     same = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(grey(same.expand(-1, 3, -1, -1)), same) and torch.equal(grey(same.repeat(1, 3, 1, 1)), same)
+
+
+def test_damaged_json_is_named(tmp_path):
+    fresh().save(tmp_path)
+    (tmp_path / "predictor.json").write_text("{")
+    with pytest.raises(InputError, match="predictor.json is damaged"):
+        Predictor.load(tmp_path)
+
+
+def test_a_fault_names_the_images():
+    predictor, (images, labels) = fresh(), toy(12, 1)
+    predictor.net.fc.weight.data.fill_(math.nan)
+    with pytest.raises(TrainingFault, match=r"images \[\d+, \d+, \d+, \d+\] of the training set"):
+        fit(predictor, images, labels, steps=5, batch=4)
 
 
 def test_no_images_is_refused():

@@ -1,27 +1,28 @@
 import json
 import math
 import re
-import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-import evaluate
-from minidiff.classification.predictor import Predictor
-from minidiff.data import images, phantom
-from minidiff.data.table import write_table
-from minidiff.errors import InputError
+from minidiff.classification.agreement import agreement
+from minidiff.data import images
 from minidiff.evaluation import report
 from minidiff.evaluation.comparison import ALL, Side, compare
+from minidiff.evaluation.distances import kid
 from minidiff.evaluation.page import jsonable, num, table
 from minidiff.evaluation.verdict import verdicts
+from minidiff.evaluation.within import within_label
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number
 
 SECTIONS = ["verdict", "pictures", "distances", "agreement", "copies", "study", "training", "provenance"]
 VOID = {"meta", "img"}
+WITHIN = ("within_r", "within_low", "within_high")
 DOT = images.png_bytes(np.zeros((4, 4), np.uint8))
 
 
@@ -96,11 +97,92 @@ def test_verdicts_on_likeness_say_yes_no_and_not_resolved():
     assert not any("rare" in q for q in answers({"distances": rows()}))
 
 
+def test_few_patients_get_intervals_or_a_grey_cell():
+    """Resamples of one patient over and over have no KD; they must not shift the pairing with the synthetic draws."""
+    def few(seed, label, n, patients, shift=0.0):
+        side = cloud(seed, label, n, shift)
+        return side._replace(patients=np.array([f"{seed}-{i % patients}" for i in range(n)]))
+
+    train = joined(few(0, "normal", 30, 2), few(1, "covid", 30, 2, 2.0))
+    made = joined(cloud(2, "normal", 40), cloud(3, "covid", 40, 2.0))
+    for held in (2, 3):
+        heldout = joined(few(4, "normal", 30, 9), few(5, "covid", 30, held, 2.0))
+        found = compare("x", synthetic=made, train=train, heldout=heldout, labels=["normal", "covid"], repeats=20)
+        assert all(np.isfinite([r[k] for k in ("KD", "KD_low", "KD_high", "KD_p")]).all() for r in found if "KD" in r)
+        assert all(r["beyond_low"] <= r["beyond_high"] for r in found if r["set"] != "synthetic" and r["label"] != ALL)
+    heldout = joined(few(4, "normal", 30, 9), few(5, "covid", 30, 1, 2.0))
+    found = compare("x", synthetic=made, train=train, heldout=heldout, labels=["normal", "covid"], repeats=20)
+    assert all(r["small"] for r in found if r["label"] == "covid")
+
+
+def test_other_labels_are_held_out_images_of_other_patients():
+    """A classifier puts the labels of its training images far apart: they must not be what synthetic images are held to."""
+    train = joined(cloud(0, "normal", 60), cloud(10, "covid", 60, 9.0))
+    heldout = joined(cloud(1, "normal", 60), cloud(11, "covid", 60, 1.0))
+    made = joined(cloud(5, "normal", 60, 2.0), cloud(6, "covid", 60))
+    found = compare("classifier", synthetic=made, train=train, heldout=heldout, labels=["normal", "covid"], repeats=20)
+    row = next(r for r in found if (r["label"], r["set"]) == ("normal", "real covid"))
+    assert row["KD"] == pytest.approx(kid(real=heldout.of("normal").features, fake=heldout.of("covid").features))
+    assert answers({"distances": found})["Is synthetic normal nearer to held-out real normal than real images of other "
+                                         "labels are?"] == "no"
+    shared = heldout._replace(patients=np.array([f"p{i % 60}" if i % 60 < 15 else f"p{i}" for i in range(120)]))
+    found = compare("classifier", synthetic=made, train=train, heldout=shared, labels=["normal", "covid"], repeats=20)
+    assert next(r["m"] for r in found if (r["label"], r["set"]) == ("normal", "real covid")) == 45
+
+
+def confounded(seed, n=300, effect=0.0):
+    """Age asked for and judged, both much higher in covid; within a label the judged follows the asked by `effect`."""
+    rng = np.random.default_rng(seed)
+    group = np.array(["normal", "covid", "rare"])[np.arange(n) % 3]
+    age = 40 + 30 * (group == "covid") + rng.normal(0, 4, n)
+    base = 40 + 30 * (group == "covid")
+    judged = base + effect * (age - base) + rng.normal(0, 4, n)
+    sex = (rng.random(n) < np.where(group == "covid", 0.9, 0.1)).astype(np.int64)
+    read = np.where(rng.random(n) < effect, sex, group == "covid")
+    labels = {"age": torch.tensor(age, dtype=torch.float32), "sex": torch.tensor(sex)}
+    out = {"age": torch.tensor(judged, dtype=torch.float32), "sex": F.one_hot(torch.tensor(read).long(), 2).float()}
+    return labels, out, group.tolist()
+
+
+@pytest.mark.parametrize("effect,expected", [(0.0, {"not resolved", "no"}), (0.9, {"yes"})])
+def test_attributes_are_judged_within_label(effect, expected):
+    """A judge that sees the label alone agrees with asked age and sex overall, and must not count as moving them."""
+    variables = [Number("age", 50.0, 15.0, 20.0, 90.0), Category("sex", ("F", "M"))]
+    found = []
+    for seed, which in enumerate(("held-out real", "synthetic")):
+        labels, judged, group = confounded(seed, effect=effect)
+        judge = SimpleNamespace(variables=variables, predict=lambda _, judged=judged: judged)
+        within = within_label(variables, judged, labels, group)
+        found += [{**row, **within[row["variable"]]} for row in agreement(judge, torch.zeros(300), labels, which)]
+    age, sex = (next(r for r in found[2:] if r["variable"] == name) for name in ("age", "sex"))
+    assert age["low"] > 0.5 and age["within_low"] < age["within_r"] < age["within_high"] < age["high"]
+    assert sex["within_chance"] > 0.8 > max(v["n"] for v in sex["by_value"]) / sex["n"]
+    given = answers({"distances": [], "agreement": found})
+    assert set(given) == {"Does asking for age move the picture?", "Does asking for sex move the picture?"}
+    assert set(given.values()) <= expected
+
+
+def test_within_label_by_hand_and_where_nothing_is_known():
+    age = Number("age", 50.0, 15.0, 20.0, 90.0)
+    asked = torch.tensor([1.0, 2, 3, 4, 11, 12, 13, 14, math.nan])
+    judged = torch.tensor([1.0, 3, 2, 4, 51, 53, 52, 54, 9])
+    group = list("aaaabbbbc")
+    found = within_label([age], {"age": judged}, {"age": asked}, group)["age"]
+    assert found["within_r"] == pytest.approx(0.8)                            # of each label, and so of both
+    assert found["within_low"] == pytest.approx(math.tanh(math.atanh(0.8) - 1.959964 / 2))    # 8 cells − 2 means − 3 + 1
+    same = within_label([age], {"age": judged}, {"age": torch.tensor([40.1] * 4 + [60.7] * 5)}, group)["age"]
+    assert math.isnan(same["within_r"])
+    assert within_label([age], {"age": judged}, {"age": torch.full((9,), math.nan)}, group) == {"age": {}}
+    flat = {"variable": "age", "n": 9, "kind": "number", **dict.fromkeys(("r", "low", "high"), math.nan), **same}
+    both = [flat | {"set": "held-out real"}, flat | {"set": "synthetic"}]
+    assert answers({"distances": [], "agreement": both}) == {"Does asking for age move the picture?": "not resolved"}
+
+
 def share(k, n, which, variable="label"):
     half = {"value": "a", "n": n // 2, "accuracy": k / n}
     low, high = wilson(k, n)
     return {"variable": variable, "set": which, "kind": "category", "n": n, "accuracy": k / n, "low": low, "high": high,
-            "by_value": [half, half | {"value": "b"}]}
+            "by_value": [half, half | {"value": "b"}], **({} if variable == "label" else {"within_chance": 0.5})}
 
 
 @pytest.mark.parametrize("k,answer", [(98, "yes"), (88, "not resolved"), (50, "no")])
@@ -145,7 +227,7 @@ def test_page_with_every_input(tmp_path):
         agreement=[share(99, 100, "held-out real"), share(95, 100, "synthetic"),
                    {"variable": "age", "set": "synthetic", "n": 0},
                    {"variable": "age", "set": "held-out real", "n": 3, "kind": "number", "r": math.nan, "low": math.nan,
-                    "high": math.nan, "slope": 1.0, "mae": 4.0}],
+                    "high": math.nan, "slope": 1.0, "mae": 4.0, **dict.fromkeys(WITHIN, math.nan)}],
         classifier=[{**arm, "arm": "real"}, {**arm, "arm": "real+synthetic", "n": 50, "balanced_accuracy": None}],
         study={"arms": [{"arm": "real", "test_set": "test", "accuracy": 0.9, "accuracy_sd": None}]},
         vae={"psnr": 30.1, "psnr_pca64": 27.0}, provenance={"command": "evaluate.py"},
@@ -165,68 +247,3 @@ def test_marks():
     assert [num(x) for x in (None, math.nan, -0.25, 12345.6, 0, 0.00012)] == ["–", "–", "−0.25", "12346", "0", "1.2e−04"]
     assert "&lt;b&gt;" in table(["a"], [("", ["<b>"])])
     assert jsonable({"a": (math.inf, np.float64(2.0), "x")}) == {"a": [None, 2.0, "x"]}
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A small phantom, and other phantoms in the place of synthetic images."""
-    folder = tmp_path_factory.mktemp("demo")
-    phantom.write(folder / "real", n=240, size=32, seed=0)
-    made = []
-    for i in range(90):
-        p = phantom.phantom(1, i, 32)
-        name = f"images/{p.row['label']}/{i:06d}.png"
-        images.write(folder / "samples" / name, p.image)
-        made.append({"file_name": name, "label": p.row["label"], "set": "1", "sex": p.row["sex"], "age": p.row["age"]})
-    write_table(folder / "samples" / "metadata.csv", made)
-    return folder
-
-
-def config(demo, **more):
-    absent = {name: str(demo / name) for name in ("classifier", "vae", "diffusion")}
-    return evaluate.Config(**{"data": (str(demo / "real"),), "samples": str(demo / "samples"), "out": str(demo / "report"),
-                              "repeats": 10, **absent, **more})
-
-
-def test_the_script_from_folders_to_page(demo):
-    evaluate.run_report(config(demo))
-    result = json.loads((demo / "report/report.json").read_text())
-    page = Page((demo / "report/report.html").read_text())
-    assert page.ids == SECTIONS and "No judge was found" in page.text
-    assert result["data"]["size"] == 32 and result["samples"]["labels"] == {"covid": 30, "normal": 30, "pneumonia": 30}
-    assert result["data"]["n_train"] + result["data"]["n_heldout"] == 240 and result["neighbours"]["suspected"] is False
-    made = next(r for r in result["distances"] if r["set"] == "synthetic")
-    assert made["KD_low"] < made["KD_floor"]["high"]                          # phantoms are like phantoms
-    evaluate.run_report(config(demo))                                         # the same command again is no fault
-
-
-def test_the_script_with_a_judge(demo, tmp_path):
-    variables = [Category("label", ("covid", "normal", "pneumonia")), Number("age", 55.0, 20.0, 20.0, 90.0),
-                 Category("view", ("AP", "PA"))]
-    Predictor(variables, width=4, size=32).save(tmp_path / "judge")
-    evaluate.run_report(config(demo, classifier=str(tmp_path), out=str(tmp_path / "report")))
-    result = json.loads((tmp_path / "report/report.json").read_text())
-    assert {r["extractor"] for r in result["distances"]} == {"pixels-pca64", "classifier"}
-    assert [(r["variable"], r["set"]) for r in result["agreement"]] == [
-        (v, s) for s in ("held-out real", "synthetic") for v in ("label", "age")]          # view was never asked for
-    assert [s["space"] for s in result["neighbours"]["spaces"]] == ["pixels", "pixels, moved", "classifier"]
-
-
-def test_faults_of_input_are_named(demo, tmp_path):
-    out = str(tmp_path / "r")
-    with pytest.raises(InputError, match="folder of real data"):
-        evaluate.run_report(config(demo, samples=str(demo / "real"), out=out))
-    with pytest.raises(InputError, match="folder of real data"):
-        evaluate.run_report(config(demo, samples=str(demo / "real" / "images"), out=out))
-    with pytest.raises(InputError, match="no such folder"):
-        evaluate.run_report(config(demo, samples=str(demo / "nothing"), out=out))
-    with pytest.raises(InputError, match="repeats 1"):
-        evaluate.run_report(config(demo, repeats=1, out=out))
-    shutil.copytree(demo / "real", tmp_path / "copy")
-    with pytest.raises(InputError, match="files of the real data"):
-        evaluate.run_report(config(demo, samples=str(tmp_path / "copy"), out=out))
-    image = np.asarray(torch.randint(0, 255, (32, 32), dtype=torch.uint8))
-    for i in range(3):
-        images.write(tmp_path / "odd" / "tumour" / f"{i}.png", image + i)
-    with pytest.raises(InputError, match="no label tumour"):
-        evaluate.run_report(config(demo, samples=str(tmp_path / "odd"), out=out))

@@ -11,6 +11,7 @@ import torch
 from minidiff.classification import study
 from minidiff.classification.study import Images
 from minidiff.data import images as files
+from minidiff.data.table import read_table
 from minidiff.errors import InputError
 from minidiff.variables import Category
 
@@ -29,6 +30,11 @@ def toy(counts, seed, per_patient=1):
     pixels[labels == 2, :, ::4] += 90
     patients = [f"{seed}-{i // per_patient}" for i in range(len(labels))]
     return Images(torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels), patients)
+
+
+def one(**arms):
+    """Arms of one seed each."""
+    return {name.replace("_", "+"): [p] for name, p in arms.items()}
 
 
 def one_hot(answers, k=3):
@@ -68,6 +74,9 @@ def test_a_finished_arm_is_read_and_other_images_are_refused(tmp_path):
     assert np.array(first["probabilities"]["test"]).shape == (12, 3)
     with pytest.raises(InputError, match="other training images"):
         study.train_arm(tmp_path, "real", 0, toy((8, 8, 8), 3), tests, LABEL, **TINY)
+    turned = {"test": Images(*(x.flip(0) for x in tests["test"][:2]), tests["test"].patients[::-1])}
+    with pytest.raises(InputError, match="in another order"):
+        study.train_arm(tmp_path, "real", 0, train, turned, LABEL, **TINY)
 
 
 # ---- figures
@@ -88,7 +97,7 @@ def test_scores_follow_their_definitions():
 def test_one_class_in_an_external_set_has_recall_and_no_auroc():
     s = study.score(one_hot([0, 0, 1]), toy((3, 0, 0), 0), LABEL.values)
     assert s["recall"]["dark"] == pytest.approx(2 / 3) and s["auroc_macro"] is None
-    found = study.differences({"real": one_hot([0, 0, 1]), "synthetic": one_hot([0, 0, 0])}, toy((3, 0, 0), 0), n_boot=20)
+    found = study.differences(one(real=one_hot([0, 0, 1]), synthetic=one_hot([0, 0, 0])), toy((3, 0, 0), 0), n_boot=20)
     assert {d["metric"]: d["difference"] for d in found}["auroc_macro"] is None
     json.dumps([s, found], allow_nan=False)
 
@@ -99,13 +108,33 @@ def test_differences_are_paired_and_resolved_only_where_they_should_be():
     good, same, bad = truth.copy(), truth.copy(), truth.copy()
     bad[::2] = (bad[::2] + 1) % 3
     good[:3], same[3:6] = 1, 1  # other mistakes, as many
-    arms = {"real": one_hot(good), "real+synthetic": one_hot(same), "synthetic": one_hot(bad)}
+    arms = one(real=one_hot(good), real_synthetic=one_hot(same), synthetic=one_hot(bad))
     found = {(d["arm"], d["metric"]): d for d in study.differences(arms, test, n_boot=300)}
     worse = found["synthetic", "accuracy"]
     assert worse["resolved"] and worse["interval"][1] < 0 and worse["difference"] == pytest.approx(-57 / 120)
     assert not found["real+synthetic", "accuracy"]["resolved"]
-    nothing = study.differences({"real": one_hot(good), "synthetic": one_hot(good)}, test, n_boot=50)
+    nothing = study.differences(one(real=one_hot(good), synthetic=one_hot(good)), test, n_boot=50)
     assert all(d["interval"] == [0, 0] and not d["resolved"] for d in nothing)
+
+
+def test_a_difference_with_one_seed_of_the_other_sign_is_not_resolved():
+    """Two seeds far better and one a little worse: patients cannot undo it, another seed could."""
+    test = toy((40, 40, 40), 0)
+    truth = test.labels.numpy()
+    bad, worse = truth.copy(), truth.copy()
+    bad[::2], worse[:70] = (bad[::2] + 1) % 3, (worse[:70] + 1) % 3
+    real = [one_hot(bad)] * 3
+    for third, resolved in ((truth, True), (worse, False)):
+        arms = {"real": real, "synthetic": [one_hot(truth), one_hot(truth), one_hot(third)]}
+        found = study.differences(arms, test, n_boot=200)[0]
+        assert found["interval"][0] > 0.3 and found["difference"] == pytest.approx(0.5)
+        assert (found["resolved"], found["seeds"], found["seeds_agree"]) == (resolved, 3, 2 + resolved)
+
+
+def test_a_damaged_arm_is_named(tmp_path):
+    (tmp_path / "real_seed0.json").write_text('{"arm": "re')
+    with pytest.raises(InputError, match="real_seed0.json is damaged"):
+        study.train_arm(tmp_path, "real", 0, toy((8, 8, 8), 1), {}, LABEL, **TINY)
 
 
 def test_images_of_one_patient_do_not_count_as_many_patients():
@@ -115,7 +144,7 @@ def test_images_of_one_patient_do_not_count_as_many_patients():
     widths = []
     for per_patient in (1, 20):
         test = toy((60, 60), 0, per_patient)
-        found = study.differences({"real": one_hot(answers, 2), "synthetic": one_hot(truth, 2)}, test, n_boot=400)
+        found = study.differences(one(real=one_hot(answers, 2), synthetic=one_hot(truth, 2)), test, n_boot=400)
         widths.append(found[0]["interval"][1] - found[0]["interval"][0])
     assert widths[1] > 2 * widths[0]
 
@@ -173,7 +202,7 @@ def unbroken(world):
     return root / "unbroken"
 
 
-def test_study_writes_results_for_every_arm_seed_and_test_set(unbroken):
+def test_study_writes_results_for_every_arm_seed_and_test_set(world, unbroken):
     results = json.loads((unbroken / "results.json").read_text())
     assert {(r["arm"], r["seed"], r["test_set"]) for r in results} == {
         (arm, seed, name) for arm in study.ARMS for seed in (0, 1) for name in ("test", "clinic")}
@@ -183,6 +212,9 @@ def test_study_writes_results_for_every_arm_seed_and_test_set(unbroken):
     assert len(summary["arms"]) == 8 and {a["variable"]: a["n"] for a in summary["judge"]}["age"] == 12
     assert {d["against"] for d in summary["differences"]["clinic"]} == {"real", "real+duplicates"}
     assert (unbroken / "judge" / "predictor.safetensors").exists()
+    files = json.loads((unbroken / "judge" / "trained_on.json").read_text())
+    train = read_table(world[1]["data"]).select(split="train")
+    assert files == sorted(train.hashes[file] for file in train.column("file")) and len(files) == 36
 
 
 def test_an_interrupted_study_ends_as_an_unbroken_one(world, unbroken, monkeypatch):
@@ -212,7 +244,9 @@ def test_other_settings_in_the_same_folder_are_refused_and_fewer_arms_are_not(wo
     classify.run_study(classify.Config(**knobs, out=str(unbroken)))
     assert (unbroken / "results.json").read_bytes() == before
     shown = capsys.readouterr().out
-    assert "real+synthetic − real+duplicates" in shown and "clinic: 8 images" in shown
+    assert "real+synthetic − real+duplicates" in shown and "clinic: 8 images" in shown and "of 2 seeds)" in shown
+    assert "note: samples: no patient ids: one image = one patient, assumed" in shown
+    assert "does not say what its generator was trained on" in shown
 
 
 def test_bad_requests_are_one_sentence(world, tmp_path):
@@ -224,7 +258,11 @@ def test_bad_requests_are_one_sentence(world, tmp_path):
 
     refused("run sample.py first", synthetic=str(tmp_path / "none"))
     refused("arms best; allowed are real, real", arms=("best",))
+    refused("name each of them once", arms=("real", "real"))
     refused("seeds is 0", seeds=0)
+    refused("batch is 1; allowed are 2", batch=1)
+    refused("names view twice", condition=("label", "view", "view"))
+    refused("--condition patient", condition=("label", "patient"))
     refused("no such folder", data=(str(tmp_path / "none"),))
     refused("condition 'height'", condition=("label", "height"))
     copied = toy((20, 20, 20), 1)
@@ -236,3 +274,57 @@ def test_arms_real_needs_no_samples(world, tmp_path):
     knobs = {**world[1], "synthetic": str(tmp_path / "none"), "arms": ("real",), "seeds": 1, "external": ()}
     classify.run_study(classify.Config(**knobs, out=str(tmp_path / "out")))
     assert [r["arm"] for r in json.loads((tmp_path / "out" / "results.json").read_text())] == ["real"]
+
+
+def read(world, **changes):
+    return classify.read(classify.Config(**{**world[1], **changes}))
+
+
+def test_real_images_are_no_synthetic_ones(world, tmp_path):
+    samples = write_set(tmp_path / "samples", toy((5, 6, 7), 2))
+    copy = next(Path(world[1]["data"][0]).rglob("*.png"))
+    (Path(samples) / "images" / "light" / "005.png").write_bytes(copy.read_bytes())
+    with pytest.raises(InputError, match=r"samples: 1 of 18 files are real images .* e\.g\. .*light/005.png"):
+        read(world, synthetic=samples)
+    with pytest.raises(InputError, match="60 of 60 files are real"):
+        read(world, synthetic=world[1]["data"][0])
+    with pytest.raises(InputError, match="8 of 8 files are real"):
+        read(world, synthetic=world[1]["external"][0])
+
+
+@pytest.mark.parametrize("which", ["real", "clinic"])
+def test_a_generator_that_saw_a_test_image_is_refused(world, tmp_path, which):
+    samples = write_set(tmp_path / "samples", toy((5, 6, 7), 2))
+    real, clinic = read_table(world[1]["data"]), read_table(world[1]["external"])
+    train = [real.hashes[row["file"]] for row in real.select(split="train").rows]
+    held_out = real.select(split="test").rows[3] if which == "real" else clinic.rows[0]
+    manifest = Path(samples) / "manifest.json"
+    manifest.write_text(json.dumps({"trained_on": train}))
+    tables, _ = read(world, synthetic=samples)
+    assert not any("trained on" in note for note in tables["synthetic"].notes)
+    manifest.write_text(json.dumps({"trained_on": [*train, {**real.hashes, **clinic.hashes}[held_out["file"]]]}))
+    with pytest.raises(InputError, match="the generator was trained on 1 of 20 held-out images"):
+        read(world, synthetic=samples)
+
+
+def test_a_label_that_no_test_patient_has_is_refused(world, tmp_path):
+    images = toy((10, 10, 4), 5)
+    folder = Path(write_set(tmp_path / "real", images, ("train", "test")))
+    lines = (folder / "metadata.csv").read_text().replace(",striped,test", ",striped,train")
+    (folder / "metadata.csv").write_text(lines)
+    with pytest.raises(InputError, match="label 'striped' needs 1 or more images in split 'test'; has train 4"):
+        read(world, data=(str(folder),), external=())
+
+
+def test_assumed_patients_of_folders_of_one_name_are_not_the_same(world, tmp_path):
+    ours, theirs = (write_set(tmp_path / where / "chest", toy((20, 20, 20), seed)) for where, seed in (("a", 5), ("b", 6)))
+    tables, _ = read(world, data=(ours,), external=(theirs,), arms=("real",), out=str(tmp_path / "out"))
+    assert len(tables["chest"]) == 60 and not set(tables["chest"].column("patient")) & set(tables["train"].column("patient"))
+
+
+def test_a_label_lost_to_skip_bad_is_refused(world, tmp_path):
+    folder = Path(write_set(tmp_path / "real", toy((10, 10, 4), 5), ("train", "test")))
+    for k in (21, 23):
+        (folder / "images" / "striped" / f"{k:03d}.png").write_bytes(b"x%d" % k)
+    with pytest.raises(InputError, match="label 'striped' needs 1 or more images in split 'test'"):
+        read(world, data=(str(folder),), external=(), skip_bad=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minidiff.data import images
+from minidiff.data.split import check_unseen, trained_on
 from minidiff.data.table import read_table, require_classes, write_table
 from minidiff.errors import InputError
 
@@ -193,7 +194,7 @@ def test_split_is_written_once_and_reused(tmp_path):
     swapped = saved.read_text().replace("val", "x").replace("test", "val").replace("x", "test")
     saved.write_text(swapped)
     again = read_table(folder, split_dir=tmp_path / "run", seed=1)
-    assert again.notes[-1] == f"split by patient as saved in {saved}"
+    assert again.notes == first.notes and saved.name in again.notes[-1]  # a resumed run compares them
     swap = {"train": "train", "val": "test", "test": "val"}
     assert again.column("split") == [swap[s] for s in first.column("split")]
     picture(folder / "images/000.png", 60_000)  # other data, another split
@@ -213,6 +214,13 @@ def test_copies_of_a_file_stay_together(tmp_path, seed):
     table = read_table(data_set(tmp_path / "d", rows, contents), seed=seed)
     assert len(set(table.select(patient=["p0", "p1", "p2"]).column("split"))) == 1
     assert "2 files repeat another of the same label and split" in table.notes
+
+
+def test_splits_that_nothing_uses_are_noted(tmp_path):
+    rows = rows_of(6, split=["train", "val", "test", "ward", "ward", "external"])
+    noted = [note for note in read_table(data_set(tmp_path / "d", rows)).notes if "other splits" in note]
+    assert noted == ["images of other splits than train, val, test, neither trained nor tested on: 'ward' 2"]
+    assert not any("other splits" in note for note in read_table(tmp_path / "d", split=False).notes)
 
 
 def test_patient_of_two_labels_counts_for_the_rarer(tmp_path):
@@ -246,6 +254,28 @@ def test_fingerprint_follows_content_label_patient_and_split(tmp_path):
     changed = [fingerprint("3", rows, (1, 2, 3, 5))]
     changed += [fingerprint(c, [rows[0] | {c: "test"}, *rows[1:]]) for c in ("label", "patient", "split")]
     assert len({first, *changed}) == 5
+
+
+# --- what a model has seen
+
+
+def test_trained_on_is_what_the_manifest_says(tmp_path):
+    assert trained_on(tmp_path) is None
+    for text, says in (('{"n": 3}', None), ('{"trained_on": []}', None), ('{"trained_on": ["a", "b", "a"]}', {"a", "b"})):
+        (tmp_path / "manifest.json").write_text(text)
+        assert trained_on(tmp_path) == says
+    (tmp_path / "manifest.json").write_text('{"trained_on": ["a"')
+    with pytest.raises(InputError, match="manifest.json is damaged"):
+        trained_on(tmp_path)
+
+
+def test_a_held_out_image_that_was_trained_on_is_refused(tmp_path):
+    table = read_table(data_set(tmp_path / "d", rows_of(5)), split=False)
+    digests = [table.hashes[file] for file in table.column("file")]
+    check_unseen(table.rows, table.hashes, set(), "the judge")
+    check_unseen(table.rows[:3], table.hashes, set(digests[3:]), "the judge")
+    with pytest.raises(InputError, match="the judge was trained on 2 of 4 held-out images, e.g. .*003.png"):
+        check_unseen(table.rows[1:], table.hashes, {digests[0], *digests[3:]}, "the judge")
 
 
 # --- bad tables

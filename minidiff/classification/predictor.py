@@ -8,7 +8,6 @@ A cell that is unknown has no part in the loss.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from minidiff.classification.resnet import ResNet
 from minidiff.counted import AUGMENT, generators, order
 from minidiff.data import dataset
 from minidiff.errors import InputError
-from minidiff.runs import write_atomic, write_json
+from minidiff.runs import read_json, write_atomic, write_json
 from minidiff.training.precision import Precision, cosine
 from minidiff.variables import Category, Labels, Variable, from_json, to_json
 
@@ -76,13 +75,14 @@ class Predictor(nn.Module):
     def load(cls, folder: str | Path) -> Predictor:
         """The predictor that `save` wrote to this folder, on the CPU; InputError where there is none or half of one."""
         folder = Path(folder)
+        for name in ("predictor.json", "predictor.safetensors"):
+            if not (folder / name).is_file():
+                raise InputError(f"{folder} holds no predictor: {name} is missing")
         try:
-            form = json.loads((folder / "predictor.json").read_text())
+            form = read_json(folder / "predictor.json")
             weights = safetensors.torch.load_file(folder / "predictor.safetensors")
             predictor = cls(from_json(form["variables"]), width=form["width"], size=form["size"])
             predictor.net.load_state_dict(weights)
-        except FileNotFoundError as error:
-            raise InputError(f"{folder} holds no predictor: {Path(error.filename or folder).name} is missing") from None
         except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise InputError(f"{folder} holds no whole predictor: {str(error).splitlines()[0]}") from None
         return predictor
@@ -159,7 +159,7 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
         with amp.autocast():
             out = predictor(x)
         value = loss(predictor.variables, out, {name: cells[rows] for name, cells in labels.items()}, weights)
-        amp.step(value, optimizer, predictor.parameters(), CLIP, f"slots {slots.start} to {slots.stop - 1}")
+        amp.step(value, optimizer, predictor.parameters(), CLIP, f"images {rows.tolist()} of the training set")
         if step % 10 == 9 or step == steps - 1:
             log.append({"step": step + 1, "loss": value.item(), "lr": optimizer.param_groups[0]["lr"]})
             bar.set_postfix(loss=f"{value.item():.3f}")

@@ -14,7 +14,6 @@ that an arm gains nothing by more steps or by balance alone. `real+synthetic` ha
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 from minidiff.classification.predictor import Predictor, balance, fit, grey
 from minidiff.counted import order
 from minidiff.errors import InputError
-from minidiff.runs import write_json
+from minidiff.runs import read_json, write_json
 from minidiff.statistics import (
     auroc,
     auroc_interval,
@@ -79,17 +78,20 @@ def train_arm(folder: Path, arm: str, seed: int, train: Images, tests: Mapping[s
               size: int, width: int, steps: int, batch: int, lr: float, device: str = "cpu", progress: str = "") -> dict:
     """Trains one arm with one seed and writes its test probabilities to `folder`; a finished one is read instead."""
     path, trained_on = Path(folder) / f"{arm}_seed{seed}.json", fingerprint(train)
+    tested_on = {name: fingerprint(test) for name, test in tests.items()}
     if path.exists():
-        result = json.loads(path.read_text())
+        result = read_json(path)
         if result["trained_on"] != trained_on:
             raise InputError(f"{path} comes of other training images than these; give another --out")
+        if result.get("tested_on", tested_on) != tested_on:  # the probabilities belong to images in this order
+            raise InputError(f"{path} was tested on other images than these, or in another order; give another --out")
         return result
     predictor = Predictor([label], width=width, size=size, seed=seed).to(device)
     labels = {label.name: train.labels}
     log = fit(predictor, train.pixels, labels, steps=steps, batch=batch, lr=lr, seed=seed,
               weights={label.name: balance(label, labels)}, progress=progress)
     probabilities = {name: predictor.predict(test.pixels)[label.name].tolist() for name, test in tests.items()}
-    result = {"arm": arm, "seed": seed, "n_train": len(train.pixels), "trained_on": trained_on,
+    result = {"arm": arm, "seed": seed, "n_train": len(train.pixels), "trained_on": trained_on, "tested_on": tested_on,
               "log": log, "probabilities": probabilities}
     write_json(path, result)
     return result
@@ -139,12 +141,16 @@ def macro_auroc(p: np.ndarray, truth: np.ndarray) -> float:
 METRICS = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auroc_macro": macro_auroc}
 
 
-def differences(probabilities: Mapping[str, np.ndarray], test: Images, *, n_boot: int = 1000, seed: int = 0) -> list[dict]:
-    """Arms against each other on the same images; `probabilities` (n,k) of each arm are means over its seeds.
+def differences(by_seed: Mapping[str, Sequence[np.ndarray]], test: Images, *, n_boot: int = 1000,
+                seed: int = 0) -> list[dict]:
+    """Arms against each other on the same images; `by_seed` has the probabilities (n,k) of each arm, one for each seed.
 
-    Each interval is the 2.5–97.5 % of the difference over resamples of whole patients, the same resamples for both arms.
-    A difference is resolved where it leaves out 0. It holds for other patients, not for other generators.
+    The difference is that of the mean probabilities over seeds; its interval is the 2.5–97.5 % over resamples of whole
+    patients, the same resamples for both arms. It is resolved where this interval leaves out 0 and the difference has the
+    same sign with every single seed: the interval knows nothing of how much training varies from seed to seed. What is
+    resolved holds for other patients, not for other generators and, with few seeds, not surely for other seeds.
     """
+    probabilities = {arm: np.mean(each, 0) for arm, each in by_seed.items()}
     truth = test.labels.numpy()
     resamples = bootstrap_indices(test.patients, n_boot, seed)
     resamples = [i for i in resamples if len(np.unique(truth[i])) == len(np.unique(truth))]
@@ -157,8 +163,10 @@ def differences(probabilities: Mapping[str, np.ndarray], test: Images, *, n_boot
         for name, f in METRICS.items():
             d = f(probabilities[a], truth) - f(probabilities[b], truth)
             low, high = percentile(values[a][name] - values[b][name]) if resamples else (math.nan, math.nan)
+            agree = sum(bool(np.sign(f(p, truth) - f(q, truth)) == np.sign(d)) for p, q in zip(by_seed[a], by_seed[b]))
             found.append({"arm": a, "against": b, "metric": name, "difference": _json(d),
-                          "interval": [_json(low), _json(high)], "resolved": bool(low > 0 or high < 0)})
+                          "interval": [_json(low), _json(high)], "seeds": len(by_seed[a]), "seeds_agree": agree,
+                          "resolved": bool((low > 0 or high < 0) and agree == len(by_seed[a]))})
     return found
 
 

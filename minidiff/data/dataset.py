@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,7 +32,7 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False) -> tuple[Tab
     """Read all images of a table as squares: (table, uint8 (N,3,size,size)).
 
     Where all are grey, one channel is kept in memory and expanded to three. Bad files raise one InputError that lists
-    them; with `skip_bad` they leave the table, listed in its notes. None is ever replaced.
+    them; with `skip_bad` they leave the table, counted on stderr and listed in its notes. None is ever replaced.
     """
 
     def load(row: Row) -> np.ndarray | str:
@@ -52,6 +53,9 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False) -> tuple[Tab
     constant = [row["file"] for row, item in zip(rows, squares) if item.min() == item.max()]
     notes = list(table.notes)
     if faults:
+        names = ", ".join([row["file"] for row, item in zip(table.rows, loaded) if isinstance(item, str)][:3])
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        print(f"{len(faults)} of {len(table)} images cannot be read and are left out: {names}{more}", file=sys.stderr)
         notes += [f"{len(faults)} of {len(table)} images could not be read and were dropped: {'; '.join(faults)}"]
     if constant:
         notes += [f"{len(constant)} images are of one grey throughout: {', '.join(constant)}"]

@@ -58,7 +58,10 @@ class Table:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over content, label, patient and split of every row; order and file names do not count."""
+        """sha256 over content, label, patient and split of every row; neither order nor file names count.
+
+        Where patients are assumed, their ids are made of the file names and of the folder's name, and these do count.
+        """
         self.hashes.update(_hash(file for file in self.column("file") if file not in self.hashes))
         return _fingerprint(self.rows, self.hashes)
 
@@ -119,6 +122,7 @@ def read_table(
     rows, remarks = _unite_labels([{**dict.fromkeys(columns, ""), **row} for row in rows])
     notes += remarks
     _check_unique(rows)
+    notes += _odd_splits(rows) if split else []
     to_split = split and any(not row["split"] for row in rows)
     hashes = _hash(row["file"] for row in rows) if check or to_split else {}
     if to_split:
@@ -262,13 +266,20 @@ def _unite_labels(rows: list[Row]) -> tuple[list[Row], list[str]]:
     return united, [f"label {old!r} is read as {new!r}" for old, new in changed]
 
 
+def _odd_splits(rows: Sequence[Row]) -> list[str]:
+    """A remark on splits that no script asks for; "external" is one that is left out on purpose."""
+    counts = Counter(row["split"] for row in rows if row["split"] not in ("", "external", *SPLITS))
+    named = ", ".join(f"{name!r} {n}" for name, n in sorted(counts.items()))
+    return [f"images of other splits than {', '.join(SPLITS)}, neither trained nor tested on: {named}"] if counts else []
+
+
 def _fill_splits(
     rows: list[Row], hashes: Mapping[str, str], seed: int, split_dir: str | Path | None
 ) -> tuple[list[Row], str]:
     path = split_dir and Path(split_dir) / f"split-{_fingerprint(rows, hashes)[:12]}.csv"
-    remark = f"split by patient here, {1 - 2 * HELD_OUT:.0%} / {HELD_OUT:.0%} / {HELD_OUT:.0%}, seed {seed}"
-    if path and path.is_file():
-        remark = f"split by patient as saved in {path}"
+    remark = f"split by patient here, {1 - 2 * HELD_OUT:.0%} / {HELD_OUT:.0%} / {HELD_OUT:.0%}, "
+    remark += f"kept in {path.name}" if path else f"seed {seed}"  # the same when it is made and when it is read: a resumed
+    if path and path.is_file():                                   # run compares its notes
         splits = {row["patient"]: row["split"] for row in _read_csv(path, needed=("patient", "split"))}
     else:
         splits = split_patients(rows, hashes, seed)

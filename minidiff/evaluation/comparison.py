@@ -2,9 +2,10 @@
 
     synthetic          what the generator made when asked for this label
     real, this label   training images of the label: what perfect looks like, by other patients
-    real, another      training images of every other label: how far a wrong picture is
+    real, another      held-out images of every other label, by other patients: how far a wrong picture is
 
-All are compared with the same held-out images, at equal numbers where the data allow it.
+All are compared with the same held-out images, at equal numbers where the data allow it. The other labels are held-out,
+too: a classifier has pushed the labels of its training images apart, farther than those of any image it has not seen.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from minidiff.errors import InputError
-from minidiff.evaluation.distances import fid, fid_spread, floor, kid, kid_draws, kid_p
-from minidiff.statistics import percentile
+from minidiff.evaluation.distances import fid, fid_spread, finite_percentile, floor, kid, kid_draws, kid_p
 
-FEWEST = 20  # images on each side, below which a cell stays grey
+FEWEST = 20  # images on each side, below which a cell stays grey; so it does where they are all of one patient
 ALL = "all labels"
 
 
@@ -46,23 +46,24 @@ def compare(extractor: str, *, synthetic: Side, train: Side, heldout: Side, labe
         rng = np.random.default_rng(seed)
         others = [] if label == ALL else [other for other in labels if other != label]
         sets = {"synthetic": made, "real": _some(train.of(label), len(made.features), rng)}
-        sets |= {f"real {other}": _some(train.of(other), len(made.features), rng) for other in others}
+        strangers = heldout.take(np.flatnonzero(~np.isin(heldout.patients, reference.patients)))
+        sets |= {f"real {other}": _some(strangers.of(other), len(made.features), rng) for other in others}
         made_draws = None
         floors = _floors(train.of(label), reference, len(made.features), repeats, seed)
         for name, side in sets.items():
             row = {"extractor": extractor, "label": label, "set": name,
                    "n": len(reference.features), "m": len(side.features), **floors}
-            row["small"] = min(row["n"], row["m"]) < FEWEST
+            row["small"] = min(row["n"], row["m"]) < FEWEST or 1 in (len(set(s.patients)) for s in (reference, side))
             rows.append(row)
             if row["small"]:
                 continue
             row |= _measure(reference, side, 2 * repeats if side is made else repeats // 2, seed)
             draws = _draws(reference, side, seed)
-            row["KD_low"], row["KD_high"] = percentile(draws)
+            row["KD_low"], row["KD_high"] = finite_percentile(draws)
             if side is made:
                 made_draws = draws
             elif made_draws is not None:   # how much farther than the synthetic set; equal held-out patients draw by draw
-                row["beyond_low"], row["beyond_high"] = percentile(draws - made_draws)
+                row["beyond_low"], row["beyond_high"] = finite_percentile(draws - made_draws)
     return rows
 
 

@@ -70,14 +70,15 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def kid_interval(*, confidence: float = 0.95, **sets) -> tuple[float, float]:
     """Percentile bootstrap of `kid` by patient; arguments as `kid_draws`."""
-    return percentile(kid_draws(**sets), confidence)
+    return finite_percentile(kid_draws(**sets), confidence)
 
 
 def kid_draws(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
               fake_patients: Sequence | None = None, n_boot: int = 1000, seed: int = 0) -> np.ndarray:
     """`kid` in resamples of patients, who are never paired with copies of themselves: (n_boot,).
 
-    Equal seeds draw the same real patients, so that two fakes can be compared draw by draw.
+    Equal seeds draw the same real patients, so that two fakes can be compared draw by draw. A draw of one and the same
+    patient over and over has no pairs: it is nan and keeps its place.
 
     A patient drawn twice must not meet his copy: k(x, x) is larger than any honest pair, and with it a plain
     bootstrap covers 0 under the null in 0 % of runs. The kernel is summed by patient first; the rest is counts.
@@ -86,14 +87,22 @@ def kid_draws(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | N
     p, q = _patients(real_patients, len(x)), _patients(fake_patients, len(y))
     c, e = bootstrap_counts(p.max() + 1, n_boot, seed), bootstrap_counts(q.max() + 1, n_boot, seed + 1)
     across = ((c @ _sum_by(kernel(x, y), p, q)) * e).sum(1) / ((c @ np.bincount(p)) * (e @ np.bincount(q)))
-    with np.errstate(invalid="ignore"):   # a draw of one and the same patient over and over has no pairs
-        draws = _within(kernel(x, x), p, c) + _within(kernel(y, y), q, e) - 2 * across
-    return draws[np.isfinite(draws)]
+    with np.errstate(invalid="ignore"):
+        return _within(kernel(x, x), p, c) + _within(kernel(y, y), q, e) - 2 * across
+
+
+def finite_percentile(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """`percentile` over the draws that have a value; (nan, nan) where none has."""
+    draws = draws[np.isfinite(draws)]
+    return percentile(draws, confidence) if len(draws) else (np.nan, np.nan)
 
 
 def kid_p(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
           fake_patients: Sequence | None = None, permutations: int = 1000, seed: int = 0) -> float:
-    """Permutation p of `kid`: how often a random division of the pooled patients is as far apart as this one."""
+    """Permutation p of `kid`: how often a random division of the pooled patients is as far apart as this one.
+
+    A division that puts a single patient on one side has no KD and does not count; nan if that is the one observed.
+    """
     x, y = _checked(real, fake)
     pool, p = np.concatenate([x, y]), _patients(real_patients, len(x))
     group = np.concatenate([p, p.max() + 1 + _patients(fake_patients, len(y))])
@@ -103,8 +112,10 @@ def kid_p(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None 
     np.put_along_axis(a[1:], np.argsort(keys, axis=1, kind="stable")[:, :len(x)], 1, axis=1)
     a[0, :len(x)] = 1                                                                      # row 0: as observed
     (aa, ab, bb), (n_aa, n_ab, n_bb) = _blocks(k * apart, a), _blocks(apart, a)
-    values = aa / n_aa + bb / n_bb - 2 * ab / n_ab
-    return float((1 + (values[1:] >= values[0] - 1e-12).sum()) / (1 + permutations))
+    with np.errstate(invalid="ignore"):
+        values = aa / n_aa + bb / n_bb - 2 * ab / n_ab
+    others = values[1:][np.isfinite(values[1:])]
+    return float((1 + (others >= values[0] - 1e-12).sum()) / (1 + len(others))) if np.isfinite(values[0]) else np.nan
 
 
 def fid_spread(*, real: np.ndarray, fake: np.ndarray, repeats: int = 200, seed: int = 0) -> Spread:
@@ -141,7 +152,11 @@ def floor(metric: Metric, *, real: np.ndarray, patients: Sequence, n: int, m: in
     apart = _apart(group)
     k = kernel(x, x) * apart
     mean = lambda u, v: ((u @ k) * v).sum(1) / ((u @ apart) * v).sum(1)  # noqa: E731
-    return _spread(mean(left, left) + mean(right, right) - 2 * mean(left, right), n, m)
+    with np.errstate(invalid="ignore"):
+        values = mean(left, left) + mean(right, right) - 2 * mean(left, right)
+    if not np.isfinite(values).any():
+        raise InputError(f"{len(x)} real images of {group.max() + 1} patients are too few to compare real with real")
+    return _spread(values[np.isfinite(values)], n, m)
 
 
 def _patients(names: Sequence | None, n: int) -> np.ndarray:

@@ -79,9 +79,9 @@ def distances(result: dict) -> str:
         return note("There are too few images for any distance.")
     made = [r for r in rows if r["set"] == "synthetic" and "KD" in r]
     caption = ("{} to held-out real images. Red: synthetic; dark: real training images of the same label; grey: real "
-               "images of another label. Lines: {}. Bands: 5–95 % of real against real, patients apart, at equal numbers. "
-               f"n = {_range(r['n'] for r in made)} held-out against {_range(r['m'] for r in made)} synthetic; extractors "
-               "as titled.")
+               "held-out images of another label. Lines: {}. Bands: 5–95 % of real against real, patients apart, at equal "
+               f"numbers. n = {_range(r['n'] for r in made)} held-out against {_range(r['m'] for r in made)} synthetic; "
+               "extractors as titled.")
     body = ("<p>How far is a set of images from held-out real ones? KD, the kernel distance, is 0 on average between two "
             "sets of the same kind and so may be negative. FD, the Fréchet distance, is never 0 at such numbers of images: "
             "read it against its floor, what real images score against other real ones.</p>")
@@ -98,25 +98,27 @@ def distances(result: dict) -> str:
         "n held-out, m of the set. Floor: median (5–95 %) of real against real; where the real images of a label do not "
         "reach for n + m, of as many as there are. Of halves: 5–95 % of FD between random halves of both sides. p: share of "
         "random divisions of the pooled patients with as large a KD. Features of our own classifier were learnt on the "
-        "training images, whose distances they flatter. All sets share the held-out images: their intervals are not "
-        "independent.")
+        "training images, whose distances they flatter; other labels are therefore held-out. All sets share the held-out "
+        "images: their intervals are not independent.")
 
 
 def agreement(result: dict) -> str:
     rows = result.get("agreement")
     if not rows:
         return note("No judge was found. python classify.py trains one on real training patients.")
-    lines = []
+    lines, head = [], ["variable", "images", "n", "as labelled", "95 %", "within label", "", ""]
     for name in _unique(rows, "variable"):
         for k, r in enumerate(r for r in rows if r["variable"] == name):
             kind = "own" * (r["set"] == "synthetic") + " grey" * (not r["n"]) + " first" * (k == 0)
             lines.append((kind, [name if k == 0 else "", r["set"], r["n"], *_agreement_cells(r)]))
     return ("<p>A judge, trained on real training patients only, reads label and attributes off each image. On held-out "
             "real images it is measured against the truth; on synthetic ones the request is measured by it, over the cells "
-            "that were asked for.</p>" + table(["variable", "images", "n", "as labelled", "95 %", "", ""], lines)
+            "that were asked for.</p>" + table(head, lines)
             + note("Category: share judged as labelled, Wilson’s interval. Number: correlation, Fisher’s interval, slope of "
-                   "judged on labelled, and mean absolute error in its own unit. On a phantom, where every factor is drawn "
-                   "into the picture, real images reach nearly 100 %; on patients, attributes are harder to read."))
+                   "judged on labelled, and mean absolute error in its own unit. Within label: the correlation after each "
+                   "label’s mean is taken off both sides; what guessing the commonest value of each label would reach. On a "
+                   "phantom, where every factor is drawn into the picture, real images reach nearly 100 %; on patients, "
+                   "attributes are harder to read."))
 
 
 def copies(result: dict, pictures: dict) -> str:
@@ -224,12 +226,15 @@ def _fd_cells(r: dict, first: bool) -> list[str]:
 
 def _agreement_cells(r: dict) -> list[str]:
     if not r["n"]:
-        return ["no known cell", "", "", ""]
+        return ["no known cell", "", "", "", ""]
     if r["kind"] == "number":
-        return [f"r = {num(r['r'])}", span(r["low"], r["high"]), f"slope {num(r['slope'])}", f"error {num(r['mae'])}"]
+        within = f"r = {num(r['within_r'])} ({span(r['within_low'], r['within_high'])})"
+        rest = [f"slope {num(r['slope'])}", f"error {num(r['mae'])}"]
+        return [f"r = {num(r['r'])}", span(r["low"], r["high"]), within, *rest]
     values = ", ".join(f"{v['value']} {percent(v['accuracy'])} of {v['n']}" for v in r["by_value"])
     area = f"AUROC {num(r['auroc'])}" if "auroc" in r else ""
-    return [percent(r["accuracy"]), f"{percent(r['low'])} to {percent(r['high'])}", area, values]
+    within = f"guessing {percent(r['within_chance'])}" if "within_chance" in r else ""
+    return [percent(r["accuracy"]), f"{percent(r['low'])} to {percent(r['high'])}", within, area, values]
 
 
 def _floor(f: dict | None) -> str:

@@ -24,9 +24,9 @@ def _likeness(rows: Sequence[dict]) -> list[dict]:
     for label in dict.fromkeys(r["label"] for r in rows if r["label"] != ALL):
         answers, parts = [], []
         for extractor in dict.fromkeys(r["extractor"] for r in rows):
-            own = [r for r in rows if (r["extractor"], r["label"]) == (extractor, label) and "KD" in r]
+            own = [r for r in rows if (r["extractor"], r["label"]) == (extractor, label) and r.get("KD") is not None]
             made = next((r for r in own if r["set"] == "synthetic"), None)
-            others = [r for r in own if r["set"] not in ("synthetic", "real")]
+            others = [r for r in own if r["set"] not in ("synthetic", "real") and r.get("beyond_low") is not None]
             if made is None or not others:
                 continue
             other = min(others, key=lambda r: r["KD"])
@@ -40,6 +40,7 @@ def _likeness(rows: Sequence[dict]) -> list[dict]:
 
 
 def _agreement(rows: Sequence[dict]) -> list[dict]:
+    """Attributes within label: those asked for come from real rows of a label, so the label alone tells of them."""
     real = {r["variable"]: r for r in rows if r["set"] == "held-out real"}
     found = []
     for r in rows:
@@ -54,15 +55,16 @@ def _agreement(rows: Sequence[dict]) -> list[dict]:
             answer = GOOD if r["low"] >= goal else BAD if r["high"] < goal else OPEN
             found.append({"question": "Do the pictures show the label asked for?", "answer": answer, "text": text})
         elif r["kind"] == "number":
-            text = (f"Asked for and judged {r['variable']} correlate with r = {num(r['r'])} ({num(r['low'])} to "
-                    f"{num(r['high'])}; n = {r['n']}); on held-out real images, r = {num(truth['r'])}.")
-            found.append({"question": f"Does asking for {r['variable']} move the picture?",
-                          "answer": GOOD if r["low"] > 0 else BAD if r["high"] <= 0 else OPEN, "text": text})
+            low, high = r["within_low"], r["within_high"]
+            text = (f"Within a label, {r['variable']} asked for and judged correlate with r = {num(r['within_r'])} "
+                    f"({num(low)} to {num(high)}; n = {r['n']}); on held-out real images, r = {num(truth['within_r'])}.")
+            answer = OPEN if low is None else GOOD if low > 0 else BAD if high <= 0 else OPEN
+            found.append({"question": f"Does asking for {r['variable']} move the picture?", "answer": answer, "text": text})
         else:
-            chance = max(v["n"] for v in r["by_value"]) / r["n"]
+            chance = r["within_chance"]
             text = (f"The judge sees the {r['variable']} asked for in {percent(r['accuracy'])} ({percent(r['low'])} to "
-                    f"{percent(r['high'])}; n = {r['n']}), guessing would reach {percent(chance)}; on held-out real "
-                    f"images, {percent(truth['accuracy'])}.")
+                    f"{percent(r['high'])}; n = {r['n']}), guessing by the label would reach {percent(chance)}; on "
+                    f"held-out real images, {percent(truth['accuracy'])}.")
             answer = GOOD if r["low"] > chance else BAD if r["high"] <= chance else OPEN
             found.append({"question": f"Does asking for {r['variable']} move the picture?", "answer": answer, "text": text})
     return found
