@@ -27,7 +27,7 @@ def test_the_whole_way_on_real_images(cxr, tmp_path, monkeypatch):
     run(classify, "--data", cxr, "--synthetic", "x/samples", "--external", cxr / "external", "--size", 32, "--width", 4,
         "--steps", 3, "--seeds", 1, "--out", "x/classifier")
     run(evaluate, "--data", cxr, "--samples", "x/samples", "--classifier", "x/classifier", "--vae", "x/vae", "--diffusion",
-        "x/diffusion", "--repeats", 5, "--out", "x/report")
+        "x/diffusion", "--repeats", 10, "--out", "x/report")
 
     rows = list(csv.DictReader((tmp_path / "x/samples/metadata.csv").open()))
     assert len(rows) == 60 and {row["sex"] for row in rows} <= {"F", "M", ""}
