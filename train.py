@@ -165,7 +165,8 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     variables = [var.infer(name, train.column(name)) for name in cfg.condition]
     labels, val_labels, _ = (var.encode(variables, part.rows) for part in (train, val, table))  # all cells are read now
     vae, model, schedule, prediction, origin = beginning(cfg, variables, trained)
-    vae, model = vae.to(device), model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
+    vae = vae.to(device)
     denoiser = Denoiser(model, schedule, prediction)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     ema = EMA(model, cfg.steps / 10)

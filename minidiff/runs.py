@@ -6,6 +6,7 @@ config, or a folder that holds something else, is refused and nothing in it is t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,12 +14,15 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 import minidiff
 from minidiff.errors import InputError
@@ -97,6 +101,24 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -
         temporary.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all, straight from the tensors: no second copy of them in memory."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except SafetensorError as error:  # its own wrapping of an operating system's fault
+        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, fail_at):
     full = OSError(28, "No space left on device")
     if fail_at == "save_file":
         full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    target = {"save_file": state, "write_json": state.runs, "replace": state.os}[fail_at]
+    target = {"save_file": runs, "write_json": runs, "replace": state.os}[fail_at]
     monkeypatch.setattr(target, fail_at, lambda *a, **k: (_ for _ in ()).throw(full))
     with pytest.raises(OSError, match="No space left on device"):
         state.checkpoint(tmp_path, 2, **trained(2))

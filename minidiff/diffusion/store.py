@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import nn
 
 from minidiff import runs
@@ -24,7 +24,7 @@ from minidiff.errors import InputError
 
 
 def save_vae(folder: Path, vae: VAE, **facts) -> None:
-    _save_weights(folder / "vae.safetensors", vae)
+    runs.save_tensors(folder / "vae.safetensors", vae.state_dict())
     runs.write_json(folder / "vae.json", {"config": asdict(vae.config), "scale": vae.scale.item(), **facts})
 
 
@@ -35,7 +35,7 @@ def load_vae(folder: Path) -> VAE:
 
 
 def save_model(folder: Path, model: Model, schedule: Schedule, prediction: str, **facts) -> None:
-    _save_weights(folder / "model.safetensors", model)
+    runs.save_tensors(folder / "model.safetensors", model.state_dict())
     runs.write_json(folder / "model.json", {**asdict(spec(model, schedule, prediction)), **facts})
 
 
@@ -46,10 +46,6 @@ def load_pipeline(folder: Path) -> tuple[Pipeline, dict]:
     model, schedule = described.build()
     denoiser = Denoiser(_load_weights(folder / "model.safetensors", model), schedule, described.prediction)
     return Pipeline(denoiser, model.conditioner, load_vae(folder), facts["size"]), facts
-
-
-def _save_weights(path: Path, module: nn.Module) -> None:
-    runs.write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
 
 def _load_weights(path: Path, module: nn.Module) -> nn.Module:

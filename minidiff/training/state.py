@@ -7,7 +7,6 @@ kill at any moment leaves either a valid checkpoint or none.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -17,8 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from minidiff import runs
@@ -44,7 +42,7 @@ def save(path: str | Path, **parts: Stateful) -> None:
             tensors: dict[str, Tensor] = {}
             tree = _to_tree(part.state_dict(), tensors, name)
             file = temporary / f"{name}.safetensors"
-            _save_tensors({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, file)
+            runs.save_tensors(file, tensors)
             manifest[name] = {"tree": tree, "sha256": runs.sha256(file)}
         runs.write_json(temporary / "state.json", manifest)
         shutil.rmtree(path, ignore_errors=True)
@@ -168,13 +166,3 @@ def _match_strides(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    try:
-        save_file(tensors, file)
-    except SafetensorError as error:  # its own wrapping of an operating system's fault
-        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
-        raise OSError(code, os.strerror(code), str(file)) from error
-    with open(file, "rb") as handle:
-        os.fsync(handle.fileno())
