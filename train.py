@@ -50,7 +50,7 @@ class VAEConfig:
     data: tuple[str, ...] = (PHANTOM,)     # data sets: folders with metadata.csv or class folders
     out: str = "runs/demo/vae"             # run folder
     size: int = 64                         # side of the square images, px; a multiple of 8
-    architecture: Literal["TINY", "SD"] = "TINY"  # TINY: 1.1 M parameters for a CPU; SD: the public 84 M
+    architecture: Literal["TINY", "SD"] = "TINY"  # TINY: 1.7 M parameters for a CPU; SD: the public 84 M
     steps: int = 550                       # optimiser steps
     batch: int = 16                        # images a step; small, for at this length steps count more than images
     lr: float = 2e-3                       # AdamW peak; cosine to a hundredth after 5 % warm-up
