@@ -20,7 +20,7 @@ h3 { font-size: 1rem; font-weight: 600; margin: 1.8rem 0 .4rem }
 p { max-width: 44rem; margin: .5rem 0 }
 .lead, figcaption, .note, table, nav { font-family: system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif }
 .lead { color: var(--soft); font-size: .95rem }
-nav { font-size: .85rem; margin: 1.4rem 0 0 }
+nav { display: flex; flex-wrap: wrap; font-size: .85rem; margin: 1.4rem 0 0 }
 nav a { color: var(--soft); margin-right: 1.1rem; text-decoration: none; white-space: nowrap }
 nav a:hover { color: var(--accent) }
 .warning { border-left: 3px solid var(--accent); padding: .1rem 0 .1rem .9rem; margin: 1.4rem 0 }
