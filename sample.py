@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import minidiff
 from minidiff import config, runs
 from minidiff import variables as var
 from minidiff.counted import ROWS, seeded
@@ -65,7 +66,7 @@ def sample(cfg: SampleConfig) -> None:
         runs.write_json(out / "plan.json", rows)
     rows = runs.read_json(out / "plan.json")  # what was begun is finished as planned, also by a later version
     missing = [row for row in rows if not whole(out / row["file_name"])]
-    text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": runs.provenance()["minidiff"]}
+    text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
     labels = var.encode(pipeline.conditioner.variables, missing)
     chroma = []

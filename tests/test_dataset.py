@@ -11,8 +11,9 @@ import torch
 
 from minidiff.counted import order, seeded
 from minidiff.data import images
-from minidiff.data.dataset import augment, load_pixels, to_float, to_uint8
+from minidiff.data.dataset import augment, load_pixels, to_float
 from minidiff.data.table import read_table, write_table
+from minidiff.diffusion.generate import to_uint8
 from minidiff.errors import InputError
 
 CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" / "cxr"))

@@ -88,11 +88,6 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def to_uint8(values: Tensor) -> Tensor:
-    """float [-1,1] → uint8 0…255, rounded; what lies outside is clipped."""
-    return ((values.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def _stack(squares: Sequence[np.ndarray], size: int) -> Tensor:
     if not squares:
         return torch.empty(0, 3, size, size, dtype=torch.uint8)

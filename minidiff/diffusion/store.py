@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -60,7 +59,4 @@ def _load_weights(path: Path, module: nn.Module) -> nn.Module:
 def _describe(path: Path, otherwise: str) -> dict:
     if not path.exists():
         raise InputError(f"{path} is missing: {otherwise}")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    return runs.read_json(path)
