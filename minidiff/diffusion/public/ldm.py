@@ -136,7 +136,7 @@ def take_clip(reader: Reader, config: clips.CLIPConfig) -> clips.CLIP:
 
 
 def read_vae_file(weights: Weights) -> Found:
-    """A VAE alone: LDM names with or without the prefix, or diffusers' names, old or new."""
+    """A VAE alone, or that of a whole model: LDM names with or without the prefix, or diffusers' names, old or new."""
     refuse_foreign(weights)
     reader, found = Reader(weights), Found(weights.path, "LDM", files=[weights.path])
     prefix = vae_prefix(weights)
@@ -150,6 +150,10 @@ def read_vae_file(weights: Weights) -> Found:
         found.vae = take_vae(reader, config, prefix)
         reader.ignore("losses of the VAE's training", [n for n in reader.left if n.startswith("loss.")])
         reader.ignore("counters of the EMA", COUNTERS)
+        if prefix == keys.VAE:
+            rest = (keys.UNET, keys.EMA, "cond_stage_model.")
+            reader.ignore("parts of the model that are not its VAE", [n for n in reader.left if n.startswith(rest)])
+            reader.ignore("the schedule", {"alphas_cumprod", *BUFFERS})
     found.add(reader)
     return found
 

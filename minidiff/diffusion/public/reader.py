@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minidiff.diffusion.clip import CLIP
 from minidiff.diffusion.public.certificate import Part, refuse
@@ -96,6 +97,13 @@ class Reader:
         refuse(self.weights.path, set(self.missing), self.left, set(self.shapes))
 
 
+class Uninitialised(TorchFunctionMode):
+    """Layers made in here do not draw their initial weights: the file's are coming, and drawing took half the time."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return None if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **(kwargs or {}))
+
+
 def on_meta(network: Callable, config: object, path: Path) -> nn.Module:
     """A network without memory, so that a hostile config is judged by the shapes in the file, nothing allocated."""
     for f in fields(config):
@@ -105,7 +113,7 @@ def on_meta(network: Callable, config: object, path: Path) -> nn.Module:
         if not whole or len(values) > 8 or (f.name in ("blocks", "layers") and values[0] > 64):
             raise InputError(f"{path}: {f.name} {getattr(config, f.name)!r} is not possible")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialised():
             net = network(config)
         for module in net.modules():
             if hasattr(module, "heads") and next(module.parameters()).shape[0] % module.heads:
