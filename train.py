@@ -2,53 +2,58 @@
 
     python train.py                                   the embedded demo: phantom, VAE, diffusion → runs/demo
     python train.py vae --data DIR --size 128 --steps 2000 --out runs/x/vae
+    python train.py vae --data DIR --size 512 --init v1-5-pruned-emaonly.safetensors --lr 1e-5 --out runs/x/decoder
     python train.py diffusion --data DIR --vae runs/x/vae --condition label,sex,age,view --out runs/x/diffusion
-    python train.py diffusion --data DIR --init v1-5-pruned-emaonly.safetensors --lr 1e-5 --out runs/x/fine-tuned
+    python train.py diffusion --data DIR --init v1-5-pruned-emaonly.safetensors --lr 1e-4 --out runs/x/adapted
+    python train.py diffusion --data OTHER --init runs/x/diffusion --train all --out runs/x/stage-2
     python train.py diffusion --from runs/x/diffusion/config.json --seed 1 --out runs/x/diffusion-1
+    torchrun --nproc-per-node 8 train.py diffusion …
 
 To resume, run the same command again. Ctrl-C and SIGTERM finish the step, save and stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from minidiff import config, runs
+from minidiff import config, distributed, runs
 from minidiff import variables as var
-from minidiff.counted import AUGMENT, DROP, NOISE, ROWS, VALIDATE, VIEW, generators, normal, order, stratified, uniform
+from minidiff.counted import AUGMENT, NOISE, ROWS, drops, generators, normal, seeded, stratified, uniform
 from minidiff.data import images, phantom
-from minidiff.data.dataset import augment, load_pixels, to_float
-from minidiff.data.latents import cached, moments
-from minidiff.data.table import Table, read_table
-from minidiff.diffusion import model as models
-from minidiff.diffusion import store
+from minidiff.data.dataset import Images, augment, picker, read_images, to_float
+from minidiff.data.latents import Source, encoded, moments
+from minidiff.diffusion import lora, store, unet
+from minidiff.diffusion.begin import Start, begin, begin_vae, known_size
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
-from minidiff.diffusion.public.load import load_sd
-from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.model import Model
+from minidiff.diffusion.public.lpips import load_lpips
 from minidiff.diffusion.vae import VAE, edge_error
+from minidiff.diffusion.watch import AT_MOST, Probe, by_quarter, look
 from minidiff.errors import InputError
 from minidiff.evaluation.features import grey, pca_psnr, psnr
-from minidiff.training import state
-from minidiff.training.ema import EMA
+from minidiff.evaluation.neighbours import distances, equalised
+from minidiff.training.ema import EMA, Trained
 from minidiff.training.plot import plot_run
-from minidiff.training.precision import Precision, cosine, pick_device
+from minidiff.training.precision import SCHEDULES, Precision, pick_device, set_lr, trained
+from minidiff.training.state import Keeper, budget, require_space
 
-PHANTOM = "runs/demo/phantom"                                # the embedded default, drawn when it is not there
-FREE = ("log_every", "save_every", "guidance", "device")     # knobs that do not change the weights
+PHANTOM, DEMO_VAE = "runs/demo/phantom", "runs/demo/vae"     # the embedded default, drawn when it is not there
+FREE = ("log_every", "save_every", "guidance", "device", "compile", "checkpointing", "shard")  # the weights stay the same
 
 
 @dataclass(frozen=True)
 class VAEConfig:
     data: tuple[str, ...] = (PHANTOM,)     # data sets: folders with metadata.csv or class folders
-    out: str = "runs/demo/vae"             # run folder
+    out: str = DEMO_VAE                    # run folder
+    init: str = ""                         # public SD or VAE file or folder, or a VAE run, to start from
+    train: Literal["auto", "all", "decoder"] = "auto"  # auto: with --init the decoder, so that latents stay compatible
     size: int = 64                         # side of the square images, px; a multiple of 8
     architecture: Literal["TINY", "SD"] = "TINY"  # TINY: 1.7 M parameters for a CPU; SD: the public 84 M
     steps: int = 550                       # optimiser steps
@@ -56,283 +61,287 @@ class VAEConfig:
     lr: float = 2e-3                       # AdamW peak; cosine to a hundredth after 5 % warm-up
     kl: float = 1e-2                       # weight of the KL, in nats per pixel value
     edges: float = 0.5                     # weight of the multi-scale gradient term: sharp ribs, not a blur
+    lpips: tuple[str, ...] = ()            # file or files of LPIPS or VGG-16: adds the learned perceptual distance
     augment: float = 0.0                   # strength of rotation, shift, scale and intensity; 1 where images are few
     clip: float = 1.0                      # gradient norm
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it; never fp16, the VAE overflows
     seed: int = 0                          # of initial weights, order, augmentation and noise
     skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
     log_every: int = 20                    # steps between lines of log.jsonl
-    save_every: int = 200                  # steps between checkpoints
+    save_every: int = 200                  # steps between checkpoints; they are saved every 15 minutes, too
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
     data: tuple[str, ...] = (PHANTOM,)     # data sets: folders with metadata.csv or class folders
-    vae: str = "runs/demo/vae"             # finished VAE run; its size and latent scale come with it
-    init: str = ""                         # public SD 1.x or 2.x file or folder to start from, in place of --vae
-    size: int = 512                        # side of the images with --init, px; a VAE run brings its own
+    vae: str = ""                          # finished VAE run, whose size comes with it; none: --init's own, or the demo's
+    init: str = ""                         # public SD 1.x or 2.x file or folder, or a diffusion run, to start from
+    size: int = 512                        # side of the images with a public --init, px; a run brings its own
     out: str = "runs/demo/diffusion"       # run folder
     condition: tuple[str, ...] = ("label", "sex", "age", "view")  # columns to condition on; cells may be empty
     architecture: Literal["TINY", "SMALL", "SD15", "SD21"] = "TINY"  # TINY 4 M, SMALL 24 M parameters, or public 860 M
+    train: Literal["auto", "all", "attention", "cross-attention", "lora"] = "auto"  # auto: lora with --init, else all
+    rank: int = 16                         # of the adapters of --train lora
+    alpha: float = 16.0                    # their scale is alpha / rank
     prediction: Literal["auto", "eps", "v", "x0"] = "auto"  # auto: the --init model's, else v, good at both ends
     min_snr: float = 5.0                   # γ of the min-SNR loss weights (Hang et al. 2023); 0 for none
     steps: int = 1300                      # optimiser steps
-    batch: int = 32                        # images a step
-    lr: float = 2e-3                       # AdamW peak; cosine to a hundredth after 5 % warm-up
+    batch: int = 32                        # images a step, on all GPUs together
+    accumulate: int = 1                    # micro-batches a step: less memory, the same result
+    lr: float = 2e-3                       # AdamW peak after 5 % warm-up
+    decay: Literal["cosine", "constant"] = "cosine"  # of the learning rate: to a hundredth, or not at all
+    balance: float = 0.0                   # 0: labels as frequent as in the data; 1: all equally frequent
+    prior: tuple[str, ...] = ()            # more data sets (the 10,000 others) that hold the model to its class
+    prior_share: float = 0.5               # share of a batch that is taken from --prior
     drop: float = 0.1                      # share of images whose conditions are all dropped: the null of guidance
     drop_each: float = 0.05                # share of cells dropped alone, so that any subset may be asked for
-    views: int = 1                         # cached views an image: itself and augmented ones; 4 or more where images are few
+    views: int = 1                         # cached views an image: itself and augmented ones; 0: augmented and encoded live
     augment: float = 0.5                   # strength of the augmented views; samples take after them, so keep it small
     clip: float = 1.0                      # gradient norm
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 on GPUs that have it, else fp16; fp32 on the CPU
+    compile: bool = False                  # torch.compile: minutes at the start, faster steps
+    checkpointing: bool = False            # compute activations twice: about half the memory, a third more time
+    shard: bool = False                    # FSDP2 in place of DDP: weights spread over the GPUs of torchrun
     guidance: float = 1.5                  # of the pictures in grids/
     seed: int = 0                          # of initial weights, order, times, noise and drops
     skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
     log_every: int = 20                    # steps between lines of log.jsonl
-    save_every: int = 650                  # steps between checkpoints, validation losses and grids
+    save_every: int = 650                  # steps between checkpoints (and every 15 minutes), validation losses and grids
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 
 
 def train_vae(cfg: VAEConfig) -> None:
     """Train the autoencoder: reconstruction, multi-scale gradients and a little KL."""
-    table, pixels = read_data(cfg, cfg.size)
-    rows, train = table.select(split="train"), pixels[rows_of(table, "train")]
+    distributed.start()
     device = pick_device(cfg.device)
     precision = Precision(cfg.precision, device)
-    vae = models.vae_from_scratch(models.VAES[cfg.architecture], cfg.seed).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    data = read_data(cfg, cfg.size)
+    train = data.part("train")
+    distributed.require_share(cfg.batch)
+    vae, origin, seen = begin_vae(cfg.init, cfg.architecture, cfg.seed)
+    vae = vae.train().requires_grad_(True).to(device, memory_format=torch.channels_last)
+    frozen = cfg.train == "decoder" or (cfg.train == "auto" and bool(cfg.init))
+    if frozen:
+        vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
+    lpips = load_lpips(*cfg.lpips).to(device) if cfg.lpips else None
+    optimizer = torch.optim.AdamW(trained(vae), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     ema = EMA(vae, cfg.steps / 20)
-    run = runs.open_run(cfg.out, cfg, "vae", free=FREE, data=table.fingerprint, n_train=len(train), notes=table.notes)
-    parts = {"model": vae, "ema": ema, "optimizer": optimizer, "precision": precision}
-    start = state.resume(run, **parts)
+    run = open_run(cfg, "vae", data, vae, n_train=len(train), **origin)
+    parts = {"model": Trained(vae), "ema": ema, "optimizer": optimizer, "precision": precision}
+    pick = picker(train, cfg.seed)
+    net = distributed.parallel(vae, device)
 
-    with state.Interrupt() as stop, tqdm(total=cfg.steps, initial=start, desc="VAE", unit="step") as bar:
-        for step in range(start, cfg.steps):
-            slots = range(step * cfg.batch, (step + 1) * cfg.batch)
-            index = order(len(train), cfg.seed, slots)
-            x = augment(to_float(train[index]), generators(cfg.seed, slots, AUGMENT), cfg.augment)
+    with Keeper(run, cfg.steps, cfg.save_every, "VAE", **parts) as keeper:
+        for step in keeper.steps():
+            slots = distributed.share(range(step * cfg.batch, (step + 1) * cfg.batch))
+            index = pick(slots)
+            x = augment(to_float(train.pixels[index]), generators(cfg.seed, slots, AUGMENT), cfg.augment)
             x = x.to(device).contiguous(memory_format=torch.channels_last)
-            lr = set_lr(optimizer, cosine(step, cfg.steps, cfg.lr, cfg.steps // 20))
+            noise = normal(cfg.seed, slots, NOISE, (vae.config.latent_channels, *(s // vae.factor for s in x.shape[2:])))
             with precision.autocast():
-                moments = vae.encode(x)
-                noise = normal(cfg.seed, slots, NOISE, moments.mean.shape[1:]).to(device)
-                y = vae.decode(moments.sample(noise)).float()
-            l1, edges, kl = (y - x).abs().mean(), edge_error(y, x), moments.kl(vae.scale).mean()
-            loss = l1 + cfg.edges * edges + cfg.kl * kl / x[0].numel()
-            norm = precision.step(loss, optimizer, vae.parameters(), cfg.clip, files(rows, index))
+                y, kl = net(x, noise.to(device))
+                perceptual = lpips(y, x).mean() if lpips else x.new_zeros(())
+            y = y.float()
+            terms = {"l1": (y - x).abs().mean(), "edges": edge_error(y, x), "kl": kl.mean(), "lpips": perceptual}
+            loss = terms["l1"] + cfg.edges * terms["edges"] + cfg.kl * terms["kl"] / x[0].numel() + terms["lpips"]
+            lr = set_lr(optimizer, SCHEDULES["cosine"](step, cfg.steps, cfg.lr, cfg.steps // 20))
+            norm = precision.step(loss, optimizer, vae.parameters(), cfg.clip, train.names(index))
             ema.update(vae, step)
 
-            done = step + 1
-            bar.update(), bar.set_postfix(l1=f"{l1.item():.4f}", lr=f"{lr:.1e}")
+            done, terms = step + 1, {k: distributed.mean(v) for k, v in {"loss": loss, **terms}.items()}
+            keeper.show(cfg.batch, l1=terms["l1"], lr=lr)
             if done % cfg.log_every == 0 or done == cfg.steps:
-                runs.append_log(run / "log.jsonl", step=done, loss=loss.item(), l1=l1.item(), edges=edges.item(),
-                                kl=kl.item(), lr=lr, grad_norm=norm, skipped=precision.skipped)
-            if done % cfg.save_every == 0 or done == cfg.steps or stop.requested:
-                state.checkpoint(run, done, **parts)
+                keeper.log(step=done, **terms, lr=lr, grad_norm=norm, skipped=precision.skipped)
+            if (done % cfg.save_every == 0 or done == cfg.steps) and not distributed.rank():
                 plot_run(run, ["loss", "l1", "edges"])
-            if stop.requested and done < cfg.steps:
-                stopped(done, cfg.steps)
 
-    finish_vae(run, ema.model, train, pixels[rows_of(table, "val", "test")], hashes(rows))
+    if not distributed.rank():
+        finish_vae(run, ema.model, train, data.part("val", "test"), sorted({*seen, *train.hashes}), frozen)
 
 
 @torch.no_grad()
-def finish_vae(run: Path, vae: VAE, train: Tensor, held_out: Tensor, trained_on: list[str]) -> None:
-    """Measure the latent scale on training images and the reconstruction of held-out ones; save both with the weights."""
-    vae.scale.fill_(1.0)
-    vae.scale.fill_(1 / moments(train, encoder(vae), text="latent scale")[0].std().item())
+def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, trained_on: list[str], frozen: bool) -> None:
+    """Measure the latent scale on training images, unless the encoder was kept with its own, and the reconstruction of
+    held-out ones; save both with the weights."""
+    if not frozen:
+        vae.scale.fill_(1.0)
+        vae.scale.fill_(1 / moments(train.pixels, encoder(vae), text="latent scale")[0].std().item())
     again = torch.cat([to_uint8(vae.decode(m.to(vae.scale.device))).cpu()
-                       for m in moments(held_out, encoder(vae), text="held-out images")[0, 0].split(32)])
-    facts = {"psnr": psnr(grey(held_out), grey(again)).mean().item(), "psnr_pca64": pca_psnr(train, held_out),
-             "n_held_out": len(held_out), "size": train.shape[-1], "trained_on": trained_on}
-    shown = torch.cat([held_out[:8], again[:8]])
+                       for m in moments(held_out.pixels, encoder(vae), text="held-out images")[0, 0].split(32)])
+    facts = {"psnr": psnr(grey(held_out.pixels), grey(again)).mean().item(),
+             "psnr_pca64": pca_psnr(train.pixels, held_out.pixels),
+             "n_held_out": len(held_out), "size": train.pixels.shape[-1], "trained_on": trained_on}
+    shown = torch.cat([held_out.pixels[:8], again[:8]])
     images.write(run / "reconstructions.png", images.grid(shown, columns=len(shown) // 2))
     store.save_vae(run, vae, **facts)
     print(f"{run}: PSNR {facts['psnr']:.2f} dB on {len(held_out)} held-out images (PCA-64 of the pixels: "
           f"{facts['psnr_pca64']:.2f} dB); latent scale {vae.scale.item():.4f}")
 
 
-def train_diffusion(cfg: DiffusionConfig) -> None:
-    """Train the text-free denoiser on cached latent moments."""
-    device = pick_device(cfg.device)
-    precision = Precision(cfg.precision, device)
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What the loop of the diffusion stage holds."""
+
+    run: Path
+    data: Images
+    train: Images
+    labels: var.Labels                     # of the training images
+    start: Start
+    model: Model                           # what is trained …
+    net: nn.Module                         # … in DDP, compiled, or as it is
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    latents: Source                        # of the training images
+    probes: list[Probe]                    # of train and val
+    adapted: bool                          # are adapters trained, to be merged where the model is saved?
+
+
+def prepare(cfg: DiffusionConfig) -> Stage:
+    """Read and check everything, build the model, and encode the images."""
+    distributed.start()
+    precision = Precision(cfg.precision, device := pick_device(cfg.device))
     var.check_names(cfg.condition)
-    trained = None if cfg.init else store.load_vae(Path(cfg.vae))
-    known = {} if cfg.init else runs.read_json(Path(cfg.vae) / "vae.json")
-    table, pixels = read_data(cfg, known.get("size", cfg.size))
-    train, val = table.select(split="train"), table.select(split="val")
-    variables = [var.infer(name, train.column(name)) for name in cfg.condition]
-    labels, val_labels, _ = (var.encode(variables, part.rows) for part in (train, val, table))  # all cells are read now
-    vae, model, schedule, prediction, origin = beginning(cfg, variables, trained)
-    model = model.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
-    vae = vae.to(device)
-    denoiser = Denoiser(model, schedule, prediction)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    vae_run = cfg.vae or ("" if cfg.init else DEMO_VAE)
+    data = read_data(cfg, known_size(cfg.init, vae_run) or cfg.size, cfg.prior)
+    train, val = data.part("train"), data.part("val")
+    prediction = None if cfg.prediction == "auto" else cfg.prediction
+    columns = {name: train.table.column(name) for name in cfg.condition}
+    start = begin(cfg.init, vae_run, cfg.architecture, columns, prediction, cfg.seed)
+    start.vae.to(device)
+    model = start.model.to(device, memory_format=torch.channels_last)
+    labels, val_labels, _ = (var.encode(model.conditioner.variables, part.table.rows) for part in (train, val, data))
+    kind = cfg.train if cfg.train != "auto" else "lora" if cfg.init else "all"
+    lora.set_trainable(model, kind, cfg.rank, cfg.alpha, seeded(cfg.seed))
+    model.unet.checkpointing = cfg.checkpointing
     ema = EMA(model, cfg.steps / 10)
-    averaged = Denoiser(ema.model, schedule, prediction)
-    facts = {"data": table.fingerprint, **origin}
-    run = runs.open_run(cfg.out, cfg, "diffusion", free=FREE, **facts, n_train=len(train), notes=table.notes)
-    latents = encode_all(run / "latents.safetensors", vae, table, pixels, cfg, facts)
-    mean, std = latents["train"]                                         # (views, N, 4, h, w) each
-    parts = {"model": model, "ema": ema, "optimizer": optimizer, "precision": precision}
-    start = state.resume(run, **parts)
+    facts = {"data": data.table.fingerprint, **start.origin}
+    run = open_run(cfg, "diffusion", data, model, **start.origin, n_train=len(train))
+    net = spread(cfg, model, ema, kind, precision)
+    optimizer = torch.optim.AdamW(trained(model), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    with distributed.first():
+        latents, held_out = encoded(run / "latents.safetensors", runs.json_key(**facts), encoder(start.vae), train.pixels,
+                                    val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed)
+    probes = [Probe.of(mean, y, min(len(val), AT_MOST), len(start.schedule))
+              for mean, y in ((latents.mean[0], labels), (held_out, val_labels))]
+    return Stage(run, data, train, labels, start, model, net, ema, optimizer, precision, latents, probes, kind == "lora")
 
-    with state.Interrupt() as stop, tqdm(total=cfg.steps, initial=start, desc="diffusion", unit="step") as bar:
-        for step in range(start, cfg.steps):
-            slots = range(step * cfg.batch, (step + 1) * cfg.batch)
-            index = torch.tensor(order(len(train), cfg.seed, slots))
-            view = (uniform(cfg.seed, slots, VIEW, 1)[:, 0] * cfg.views).long()
-            within, noise = normal(cfg.seed, slots, NOISE, (2, *mean.shape[2:])).unbind(1)
-            z = mean[view, index] + std[view, index] * within
-            t = (stratified(cfg.seed, step, cfg.batch) * len(schedule)).long()
-            y = var.drop(variables, {k: v[index] for k, v in labels.items()}, drops(cfg, slots, len(variables)))
-            lr = set_lr(optimizer, cosine(step, cfg.steps, cfg.lr, cfg.steps // 20))
-            with precision.autocast():
-                losses = denoiser.loss(z.to(device), t, noise.to(device), to(y, device), cfg.min_snr)
-            norm = precision.step(losses.mean(), optimizer, model.parameters(), cfg.clip, files(train, index.tolist()))
-            ema.update(model, step)
 
-            done, losses = step + 1, losses.detach().cpu()
-            bar.update(), bar.set_postfix(loss=f"{losses.mean():.4f}", lr=f"{lr:.1e}")
+def train_diffusion(cfg: DiffusionConfig) -> None:
+    """Train the text-free denoiser on latents."""
+    s = prepare(cfg)
+    schedule, variables, device = s.start.schedule, s.model.conditioner.variables, s.precision.device
+    denoiser = Denoiser(torch.compile(s.net) if cfg.compile else s.net, schedule, s.start.prediction)
+    averaged = Denoiser(s.ema.model, schedule, s.start.prediction)
+    parts = {"model": Trained(s.model), "ema": s.ema, "optimizer": s.optimizer, "precision": s.precision}
+    pick = picker(s.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
+
+    with Keeper(s.run, cfg.steps, cfg.save_every, "diffusion", **parts) as keeper:
+        for step in keeper.steps():
+            slots = distributed.share(range(step * cfg.batch, (step + 1) * cfg.batch))
+            index = pick(slots)
+            z, noise = s.latents.draw(index, slots)
+            t = (stratified(cfg.seed, step, cfg.batch) * len(schedule)).long()[slots.start - step * cfg.batch:][:len(slots)]
+            null = drops(cfg.seed, slots, len(variables), cfg.drop, cfg.drop_each)
+            y = var.drop(variables, {k: v[index] for k, v in s.labels.items()}, null)
+            lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
+            losses = []
+            for micro in torch.arange(len(slots)).chunk(cfg.accumulate):
+                with s.precision.autocast(), distributed.unsynced(s.net, last=micro[-1] + 1 == len(slots)):
+                    loss = denoiser.loss(z[micro].to(device), t[micro], noise[micro].to(device),
+                                         {k: v[micro].to(device) for k, v in y.items()}, cfg.min_snr)
+                    s.precision.backward(loss.sum() / len(slots))
+                losses.append(loss.detach().cpu())
+            norm = s.precision.update(s.optimizer, s.model.parameters(), cfg.clip, s.train.names(index))
+            s.ema.update(s.model, step)
+
+            done, losses, t = step + 1, distributed.gather(torch.cat(losses)), distributed.gather(t)
+            keeper.show(cfg.batch, loss=losses.mean(), lr=lr)
             save = done % cfg.save_every == 0 or done == cfg.steps
             if save or done % cfg.log_every == 0:
-                held_out = validation_loss(averaged, latents["val"], val_labels, precision, cfg) if save else None
-                runs.append_log(run / "log.jsonl", step=done, loss=losses.mean().item(), **by_quarter(losses, t, schedule),
-                                val_loss=held_out, lr=lr, grad_norm=norm, skipped=precision.skipped)
-            if save or stop.requested:
-                state.checkpoint(run, done, **parts)
+                how = s.precision.autocast, device, cfg.batch, cfg.min_snr
+                seen = look(averaged, s.probes, *how) if save else {"val_loss": None}
+                best = keeper.lowest("val_loss", seen["val_loss"])
+                keeper.log(step=done, loss=losses.mean().item(), **by_quarter(losses, t, len(schedule)), **seen, lr=lr,
+                           grad_norm=norm, skipped=s.precision.skipped)
             if save:
-                plot_run(run, ["loss", "val_loss", "loss_t0", "loss_t1", "loss_t2", "loss_t3"])
-                pipeline = Pipeline(averaged, ema.model.conditioner, vae, vae.factor * mean.shape[-1])
-                draw_grid(run / "grids" / f"step_{done:08d}.png", pipeline, variables, train, cfg)
-            if stop.requested and done < cfg.steps:
-                stopped(done, cfg.steps)
+                if best:
+                    save_model(s.run / "best", s, cfg, step=done, val_loss=seen["val_loss"])
+                draw_pictures(s, averaged, done, cfg)
 
-    seen = sorted({*hashes(train), *known.get("trained_on", [])})
-    store.save_vae(run, vae, size=vae.factor * mean.shape[-1], trained_on=known.get("trained_on", []))
-    store.save_model(run, ema.model, schedule, prediction, size=vae.factor * mean.shape[-1], data=table.fingerprint,
-                     trained_on=seen, grey=pixels.stride(1) == 0,  # one channel, expanded
-                     rows=[{name: row[name] for name in cfg.condition} for row in train.rows])
-    print(f"{run}: finished; the EMA weights are what is sampled")
+    if not distributed.rank():
+        store.save_vae(s.run, s.start.vae, size=s.data.size, trained_on=s.start.trained_on)
+    save_model(s.run, s, cfg)
+    if not distributed.rank():
+        print(f"{s.run}: finished; the EMA weights are what is sampled; best/ holds those of the lowest held-out loss")
 
 
-def beginning(cfg: DiffusionConfig, variables: list[var.Variable],
-              vae: VAE | None) -> tuple[VAE, models.Model, Schedule, str, dict]:
-    """VAE, model, schedule and prediction at step 0, of the public model or from scratch, and what identifies them."""
-    wanted = None if cfg.prediction == "auto" else cfg.prediction
-    if cfg.init:
-        sd = load_sd(cfg.init, prediction=wanted)
-        print(sd.certificate.text())
-        model = models.from_public(sd.unet, sd.null_context, variables, cfg.seed)
-        return sd.vae.requires_grad_(False), model, sd.schedule, sd.prediction, {"init": sd.certificate.json()}
-    model = models.from_scratch(models.UNETS[cfg.architecture], variables, cfg.seed)
-    origin = {"vae": runs.sha256(Path(cfg.vae) / "vae.safetensors")}
-    return vae, model, Schedule.scaled_linear(), wanted or "v", origin
+def draw_pictures(s: Stage, averaged: Denoiser, done: int, cfg: DiffusionConfig) -> None:
+    """grids/: eight images a label from fixed seeds, conditioned as fixed training rows are, the same in every grid of a
+    run. strips/: some of them above the training image that each is nearest to."""
+    rows = [s.train.table.select(label=label).rows for label in s.train.table.labels]
+    chosen = [r[int(u * len(r))] for i, r in enumerate(rows) for u in uniform(cfg.seed, [i], ROWS, 8)[0].tolist()]
+    pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size)
+    labels = var.encode(s.model.conditioner.variables, chosen)
+    made = torch.cat(list(pipeline.images(labels, range(len(chosen)), Recipe(guidance=cfg.guidance))))
+    if distributed.rank():
+        return
+    images.write(s.run / "grids" / f"step_{done:08d}.png", images.grid(made, columns=8))
+    some = made[torch.linspace(0, len(made) - 1, 8).long()]
+    nearest = s.train.pixels[distances(equalised(some), equalised(s.train.pixels)).argmin(1)]
+    images.write(s.run / "strips" / f"step_{done:08d}.png", images.grid(torch.cat([some, nearest]), columns=8))
+    plot_run(s.run, ["loss", "val_loss", "loss_t0", "loss_t1", "loss_t2", "loss_t3"])
 
 
-def encode_all(path: Path, vae: VAE, table: Table, pixels: Tensor, cfg: DiffusionConfig,
-               facts: dict[str, str]) -> dict[str, Tensor]:
-    """Latent moments of train and val, (2, views, N, 4, h, w), from the cache if it was made of the same data and VAE."""
-    key = runs.json_key(**facts, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
-    return cached(path, key, lambda: {
-        "train": moments(pixels[rows_of(table, "train")], encoder(vae), cfg.views, strength=cfg.augment, seed=cfg.seed),
-        "val": moments(pixels[rows_of(table, "val")], encoder(vae)),
-    })
+def save_model(folder: Path, s: Stage, cfg: DiffusionConfig, **facts) -> None:
+    """The averaged weights, adapters merged into them and once more alone, and what sampling and later stages ask for."""
+    if s.adapted and not distributed.rank():
+        runs.save_tensors(folder / "lora.safetensors", lora.adapters(s.ema.model))
+    plain = lora.merge(s.ema.model) if s.adapted else s.ema.model
+    store.save_model(folder, plain, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
+                     data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
+                     rows=[{name: row.get(name, "") for name in cfg.condition} for row in s.train.table.rows], **facts)
 
 
-def stopped(done: int, steps: int) -> None:
-    """End the process after a signal: what would come next needs this stage to be finished."""
-    print(f"stopped at step {done} of {steps}; the same command goes on from here")
-    raise SystemExit(0)
+def spread(cfg: DiffusionConfig, model: Model, ema: EMA, kind: str, precision: Precision) -> nn.Module:
+    """The model over the GPUs of torchrun: copied to each (DDP), or in shards (FSDP2)."""
+    distributed.require_share(cfg.batch, cfg.accumulate)
+    if not cfg.shard:
+        return distributed.parallel(model, precision.device)
+    if kind != "all" or precision.name == "fp16":
+        raise InputError(f"--shard spreads --train all in fp32 or bf16, not {kind} in {precision.name}")
+    for module in (model, ema.model):
+        distributed.shard(module, (unet.ResBlock, unet.Transformer), precision.device)
+    return model
 
 
-def drops(cfg: DiffusionConfig, slots: Sequence[int], n: int) -> Tensor:
-    """Which cells are null, (slots, variables): of an image all together for guidance, or each alone."""
-    u = uniform(cfg.seed, slots, DROP, 1 + n)
-    return (u[:, :1] < cfg.drop) | (u[:, 1:] < cfg.drop_each)
+def open_run(cfg: VAEConfig | DiffusionConfig, kind: str, data: Images, model: nn.Module, **facts) -> Path:
+    """The run's folder, opened by rank 0, which says what will be trained and sees to it that the disk has room."""
+    if not distributed.rank():
+        run = runs.open_run(cfg.out, cfg, kind, free=FREE, data=data.table.fingerprint, notes=data.table.notes, **facts)
+        size, text = budget(model)
+        print(f"{run}: {text}")
+        require_space(run, size)
+    return Path(cfg.out)
 
 
-@torch.no_grad()
-def validation_loss(denoiser: Denoiser, latents: Tensor, labels: var.Labels, precision: Precision,
-                    cfg: DiffusionConfig) -> float | None:
-    """Mean loss of validation patients at fixed t and noise, comparable between steps and runs; None if there are none."""
-    (mean, _), total = latents[:, 0], 0.0
-    if not len(mean):
-        return None
-    shuffled = order(len(mean), 0, range(len(mean)))  # rows lie by label, and times must not
-    t = (stratified(0, 0, len(mean))[shuffled] * len(denoiser.schedule)).long()
-    noise = normal(0, range(len(mean)), VALIDATE, mean.shape[1:])
-    for part in torch.arange(len(mean)).split(cfg.batch):
-        y = to({k: v[part] for k, v in labels.items()}, precision.device)
-        with precision.autocast():
-            z, n = mean[part].to(precision.device), noise[part].to(precision.device)
-            total += denoiser.loss(z, t[part], n, y, cfg.min_snr).sum().item()
-    return total / len(mean)
-
-
-def draw_grid(path: Path, pipeline: Pipeline, variables: Sequence[var.Variable], train: Table, cfg: DiffusionConfig) -> None:
-    """Eight images a label from fixed seeds, conditioned as fixed training rows are: the same in every grid of a run."""
-    rows = [train.select(label=label).rows for label in train.labels]
-    pick = [r[int(u * len(r))] for i, r in enumerate(rows) for u in uniform(cfg.seed, [i], ROWS, 8)[0].tolist()]
-    made = pipeline.images(var.encode(variables, pick), range(len(pick)), Recipe(guidance=cfg.guidance))
-    images.write(path, images.grid(torch.cat(list(made)), columns=8))
-
-
-def by_quarter(losses: Tensor, t: Tensor, schedule: Schedule) -> dict[str, float | None]:
-    """Mean loss in each quarter of t, from little noise (t0) to much (t3)."""
-    quarter = 4 * t // len(schedule)
-    return {f"loss_t{q}": losses[quarter == q].mean().item() if (quarter == q).any() else None for q in range(4)}
-
-
-def read_data(cfg: VAEConfig | DiffusionConfig, size: int) -> tuple[Table, Tensor]:
-    """Table and pixels of the data sets; the phantom is drawn first if it is the one asked for."""
-    if size % 8 or size < 32:
-        raise InputError(f"--size {size} is not allowed: a multiple of 8, 32 or more")
-    if cfg.data == (PHANTOM,):
-        phantom.write(PHANTOM)
-    table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.out).parent)
-    table = table.select(split=("train", "val", "test"))
-    for splits in (("train",), ("val", "test")):
-        if not len(table.select(split=splits)):
-            found = ", ".join(sorted(set(table.column("split")))) or "none of train, val, test"
-            raise InputError(f"{' '.join(cfg.data)} has no image in split {' or '.join(splits)}; it has {found}")
-    return load_pixels(table, size, skip_bad=cfg.skip_bad)
+def read_data(cfg: VAEConfig | DiffusionConfig, size: int, prior: tuple[str, ...] = ()) -> Images:
+    """Images of the data sets; the phantom is drawn first if it is the one asked for."""
+    with distributed.first():
+        if cfg.data == (PHANTOM,):
+            phantom.write(PHANTOM)
+        return read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.out).parent, skip_bad=cfg.skip_bad, prior=prior)
 
 
 def encoder(vae: VAE) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Float images on the CPU → (mean, std) of their latents."""
+    """Float images on the CPU → (mean, std) of their latents; always float32, for fp16 overflows."""
     @torch.no_grad()
     def encode(x: Tensor) -> tuple[Tensor, Tensor]:
         m = vae.encode(x.to(vae.scale.device))
         return m.mean, m.std
 
     return encode
-
-
-def hashes(table: Table) -> list[str]:
-    """SHA-256 of each image: later stages refuse to test on what this one was trained on."""
-    return sorted({table.hashes[row["file"]] for row in table.rows})
-
-
-def rows_of(table: Table, *splits: str) -> list[int]:
-    return [i for i, row in enumerate(table.rows) if row["split"] in splits]
-
-
-def files(table: Table, index: Sequence[int]) -> str:
-    """The first images of a batch by name, for the message of a fault."""
-    names = [table.rows[i]["file"] for i in index[:4]]
-    return ", ".join(names) + (f" and {len(index) - 4} more" if len(index) > 4 else "")
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
-
-
-def to(labels: var.Labels, device: torch.device) -> var.Labels:
-    return {name: value.to(device) for name, value in labels.items()}
 
 
 VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_diffusion)}

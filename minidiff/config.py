@@ -24,11 +24,12 @@ from typing import Any
 from minidiff.errors import InputError, TrainingFault
 
 BOUNDS = {  # one range for a knob of one name, in all scripts; both ends are allowed
-    **dict.fromkeys(("steps", "batch", "views", "log_every", "save_every", "per_label", "k"), (1, math.inf)),
+    **dict.fromkeys(("steps", "batch", "rank", "accumulate", "log_every", "save_every", "per_label", "k"), (1, math.inf)),
     **dict.fromkeys(("seeds", "width", "repeats", "shown"), (1, math.inf)),
-    **dict.fromkeys(("kl", "edges", "augment", "min_snr"), (0, 1e6)),
-    **dict.fromkeys(("drop", "drop_each", "eta"), (0, 1)),
-    **dict.fromkeys(("lr", "clip"), (1e-12, 1e6)),
+    **dict.fromkeys(("kl", "edges", "augment", "min_snr", "views"), (0, 1e6)),
+    **dict.fromkeys(("drop", "drop_each", "eta", "balance"), (0, 1)),
+    **dict.fromkeys(("lr", "clip", "alpha"), (1e-12, 1e6)),
+    "prior_share": (0.01, 0.99),
     "guidance": (0, 100),
     "seed": (0, 2**31 - 1),
 }

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -47,11 +49,32 @@ def stratified(seed: int, step: int, batch: int) -> Tensor:
     return (torch.arange(batch, dtype=torch.float64) / batch + offset) % 1
 
 
+def drops(seed: int, slots: Sequence[int], n: int, together: float, alone: float) -> Tensor:
+    """Which of n cells of each slot are dropped, (slots, n): all together, or each alone, with these probabilities."""
+    u = uniform(seed, slots, DROP, 1 + n)
+    return (u[:, :1] < together) | (u[:, 1:] < alone)
+
+
 def order(n: int, seed: int, slots: Sequence[int]) -> list[int]:
     """Which of n images fills each slot: slot s takes place s % n of the permutation of epoch s // n."""
     return [_permutation(n, seed, slot // n)[slot % n] for slot in slots]
 
 
-@lru_cache(maxsize=4)
+def order_of_groups(groups: Sequence[Sequence[int]], shares: Sequence[int], seed: int, slots: Sequence[int]) -> list[int]:
+    """Which image fills each slot when group g is to fill shares[g] of every Σ shares slots, whatever its own size.
+
+    Within a group the images take turns, through all epochs, so that each is used as often as any other.
+    """
+    ends = list(accumulate(shares))
+    picked = []
+    for place, slot in zip(order(ends[-1], seed, slots), slots):
+        g = bisect_right(ends, place)
+        turn = slot // ends[-1] * shares[g] + place - (ends[g] - shares[g])
+        members = groups[g]
+        picked.append(members[_permutation(len(members), seed + 1 + g, turn // len(members))[turn % len(members)]])
+    return picked
+
+
+@lru_cache(maxsize=256)
 def _permutation(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=seeded(seed, epoch, ORDER)).tolist()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -93,20 +93,46 @@ def check_names(names: Sequence[str]) -> None:
             raise InputError(f"--condition names {name} twice")
 
 
-def infer(name: str, cells: Sequence[str]) -> Variable:
-    """The variable that a column of cells holds: a Number if most known cells are numbers, of more than 5 values."""
+def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Variable:
+    """The variable that a column of cells holds: a Number if most known cells are numbers, of more than 5 values.
+
+    `old` is the variable of this name in the model that training goes on from, to `merge` with: beside it, a column
+    of few different numbers may still be a Number, and one of a single value or none says enough.
+    """
     known = [c for c in cells if c != ""]
+    if not known and old:
+        return old
     if not known:
         raise InputError(f"condition {name!r} has no known value in the training rows")
     numbers = [x for x in map(_number, known) if x is not None]
-    if 2 * len(numbers) > len(known) and len(set(numbers)) > FEW_VALUES:
+    if 2 * len(numbers) > len(known) and len(set(numbers)) > (0 if isinstance(old, Number) else FEW_VALUES):
         x = torch.tensor(numbers, dtype=torch.float64)
         return Number(name, round(x.mean().item(), 6), round(x.std().item(), 6), x.min().item(), x.max().item())
-    if len(set(known)) == 1:
+    if len(set(known)) == 1 and not old:
         raise InputError(f"condition {name!r} has one value only, {known[0]!r}: there is nothing to condition on")
     if len(set(known)) > 100:
         raise InputError(f"condition {name!r} has {len(set(known))} different values; a category may have up to 100")
     return Category(name, tuple(sorted(set(known), key=lambda c: (_number(c) is None, _number(c) or 0.0, c))))
+
+
+def merge(old: Sequence[Variable], new: Sequence[Variable]) -> list[Variable]:
+    """The new variables, in their order, as a model trained on the old ones can go on with them.
+
+    A Category keeps the old values at their places, new ones follow. A Number keeps the old mean and std, for its
+    weights mean something under these only; its range covers both.
+    """
+    known = {v.name: v for v in old}
+    return [_merge(known[v.name], v) if v.name in known else v for v in new]
+
+
+def _merge(old: Variable, new: Variable) -> Variable:
+    if type(old) is not type(new):
+        kinds = {cls: kind for kind, cls in KINDS.items()}
+        raise InputError(f"condition {new.name!r} is a {kinds[type(new)]} here and a {kinds[type(old)]} in the model to go "
+                         "on from; mend the column, or give it another name")
+    if isinstance(old, Number):
+        return replace(old, low=min(old.low, new.low), high=max(old.high, new.high))
+    return Category(old.name, (*old.values, *(v for v in new.values if v not in old.values)))
 
 
 def encode(variables: Sequence[Variable], rows: Sequence[dict[str, str]]) -> Labels:

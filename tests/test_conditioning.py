@@ -6,7 +6,7 @@ import torch
 from minidiff import variables as var
 from minidiff.diffusion import unet
 from minidiff.diffusion.conditioning import Conditioner
-from minidiff.diffusion.model import Model, from_scratch
+from minidiff.diffusion.model import Model, from_model, from_scratch
 from minidiff.errors import InputError
 from minidiff.variables import Category, Number
 
@@ -122,3 +122,108 @@ def test_bad_cells_are_named_with_their_row():
         var.encode(VARIABLES, [{"label": "covid", "age": "fifty", "where": "m.csv:7"}])
     with pytest.raises(InputError, match="label 'covit' is not one of covid, normal; nearest: covid"):
         var.encode(VARIABLES, [{"label": "covit"}])
+
+
+def old_model() -> Model:
+    """A model after some training: neither its last convolution nor its projections are zero."""
+    model, g = from_scratch(unet.TINY, VARIABLES, seed=0), torch.Generator().manual_seed(1)
+    for weight in (model.unet.conv_out.weight, *(p.weight for p in model.conditioner.projections)):
+        torch.nn.init.normal_(weight, std=0.1, generator=g)
+    return model.eval().requires_grad_(False)
+
+
+NEW_VIEW, FEWER = Category("view", ("AP", "PA")), [VARIABLES[2], VARIABLES[0]]
+MORE_VALUES = [Category("label", ("abscess", "covid", "normal", "pneumonia")), Category("sex", ("M", "X", "F")),
+               VARIABLES[2]]
+
+
+@pytest.mark.parametrize("new", [VARIABLES, MORE_VALUES, VARIABLES[::-1], [NEW_VIEW, *VARIABLES], FEWER, [NEW_VIEW, *FEWER]])
+def test_going_on_begins_with_the_old_output_bit_for_bit(new):
+    old, merged = old_model(), var.merge(VARIABLES, new)
+    model = from_model(old, merged, seed=7)
+    rows = [{"view": view, **row} for row, view in zip(ROWS, ("PA", "", "AP"))]
+    labels, before = var.encode(merged, rows), var.encode(VARIABLES, rows)
+    for v in VARIABLES:
+        if v.name not in labels:
+            before[v.name] = old.conditioner.null(3)[v.name]
+    x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([10.0, 400.0, 900.0])
+    with torch.no_grad():
+        assert torch.equal(model.conditioner(labels), old.conditioner(before))
+        assert torch.equal(model(x, t, labels), old(x, t, before))
+        assert torch.equal(model(x, t, model.conditioner.null(3)), old(x, t, old.conditioner.null(3)))
+        assert not torch.equal(model(x, t, labels), model(x, t, model.conditioner.null(3)))
+    assert model.training and model.unet is old.unet and all(p.requires_grad for p in model.parameters())
+    assert {v.name for v in model.conditioner.variables} == {v.name for v in new}
+
+
+def test_a_new_value_begins_as_null_and_is_learned():
+    old, merged = old_model(), var.merge(VARIABLES, MORE_VALUES)
+    model = from_model(old, merged, seed=7)
+    rows = [{"label": "abscess", "sex": "X", "age": "30"}, {"label": "pneumonia", "sex": "", "age": ""}]
+    before = var.encode(VARIABLES, [{"age": "30"}, {}])
+    before["label"][:], before["sex"][0] = var.NULL, var.NULL
+    context = model.conditioner(var.encode(merged, rows))
+    assert torch.equal(context, old.conditioner(before))
+    (context * torch.randn(context.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    gradient = dict(zip(merged[0].values, model.conditioner.embeddings[0].weight.grad))
+    assert gradient["abscess"].abs().max() > 0 and gradient["pneumonia"].abs().max() > 0
+    assert (gradient["covid"] == 0).all()
+
+
+def test_a_new_variable_learns_from_step_0():
+    model = from_model(old_model(), [NEW_VIEW, *VARIABLES], seed=7)
+    rows = [{"view": view, **row} for row, view in zip(ROWS, ("PA", "", "AP"))]
+    context = model.conditioner(var.encode(model.conditioner.variables, rows))
+    (context * torch.randn(context.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    assert [v.name for v in model.conditioner.variables] == ["label", "sex", "age", "view"]
+    assert all(p.weight.grad.abs().max() > 0 for p in model.conditioner.projections)
+    assert len(model.conditioner.embeddings[-1].weight.unique()) > 2  # not zero: a zero product would never move
+
+
+def test_going_on_is_seeded_and_may_be_done_again():
+    a, b = (from_model(old_model(), [*VARIABLES, NEW_VIEW], seed=3).state_dict() for _ in range(2))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    first = from_model(old_model(), [NEW_VIEW], seed=3)
+    again = from_model(first, var.merge(first.conditioner.variables, VARIABLES), seed=4)
+    null = again.conditioner(again.conditioner.null(2))
+    assert torch.equal(again.conditioner(var.encode(VARIABLES, ROWS[:2])), null)  # forgotten by the first, new in the second
+
+
+def test_merge_keeps_places_and_standardisation():
+    new = [Number("age", 40.0, 10.0, 5.0, 80.0), NEW_VIEW, Category("label", ("pneumonia", "normal", "abscess"))]
+    age, view, label = var.merge(VARIABLES, new)
+    assert age == Number("age", 50.0, 15.0, 5.0, 90.0)
+    assert view == NEW_VIEW
+    assert label.values == ("covid", "normal", "pneumonia", "abscess")
+    assert var.merge(VARIABLES, VARIABLES) == VARIABLES and var.merge([], new) == new
+    model = from_model(old_model(), [age], seed=0)
+    assert (model.conditioner.embeddings[0].mean, model.conditioner.embeddings[0].std) == (50.0, 15.0)
+    with pytest.raises(AssertionError, match="variables.merge keeps the old one"):
+        from_model(old_model(), new[:1], seed=0)
+
+
+def test_merge_refuses_another_type():
+    with pytest.raises(InputError, match="condition 'age' is a category here and a number in the model to go on from"):
+        var.merge(VARIABLES, [Category("age", ("young", "old"))])
+    with pytest.raises(InputError, match="condition 'sex' is a number here and a category in the model"):
+        var.merge(VARIABLES, [Number("sex", 0.5, 0.5, 0.0, 1.0)])
+
+
+def test_infer_asks_less_of_a_column_that_the_model_knows():
+    label, _, age = VARIABLES
+    cases = [(label, ["covid", "covid"], label), (label, ["", ""], label), (age, ["", ""], age),
+             (age, ["30", "95", ""], Number("age", 50.0, 15.0, 20.0, 95.0))]
+    for old, cells, expected in cases:
+        assert var.merge([old], [var.infer(old.name, cells, old)]) == [expected]
+    assert var.infer("label", ["a", "b"], label) == Category("label", ("a", "b"))
+    with pytest.raises(InputError, match="one value only"):
+        var.infer("label", ["covid", "covid"])
+
+
+def test_adopting_takes_over_the_null_context_too():
+    old, new = trained(), Conditioner(VARIABLES, torch.zeros(8, 32), torch.Generator().manual_seed(5))
+    new.adopt(old)
+    labels = var.encode(VARIABLES, ROWS)
+    assert torch.equal(new(labels), old(labels)) and torch.equal(new(new.null(3)), old(old.null(3)))
+    old.projections[0].weight.data.zero_()  # a copy, not a share: the old model may go on being sampled
+    assert not torch.equal(new(labels), old(labels))

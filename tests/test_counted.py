@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 
@@ -63,3 +65,20 @@ def test_the_cache_is_kept_by_its_key(tmp_path):
     assert [latents.cached(path, key, make)["x"][0].item() for key in ("a", "a", "b", "b", "a")] == [1, 1, 2, 2, 3]
     path.write_bytes(b"torn")
     assert latents.cached(path, "a", make)["x"][0].item() == 4
+
+
+def test_groups_fill_their_shares_and_their_images_take_turns():
+    groups, shares = [[0, 1, 2, 3, 4, 5], [6, 7]], [6, 6]
+    first = counted.order_of_groups(groups, shares, 3, range(12))
+    assert sorted(first)[:6] == [0, 1, 2, 3, 4, 5] and sum(i >= 6 for i in first) == 6
+    picked = Counter(counted.order_of_groups(groups, [6, 5], 3, range(11 * 4)))
+    assert {picked[i] for i in range(6)} == {4} and {picked[6], picked[7]} == {10}  # 4 epochs × 5 places, in turns
+    assert counted.order_of_groups(groups, shares, 3, range(7, 12)) == first[7:]           # a function of the slot alone
+
+
+def test_drops_come_together_or_alone():
+    null = counted.drops(0, range(4000), 3, 0.2, 0.1)
+    assert null.all(1).float().mean() == pytest.approx(0.2, abs=0.03)
+    alone = null[~null.all(1)].float().mean(0)
+    assert all(a == pytest.approx(0.1, abs=0.03) for a in alone.tolist())
+    assert torch.equal(counted.drops(0, range(90, 100), 3, 0.2, 0.1), null[90:100])

@@ -185,7 +185,8 @@ def test_export_of_a_trained_run_by_its_command(tiny, tmp_path, capsys):
 def test_the_latent_report(tiny, tmp_path, capsys, whole):
     vae = tmp_path / "vae.safetensors"
     unet, decoder, clip = sd.peers("SD 1.x")
-    sd.write_safetensors(vae, sd.ldm_state("SD 1.x", unet, decoder, clip) if whole else sd.ldm_vae(decoder.state_dict(), 3, ""))
+    alone = sd.ldm_vae(decoder.state_dict(), 3, "")
+    sd.write_safetensors(vae, sd.ldm_state("SD 1.x", unet, decoder, clip) if whole else alone)
     public.latents(public.LatentsConfig(file=str(vae), data=(str(tiny / "data"),), size=32, n=10, out=str(tmp_path / "out")))
     facts = json.loads((tmp_path / "out" / "latents.json").read_text())
     assert facts["images"] == 10 and facts["scale"] == pytest.approx(ldm.SCALE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "variables", "counted", "config", "runs", "statistics", "__init__"}
+LEAVES = {"errors", "variables", "counted", "config", "runs", "distributed", "statistics", "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
     "data": set(),
@@ -23,11 +23,14 @@ DIFFUSION = {  # within diffusion
     "model": {"unet", "vae", "conditioning", "schedule"},
     "generate": {"conditioning", "denoiser", "samplers", "vae"},
     "store": {"denoiser", "generate", "model", "schedule", "vae"},
-    "clip": set(),
+    "watch": {"denoiser"},
+    "clip": set(), "lora": set(),
+    "begin": {"model", "public", "schedule", "store", "vae"},
 }
 PUBLIC = {  # within diffusion/public; besides, they may import the networks, the schedule and the pipeline
     "keys": set(), "weights": set(), "certificate": set(), "latents": set(),
     "reader": {"certificate", "weights"},
+    "lpips": {"reader", "weights"},
     "ldm": {"keys", "reader", "weights"},
     "folder": {"ldm", "reader", "weights"},
     "export": {"keys", "ldm"},
@@ -35,7 +38,7 @@ PUBLIC = {  # within diffusion/public; besides, they may import the networks, th
     "__main__": {"export", "latents", "load"},
 }
 COMMANDS = {"public/__main__": {"data"}}  # run by `python -m`: as a script, it may read images
-LEAF_IMPORTS = {"config": {"errors"}, "runs": {"errors"}, "variables": {"errors"}, "statistics": {"errors"}}
+LEAF_IMPORTS = dict.fromkeys(("config", "distributed", "runs", "statistics", "variables"), {"errors"})
 MODULES = sorted((ROOT / "minidiff").rglob("*.py"))
 
 
@@ -57,13 +60,13 @@ def test_imports_run_one_way(path):
     room, name = path.parent.name, path.stem
     for other in imports(path):
         target = other.split("/")[0]
-        if room == "minidiff":
+        if room == "public" and other.startswith("diffusion/public/"):
+            assert other.split("/")[2] in PUBLIC[name], f"public/{name} imports {other}"
+        elif room == "minidiff":
             assert target in LEAF_IMPORTS.get(name, set()) | {"__version__"}, f"leaf {name} imports {other}"
         elif target not in LEAVES | {"__version__"} and target != room:
             allowed = MAY_IMPORT[room] | COMMANDS.get(f"{room}/{name}", set())
             assert target in allowed, f"{path.relative_to(ROOT)} imports {other}"
-        elif room == "public" and other.startswith("diffusion/public/"):
-            assert other.split("/")[2] in PUBLIC[name], f"public/{name} imports {other}"
         elif room == "diffusion" and target == "diffusion" and name in DIFFUSION:
             assert other.split("/")[1] in DIFFUSION[name], f"{name} imports {other}"
 
@@ -79,7 +82,7 @@ def test_samplers_import_nothing_of_ours():
 
 def test_nothing_imports_the_scripts_and_peers_stay_out():
     scripts = {"train", "sample", "classify", "evaluate"}
-    peers = {"diffusers", "transformers", "torchvision", "sklearn", "statsmodels"}
+    peers = {"diffusers", "lpips", "transformers", "torchvision", "sklearn", "statsmodels"}
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]

@@ -41,6 +41,50 @@ def test_context_is_required_and_matters():
     assert not torch.allclose(net(x, t, torch.zeros(1, 8, 64)), net(x, t, torch.ones(1, 8, 64)))
 
 
+def gradients(net, x, t, context, checkpointing):
+    """Gradients of all parameters, and the bytes that are held for the way back (weights aside)."""
+    net.checkpointing, held = checkpointing, {}
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = net(x, t, context).square().mean()
+    size = sum(held.values())  # before the way back, which saves again what it computes again
+    return torch.autograd.grad(loss, list(net.parameters())), size
+
+
+@pytest.mark.parametrize("config", [unet.TINY, unet.SMALL])
+def test_checkpointing_gives_the_same_gradients_and_holds_less(config):
+    torch.manual_seed(0)
+    net = unet.UNet(config)
+    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([20.0, 700.0]), torch.randn(2, 8, config.context_dim)
+    plain, much = gradients(net, x, t, context, False)
+    again, little = gradients(net, x, t, context, True)
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(plain, again))
+    assert little < much / 4, (little, much)
+    with torch.no_grad():
+        shown = net(x, t, context)
+        net.checkpointing = False
+        assert torch.equal(net(x, t, context), shown)
+
+
+def test_memory_format_changes_neither_names_nor_values():
+    torch.manual_seed(0)
+    net = unet.UNet(unet.TINY).double()
+    x, t = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.tensor([20.0, 700.0], dtype=torch.float64)
+    context = torch.randn(2, 8, 64, dtype=torch.float64)
+    with torch.no_grad():
+        plain = net(x, t, context)
+        last = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t, context)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(plain, last, atol=1e-10)
+
+
 def test_timestep_embedding_is_cos_then_sin():
     emb = unet.timestep_embedding(torch.tensor([0.0, 7.0]), 320)
     assert torch.equal(emb[0], torch.cat([torch.ones(160), torch.zeros(160)]))

@@ -427,7 +427,8 @@ def test_loading_leaves_the_file_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("version", [SD1, SD2])
-def test_training_starts_from_a_public_model(version, tmp_path, capsys):
+@pytest.mark.parametrize("part", ["all", "lora"])
+def test_training_starts_from_a_public_model(version, part, tmp_path, capsys):
     import train
     from minidiff.data import phantom
     from minidiff.diffusion import store
@@ -438,13 +439,16 @@ def test_training_starts_from_a_public_model(version, tmp_path, capsys):
              "lr": 1e-4, "device": "cpu", "out": str(tmp_path / "run")}
     with pytest.raises(InputError, match="cannot be told"):
         train.train_diffusion(train.DiffusionConfig(**knobs, steps=2))
-    train.train_diffusion(train.DiffusionConfig(**knobs, steps=2, prediction="v"))
+    train.train_diffusion(train.DiffusionConfig(**knobs, steps=2, prediction="v", train=part))
     assert "each accounted for once" in capsys.readouterr().out
     pipeline, _ = store.load_pipeline(tmp_path / "run")
     public_parts = load_sd(path, prediction="v")
     assert pipeline.denoiser.prediction == "v" and torch.equal(pipeline.conditioner.null_context, public_parts.null_context)
     assert torch.equal(pipeline.vae.quant_conv.weight, public_parts.vae.quant_conv.weight)
-    moved = sd.relative(pipeline.denoiser.net.unet.conv_in.weight, public_parts.unet.conv_in.weight)
-    assert 0 < moved < 1e-2 and pipeline.conditioner.projections[0].weight.any()
+    mine, theirs = (dict(unet.named_parameters()) for unet in (pipeline.denoiser.net.unet, public_parts.unet))
+    moved = {name: sd.relative(mine[name], theirs[name]) for name in theirs}
+    adapted = {name for name in theirs if ".to_" in name and name.endswith("weight")}
+    assert {name for name, by in moved.items() if by} == (set(theirs) if part == "all" else adapted)
+    assert max(moved.values()) < 1e-2 and pipeline.conditioner.projections[0].weight.any()
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["facts"]
     assert facts["init"]["files"][0]["sha256"] == public_parts.certificate.files[0]["sha256"]

@@ -30,8 +30,8 @@ def vae_config(tiny, out, **knobs):
 
 
 def diffusion_config(tiny, out, **knobs):
-    given = {"steps": 20, "batch": 6, "save_every": 7, "log_every": 3, "views": 2, **knobs}
-    return train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"), out=str(out), **given)
+    given = {"steps": 20, "batch": 6, "save_every": 7, "log_every": 3, "views": 2, "vae": str(tiny / "vae"), **knobs}
+    return train.DiffusionConfig(data=(str(tiny / "data"),), out=str(out), **given)
 
 
 def contents(run: Path) -> dict:
@@ -194,3 +194,86 @@ def test_an_age_of_fifty_in_words_names_its_row(tiny, tmp_path, capsys):
     metadata.write_text("\n".join(lines) + "\n")
     fails(capsys, ["diffusion", "--data", tmp_path / "data", "--vae", tiny / "vae", "--out", tmp_path / "x"],
           f"metadata.csv:{place + 1}: age 'fifty' is not a number")
+
+
+def test_adapters_alone_are_trained_kept_and_merged(tiny, tmp_path):
+    out = tmp_path / "adapted"
+    cfg = diffusion_config(tiny, out, init=str(tiny / "diffusion"), rank=2, steps=7)
+    train.train_diffusion(cfg)
+    kept = load_file(out / "checkpoints" / "step_00000007" / "model.safetensors")
+    assert all(".lora_" in name or "conditioner" in name for name in kept) and any(".lora_up" in name for name in kept)
+    before, after = (load_file(run / "model.safetensors") for run in (tiny / "diffusion", out))
+    assert before.keys() == after.keys()                                          # merged: plain names again
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(".to_q." in name for name in changed)
+    assert all("attn" in name or "conditioner" in name for name in changed)
+    adapters = load_file(out / "lora.safetensors")
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    difference = adapters[f"{name}.lora_up"] @ adapters[f"{name}.lora_down"] * cfg.alpha / cfg.rank
+    assert torch.allclose(after[f"{name}.weight"] - before[f"{name}.weight"], difference, atol=1e-6)
+
+
+def test_a_stage_from_a_run_keeps_the_chain_and_starts_where_it_ended(tiny, tmp_path):
+    out = tmp_path / "second"
+    train.train_diffusion(diffusion_config(tiny, out, init=str(tiny / "diffusion"), vae="", train="all", steps=1, lr=1e-9))
+    first, second = (load_file(run / "model.safetensors") for run in (tiny / "diffusion", out))
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+    facts = runs.read_json(out / "run.json")["facts"]
+    assert facts["init"]["sha256"] == runs.sha256(tiny / "diffusion" / "model.safetensors")
+    third = tmp_path / "third"
+    train.train_diffusion(diffusion_config(tiny, third, init=str(out), vae="", steps=1))
+    assert runs.read_json(third / "run.json")["facts"]["init"]["before"]["sha256"] == facts["init"]["sha256"]
+
+
+def test_the_decoder_is_fine_tuned_alone_and_latents_stay(tiny, tmp_path):
+    out = tmp_path / "decoder"
+    train.train_vae(replace(vae_config(tiny, out, init=str(tiny / "vae")), steps=3))
+    before, after = (load_file(run / "vae.safetensors") for run in (tiny / "vae", out))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert store.load_vae(out).scale == store.load_vae(tiny / "vae").scale
+
+
+def test_live_views_balance_and_prior(tiny, tmp_path):
+    from minidiff.data import phantom
+    phantom.write(tmp_path / "others", n=40, size=32, seed=7)
+    out = tmp_path / "run"
+    train.train_diffusion(diffusion_config(tiny, out, views=0, balance=1.0, prior=(str(tmp_path / "others"),), steps=3))
+    assert load_file(out / "latents.safetensors")["train"].shape[1] == 1
+    assert len(runs.read_json(out / "model.json")["rows"]) == 44 + 24
+    assert runs.read_json(out / "run.json")["facts"]["n_train"] == 68
+
+
+def test_best_holds_the_average_of_the_lowest_held_out_loss(tiny, tmp_path):
+    out = tmp_path / "run"
+    train.train_diffusion(diffusion_config(tiny, out, steps=20, lr=3e-3))
+    losses = {line["step"]: line["val_loss"] for line in runs.read_log(out / "log.jsonl") if line["val_loss"] is not None}
+    pipeline, facts = store.load_pipeline(out / "best")
+    assert losses[facts["step"]] == min(losses.values()) == facts["val_loss"] and pipeline.size == 32
+    last = runs.read_log(out / "log.jsonl")[-1]
+    assert {"val_loss_t0", "val_loss_t3", "gap", "gap_low"} <= set(last) and last["gap_low"] < last["gap"]
+    assert images.read(out / "strips" / "step_00000020.png").shape[1:] == (2 * 32 + 2, 8 * 32 + 7 * 2)
+    if facts["step"] == 20:
+        a, b = load_file(out / "model.safetensors"), load_file(out / "best" / "model.safetensors")
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_rate_may_stay_constant(tiny, tmp_path):
+    train.train_diffusion(diffusion_config(tiny, tmp_path / "run", steps=20, decay="constant", lr=1e-3))
+    assert {line["lr"] for line in runs.read_log(tmp_path / "run" / "log.jsonl")} == {1e-3}
+
+
+def test_the_perceptual_loss_is_added_when_its_weights_are_given(tiny, tmp_path):
+    from minidiff.diffusion.public.lpips import LPIPS
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vgg = {name: tensor for name, tensor in LPIPS().state_dict().items() if "features" in name}
+    runs.save_tensors(tmp_path / "vgg.safetensors", vgg)
+    cfg = vae_config(tiny, tmp_path / "run", lpips=(str(tmp_path / "vgg.safetensors"),))
+    train.train_vae(replace(cfg, steps=3, batch=2))
+    assert all(line["lpips"] > 0 for line in runs.read_log(tmp_path / "run" / "log.jsonl"))
+
+
+def test_an_init_that_predicts_otherwise_is_refused(tiny, tmp_path, capsys):
+    fails(capsys, ["diffusion", "--data", tiny / "data", "--init", tiny / "diffusion", "--prediction", "eps", "--out",
+                   tmp_path / "x"], "predicts v, and goes on so")

@@ -11,7 +11,7 @@ from torch import nn
 from minidiff import runs
 from minidiff.errors import InputError, TrainingFault
 from minidiff.training import state
-from minidiff.training.ema import EMA
+from minidiff.training.ema import EMA, Trained
 from minidiff.training.precision import Precision, cosine
 
 
@@ -156,9 +156,96 @@ def test_cosine_warms_up_and_ends_at_a_hundredth():
     assert rates[0] == pytest.approx(0.2) and max(rates) == rates[10] == 2.0 and rates[100] == pytest.approx(0.02)
 
 
-def test_sigterm_is_a_request():
-    with state.Interrupt() as stop:
-        assert not stop.requested
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+def test_sigterm_finishes_the_step_saves_and_ends_with_status_0(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop, state.Keeper(tmp_path, 9, 100, **trained()) as keeper:
+        for step in keeper.steps():
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            last = step
+    assert stop.value.code == 0 and last == 4 and [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+    assert signal.getsignal(signal.SIGTERM) == before
+    with state.Keeper(tmp_path, 9, 100, **trained()) as keeper:
+        assert list(keeper.steps()) == [5, 6, 7, 8]
+
+
+def test_a_state_is_saved_by_time_as_well_as_by_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "MINUTES", 0)
+    saved = []
+    monkeypatch.setattr(state, "checkpoint", lambda run, done, **parts: saved.append(done))
+    with state.Keeper(tmp_path, 3, 100, **trained()) as keeper:
+        list(keeper.steps())
+    assert saved == [1, 2, 3]
+
+
+def test_three_faults_end_the_run_with_the_batch_and_the_last_good_state_named(tmp_path, capsys):
+    parts = trained(0)
+    said = r"c.png; the last good state: .*step_00000003"
+    with pytest.raises(TrainingFault, match=said), state.Keeper(tmp_path, 99, 3, **parts) as keeper:
+        for step in keeper.steps():
+            loss = parts["model"](torch.ones(2, 4)).sum() * (1.0 if step < 3 else float("nan"))
+            parts["precision"].step(loss, parts["optimizer"], parts["model"].parameters(), 1.0, "c.png")
+    assert capsys.readouterr().err.count("step skipped, its loss is not finite; the batch: c.png") == 3
+
+
+def test_the_lowest_value_is_remembered_over_a_resume(tmp_path):
+    with state.Keeper(tmp_path, 9, 1, **trained()) as keeper:
+        assert [keeper.lowest("val_loss", v) for v in (None, 3.0, 2.0, 2.0, 2.5)] == [False, True, True, False, False]
+        for step, value in enumerate((3.0, 2.0, 2.5)):
+            keeper.log(step=step + 1, val_loss=value)
+        next(steps := keeper.steps()), next(steps), next(steps), next(steps)
+    with state.Keeper(tmp_path, 9, 1, **trained()) as keeper:
+        assert not keeper.lowest("val_loss", 2.1) and keeper.lowest("val_loss", 1.9)
+
+
+def test_the_disk_must_hold_three_states(tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 10_000})
+    monkeypatch.setattr(state.shutil, "disk_usage", lambda path: usage)
+    state.require_space(tmp_path, 3_333)
+    with pytest.raises(InputError, match="need 0.00 GB of disk"):
+        state.require_space(tmp_path, 3_334)
+    for step in (1, 2):
+        (tmp_path / "checkpoints" / f"step_{step}").mkdir(parents=True)
+    state.require_space(tmp_path, 10_000)  # two of the three are there already
+
+
+def test_the_budget_counts_weights_average_gradients_and_moments():
+    model = toy()
+    model[0].requires_grad_(False)
+    whole, some = 4 * 3 + 3 + 3 + 1, 3 + 1
+    size, text = state.budget(model)
+    assert size == 16 * some and text.startswith(f"{some:,} of {whole:,} parameters are trained")
+    optimizer = torch.optim.AdamW(model[2].parameters(), fused=True)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    tensors = [t for part in (Trained(model), EMA(model, 9), optimizer) for t in leaves(part.state_dict())]
+    assert sum(4 * t.numel() for t in tensors if t.ndim) == size
+
+
+def leaves(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    inside = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []
+    return [t for value in inside for t in leaves(value)]
+
+
+def test_frozen_weights_are_shared_with_the_average_and_left_out_of_the_state():
+    model = toy()
+    model[0].requires_grad_(False)
+    ema = EMA(model, 10)
+    assert ema.model[0].weight is model[0].weight and ema.model[2].weight is not model[2].weight
+    assert set(ema.state_dict()) == set(Trained(model).state_dict()) == {"2.weight", "2.bias"}
+    with pytest.raises(ValueError, match="1 parameters do not fit: 2.bias"):
+        ema.load_state_dict({"2.weight": model[2].weight})
+
+
+def test_micro_batches_add_up_to_the_batch():
+    results = []
+    for parts in (1, 4):
+        model, x = toy(), torch.randn(8, 4, generator=torch.Generator().manual_seed(3))
+        optimizer, precision = torch.optim.SGD(model.parameters(), lr=0.1), Precision("fp32")
+        for micro in x.chunk(parts):
+            precision.backward(model(micro).square().sum() / len(x))
+        precision.update(optimizer, model.parameters(), 1.0)
+        results.append(model[0].weight.detach())
+    assert torch.allclose(*results, rtol=1e-6, atol=1e-7)

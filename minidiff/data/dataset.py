@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.counted import order as order
-from minidiff.counted import seeded as seeded
+from minidiff.counted import order, order_of_groups
 from minidiff.data import images
-from minidiff.data.table import Row, Table
+from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError
 
 ROTATION = 5.0  # degrees, at most; the limits of a careful radiographer, not of what a classifier could bear
@@ -26,6 +27,84 @@ SCALE = 0.06
 GAIN = 0.10
 BIAS = 0.05     # of the range
 # No horizontal flip: it moves the heart to the right side, a rare disease (situs inversus) and not a variation.
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Rows and, in the same order, their pixels: uint8 (N, 3, S, S)."""
+
+    table: Table
+    pixels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def size(self) -> int:
+        return self.pixels.shape[-1]
+
+    @property
+    def grey(self) -> bool:
+        return self.pixels.stride(1) == 0  # one channel in memory, expanded to three
+
+    @property
+    def hashes(self) -> list[str]:
+        """SHA-256 of each image: later stages refuse to test on what this one was trained on."""
+        return sorted({self.table.hashes[row["file"]] for row in self.table.rows})
+
+    def part(self, *splits: str) -> Images:
+        """The images of these splits."""
+        index = [i for i, row in enumerate(self.table.rows) if row["split"] in splits]
+        pixels = self.pixels[:, :1][index].expand(-1, 3, -1, -1) if self.grey else self.pixels[index]
+        return Images(replace(self.table, rows=[self.table.rows[i] for i in index]), pixels)
+
+    def names(self, index: Sequence[int]) -> str:
+        """The first images of a batch by name, for the message of a fault."""
+        names = [self.table.rows[i]["file"] for i in index[:4]]
+        return ", ".join(names) + (f" and {len(index) - 4} more" if len(index) > 4 else "")
+
+
+def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path, skip_bad: bool,
+                prior: Sequence[str] = ()) -> Images:
+    """The images of data folders and, of `prior` folders, the training split; splits and leaks are checked over all.
+
+    Raises InputError where there is nothing to train on or nothing held out.
+    """
+    if size % 8 or size < 32:
+        raise InputError(f"--size {size} is not allowed: a multiple of 8, 32 or more")
+    table = read_table([*folders, *prior], seed=seed, split_dir=split_dir)
+    rows = [row for row in table.rows if row["split"] in ("train", *(() if _under(row, prior) else ("val", "test")))]
+    table = replace(table, rows=rows)
+    for splits in (("train",), ("val", "test")):
+        if not len(table.select(split=splits)):
+            found = ", ".join(sorted(set(table.column("split")))) or "none of train, val, test"
+            raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}; it has {found}")
+    return Images(*load_pixels(table, size, skip_bad=skip_bad))
+
+
+def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] = (),
+           prior_share: float = 0.0) -> Callable[[Sequence[int]], list[int]]:
+    """slots → which training image fills each.
+
+    balance: 0 leaves labels as frequent as they are, 1 makes all equally frequent. `prior_share` of the slots is filled
+    from the prior folders: images of the same kind that keep a model from forgetting the rest (class-prior preservation
+    of Ruiz et al. 2023, with real images).
+    """
+    rows = train.table.rows
+    others = [i for i, row in enumerate(rows) if _under(row, prior)]
+    if not balance and not others:
+        return lambda slots: order(len(rows), seed, slots)
+    own = sorted(set(range(len(rows))) - set(others))
+    groups = [[i for i in own if rows[i]["label"] == label] for label in sorted({rows[i]["label"] for i in own})]
+    most = max(map(len, groups))
+    shares = [round(len(group) ** (1 - balance) * most**balance) for group in groups]
+    if others:
+        groups, shares = [*groups, others], [*shares, max(1, round(sum(shares) * prior_share / (1 - prior_share)))]
+    return lambda slots: order_of_groups(groups, shares, seed, slots)
+
+
+def _under(row: Row, folders: Sequence[str]) -> bool:
+    return any(row["file"].startswith(os.path.join(os.path.abspath(folder), "")) for folder in folders)
 
 
 def load_pixels(table: Table, size: int, *, skip_bad: bool = False) -> tuple[Table, Tensor]:

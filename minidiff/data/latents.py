@@ -5,7 +5,8 @@ Caching one sample in place of the moments would freeze noise that is a good par
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,11 +15,45 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.counted import AUGMENT, generators
+from minidiff.counted import AUGMENT, NOISE, VIEW, generators, normal, uniform
 from minidiff.data import dataset
-from minidiff.runs import write_atomic
+from minidiff.runs import json_key, write_atomic
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # float (n, 3, S, S) in [-1, 1] -> mean, std (n, c, h, w)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Latents of images, drawn anew from their moments at each use."""
+
+    pixels: Tensor      # uint8 (N, 3, S, S)
+    mean: Tensor        # (views, N, 4, h, w); with live encoding, one plain view
+    std: Tensor
+    encode: Encode
+    live: bool          # augment and encode at each use, in place of the cached views
+    strength: float
+    seed: int
+
+    def draw(self, index: Sequence[int], slots: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Latents of the indexed images and the noise to put on them, (slots, 4, h, w) each: functions of the slots."""
+        if self.live:
+            x = dataset.augment(dataset.to_float(self.pixels[index]), generators(self.seed, slots, AUGMENT), self.strength)
+            mean, std = (m.float().cpu() for m in self.encode(x))
+        else:
+            view = (uniform(self.seed, slots, VIEW, 1)[:, 0] * len(self.mean)).long()
+            mean, std = self.mean[view, index], self.std[view, index]
+        within, noise = normal(self.seed, slots, NOISE, (2, *mean.shape[1:])).unbind(1)
+        return mean + std * within, noise
+
+
+def encoded(path: Path, key: str, encode: Encode, train: Tensor, val: Tensor, *, views: int, strength: float,
+            seed: int) -> tuple[Source, Tensor]:
+    """The latents of training images, and the means of the validation images' (N, 4, h, w); cached in `path` under the key
+    (data, VAE) and the augmentation. views: how many of each training image are kept; 0 for live encoding."""
+    key = json_key(key=key, views=views, strength=strength, seed=seed)
+    kept = cached(path, key, lambda: {"train": moments(train, encode, max(1, views), strength=strength, seed=seed),
+                                      "val": moments(val, encode)})
+    return Source(train, *kept["train"], encode, views == 0, strength, seed), kept["val"][0, 0]
 
 
 def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float = 1.0, seed: int = 0, batch: int = 32,

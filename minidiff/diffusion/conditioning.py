@@ -45,16 +45,41 @@ class Conditioner(nn.Module):
         """Labels of n images with every variable dropped."""
         return {v.name: torch.full((n,), v.null, dtype=v.dtype, device=device) for v in self.variables}
 
+    @torch.no_grad()
+    def adopt(self, old: Conditioner) -> None:
+        """Take over what a trained conditioner has learned of the variables of the same name, and its null context.
+
+        What it does not know adds nothing yet, as null does: a new variable by its zero projection, a new value of a
+        category by a zero row. So the output is the old one's for old labels, and with null for whatever is new.
+        """
+        self.null_context.copy_(old.null_context)
+        names = [v.name for v in old.variables]
+        for variable, embedding, projection in zip(self.variables, self.embeddings, self.projections):
+            if variable.name in names:
+                i = names.index(variable.name)
+                embedding.adopt(old.embeddings[i])
+                projection.weight.copy_(old.projections[i].weight)
+
 
 class CategoryEmbedding(nn.Module):
     """One learned vector a value; the last row is for unknown."""
 
     def __init__(self, variable: Category, width: int, scale: float, generator: torch.Generator):
         super().__init__()
-        self.weight = nn.Parameter(scale * torch.randn(len(variable.values) + 1, width, generator=generator))
+        self.values = variable.values
+        self.weight = nn.Parameter(scale * torch.randn(len(self.values) + 1, width, generator=generator))
 
     def forward(self, value: Tensor) -> Tensor:
         return self.weight[torch.where(value >= 0, value, len(self.weight) - 1)]
+
+    def adopt(self, old: CategoryEmbedding) -> None:
+        """Rows by value, unknown's to unknown's; a new value starts at zero.
+
+        A random row would reach the context through a trained projection, as noise. Unknown's row would do where cells
+        were missing in the old data; elsewhere it was never trained. Null always was: conditions are dropped in every run.
+        """
+        rows = dict(zip((*old.values, None), old.weight))
+        self.weight.copy_(torch.stack([rows.get(v, torch.zeros_like(old.weight[0])) for v in (*self.values, None)]))
 
 
 class NumberEmbedding(nn.Module):
@@ -72,6 +97,11 @@ class NumberEmbedding(nn.Module):
         angles = x * math.pi / 8 * 2 ** torch.arange(OCTAVES, device=x.device, dtype=x.dtype)    # (N, octaves)
         features = torch.cat([x, angles.sin(), angles.cos()], dim=1)
         return torch.where(known[:, None], features @ self.weight, self.unknown)
+
+    def adopt(self, old: NumberEmbedding) -> None:
+        """The old weights, which mean something under the old mean and standard deviation only."""
+        assert (self.mean, self.std) == (old.mean, old.std), "another standardisation: variables.merge keeps the old one"
+        self.load_state_dict(old.state_dict())
 
 
 EMBEDDINGS = {Category: CategoryEmbedding, Number: NumberEmbedding}

@@ -80,6 +80,19 @@ def from_public(unet: unets.UNet, null_context: Tensor, variables: list[var.Vari
         return Model(unet.train(), Conditioner(variables, null_context, torch.Generator().manual_seed(seed)))
 
 
+def from_model(old: Model, variables: list[var.Variable], seed: int) -> Model:
+    """The UNet of a trained model, shared, and its conditioner for other variables, those of `variables.merge`.
+
+    At step 0 its output is the old model's bit for bit, with null for what the old one does not know. For that the old
+    variables keep their order and new ones follow: the context is a sum, whose last bits depend on the order.
+    """
+    order = {v.name: i for i, v in enumerate(old.conditioner.variables)}
+    variables = sorted(variables, key=lambda v: order.get(v.name, len(order)))
+    model = from_public(old.unet.requires_grad_(True), old.conditioner.null_context.cpu(), variables, seed)
+    model.conditioner.to(old.conditioner.null_context.device).adopt(old.conditioner)
+    return model
+
+
 def vae_from_scratch(config: vaes.VAEConfig, seed: int) -> vaes.VAE:
     """A freshly initialised autoencoder whose latents are not scaled yet."""
     with torch.random.fork_rng():

@@ -1,6 +1,7 @@
 """A finished model on disk: weights as safetensors and, written last, a JSON that says how to build it again.
 
     RUN/vae.safetensors     RUN/vae.json       the autoencoder; a diffusion run keeps its own copy
+    RUN/best/model.*                           the EMA weights of the step with the lowest held-out loss
     RUN/model.safetensors   RUN/model.json     the EMA weights of UNet and conditioner, variables, schedule, prediction
 """
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from minidiff import runs
+from minidiff import distributed, runs
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline
 from minidiff.diffusion.model import Model, ModelSpec, config_from, spec
@@ -22,29 +23,39 @@ from minidiff.diffusion.vae import VAE, VAEConfig
 from minidiff.errors import InputError
 
 
+def identity(folder: Path, weights: str = "model.safetensors") -> dict:
+    """The hash of a run's weights, and what that run itself began with: the chain of fine-tuning stages."""
+    facts = runs.read_json(folder / "run.json").get("facts", {}) if (folder / "run.json").exists() else {}
+    return {"sha256": runs.sha256(folder / weights), "data": facts.get("data"), "before": facts.get("init")}
+
+
 def save_vae(folder: Path, vae: VAE, **facts) -> None:
     runs.save_tensors(folder / "vae.safetensors", vae.state_dict())
     runs.write_json(folder / "vae.json", {"config": asdict(vae.config), "scale": vae.scale.item(), **facts})
 
 
 def load_vae(folder: Path) -> VAE:
-    facts = _describe(folder / "vae.json", "the VAE stage (`python train.py vae`) has to finish first")
+    facts = describe(folder / "vae.json", "the VAE stage (`python train.py vae`) has to finish first")
     vae = VAE(config_from(VAEConfig, facts["config"]), facts["scale"])
     return _load_weights(folder / "vae.safetensors", vae)
 
 
 def save_model(folder: Path, model: Model, schedule: Schedule, prediction: str, **facts) -> None:
-    runs.save_tensors(folder / "model.safetensors", model.state_dict())
+    tensors = {name: distributed.full(tensor) for name, tensor in model.state_dict().items()}
+    if distributed.rank():
+        return
+    runs.save_tensors(folder / "model.safetensors", tensors)
     runs.write_json(folder / "model.json", {**asdict(spec(model, schedule, prediction)), **facts})
 
 
 def load_pipeline(folder: Path) -> tuple[Pipeline, dict]:
     """The finished model of a diffusion run with its VAE, and the facts saved beside it."""
-    facts = _describe(folder / "model.json", "the diffusion stage (`python train.py diffusion`) has to finish first")
+    facts = describe(folder / "model.json", "the diffusion stage (`python train.py diffusion`) has to finish first")
     described = ModelSpec(**{f.name: facts.pop(f.name) for f in fields(ModelSpec)})
     model, schedule = described.build()
     denoiser = Denoiser(_load_weights(folder / "model.safetensors", model), schedule, described.prediction)
-    return Pipeline(denoiser, model.conditioner, load_vae(folder), facts["size"]), facts
+    vae = load_vae(folder if (folder / "vae.json").exists() else folder.parent)  # RUN/best shares that of RUN
+    return Pipeline(denoiser, model.conditioner, vae, facts["size"]), facts
 
 
 def _load_weights(path: Path, module: nn.Module) -> nn.Module:
@@ -56,7 +67,7 @@ def _load_weights(path: Path, module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def _describe(path: Path, otherwise: str) -> dict:
+def describe(path: Path, otherwise: str) -> dict:
     if not path.exists():
         raise InputError(f"{path} is missing: {otherwise}")
     return runs.read_json(path)

@@ -11,17 +11,22 @@
 
 Attribute names are those of diffusers' UNet2DConditionModel, so that its files load as they are. Sources: Rombach et
 al. 2022 (latent diffusion), CompVis/stable-diffusion `openaimodel.py`, Stability-AI/stablediffusion for 2.x.
+
+Keep it in `torch.channels_last`, on a CPU too: cells and tokens are then views of the same memory, and no convolution
+has to bring its weights and inputs into that order first. `benchmarks/train.py` measures what that is worth.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = c = config
+        self.checkpointing = False  # keep the inputs of blocks alone and compute the rest again on the way back
         width, time_dim = c.channels[0], 4 * c.channels[0]
         self.time_embedding = nn.ModuleDict(
             {"linear_1": nn.Linear(width, time_dim), "linear_2": nn.Linear(time_dim, time_dim)}
@@ -79,12 +85,22 @@ class UNet(nn.Module):
         emb = F.silu(emb)                                                               # every ResBlock begins with it
         h = self.conv_in(x)                                                             # (N, width, h, w)
         skips = [h]
+        run = recomputed if self.checkpointing and torch.is_grad_enabled() else direct
         for level in self.down_blocks:
-            h = level.down(h, emb, context, skips)
-        h = self.mid_block(h, emb, context)
+            h = level.down(run, h, emb, context, skips)
+        h = run(self.mid_block, h, emb, context)
         for level in self.up_blocks:
-            h = level.up(h, emb, context, skips)
+            h = level.up(run, h, emb, context, skips)
         return self.conv_out(F.silu(self.conv_norm_out(h)))                             # (N, 4, h, w)
+
+
+def direct(block: Callable[..., Tensor], *inputs) -> Tensor:
+    return block(*inputs)
+
+
+def recomputed(block: Callable[..., Tensor], *inputs) -> Tensor:
+    """Activation checkpointing (Chen et al. 2016). There is no dropout, so no state of a generator to keep."""
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class Level(nn.Module):
@@ -101,22 +117,22 @@ class Level(nn.Module):
             self.upsamplers = nn.ModuleList([Resample(channels, stride=1)])
         self.resample = resample
 
-    def block(self, i: int, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        h = self.resnets[i](h, emb)
+    def block(self, i: int, h: Tensor, emb: Tensor, context: Tensor, skip: Tensor | None = None) -> Tensor:
+        h = self.resnets[i](h if skip is None else torch.cat([h, skip], 1), emb)
         return h if self.attentions is None else self.attentions[i](h, context)
 
-    def down(self, h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def down(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
         for i in range(len(self.resnets)):
-            h = self.block(i, h, emb, context)
+            h = run(self.block, i, h, emb, context)
             skips.append(h)
         if self.resample:
             h = self.downsamplers[0].conv(h)
             skips.append(h)
         return h
 
-    def up(self, h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def up(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
         for i in range(len(self.resnets)):
-            h = self.block(i, torch.cat([h, skips.pop()], 1), emb, context)
+            h = run(self.block, i, h, emb, context, skips.pop())
         if self.resample:
             h = self.upsamplers[0].conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return h

@@ -69,6 +69,11 @@ class VAE(nn.Module):
         """Scaled latents (N, 4, h, w) → images (N, 3, 8h, 8w), about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(z / self.scale))
 
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What a training step needs: reconstructions of latents drawn with this noise, and their KL, (N,)."""
+        moments = self.encode(images)
+        return self.decode(moments.sample(noise)), moments.kl(self.scale)
+
 
 class Encoder(nn.Module):
     def __init__(self, c: VAEConfig):

@@ -7,12 +7,15 @@ has float32's range and needs no scaler; fp16 underflows without one (Micikevici
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from minidiff import distributed
 from minidiff.errors import InputError, TrainingFault
 
 Name = Literal["auto", "fp32", "bf16", "fp16"]
@@ -31,29 +34,47 @@ class Precision:
         self.name, self.dtype = name, DTYPES[name]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == "fp16")
         self.skipped = self.in_a_row = 0
+        self.finite = True  # all losses since the last step
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.name != "fp32")
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip: float,
              batch: str = "") -> float:
-        """Backward, unscale, clip to norm `clip`, step and clear the gradients; returns the norm before clipping.
+        """Backward and update: the optimiser step of a batch that is computed in one piece."""
+        self.backward(loss)
+        return self.update(optimizer, parameters, clip, batch)
 
-        A step whose loss or gradient is not finite is skipped and counted: the weights stay as they are. `batch`
-        names the images for the message. An fp16 overflow of a finite loss is the scaler's to mend (it halves the scale),
-        not a fault. Raises TrainingFault after three faults in a row.
-        """
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, scaled against fp16's underflow, to those of the micro-batches before it."""
+        self.finite &= math.isfinite(loss.item())
         self.scaler.scale(loss).backward()
+
+    def update(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip: float,
+               batch: str = "") -> float:
+        """Unscale, clip to norm `clip`, step and clear the gradients; returns the norm before clipping.
+
+        A step whose loss or gradient is not finite is skipped, counted and named on stderr by its `batch`: the weights
+        stay as they are. An fp16 overflow of a finite loss is the scaler's to mend (it halves the scale), not a fault.
+        Raises TrainingFault after three faults in a row.
+        """
         self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(list(parameters), clip, foreach=True).item()
-        taken = math.isfinite(norm) and math.isfinite(loss.item())
+        norm = nn.utils.clip_grad_norm_(list(parameters), clip, foreach=True)
+        norm = distributed.full(norm).item()
+        finite = not distributed.anywhere(not self.finite)
+        taken = math.isfinite(norm) and finite
         if taken:
             self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        overflow = self.scaler.is_enabled() and math.isfinite(loss.item())
+        self.finite = True
+        overflow = self.scaler.is_enabled() and finite
         self.skipped += not taken
         self.in_a_row = 0 if taken or overflow else self.in_a_row + 1
+        if self.in_a_row:
+            tqdm.write(f"step skipped, its {'gradient' if finite else 'loss'} is not finite; the batch: {batch}", sys.stderr)
         if self.in_a_row == PATIENCE:
             raise TrainingFault(f"{PATIENCE} steps in a row gave a non-finite loss or gradient; the last batch was {batch}")
         return norm
@@ -70,15 +91,33 @@ class Precision:
 def cosine(step: int, steps: int, lr: float, warmup: int) -> float:
     """Learning rate of this step: linear warm-up, then half a cosine down to a hundredth."""
     if step < warmup:
-        return lr * (step + 1) / warmup
+        return constant(step, steps, lr, warmup)
     progress = (step - warmup) / max(1, steps - warmup)
     return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+def constant(step: int, steps: int, lr: float, warmup: int) -> float:
+    """Learning rate of this step: linear warm-up, then the same."""
+    return lr * min(1.0, (step + 1) / max(1, warmup))
+
+
+SCHEDULES = {"cosine": cosine, "constant": constant}
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def pick_device(name: str = "auto") -> torch.device:
-    """auto: the GPU if there is one, else the CPU."""
+    """auto: the GPU if there is one (under torchrun, the one of this rank), else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

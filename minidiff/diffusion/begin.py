@@ -1,0 +1,88 @@
+"""Where training starts: from scratch, from a public Stable Diffusion file, or from an earlier run.
+
+Fine-tuning in stages is the last of these, again and again: `origin` holds the chain of what each stage began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minidiff import runs
+from minidiff import variables as var
+from minidiff.diffusion import model as models
+from minidiff.diffusion import store
+from minidiff.diffusion.public.load import load_sd, read_vae
+from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.vae import VAE
+from minidiff.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Everything at step 0, and what identifies it."""
+
+    vae: VAE
+    model: models.Model
+    schedule: Schedule
+    prediction: str
+    origin: dict[str, Any]                              # hashes, certificates, and those of the stages before
+    trained_on: list[str] = field(default_factory=list)  # SHA-256 of the images that the model has seen already
+
+
+def begin(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence[str]], prediction: str | None,
+          seed: int) -> Start:
+    """The model that is to be conditioned on these columns of the training table, and all that goes with it.
+
+    init: a public file or folder, a finished diffusion run, or "" for scratch. vae: a finished VAE run or "" for
+    init's own. prediction: eps, v, x0, or None for init's own, else v.
+    """
+    own, origin, seen = None, {}, []
+    if vae:
+        own, origin["vae"] = store.load_vae(Path(vae)), runs.sha256(Path(vae) / "vae.safetensors")
+        seen = runs.read_json(Path(vae) / "vae.json").get("trained_on", [])
+    variables = [var.infer(name, cells) for name, cells in columns.items()] if not is_run(init) else []
+    if not init:
+        model = models.from_scratch(models.UNETS[architecture], variables, seed)
+        return Start(own, model, Schedule.scaled_linear(), prediction or "v", origin, seen)
+    if is_run(init):
+        pipeline, facts = store.load_pipeline(Path(init))
+        denoiser = pipeline.denoiser
+        if prediction not in (None, denoiser.prediction):
+            raise InputError(f"--prediction {prediction}: {init} predicts {denoiser.prediction}, and goes on so")
+        old = {v.name: v for v in pipeline.conditioner.variables}
+        variables = var.merge(list(old.values()), [var.infer(name, cells, old.get(name)) for name, cells in columns.items()])
+        model = models.from_model(denoiser.net, variables, seed)
+        origin["init"] = {"run": init, **store.identity(Path(init))}
+        seen = sorted({*seen, *facts.get("trained_on", [])})
+        return Start(own or pipeline.vae, model, denoiser.schedule, denoiser.prediction, origin, seen)
+    sd = load_sd(init, prediction=prediction)
+    print(sd.certificate.text())
+    model = models.from_public(sd.unet, sd.null_context, variables, seed)
+    origin["init"] = sd.certificate.json()
+    return Start(own or sd.vae.requires_grad_(False), model, sd.schedule, sd.prediction, origin, seen)
+
+
+def is_run(init: str) -> bool:
+    return bool(init) and (Path(init) / "model.json").exists()
+
+
+def begin_vae(init: str, architecture: str, seed: int) -> tuple[VAE, dict[str, Any], list[str]]:
+    """An autoencoder at step 0 (from scratch, a public file or folder, or a run), its origin, and the images it has seen."""
+    if not init:
+        return models.vae_from_scratch(models.VAES[architecture], seed), {}, []
+    if (Path(init) / "vae.json").exists():
+        vae, facts = store.load_vae(Path(init)), runs.read_json(Path(init) / "vae.json")
+        return vae, {"init": {"run": init, **store.identity(Path(init), "vae.safetensors")}}, facts.get("trained_on", [])
+    found = read_vae(Path(init))
+    return found.vae, {"init": {"files": [{"file": f.name, "sha256": runs.sha256(f)} for f in found.files]}}, []
+
+
+def known_size(init: str, vae: str) -> int | None:
+    """Side of the images that an earlier run was trained on, px."""
+    for path in ([Path(vae) / "vae.json"] if vae else []) + ([Path(init) / "model.json"] if init else []):
+        if path.exists() or not init:
+            return store.describe(path, "that stage has to finish first")["size"]
+    return None
