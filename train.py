@@ -291,7 +291,7 @@ def draw_pictures(s: Stage, averaged: Denoiser, done: int, cfg: DiffusionConfig)
     some = made[torch.linspace(0, len(made) - 1, 8).long()]
     nearest = s.train.pixels[distances(equalised(some), equalised(s.train.pixels)).argmin(1)]
     images.write(s.run / "strips" / f"step_{done:08d}.png", images.grid(torch.cat([some, nearest]), columns=8))
-    plot_run(s.run, ["loss", "val_loss", "loss_t0", "loss_t1", "loss_t2", "loss_t3"])
+    plot_run(s.run, ["loss", "val_loss", "val_loss_t0", "val_loss_t1", "val_loss_t2", "val_loss_t3"])
 
 
 def save_model(folder: Path, s: Stage, cfg: DiffusionConfig, **facts) -> None:

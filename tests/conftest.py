@@ -1,6 +1,7 @@
 """What several test files share: the way to the scripts, one thread, and a tiny run of the first stages."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,3 +34,22 @@ def tiny(tmp_path_factory) -> Path:
     train.train_diffusion(train.DiffusionConfig(data=(str(root / "data"),), vae=str(root / "vae"), views=2, steps=6, batch=6,
                                                 save_every=3, log_every=2, out=str(root / "diffusion")))
     return root
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """A finished demo: that of MINIDIFF_DEMO, or one made here (about 8 minutes)."""
+    if "MINIDIFF_DEMO" in os.environ:
+        return Path(os.environ["MINIDIFF_DEMO"]).absolute()
+    folder = tmp_path_factory.mktemp("demo")
+    for script in ("train", "sample", "classify", "evaluate"):
+        subprocess.run([sys.executable, str(ROOT / f"{script}.py")], cwd=folder, check=True,
+                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return folder / "runs" / "demo"
+
+
+@pytest.fixture(scope="session")
+def judge(demo):
+    """The demo's classifier, trained on real phantoms alone."""
+    from minidiff.classification.predictor import Predictor
+    return Predictor.load(demo / "classifier" / "judge")

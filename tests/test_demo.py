@@ -18,26 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Path:
-    """A finished demo: that of MINIDIFF_DEMO, or one made here (about 8 minutes)."""
-    if "MINIDIFF_DEMO" in os.environ:
-        return Path(os.environ["MINIDIFF_DEMO"]).absolute()
-    folder = tmp_path_factory.mktemp("demo")
-    for script in ("train", "sample", "classify", "evaluate"):
-        subprocess.run([sys.executable, str(ROOT / f"{script}.py")], cwd=folder, check=True,
-                       env={**os.environ, "PYTHONPATH": str(ROOT)})
-    return folder / "runs" / "demo"
-
-
-@pytest.fixture(scope="module")
 def report(demo):
     return json.loads((demo / "report" / "report.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def judge(demo):
-    from minidiff.classification.predictor import Predictor
-    return Predictor.load(demo / "classifier" / "judge")
 
 
 def test_reconstructions_keep_28_db_and_the_diagnosis(demo, judge):

@@ -1,0 +1,81 @@
+"""Does it learn, and does it say when it copies? Short trainings on the demo's phantoms, judged by the demo's classifier."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from minidiff import runs
+from minidiff import variables as var
+from minidiff.data import phantom
+from minidiff.data.dataset import load_pixels
+from minidiff.data.table import read_table
+from minidiff.diffusion import store
+from minidiff.diffusion.generate import Recipe
+from minidiff.evaluation.neighbours import distances, equalised
+
+pytestmark = pytest.mark.slow
+STEPS, EACH = 700, 40
+
+
+@pytest.fixture(autouse=True)
+def both_cores():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def trained(demo, out, **knobs) -> Path:
+    given = {"data": (str(demo / "phantom"),), "vae": str(demo / "vae"), "steps": STEPS, "save_every": STEPS, **knobs}
+    train.train_diffusion(train.DiffusionConfig(out=str(out), **given))
+    return out
+
+
+def samples(run: Path, names: list[str], guidance: float = 1.5) -> torch.Tensor:
+    """EACH images of each label, its other conditions unknown."""
+    pipeline, _ = store.load_pipeline(run)
+    variables = pipeline.conditioner.variables
+    rows = [{**{v.name: "" for v in variables}, "label": name} for name in names for _ in range(EACH)]
+    return torch.cat(list(pipeline.images(var.encode(variables, rows), range(len(rows)), Recipe(guidance=guidance))))
+
+
+def recognised(judge, images: torch.Tensor) -> float:
+    names = judge.variables[0].values
+    found = judge.predict(images)["label"].argmax(1)
+    return (found == torch.arange(len(names)).repeat_interleave(EACH)).float().mean().item()
+
+
+@pytest.mark.parametrize("prediction, min_snr", [("v", 0.0), ("eps", 5.0), ("eps", 0.0)])
+def test_labels_are_learned(demo, judge, tmp_path, capsys, prediction, min_snr):  # v with 5 is the demo itself
+    run = trained(demo, tmp_path / "run", prediction=prediction, min_snr=min_snr)
+    share = recognised(judge, samples(run, judge.variables[0].values))
+    with capsys.disabled():
+        print(f"\n{prediction}, min-SNR γ {min_snr:g}, {STEPS} steps: {share:.1%} of {3 * EACH} labels recognised")
+    assert share >= 0.8
+
+
+def test_adapters_teach_a_model_that_knows_no_labels_to_tell_them_apart(demo, judge, tmp_path, capsys):
+    base = trained(demo, tmp_path / "base", condition=("view",))
+    run = trained(demo, tmp_path / "adapted", vae="", init=str(base), condition=("label", "view"), rank=8)
+    share = recognised(judge, samples(run, judge.variables[0].values))
+    with capsys.disabled():
+        print(f"\nLoRA of rank 8 on a model without labels: {share:.1%} of {3 * EACH} labels recognised")
+    assert share >= 0.8
+
+
+def test_thirty_images_for_far_too_long_are_copied_and_the_run_says_so(demo, tmp_path, capsys):
+    data = phantom.write(tmp_path / "few", n=90, size=64, seed=5, splits={"train": 1 / 3, "val": 2 / 3})
+    run = trained(demo, tmp_path / "run", data=(str(data),), steps=1500, batch=16, save_every=250, condition=("label",))
+    said = capsys.readouterr().out
+    log = [line for line in runs.read_log(run / "log.jsonl") if line["val_loss"] is not None]
+    assert "begun to copy" in said and log[-1]["gap_low"] > 0.1 and log[-1]["gap"] > log[0]["gap"]
+    assert runs.read_json(run / "best" / "model.json")["step"] < 1500
+    table, pixels = load_pixels(read_table(data), 64)
+    train_pixels, held_out = (pixels[[i for i, r in enumerate(table.rows) if r["split"] == s]] for s in ("train", "val"))
+    made = samples(run, table.labels, guidance=1.0)
+    to_train, usual = (distances(equalised(x), equalised(train_pixels)).min(1).values.median() for x in (made, held_out))
+    with capsys.disabled():
+        gaps = ", ".join(f"{line['step']}: {line['gap']:+.0%} (≥ {line['gap_low']:+.0%})" for line in log)
+        print(f"\n30 images: gap {gaps}; nearest training image at {to_train / usual:.2f} of a held-out one's distance")
+    assert to_train < 0.8 * usual
