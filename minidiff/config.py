@@ -29,6 +29,8 @@ BOUNDS = {  # one range for a knob of one name, in all scripts; both ends are al
     **dict.fromkeys(("kl", "edges", "augment", "min_snr", "views"), (0, 1e6)),
     **dict.fromkeys(("drop", "drop_each", "eta", "balance"), (0, 1)),
     **dict.fromkeys(("lr", "clip", "alpha"), (1e-12, 1e6)),
+    "sets": (0, 1e6),
+    **dict.fromkeys(("strength", "rescale"), (0, 1)),
     "prior_share": (0.01, 0.99),
     "guidance": (0, 100),
     "seed": (0, 2**31 - 1),

@@ -80,6 +80,12 @@ def anywhere(flag: bool) -> bool:
     return bool(gather(torch.tensor([flag])).any())
 
 
+def wait() -> None:
+    """Until all ranks have come here."""
+    if world() > 1:
+        dist.barrier()
+
+
 @contextmanager
 def first() -> Iterator[None]:
     """Rank 0 goes through the body first, the others after it: what it wrote, they find."""

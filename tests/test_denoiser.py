@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minidiff.diffusion.denoiser import Denoiser, guided
+from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.schedule import Schedule
 
 schedule = Schedule.scaled_linear()
@@ -71,19 +71,12 @@ def test_forward_process_is_exact_at_all_1000_levels_under_autocast(dtype):
     assert torch.equal(seen["t"], t.float())
 
 
-def test_guidance_is_one_batch_and_scale_1_is_one_call():
-    calls = []
-
-    def net(x, t, labels):
-        calls.append(len(x))
-        return labels["c"].float().view(-1, 1, 1, 1).expand_as(x)
-
-    denoiser = Denoiser(net, schedule, "x0")
-    x, labels, null = torch.zeros(3, 4, 2, 2), {"c": torch.full((3,), 2)}, {"c": torch.full((3,), -2)}
-    assert (guided(denoiser, labels, null, 1.0)(x, 1.0) == 2).all()
-    assert (guided(denoiser, labels, null, 2.5)(x, 1.0) == -2 + 2.5 * 4).all()
-    assert (guided(denoiser, labels, null, 0.0)(x, 1.0) == -2).all()
-    assert calls == [3, 6, 6]
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_what_is_kept_of_x_is_the_estimate_of_a_silent_network(prediction):
+    x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(3))
+    silent = Denoiser(lambda x, t, y: torch.zeros_like(x), schedule, prediction)
+    for sigma in (0.03, torch.tensor(2.0), torch.tensor([0.1, 1.0, 14.0])):
+        assert torch.equal(silent.kept(x, sigma), silent(x, sigma))
 
 
 def test_unknown_prediction_is_refused():

@@ -13,8 +13,9 @@ from minidiff.diffusion import samplers, store
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes
 from minidiff.diffusion.conditioning import Conditioner
-from minidiff.diffusion.denoiser import Denoiser, guided
+from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe
+from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.public import __main__ as public
 from minidiff.diffusion.public import keys, ldm

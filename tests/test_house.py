@@ -21,9 +21,10 @@ DIFFUSION = {  # within diffusion
     "schedule": set(), "samplers": set(), "unet": set(), "vae": set(), "conditioning": set(),
     "denoiser": {"schedule"},
     "model": {"unet", "vae", "conditioning", "schedule"},
-    "generate": {"conditioning", "denoiser", "samplers", "vae"},
+    "guidance": {"denoiser", "model"},
+    "generate": {"conditioning", "denoiser", "guidance", "samplers", "schedule", "vae"},
     "store": {"denoiser", "generate", "model", "schedule", "vae"},
-    "watch": {"denoiser"},
+    "watch": {"denoiser"}, "plan": set(),
     "clip": set(), "lora": set(),
     "begin": {"model", "public", "schedule", "store", "vae"},
 }

@@ -3,6 +3,12 @@
 import csv
 import json
 import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +21,10 @@ from minidiff.data import images
 from minidiff.data.table import read_table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe, to_uint8
-from minidiff.errors import TrainingFault
+from minidiff.diffusion.plan import encode, plan, plan_rows
+from minidiff.errors import InputError, TrainingFault
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +110,7 @@ def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):
 
 def test_conditions_come_from_training_rows_of_the_label(tiny):
     pipeline, facts = store.load_pipeline(tiny / "diffusion")
-    cfg = sample.SampleConfig(per_label=200)
-    rows = sample.plan(cfg, pipeline.conditioner.variables, facts["rows"])
+    rows = plan(pipeline.conditioner.variables, facts["rows"], per_label=200)
     known = {tuple(row.values()) for row in facts["rows"]}
     assert all((r["label"], r["sex"], r["age"], r["view"]) in known for r in rows)
     for name, of_label in (("normal", rows[200:400]), ("covid", rows[:200])):
@@ -112,8 +120,7 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
                 real, made = (sum(r[column] == value for r in some) / len(some) for some in (pool, of_label))
                 assert abs(real - made) <= 0.02, (name, column, value, real, made)
     assert [r["set"] for r in rows] == [str(i // 100 + 1) for i in range(600)]
-    cfg = sample.SampleConfig(label=("covid",), given=("sex=F", "age="))
-    fixed = sample.plan(cfg, pipeline.conditioner.variables, facts["rows"])
+    fixed = plan(pipeline.conditioner.variables, facts["rows"], labels=("covid",), given=("sex=F", "age="))
     assert {(r["label"], r["sex"], r["age"]) for r in fixed} == {("covid", "F", "")} and len({r["view"] for r in fixed}) == 2
 
 
@@ -128,7 +135,18 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
     (["--steps", "2000"], "--steps 2000 is more than the 1000 levels"),
     (["--given", "sex=X"], "sex 'X' is not one of F, M"),
     (["--given", "age=old"], "age 'old' is not a number"),
-    (["--eta", "0.5"], "--eta 0.5 belongs to --sampler ddim"),
+    (["--eta", "0.5"], "eta 0.5: it belongs to the sampler ddim"),
+    (["--given", "age=20:x"], "age 'x' is not a number"),
+    (["--given", "sex=F", "sex=M"], "--given sex=M contradicts --given sex=F"),
+    (["--scales", "agee=2"], "the model has no such condition; it has label, sex, age, view; nearest: age"),
+    (["--scales", "age"], "write name=number"),
+    (["--interval", "1"], "give two noise levels"),
+    (["--rescale", "2"], "--rescale 2.0 is not allowed: 0 to 1"),
+    (["--keep", "pretty"], "--keep pretty: allowed are recognised and new"),
+    (["--keep", "recognised"], "needs --classifier"),
+    (["--real", "nowhere"], "--real nowhere: no such data folder"),
+    (["--rows", "nowhere.csv"], "nowhere.csv: no such file"),
+    (["--rows", "x.csv", "--label", "covid"], "--rows says all about the images"),
     (["--run", "nowhere"], "nowhere/model.json is missing: the diffusion stage"),
 ])
 def test_bad_requests_are_one_sentence(tiny, tmp_path, capsys, argv, said):
@@ -155,3 +173,123 @@ def test_every_sampler_and_ladder_gives_images(tiny, recipe):
     a, b = (torch.cat(list(pipeline.images(labels, [5, 6], recipe, batch=n))) for n in (1, 2))
     assert a.shape == (2, 3, 32, 32) and a.dtype == torch.uint8
     assert (a.int() - b.int()).abs().max() <= 1
+
+
+def test_sets_hold_all_labels_and_ranges_are_spread(tiny):
+    pipeline, facts = store.load_pipeline(tiny / "diffusion")
+    variables = pipeline.conditioner.variables
+    rows = plan(variables, facts["rows"], sets=2, given=("age=60:80", "sex=null"))
+    assert len(rows) == 200 and [r["set"] for r in rows] == ["1"] * 100 + ["2"] * 100
+    for number in ("1", "2"):
+        counts = Counter(r["label"] for r in rows if r["set"] == number)
+        assert max(counts.values()) - min(counts.values()) <= 1
+    ages = sorted(float(r["age"]) for r in rows if r["label"] == "covid")
+    assert 60 < ages[0] < 61 and 79 < ages[-1] < 80 and max(b - a for a, b in zip(ages, ages[1:])) < 0.4
+    assert (encode(variables, rows)["sex"] == var.NULL).all()
+
+
+def test_a_csv_asks_for_rows_one_by_one(tiny, tmp_path):
+    pipeline, _ = store.load_pipeline(tiny / "diffusion")
+    variables = pipeline.conditioner.variables
+    wanted = tmp_path / "wanted.csv"
+    wanted.write_text("label,age,n\ncovid,60,2\nnull,,1\n,null,1\n")
+    rows = plan_rows(str(wanted), variables)
+    assert [r["label"] for r in rows] == ["covid", "covid", "null", ""] and [r["seed"] for r in rows] == list("0123")
+    labels = encode(variables, rows)
+    assert labels["label"].tolist() == [0, 0, var.NULL, var.UNKNOWN] and labels["age"][:2].tolist() == [60, 60]
+    for text, said in (("label,label\na,b\n", "two columns label"), ("label,colour\na,b\n", "no such condition: colour"),
+                       ("label\n", "no rows"), ("label,age\ncovid\n", "line 2: 1 cells under 2 columns"),
+                       ("label\ncovit\n", "line 2: label 'covit' is not one of"), ("label,n\ncovid,0\n", "n '0'")):
+        wanted.write_text(text)
+        with pytest.raises(InputError, match=re.escape(said)):
+            plan_rows(str(wanted), variables)
+
+
+def test_ages_outside_training_are_made_and_marked(tiny, tmp_path, capsys):
+    out = tmp_path / "old"
+    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), label=("covid",), per_label=2, steps=2,
+                                      given=("age=120",)))
+    assert "2 images have age outside what training saw" in capsys.readouterr().err
+    assert {row["outside_training"] for row in csv.DictReader((out / "metadata.csv").open())} == {"age"}
+
+
+def test_quick_numbers_of_each_set(tiny, tmp_path):
+    out = tmp_path / "set"
+    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), per_label=8, steps=2))
+    numbers = json.loads((out / "sheets" / "set_0001.json").read_text())
+    assert {"n", "n_real", "KD", "KD_floor_95", "nearest"} == set(numbers) and numbers["n"] == 24
+    assert numbers["KD"] > numbers["KD_floor_95"]  # six steps of training make no phantoms
+
+
+def test_images_from_real_ones_lie_beside_them(tiny, tmp_path):
+    out = tmp_path / "set"
+    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), origin=(str(tiny / "data"),), steps=8,
+                                      per_label=3, strength=0.25, label=("covid", "normal")))
+    rows = list(csv.DictReader((out / "metadata.csv").open()))
+    assert len(rows) == 6 and all(Path(row["origin"]).parent.name == row["label"] for row in rows)
+    assert images.read(out / "sheets" / "pairs_0001.png").shape[2] == 10 * 32 + 9 * 2
+    sample.verify(sample.VerifyConfig(out=str(out), k=6))
+
+
+def test_rejects_are_drawn_again_with_another_seed_and_named(tiny, tmp_path, monkeypatch, capsys):
+    whole_make = sample.make
+
+    def faulty(cfg, pipeline, cell, seeds):
+        pixels, finite = whole_make(cfg, pipeline, cell, seeds)
+        pixels[[i for i, seed in enumerate(seeds) if seed == 1]] = 7                    # one grey
+        return pixels, torch.tensor([seed not in (2, 2 + sample.RETRY) for seed in seeds])
+
+    monkeypatch.setattr(sample, "make", faulty)
+    out = tmp_path / "set"
+    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), label=("covid",), per_label=4, steps=2))
+    seeds = {row["file_name"][-5:]: int(row["seed"]) for row in csv.DictReader((out / "metadata.csv").open())}
+    assert list(seeds.values()) == [0, 1 + sample.RETRY, 2 + 2 * sample.RETRY, 3]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["rejects"] == {"of one grey": 1, "not finite": 2} and manifest["yield"] == 4 / 7
+    assert "re-drawn" in capsys.readouterr().out
+    monkeypatch.undo()
+    sample.verify(sample.VerifyConfig(out=str(out), k=4))
+    monkeypatch.setattr(sample, "make", lambda cfg, p, cell, seeds: (torch.zeros(len(cell), 3, 32, 32, dtype=torch.uint8),
+                                                                     torch.ones(len(cell), dtype=torch.bool)))
+    with pytest.raises(InputError, match="10 seeds gave no image to keep, the last one was of one grey"):
+        sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "b"), per_label=1, steps=2))
+
+
+def command(tiny, out, *launcher):
+    return [sys.executable, *launcher, str(ROOT / "sample.py"), "--run", str(tiny / "diffusion"), "--out", str(out),
+            "--per-label", "7", "--steps", "3", "--batch", "4"]
+
+
+def bytes_of(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("images/*/*.png"))}
+
+
+def test_two_processes_and_a_killed_run_give_the_same_bytes(tiny, tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tiny, tmp_path / "one"), check=True, env=env, capture_output=True)
+    expected = bytes_of(tmp_path / "one")
+    assert len(expected) == 21
+    two = command(tiny, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+    subprocess.run(two, check=True, env=env, capture_output=True)
+    assert bytes_of(tmp_path / "two") == expected
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two")]
+    assert manifests[0] == manifests[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = subprocess.Popen(command(tiny, tmp_path / "killed"), env=env, **quiet)
+    while len(list((tmp_path / "killed").glob("images/*/*.png"))) < 6:
+        assert killed.poll() is None
+        time.sleep(0.002)
+    killed.kill(), killed.wait()
+    assert not (tmp_path / "killed" / "manifest.json").exists(), "killed too late to test anything"
+    subprocess.run(command(tiny, tmp_path / "killed"), check=True, env=env, capture_output=True)
+    assert bytes_of(tmp_path / "killed") == expected
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_other_batches_differ_in_a_grey_level_of_few_pixels(tiny, tmp_path, batch):
+    for name, size in (("a", 4), ("b", batch)):
+        sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / name), per_label=7, steps=3,
+                                          batch=size))
+    a, b = (torch.stack([torch.tensor(images.read(p)).int() for p in sorted((tmp_path / name).glob("images/*/*.png"))])
+            for name in ("a", "b"))
+    assert (a - b).abs().max() <= 1 and (a != b).float().mean() <= 1e-3

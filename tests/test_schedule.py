@@ -33,6 +33,49 @@ def test_timesteps_as_in_public_samplers():
     assert schedule.timesteps(50, "linspace").tolist()[-2:] == [20, 0]
 
 
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_timesteps_are_those_of_diffusers_for_every_n(spacing):
+    diffusers = pytest.importorskip("diffusers")
+    peer, known = diffusers.DDIMScheduler(**BETAS, timestep_spacing=spacing, steps_offset=1), []
+    for n in range(1, 1001):
+        peer.set_timesteps(n)
+        mine, theirs = schedule.timesteps(n, spacing), peer.timesteps.double()
+        if len(theirs) != n:  # np.arange with a float step overshoots: 62 trailing timesteps of 61, the last of them −1
+            assert spacing == "trailing" and len(theirs) == n + 1 and theirs[-1] == -1
+            known, theirs = [*known, n], theirs[:-1]
+        if spacing == "linspace" and n == 1:
+            assert theirs.item() == 0 and mine.item() == 999  # theirs would take one step from t = 0; ours starts in noise
+        elif spacing == "leading" and n == 1000:
+            assert theirs[0] == 1000 and mine[0] == 999  # with the offset theirs leaves the table
+        else:
+            i = (mine - theirs).nonzero().flatten().double()
+            between = 1000 - i * 1000 / n if spacing == "trailing" else 999 - i * 999 / max(n - 1, 1)
+            assert ((mine - theirs).abs() <= 1).all() and torch.allclose(between % 1, torch.full_like(i, 0.5))
+    assert not set(known) & {5, 10, 16, 20, 25, 30, 40, 50, 100, 200, 250, 500}
+
+
+@pytest.mark.parametrize("spacing, option, peers", [
+    ("karras", "use_karras_sigmas", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]),
+    ("logsigma", "use_exponential_sigmas", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]),
+    ("logsigma", "use_lu_lambdas", ["DPMSolverMultistepScheduler"])])
+def test_karras_and_logsigma_are_those_of_diffusers_ends_included(spacing, option, peers):
+    diffusers = pytest.importorskip("diffusers")
+    for name in peers:
+        for n in (2, 10, 50):
+            peer = getattr(diffusers, name)(**BETAS, **{option: True})
+            peer.set_timesteps(n)
+            mine = schedule.ladder(n - 1, spacing)
+            assert torch.allclose(peer.sigmas[:-1].double(), mine, rtol=2e-5) and len(mine) == n
+            assert mine[0].item() == pytest.approx(schedule.sigma(999).item(), rel=1e-14)
+            assert mine[-1].item() == pytest.approx(schedule.sigma(0).item(), rel=1e-14)
+            assert peer.sigmas[-1] == 0
+            if name == "EulerDiscreteScheduler":  # the others round or cut the timestep
+                assert torch.allclose(peer.timesteps.double(), schedule.t(mine), atol=5e-3)
+
+
 @pytest.mark.parametrize("spacing", LADDERS)
 def test_ladders_descend_to_sigma_of_0(spacing):
     sigmas = schedule.ladder(20, spacing)

@@ -56,11 +56,16 @@ class Denoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Labels | None = None) -> Tensor:
         """Denoised estimate of z. x (N, C, h, w), sigma a number or (N,); float32 out, whatever the AMP dtype."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").expand(len(x))
+        sigma = _levels(sigma, x)
         t = self.schedule.t(sigma).to(x.device, torch.float32)
         s = _column(sigma, x)
         c_skip, c_out = COEFFICIENTS[self.prediction](s)
         return c_skip * x + c_out * self.net(x / (1 + s**2).sqrt(), t, labels).to(s.dtype)
+
+    def kept(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """c_skip·x: what is left of D(x; σ) without the network's output F."""
+        c_skip, _ = COEFFICIENTS[self.prediction](_column(_levels(sigma, x), x))
+        return c_skip * x
 
     def loss(self, z: Tensor, t: Tensor, noise: Tensor, labels: Labels | None = None, min_snr: float = 0.0) -> Tensor:
         """Mean squared error of F per image, (N,). z and noise (N, C, h, w), t (N,) timesteps on the CPU.
@@ -78,20 +83,9 @@ class Denoiser:
         return error * LOSS_WEIGHTS[self.prediction](ac / (1 - ac), min_snr).to(error)
 
 
-def guided(denoiser: Denoiser, labels: Labels, null: Labels, scale: float = 1.0) -> Denoise:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6) as a closure: null + scale·(conditional − null).
-
-    Scale 1 costs one call of the network; otherwise both halves go through it in one batch.
-    """
-    if scale == 1.0:
-        return lambda x, sigma: denoiser(x, sigma, labels)
-    both = {name: torch.cat([labels[name], null[name]]) for name in labels}
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        conditional, unconditional = denoiser(x.repeat(2, 1, 1, 1), sigma, both).chunk(2)
-        return unconditional + scale * (conditional - unconditional)
-
-    return denoise
+def _levels(sigma: Tensor | float, x: Tensor) -> Tensor:
+    """A number or (N,) → (N,) float64 on the CPU."""
+    return torch.as_tensor(sigma, dtype=torch.float64, device="cpu").expand(len(x))
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -3,10 +3,18 @@
 x = z + σ·noise starts at √(1+σ₀²)·noise; `sigmas` descends over n+1 levels; the caller divides the last x by
 √(1+σ_end²). No schedule, labels or guidance inside: `denoise(x, sigma)` holds them. Nothing of ours is imported.
 
-    name       order   calls a step   source
-    ddim       1       1              Song et al. 2021, eq. 12 (eta 0: the Euler step of dx/dσ; eta 1: ancestral)
-    heun       2       2              Karras et al. 2022, algorithm 1 without churn
-    dpmpp_2m   2       1              Lu et al. 2022, algorithm 2
+    name             order   calls a step   noise      source
+    ddim             1       1              eta > 0    Song, Meng & Ermon 2021, eq. 12 and 16
+    ddpm             1       1              yes        Ho et al. 2020, eq. 7
+    euler            1       1              no         Karras et al. 2022, algorithm 1, lines 4 and 5 alone
+    euler_ancestral  1       1              yes        Song et al. 2021 (score SDE), appendix F
+    heun             2       2              no         Karras et al. 2022, algorithm 1
+    dpmpp_2m         2       1              no         Lu et al. 2022 (DPM-Solver++), algorithm 2
+    dpmpp_2m_sde     2       1              yes        the same, SDE-DPM-Solver++(2M)
+    unipc            3       1              no         Zhao et al. 2023, UniPC-2 in data prediction
+
+Four names are two formulas: divided by √ᾱ, euler is ddim with eta 0; ddpm and euler_ancestral are ddim with eta 1. Each
+stands here as its paper has it, and a test holds them equal. `noise()` gives fresh standard normal noise in the shape of x.
 """
 
 from __future__ import annotations
@@ -17,17 +25,58 @@ import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[], Tensor]
 Steps = Iterator[tuple[Tensor, Tensor]]
 
 
-def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, eta: float = 0.0, noise: Callable[[], Tensor] | None = None) -> Steps:
-    """eta scales the fresh noise of each step, which `noise()` gives in the shape of x."""
+def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, eta: float = 0.0, noise: Noise | None = None) -> Steps:
+    """eta in 0 … 1 scales the fresh noise of each step: 0 none, 1 as much as the forward process had."""
+    assert 0 <= eta <= 1 and (noise or not eta), "eta lies in 0 … 1, and above 0 it needs noise"
     for sigma, down in zip(sigmas, sigmas[1:]):
         denoised = denoise(x, sigma)
         up = eta * down / sigma * (sigma**2 - down**2).clamp(min=0).sqrt()  # eq. 16, times 1/√ᾱ of the next level
         x = denoised + (x - denoised) * ((down**2 - up**2).sqrt() / sigma).item()
         if up > 0:
             x = x + noise() * up.item()
+        yield x, denoised
+
+
+def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
+    """Draw from the posterior q(x_{t−1} | x_t, x_0 = denoised): mean μ̃ and variance β̃ of eq. 7.
+
+    Between levels that are not neighbours, β = 1 − ᾱ_t/ᾱ_{t−1} is the noise of all the steps that are jumped over.
+    """
+    for sigma, down in zip(sigmas, sigmas[1:]):
+        denoised = denoise(x, sigma)
+        a, a_down = 1 / (1 + sigma**2), 1 / (1 + down**2)  # ᾱ_t, ᾱ_{t−1}
+        beta = 1 - a / a_down
+        mean = denoised * (a_down.sqrt() * beta / (1 - a)).item()
+        mean = mean + x * (a.sqrt() * (1 - beta).sqrt() * (1 - a_down) / (1 - a)).item()  # the paper's x_t is √ᾱ·x
+        variance = (1 - a_down) / (1 - a) * beta
+        if variance > 0:
+            mean = mean + noise() * variance.sqrt().item()
+        x = mean / a_down.sqrt().item()
+        yield x, denoised
+
+
+def euler(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
+    """Follow the probability-flow ODE dx/dσ = (x − D(x; σ))/σ along its tangent."""
+    for sigma, down in zip(sigmas, sigmas[1:]):
+        denoised = denoise(x, sigma)
+        slope = (x - denoised) / sigma.item()
+        x = x + slope * (down - sigma).item()
+        yield x, denoised
+
+
+def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
+    """x + (σ² − σ_down²)·score, and fresh noise of variance σ_down²(σ² − σ_down²)/σ²; score = (D − x)/σ²."""
+    for sigma, down in zip(sigmas, sigmas[1:]):
+        denoised = denoise(x, sigma)
+        score = (denoised - x) / (sigma**2).item()
+        variance = down**2 * (sigma**2 - down**2) / sigma**2
+        x = x + score * (sigma**2 - down**2).item()
+        if variance > 0:
+            x = x + noise() * variance.sqrt().item()
         yield x, denoised
 
 
@@ -58,6 +107,60 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
         yield x, denoised
 
 
+def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
+    """The reverse SDE in place of the ODE: e^(−2h) where dpmpp_2m has e^(−h), and noise; midpoint form.
+
+    The first step, and one that ends at σ = 0, are first-order, and then equal to ddpm's.
+    """
+    previous, h_last = None, None
+    for sigma, down in zip(sigmas, sigmas[1:]):
+        denoised = denoise(x, sigma)
+        h = (sigma / down).log()
+        slope = denoised
+        if previous is not None and down > 0:
+            r = (h_last / h).item()
+            slope = denoised + (denoised - previous) / (2 * r)
+        fresh = -torch.expm1(-2 * h)  # 1 − e^(−2h), the share of the variance that is drawn anew
+        x = x * (down / sigma * torch.exp(-h)).item() + slope * fresh.item()
+        if down > 0 and fresh > 0:
+            x = x + noise() * (down * fresh.sqrt()).item()
+        previous, h_last = denoised, h
+        yield x, denoised
+
+
+def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
+    """dpmpp_2m's step predicts; the call at its end, which the next step needs anyway, then corrects it at no cost.
+
+    UniP-2 and UniC-2; no correction follows the last step, for it would take one more call.
+    """
+    start = before = previous = h_last = r = None  # start: the corrected x, one level back
+    for sigma, down in zip(sigmas, sigmas[1:]):
+        denoised = denoise(x, sigma)
+        if previous is not None:
+            x = _correct(start, h_last, r, before, previous, denoised)
+        h = (sigma / down).log()
+        r = None if previous is None else (h_last / h).item()
+        slope = denoised if r is None or not down > 0 else denoised + (denoised - previous) / (2 * r)
+        start, before, previous, h_last = x, previous, denoised, h
+        x = x * (down / sigma).item() - slope * torch.expm1(-h).item()
+        yield x, denoised
+
+
+def _correct(x: Tensor, h: Tensor, r: float | None, before: Tensor | None, here: Tensor, ahead: Tensor) -> Tensor:
+    """x one step h of λ on: e^(−h)·x + ∫₀¹ h·e^(h(s−1))·D(s) ds, D(s) the parabola through D at s = −r, 0 and 1.
+
+    This solves the linear system of UniC-2, in which B(h) cancels. Without a point before, half the rise: B(h) = e^(−h) − 1.
+    """
+    m0 = -torch.expm1(-h)  # the integral's weights of 1, s and s²
+    m1 = 1 - m0 / h
+    m2 = 1 - 2 * m1 / h
+    x, rise = x * torch.exp(-h).item() + here * m0.item(), ahead - here
+    if before is None:
+        return x + rise * (m0 / 2).item()
+    bend = (rise - (here - before) / r) / (1 + r)
+    return x + (rise - bend) * m1.item() + bend * m2.item()
+
+
 class SeededNoise:
     """Standard normal noise with one CPU generator per image: image k depends on its seed alone.
 
@@ -72,4 +175,8 @@ class SeededNoise:
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
 
 
-SAMPLERS: dict[str, Callable[..., Steps]] = {"ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m}
+SAMPLERS: dict[str, Callable[..., Steps]] = {
+    "ddim": ddim, "ddpm": ddpm, "euler": euler, "euler_ancestral": euler_ancestral, "heun": heun,
+    "dpmpp_2m": dpmpp_2m, "dpmpp_2m_sde": dpmpp_2m_sde, "unipc": unipc,
+}
+NOISY = frozenset({"ddpm", "euler_ancestral", "dpmpp_2m_sde"})  # these want `noise`; ddim takes it when eta > 0

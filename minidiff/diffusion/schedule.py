@@ -54,7 +54,11 @@ class Schedule:
         return torch.where(on_rung, high.double(), t)
 
     def timesteps(self, n: int, spacing: Literal["leading", "trailing", "linspace"] = "leading") -> Tensor:
-        """n descending timesteps, as diffusers names the spacings (SD's own is leading with offset 1)."""
+        """n descending timesteps, as diffusers names the spacings (SD's own is leading with offset 1).
+
+        A rung halfway between two is rounded to even; diffusers' floats may drift to the other neighbour. linspace ends at
+        t = 0, so the step from there to σ(0) has no length: it costs a call of the network and changes nothing.
+        """
         T = len(self)
         assert 1 <= n <= T, f"steps must lie in 1 … {T}"
         if spacing == "leading":
@@ -70,7 +74,11 @@ class Schedule:
         return torch.cat([self.sigma(torch.as_tensor(timesteps)), last[None]])
 
     def ladder(self, n: int, spacing: str = "trailing") -> Tensor:
-        """n+1 descending σ from near σ(T−1) to σ(0). Besides the timestep spacings: karras (ρ = 7, eq. 5) and logsigma."""
+        """n+1 descending σ from near σ(T−1) to σ(0). Besides the timestep spacings: karras (ρ = 7, eq. 5) and logsigma.
+
+        In these two the ends are σ(T−1) and σ(0) themselves. diffusers' `use_karras_sigmas` and `use_exponential_sigmas` of
+        n steps are our n−1 steps and one more, to σ = 0.
+        """
         if spacing not in LADDERS:
             raise ValueError(f"ladder {spacing!r} is not one of {', '.join(LADDERS)}")
         high, low = self.sigmas_table[-1], self.sigmas_table[0]

@@ -135,7 +135,7 @@ def _closest(to_train: Tensor, to_heldout: Tensor) -> dict:
     share = to_train.shape[1] / (to_train.shape[1] + to_heldout.shape[1])
     k = max(FEWEST, math.ceil(math.log(ALPHA / 10) / math.log(share)))   # enough for chance alone to be below ALPHA/10
     k = min(k, max(FEWEST, len(to_train) // 4), len(to_train))
-    relative, nearest = _relative(torch.cat([to_train, to_heldout], 1))
+    relative, nearest = nearness(torch.cat([to_train, to_heldout], 1))
     first = relative.argsort(stable=True)[:k]
     inside = int((nearest[first] < to_train.shape[1]).sum())
     return {"closest": k, "closest_train": inside, "closest_expected": k * share,
@@ -153,13 +153,13 @@ def _ratio(to_train: Tensor, to_heldout: Tensor, seed: int, draws: int = 20) -> 
 
 def _pairs(to_train: Tensor, to_heldout: Tensor, pairs: int) -> list[dict]:
     """The synthetic images nearest to a training image by the standard of that image's next neighbours."""
-    relative, nearest = _relative(to_train)
+    relative, nearest = nearness(to_train)
     return [{"fake": i, "train": int(nearest[i]), "heldout": int(to_heldout[i].argmin()),
              "d_train": float(to_train[i].min()), "d_heldout": float(to_heldout[i].min()), "relative": float(relative[i])}
             for i in relative.argsort(stable=True)[:pairs].tolist()]
 
 
-def _relative(d: Tensor) -> tuple[Tensor, Tensor]:
+def nearness(d: Tensor) -> tuple[Tensor, Tensor]:
     """Distance to the nearest by the mean distance to the next 50, and the index of the nearest: (n,m) → (n,), (n,)."""
     values, index = d.topk(min(NEXT + 1, d.shape[1]), dim=1, largest=False)
     return values[:, 0] / values[:, 1:].mean(1).clamp(min=1e-12), index[:, 0]

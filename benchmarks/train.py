@@ -1,0 +1,349 @@
+"""Training side by side with diffusers: the whole loop, one step of the UNet, and what a machine can carry.
+
+    python benchmarks/train.py                          TINY and SD 1.5, on the GPU if there is one
+    python benchmarks/train.py --size sd15 --pixels 256 --batch 2 --dtype bf16
+    python benchmarks/train.py --table                  images/s and memory over batch and size; the data alone
+
+The rows of a table run in turn in one process; a ratio is the median of those within each turn. Memory is that of a process
+of its own for each row: on the CPU anonymous memory above that before the network was built, weights and all.
+
+diffusers' loop is that of examples/text_to_image/train_text_to_image.py on the same weights: encode, add noise, mean
+squared error, clip, AdamW. Its text encoder, files and learning rate schedule are left out, in its favour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import itertools
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from load import Peak
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from minidiff import counted  # noqa: E402
+from minidiff import variables as var  # noqa: E402
+from minidiff.data.latents import Source  # noqa: E402
+from minidiff.diffusion import model as models  # noqa: E402
+from minidiff.diffusion import unet as unets  # noqa: E402
+from minidiff.diffusion.conditioning import Conditioner  # noqa: E402
+from minidiff.diffusion.denoiser import Denoiser  # noqa: E402
+from minidiff.diffusion.lora import PARTS  # noqa: E402
+from minidiff.diffusion.schedule import Schedule  # noqa: E402
+from minidiff.training.ema import EMA  # noqa: E402
+from minidiff.training.precision import Precision, pick_device  # noqa: E402
+
+IMAGES = 1500                             # in the data set that is drawn from, as in the demo
+VARIABLES = [var.Category("label", ("a", "b", "c")), var.Category("sex", ("f", "m")), var.Number("age", 60, 15, 20, 95)]
+PEERS = ("AutoencoderKL", "DDPMScheduler", "UNet2DConditionModel", "training_utils")  # of diffusers
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    architecture: str
+    vae: str
+    part: str                             # of lora.PARTS
+    batch: int
+    pixels: int
+    tokens: int
+    precision: Precision
+    ema: bool = False
+    compile: bool = False
+    checkpointing: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.precision.device
+
+    @property
+    def latents(self) -> tuple[int, int, int]:
+        return 4, self.pixels // 8, self.pixels // 8
+
+    def batch_of(self, *shape: int) -> Tensor:
+        return torch.randn(self.batch, *shape, device=self.device)
+
+
+def own_unet(task: Task) -> unets.UNet:
+    torch.manual_seed(0)
+    net = unets.UNet(models.UNETS[task.architecture])
+    net.checkpointing = task.checkpointing
+    return trainable(net.to(task.device, memory_format=torch.channels_last), task.part)
+
+
+def their_unet(task: Task, last: bool = False) -> nn.Module:
+    """UNet2DConditionModel of the same architecture and weights."""
+    from diffusers import UNet2DConditionModel
+    c = models.UNETS[task.architecture]
+    kinds = [("CrossAttn" if attention else "") + "{}Block2D" for attention in c.attention]
+    with torch.device("meta"):  # no second copy of the weights is made, which would count as theirs
+        net = UNet2DConditionModel(
+            down_block_types=[k.format("Down") for k in kinds], up_block_types=[k.format("Up") for k in kinds[::-1]],
+            block_out_channels=c.channels, layers_per_block=c.blocks, cross_attention_dim=c.context_dim,
+            norm_num_groups=c.groups, use_linear_projection=c.linear_projection,
+            attention_head_dim=[c.heads or channels // c.head_dim for channels in c.channels])
+    torch.manual_seed(0)
+    net.load_state_dict(unets.UNet(c).state_dict(), assign=True)
+    net = net.train().to(task.device, memory_format=torch.channels_last if last else torch.preserve_format)
+    return trainable(net, task.part)
+
+
+def trainable(net: nn.Module, part: str) -> nn.Module:
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(re.search(PARTS[part], name) is not None)
+    return net
+
+
+def own_loop(task: Task) -> Step:
+    """As train.py: counted draws from cached moments, Denoiser.loss, Precision.step, fused AdamW."""
+    context = torch.randn(task.tokens, models.UNETS[task.architecture].context_dim)
+    model = models.Model(own_unet(task), Conditioner(VARIABLES, context, torch.Generator()).to(task.device))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    denoiser, draw = Denoiser(model, Schedule.scaled_linear()), own_data(task)
+    ema, numbers = EMA(model, 1000) if task.ema else None, itertools.count()
+    def step() -> None:
+        number = next(numbers)
+        z, t, noise, y = draw(number)
+        y = {name: values.to(task.device) for name, values in y.items()}
+        with task.precision.autocast():
+            losses = denoiser.loss(z.to(task.device), t, noise.to(task.device), y, 5.0)
+        task.precision.step(losses.mean(), optimizer, parameters, 1.0)
+        if ema:
+            ema.update(model, number)
+    return step
+
+
+def own_data(task: Task) -> Callable[[int], tuple]:
+    """Everything a step needs from the data and from chance, as train.py draws it."""
+    mean, std = torch.randn(1, IMAGES, *task.latents), torch.rand(1, IMAGES, *task.latents)
+    source = Source(torch.empty(0), mean, std, lambda x: (x, x), False, 0.0, 0)
+    labels = {v.name: torch.randint(0, 2, (IMAGES,)).to(v.dtype) for v in VARIABLES}
+    def draw(number: int) -> tuple:
+        slots = range(number * task.batch, (number + 1) * task.batch)
+        index = counted.order(IMAGES, 0, slots)
+        z, noise = source.draw(index, slots)
+        t = (counted.stratified(0, number, task.batch) * 1000).long()
+        mask = counted.drops(0, slots, len(VARIABLES), 0.1, 0.05)
+        return z, t, noise, var.drop(VARIABLES, {name: values[index] for name, values in labels.items()}, mask)
+    return draw
+
+
+def their_loop(task: Task, encode: bool) -> Step:
+    from diffusers import AutoencoderKL, DDPMScheduler
+    from diffusers.training_utils import EMAModel
+    unet, vae, c = their_unet(task), None, models.VAES[task.vae]
+    if encode:
+        blocks = {f"{way}_block_types": [f"{way.title()}{coder}Block2D"] * len(c.channels)
+                  for way, coder in (("down", "Encoder"), ("up", "Decoder"))}
+        vae = AutoencoderKL(block_out_channels=c.channels, layers_per_block=c.blocks, norm_num_groups=c.groups, **blocks)
+        vae = vae.requires_grad_(False).to(task.device, task.precision.dtype)
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+    ema = EMAModel(unet.parameters()) if task.ema else None
+    images = torch.rand(64, 3, task.pixels, task.pixels) * 2 - 1 if encode else torch.randn(64, *task.latents)
+    states, scaler, total = task.batch_of(task.tokens, unet.config.cross_attention_dim), task.precision.scaler, 0.0
+    def step() -> None:
+        nonlocal total
+        latents = images[torch.randint(0, 64, (task.batch,))].to(task.device)
+        if vae:
+            latents = vae.encode(latents.to(vae.dtype)).latent_dist.sample() * vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, scheduler.config.num_train_timesteps, (task.batch,), device=task.device)
+        noisy = scheduler.add_noise(latents, noise, t)
+        with task.precision.autocast():
+            predicted = unet(noisy, t, states, return_dict=False)[0]
+        loss = F.mse_loss(predicted.float(), noise.float(), reduction="mean")
+        total += loss.item()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        if ema:
+            ema.step(unet.parameters())
+    return step
+
+
+def unet_step(task: Task, build: Callable[[Task], nn.Module], fused: bool = True) -> Step:
+    """Forward, loss, backward and optimiser on the same input, nothing else."""
+    net = build(task)
+    run = torch.compile(net) if task.compile else net
+    x, noise = task.batch_of(*task.latents), task.batch_of(*task.latents)
+    t = torch.linspace(0, 999, task.batch, device=task.device).long()
+    context = task.batch_of(task.tokens, models.UNETS[task.architecture].context_dim)
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-5, fused=fused or None)
+    scaler, own = task.precision.scaler, build is own_unet
+    def step() -> None:
+        with task.precision.autocast():
+            predicted = run(x, t, context) if own else run(x, t, context, return_dict=False)[0]
+        scaler.scale(F.mse_loss(predicted.float(), noise)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+LOOPS = {"minidiff, cached moments": own_loop, "diffusers, its script": functools.partial(their_loop, encode=True),
+         "diffusers, latents given": functools.partial(their_loop, encode=False)}
+STEPS = {"minidiff": functools.partial(unet_step, build=own_unet),
+         "diffusers as it stands": functools.partial(unet_step, build=their_unet, fused=False),
+         "diffusers, fused AdamW, channels_last":
+             functools.partial(unet_step, build=functools.partial(their_unet, last=True))}
+
+
+def seconds(step: Step, device: torch.device, steps: int = 1) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    begin = wait() or time.perf_counter()
+    for _ in range(steps):
+        step()
+    wait()
+    return (time.perf_counter() - begin) / steps
+
+
+def peak(task: Task, build: Callable[[Task], Step], steps: int = 3) -> tuple[float, int]:
+    """Seconds of the fastest step after the first and the highest memory in bytes: in a fresh process, or on a GPU."""
+    gpu, watch = task.device.type == "cuda", Peak()
+    if gpu:
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(task.device)
+    watch.start()
+    step = build(task)
+    one = min([seconds(step, task.device) for _ in range(steps)][1:])
+    watch.done = True
+    watch.join()
+    return one, torch.cuda.max_memory_allocated(task.device) if gpu else watch.peak
+
+
+def alone(args: argparse.Namespace, row: str, **changes) -> tuple[float, int]:
+    """`peak` in a process of its own."""
+    options = {name: getattr(args, name) for name in ("device", "dtype", "pixels", "batch", "size")} | changes
+    words = [w for name, value in options.items() for w in (f"--{name}", str(value))] + ["--ema"] * args.ema
+    got = subprocess.run([sys.executable, __file__, "--one", row, *words], capture_output=True, text=True)
+    return tuple(json.loads(got.stdout.strip().splitlines()[-1])) if not got.returncode else sys.exit(got.stderr[-2000:])
+
+
+def side_by_side(title: str, rows: dict[str, Callable], task: Task, args: argparse.Namespace, size: str) -> float:
+    """Prints the table of one comparison; returns images/s of the first row, minidiff's."""
+    torch.cuda.empty_cache()  # for the processes started here; nothing without a GPU
+    memory = {name: alone(args, name, size=size)[1] for name in rows}
+    steps = [build(task) for build in rows.values()]
+    first = [seconds(step, task.device, 2) and seconds(step, task.device) for step in steps]  # after the allocations
+    each = max(1, min(20, int(0.5 / first[0])))
+    turns = [[seconds(step, task.device, each) for step in steps] for _ in range(args.repeats)]
+    print(f"\n{title}, {size}: {task.architecture}, {task.part} trained, batch {task.batch}, {task.pixels} px, {args.dtype}"
+          f"{', EMA' if task.ema else ''}; median of {args.repeats} × {each} steps")
+    print(f"{'':<40}{'images/s':>10}{'memory, GB':>13}{'minidiff is':>14}{'its memory':>13}")
+    own = [turn[0] for turn in turns]
+    for (name, held), times in zip(memory.items(), zip(*turns)):
+        ratio = statistics.median(b / a for a, b in zip(own, times))
+        print(f"{name:<40}{task.batch / statistics.median(times):>10.2f}{held / 1e9:>13.2f}{ratio:>13.2f}×"
+              f"{next(iter(memory.values())) / held:>12.2f}×", flush=True)
+    return task.batch / statistics.median(own)
+
+
+def data_alone(task: Task, consumed: float) -> None:
+    """How fast rows, latents, noise, times and drops are drawn, beside what training consumes."""
+    draw, numbers, cpu = own_data(task), itertools.count(), torch.device("cpu")
+    rate = task.batch / statistics.median(seconds(lambda: draw(next(numbers)), cpu, 10) for _ in range(5))
+    print(f"data alone: {rate:,.0f} images/s drawn, {consumed:,.1f} trained: {rate / consumed:.1f}×")
+
+
+def table(args: argparse.Namespace) -> None:
+    """Images a second and memory of one step on the demo's UNet."""
+    sides, title = (64, 128, 256, 512), f"TINY, all trained, {args.dtype}: images/s | memory, GB"
+    print(f"\n{title}\n{'batch':<8}" + "".join(f"{side:>12} px" for side in sides))
+    for batch in (1, 4, 16, 32):
+        cells = [alone(args, "minidiff", size="demo", batch=batch, pixels=pixels) for pixels in sides]
+        print(f"{batch:<8}" + "".join(f"{batch / one:>8.1f} |{memory / 1e9:>5.2f}" for one, memory in cells), flush=True)
+
+
+def grid(task: Task) -> None:
+    """Everything that a GPU can be asked for: speed, memory, share of the matmul ceiling. A CPU shows that it runs."""
+    print(f"\n{task.architecture}, batch {task.batch}, {task.pixels} px\n{'trained':<12}{'dtype':<7}{'compile':<9}"
+          f"{'checkpointing':<15}{'images/s':>10}{'memory, GB':>12}{'TFLOP/s':>9}{'of matmul':>11}")
+    for part, dtype in itertools.product(("all", "attention"), ("bf16", "fp16")):
+        task = replace(task, part=part, precision=Precision(dtype, task.device), compile=False, checkpointing=False)
+        with FlopCounterMode(display=False) as counter:  # without what checkpointing computes again
+            STEPS["minidiff"](replace(task, batch=1))()
+        work, top = task.batch * counter.get_total_flops(), ceiling(task)
+        for compiled, checkpointing in itertools.product((False, True)[:1 + (task.device.type == "cuda")], (False, True)):
+            torch.compiler.reset()
+            words = f"{part:<12}{dtype:<7}{'yes' if compiled else '':<9}{'yes' if checkpointing else '':<15}"
+            try:
+                one, memory = peak(replace(task, compile=compiled, checkpointing=checkpointing), STEPS["minidiff"], 8)
+            except torch.OutOfMemoryError:
+                print(words + "out of memory")
+                continue
+            print(f"{words}{task.batch / one:>10.2f}{memory / 1e9:>12.1f}{work / one / 1e12:>9.2f}{work / one / top:>11.1%}")
+
+
+def ceiling(task: Task) -> float:
+    """FLOP/s of a large matrix product in the task's dtype: the most that any network could reach."""
+    n = 8192 if task.device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=task.device, dtype=task.precision.dtype) for _ in range(2))
+    return 2 * n**3 / min(seconds(lambda: a @ b, task.device, 3) for _ in range(5))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="all", choices=["demo", "sd15", "all"], help="TINY, SD 1.5 or both [all]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … [auto]")
+    parser.add_argument("--dtype", default="", choices=["", "fp32", "bf16", "fp16"], help="[bf16 on a GPU, fp32 on a CPU]")
+    for name, default, text in (("batch", 0, "images a step [32; SD 1.5: 4 on a GPU, 1 on a CPU]"),
+                                ("pixels", 0, "side of the images [64; SD 1.5 on a GPU: 512]"),
+                                ("repeats", 7, "turns of each comparison [7]")):
+        parser.add_argument(f"--{name}", type=int, default=default, help=text)
+    parser.add_argument("--ema", action="store_true", help="keep an average of the weights, on both sides")
+    parser.add_argument("--table", action="store_true", help="images/s and memory over batch and size, and no comparison")
+    parser.add_argument("--grid", action="store_true", help="what a GPU prints besides, on a CPU too")
+    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    with contextlib.suppress(BaseException):  # a skip of pytest's; torchvision may be built for another torch
+        importlib.import_module("torchvision_peer").torchvision()
+    diffusers = importlib.import_module("diffusers")
+    diffusers.logging.set_verbosity_error()
+    assert [getattr(diffusers, name) for name in PEERS]  # they load when named: now, for it is no row's memory
+    if args.one:
+        return print(json.dumps(peak(task_of(args, args.size, device), (LOOPS | STEPS)[args.one])))
+    print(torch.cuda.get_device_name(device) if device.type == "cuda" else
+          f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads", flush=True)
+    if args.table:
+        table(args)
+        return data_alone(task_of(args, "demo", device), 32 / alone(args, next(iter(LOOPS)), size="demo", batch=32)[0])
+    for size in ("demo", "sd15") if args.size == "all" else (args.size,):
+        task = task_of(args, size, device)
+        consumed = side_by_side("whole loop", LOOPS, task, args, size)
+        data_alone(task, consumed)
+        side_by_side("the UNet's step alone", STEPS, replace(task, ema=False), args, size)
+        if device.type == "cuda" or args.grid:
+            grid(task)
+
+
+def task_of(args: argparse.Namespace, size: str, device: torch.device) -> Task:
+    demo, precision = size == "demo", Precision(args.dtype, device)
+    batch, pixels = (32, 64) if demo else (4, 512) if device.type == "cuda" else (1, 64)
+    names, tokens = (("TINY", "TINY", "all"), 8) if demo else (("SD15", "SD", "attention"), 77)
+    return Task(*names, args.batch or batch, args.pixels or pixels, tokens, precision, args.ema)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Quick numbers of one set of samples while the next is made, so that drift is seen early: distance, copies, labels.
+
+They are for watching, not for judging: `evaluate.py` measures all images together, in several spaces, with intervals.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minidiff.classification.predictor import Predictor
+from minidiff.data.dataset import Images
+from minidiff.errors import InputError
+from minidiff.evaluation.distances import floor, kid
+from minidiff.evaluation.features import PixelPCA
+from minidiff.evaluation.neighbours import distances, equalised, nearness
+
+
+class Quick:
+    """Held-out real images, and training images as the yardstick of copying; `judge` reads labels if it is given."""
+
+    def __init__(self, train: Images, held_out: Images, judge: Predictor | None = None, seed: int = 0):
+        self.pca, self.judge, self.seed = PixelPCA().fit(train.pixels), judge, seed
+        self.labels, self.patients = (np.array(held_out.table.column(name)) for name in ("label", "patient"))
+        self.features = self.pca(held_out.pixels).double().numpy()
+        self.train, self.held_out = equalised(train.pixels), equalised(held_out.pixels)
+        self.usual = distances(self.held_out, self.train).min(1).values.median().item()
+        self.floors: dict[tuple, float] = {}
+
+    def __call__(self, pixels: Tensor, labels: Sequence[str]) -> dict[str, float]:
+        """uint8 (n, 3, H, W) and the labels asked for → KD to held-out images of the same mix of labels, its floor's 95 %
+        point, the median distance to the nearest training image by that of held-out images, and the share recognised."""
+        rows = self.same_mix(labels)
+        real, patients = self.features[rows], self.patients[rows]
+        made = self.pca(pixels).double().numpy()
+        numbers = {"n": len(pixels), "n_real": len(rows), "KD": kid(real=real, fake=made, real_patients=patients)}
+        key = len(rows), len(pixels)
+        if key not in self.floors:
+            try:
+                n, m = min(key[0], len(self.features) // 2), min(key[1], len(self.features) // 2)
+                self.floors[key] = floor(kid, real=self.features, patients=self.patients, n=n, m=m, seed=self.seed).high
+            except InputError:  # too few patients
+                self.floors[key] = float("nan")
+        numbers["KD_floor_95"] = self.floors[key]
+        numbers["nearest"] = distances(equalised(pixels), self.train).min(1).values.median().item() / self.usual
+        if self.judge:
+            numbers["recognised"] = recognised(self.judge, pixels, labels).float().mean().item()
+        return numbers
+
+    def same_mix(self, labels: Sequence[str]) -> np.ndarray:
+        """As many held-out images as there are in the proportions of these labels; all, where a label has none."""
+        wanted = Counter(labels)
+        there = {label: np.flatnonzero(self.labels == label) for label in wanted}
+        times = min(len(there[label]) / count for label, count in wanted.items())
+        if not times:
+            return np.arange(len(self.labels))
+        rng = np.random.default_rng(self.seed)
+        parts = [rng.permutation(there[label])[: max(1, int(times * n))] for label, n in wanted.items()]
+        return np.sort(np.concatenate(parts))
+
+    def copied(self, pixels: Tensor) -> Tensor:
+        """Is each image a near-copy of a training image? (n,) bool.
+
+        Its nearest training image is nearer, by the standard of the next 50 (Carlini et al. 2023), than 99 % of held-out
+        images have theirs: smooth and typical images, which lie near to everything, are no copies.
+        """
+        limit = nearness(distances(self.held_out, self.train))[0].quantile(0.01)
+        return nearness(distances(equalised(pixels), self.train))[0] < limit
+
+
+def recognised(judge: Predictor, pixels: Tensor, labels: Sequence[str]) -> Tensor:
+    """Is each image read by the classifier as the label that was asked for? (n,) bool."""
+    names = next(v.values for v in judge.variables if v.name == "label")
+    unknown = sorted({label for label in labels if label not in names})
+    if unknown:
+        raise InputError(f"the classifier knows {', '.join(names)}, not {', '.join(unknown)}")
+    return judge.predict(pixels)["label"].argmax(1) == torch.tensor([names.index(label) for label in labels])
