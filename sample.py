@@ -6,6 +6,7 @@
     python sample.py --rows wanted.csv --out runs/demo/wanted   one image for each row of conditions
     python sample.py verify --out runs/demo/samples --k 8       make 8 of them again and compare
     python sample.py --origin DATA --strength .4 --out runs/x/like   begin at real images, keep much of them
+    python sample.py trajectory --seed 17 --label covid --given sex=F --out way.png   one image's way from noise
     torchrun --nproc-per-node 8 -- sample.py --run runs/x/diffusion --sets 100 --out runs/x/samples
 
 Each image is a function of its seed and its conditions alone. The same command again fills the gaps.
@@ -35,6 +36,7 @@ from minidiff.diffusion import plan as plans
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.guidance import EVERYWHERE
+from minidiff.diffusion.trajectory import TrajectoryConfig, trajectory
 from minidiff.errors import InputError
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.training.precision import Precision, pick_device
@@ -310,7 +312,7 @@ def recipe_of(cfg: SampleConfig) -> Recipe:
                   cfg.strength if cfg.origin else 1.0)
 
 
-VERBS = {"sample": (SampleConfig, sample), "verify": (VerifyConfig, verify)}
+VERBS = {"sample": (SampleConfig, sample), "verify": (VerifyConfig, verify), "trajectory": (TrajectoryConfig, trajectory)}
 
 if __name__ == "__main__":
     config.main(VERBS, default="sample", doc=__doc__)

@@ -210,7 +210,7 @@ def prepare(cfg: DiffusionConfig) -> Stage:
     columns = {name: train.table.column(name) for name in cfg.condition}
     start = begin(cfg.init, vae_run, cfg.architecture, columns, prediction, cfg.seed)
     start.vae.to(device)
-    model = start.model.to(device, memory_format=torch.channels_last)
+    model = start.model.to(device, memory_format=torch.preserve_format if cfg.shard else torch.channels_last)
     labels, val_labels, _ = (var.encode(model.conditioner.variables, part.table.rows) for part in (train, val, data))
     kind = cfg.train if cfg.train != "auto" else "lora" if cfg.init else "all"
     lora.set_trainable(model, kind, cfg.rank, cfg.alpha, seeded(cfg.seed))

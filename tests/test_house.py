@@ -24,7 +24,7 @@ DIFFUSION = {  # within diffusion
     "guidance": {"denoiser", "model"},
     "generate": {"conditioning", "denoiser", "guidance", "samplers", "schedule", "vae"},
     "store": {"denoiser", "generate", "model", "schedule", "vae"},
-    "watch": {"denoiser"}, "plan": set(),
+    "watch": {"denoiser"}, "plan": set(), "trajectory": {"generate", "model", "plan", "store"},
     "clip": set(), "lora": set(),
     "begin": {"model", "public", "schedule", "store", "vae"},
 }

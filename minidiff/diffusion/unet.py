@@ -49,6 +49,8 @@ SD21 = UNetConfig((320, 640, 1280, 1280), (True, True, True, False), 1024, head_
 TINY = UNetConfig((64, 128), (False, True), 64, heads=4, blocks=1, groups=16)
 SMALL = UNetConfig((96, 192, 288), (False, True, True), 128, heads=4, blocks=1)
 
+Taps = dict[nn.Module, Tensor] | None  # attention layer → its probabilities; None: they are not computed
+
 
 class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
@@ -78,19 +80,27 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(c.groups, width, eps=1e-5)
         self.conv_out = nn.Conv2d(width, c.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N, K, context_dim) → (N, 4, h, w)."""
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, taps: dict[str, Tensor] | None = None) -> Tensor:
+        """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N, K, context_dim) → (N, 4, h, w).
+
+        A dict given as `taps` is filled with what every attention layer looks at: under `mid_block.attentions.0.attn1`
+        (self) and `….attn2` (cross) the probabilities, the mean of the heads, (N, cells, tokens) float32 on the CPU.
+        """
         emb = timestep_embedding(t, self.config.channels[0]).to(x.dtype)                # (N, width)
         emb = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(emb)))   # (N, 4·width)
         emb = F.silu(emb)                                                               # every ResBlock begins with it
         h = self.conv_in(x)                                                             # (N, width, h, w)
         skips = [h]
         run = recomputed if self.checkpointing and torch.is_grad_enabled() else direct
+        seen = None if taps is None else {}                                             # by layer; named at the end
         for level in self.down_blocks:
-            h = level.down(run, h, emb, context, skips)
-        h = run(self.mid_block, h, emb, context)
+            h = level.down(run, h, emb, context, skips, seen)
+        h = run(self.mid_block, h, emb, context, seen)
         for level in self.up_blocks:
-            h = level.up(run, h, emb, context, skips)
+            h = level.up(run, h, emb, context, skips, seen)
+        if taps is not None:
+            names = {layer: name for name, layer in self.named_modules() if layer in seen}
+            taps.update((names[layer].replace(".transformer_blocks.0", ""), seen[layer]) for layer in seen)
         return self.conv_out(F.silu(self.conv_norm_out(h)))                             # (N, 4, h, w)
 
 
@@ -117,22 +127,24 @@ class Level(nn.Module):
             self.upsamplers = nn.ModuleList([Resample(channels, stride=1)])
         self.resample = resample
 
-    def block(self, i: int, h: Tensor, emb: Tensor, context: Tensor, skip: Tensor | None = None) -> Tensor:
+    def block(self, i: int, h: Tensor, emb: Tensor, context: Tensor, skip: Tensor | None, taps: Taps) -> Tensor:
         h = self.resnets[i](h if skip is None else torch.cat([h, skip], 1), emb)
-        return h if self.attentions is None else self.attentions[i](h, context)
+        return h if self.attentions is None else self.attentions[i](h, context, taps)
 
-    def down(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def down(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor],
+             taps: Taps) -> Tensor:
         for i in range(len(self.resnets)):
-            h = run(self.block, i, h, emb, context)
+            h = run(self.block, i, h, emb, context, None, taps)
             skips.append(h)
         if self.resample:
             h = self.downsamplers[0].conv(h)
             skips.append(h)
         return h
 
-    def up(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def up(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor],
+           taps: Taps) -> Tensor:
         for i in range(len(self.resnets)):
-            h = run(self.block, i, h, emb, context, skips.pop())
+            h = run(self.block, i, h, emb, context, skips.pop(), taps)
         if self.resample:
             h = self.upsamplers[0].conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return h
@@ -144,8 +156,8 @@ class Middle(nn.Module):
         self.resnets = nn.ModuleList([ResBlock(c, channels, channels, time_dim) for _ in range(2)])
         self.attentions = nn.ModuleList([Transformer(c, channels)])
 
-    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        h = self.attentions[0](self.resnets[0](h, emb), context)
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor, taps: Taps) -> Tensor:
+        h = self.attentions[0](self.resnets[0](h, emb), context, taps)
         return self.resnets[1](h, emb)
 
 
@@ -187,13 +199,13 @@ class Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(c, channels)])
         self.proj_out = project()
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, taps: Taps) -> Tensor:
         h = self.norm(x)
         h = h if self.linear else self.proj_in(h)
         h = rearrange(h, "n c h w -> n (h w) c")
         h = self.proj_in(h) if self.linear else h
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, context, taps)
         h = self.proj_out(h) if self.linear else h
         h = rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])
         return x + (h if self.linear else self.proj_out(h))
@@ -207,10 +219,10 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(c, channels, c.context_dim)
         self.ff = FeedForward(channels)
 
-    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor, taps: Taps) -> Tensor:
         own = self.norm1(h)
-        h = h + self.attn1(own, own)
-        h = h + self.attn2(self.norm2(h), context)
+        h = h + self.attn1(own, own, taps)
+        h = h + self.attn2(self.norm2(h), context, taps)
         return h + self.ff(self.norm3(h))
 
 
@@ -226,9 +238,11 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, channels, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor, taps: Taps = None) -> Tensor:
         q, k, v = (rearrange(x, "n t (heads d) -> n heads t d", heads=self.heads)
                    for x in (self.to_q(h), self.to_k(context), self.to_v(context)))
+        if taps is not None:
+            taps[self] = probabilities(q, k)
         if self.float32:
             with torch.autocast(h.device.type, enabled=False):
                 wide = torch.promote_types(q.dtype, torch.float32)
@@ -236,6 +250,18 @@ class Attention(nn.Module):
         else:
             out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](rearrange(out, "n heads t d -> n t (heads d)"))
+
+
+@torch.no_grad()
+def probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """The mean of the heads' softmax(q·kᵀ/√d_head), beside the fused kernel, which never holds them: for `taps` alone.
+
+    q (N, heads, cells, d), k (N, heads, tokens, d) → (N, cells, tokens) float32 on the CPU. One head at a time: at 64²
+    cells one map of one image is 64 MiB.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = q.float() / math.sqrt(q.shape[-1]), k.float()
+        return (sum((a @ b.mT).softmax(-1) for a, b in zip(q.unbind(1), k.unbind(1))) / q.shape[1]).cpu()
 
 
 class FeedForward(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor
 from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import Images
 from minidiff.errors import InputError
+from minidiff.evaluation.comparison import FEWEST
 from minidiff.evaluation.distances import floor, kid
 from minidiff.evaluation.features import PixelPCA
 from minidiff.evaluation.neighbours import distances, equalised, nearness
@@ -33,23 +34,28 @@ class Quick:
 
     def __call__(self, pixels: Tensor, labels: Sequence[str]) -> dict[str, float]:
         """uint8 (n, 3, H, W) and the labels asked for → KD to held-out images of the same mix of labels, its floor's 95 %
-        point, the median distance to the nearest training image by that of held-out images, and the share recognised."""
+        point, the median distance to the nearest training image by that of held-out images, and the share recognised.
+        With fewer than 20 images on a side there is no KD."""
         rows = self.same_mix(labels)
-        real, patients = self.features[rows], self.patients[rows]
-        made = self.pca(pixels).double().numpy()
-        numbers = {"n": len(pixels), "n_real": len(rows), "KD": kid(real=real, fake=made, real_patients=patients)}
-        key = len(rows), len(pixels)
-        if key not in self.floors:
-            try:
-                n, m = min(key[0], len(self.features) // 2), min(key[1], len(self.features) // 2)
-                self.floors[key] = floor(kid, real=self.features, patients=self.patients, n=n, m=m, seed=self.seed).high
-            except InputError:  # too few patients
-                self.floors[key] = float("nan")
-        numbers["KD_floor_95"] = self.floors[key]
+        numbers = {"n": len(pixels), "n_real": len(rows)}
+        if min(len(pixels), len(rows)) >= FEWEST:
+            made, real, patients = self.pca(pixels).double().numpy(), self.features[rows], self.patients[rows]
+            numbers["KD"] = kid(real=real, fake=made, real_patients=patients)
+            numbers["KD_floor_95"] = self.floor(len(rows), len(pixels))
         numbers["nearest"] = distances(equalised(pixels), self.train).min(1).values.median().item() / self.usual
         if self.judge:
             numbers["recognised"] = recognised(self.judge, pixels, labels).float().mean().item()
         return numbers
+
+    def floor(self, n_real: int, n: int) -> float:
+        """95 % point of the KD between two draws of held-out patients; at half their number, where the set is larger."""
+        n, m = (min(size, len(self.features) // 2) for size in (n, n_real))
+        if (n, m) not in self.floors:
+            try:
+                self.floors[n, m] = floor(kid, real=self.features, patients=self.patients, n=m, m=n, seed=self.seed).high
+            except InputError:  # too few patients
+                self.floors[n, m] = float("inf")
+        return self.floors[n, m]
 
     def same_mix(self, labels: Sequence[str]) -> np.ndarray:
         """As many held-out images as there are in the proportions of these labels; all, where a label has none."""
