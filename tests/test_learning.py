@@ -57,11 +57,13 @@ def test_labels_are_learned(demo, judge, tmp_path, capsys, prediction, min_snr):
 
 def test_adapters_teach_a_model_that_knows_no_labels_to_tell_them_apart(demo, judge, tmp_path, capsys):
     base = trained(demo, tmp_path / "base", condition=("view",))
-    run = trained(demo, tmp_path / "adapted", vae="", init=str(base), condition=("label", "view"), rank=8)
-    share = recognised(judge, samples(run, judge.variables[0].values))
+    run = trained(demo, tmp_path / "adapted", vae="", init=str(base), condition=("label", "view"), rank=16, alpha=32.0,
+                  lr=4e-3)
+    shares = {guidance: recognised(judge, samples(run, judge.variables[0].values, guidance)) for guidance in (1.0, 1.5, 3.0)}
     with capsys.disabled():
-        print(f"\nLoRA of rank 8 on a model without labels: {share:.1%} of {3 * EACH} labels recognised")
-    assert share >= 0.8
+        shown = ", ".join(f"{share:.1%} at guidance {guidance:g}" for guidance, share in shares.items())
+        print(f"\nLoRA of rank 16 on a model without labels, {STEPS} steps, {3 * EACH} labels recognised: {shown}")
+    assert shares[3.0] >= 0.8  # one in three is chance
 
 
 def test_thirty_images_for_far_too_long_are_copied_and_the_run_says_so(demo, tmp_path, capsys):

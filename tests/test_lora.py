@@ -54,6 +54,13 @@ def of_attention(made: Model, tensors: tuple[str, ...], modules: tuple[str, ...]
     return {f"{block}.{module}.{tensor}" for block in blocks for module in modules for tensor in tensors}
 
 
+def of_adapted(made: Model, tensors: tuple[str, ...]) -> set[str]:
+    """Full names of these tensors of every adapted Linear."""
+    attention = {name for linear in LINEARS for name in of_attention(made, tuple(f"{linear}.{t}" for t in tensors))}
+    forward = of_attention(made, tuple(f"{linear}.{t}" for linear in ("net.0.proj", "net.2") for t in tensors), ("ff",))
+    return attention | forward
+
+
 def of_conditioner(made: Model) -> set[str]:
     return {f"conditioner.{name}" for name, _ in made.conditioner.named_parameters()}
 
@@ -62,7 +69,7 @@ def trained(made: Model) -> set[str]:
     return {name for name, p in made.named_parameters() if p.requires_grad}
 
 
-ADAPTERS = tuple(f"{linear}.lora_{side}" for linear in LINEARS for side in ("down", "up"))
+ADAPTERS = ("lora_down", "lora_up")
 WEIGHTS = (*(f"{linear}.weight" for linear in LINEARS), "to_out.0.bias")
 
 
@@ -101,7 +108,7 @@ def test_a_merged_model_is_a_plain_one_that_shares_what_is_not_adapted():
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())  # and still has its adapters
     mine = made.state_dict()
     new = {name for name, tensor in merged.state_dict().items() if tensor.data_ptr() != mine[name].data_ptr()}
-    assert new == of_attention(plain, tuple(f"{linear}.weight" for linear in LINEARS))
+    assert new == of_adapted(plain, ("weight",))
     plain.load_state_dict(merged.state_dict())
     with torch.no_grad():
         assert torch.equal(plain(*inputs(), LABELS), merged(*inputs(), LABELS))
@@ -141,7 +148,7 @@ def test_three_steps_change_the_adapters_and_the_conditioner_alone():
         losses[-1].backward()
         optimizer.step(), optimizer.zero_grad()
     changed = {name for name, tensor in made.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == of_attention(made, ADAPTERS) | of_conditioner(made)
+    assert changed == of_adapted(made, ADAPTERS) | of_conditioner(made)
     assert losses[2] < losses[0]
 
 
@@ -153,7 +160,7 @@ def test_each_part_is_exactly_what_it_says(part):
         "all": {f"unet.{name}" for name, _ in made.unet.named_parameters()},
         "attention": of_attention(made, WEIGHTS),
         "cross-attention": of_attention(made, WEIGHTS, ("attn2",)),
-        "lora": of_attention(made, ADAPTERS),
+        "lora": of_adapted(made, ADAPTERS),
     }[part]
     assert trained(made) == of_unet | of_conditioner(made)
     assert {id(p) for p in parameters} == {id(p) for p in made.parameters() if p.requires_grad}
@@ -166,10 +173,10 @@ def test_the_number_of_adapter_parameters_of_sd15(rank):
         net = unet.UNet(unet.SD15)
     lora.add(net, rank, rank, seeded())
     widths = 5 * [320] + 5 * [640] + 6 * [1280]  # of the 16 attentions: 2 a level down, 3 up, 1 in the middle
-    # attn1: four (c, c); attn2: two (c, c), two (c, 768); each costs r·(in + out)
-    expected = rank * sum(6 * 2 * c + 2 * (c + 768) for c in widths)
-    assert sum(p.numel() for p in lora.adapters(net).values()) == expected == {4: 797_184, 8: 1_594_368}[rank]
-    assert len(lora.adapters(net)) == 2 * 16 * 8
+    # attn1: four (c, c); attn2: two (c, c), two (c, 768); ff: (c, 8c) and (4c, c); each costs r·(in + out)
+    expected = rank * sum(6 * 2 * c + 2 * (c + 768) + 9 * c + 5 * c for c in widths)
+    assert sum(p.numel() for p in lora.adapters(net).values()) == expected == {4: 1_496_064, 8: 2_992_128}[rank]
+    assert len(lora.adapters(net)) == 2 * 16 * 10
 
 
 @pytest.mark.parametrize("rank, alpha, match", [

@@ -447,7 +447,7 @@ def test_training_starts_from_a_public_model(version, part, tmp_path, capsys):
     assert torch.equal(pipeline.vae.quant_conv.weight, public_parts.vae.quant_conv.weight)
     mine, theirs = (dict(unet.named_parameters()) for unet in (pipeline.denoiser.net.unet, public_parts.unet))
     moved = {name: sd.relative(mine[name], theirs[name]) for name in theirs}
-    adapted = {name for name in theirs if ".to_" in name and name.endswith("weight")}
+    adapted = {name for name in theirs if (".to_" in name or ".ff.net." in name) and name.endswith("weight")}
     assert {name for name, by in moved.items() if by} == (set(theirs) if part == "all" else adapted)
     assert max(moved.values()) < 1e-2 and pipeline.conditioner.projections[0].weight.any()
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["facts"]

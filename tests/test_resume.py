@@ -90,3 +90,33 @@ def test_killed_and_resumed_equals_unbroken(tiny, tmp_path, capsys, precision, p
         assert same(contents(run), expected), where[-1]
     with capsys.disabled():
         print(f"\n{precision}, {processes} processes, killed: {'; '.join(where)}")
+
+
+def test_a_thousand_images_survive_ten_kills(demo, tmp_path, capsys):
+    import csv
+
+    import sample
+
+    out = tmp_path / "samples"
+    words = [sys.executable, str(ROOT / "sample.py"), "--run", str(demo / "diffusion"), "--sets", "10", "--out", str(out),
+             "--batch", "20", "--real", str(demo / "phantom")]
+    draw, counts = random.Random(0), []
+    for kill in range(11):
+        process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE)
+        before = len(list(out.glob("images/*/*.png")))
+        if kill < 10:
+            while len(list(out.glob("images/*/*.png"))) < before + draw.randrange(20, 90):
+                assert process.poll() is None, process.stderr.read().decode()[-2000:]
+                time.sleep(0.01)
+            process.kill()
+            process.communicate()
+            counts.append(len(list(out.glob("images/*/*.png"))))
+        else:
+            finish(process)
+    rows = list(csv.DictReader((out / "metadata.csv").open()))
+    assert len(rows) == len({row["seed"] for row in rows}) == len(list(out.glob("images/*/*.png"))) == 1000
+    assert len(list(out.glob("sheets/set_*.png"))) == len(list(out.glob("sheets/set_*.json"))) == 10
+    sample.verify(sample.VerifyConfig(out=str(out), k=24))
+    with capsys.disabled():
+        print(f"\n1,000 images, killed with {', '.join(map(str, counts))} there")
