@@ -1,0 +1,250 @@
+"""Sampling side by side with diffusers: a guided call of the UNet, the whole guided loop, the decoder, and both defaults.
+
+    python benchmarks/sample.py                          TINY and SD 1.5, on the GPU if there is one
+    python benchmarks/sample.py --size sd15 --batch 4 --pixels 512 --dtype bf16 --parts call loops
+
+The rows of a table run in turn in one process, every other turn backwards; a ratio is the median of those within each turn,
+beside it the middle half of them. With one CPU thread the clock is CPU time, which other programs lengthen less. Weights,
+timesteps, noise and contexts are equal, and first the outputs are compared. Memory is that of a process for each row.
+
+minidiff runs as sample.py runs it, diffusers in the loop of its StableDiffusionPipeline without text encoder, progress bar
+and checks, in its favour. On a GPU its weights are in the dtype asked for; minidiff's UNet is under autocast, its VAE fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from train import VARIABLES, Task, own_unet, peak, their_unet  # of benchmarks, which puts minidiff on the path
+
+# isort: split
+from minidiff.diffusion import model as models
+from minidiff.diffusion.conditioning import Conditioner
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.generate import DECODE, Pipeline, Recipe
+from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.vae import VAE
+from minidiff.training.precision import Precision, pick_device
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SAME = {"DDIM": ("ddim", "leading", "DDIMScheduler", {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}),
+        "DPM-Solver++(2M)": ("dpmpp_2m", "trailing", "DPMSolverMultistepScheduler",
+                             {"final_sigmas_type": "sigma_min", "lower_order_final": False})}  # else it ends in another way
+PEERS = ("AutoencoderKL", "UNet2DConditionModel", "PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
+GUIDANCE, DEFAULT = 2.0, Recipe(guidance=1.5)  # of the comparisons on equal terms; what sample.py does unless told
+LEVEL = 500                                    # timestep of the single call
+Parts = dict[str, Callable[[], Tensor]]
+
+
+def given(task: Task) -> tuple[Conditioner, dict[str, Tensor], Tensor]:
+    """What both sides start from: a conditioner that tells labels apart, labels, and noise or latents (N, 4, h, w)."""
+    g = torch.Generator().manual_seed(0)
+    null = torch.randn(task.tokens, models.UNETS[task.architecture].context_dim, generator=g)
+    conditioner = Conditioner(VARIABLES, null, g).requires_grad_(False)
+    for projection in conditioner.projections:
+        nn.init.normal_(projection.weight, std=0.1, generator=g)
+    labels = {v.name: torch.randint(0, 2, (task.batch,), generator=g).to(task.device, v.dtype) for v in VARIABLES}
+    noise = torch.randn(task.batch, *task.latents, generator=g)
+    return conditioner.to(task.device), labels, noise.to(task.device)
+
+
+def own_vae(task: Task) -> VAE:
+    torch.manual_seed(1)
+    return VAE(models.VAES[task.vae]).eval().requires_grad_(False)
+
+
+def own(task: Task, steps: dict[str, int]) -> Parts:
+    """As sample.py: channels_last, the contexts computed once, the VAE in float32 and a few images at a time."""
+    conditioner, labels, noise = given(task)
+    net = models.Model(own_unet(task).eval().requires_grad_(False), conditioner)
+    vae = own_vae(task).to(task.device, memory_format=torch.channels_last)
+    if task.compile:
+        net.unet = torch.compile(net.unet)
+    denoiser, autocast = Denoiser(net, Schedule.scaled_linear()), task.precision.autocast
+    pipeline, sigma = Pipeline(denoiser, conditioner, vae, task.pixels, autocast=autocast), denoiser.schedule.sigma(LEVEL)
+    x, null = noise * (1 + sigma**2).sqrt().item(), conditioner.null(task.batch, task.device)
+    with autocast():
+        denoise = guided(denoiser, labels, null, GUIDANCE)
+    def call() -> Tensor:
+        with autocast():
+            return (x - denoise(x, sigma)) / sigma.item()
+    def loop(recipe: Recipe) -> Tensor:
+        *_, z = pipeline.latents(labels, range(task.batch), recipe, noise=noise)
+        return z
+    def decode(z: Tensor = noise) -> Tensor:
+        return torch.cat([vae.decode(few) for few in z.split(DECODE)])
+    loops = {f"{name}, {n} steps": partial(loop, Recipe(*SAME[name][:2], n, GUIDANCE)) for name, n in steps.items()}
+    return {"call": call, **loops, "decode": decode, "default": lambda: decode(loop(DEFAULT))}
+
+
+def theirs(task: Task, steps: dict[str, int], last: bool = False) -> Parts:
+    """As StableDiffusionPipeline.__call__; `last`: in channels_last."""
+    import diffusers
+    (conditioner, labels, noise), device, dtype = given(task), task.device, task.precision.dtype
+    plain = replace(task, precision=Precision("fp32", "cpu"))  # cast before it moves: no second copy on the device
+    unet = their_unet(plain, last).eval().requires_grad_(False).to(dtype).to(device)
+    vae = their_vae(task).to(dtype).to(device, memory_format=torch.channels_last if last else torch.preserve_format)
+    if task.compile:
+        unet, vae.decoder = torch.compile(unet), torch.compile(vae.decoder)
+    states = torch.cat([conditioner(conditioner.null(task.batch, device)), conditioner(labels)]).to(dtype)
+    noise, level = noise.to(dtype), torch.tensor(LEVEL, device=device)
+    def predict(x: Tensor, t: Tensor, guidance: float) -> Tensor:
+        without, text = unet(torch.cat([x] * 2), t, encoder_hidden_states=states, return_dict=False)[0].chunk(2)
+        return without + guidance * (text - without)
+    def loop(scheduler, n: int, guidance: float) -> Tensor:
+        scheduler.set_timesteps(n, device=device)
+        x = noise * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            predicted = predict(scheduler.scale_model_input(x, t), t, guidance)
+            x = scheduler.step(predicted, t, x, return_dict=False)[0]
+        return x
+    def decode(z: Tensor = noise) -> Tensor:
+        return vae.decode(z / vae.config.scaling_factor, return_dict=False)[0]
+    made = {name: getattr(diffusers, kind)(**BETAS, timestep_spacing=spacing, **options)
+            for name, (_, spacing, kind, options) in SAME.items()}
+    loops = {f"{name}, {n} steps": partial(loop, made[name], n, GUIDANCE) for name, n in steps.items()}
+    pndm = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)  # as in SD 1.x
+    return {"call": lambda: predict(noise, level, GUIDANCE), **loops, "decode": decode,
+            "default": lambda: decode(loop(pndm, 50, DEFAULT.guidance))}
+
+
+def their_vae(task: Task) -> nn.Module:
+    """AutoencoderKL of the same architecture and weights."""
+    from diffusers import AutoencoderKL
+    c = models.VAES[task.vae]
+    down, up = ([f"{way}Block2D"] * len(c.channels) for way in ("DownEncoder", "UpDecoder"))
+    with torch.device("meta"):  # as their_unet
+        vae = AutoencoderKL(down_block_types=down, up_block_types=up, block_out_channels=c.channels,
+                            layers_per_block=c.blocks, norm_num_groups=c.groups)
+    vae.load_state_dict(own_vae(task).state_dict(), assign=True)
+    return vae.eval().requires_grad_(False)
+
+
+def rows(compiled: bool) -> dict[str, Callable[[Task, dict], Parts]]:
+    """minidiff first: the others are compared with it."""
+    best = partial(theirs, last=True)
+    made = lambda build, task, steps: build(replace(task, compile=True), steps)  # noqa: E731
+    more = {"minidiff, compiled": partial(made, own), "diffusers, channels_last, compiled": partial(made, best)}
+    return {"minidiff": own, "diffusers as it comes": theirs, "diffusers, channels_last": best} | (more if compiled else {})
+
+
+def alone(args: argparse.Namespace, task: Task, size: str, row: str, part: str) -> float:
+    """Peak memory in GB of one part, in a process of its own; nan where it does not fit."""
+    options = {"device": task.device, "dtype": args.dtype, "size": size, "batch": task.batch, "pixels": task.pixels}
+    words = ["--one", row, part, *(f"--{name}={value}" for name, value in options.items())]
+    got = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+    if got.returncode and "OutOfMemoryError" not in got.stderr:
+        sys.exit(got.stderr[-2000:])
+    return math.nan if got.returncode else json.loads(got.stdout.strip().splitlines()[-1])[1] / 1e9
+
+
+def seconds(step: Callable[[], Tensor], device: torch.device, steps: int) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    begin = wait() or clock()
+    for _ in range(steps):
+        step()
+    return (wait() or clock() - begin) / steps
+
+
+def fitting(step: Callable, *args):
+    """What it gives, or None where the GPU has too little memory for it."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return step(*args)
+
+
+def agreement(part: str, sides: dict[str, Parts], args: argparse.Namespace) -> list[float]:
+    """Relative L2 distance of each row's output from minidiff's; also the warm-up, and the compilation."""
+    found = [fitting(parts[part]) for parts in sides.values()]
+    apart = [math.nan if None in (x, found[0]) else ((x.float() - found[0]).norm() / found[0].norm()).item() for x in found]
+    if part != "default" and args.dtype == "fp32" and max(apart) > 1e-3:
+        sys.exit(f"{part}: relative L2 {max(apart):.1e} from minidiff's output, more than 1e-3: nothing to compare")
+    return apart
+
+
+def side_by_side(part: str, sides: dict[str, Parts], task: Task, size: str, args: argparse.Namespace) -> None:
+    """Prints the table of one part: images/s, ratio, memory, agreement."""
+    apart, turns = agreement(part, sides, args), []
+    once = lambda name, each: fitting(seconds, sides[name][part], task.device, each) or math.nan  # noqa: E731
+    each = max(1, min(20, int(0.3 / (fitting(seconds, sides["minidiff"][part], task.device, 1) or 1))))
+    for turn in range(args.repeats):
+        turns.append({name: once(name, each) for name in list(sides)[:: -1 if turn % 2 else 1]})
+    measured = part in ("call", "decode") and not args.no_memory  # a loop holds little more than its call
+    what = {"call": "one guided call of the UNet", "default": "the defaults: dpmpp_2m, 16 steps; PNDM, 50; both decoded"}
+    print(f"\n{what.get(part, part)}: {task.architecture}, batch {task.batch}, {task.pixels} px, {args.dtype}; "
+          f"median of {args.repeats} × {each}")
+    print(f"{'':<36}{'images/s':>10}{'minidiff is':>14}{'middle half':>16}{'memory, GB':>12}{'relative L2':>13}")
+    for name, relative in zip(sides, apart):
+        ratios, quarter = sorted(turn[name] / turn["minidiff"] for turn in turns), len(turns) // 4
+        speed = task.batch / statistics.median(turn[name] for turn in turns)
+        held = alone(args, task, size, name, part) if measured else math.nan
+        ratio = f"{statistics.median(ratios):.2f}×{ratios[quarter]:>9.2f}–{ratios[-1 - quarter]:.2f}"
+        cells = f"{speed:>10.3g}{ratio:>29} ", f"{held:>12.2f}", f"{relative:>13.1e}" * (relative > 0 and part != "default")
+        print(f"{name:<36}" + "".join(f"{'–':>{len(c)}}" if "nan" in c else c for c in cells), flush=True)
+
+
+def cases(args: argparse.Namespace, size: str) -> list[tuple[Task, dict[str, int]]]:
+    """What is measured, and the steps of each sampler: few where a step takes seconds."""
+    precision = Precision(args.dtype, pick_device(args.device))
+    gpu, names = precision.device.type == "cuda", ("TINY", "TINY") if size == "demo" else ("SD15", "SD")
+    shapes = [(50, 64)] if size == "demo" else [(n, 512) for n in (1, 4, 16, 64)] if gpu else [(1, 64), (1, 256)]
+    if args.batch or args.pixels:
+        shapes = [(args.batch or shapes[0][0], args.pixels or shapes[0][1])]
+    steps = dict(zip(SAME, (20, 16) if gpu or size == "demo" else (4, 4)))
+    return [(Task(*names, "all", *shape, 8 if size == "demo" else 77, precision), steps) for shape in shapes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="all", choices=["demo", "sd15", "all"], help="TINY, SD 1.5 or both [all]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … [auto]")
+    parser.add_argument("--dtype", default="", choices=["", "fp32", "bf16", "fp16"], help="[bf16 on a GPU, fp32 on a CPU]")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each comparison [7]")
+    parser.add_argument("--batch", type=int, default=0, help="[50 for TINY; SD 1.5: 1, 4, 16, 64 on a GPU, 1 on a CPU]")
+    parser.add_argument("--pixels", type=int, default=0, help="[64 for TINY; SD 1.5: 512 on a GPU, 64 and 256 on a CPU]")
+    parser.add_argument("--parts", nargs="*", default=["call", "loops", "decode", "default"], help="what to measure [all]")
+    parser.add_argument("--compile", action="store_true", help="compiled rows besides, as always on a GPU")
+    parser.add_argument("--no-memory", action="store_true", help="spare the processes that measure memory")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    gpu, _ = device.type == "cuda", torch.set_grad_enabled(False)
+    args.dtype, args.compile = args.dtype or ("bf16" if gpu else "fp32"), args.compile or gpu
+    with contextlib.suppress(BaseException):  # as in benchmarks/train.py
+        importlib.import_module("torchvision_peer").torchvision()
+    diffusers = importlib.import_module("diffusers")
+    diffusers.logging.set_verbosity_error()
+    assert [getattr(diffusers, name) for name in PEERS]
+    builds = rows(args.compile or bool(args.one))
+    if args.one:
+        (task, steps), (row, part) = cases(args, args.size)[0], args.one
+        return print(json.dumps(peak(task, lambda task: builds[row](task, steps)[part], 2)))
+    print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, " + (torch.cuda.get_device_name(device) if gpu else
+          f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"), flush=True)
+    for size in ("demo", "sd15") if args.size == "all" else (args.size,):
+        for task, steps in cases(args, size):
+            torch.compiler.reset()
+            sides = {name: build(task, steps) for name, build in builds.items()}
+            for part in sides["minidiff"]:
+                # SD 1.5's defaults take a minute a row and a turn on a CPU, and follow from the call: 16 against 51
+                if ("loops" if "steps" in part else part) in args.parts and (part != "default" or gpu or size == "demo"):
+                    side_by_side(part, sides, task, size, args)
+
+
+if __name__ == "__main__":
+    main()
