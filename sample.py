@@ -316,3 +316,4 @@ VERBS = {"sample": (SampleConfig, sample), "verify": (VerifyConfig, verify), "tr
 
 if __name__ == "__main__":
     config.main(VERBS, default="sample", doc=__doc__)
+    distributed.stop()

@@ -9,7 +9,7 @@
     python train.py diffusion --from runs/x/diffusion/config.json --seed 1 --out runs/x/diffusion-1
     torchrun --nproc-per-node 8 train.py diffusion …
 
-To resume, run the same command again. Ctrl-C and SIGTERM finish the step, save and stop.
+The same command again resumes. Ctrl-C and SIGTERM finish the step, save and stop.
 """
 
 from __future__ import annotations
@@ -169,9 +169,8 @@ def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, trained_on:
         vae.scale.fill_(1 / moments(train.pixels, encoder(vae), text="latent scale")[0].std().item())
     again = torch.cat([to_uint8(vae.decode(m.to(vae.scale.device))).cpu()
                        for m in moments(held_out.pixels, encoder(vae), text="held-out images")[0, 0].split(32)])
-    facts = {"psnr": psnr(grey(held_out.pixels), grey(again)).mean().item(),
-             "psnr_pca64": pca_psnr(train.pixels, held_out.pixels),
-             "n_held_out": len(held_out), "size": train.pixels.shape[-1], "trained_on": trained_on}
+    facts = {"trained_on": trained_on, "psnr": psnr(grey(held_out.pixels), grey(again)).mean().item(),
+             "psnr_pca64": pca_psnr(train.pixels, held_out.pixels), "n_held_out": len(held_out), "size": train.size}
     shown = torch.cat([held_out.pixels[:8], again[:8]])
     images.write(run / "reconstructions.png", images.grid(shown, columns=len(shown) // 2))
     store.save_vae(run, vae, **facts)
@@ -216,13 +215,13 @@ def prepare(cfg: DiffusionConfig) -> Stage:
     lora.set_trainable(model, kind, cfg.rank, cfg.alpha, seeded(cfg.seed))
     model.unet.checkpointing = cfg.checkpointing
     ema = EMA(model, cfg.steps / 10)
-    facts = {"data": data.table.fingerprint, **start.origin}
     run = open_run(cfg, "diffusion", data, model, **start.origin, n_train=len(train))
     net = spread(cfg, model, ema, kind, precision)
     optimizer = torch.optim.AdamW(trained(model), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    key = runs.json_key(data=data.table.fingerprint, **start.origin)
     with distributed.first():
-        latents, held_out = encoded(run / "latents.safetensors", runs.json_key(**facts), encoder(start.vae), train.pixels,
-                                    val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed)
+        latents, held_out = encoded(run / "latents.safetensors", key, encoder(start.vae), train.pixels, val.pixels,
+                                    views=cfg.views, strength=cfg.augment, seed=cfg.seed)
     probes = [Probe.of(mean, y, min(len(val), AT_MOST), len(start.schedule))
               for mean, y in ((latents.mean[0], labels), (held_out, val_labels))]
     return Stage(run, data, train, labels, start, model, net, ema, optimizer, precision, latents, probes, kind == "lora")
@@ -348,3 +347,4 @@ VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_dif
 
 if __name__ == "__main__":
     config.main(VERBS, default=["vae", "diffusion"], doc=__doc__)
+    distributed.stop()

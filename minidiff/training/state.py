@@ -163,6 +163,7 @@ class Keeper:
             if stop and done < self.total:
                 if not distributed.rank():
                     tqdm.write(f"stopped at step {done} of {self.total}; the same command goes on from here")
+                distributed.stop()
                 raise SystemExit(0)
 
     def log(self, **values: float | None) -> None:
