@@ -16,8 +16,6 @@ draw by draw on the same patients and the same seeds. The yardstick is the floor
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
 import statistics
 import sys
 import time
@@ -27,24 +25,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peers import load_peers  # puts minidiff on the path, too
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from minidiff import runs  # noqa: E402
-from minidiff.classification.predictor import Predictor  # noqa: E402
-from minidiff.data.dataset import Images, read_images  # noqa: E402
-from minidiff.diffusion import plan as plans  # noqa: E402
-from minidiff.diffusion.generate import DECODE, Pipeline, Recipe, to_uint8  # noqa: E402
-from minidiff.diffusion.guidance import EVERYWHERE  # noqa: E402
-from minidiff.diffusion.samplers import SeededNoise  # noqa: E402
-from minidiff.diffusion.store import load_pipeline  # noqa: E402
-from minidiff.evaluation.distances import finite_percentile, floor, kid, kid_draws  # noqa: E402
-from minidiff.evaluation.features import Extractor, PixelPCA, PredictorFeatures  # noqa: E402
-from minidiff.evaluation.quick import Quick, recognised  # noqa: E402
-from minidiff.statistics import wilson  # noqa: E402
-from minidiff.training.precision import pick_device  # noqa: E402
-from minidiff.variables import Labels  # noqa: E402
+# isort: split
+
+from minidiff import runs
+from minidiff.classification.predictor import Predictor
+from minidiff.data.dataset import Images, read_images
+from minidiff.diffusion import plan as plans
+from minidiff.diffusion.generate import DECODE, Pipeline, Recipe, to_uint8
+from minidiff.diffusion.guidance import EVERYWHERE
+from minidiff.diffusion.samplers import SeededNoise
+from minidiff.diffusion.store import load_pipeline
+from minidiff.evaluation.distances import finite_percentile, floor, kid, kid_draws
+from minidiff.evaluation.features import Extractor, PixelPCA, PredictorFeatures
+from minidiff.evaluation.quick import Quick, recognised
+from minidiff.statistics import wilson
+from minidiff.training.precision import pick_device
+from minidiff.variables import Labels
 
 PEER, DEFAULT = "pndm/leading/50/1.5", "dpmpp_2m/logsigma/16/1.5"
 ROWS = (PEER, DEFAULT, *(f"dpmpp_2m/logsigma/{n}/1.5" for n in (8, 12, 24)), "ddim/trailing/20/1.5", "ddim/leading/50/1.5",
@@ -165,8 +164,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … [auto]")
     args = parser.parse_args()
-    with contextlib.suppress(BaseException):  # as in benchmarks/train.py
-        importlib.import_module("torchvision_peer").torchvision()
+    load_peers("PNDMScheduler")
     pipeline, facts = load_pipeline(Path(args.run))
     device = pick_device(args.device)
     for module in (pipeline.denoiser.net, pipeline.vae):

@@ -3,9 +3,10 @@
     python benchmarks/sample.py                          TINY and SD 1.5, on the GPU if there is one
     python benchmarks/sample.py --size sd15 --batch 4 --pixels 512 --dtype bf16 --parts call loops
 
-The rows of a table run in turn in one process, every other turn backwards; a ratio is the median of those within each turn,
-beside it the middle half of them. With one CPU thread the clock is CPU time, which other programs lengthen less. Weights,
-timesteps, noise and contexts are equal, and first the outputs are compared. Memory is that of a process for each row.
+Each row has a process of its own, and they work in turn, every other turn backwards; a ratio is the median of those within
+each turn, beside it the middle half of them. Weights, timesteps, noise and contexts are equal, and first the outputs are
+compared. Memory is a process's highest so far.
+"As it comes", a peer leaves memory to the C library as any script does; otherwise it keeps what it frees, as minidiff does.
 
 minidiff runs as sample.py runs it, diffusers in the loop of its StableDiffusionPipeline without text encoder, progress bar
 and checks, in its favour. On a GPU its weights are in the dtype asked for; minidiff's UNet is under autocast, its VAE fp32.
@@ -14,22 +15,16 @@ and checks, in its favour. On a GPU its weights are in the dtype asked for; mini
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
-import json
 import math
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
+from peers import VARIABLES, Parts, Row, Task, load_peers, own_unet, their_unet  # puts minidiff on the path, too
 from torch import Tensor, nn
-
-from train import VARIABLES, Task, own_unet, peak, their_unet  # of benchmarks, which puts minidiff on the path
 
 # isort: split
 from minidiff.diffusion import model as models
@@ -48,7 +43,6 @@ SAME = {"DDIM": ("ddim", "leading", "DDIMScheduler", {"steps_offset": 1, "clip_s
 PEERS = ("AutoencoderKL", "UNet2DConditionModel", "PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
 GUIDANCE, DEFAULT = 2.0, Recipe(guidance=1.5)  # of the comparisons on equal terms; what sample.py does unless told
 LEVEL = 500                                    # timestep of the single call
-Parts = dict[str, Callable[[], Tensor]]
 
 
 def given(task: Task) -> tuple[Conditioner, dict[str, Tensor], Tensor]:
@@ -135,67 +129,46 @@ def their_vae(task: Task) -> nn.Module:
     return vae.eval().requires_grad_(False)
 
 
+def hastened(build: Callable[..., Parts], task: Task, steps: dict[str, int]) -> Parts:
+    return build(replace(task, compile=True), steps)
+
+
 def rows(compiled: bool) -> dict[str, Callable[[Task, dict], Parts]]:
     """minidiff first: the others are compared with it."""
     best = partial(theirs, last=True)
-    made = lambda build, task, steps: build(replace(task, compile=True), steps)  # noqa: E731
-    more = {"minidiff, compiled": partial(made, own), "diffusers, channels_last, compiled": partial(made, best)}
-    return {"minidiff": own, "diffusers as it comes": theirs, "diffusers, channels_last": best} | (more if compiled else {})
+    more = {"minidiff, compiled": partial(hastened, own),
+            "diffusers, channels_last, memory kept, compiled": partial(hastened, best)}
+    more = more if compiled else {}
+    return {"minidiff": own, "diffusers as it comes": theirs, "diffusers, channels_last, memory kept": best, **more}
 
 
-def alone(args: argparse.Namespace, task: Task, size: str, row: str, part: str) -> float:
-    """Peak memory in GB of one part, in a process of its own; nan where it does not fit."""
-    options = {"device": task.device, "dtype": args.dtype, "size": size, "batch": task.batch, "pixels": task.pixels}
-    words = ["--one", row, part, *(f"--{name}={value}" for name, value in options.items())]
-    got = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
-    if got.returncode and "OutOfMemoryError" not in got.stderr:
-        sys.exit(got.stderr[-2000:])
-    return math.nan if got.returncode else json.loads(got.stdout.strip().splitlines()[-1])[1] / 1e9
-
-
-def seconds(step: Callable[[], Tensor], device: torch.device, steps: int) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    begin = wait() or clock()
-    for _ in range(steps):
-        step()
-    return (wait() or clock() - begin) / steps
-
-
-def fitting(step: Callable, *args):
-    """What it gives, or None where the GPU has too little memory for it."""
-    with contextlib.suppress(torch.OutOfMemoryError):
-        return step(*args)
-
-
-def agreement(part: str, sides: dict[str, Parts], args: argparse.Namespace) -> list[float]:
+def agreement(part: str, sides: dict[str, Row], dtype: str) -> list[float]:
     """Relative L2 distance of each row's output from minidiff's; also the warm-up, and the compilation."""
-    found = [fitting(parts[part]) for parts in sides.values()]
-    apart = [math.nan if None in (x, found[0]) else ((x.float() - found[0]).norm() / found[0].norm()).item() for x in found]
-    if part != "default" and args.dtype == "fp32" and max(apart) > 1e-3:
+    first, *_ = found = [side.output(part) for side in sides.values()]
+    apart = [math.nan if None in (x, first) else ((x - first).norm() / first.norm()).item() for x in found]
+    if part != "default" and dtype == "fp32" and max(apart) > 1e-3:
         sys.exit(f"{part}: relative L2 {max(apart):.1e} from minidiff's output, more than 1e-3: nothing to compare")
     return apart
 
 
-def side_by_side(part: str, sides: dict[str, Parts], task: Task, size: str, args: argparse.Namespace) -> None:
+def side_by_side(part: str, sides: dict[str, Row], task: Task, args: argparse.Namespace) -> None:
     """Prints the table of one part: images/s, ratio, memory, agreement."""
-    apart, turns = agreement(part, sides, args), []
-    once = lambda name, each: fitting(seconds, sides[name][part], task.device, each) or math.nan  # noqa: E731
-    each = max(1, min(20, int(0.3 / (fitting(seconds, sides["minidiff"][part], task.device, 1) or 1))))
+    apart, turns = agreement(part, sides, args.dtype), []
+    first = sides["minidiff"].seconds(part, 1)
+    each = 1 if math.isnan(first) else max(1, min(20, int(0.3 / first)))
     for turn in range(args.repeats):
-        turns.append({name: once(name, each) for name in list(sides)[:: -1 if turn % 2 else 1]})
-    measured = part in ("call", "decode") and not args.no_memory  # a loop holds little more than its call
+        turns.append({name: sides[name].seconds(part, each) for name in list(sides)[:: -1 if turn % 2 else 1]})
     what = {"call": "one guided call of the UNet", "default": "the defaults: dpmpp_2m, 16 steps; PNDM, 50; both decoded"}
     print(f"\n{what.get(part, part)}: {task.architecture}, batch {task.batch}, {task.pixels} px, {args.dtype}; "
           f"median of {args.repeats} × {each}")
-    print(f"{'':<36}{'images/s':>10}{'minidiff is':>14}{'middle half':>16}{'memory, GB':>12}{'relative L2':>13}")
+    print(f"{'':<46}{'images/s':>10}{'minidiff is':>14}{'middle half':>16}{'memory, GB':>12}{'relative L2':>13}")
     for name, relative in zip(sides, apart):
         ratios, quarter = sorted(turn[name] / turn["minidiff"] for turn in turns), len(turns) // 4
         speed = task.batch / statistics.median(turn[name] for turn in turns)
-        held = alone(args, task, size, name, part) if measured else math.nan
         ratio = f"{statistics.median(ratios):.2f}×{ratios[quarter]:>9.2f}–{ratios[-1 - quarter]:.2f}"
-        cells = f"{speed:>10.3g}{ratio:>29} ", f"{held:>12.2f}", f"{relative:>13.1e}" * (relative > 0 and part != "default")
-        print(f"{name:<36}" + "".join(f"{'–':>{len(c)}}" if "nan" in c else c for c in cells), flush=True)
+        far = f"{relative:>13.1e}" * (relative > 0 and part != "default")
+        cells = f"{speed:>10.3g}{ratio:>29} ", f"{sides[name].memory():>12.2f}", far
+        print(f"{name:<46}" + "".join(f"{'–':>{len(c)}}" if "nan" in c else c for c in cells), flush=True)
 
 
 def cases(args: argparse.Namespace, size: str) -> list[tuple[Task, dict[str, int]]]:
@@ -219,31 +192,22 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=0, help="[64 for TINY; SD 1.5: 512 on a GPU, 64 and 256 on a CPU]")
     parser.add_argument("--parts", nargs="*", default=["call", "loops", "decode", "default"], help="what to measure [all]")
     parser.add_argument("--compile", action="store_true", help="compiled rows besides, as always on a GPU")
-    parser.add_argument("--no-memory", action="store_true", help="spare the processes that measure memory")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = pick_device(args.device)
-    gpu, _ = device.type == "cuda", torch.set_grad_enabled(False)
+    gpu = device.type == "cuda"
     args.dtype, args.compile = args.dtype or ("bf16" if gpu else "fp32"), args.compile or gpu
-    with contextlib.suppress(BaseException):  # as in benchmarks/train.py
-        importlib.import_module("torchvision_peer").torchvision()
-    diffusers = importlib.import_module("diffusers")
-    diffusers.logging.set_verbosity_error()
-    assert [getattr(diffusers, name) for name in PEERS]
-    builds = rows(args.compile or bool(args.one))
-    if args.one:
-        (task, steps), (row, part) = cases(args, args.size)[0], args.one
-        return print(json.dumps(peak(task, lambda task: builds[row](task, steps)[part], 2)))
+    diffusers = load_peers(*PEERS)
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, " + (torch.cuda.get_device_name(device) if gpu else
           f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"), flush=True)
     for size in ("demo", "sd15") if args.size == "all" else (args.size,):
         for task, steps in cases(args, size):
-            torch.compiler.reset()
-            sides = {name: build(task, steps) for name, build in builds.items()}
-            for part in sides["minidiff"]:
+            sides = {name: Row(name, partial(build, steps=steps), task, PEERS) for name, build in rows(args.compile).items()}
+            for part in sides["minidiff"].parts():
                 # SD 1.5's defaults take a minute a row and a turn on a CPU, and follow from the call: 16 against 51
                 if ("loops" if "steps" in part else part) in args.parts and (part != "default" or gpu or size == "demo"):
-                    side_by_side(part, sides, task, size, args)
+                    side_by_side(part, sides, task, args)
+            for side in sides.values():
+                side.end()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     python benchmarks/train.py --size sd15 --pixels 256 --batch 2 --dtype bf16
     python benchmarks/train.py --table                  images/s and memory over batch and size; the data alone
 
-The rows of a table run in turn in one process; a ratio is the median of those within each turn. Memory is that of a process
-of its own for each row: on the CPU anonymous memory above that before the network was built, weights and all.
+Each row has a process of its own, and they work in turn; a ratio is the median of those within each turn. Memory is a
+process's highest: on the CPU anonymous memory above that before the network was built, weights and all. "As it comes", a
+peer leaves memory to the C library as any script does; otherwise it keeps what it frees, as minidiff does.
 
 diffusers' loop is that of examples/text_to_image/train_text_to_image.py on the same weights: encode, add noise, mean
 squared error, clip, AdamW. Its text encoder, files and learning rate schedule are left out, in its favour.
@@ -14,99 +15,33 @@ squared error, clip, AdamW. Its text encoder, files and learning rate schedule a
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
-import importlib
 import itertools
-import json
-import re
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from load import Peak
-from torch import Tensor, nn
+from peers import VARIABLES, Parts, Row, Task, own_unet, seconds, their_unet  # puts minidiff on the path, too
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from minidiff import counted  # noqa: E402
-from minidiff import variables as var  # noqa: E402
-from minidiff.data.latents import Source  # noqa: E402
-from minidiff.diffusion import model as models  # noqa: E402
-from minidiff.diffusion import unet as unets  # noqa: E402
-from minidiff.diffusion.conditioning import Conditioner  # noqa: E402
-from minidiff.diffusion.denoiser import Denoiser  # noqa: E402
-from minidiff.diffusion.lora import PARTS  # noqa: E402
-from minidiff.diffusion.schedule import Schedule  # noqa: E402
-from minidiff.training.ema import EMA  # noqa: E402
-from minidiff.training.precision import Precision, pick_device  # noqa: E402
+# isort: split
+from minidiff import counted
+from minidiff import variables as var
+from minidiff.data.latents import Source
+from minidiff.diffusion import model as models
+from minidiff.diffusion.conditioning import Conditioner
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.schedule import Schedule
+from minidiff.training.ema import EMA
+from minidiff.training.precision import Precision, pick_device
 
 IMAGES = 1500                             # in the data set that is drawn from, as in the demo
-VARIABLES = [var.Category("label", ("a", "b", "c")), var.Category("sex", ("f", "m")), var.Number("age", 60, 15, 20, 95)]
 PEERS = ("AutoencoderKL", "DDPMScheduler", "UNet2DConditionModel", "training_utils")  # of diffusers
 Step = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Task:
-    architecture: str
-    vae: str
-    part: str                             # of lora.PARTS
-    batch: int
-    pixels: int
-    tokens: int
-    precision: Precision
-    ema: bool = False
-    compile: bool = False
-    checkpointing: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        return self.precision.device
-
-    @property
-    def latents(self) -> tuple[int, int, int]:
-        return 4, self.pixels // 8, self.pixels // 8
-
-    def batch_of(self, *shape: int) -> Tensor:
-        return torch.randn(self.batch, *shape, device=self.device)
-
-
-def own_unet(task: Task) -> unets.UNet:
-    torch.manual_seed(0)
-    net = unets.UNet(models.UNETS[task.architecture])
-    net.checkpointing = task.checkpointing
-    return trainable(net.to(task.device, memory_format=torch.channels_last), task.part)
-
-
-def their_unet(task: Task, last: bool = False) -> nn.Module:
-    """UNet2DConditionModel of the same architecture and weights."""
-    from diffusers import UNet2DConditionModel
-    c = models.UNETS[task.architecture]
-    kinds = [("CrossAttn" if attention else "") + "{}Block2D" for attention in c.attention]
-    with torch.device("meta"):  # no second copy of the weights is made, which would count as theirs
-        net = UNet2DConditionModel(
-            down_block_types=[k.format("Down") for k in kinds], up_block_types=[k.format("Up") for k in kinds[::-1]],
-            block_out_channels=c.channels, layers_per_block=c.blocks, cross_attention_dim=c.context_dim,
-            norm_num_groups=c.groups, use_linear_projection=c.linear_projection,
-            attention_head_dim=[c.heads or channels // c.head_dim for channels in c.channels])
-    torch.manual_seed(0)
-    net.load_state_dict(unets.UNet(c).state_dict(), assign=True)
-    net = net.train().to(task.device, memory_format=torch.channels_last if last else torch.preserve_format)
-    return trainable(net, task.part)
-
-
-def trainable(net: nn.Module, part: str) -> nn.Module:
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(re.search(PARTS[part], name) is not None)
-    return net
 
 
 def own_loop(task: Task) -> Step:
@@ -200,21 +135,11 @@ def unet_step(task: Task, build: Callable[[Task], nn.Module], fused: bool = True
     return step
 
 
-LOOPS = {"minidiff, cached moments": own_loop, "diffusers, its script": functools.partial(their_loop, encode=True),
-         "diffusers, latents given": functools.partial(their_loop, encode=False)}
-STEPS = {"minidiff": functools.partial(unet_step, build=own_unet),
-         "diffusers as it stands": functools.partial(unet_step, build=their_unet, fused=False),
-         "diffusers, fused AdamW, channels_last":
-             functools.partial(unet_step, build=functools.partial(their_unet, last=True))}
-
-
-def seconds(step: Step, device: torch.device, steps: int = 1) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    begin = wait() or time.perf_counter()
-    for _ in range(steps):
-        step()
-    wait()
-    return (time.perf_counter() - begin) / steps
+LOOPS = {"minidiff, cached moments": own_loop, "diffusers' script as it comes": partial(their_loop, encode=True),
+         "the same, latents given": partial(their_loop, encode=False)}
+STEPS = {"minidiff": partial(unet_step, build=own_unet),
+         "diffusers as it comes": partial(unet_step, build=their_unet, fused=False),
+         "diffusers, fused AdamW, channels_last, memory kept": partial(unet_step, build=partial(their_unet, last=True))}
 
 
 def peak(task: Task, build: Callable[[Task], Step], steps: int = 3) -> tuple[float, int]:
@@ -231,30 +156,34 @@ def peak(task: Task, build: Callable[[Task], Step], steps: int = 3) -> tuple[flo
     return one, torch.cuda.max_memory_allocated(task.device) if gpu else watch.peak
 
 
-def alone(args: argparse.Namespace, row: str, **changes) -> tuple[float, int]:
-    """`peak` in a process of its own."""
-    options = {name: getattr(args, name) for name in ("device", "dtype", "pixels", "batch", "size")} | changes
-    words = [w for name, value in options.items() for w in (f"--{name}", str(value))] + ["--ema"] * args.ema
-    got = subprocess.run([sys.executable, __file__, "--one", row, *words], capture_output=True, text=True)
-    return tuple(json.loads(got.stdout.strip().splitlines()[-1])) if not got.returncode else sys.exit(got.stderr[-2000:])
+def alone(args: argparse.Namespace, build: Callable[[Task], Step], **changes) -> tuple[float, float]:
+    """Seconds of the faster of two steps after the first, and the highest memory in GB, in a process of its own."""
+    row = Row("", partial(part, build), task_of(argparse.Namespace(**vars(args) | changes), "demo"), PEERS)
+    one = min([row.seconds("step", 1) for _ in range(3)][1:])
+    memory = row.memory()
+    row.end()
+    return one, memory
+
+
+def part(build: Callable[[Task], Step], task: Task) -> Parts:
+    return {"step": build(task)}
 
 
 def side_by_side(title: str, rows: dict[str, Callable], task: Task, args: argparse.Namespace, size: str) -> float:
     """Prints the table of one comparison; returns images/s of the first row, minidiff's."""
-    torch.cuda.empty_cache()  # for the processes started here; nothing without a GPU
-    memory = {name: alone(args, name, size=size)[1] for name in rows}
-    steps = [build(task) for build in rows.values()]
-    first = [seconds(step, task.device, 2) and seconds(step, task.device) for step in steps]  # after the allocations
-    each = max(1, min(20, int(0.5 / first[0])))
-    turns = [[seconds(step, task.device, each) for step in steps] for _ in range(args.repeats)]
+    sides = {name: Row(name, partial(part, build), task, PEERS) for name, build in rows.items()}
+    first, *_ = [side.seconds("step", 2) and side.seconds("step", 1) for side in sides.values()]  # after the allocations
+    each = max(1, min(20, int(0.5 / first)))
+    turns = [[side.seconds("step", each) for side in sides.values()] for _ in range(args.repeats)]
     print(f"\n{title}, {size}: {task.architecture}, {task.part} trained, batch {task.batch}, {task.pixels} px, {args.dtype}"
           f"{', EMA' if task.ema else ''}; median of {args.repeats} × {each} steps")
-    print(f"{'':<40}{'images/s':>10}{'memory, GB':>13}{'minidiff is':>14}{'its memory':>13}")
-    own = [turn[0] for turn in turns]
-    for (name, held), times in zip(memory.items(), zip(*turns)):
-        ratio = statistics.median(b / a for a, b in zip(own, times))
-        print(f"{name:<40}{task.batch / statistics.median(times):>10.2f}{held / 1e9:>13.2f}{ratio:>13.2f}×"
-              f"{next(iter(memory.values())) / held:>12.2f}×", flush=True)
+    print(f"{'':<46}{'images/s':>10}{'memory, GB':>13}{'minidiff is':>14}{'its memory':>13}")
+    own, least = [turn[0] for turn in turns], sides[next(iter(sides))].memory()
+    for (name, side), times in zip(sides.items(), zip(*turns)):
+        ratio, held = statistics.median(b / a for a, b in zip(own, times)), side.memory()
+        print(f"{name:<46}{task.batch / statistics.median(times):>10.2f}{held:>13.2f}{ratio:>13.2f}×"
+              f"{least / held:>12.2f}×", flush=True)
+        side.end()
     return task.batch / statistics.median(own)
 
 
@@ -270,8 +199,8 @@ def table(args: argparse.Namespace) -> None:
     sides, title = (64, 128, 256, 512), f"TINY, all trained, {args.dtype}: images/s | memory, GB"
     print(f"\n{title}\n{'batch':<8}" + "".join(f"{side:>12} px" for side in sides))
     for batch in (1, 4, 16, 32):
-        cells = [alone(args, "minidiff", size="demo", batch=batch, pixels=pixels) for pixels in sides]
-        print(f"{batch:<8}" + "".join(f"{batch / one:>8.1f} |{memory / 1e9:>5.2f}" for one, memory in cells), flush=True)
+        cells = [alone(args, STEPS["minidiff"], batch=batch, pixels=pixels) for pixels in sides]
+        print(f"{batch:<8}" + "".join(f"{batch / one:>8.1f} |{memory:>5.2f}" for one, memory in cells), flush=True)
 
 
 def grid(task: Task) -> None:
@@ -313,24 +242,16 @@ def main() -> None:
     parser.add_argument("--ema", action="store_true", help="keep an average of the weights, on both sides")
     parser.add_argument("--table", action="store_true", help="images/s and memory over batch and size, and no comparison")
     parser.add_argument("--grid", action="store_true", help="what a GPU prints besides, on a CPU too")
-    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = pick_device(args.device)
     args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
-    with contextlib.suppress(BaseException):  # a skip of pytest's; torchvision may be built for another torch
-        importlib.import_module("torchvision_peer").torchvision()
-    diffusers = importlib.import_module("diffusers")
-    diffusers.logging.set_verbosity_error()
-    assert [getattr(diffusers, name) for name in PEERS]  # they load when named: now, for it is no row's memory
-    if args.one:
-        return print(json.dumps(peak(task_of(args, args.size, device), (LOOPS | STEPS)[args.one])))
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else
           f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads", flush=True)
     if args.table:
         table(args)
-        return data_alone(task_of(args, "demo", device), 32 / alone(args, next(iter(LOOPS)), size="demo", batch=32)[0])
+        return data_alone(task_of(args, "demo"), 32 / alone(args, own_loop, batch=32)[0])
     for size in ("demo", "sd15") if args.size == "all" else (args.size,):
-        task = task_of(args, size, device)
+        task = task_of(args, size)
         consumed = side_by_side("whole loop", LOOPS, task, args, size)
         data_alone(task, consumed)
         side_by_side("the UNet's step alone", STEPS, replace(task, ema=False), args, size)
@@ -338,7 +259,8 @@ def main() -> None:
             grid(task)
 
 
-def task_of(args: argparse.Namespace, size: str, device: torch.device) -> Task:
+def task_of(args: argparse.Namespace, size: str) -> Task:
+    device = pick_device(args.device)
     demo, precision = size == "demo", Precision(args.dtype, device)
     batch, pixels = (32, 64) if demo else (4, 512) if device.type == "cuda" else (1, 64)
     names, tokens = (("TINY", "TINY", "all"), 8) if demo else (("SD15", "SD", "attention"), 77)

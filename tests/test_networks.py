@@ -85,6 +85,22 @@ def test_memory_format_changes_neither_names_nor_values():
     assert torch.allclose(plain, last, atol=1e-10)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("cells", [1, 4, 9])  # the last takes the convolution's own way
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_matrix_product_in_place_of_a_convolution_is_the_same(stride, cells, memory_format):
+    torch.manual_seed(0)
+    own = unet.Conv3x3(256, 8, stride).double().to(memory_format=memory_format)
+    x = torch.randn(2, 256, cells, cells, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    assert (8 * x[:, 0].numel() <= 256) == (cells < 9)
+    expected = torch.nn.functional.conv2d(x, own.weight, own.bias, stride, padding=1)
+    found = own(x)
+    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-12)
+    weights = torch.randn_like(expected)
+    grads = [torch.autograd.grad((y * weights).sum(), [x, *own.parameters()], retain_graph=True) for y in (found, expected)]
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*grads))
+
+
 def test_timestep_embedding_is_cos_then_sin():
     emb = unet.timestep_embedding(torch.tensor([0.0, 7.0]), 320)
     assert torch.equal(emb[0], torch.cat([torch.ones(160), torch.zeros(160)]))

@@ -1,7 +1,10 @@
 """Checkpoints, EMA and the optimiser step."""
 
+import ctypes
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -249,3 +252,20 @@ def test_micro_batches_add_up_to_the_batch():
         precision.update(optimizer, model.parameters(), 1.0)
         results.append(model[0].weight.detach())
     assert torch.allclose(*results, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_freed_memory_is_kept_and_not_fetched_anew():
+    code = """if True:
+        import resource, sys, torch
+        from minidiff.training.precision import keep_memory
+        sys.argv[1] == "kept" and keep_memory()
+        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        before = faults()
+        for _ in range(10):
+            torch.ones(2**24)
+        print(faults() - before)"""
+    kept, usual = (int(subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True, text=True).stdout)
+                   for how in ("kept", "usual"))
+    assert kept < usual / 2  # none at all, unless the system itself takes pages back

