@@ -2,11 +2,15 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import linalg
+import torch
+from scipy import linalg, ndimage, optimize, stats
+from torchvision_peer import torchvision
 
+from minidiff.data.phantom import phantom
 from minidiff.errors import InputError
 from minidiff.evaluation import distances as ds
-from minidiff.evaluation.distances import fid, floor, kid
+from minidiff.evaluation.distances import fid, fid_infinity, floor, kid, mind
+from minidiff.evaluation.features import PixelPCA
 
 
 def normal(seed, *shape):
@@ -66,7 +70,68 @@ def fid_mean(line):
     return 30 * line[:, 0].mean() ** 2
 
 
-@pytest.mark.parametrize("metric", [fid, kid])
+@pytest.mark.parametrize("n,m", [(300, 260), (40, 30)])   # d = 24: full rank
+def test_fd_equals_the_peers(n, m):
+    """pytorch-fid: mean, np.cov, scipy's sqrtm; torch-fidelity: mean, np.cov, eigvals."""
+    torchvision()   # which both import
+    pytorch_fid = pytest.importorskip("pytorch_fid.fid_score", exc_type=ImportError)
+    fidelity = pytest.importorskip("torch_fidelity.metric_fid", exc_type=ImportError)
+    x, y = normal(0, n, 24) * np.linspace(0.5, 2, 24), 1.2 * normal(1, m, 24) + 0.3
+    value = fid(real=x, fake=y)
+    moments = [f(s) for s in (x, y) for f in (lambda s: s.mean(0), lambda s: np.cov(s, rowvar=False))]
+    assert pytorch_fid.calculate_frechet_distance(*moments) == pytest.approx(value, rel=1e-5)
+    both = [fidelity.fid_features_to_statistics(torch.from_numpy(s)) for s in (x, y)]
+    peer = fidelity.fid_statistics_to_metric(*both, verbose=False)
+    assert peer["frechet_inception_distance"] == pytest.approx(value, rel=1e-5)
+
+
+def test_kd_equals_torch_fidelity():
+    torchvision()
+    fidelity = pytest.importorskip("torch_fidelity.metric_kid", exc_type=ImportError)
+    x, y = normal(0, 70, 16), 1.1 * normal(1, 70, 16) + 0.2
+    peer = fidelity.kid_features_to_metric(torch.from_numpy(x), torch.from_numpy(y), kid_subsets=1, kid_subset_size=70,
+                                           kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_gamma=None,
+                                           kid_kernel_poly_coef0=1, rng_seed=0, verbose=False)
+    assert kid(real=x, fake=y) == pytest.approx(peer["kernel_inception_distance_mean"], rel=1e-9)
+
+
+@pytest.mark.parametrize("metric", [fid, kid, mind])
+def test_two_images_are_enough_and_order_does_not_matter(metric):
+    x, y = normal(0, 2, 5), normal(1, 2, 5) + 1
+    assert np.isfinite(metric(real=x, fake=y)) and metric(real=x, fake=y) == pytest.approx(metric(real=y, fake=x))
+    x, y = normal(0, 30, 5), normal(1, 30, 5)
+    assert metric(real=x[::-1], fake=y[np.arange(30) * 7 % 30]) == pytest.approx(metric(real=x, fake=y))
+
+
+def test_mind_of_a_shift_a_scale_and_of_itself():
+    """A shift δ is 3d·mean (u·δ)² = 3|δ|² over all directions u; the sorted values of 2x are those of x, twice."""
+    x, shift = normal(0, 100, 40), normal(1, 40)
+    assert mind(real=x, fake=x) == 0
+    assert mind(real=x, fake=x + shift, directions=4000) == pytest.approx(3 * shift @ shift, rel=0.1)
+    assert mind(real=x[:, :1], fake=x[:, :1] + 2) == pytest.approx(12)                 # d = 1: no direction but ±1
+    assert mind(real=x[:, :1], fake=2 * x[:, :1]) == pytest.approx(3 * (x[:, 0] ** 2).mean())
+    assert mind(real=3 * x, fake=3 * x + 3 * shift) == pytest.approx(9 * mind(real=x, fake=x + shift))
+
+
+def test_mind_is_the_wasserstein_distance_of_projections():
+    """Against the optimal assignment of the points of each projection, which needs no sorting."""
+    x, y = normal(0, 25, 3), normal(1, 25, 3)
+    u = np.random.default_rng(5).standard_normal((7, 3))
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    cost = [((a[:, None] - b) ** 2) for a, b in zip(u @ x.T, u @ y.T)]
+    best = np.mean([c[optimize.linear_sum_assignment(c)].mean() for c in cost])
+    assert mind(real=x, fake=y, directions=7, seed=5) == pytest.approx(9 * best)
+
+
+def test_mind_draws_equal_numbers_with_the_seed():
+    x, y = normal(0, 90, 6), normal(1, 40, 6)
+    assert mind(real=x, fake=y) == mind(real=x, fake=y) == pytest.approx(
+        mind(real=ds.equal(x, 40, 0), fake=y)) != mind(real=x, fake=y, seed=3)
+    null = floor(mind, real=x, patients=range(90), n=40, m=40, repeats=20)
+    assert 0 < null.median < mind(real=x, fake=y + 0.7)
+
+
+@pytest.mark.parametrize("metric", [fid, kid, mind])
 def test_bad_input_is_named(metric):
     x = normal(0, 8, 3)
     with pytest.raises(InputError, match="fake side has 1"):
@@ -195,3 +260,86 @@ def test_floor_of_kd_equals_kd_of_the_subsets():
 def test_fd_spread_holds_half_sizes():
     spread = ds.fid_spread(real=normal(0, 60, 5), fake=normal(1, 41, 5), repeats=50)
     assert (spread.n, spread.m) == (30, 20) and 0 < spread.low < spread.median < spread.high
+
+
+def test_fd_infinity_is_refused_for_small_sets():
+    with pytest.raises(InputError, match="at least 2000 images on each side; there are 2500 real and 1999 fake"):
+        fid_infinity(real=normal(0, 2500, 3), fake=normal(1, 1999, 3))
+
+
+def test_fd_infinity_takes_off_the_bias():
+    """Between two draws of one distribution, and at a shift whose FD is known."""
+    x, y = normal(0, 2000, 60), normal(1, 2200, 60)
+    null, shifted = fid_infinity(real=x, fake=y), fid_infinity(real=x, fake=y + 0.3)
+    assert null.n == 2000 and null.at_n > 0.8 and abs(null.value) < 0.15 * null.at_n
+    assert shifted.value == pytest.approx(60 * 0.3 ** 2, rel=0.06) and shifted.value < shifted.at_n
+    assert 0 < null.residual < 0.1 * null.at_n
+
+
+def gaussian_kd(shift):
+    """KD between N(0, I) and N(shift, I) in closed form.
+
+    E k(x, y) for x ~ N(μ, I), y ~ N(ν, I) needs E (x·y)ʲ: a, a² + |μ|² + |ν|² + d, a³ + 3a|ν|² + 3a(|μ|² + d + 2), a = μ·ν.
+    """
+    d, s = len(shift), shift @ shift
+
+    def mean(a, p, q):
+        moments = a, a ** 2 + p + q + d, a ** 3 + 3 * a * q + 3 * a * (p + d + 2)
+        return 1 + 3 * moments[0] / d + 3 * moments[1] / d ** 2 + moments[2] / d ** 3
+    return mean(0, 0, 0) + mean(s, s, s) - 2 * mean(0, 0, s)
+
+
+def test_the_closed_form_of_kd():
+    shift = np.array([0.8, 0, 0.3, 0.5])
+    draws = [kid(real=normal(i, 400, 4), fake=normal(i + 5000, 400, 4) + shift) for i in range(60)]
+    assert np.mean(draws) == pytest.approx(gaussian_kd(shift), abs=4 * np.std(draws) / 60 ** 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", [0.0, 0.15, 1.0])
+def test_kd_intervals_cover_the_true_kd(shift):
+    """1,000 runs of 60 real images of 40 patients against 50 synthetic ones, d = 8, the 95 % interval of each."""
+    truth = gaussian_kd(np.full(8, shift))
+    hits, missed = 0, [0, 0]
+    for i in range(1000):
+        patients = np.arange(60) % 40
+        low, high = ds.kid_interval(real=normal((0, i), 60, 8), fake=normal((1, i), 50, 8) + shift, real_patients=patients,
+                                    n_boot=300, seed=i)
+        hits += low <= truth <= high
+        missed[int(truth > high)] += not low <= truth <= high
+    assert hits >= 900, (hits, missed)
+
+
+def phantoms(start, n, **kwargs):
+    seen = [phantom(7, start + i, 64, **kwargs) for i in range(n)]
+    images = torch.from_numpy(np.stack([p.image for p in seen]))
+    return images[:, None].expand(-1, 3, -1, -1), np.array([p.row["patient"] for p in seen])
+
+
+@pytest.mark.slow
+def test_p_of_real_against_real_is_uniform():
+    """200 random halves, by patient, of 120 phantoms."""
+    images, patients = phantoms(2000, 120)
+    x = PixelPCA().fit(phantoms(0, 200)[0])(images).numpy()
+    names, values = np.unique(patients), []
+    for i in range(200):
+        left = np.isin(patients, np.random.default_rng(i).permutation(names)[:len(names) // 2])
+        values.append(ds.kid_p(real=x[left], fake=x[~left], real_patients=patients[left], fake_patients=patients[~left],
+                               permutations=400, seed=i))
+    assert stats.kstest(values, "uniform").pvalue > 0.01, np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["blur", "noise"])
+def test_blur_and_noise_raise_kd_step_by_step(fault):
+    """Four levels of each on 100 phantoms, against 100 others."""
+    pixels = PixelPCA().fit(phantoms(0, 200)[0])
+    real, _ = phantoms(1000, 100)
+    clean, _ = phantoms(3000, 100)
+    noise, values = np.random.default_rng(0).standard_normal(clean.shape[:1] + clean.shape[2:]), []
+    for level in range(5):
+        x = clean[:, 0].numpy().astype(float)
+        x = ndimage.gaussian_filter(x, (0, 1.5 * level, 1.5 * level)) if fault == "blur" else x + 25 * level * noise
+        x = torch.from_numpy(x.round().clip(0, 255).astype(np.uint8))[:, None].expand(-1, 3, -1, -1)
+        values.append(kid(real=pixels(real).numpy(), fake=pixels(x).numpy()))
+    assert (np.diff(values) > 0).all() and values[-1] > 10 * abs(values[0]), values

@@ -1,0 +1,112 @@
+"""The Fréchet distance beside pytorch-fid: seconds and memory from two sets of features to the number.
+
+    python benchmarks/fid.py                       n = 500 and 5,000, d = 2,048, three runs each
+    python benchmarks/fid.py --n 500 --repeats 7   one size
+
+The step is mean, covariance and distance, which pytorch-fid does with np.cov and SciPy's sqrtm. `streamed` is minidiff's
+`Moments`, fed 500 rows at a time, which never holds the rows. Features are normal with a 1/k spectrum, float64, the same for
+all. Each run is its own process, all in turn; CPU seconds are those of all threads together, and depend less on what
+else the machine does than seconds by the clock. Memory is the peak above that at the start, features included there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+D, BATCH = 2048, 500
+
+
+def features(seed: int, n: int) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((n, D))
+    x /= np.sqrt(1 + np.arange(D))
+    x += 0.05 * seed
+    return x
+
+
+def whole() -> Callable[[np.ndarray, np.ndarray], float]:
+    from minidiff.evaluation.distances import fid
+    return lambda x, y: fid(real=x, fake=y)
+
+
+def streamed() -> Callable[[np.ndarray, np.ndarray], float]:
+    from minidiff.evaluation.moments import Moments, fid_of
+
+    def step(x: np.ndarray, y: np.ndarray) -> float:
+        sides = Moments(D), Moments(D)
+        for moments, rows in zip(sides, (x, y)):
+            for start in range(0, len(rows), BATCH):
+                moments.add(rows[start:start + BATCH])
+        return fid_of(*sides)
+    return step
+
+
+def pytorch_fid() -> Callable[[np.ndarray, np.ndarray], float]:
+    try:
+        importlib.import_module("torchvision_peer").torchvision()   # pytorch-fid imports it
+        distance = importlib.import_module("pytorch_fid.fid_score").calculate_frechet_distance
+    except BaseException as missing:  # noqa: BLE001 (a skip of pytest's where torchvision is not installed)
+        sys.exit(f"pip install pytorch-fid: {missing}")
+    return lambda x, y: distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+
+
+ROWS = {"minidiff": whole, "minidiff, streamed": streamed, "pytorch-fid": pytorch_fid}
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def one(which: str, n: int) -> None:
+    """One measurement in this process, printed as JSON."""
+    step, x, y = ROWS[which](), features(0, n), features(1, n)
+    memory, cpu, begin = peak(), time.process_time(), time.perf_counter()
+    value = step(x, y)
+    print(json.dumps({"value": float(value), "seconds": time.perf_counter() - begin, "cpu": time.process_time() - cpu,
+                      "memory": peak() - memory}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, nargs="+", default=[500, 5000], help="images on each side [500 5000]")
+    parser.add_argument("--repeats", type=int, default=3, help="runs each, in turn [3]")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of BLAS, for all alike [all cores]")
+    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        return one(args.one, args.n[0])
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    threads = {**os.environ, **dict.fromkeys(names, str(args.threads))}
+    print(f"d = {D}, {args.threads} threads, median of {args.repeats}; load average {os.getloadavg()[0]:.1f} at the start")
+    for n in args.n:
+        runs: dict[str, list[dict]] = {row: [] for row in ROWS}
+        for _ in range(args.repeats):
+            for which, found in runs.items():
+                words = [sys.executable, __file__, "--one", which, "--n", str(n)]
+                got = subprocess.run(words, capture_output=True, text=True, env=threads)
+                if got.returncode:
+                    sys.exit(f"{which}: {got.stderr[-2000:]}")
+                found.append(json.loads(got.stdout.strip().splitlines()[-1]))
+        print(f"n = {n:<19,}{'FD':>14}{'seconds':>10}{'CPU s':>8}{'MB':>7}{'minidiff is':>13}{'by CPU s':>10}")
+        middle = {which: {k: statistics.median(r[k] for r in found) for k in found[0]} for which, found in runs.items()}
+        for which, m in middle.items():
+            ratio, by_cpu = (m[k] / middle["minidiff"][k] for k in ("seconds", "cpu"))
+            print(f"{which:<23}{m['value']:>14.8f}{m['seconds']:>10.3f}{m['cpu']:>8.3f}{m['memory'] / 1e6:>7.0f}"
+                  f"{ratio:>12.1f}×{by_cpu:>9.1f}×", flush=True)
+
+
+if __name__ == "__main__":
+    main()

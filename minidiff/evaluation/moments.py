@@ -1,0 +1,100 @@
+"""Fréchet distance from streamed moments: 50,000 × 2,048 features are summed batch by batch and never held.
+
+A set is kept as its count, mean and scatter matrix in float64, and two halves of a set merge exactly, wherever they were
+summed. While batches come in there are the batch and two d × d matrices in memory: 67 MB at d = 2,048.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from minidiff.errors import InputError
+
+ROWS = 2048   # of one call to `add`, taken at a time: its float64 copy stays small, however much is given
+
+
+class Moments:
+    """Count, mean (d,) and scatter Σ(x − mean)(x − mean)ᵀ (d,d) of all feature vectors added so far."""
+
+    def __init__(self, d: int):
+        self.count, self.mean, self.scatter = 0, np.zeros(d), np.zeros((d, d))
+
+    def add(self, features: np.ndarray) -> Moments:
+        """Take in a batch (n,d) of any float type; returns self. NaN or infinity raise InputError, nothing is added then.
+
+        Each part is centred on its own mean before it is squared, since E[x²] − E[x]² loses all digits where the mean is
+        large beside the spread (Chan, Golub & LeVeque 1983, eq. 1.5); the shift of the mean is one more row.
+        """
+        features = np.asarray(features)
+        assert features.ndim == 2 and features.shape[1] == len(self.mean), (features.shape, len(self.mean))
+        check_finite("", features)
+        for start in range(0, len(features), ROWS):
+            x = features[start:start + ROWS].astype(np.float64)
+            mean = x.mean(0)
+            x -= mean
+            self._take(len(x), mean, x.T @ x)
+        return self
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets together, as a new object."""
+        both = Moments(len(self.mean))
+        for part in (self, other):
+            both._take(part.count, part.mean, part.scatter)
+        return both
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(d,d), with 1/(n−1)."""
+        if self.count < 2:
+            raise InputError(f"a covariance needs at least 2 images; there are {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def _take(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        if n == 0:
+            return
+        total, shift = self.count + n, mean - self.mean
+        row = shift[None] * np.sqrt(self.count * n / total)
+        self.scatter += scatter
+        self.scatter += row.T @ row
+        self.mean, self.count = self.mean + shift * (n / total), total
+
+
+def fid_of(a: Moments, b: Moments) -> float:
+    """`distances.fid` of two sets that are known by their moments."""
+    s, t = a.covariance, b.covariance
+    return frechet(a.mean - b.mean, np.trace(s) + np.trace(t), root_trace(s, t))
+
+
+def frechet(shift: np.ndarray, traces: float, cross: float) -> float:
+    """|μ₁−μ₂|² + (tr Σ₁ + tr Σ₂) − 2 tr (Σ₁Σ₂)^½, from its three parts (Dowson & Landau 1982)."""
+    return float(shift @ shift + traces - 2 * cross)
+
+
+def root_trace(s: np.ndarray, t: np.ndarray) -> float:
+    """tr (ST)^½ of two covariances (d,d).
+
+    Any root S = LLᵀ will do: ST has the eigenvalues of LᵀTL, which is symmetric, so that they are real and, but for
+    rounding, not negative. Cholesky's L costs a seventh of the root by eigh, which remains where neither S nor T has full
+    rank.
+    """
+    for first, other in ((s, t), (t, s)):
+        try:
+            root = np.linalg.cholesky(first)
+        except np.linalg.LinAlgError:   # a singular matrix
+            continue
+        return _root_sum(root, other)
+    values, vectors = np.linalg.eigh(s)
+    return _root_sum(vectors * np.sqrt(values.clip(0)), t)
+
+
+def _root_sum(root: np.ndarray, t: np.ndarray) -> float:
+    product = torch.from_numpy(root.T @ t @ root)   # PyTorch brings a LAPACK that takes half of NumPy's time
+    return torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum().item()
+
+
+def check_finite(name: str, features: np.ndarray) -> None:
+    """Raise InputError that counts the rows of (n,d) with NaN or infinity; `name` says which side they are of."""
+    bad = len(features) - int(np.isfinite(features).all(1).sum())
+    if bad:
+        raise InputError(f"{bad} of {len(features)} {name + ' ' if name else ''}feature vectors hold NaN or infinity")
