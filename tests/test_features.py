@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from minidiff.errors import InputError
-from minidiff.evaluation.features import PixelPCA, PredictorFeatures, grey, pca_psnr, principal, psnr
+from minidiff.evaluation.features import (
+    PixelPCA,
+    PredictorFeatures,
+    VAEFeatures,
+    digest,
+    filled,
+    grey,
+    pca_psnr,
+    principal,
+    psnr,
+)
 
 
 def images(n, side=40, rank=5, seed=0):
@@ -64,3 +74,44 @@ def test_predictor_features_pass_through():
 
     extractor = PredictorFeatures(Fake())
     assert extractor.name == "classifier" and extractor(images(4)).shape == (4, 3)
+
+
+def test_digest_sees_name_type_shape_bytes_and_facts():
+    x = torch.arange(6.0)
+    sums = [digest(*given, **facts) for given, facts in (
+        (({"a": x},), {}), (({"b": x},), {}), (({"a": x.view(2, 3)},), {}), (({"a": x.view(torch.int32)},), {}),
+        (({"a": x + 1},), {}), (({"a": x},), {"side": 32}), (({"a": x, "b": x},), {}), (({},), {}))]
+    assert len(set(sums)) == len(sums) and all(len(s) == 64 for s in sums)
+    assert digest({"b": x, "a": x.view(2, 3).T.contiguous().T.flatten()}) == digest({"a": x, "b": x})  # order, layout: no
+
+
+def test_identity_is_of_what_was_fitted():
+    fitted = [PixelPCA(k=k).fit(images(n)) for n, k in ((30, 64), (30, 64), (31, 64), (30, 3))]
+    assert fitted[0].identity == fitted[1].identity and len({e.identity for e in fitted}) == 3
+
+
+def test_identity_of_the_classifier_is_of_its_weights():
+    from minidiff.classification.predictor import Predictor
+    from minidiff.variables import Category
+
+    made = [Predictor([Category("label", ("a", "b"))], width=4, size=32, seed=seed) for seed in (0, 0, 1)]
+    found = [PredictorFeatures(p).identity for p in made]
+    assert found[0] == found[1] != found[2]
+
+
+def test_vae_features_are_the_latent_means():
+    from minidiff.diffusion.vae import TINY, VAE
+
+    vae, x = VAE(TINY), images(3, side=64)
+    extractor = VAEFeatures(vae)
+    features = extractor(x)
+    with torch.no_grad():
+        means = vae.encode(x.float() / 127.5 - 1).mean
+    assert features.shape == (3, 256) and torch.equal(features, means.flatten(1)) and len(extractor.identity) == 64
+    halved = means.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    assert torch.allclose(VAEFeatures(vae, side=4)(x), halved.flatten(1), atol=1e-6)
+
+
+def test_a_batch_is_filled_up_with_its_last_entry():
+    x = torch.arange(6).view(3, 2)
+    assert filled(x, 5).tolist() == [[0, 1], [2, 3], [4, 5], [4, 5], [4, 5]] and filled(x, 3) is x

@@ -1,21 +1,27 @@
 """Extractors: images to feature vectors, in which distances are measured.
 
-Each has a `name` and is called as: uint8 (N,3,H,W) → float32 (N,d). Resizing and ranges are its own business.
+Each has a `name` and is called as: uint8 (N,3,H,W) → float32 (N,d). Resizing and ranges are its own business. Its
+`identity` is the SHA-256 of all that its features depend on besides the image: two extractors that share it agree.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.errors import InputError
+from minidiff.runs import json_key
 
 
 class Extractor(Protocol):
     name: str
+    identity: str  # SHA-256 of weights and preprocessing, 64 hex digits
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (N,3,H,W) → float32 (N,d)."""
@@ -38,6 +44,8 @@ class PixelPCA:
         x = self._pixels(images)
         self.mean, self.axes = principal(x, self.k)
         self.scale = ((x - self.mean) @ self.axes).var(0).mean().sqrt().clamp(min=1e-12)
+        fitted = {"mean": self.mean, "axes": self.axes, "scale": self.scale}
+        self.identity = digest(fitted, name=self.name, side=self.side, resize="area", channels="mean")
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -55,8 +63,56 @@ class PredictorFeatures:
     def __init__(self, predictor):
         self.predictor = predictor
 
+    @cached_property
+    def identity(self) -> str:
+        """Hashed once, on first use: the classifier is taken as trained to its end."""
+        return digest(self.predictor.net.state_dict(), name=self.name, side=self.predictor.size)
+
     def __call__(self, images: Tensor) -> Tensor:
         return self.predictor.features(images)
+
+
+class VAEFeatures:
+    """The generator's own latent means on a grid of 8 × 8 cells: its view of the images, never a judge by itself.
+
+    What the autoencoder throws away is invisible here, in the real and in the synthetic images alike.
+    """
+
+    name = "vae"
+
+    def __init__(self, vae, side: int = 8):
+        self.vae, self.side = vae, side
+
+    @cached_property
+    def identity(self) -> str:
+        return digest(self.vae.state_dict(), name=self.name, side=self.side, resize="area")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        device = next(self.vae.parameters()).device
+        means = (self.vae.encode(part.to(device).float() / 127.5 - 1).mean.float().cpu() for part in images.split(32))
+        return torch.cat([F.adaptive_avg_pool2d(z, self.side).flatten(1) for z in means])
+
+
+def filled(batch: Tensor, size: int) -> Tensor:
+    """A batch (n,…), 0 < n ≤ size, filled up to (size,…) with its last entry.
+
+    The kernels that a library picks, and with them the last bits, depend on the size of a batch: of one size always, an
+    image's features do not depend on its company.
+    """
+    n = len(batch)
+    assert 0 < n <= size, (n, size)
+    return torch.cat([batch, batch[-1:].expand(size - n, *batch.shape[1:])]) if n < size else batch
+
+
+def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
+    """SHA-256 over named tensors (name, dtype, shape, bytes; in the order of their names) and facts."""
+    hashed = hashlib.sha256(json_key(**facts).encode())
+    for name in sorted(tensors):
+        x = tensors[name].detach().cpu().contiguous()
+        hashed.update(f"\n{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        hashed.update(x.reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()
 
 
 def grey(images: Tensor, side: int | None = None) -> Tensor:
