@@ -1,0 +1,183 @@
+"""Readers' files: read, checked against the key, and laid out as tables of images and readers.
+
+The checksum in a file finds what was cut or edited after export. It is no seal: who wants to forge answers can compute it
+anew. That each answer stands where the key's order for this reader has it, and only once, is checked as well.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from minidiff import runs
+from minidiff.errors import InputError
+
+COLUMNS = ("study", "reader", "block", "position", "item", "answer", "confidence", "reasons", "ms", "time", "undone")
+WORDS = {"quality": ("bad", "good"), "origin": ("real", "generated")}  # answer → 0 or 1
+REASONS = ("anatomy", "artefact", "disease", "other", "text_marker")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What each image is, and in which order each reader sees them."""
+
+    study: str
+    sha256: str
+    design: dict
+    items: list[dict]
+    orders: list[dict]
+
+    def where(self, **wanted: str) -> list[int]:
+        """Places of the items that are so, repeats aside."""
+        return [k for k, item in enumerate(self.items)
+                if "repeat_of" not in item and all(item.get(name) == value for name, value in wanted.items())]
+
+    @property
+    def repeats(self) -> list[tuple[int, int]]:
+        """Places of the two showings of each image that is shown twice."""
+        place = {item["id"]: k for k, item in enumerate(self.items)}
+        return [(place[item["repeat_of"]], k) for k, item in enumerate(self.items) if "repeat_of" in item]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reader's answers in the order of the key's items: 0, 1, or −1 where there is none; `position` counts from 1."""
+
+    reader: int
+    file: str
+    answer: dict[str, np.ndarray]      # block → (items,)
+    confidence: dict[str, np.ndarray]  # block → (items,), 1 … 4
+    position: np.ndarray               # (items,) in the first part
+    seconds: np.ndarray                # of every answer given
+    reasons: list[tuple[str, ...]] = field(default_factory=list)  # of each item, in the first part
+    missing: int = 0                   # images not rated
+
+    def first(self, key: Key, places: list[int]) -> np.ndarray:
+        """Good (1) or Bad (0) at the first of an image's showings, whichever of the two items that was."""
+        twin = dict(key.repeats)
+        seen = [min((k, twin.get(k, k)), key=lambda p: self.position[p] or 1 << 30) for k in places]
+        return self.answer["quality"][seen]
+
+
+def read_key(path: str | Path) -> Key:
+    found = runs.read_json(path)
+    digest = runs.sha256(path)
+    if not (isinstance(found, dict) and {"secret", "design", "items", "orders"} <= set(found)):
+        raise InputError(f"{path}: not the key of a reading study")
+    return Key(digest[:16], digest, found["design"], found["items"], found["orders"])
+
+
+def read_readings(files: tuple[str, ...], key: Key) -> tuple[list[Reading], list[str]]:
+    """The usable files by reader, and one remark for each file that is not, or not wholly, usable.
+
+    Two files of one reader: the same answers count once, a shorter one that the longer goes on from gives way to it, and
+    of two that differ neither counts.
+    """
+    by_reader, remarks = {}, []
+    for file in files:
+        try:
+            rows = read_rows(file)
+            check_rows(file, rows, key)
+            by_reader.setdefault(int(rows[0]["reader"]), []).append((file, rows))
+        except InputError as error:
+            remarks.append(f"left out: {error}")
+    readings = []
+    for reader, found in sorted(by_reader.items()):
+        found.sort(key=lambda pair: len(pair[1]))
+        longest = found[-1]
+        if any(longest[1][: len(rows)] != rows for _, rows in found[:-1]):
+            remarks.append(f"left out: reader {reader} is doubled, with different answers in "
+                           + " and ".join(file for file, _ in found))
+            continue
+        remarks += [f"left out: {file}: doubled; {longest[0]} has its answers of reader {reader}" for file, _ in found[:-1]]
+        reading = lay_out(longest[0], longest[1], key)
+        if reading.missing:
+            done = len(longest[1])
+            remarks.append(f"not pooled: {longest[0]}: reader {reader} is unfinished, {done} of {done + reading.missing} "
+                           "images rated")
+        readings.append(reading)
+    return readings, remarks
+
+
+def read_rows(file: str | Path) -> list[dict]:
+    """The rows of an export, JSONL or CSV, after its checksum; every value as JSON would have it."""
+    try:
+        data = Path(file).read_bytes()
+        text = data.decode()
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: not an export of the reading page (not UTF-8)") from None
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")  # a spreadsheet or a mail programme may have changed these
+    body, _, last = text.rstrip("\n").rpartition("\n")
+    body += "\n"
+    try:
+        if last.startswith("sha256,"):
+            rows = [parse(row) for row in csv.DictReader(io.StringIO(body), strict=True)]
+            digest, n = last.split(",")[1], int(last.split(",")[2])
+        else:
+            end = json.loads(last)
+            rows, digest, n = [json.loads(line) for line in body.splitlines()], end["sha256"], end["rows"]
+    except (ValueError, KeyError, IndexError, TypeError, csv.Error):
+        raise InputError(f"{file}: not a whole export of the reading page: its last line is no checksum, or a row is "
+                         "damaged") from None
+    if hashlib.sha256(body.encode()).hexdigest() != digest or n != len(rows):
+        raise InputError(f"{file}: edited or damaged after export: the checksum does not fit")
+    if not rows:
+        raise InputError(f"{file}: no answers in it")
+    return rows
+
+
+def parse(row: dict[str, str]) -> dict:
+    whole = ("reader", "position", "confidence", "ms", "undone")
+    return {**row, **{name: int(row[name]) for name in whole}, "reasons": row["reasons"].split()}
+
+
+def check_rows(file: str | Path, rows: list[dict], key: Key) -> None:
+    """Raise InputError where rows cannot have come from the key's page."""
+    for at, row in enumerate(rows):
+        if not isinstance(row, dict) or set(row) != set(COLUMNS):
+            raise InputError(f"{file}: row {at + 1} has other columns than {', '.join(COLUMNS)}")
+        if row["study"] != key.study:
+            raise InputError(f"{file}: foreign: of study {row['study']!r}, but the key is of {key.study!r}; one of the two "
+                             "was changed, or belongs elsewhere")
+    readers = {row["reader"] for row in rows}
+    if len(readers) > 1 or not all(isinstance(r, int) and 1 <= r <= len(key.orders) for r in readers):
+        raise InputError(f"{file}: reader {', '.join(map(str, readers))}; the key has 1 to {len(key.orders)}, one a file")
+    orders = key.orders[readers.pop() - 1]
+    wanted = [(block, key.items[k]["id"]) for block, order in orders.items() for k in order]
+    if len({(row["block"], row["item"]) for row in rows}) < len(rows):
+        raise InputError(f"{file}: an image is answered twice in one part")
+    for at, row in enumerate(rows):
+        if at >= len(wanted) or (row["block"], row["item"], row["position"]) != (*wanted[at], at + 1):
+            raise InputError(f"{file}: row {at + 1} is not the image that this reader saw there: rows were moved, left out "
+                             "or taken from another reader")
+        sound = (row["answer"] in WORDS[row["block"]] and row["confidence"] in (1, 2, 3, 4)
+                 and isinstance(row["reasons"], list) and all(reason in REASONS for reason in row["reasons"])
+                 and isinstance(row["ms"], int) and row["ms"] >= 0)
+        if not sound:
+            raise InputError(f"{file}: row {at + 1}: answer {row['answer']!r}, confidence {row['confidence']!r}, reasons "
+                             f"{row['reasons']!r}, ms {row['ms']!r} are not what the page writes")
+
+
+def lay_out(file: str, rows: list[dict], key: Key) -> Reading:
+    place = {item["id"]: k for k, item in enumerate(key.items)}
+    n, blocks = len(key.items), key.orders[rows[0]["reader"] - 1]
+    answer = {block: np.full(n, -1) for block in blocks}
+    confidence = {block: np.zeros(n, np.int64) for block in blocks}
+    position, reasons = np.zeros(n, np.int64), [()] * n
+    for row in rows:
+        k = place[row["item"]]
+        answer[row["block"]][k] = WORDS[row["block"]].index(row["answer"])
+        confidence[row["block"]][k] = row["confidence"]
+        if row["block"] == "quality":
+            position[k], reasons[k] = row["position"], tuple(row["reasons"])
+    missing = sum(map(len, blocks.values())) - len(rows)
+    return Reading(rows[0]["reader"], str(file), answer, confidence, position,
+                   np.array([row["ms"] for row in rows]) / 1000, reasons, missing)
