@@ -38,8 +38,9 @@ from minidiff.diffusion.generate import DECODE, Pipeline, Recipe, to_uint8
 from minidiff.diffusion.guidance import EVERYWHERE
 from minidiff.diffusion.samplers import SeededNoise
 from minidiff.diffusion.store import load_pipeline
-from minidiff.evaluation.distances import finite_percentile, floor, kid, kid_draws
+from minidiff.evaluation.distances import equal, finite_percentile, floor, kid, kid_draws
 from minidiff.evaluation.features import Extractor, PixelPCA, PredictorFeatures
+from minidiff.evaluation.manifold import prdc
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.statistics import wilson
 from minidiff.training.precision import pick_device
@@ -128,22 +129,28 @@ def costs(rows: list[str], pixels: dict, times: dict, through: dict, against: st
 
 
 def distances(extractor: Extractor, rows: list[str], pixels: dict, train: Images, reference: Images, against: str) -> None:
-    """Prints KD of each row in one space, and how much farther it is than the row compared with."""
+    """Prints KD, density and coverage of each row in one space, and how much farther it is than the row compared with.
+
+    Density and coverage are those of as many images as there are held-out ones, and beside real training images at that n.
+    """
     real, patients = extractor(reference.pixels).double().numpy(), np.array(reference.table.column("patient"))
     both = {"real": real, "real_patients": patients}
     made = {row: extractor(pixels[row]).double().numpy() for row in rows}
     draws = {row: kid_draws(**both, fake=made[row]) for row in rows}  # equal seeds: the same patients, the same images
     point = {row: kid(**both, fake=made[row]) for row in rows}
-    pool = np.concatenate([extractor(train.pixels).double().numpy(), real])
+    other = extractor(train.pixels).double().numpy()
+    pool = np.concatenate([other, real])
     bottom = floor(kid, real=pool, patients=np.concatenate([train.table.column("patient"), patients]), n=len(real),
                    m=len(made[against]))
-    margin = (bottom.high - bottom.low) / 2
+    margin, n = (bottom.high - bottom.low) / 2, min(len(real), len(other), len(made[against]))
+    where = lambda side: "{2:>9.2f}{3:>10.2f}".format(*prdc(real=equal(real, n, 0), fake=equal(side, n, 1)))  # noqa: E731
     print(f"\n{extractor.name}: KD of {len(made[against])} images to {len(real)} held-out ones of {len(set(patients))} "
           f"patients; floor {bottom.median:.4f} ({bottom.low:.4f} to {bottom.high:.4f}), half its width {margin:.4f}")
-    print(f"{'':<34}{'KD':>8}{'95 %':>22}{'farther':>10}{'95 %':>22}   as good as {against}")
+    print(f"{'':<34}{'density':>9}{'coverage':>10}{'KD':>8}{'95 %':>22}{'farther':>10}{'95 %':>22}   as good as {against}")
+    print(f"{f'real training images, n = {n}':<34}{where(other)}")
     for row in rows:
         low, high = finite_percentile(draws[row])
-        words = f"{row:<34}{point[row]:>8.4f}{f'{low:.4f} to {high:.4f}':>22}"
+        words = f"{row:<34}{where(made[row])}{point[row]:>8.4f}{f'{low:.4f} to {high:.4f}':>22}"
         if row != against:
             low, high = finite_percentile(draws[row] - draws[against])
             answer = "yes" if high <= margin else "no" if low > margin else "not resolved"

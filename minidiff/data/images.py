@@ -65,7 +65,7 @@ def write(path: str | Path, image: np.ndarray | Tensor, text: Mapping[str, str] 
 
 
 def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None) -> bytes:
-    """The PNG file of uint8 (H,W) or (C,H,W); `text` becomes its text chunks."""
+    """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W); `text` becomes its text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, str(value))
@@ -140,7 +140,7 @@ def _scale_by_range(wide: np.ndarray) -> np.ndarray:
 
 def _to_pil(image: np.ndarray | Tensor) -> Image.Image:
     array = np.asarray(image)
-    assert array.dtype == np.uint8, array.dtype
+    assert array.dtype == np.uint8 or (array.dtype == np.uint16 and array.ndim == 2), (array.dtype, array.shape)
     if array.ndim == 3:
         assert array.shape[0] in (1, 3), array.shape
         array = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)

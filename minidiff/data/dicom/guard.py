@@ -1,0 +1,104 @@
+"""Untrusted files are decoded in a process of their own: no file can hang, crash or fill the memory of the import.
+
+The process takes one file after another and is replaced when it dies or overstays. What it sends back is JSON and PNG,
+never a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import warnings
+from multiprocessing.connection import Connection
+
+from minidiff.data.dicom import Refused, need_pydicom, reader
+
+START = 120  # seconds until the process has imported what it needs
+READY = b"ready"
+
+
+class Guard:
+    """Calls `reader.convert` in another process, with so much time (seconds) and memory (GiB, on Linux) for a file."""
+
+    def __init__(self, seconds: float = 60, gigabytes: float = 6):
+        self.seconds, self.gigabytes = seconds, gigabytes
+        self.process, self.pipe = None, None
+
+    def convert(self, path: str, options: reader.Options) -> tuple[bytes, dict[str, str]]:
+        """As `reader.convert`. Raises Refused, also for a file that takes too much time or memory, or kills the process."""
+        if self.process is None:
+            self._start()
+        try:
+            self.pipe.send_bytes(json.dumps([path, options]).encode())
+            if not self.pipe.poll(self.seconds):
+                self.stop()
+                raise Refused("time", f"{self.seconds:g} s")
+            answer, image = json.loads(self.pipe.recv_bytes()), self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            self.stop()
+            raise Refused("crash") from None
+        if "refused" in answer:
+            raise Refused(*answer["refused"])
+        return image, answer["row"]
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+            self.process = None
+
+    def _start(self) -> None:
+        # forked from a server that has one thread and has imported everything: safe beside our threads, and quick
+        ways = multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+        if "forkserver" in ways:
+            context.set_forkserver_preload([__name__])
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self.gigabytes), daemon=True)
+        self.process.start()
+        theirs.close()
+        try:
+            if self.pipe.poll(START) and self.pipe.recv_bytes() == READY:
+                return
+        except EOFError:
+            pass
+        self.stop()
+        raise RuntimeError(f"the decoding process did not start, or not within {START} s")
+
+
+def _serve(pipe: Connection, gigabytes: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    warnings.simplefilter("ignore")               # pydicom quotes values in its warnings
+    logging.disable(logging.CRITICAL)
+    need_pydicom()
+    _limit_memory(gigabytes)
+    pipe.send_bytes(READY)
+    while True:
+        try:
+            path, options = json.loads(pipe.recv_bytes())
+        except EOFError:  # the parent is gone
+            return
+        try:
+            image, row = reader.convert(path, reader.Options(*options))
+            answer = {"row": row}
+        except Refused as refused:
+            image, answer = b"", {"refused": [refused.key, refused.detail]}
+        pipe.send_bytes(json.dumps(answer).encode())
+        pipe.send_bytes(image)
+
+
+def _limit_memory(gigabytes: float) -> None:
+    try:
+        import resource
+
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (now + int(gigabytes * 2**30),) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the image
+    except (ImportError, OSError, ValueError):
+        pass  # not Linux: the limits on size and time stand alone

@@ -1,0 +1,102 @@
+"""One DICOM file → a PNG and its row, or the reason why not. Runs behind `guard`, for the file is untrusted."""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from minidiff.data import images
+from minidiff.data.dicom import MAX_BYTES, Refused, pixels, tags
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+IMAGE = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+DEFLATED = "1.2.840.10008.1.2.1.99"
+SYNTHETIC = "SYNTHETIC"  # third value of ImageType in what `writer` makes
+BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without the preamble of 128 bytes and "DICM"
+
+
+class Options(NamedTuple):
+    """How files are read; salt in hexadecimal."""
+
+    salt: str
+    window: str = "auto"
+    frame: int = 0
+    bits: int = 8
+    accept: tuple[str, ...] = ()  # of absent, yes
+
+
+def convert(path: str, options: Options) -> tuple[bytes, dict[str, str]]:
+    """A PNG without metadata, and the facts of `tags`. Raises Refused, whatever is wrong with the file."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise Refused("huge")
+            data = file.read()
+        ds = load(data)
+        burned = tags.text(ds, "BurnedInAnnotation").upper()
+        burned = {"NO": "", "YES": "yes"}.get(burned, "absent")
+        if burned and burned not in options.accept:
+            raise Refused(f"burned_{burned}")
+        row = tags.facts(ds, bytes.fromhex(options.salt))
+        return images.png_bytes(pixels.grey(ds, frame=options.frame, window=options.window, bits=options.bits)), row
+    except Refused:
+        raise
+    except MemoryError:
+        raise Refused("memory") from None
+    except OSError as error:
+        raise Refused("damaged" if error.errno is None else "unreadable", str(error)) from None
+    except Exception as error:  # a parser of broken files raises whatever it met first
+        raise Refused("damaged", f"{type(error).__name__}: {error}") from None
+
+
+def load(data: bytes) -> Dataset:
+    """The few elements that are looked at, and the pixels, of a whole file. Raises Refused, and whatever pydicom raises."""
+    from pydicom import dcmread, uid
+
+    _check_deflated(data)
+    ds = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM", specific_tags=[*pixels.NEEDED, *tags.NEEDED, *IMAGE])
+    kind = uid.UID(str(ds.file_meta.get("MediaStorageSOPClassUID", "")))
+    if kind == uid.MediaStorageDirectoryStorage:
+        raise Refused("dicomdir")
+    if not any(name in ds for name in IMAGE):  # of a file cut short, pydicom may give what came before, or nothing
+        cut = not len(ds) or "Rows" in ds or "Image" in kind.name
+        raise Refused("damaged", "cut short before its pixels") if cut else Refused("pixelless")
+    if "PixelData" not in ds:
+        raise Refused("bits", "pixels in floating point")
+    if SYNTHETIC in str(ds.get("ImageType")):
+        raise Refused("synthetic")
+    if "TransferSyntaxUID" not in ds.file_meta:  # a bare file: as pydicom found it to be
+        implicit, little = ds.original_encoding
+        plain = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else plain
+    return ds
+
+
+def looks_like(head: bytes) -> str:
+    """The first 512 bytes → "dicom", "archive", or "foreign"."""
+    if head[128:132] == b"DICM":
+        return "dicom"
+    packed = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
+    if head.startswith(packed) or head[257:262] == b"ustar":
+        return "archive"
+    return "dicom" if head.startswith(BARE) else "foreign"
+
+
+def _check_deflated(data: bytes) -> None:
+    """Refuse a deflated file that would unpack to more than MAX_BYTES; pydicom unpacks without a limit."""
+    from pydicom.filereader import read_dataset, read_preamble
+
+    file = io.BytesIO(data)
+    read_preamble(file, force=True)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+    if meta.get("TransferSyntaxUID") == DEFLATED:
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        unpacker.decompress(data[file.tell() :], MAX_BYTES)
+        if unpacker.unconsumed_tail:
+            raise Refused("huge", "deflated")
+        if not unpacker.eof:
+            raise Refused("damaged", "a deflated file that is cut short")
