@@ -45,7 +45,7 @@ from minidiff.training.precision import SCHEDULES, Precision, pick_device, set_l
 from minidiff.training.state import Keeper, budget, require_space
 
 PHANTOM, DEMO_VAE = "runs/demo/phantom", "runs/demo/vae"     # the embedded default, drawn when it is not there
-FREE = ("log_every", "save_every", "guidance", "device", "compile", "checkpointing", "shard")  # the weights stay the same
+FREE = ("log_every", "save_every", "snapshots", "guidance", "device", "compile", "checkpointing", "shard")  # same weights
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,14 @@ class DiffusionConfig:
     skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
     log_every: int = 20                    # steps between lines of log.jsonl
     save_every: int = 650                  # steps between checkpoints (and every 15 minutes), validation losses and grids
+    snapshots: int = 7                     # models kept on the way, evenly spaced, for evaluate.py monitor and uncertainty
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 
 
 def train_vae(cfg: VAEConfig) -> None:
     """Train the autoencoder: reconstruction, multi-scale gradients and a little KL."""
     distributed.start()
-    device = pick_device(cfg.device)
-    precision = Precision(cfg.precision, device)
+    precision = Precision(cfg.precision, device := pick_device(cfg.device))
     data = read_data(cfg, cfg.size)
     train = data.part("train")
     distributed.require_share(cfg.batch)
@@ -129,8 +129,7 @@ def train_vae(cfg: VAEConfig) -> None:
     ema = EMA(vae, cfg.steps / 20)
     run = open_run(cfg, "vae", data, vae, n_train=len(train), **origin)
     parts = {"model": Trained(vae), "ema": ema, "optimizer": optimizer, "precision": precision}
-    pick = picker(train, cfg.seed)
-    net = distributed.parallel(vae, device)
+    pick, net = picker(train, cfg.seed), distributed.parallel(vae, device)
 
     with Keeper(run, cfg.steps, cfg.save_every, "VAE", **parts) as keeper:
         for step in keeper.steps():
@@ -235,6 +234,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     averaged = Denoiser(s.ema.model, schedule, s.start.prediction)
     parts = {"model": Trained(s.model), "ema": s.ema, "optimizer": s.optimizer, "precision": s.precision}
     pick = picker(s.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
+    kept = {cfg.steps * k // (cfg.snapshots + 1) for k in range(1, cfg.snapshots + 1)} - {0}
 
     with Keeper(s.run, cfg.steps, cfg.save_every, "diffusion", **parts) as keeper:
         for step in keeper.steps():
@@ -257,16 +257,16 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
 
             done, losses, t = step + 1, distributed.gather(torch.cat(losses)), distributed.gather(t)
             keeper.show(cfg.batch, loss=losses.mean(), lr=lr)
-            save = done % cfg.save_every == 0 or done == cfg.steps
-            if save or done % cfg.log_every == 0:
+            draw, keep = done % cfg.save_every == 0 or done == cfg.steps, done in kept
+            if draw or keep or done % cfg.log_every == 0:
                 how = s.precision.autocast, device, cfg.batch, cfg.min_snr
-                seen = look(averaged, s.probes, *how) if save else {"val_loss": None}
-                best = keeper.lowest("val_loss", seen["val_loss"])
+                seen = look(averaged, s.probes, *how) if draw or keep else {"val_loss": None}
                 keeper.log(step=done, loss=losses.mean().item(), **by_quarter(losses, t, len(schedule)), **seen, lr=lr,
                            grad_norm=norm, skipped=s.precision.skipped)
-            if save:
-                if best:
-                    save_model(s.run / "best", s, cfg, step=done, val_loss=seen["val_loss"])
+            if draw or keep:
+                for name in ["best"] * keeper.lowest("val_loss", seen["val_loss"]) + [f"snapshots/step_{done:08d}"] * keep:
+                    save_model(s.run / name, s, cfg, step=done, val_loss=seen["val_loss"])
+            if draw:
                 draw_pictures(s, averaged, done, cfg)
 
     if not distributed.rank():
@@ -321,7 +321,7 @@ def open_run(cfg: VAEConfig | DiffusionConfig, kind: str, data: Images, model: n
         run = runs.open_run(cfg.out, cfg, kind, free=FREE, data=data.table.fingerprint, notes=data.table.notes, **facts)
         size, text = budget(model)
         print(f"{run}: {text}")
-        require_space(run, size)
+        require_space(run, size, getattr(cfg, "snapshots", 0), 4 * sum(p.numel() for p in model.parameters()))
     return Path(cfg.out)
 
 

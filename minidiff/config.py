@@ -29,7 +29,7 @@ BOUNDS = {  # one range for a knob of one name, in all scripts; both ends are al
     **dict.fromkeys(("kl", "edges", "augment", "min_snr", "views"), (0, 1e6)),
     **dict.fromkeys(("drop", "drop_each", "eta", "balance"), (0, 1)),
     **dict.fromkeys(("lr", "clip", "alpha"), (1e-12, 1e6)),
-    "sets": (0, 1e6),
+    **dict.fromkeys(("sets", "snapshots"), (0, 1e6)),
     **dict.fromkeys(("strength", "rescale"), (0, 1)),
     "prior_share": (0.01, 0.99),
     "guidance": (0, 100),
@@ -79,7 +79,10 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str, arg
         sub.add_argument("--from", dest="preset", metavar="CONFIG.json", help="take every knob from a saved config")
         sub.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
         _add_fields(sub, config_type)
-    if isinstance(default, str) and (not argv or argv[0] not in (*verbs, "-h", "--help")):
+    if " ".join(argv[:2]) in verbs:  # a verb of two words: readers make
+        argv = [" ".join(argv[:2]), *argv[2:]]
+    known = {"-h", "--help", *verbs, *(verb.split()[0] for verb in verbs)}
+    if isinstance(default, str) and (not argv or argv[0] not in known):
         argv = [default, *argv]
     given = vars(parser.parse_args(argv))
     config_type, run = verbs[given.pop("verb")]

@@ -32,7 +32,7 @@ def tiny(tmp_path_factory) -> Path:
     phantom.write(root / "data", n=72, size=32)
     train.train_vae(train.VAEConfig(data=(str(root / "data"),), out=str(root / "vae"), size=32, steps=12, batch=4))
     train.train_diffusion(train.DiffusionConfig(data=(str(root / "data"),), vae=str(root / "vae"), views=2, steps=6, batch=6,
-                                                save_every=3, log_every=2, out=str(root / "diffusion")))
+                                                save_every=3, snapshots=0, log_every=2, out=str(root / "diffusion")))
     return root
 
 

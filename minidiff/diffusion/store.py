@@ -2,6 +2,7 @@
 
     RUN/vae.safetensors     RUN/vae.json       the autoencoder; a diffusion run keeps its own copy
     RUN/best/model.*                           the EMA weights of the step with the lowest held-out loss
+    RUN/snapshots/step_00000500/model.*        those of some steps on the way
     RUN/model.safetensors   RUN/model.json     the EMA weights of UNet and conditioner, variables, schedule, prediction
 """
 
@@ -54,7 +55,8 @@ def load_pipeline(folder: Path) -> tuple[Pipeline, dict]:
     described = ModelSpec(**{f.name: facts.pop(f.name) for f in fields(ModelSpec)})
     model, schedule = described.build()
     denoiser = Denoiser(_load_weights(folder / "model.safetensors", model), schedule, described.prediction)
-    vae = load_vae(folder if (folder / "vae.json").exists() else folder.parent)  # RUN/best shares that of RUN
+    near = (folder, folder.parent, folder.parent.parent)  # RUN/best and RUN/snapshots/step_… share that of RUN
+    vae = load_vae(next((f for f in near if (f / "vae.json").exists()), folder))
     return Pipeline(denoiser, model.conditioner, vae, facts["size"]), facts
 
 

@@ -209,13 +209,16 @@ def budget(model: nn.Module) -> tuple[int, str]:
                   f"{(KEEP + 1) * disk / 1e9:.2f} GB of disk for states")
 
 
-def require_space(run: Path, size: int) -> None:
-    """Raise InputError unless the disk has room for the two states that are kept and the one being written."""
-    there = len(list((run / "checkpoints").glob("step_*")))
-    wanted, free = (KEEP + 1 - min(there, KEEP)) * size, shutil.disk_usage(run).free
+def require_space(run: Path, size: int, snapshots: int = 0, whole: int = 0) -> None:
+    """Raise InputError unless the disk has room for the two states that are kept, the one being written, and those
+    snapshots, of `whole` bytes each, that are still to come."""
+    there, made = len(list((run / "checkpoints").glob("step_*"))), len(list(run.glob("snapshots/*/model.json")))
+    wanted = (KEEP + 1 - min(there, KEEP)) * size + max(0, snapshots - made) * whole
+    free = shutil.disk_usage(run).free
     if free < wanted:
-        raise InputError(f"{run}: states of {size / 1e9:.2f} GB need {wanted / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB "
-                         "are free; name another --out or train fewer weights")
+        more = f" and {snapshots} snapshots of {whole / 1e9:.2f} GB" if snapshots else ""
+        raise InputError(f"{run}: states of {size / 1e9:.2f} GB{more} need {wanted / 1e9:.2f} GB of disk, {free / 1e9:.2f} "
+                         "GB are free; name another --out, train fewer weights or keep fewer --snapshots")
 
 
 def _manifest(path: Path) -> dict:

@@ -1,0 +1,219 @@
+"""The chain from a report down to its data: whole where nothing has changed, and each planted fault named where it is."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import sample
+from minidiff import config, runs
+from minidiff.classification.predictor import Predictor
+from minidiff.data import images, phantom
+from minidiff.diffusion import store
+from minidiff.diffusion.generate import Recipe
+from minidiff.diffusion.plan import encode
+from minidiff.errors import InputError
+from minidiff.evaluation import chain
+from minidiff.evaluation.chain import DIFFERS, MATCHES, MISSING, VerifyConfig, verify, walk
+from minidiff.evaluation.matrix import MatrixConfig, run_matrix
+from minidiff.variables import Category
+
+
+def again(folder, rows):
+    """What makes samples again, from the recipe in their manifest."""
+    run = chain.root_of(folder) / runs.read_json(folder / "config.json")["run"]
+    pipeline, _ = store.load_pipeline(run)
+    recipe = Recipe(**runs.read_json(folder / "manifest.json")["recipe"])
+    (made,) = pipeline.images(encode(pipeline.conditioner.variables, rows), [int(r["seed"]) for r in rows], recipe)
+    return made.float().mean(1, keepdim=True).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """runs/x with data, vae, diffusion, samples and report, every path relative to its root."""
+    root = tmp_path_factory.mktemp("whole")
+    shutil.copytree(tiny, root / "runs/x", ignore=shutil.ignore_patterns("checkpoints"))
+    for name in ("vae", "diffusion"):
+        file = root / "runs/x" / name / "config.json"
+        file.write_text(file.read_text().replace(str(tiny), "runs/x"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        sample.sample(sample.SampleConfig(run="runs/x/diffusion", out="runs/x/samples", per_label=8, steps=2, batch=24))
+        Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=4, size=32).save("runs/x/judged/judge")
+        evaluate.run_report(evaluate.Config(data=("runs/x/data",), samples="runs/x/samples", classifier="runs/x/judged",
+                                            vae="runs/x/vae", diffusion="runs/x/diffusion", out="runs/x/report", repeats=10))
+    return root
+
+
+@pytest.fixture
+def tree(whole, tmp_path, monkeypatch):
+    """A copy, elsewhere than where it was made, to be spoilt."""
+    shutil.copytree(whole / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return Path("runs/x")
+
+
+def faults(folder, **more):
+    return [link for link in walk(folder, again, **more) if link.state != MATCHES]
+
+
+def told(links) -> str:
+    return "\n".join(f"{link.state} {link.what}: {link.text}" for link in links)
+
+
+def test_an_untouched_chain_is_whole(tree):
+    links = list(walk(tree / "report", again, k=4))
+    assert all(link.state == MATCHES for link in links), told(links)
+    text = told(links)
+    for part in ("report: train", "report: heldout", "report: synthetic", "KD, pixels-pca64, all labels", "FD, classifier",
+                 "samples: files: 25 as written", "images made again: 4, largest difference 0",
+                 "the model of runs/x/samples", "the data of runs/x/diffusion", "the data of runs/x/vae",
+                 "the autoencoder of"):
+        assert part in text, part
+    assert len({link.what for link in links}) > 15
+
+
+def test_it_verifies_from_elsewhere_and_writes_nothing(tree, monkeypatch, tmp_path):
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+    (tmp_path.parent / (tmp_path.name + "-away")).mkdir()
+    monkeypatch.chdir(tmp_path.parent / (tmp_path.name + "-away"))
+    assert faults(tmp_path / "runs/x/report") == []
+    assert sorted((str(p), p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+
+
+def edit_json(path, change):
+    value = runs.read_json(path)
+    change(value)
+    runs.write_json(path, value)
+
+
+def spoil_pixel(path):
+    pixels = images.read(path).copy()
+    pixels[0, 3, 3] ^= 1
+    images.write(path, pixels)
+
+
+def spoil_weights(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def first(folder, n=0):
+    return sorted(folder.rglob("*.png"))[n]
+
+
+FAULTS = {  # name: (what is done, parts of what must be said)
+    "a sample": (lambda x: spoil_pixel(first(x / "samples/images")),
+                 ("samples: files: 1 changed: images/covid", "report: synthetic: fingerprint")),
+    "a sample is gone": (lambda x: first(x / "samples/images").unlink(),
+                         ("samples: files: 1 gone: images/covid/000000.png", "row(s) without a file")),
+    "a sample more": (lambda x: shutil.copy(first(x / "samples/images"), x / "samples/images/covid/more.png"),
+                      ("samples: files: 1 not in the manifest: images/covid/more.png",)),
+    "a cell of metadata.csv": (lambda x: (x / "samples/metadata.csv").write_text(
+        (x / "samples/metadata.csv").read_text().replace("covid,1", "normal,1", 1)), ("1 changed: metadata.csv",)),
+    "the model": (lambda x: spoil_weights(x / "diffusion/model.safetensors"),
+                  ("diffusion/model.safetensors: not the model of", "missing runs/x/samples: images made again: not tried")),
+    "the model is gone": (lambda x: shutil.rmtree(x / "diffusion"),
+                          ("missing runs/x/diffusion/model.safetensors: no such file",
+                           "missing runs/x/diffusion: no such folder")),
+    "the manifest's model": (lambda x: edit_json(x / "samples/manifest.json", lambda m: m.update(model="0" * 64)),
+                             ("names model 000000000000, run.json", "not the model of")),
+    "a training image": (lambda x: spoil_pixel(first(x / "data", 5)), (
+        "the data of runs/x/diffusion: fingerprint", "the data of runs/x/vae: fingerprint")),
+    "the data are gone": (lambda x: shutil.rmtree(x / "data"), (
+        "missing the data of runs/x/diffusion: no such folder: runs/x/data", "report: its numbers: ")),
+    "the autoencoder": (lambda x: spoil_weights(x / "diffusion/vae.safetensors"),
+                        ("diffusion/vae.safetensors: not the autoencoder of",)),
+    "a number of the report": (lambda x: edit_json(x / "report/report.json", lambda r: [
+        row.update(KD=row["KD"] * 1.01) for row in r["distances"] if row["set"] == "synthetic" and row.get("KD")]),
+        ("report: KD, pixels-pca64, all labels", " now")),
+    "a fingerprint of the report": (lambda x: edit_json(x / "report/report.json", lambda r: r["samples"].update(
+        fingerprint="0" * 64)), ("has other fingerprints than run.json: fingerprint",)),
+    "a setting": (lambda x: edit_json(x / "samples/config.json", lambda c: c.update(guidance=3.0)),
+                  ("samples/config.json: changed since: guidance",)),
+    "a key": (lambda x: edit_json(x / "diffusion/run.json", lambda r: r["facts"].pop("data")),
+              ("differs runs/x/diffusion: its JSON files do not hold what they ought to: 'data'",)),
+    "half a file": (lambda x: (x / "samples/manifest.json").write_text('{"model": '), ("manifest.json is damaged",)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_named(tree, name):
+    spoil, parts = FAULTS[name]
+    spoil(tree)
+    text = told(faults(tree / "report"))
+    for part in parts:
+        assert part in text, f"{part}\n---\n{text}"
+
+
+def test_images_that_come_out_otherwise_are_counted(tree):
+    def off_by(n):
+        return lambda folder, rows: (again(folder, rows).int() + n).clamp(0, 255).to(torch.uint8)
+
+    assert faults(tree / "samples") == []
+    assert [link for link in walk(tree / "samples", off_by(1), k=3) if link.state != MATCHES] == []  # rounding elsewhere
+    (link,) = [link for link in walk(tree / "samples", off_by(2), k=3) if link.state != MATCHES]
+    assert link.state == DIFFERS and "3 of 3 differ" in link.text and "by 2" in link.text
+    (link,) = [link for link in walk(tree / "samples") if link.state != MATCHES]
+    assert link.state == MISSING and "no diffusion model at hand" in link.text
+
+
+def test_the_stages_before_are_followed(tree):
+    """A second stage that began with the first: its weights by their hash, and then the first stage's own data."""
+    shutil.copytree(tree / "diffusion", tree / "second")
+    edit_json(tree / "second/config.json", lambda c: c.update(out="runs/x/second", init="runs/x/diffusion"))
+    init = {"run": "runs/x/diffusion", **store.identity(tree / "diffusion")}
+    edit_json(tree / "second/run.json", lambda r: r["facts"].update(init=init))
+    links = list(walk(tree / "second", again))
+    assert all(link.state == MATCHES for link in links), told(links)
+    assert "what runs/x/second began with" in told(links) and "the data of runs/x/diffusion" in told(links)
+    spoil_weights(tree / "diffusion/model.safetensors")
+    assert "diffusion/model.safetensors: not what runs/x/second began with any more" in told(faults(tree / "second"))
+    (tree / "public.safetensors").write_bytes(b"weights")
+    files = [{"path": "runs/x/public.safetensors", "sha256": runs.sha256(tree / "public.safetensors")}]
+    edit_json(tree / "second/run.json", lambda r: r["facts"].update(init={"files": files}))
+    assert faults(tree / "second") == []
+    (tree / "public.safetensors").write_bytes(b"other weights")
+    assert "public.safetensors: not what runs/x/second began with any more" in told(faults(tree / "second"))
+
+
+def test_the_command_ends_with_a_status(tree, capsys):
+    verbs = {"verify": (VerifyConfig, lambda cfg: verify(cfg, again))}
+
+    def status(*argv):
+        try:
+            config.main(verbs, default="verify", doc="", argv=["verify", *argv])
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    assert status("--folder", str(tree), "--k", "2") == 0                          # all that lies in the folder
+    assert "0 differs, 0 missing" in capsys.readouterr().out
+    spoil_pixel(first(tree / "samples/images"))
+    assert status("--folder", str(tree / "samples")) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert "1 differs" in out[-2] and "1 changed: images/covid/000000.png" in out[-1]
+    assert status("--folder", "nowhere") == 2 and "nothing to verify" in capsys.readouterr().err
+    with pytest.raises(InputError, match="there is nothing to verify"):
+        next(walk(tree / "data"))
+
+
+@pytest.mark.slow
+def test_a_matrix_is_followed_like_a_report(tree):
+    sample.sample(sample.SampleConfig(run="runs/x/diffusion", out="runs/x/many", per_label=24, steps=2, batch=24))
+    phantom.write("runs/x/wide", n=220, size=32, seed=3)
+    made = MatrixConfig(data=("runs/x/wide",), samples=("runs/x/many",), external=(), classifier="runs/x/judged",
+                        out="runs/x/matrix", permutations=100, resamples=100, repeats=10)
+    with suppress(SystemExit):                                          # its judge knows nothing: invalid, but written
+        run_matrix(made)
+    links = list(walk(tree / "matrix", again, k=6))
+    assert all(link.state == MATCHES for link in links), told(links)
+    assert sum(" × " in link.what for link in links) == 12
+    edit_json(tree / "matrix/matrix.json", lambda m: [c.update(KD=c["KD"] + 1) for c in m["cells"] if c.get("KD")])
+    assert sum(link.what.startswith("runs/x/matrix: KD") for link in faults(tree / "matrix", k=6)) == 6
+    spoil_pixel(first(tree / "wide", 5))
+    assert "runs/x/matrix: real: fingerprint" in told(faults(tree / "matrix", k=1))
