@@ -279,12 +279,11 @@ def load(cfg: SampleConfig) -> tuple[Pipeline, dict]:
     net.to(device, memory_format=torch.channels_last), pipeline.vae.to(device, memory_format=torch.channels_last)
     if cfg.compile:
         net.unet = torch.compile(net.unet)
-    against = None
     if cfg.against:
         weaker, _ = store.load_pipeline(Path(cfg.against))
-        against = weaker.denoiser
-        against.net.to(device, memory_format=torch.channels_last)
-    return replace(pipeline, against=against, autocast=Precision(cfg.precision, device).autocast), facts
+        weaker.denoiser.net.to(device, memory_format=torch.channels_last)
+        pipeline = pipeline.guided_by(weaker)
+    return replace(pipeline, autocast=Precision(cfg.precision, device).autocast), facts
 
 
 def as_trained(batch: Tensor, grey: bool) -> Tensor:

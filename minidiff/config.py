@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minidiff.errors import InputError, TrainingFault
+from minidiff.runs import read_json
 
 BOUNDS = {  # one range for a knob of one name, in all scripts; both ends are allowed
     **dict.fromkeys(("steps", "batch", "rank", "accumulate", "log_every", "save_every", "per_label", "k"), (1, math.inf)),
@@ -97,12 +98,7 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str, arg
 
 def load(path: str | Path) -> dict:
     """The knobs in a saved config file."""
-    try:
-        knobs = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such config file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a JSON config: {error}") from None
+    knobs = read_json(path)
     if not isinstance(knobs, dict):
         raise InputError(f"{path}: not a config, which is one JSON object")
     return {k: v for k, v in knobs.items() if k != "kind"}

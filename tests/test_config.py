@@ -78,7 +78,7 @@ def test_bad_flags_exit_2(argv, said, capsys):
     assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content, said", [("{", "not a JSON config"), ('{"stepz": 1}', "no knob stepz; it has out"),
+@pytest.mark.parametrize("content, said", [("{", "damaged, not JSON"), ('{"stepz": 1}', "no knob stepz; it has out"),
                                            ('{"mode": "q"}', "mode 'q' is not one of eps, v"), ("[1]", "one JSON object"),
                                            ('{"steps": "many"}', "steps 'many' is not of the type int")])
 def test_bad_presets_are_one_sentence(tmp_path, content, said, capsys):

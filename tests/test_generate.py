@@ -261,9 +261,18 @@ def test_a_weaker_model_guides(pipeline, labels):
     weaker = replace(pipeline, against=Denoiser(lambda x, t, y: 0.9 * pipeline.denoiser.net(x, t, y), schedule))
     a, b = (last(p.latents(labels, SEEDS, Recipe(steps=4, guidance=1.5))) for p in (weaker, pipeline))
     assert a.isfinite().all() and not torch.allclose(a, b)
-    same = replace(pipeline, against=pipeline.denoiser)
+    same = pipeline.guided_by(pipeline)
     assert torch.equal(last(same.latents(labels, SEEDS, Recipe(steps=4, guidance=3.0))),
                        last(pipeline.latents(labels, SEEDS, Recipe(steps=4))))
+
+
+def test_a_weaker_model_of_other_conditions_or_latents_is_refused(pipeline):
+    other = Conditioner([replace(VARIABLES[0], values=("x", "y")), *VARIABLES[1:]], pipeline.conditioner.null_context,
+                        torch.Generator())
+    with pytest.raises(InputError, match="same conditions and values: .*'x', 'y'"):
+        pipeline.guided_by(replace(pipeline, conditioner=other))
+    with pytest.raises(InputError, match="its VAE is another one"):
+        pipeline.guided_by(replace(pipeline, vae=vaes.VAE(vaes.TINY, 0.7)))
 
 
 def test_the_arrows_of_a_run(pipeline, labels):

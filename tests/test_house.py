@@ -42,7 +42,8 @@ PUBLIC = {  # within diffusion/public; besides, they may import the networks, th
 }
 COMMANDS = {"public/__main__": {"data"}}  # run by `python -m`: as a script, it may read images
 LEAF_IMPORTS = {
-    **dict.fromkeys(("config", "distributed", "runs", "statistics", "variables"), {"errors"}), "rating": {"statistics"},
+    **dict.fromkeys(("distributed", "runs", "statistics", "variables"), {"errors"}), "config": {"errors", "runs"},
+    "rating": {"statistics"},
 }
 MODULES = sorted((ROOT / "minidiff").rglob("*.py"))
 

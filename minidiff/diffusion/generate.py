@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Literal
 
@@ -93,6 +93,17 @@ class Pipeline:
     size: int
     against: Denoiser | None = None
     autocast: Callable[[], AbstractContextManager] = nullcontext
+
+    def guided_by(self, weaker: Pipeline) -> Pipeline:
+        """The same with a weaker model to guide by; InputError unless both know the same conditions and latents."""
+        ours, theirs = ({v.name: getattr(v, "values", "number") for v in p.conditioner.variables} for p in (self, weaker))
+        if ours != theirs:
+            raise InputError(f"a weaker model must know the same conditions and values: {theirs} are not {ours}")
+        kept = weaker.vae.state_dict()
+        if not all(x.shape == kept[name].shape and torch.equal(x.cpu(), kept[name].cpu())
+                   for name, x in self.vae.state_dict().items()):
+            raise InputError("a weaker model must work on the same latents: its VAE is another one")
+        return replace(self, against=weaker.denoiser)
 
     @torch.no_grad()
     def latents(self, labels: Labels, seeds: Sequence[int], recipe: Recipe, *, origin: Tensor | None = None,

@@ -54,12 +54,12 @@ def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Seq
 def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> list[Row]:
     """One image for each row of a CSV whose columns are conditions; `n` asks for several of a row."""
     rows = []
-    for place, row in enumerate(read_csv(path, [v.name for v in variables], ("n",)), 2):
-        n = row.pop("n", "") or "1"
+    for row in read_csv(path, [v.name for v in variables], ("n",)):
+        n = row.get("n") or "1"
         if not n.isdecimal() or not 1 <= int(n) <= 1_000_000:
-            raise InputError(f"{path} line {place}: n {n!r} is not a number of images")
+            raise InputError(f"{row['where']}: n {n!r} is not a number of images")
         for v in variables:
-            _check(v, row.get(v.name, ""), f"{path} line {place}")
+            _check(v, row.get(v.name, ""), row["where"])
         rows += [{"label": "any", **{v.name: row.get(v.name, "") for v in variables}} for _ in range(int(n))]
     return numbered(rows, seed)
 
@@ -83,7 +83,7 @@ def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels:
 
 
 def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[Row]:
-    """Rows of a CSV whose columns are among the names, once each."""
+    """Rows of a CSV whose columns are among the names, once each; `where` names the line, for messages."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             header, *lines = list(csv.reader(file)) or [[]]
@@ -99,7 +99,7 @@ def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[
     for place, cells in enumerate(lines, 2):
         if len(cells) != len(header):
             raise InputError(f"{path} line {place}: {len(cells)} cells under {len(header)} columns")
-    return [dict(zip(header, cells)) for cells in lines]
+    return [dict(zip(header, cells), where=f"{path} line {place}") for place, cells in enumerate(lines, 2)]
 
 
 def numbered(rows: Sequence[Row], seed: int) -> list[Row]:

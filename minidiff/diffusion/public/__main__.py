@@ -22,6 +22,7 @@ from minidiff.data import images
 from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table
 from minidiff.diffusion import store
+from minidiff.diffusion.plan import read_csv
 from minidiff.diffusion.public import export as exports
 from minidiff.diffusion.public.latents import report
 from minidiff.diffusion.public.load import EMA, SDParts, load_sd, read_vae
@@ -57,7 +58,7 @@ def export(cfg: ExportConfig) -> None:
     if not cfg.out:
         raise InputError("export needs --out FOLDER")
     pipeline, _ = store.load_pipeline(Path(cfg.run))
-    rows = exports.read_rows(cfg.rows, pipeline.conditioner.variables) if cfg.rows else []
+    rows = read_csv(cfg.rows, [v.name for v in pipeline.conditioner.variables]) if cfg.rows else []
     exports.export(pipeline, cfg.to, Path(cfg.out), rows)
     print(f"{cfg.out}: {cfg.run} for {cfg.to}, trained to predict {pipeline.denoiser.prediction}; contexts.safetensors "
           "holds what other tools take as prompt_embeds and, under null, as negative_prompt_embeds")

@@ -10,7 +10,6 @@ Other tools know no conditioner: they take a context as `prompt_embeds`, and "nu
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -64,18 +63,6 @@ def finished_contexts(conditioner: Conditioner, rows: Sequence[dict[str, str]]) 
         wanted[f"row_{k:06d}"] = ({v.name: row.get(v.name, "") for v in variables}, var.encode(variables, [row]))
     make = (lambda labels: conditioner(labels)[0]) if variables else lambda labels: conditioner.null_context
     return {name: make(labels) for name, (_, labels) in wanted.items()}, {name: cells for name, (cells, _) in wanted.items()}
-
-
-def read_rows(path: str, variables: Sequence[var.Variable]) -> list[dict[str, str]]:
-    """Rows of conditions from a CSV whose columns are among the model's variables."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    known = [v.name for v in variables]
-    strange = sorted({str(name) for row in rows for name in row} - set(known))
-    if strange or not rows:
-        raise InputError(f"{path}: {'no rows' if not rows else 'no such condition: ' + ', '.join(strange)}; "
-                         f"the model has {', '.join(known) or 'none'}")
-    return [{**row, "where": f"{path} row {k + 1}"} for k, row in enumerate(rows)]
 
 
 def write_ldm(path: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str) -> None:
