@@ -1,7 +1,21 @@
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from minidiff.evaluation.neighbours import distances, equalised, memorisation, moved, pixel_spaces
+from minidiff.data.dataset import load_pixels
+from minidiff.data.duplicates import small
+from minidiff.data.table import read_table
+from minidiff.evaluation.neighbours import (
+    LOOKED_AT,
+    _verdict,
+    distances,
+    equalised,
+    memorisation,
+    moved,
+    pixel_spaces,
+    spacing,
+)
 
 
 def phantoms(n, seed, side=48, noise=0.02):
@@ -24,32 +38,46 @@ def near_copies(images, seed):
     return x.clamp(0, 255).to(torch.uint8)
 
 
-TRAIN, HELDOUT = phantoms(450, 0), phantoms(150, 1)
-REAL = {"train": pixel_spaces(TRAIN, query=False), "heldout": pixel_spaces(HELDOUT, query=True)}
+TRAIN, HELDOUT = phantoms(200, 0), phantoms(120, 1)
+REAL = {"train": pixel_spaces(TRAIN), "heldout": pixel_spaces(HELDOUT)}
 
 
-def judge(fake):
-    return memorisation(fake=pixel_spaces(fake, query=True), **REAL)
+def judge(fake, **more):
+    return memorisation(fake=pixel_spaces(fake), **REAL, **more)
+
+
+def plain(fake, **more):
+    """In pixels as they are alone, which is quick."""
+    real = {name: {"pixels": space["pixels"]} for name, space in REAL.items()}
+    return memorisation(fake={"pixels": equalised(fake)}, **real, **more)
 
 
 def test_distances():
     x, y = torch.randn(600, 30), torch.randn(40, 30)
     assert torch.allclose(distances(x, y), torch.cdist(x.double(), y.double()), atol=1e-9)
     assert distances(x, x).diagonal().max() < 1e-6
+    apart = distances(x, x).fill_diagonal_(torch.inf)
+    assert torch.allclose(spacing(x), apart.amin(1))
 
 
-def test_the_nearest_version_counts():
-    x, y = torch.randn(5, 7, 3), torch.randn(4, 3)
-    assert torch.allclose(distances(x, y), torch.cdist(x, y).amin(1).double(), atol=1e-5)
-    assert torch.allclose(distances(y, x), torch.cdist(y, x[:, 0]).double(), atol=1e-5)
-
-
-def test_a_moved_copy_is_found_again():
+def test_an_image_is_laid_over_the_few_that_it_is_most_like():
     x = phantoms(6, 2)
+    turn = torch.tensor([[[-0.96, 0.06, 0.03], [0.06, 0.96, -0.05]]]).expand(6, 2, 3)      # and mirror, zoom and shift
+    grid = F.affine_grid(turn, x.shape, align_corners=False)
+    turned = F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).to(torch.uint8)
+    d = distances(small(turned), small(torch.cat([x, phantoms(30, 3)])))
+    assert d.shape == (6, 36) and (d.diagonal() < 0.1).all() and (d.argmin(1) == torch.arange(6)).all()
+    assert ((d < 1).sum(1) <= LOOKED_AT).all() and d.dtype == torch.float64
+    assert distances(small(x), small(x)).diagonal().max() < 1e-3
+
+
+def test_moved():
+    x = phantoms(6, 2)
+    assert torch.equal(moved(x)[:, 0], equalised(x, 24)) and moved(x).shape == (6, 162, 576)
+    assert torch.cosine_similarity(moved(x)[:, 81], equalised(x.flip(-1), 24)).min() > 0.99
     shifted = x.roll((1, 1), (2, 3))
-    plain = distances(equalised(shifted, 24), equalised(x, 24)).diagonal()
-    assert (distances(moved(shifted), equalised(x, 24)).diagonal() < 0.7 * plain).all()
-    assert torch.equal(moved(x)[:, 0], equalised(x, 24)) and moved(x).shape == (6, 81, 576)
+    near, far = ((v - equalised(x, 24)[:, None]).norm(dim=2) for v in (moved(shifted), equalised(shifted, 24)[:, None]))
+    assert (near.amin(1) < 0.7 * far[:, 0]).all()
 
 
 def test_equalised_ignores_any_rising_change_of_grey_values():
@@ -63,51 +91,90 @@ def test_equalised_ignores_any_rising_change_of_grey_values():
 
 
 def test_near_copies_are_caught_and_shown():
-    planted = near_copies(TRAIN[40:70], 5)
-    result = judge(torch.cat([phantoms(170, 6), planted]))                   # 15 % copies
-    assert result["suspected"] and result["verdict"].startswith("copies suspected")
-    pixels = result["spaces"][0]
-    assert pixels["near_share"] > 0.1 > pixels["near_heldout_share"]
-    for pair in result["closest"]:
-        assert pair["fake"] >= 170 and pair["train"] == 40 + pair["fake"] - 170 and pair["d_train"] < pair["d_heldout"]
+    planted = near_copies(TRAIN[40:60], 5)
+    result = plain(torch.cat([phantoms(110, 6), planted]))                   # 15 % copies
+    assert result["suspected"] and result["verdict"] == "copies suspected (in pixels)"
+    (pixels,) = result["spaces"]
+    assert pixels["near_share"] > 0.1 > pixels["near_heldout_share"] and len(result["closest"]) == 20
+    for pair in result["closest"][:15]:
+        assert pair["fake"] >= 110 and pair["train"] == 40 + pair["fake"] - 110 and pair["d_train"] < pair["d_heldout"]
+    assert pixels["closest_train"] > 0.9 * pixels["closest"] and pixels["copying_z"] < 0 < -pixels["auth_excess"]
 
 
-def test_a_generator_that_copies_moved_images_is_caught():
-    result = judge(near_copies(TRAIN[:120].roll((1, -1), (2, 3)), 9))
-    assert result["suspected"] and "pixels, moved" in result["verdict"]
+def test_a_generator_that_copies_moved_and_mirrored_images_is_caught():
+    result = judge(torch.cat([phantoms(30, 9), near_copies(TRAIN[:10].roll((1, -1), (2, 3)), 9), TRAIN[20:30].flip(-1)]))
+    assert result["suspected"] and result["verdict"] == "copies suspected (in pixels, moved)"
+    assert [s["space"] for s in result["spaces"]] == ["pixels", "pixels, moved"]
 
 
 def test_a_generator_that_only_copies_is_caught():
-    result = judge(near_copies(TRAIN[:120], 8))
-    assert result["suspected"] and result["spaces"][0]["q05"] < 0.6
+    result = plain(near_copies(TRAIN[:120], 8))
+    assert result["suspected"] and result["spaces"][0]["q05"] < 0.6 and result["spaces"][0]["auth_pct"] < 20
 
 
 @pytest.mark.parametrize("seed", range(10, 16))
 def test_fresh_images_are_not_accused(seed):
-    result = judge(phantoms(150, seed))
+    result = plain(phantoms(150, seed))
     assert result["suspected"] is False and result["verdict"] == "no sign of copying"
     assert all(0.9 < s["q50"] < 1.1 for s in result["spaces"])
 
 
-@pytest.mark.parametrize("seed", range(20, 24))
-def test_smooth_images_are_nearer_to_everything_and_not_accused(seed):
-    result = judge(phantoms(150, seed, noise=0.0))
-    assert result["spaces"][0]["near_p"] < 0.01 and not result["suspected"]
+def test_smooth_images_are_nearer_to_everything_and_not_accused():
+    """One in twenty may be."""
+    accused = 0
+    for seed in range(20, 40):
+        result = plain(phantoms(150, seed, noise=0.0))
+        (s,) = result["spaces"]
+        assert s["near_p"] < 0.01 and s["copying_p"] < 0.01
+        accused += result["suspected"] is True
+    assert accused <= 3
 
 
 def test_copies_of_heldout_images_are_not_copies_of_training_images():
-    result = judge(torch.cat([phantoms(120, 30), near_copies(HELDOUT[:40], 31)]))
+    result = plain(torch.cat([phantoms(90, 30), near_copies(HELDOUT[:30], 31)]))
     assert not result["suspected"]
 
 
-def test_between_the_two_it_is_left_open():
-    """Near for certain, but 13 of 15 real images are training images: that the closest are among them says little."""
-    heldout = {name: x[:70] for name, x in REAL["heldout"].items()}
-    made = pixel_spaces(torch.cat([phantoms(80, 40), near_copies(TRAIN[:22], 41)]), query=True)
-    result = memorisation(fake=made, train=REAL["train"], heldout=heldout)
-    assert result["suspected"] is None and "cannot be excluded" in result["verdict"]
+@pytest.mark.parametrize("p, suspected, verdict", [      # near, C_T, closest
+    ((0.09, 0.90, 0.04), True, "copies suspected (in b)"),
+    ((0.90, 0.09, 0.04), True, "copies suspected (in b)"),
+    ((0.01, 0.01, 0.10), None, "copies cannot be excluded (in b): look at the pairs"),
+    ((0.01, 0.01, 0.30), False, "no sign of copying"),     # smooth: nearer to everything
+    ((0.12, 0.12, 0.01), False, "no sign of copying"),     # one score alone decides nothing
+])
+def test_the_rule(p, suspected, verdict):
+    quiet = {"space": "a", "near_p": 0.01, "copying_p": 0.01, "closest_p": 0.9}
+    assert _verdict([quiet, {"space": "b", **dict(zip(("near_p", "copying_p", "closest_p"), p))}]) == (verdict, suspected)
+
+
+def test_patients_and_labels_reach_the_test():
+    """All copies are of one patient: one piece of evidence."""
+    made = torch.cat([phantoms(110, 6), near_copies(TRAIN[40:60], 5)])
+    names = [0] * 40 + [1] * 20 + list(range(200, 340)), list(range(1000, 1120))
+    alone, one = plain(made), plain(made, patients=names)
+    assert alone["suspected"] and one["spaces"][0]["closest_p"] > 3 * alone["spaces"][0]["closest_p"]
+    same = plain(made, patients=(range(200), range(200, 320)), labels=(["a"] * 200, ["a"] * 120))
+    assert same == alone
 
 
 def test_too_few():
-    result = judge(phantoms(5, 0))
+    result = plain(phantoms(5, 0))
     assert result["suspected"] is None and "too few" in result["verdict"] and result["closest"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["phantom", "cxr"])
+def test_the_verdict_accuses_the_innocent_in_5_percent_at_most_and_finds_a_tenth_of_copies(source, request):
+    """125 training, 125 held-out, 125 synthetic images; the table of docs/memorisation.md has more of it."""
+    from benchmarks import memorisation as bench
+    if source == "phantom":
+        pixels, patients = bench.phantoms(450)
+    else:
+        table, pixels = load_pixels(read_table(request.getfixturevalue("cxr")), 64)
+        some = np.sort(np.random.default_rng(0).permutation(len(pixels))[:450])
+        pixels, patients = pixels[some], np.unique(np.array(table.column("patient"))[some], return_inverse=True)[1]
+    d = bench.measured(pixels, ("moved", "smooth"))
+    rate = lambda kind, share: bench.rates([bench.repeat(d, patients, kind, share, (125, 125, 125), seed, 499)  # noqa: E731
+                                            for seed in range(100)])["suspected"]
+    assert rate("moved", 0.0) <= 0.05 + 0.045 and rate("smooth", 0.0) <= 0.05 + 0.045      # two standard errors
+    assert rate("moved", 0.1) >= 0.8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 
 import matplotlib
@@ -17,6 +18,7 @@ STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False,
          "text.color": INK, "axes.edgecolor": PALE, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
          "axes.titlesize": 10, "axes.titlelocation": "left"}
 WIDTH = 9.6  # inches
+MARKS = {"synthetic": "D", "real": "o"}  # others "x": told apart without colour
 
 
 def distance_chart(rows: Sequence[dict], metric: str) -> bytes:
@@ -31,11 +33,13 @@ def distance_chart(rows: Sequence[dict], metric: str) -> bytes:
                 y, colour = places[r["label"], r["set"]], _colour(r["set"])
                 band = r.get(BANDS[metric])
                 if band:
-                    axes.fill_betweenx([y - 0.5, y + 0.5], band["low"], band["high"], color=PALE, alpha=0.28, linewidth=0)
+                    axes.fill_betweenx([y - 0.5, y + 0.5], band["low"], band["high"], facecolor="none", edgecolor=PALE,
+                                      hatch="////", alpha=0.55, linewidth=0)
                 middle = r["KD"] if metric == "KD" else r["FD_halves"]
                 ends = [r[f"{metric}_low"], r[f"{metric}_high"]]
                 axes.plot(ends, [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
-                axes.plot(middle, y, "o", color=colour, markersize=5 if r["set"] == "synthetic" else 3.5)
+                size = 5.5 if r["set"] == "synthetic" else 4
+                axes.plot(middle, y, MARKS.get(r["set"], "x"), color=colour, markersize=size)
             _soft_scale(axes, [r for r in rows if r["extractor"] == extractor], metric)
             axes.set(title=extractor, xlabel=f"{metric} to held-out real images of the label")
             axes.grid(axis="x", alpha=0.3)
@@ -44,6 +48,33 @@ def distance_chart(rows: Sequence[dict], metric: str) -> bytes:
         panels[0][0].set(yticks=list(places.values()), yticklabels=names, ylim=(max(places.values()) + 0.8, -0.8))
         for tick, (_, name) in zip(panels[0][0].get_yticklabels(), places):
             tick.set_color(_colour(name))
+        return _png(figure)
+
+
+def growth_chart(rows: Sequence[dict]) -> bytes:
+    """KD above and FD below against n, one column an extractor: median and 5–95 % of draws, over that of real draws."""
+    extractors = list(dict.fromkeys(r["extractor"] for r in rows))
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(2, len(extractors), figsize=(WIDTH, 5.0), squeeze=False, sharex=True,
+                                      layout="constrained")
+        for (i, metric), (j, extractor) in itertools.product(enumerate(("KD", "FD")), enumerate(extractors)):
+            axes, own = panels[i, j], [r for r in rows if r["extractor"] == extractor]
+            floors = [r for r in own if r[f"{metric}_floor"]]
+            for some, key, colour, mark, name in ((own, metric, ACCENT, "D-", "synthetic against held-out"),
+                                                  (floors, f"{metric}_floor", INK, "o--", "real against real")):
+                n, ends = [r["n"] for r in some], [[r[key][side] for r in some] for side in ("low", "high")]
+                axes.plot(n, [r[key]["median"] for r in some], mark, color=colour, markersize=4, linewidth=1.4, label=name)
+                axes.fill_between(n, *ends, facecolor=colour if key == metric else "none", alpha=0.18, linewidth=0,
+                                  hatch=None if key == metric else "////", edgecolor=colour)
+            axes.set(title=f"{metric}, {extractor}", ylim=(min(0, axes.get_ylim()[0]) if metric == "KD" else 0, None))
+            axes.set_xscale("log")
+            ticks = sorted({r["n"] for r in own})[::2]
+            axes.set_xticks(ticks, [str(k) for k in ticks])
+            axes.minorticks_off()
+            axes.grid(alpha=0.25)
+            if metric == "FD":
+                axes.set_xlabel("n images on each side")
+        panels[0, 0].legend(frameon=False)
         return _png(figure)
 
 
@@ -58,7 +89,8 @@ def study_chart(results: Sequence[dict]) -> bytes:
                 values = [r.get("balanced_accuracy", r.get("accuracy")) for r in own]
                 values = [100 * v for v in values if v is not None]
                 colour = ACCENT if "synthetic" in arm else INK
-                axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.55, markersize=5, markeredgewidth=0)
+                mark = "D" if "synthetic" in arm else "o"
+                axes.plot(values, [y] * len(values), mark, color=colour, alpha=0.55, markersize=5, markeredgewidth=0)
                 if values:
                     axes.plot([np.mean(values)] * 2, [y - 0.3, y + 0.3], color=colour, linewidth=2)
             axes.set(title=f"{name} set", xlabel="balanced accuracy, %", yticks=range(len(arms)), yticklabels=arms)
@@ -72,15 +104,42 @@ def curves(logs: dict[str, Sequence[dict]]) -> bytes:
     with plt.rc_context(STYLE):
         figure, panels = _panels(len(logs), 2.6, sharey=False)
         for axes, (name, log) in zip(panels[0], logs.items()):
-            for column, colour in (("loss", PALE), ("val_loss", ACCENT)):
+            for column, colour, line in (("loss", PALE, "-"), ("val_loss", ACCENT, "--")):
                 points = [(line["step"], line[column]) for line in log if line.get(column) is not None]
                 if points:
                     axes.plot(*zip(*points), color=colour, label={"loss": "training", "val_loss": "held-out"}[column],
-                              linewidth=1.4, marker="o" if len(points) < 15 else None, markersize=4)
+                              linestyle=line, linewidth=1.4, marker="o" if len(points) < 15 else None, markersize=4)
             axes.set(title=name, xlabel="step", ylabel="loss", yscale="log")
             axes.grid(alpha=0.25)
             axes.legend(frameon=False)
         return _png(figure)
+
+
+def heat_map(values: Sequence[Sequence[float | None]], down: Sequence[str], across: Sequence[str],
+             marks: Sequence[Sequence[str]]) -> bytes:
+    """Values as numbers on squares that darken with their root; None is an empty square with a dash. Grey alone, so that
+    it prints; marks follow the number."""
+    grid = np.array([[np.nan if v is None else v for v in line] for line in values], float)
+    shade = np.sqrt(np.clip(grid, 0, None))
+    shade = shade / (np.nanquantile(shade, 0.97) or 1.0) if np.isfinite(shade).any() else shade
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(WIDTH, 1.6 + 0.235 * len(down)), layout="constrained")
+        axes.imshow(np.clip(shade, 0, 1), cmap="Greys", vmin=0, vmax=1.15, aspect="auto")
+        for i, j in np.ndindex(grid.shape):
+            dark = np.isfinite(shade[i, j]) and shade[i, j] > 0.6
+            text = f"{_number(grid[i, j])}{marks[i][j]}" if np.isfinite(grid[i, j]) else "–"
+            axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
+        axes.set_xticks(range(len(across)), across, rotation=40, ha="left", rotation_mode="anchor")
+        axes.set_yticks(range(len(down)), down)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0, labelsize=8)
+        axes.spines[:].set_visible(False)
+        return _png(figure)
+
+
+def _number(x: float) -> str:
+    text = f"{x:.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
+    return text.replace("-", "−")
 
 
 def _places(rows: Sequence[dict]) -> dict[tuple[str, str], float]:

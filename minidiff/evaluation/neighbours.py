@@ -1,16 +1,21 @@
-"""Are the synthetic images copies of training images? Nearest neighbours in pixels and in one feature space.
+"""Are the synthetic images copies of training images? Nearest neighbours in pixels and in feature spaces, and a verdict.
 
 A generator trained with augmentation would copy a moved and turned image, which plain pixels do not find again: so
-pixels are also compared after the best of 81 small moves.
+images are also laid over each other. The best of 162 moves, half of them mirrored, finds the nearest few at 24 px, least
+squares lays these over exactly, and their fine detail is compared (`data.duplicates`).
 
-Real images that the generator never saw are the yardstick, and two tests must agree before copies are suspected:
+Real images that the generator never saw are the yardstick. No single score decides:
 
     near      the share of synthetic images nearer to a training image than 5 % of held-out images are; Fisher's exact
-              test against the held-out share itself. It alone would also accuse images that are merely smooth or
-              typical: they lie nearer to everything.
-    closest   synthetic images whose nearest real image, of training and held-out together, is nearest by the standard of
-              its next 50 (the ratio of Carlini et al. 2023). A generator that copies nothing finds training images there
-              only as often as the pool holds them, whatever else is odd about its output; binomial test.
+              test against the held-out share itself
+    C_T       whether synthetic images as a whole rank nearer to the training set than held-out ones (`copying`)
+    closest   whether the synthetic images that lie conspicuously near to some real image have a training image there
+              more often than the pool of training and held-out images does (`copying.exchange`)
+
+Copies are suspected where near or C_T finds too little distance (p < .1) and closest confirms that it is to training images
+in particular (p < .05 over all spaces; below .2 it is left open). The first two alone would also accuse images that are
+merely smooth or typical, which lie nearer to everything; closest bounds the rate of false alarms at 5 %, whatever the images
+look like, as long as the split was made at random by patient. docs/memorisation.md has the power of each.
 
 q is the distance to the nearest training image by that to the nearest held-out image, with equally many of both
 (random draws from the larger side), since the nearest of more is nearer; without copies its median is about 1.
@@ -20,22 +25,38 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
+from tqdm import tqdm
 
+from minidiff.data.duplicates import laid_over, small
+from minidiff.evaluation.copying import (
+    FEWEST_FOR_CELLS,
+    DataCopying,
+    authentic,
+    calibrated,
+    cells,
+    data_copying,
+    exchange,
+)
 from minidiff.evaluation.features import grey
 from minidiff.statistics import wilson
 
 SIDE, MOVED_SIDE = 64, 24              # pixels a side
+LOOKED_AT = 5                          # images of each set that an image is laid over
 TURN, SHIFT, ZOOM = 4.0, 0.03, 0.045  # degrees, share of the side, share: of each none, this much, and its opposite
-NEXT = 50             # next neighbours, which say what an ordinary distance is
-ALPHA, UNCLEAR, QUANTILE = 0.01, 0.05, 0.05
+ALPHA, UNCLEAR, GATE = 0.05, 0.2, 0.1  # of closest, which bounds false alarms; of near and C_T, which only open the gate
+QUANTILE = 0.05
 FEWEST = 20           # images on each side, below which nothing is said
+
+nearness = calibrated
 
 
 def equalised(images: Tensor, side: int = SIDE) -> Tensor:
@@ -51,46 +72,92 @@ def equalised(images: Tensor, side: int = SIDE) -> Tensor:
     return ranks / ranks.std(1, keepdim=True).clamp(min=1e-6)
 
 
-def moved(images: Tensor, side: int = MOVED_SIDE) -> Tensor:
-    """Equalised pixels of 81 versions of each image, turned, shifted and zoomed: (N,C,H,W) → (N,81,s²), unmoved first."""
-    x = grey(images, min(2 * side, *images.shape[2:]))[:, None]
-    versions = []
-    for move in sorted(itertools.product((0, -1, 1), repeat=4), key=any):
+@lru_cache
+def moves() -> Tensor:
+    """None first, 81 small turns, shifts and zooms, then the same mirrored, as maps from places to places: (162,2,3)."""
+    maps = []
+    for mirror, move in itertools.product((1, -1), sorted(itertools.product((0, -1, 1), repeat=4), key=any)):
         turn, dx, dy, zoom = move[0] * math.radians(TURN), 2 * SHIFT * move[1], 2 * SHIFT * move[2], 1 + ZOOM * move[3]
         cos, sin = math.cos(turn) / zoom, math.sin(turn) / zoom
-        theta = torch.tensor([[[cos, -sin, dx], [sin, cos, dy]]])
-        grid = F.affine_grid(theta, [1, *x.shape[1:]], align_corners=False).expand(len(x), -1, -1, -1)
-        version = F.grid_sample(x, grid, padding_mode="border", align_corners=False) if any(move) else x
-        versions.append(equalised(version * 255, side))
-    return torch.stack(versions, 1)
+        maps.append([[cos * mirror, -sin, dx], [sin * mirror, cos, dy]])
+    return torch.tensor(maps)
 
 
-def pixel_spaces(images: Tensor, *, query: bool) -> dict[str, Tensor]:
-    """The two pixel spaces; training images, which nothing is asked about, need no moved versions (query=False)."""
-    return {"pixels": equalised(images),
-            "pixels, moved": moved(images) if query else equalised(images, MOVED_SIDE)}
+def moved(images: Tensor, side: int = MOVED_SIDE) -> Tensor:
+    """Equalised pixels of the 162 versions of each image, the unmoved one first: (N,C,H,W) → (N,162,s²)."""
+    x = grey(images, min(2 * side, *images.shape[2:]))[:, None]
+    grids = F.affine_grid(moves(), [len(moves()), *x.shape[1:]], align_corners=False)
+    versions = [F.grid_sample(x, grid.expand(len(x), -1, -1, -1), padding_mode="border", align_corners=False)
+                for grid in grids]
+    return torch.stack([equalised(version * 255, side) for version in [x, *versions[1:]]], 1)
+
+
+def pixel_spaces(images: Tensor, *, query: bool = True) -> dict[str, Tensor]:
+    """The two pixel spaces: equalised pixels, and small images to be laid over each other. query no longer matters."""
+    return {"pixels": equalised(images), "pixels, moved": small(images, SIDE)}
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances of all pairs, (n,d), (m,d) → (n,m).
+    """Distances of all pairs, features (n,d), (m,d) or small images (n,1,s,s), (m,1,s,s) → float64 (n,m).
 
-    (n,v,d) holds v versions of each: of x the nearest counts, of y the first.
-    By products, |x|² + |y|² − 2 x·y: in float64, in which equal rows give ≈ 0, but for many versions in float32.
+    Features: Euclidean, by products in float64, |x|² + |y|² − 2 x·y, in which equal rows give ≈ 0. Images: 1 − correlation
+    of detail, as `overlaid` finds it.
     """
-    precision = torch.float64 if x.ndim == 2 else torch.float32
-    x, y = (x if x.ndim == 3 else x[:, None]).to(precision), (y if y.ndim == 2 else y[:, 0]).to(precision)
-    squares, nearest = y.square().sum(1), []
-    for part in x.split(max(1, 2048 // x.shape[1])):
-        versions = part.flatten(0, 1)
-        d = versions.square().sum(1, keepdim=True) + squares - 2 * versions @ y.T
-        nearest.append(d.view(*part.shape[:2], len(y)).amin(1))
-    return torch.cat(nearest).double().clamp(min=0).sqrt()
+    if x.ndim == 4:
+        return overlaid(x, y)
+    x, y = x.double(), y.double()
+    squares = y.square().sum(1)
+    parts = [part.square().sum(1, keepdim=True) + squares - 2 * part @ y.T for part in x.split(2048)]
+    return torch.cat(parts).clamp(min=0).sqrt()
 
 
-def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor], heldout: Mapping[str, Tensor],
-                 pairs: int = 8, seed: int = 0) -> dict:
-    """Compare synthetic with training and held-out images in every space: name → features (N,d), or versions (N,v,d).
+def overlaid(x: Tensor, y: Tensor, looked_at: int = LOOKED_AT) -> Tensor:
+    """1 − correlation of detail of each x (n,1,s,s) laid over the few y (m,1,s,s) that it is most like at 24 px after the
+    best move; 1 for all others: float64 (n,m)."""
+    found, other = torch.ones(len(x), len(y), dtype=torch.float64), equalised(y, MOVED_SIDE)
+    for first in tqdm(range(0, len(x), 32), "laying images over each other", disable=len(x) < 1000):
+        versions = moved(x[first : first + 32])
+        alike, move = (versions.flatten(0, 1) @ other.T).view(*versions.shape[:2], len(y)).max(1)
+        j = alike.topk(min(looked_at, len(y)), dim=1).indices
+        i = torch.arange(len(j))[:, None].expand_as(j).flatten()
+        j = j.flatten()
+        found[first + i, j] = laid_over(x[first + i].float(), y[j].float(), moves()[move[i, j]]).double()
+    return found
 
+
+@lru_cache(maxsize=8)   # of the very tensors: many synthetic sets are compared with the same training images
+def spacing(x: Tensor) -> Tensor:
+    """Distance of each of x to the nearest other one, (n,)."""
+    parts = []
+    for first, part in enumerate(x.split(2048)):
+        d = distances(part, x)
+        d[torch.arange(len(part)), torch.arange(len(part)) + 2048 * first] = math.inf
+        parts.append(d.amin(1))
+    return torch.cat(parts)
+
+
+class Space(NamedTuple):
+    """Distances in one space, and the cells that it is cut into for C_T (of synthetic, held-out and training images)."""
+
+    to_train: Tensor            # (n, T) of synthetic images
+    to_heldout: Tensor          # (n, H)
+    heldout_to_train: Tensor    # (H, T)
+    spacing: Tensor             # (T,) of each training image to the nearest other one
+    cells: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+
+@lru_cache(maxsize=8)
+def _between(heldout: Tensor, train: Tensor) -> Tensor:
+    return distances(heldout, train)
+
+
+def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor], heldout: Mapping[str, Tensor], pairs: int = 20,
+                 patients: tuple[Sequence, Sequence] | None = None, labels: tuple[Sequence, Sequence] | None = None,
+                 seed: int = 0) -> dict:
+    """Compare synthetic with training and held-out images in every space: name → features (N,d), or
+    small images (N,1,s,s), as `pixel_spaces` gives them.
+
+    patients and labels are those of (training, held-out) images; without patients every image is one of its own.
     Returns {"verdict", "suspected", "spaces", "closest"}: suspected is None where that cannot be told, spaces are dicts
     of numbers, and closest are pairs, as indices, in the first space.
     """
@@ -98,48 +165,79 @@ def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor], hel
     if min(sizes) < FEWEST:
         verdict = "too few images to tell ({} synthetic, {} training, {} held-out; each side needs {})"
         return {"verdict": verdict.format(*sizes, FEWEST), "suspected": None, "spaces": [], "closest": []}
-    spaces, closest = [], []
-    for name in fake:
-        to_train, to_heldout = distances(fake[name], train[name]), distances(fake[name], heldout[name])
-        spaces.append({"space": name, "n": sizes[0], "train": sizes[1], "heldout": sizes[2],
-                       **_near(to_train, distances(heldout[name], train[name])),
-                       **_closest(to_train, to_heldout),
-                       **_ratio(to_train, to_heldout, seed)})
-        closest = closest or _pairs(to_train, to_heldout, pairs)
-    near = [s for s in spaces if s["near_p"] < ALPHA]
+    spaces = {}
+    for name, x in fake.items():
+        parts = tuple(cells(train[name], x, heldout[name], seed=seed)) if min(sizes) >= FEWEST_FOR_CELLS else None
+        spaces[name] = Space(distances(x, train[name]), distances(x, heldout[name]), _between(heldout[name], train[name]),
+                             spacing(train[name]), parts)
+    return judge(spaces, pairs=pairs, patients=patients, labels=labels, seed=seed)
+
+
+def judge(spaces: Mapping[str, Space], *, pairs: int = 20, patients: tuple[Sequence, Sequence] | None = None,
+          labels: tuple[Sequence, Sequence] | None = None, divisions: int = 2000, seed: int = 0) -> dict:
+    """`memorisation` from distances; divisions are those of `exchange`."""
+    rows = [{"space": name, "n": len(s.to_train), "train": s.to_train.shape[1], "heldout": s.to_heldout.shape[1],
+             **_near(s.to_train, s.heldout_to_train), **_ranked(data_copying(s.to_train, s.heldout_to_train, s.cells)),
+             **_calibrated(s.to_train, s.heldout_to_train), **_authentic(s.to_train, s.heldout_to_train, s.spacing),
+             **_ratio(s.to_train, s.to_heldout, seed)} for name, s in spaces.items()]
+    train, pool = rows[0]["train"], rows[0]["train"] + rows[0]["heldout"]
+    of_all = [[*side[0], *side[1]] if side else None for side in (patients, labels)]
+    found = exchange([calibrated(torch.cat([s.to_train, s.to_heldout], 1)) for s in spaces.values()], train,
+                     patients=of_all[0] or range(pool), labels=of_all[1], divisions=divisions, seed=seed)
+    for row, e in zip(rows, found):
+        row |= {"closest": e.top, "closest_train": e.inside, "closest_expected": e.expected, "closest_p": e.p}
+    verdict, suspected = _verdict(rows)
+    first = next(iter(spaces.values()))
+    return {"verdict": verdict, "suspected": suspected, "spaces": rows,
+            "closest": _pairs(first.to_train, first.to_heldout, pairs)}
+
+
+def _verdict(spaces: Sequence[dict]) -> tuple[str, bool | None]:
+    """In words, and whether copies are suspected; None: open."""
+    near = [s for s in spaces if min(s["near_p"], s["copying_p"]) < GATE]
     found, unclear = ([s["space"] for s in near if s["closest_p"] < limit] for limit in (ALPHA, UNCLEAR))
     if found:
-        verdict, suspected = f"copies suspected (in {' and '.join(found)})", True
-    elif unclear:
-        verdict, suspected = f"copies cannot be excluded (in {' and '.join(unclear)}): look at the pairs", None
-    else:
-        verdict, suspected = "no sign of copying", False
-    return {"verdict": verdict, "suspected": suspected, "spaces": spaces, "closest": closest}
+        return f"copies suspected (in {' and '.join(found)})", True
+    if unclear:
+        return f"copies cannot be excluded (in {' and '.join(unclear)}): look at the pairs", None
+    return "no sign of copying", False
+
+
+def _ranked(c: DataCopying) -> dict:
+    return {"copying_z": c.z, "copying_p": c.p, "copying_cells": c.cells}
 
 
 def _near(to_train: Tensor, heldout_to_train: Tensor) -> dict:
     """How many synthetic images lie nearer to training images than the nearest 5 % of held-out ones do."""
-    own, theirs = to_train.min(1).values.numpy(), heldout_to_train.min(1).values.numpy()
-    threshold = float(np.quantile(theirs, QUANTILE))
-    near, near_heldout = int((own < threshold).sum()), int((theirs < threshold).sum())
-    table = [[near, len(own) - near], [near_heldout, len(theirs) - near_heldout]]
+    own, theirs = to_train.amin(1).numpy(), heldout_to_train.amin(1).numpy()
+    threshold, near, near_heldout, p = _below(own, theirs)
     low, high = wilson(near, len(own))
     return {"threshold": threshold, "near": near, "near_share": near / len(own), "near_low": low, "near_high": high,
-            "near_heldout": near_heldout, "near_heldout_share": near_heldout / len(theirs),
-            "near_p": float(stats.fisher_exact(table, alternative="greater").pvalue),
+            "near_heldout": near_heldout, "near_heldout_share": near_heldout / len(theirs), "near_p": p,
             "median_distance": float(np.median(own)), "median_heldout_distance": float(np.median(theirs))}
 
 
-def _closest(to_train: Tensor, to_heldout: Tensor) -> dict:
-    """Of the most conspicuously near synthetic images, how many have their nearest real image in the training set."""
-    share = to_train.shape[1] / (to_train.shape[1] + to_heldout.shape[1])
-    k = max(FEWEST, math.ceil(math.log(ALPHA / 10) / math.log(share)))   # enough for chance alone to be below ALPHA/10
-    k = min(k, max(FEWEST, len(to_train) // 4), len(to_train))
-    relative, nearest = nearness(torch.cat([to_train, to_heldout], 1))
-    first = relative.argsort(stable=True)[:k]
-    inside = int((nearest[first] < to_train.shape[1]).sum())
-    return {"closest": k, "closest_train": inside, "closest_expected": k * share,
-            "closest_p": float(stats.binomtest(inside, k, share, alternative="greater").pvalue)}
+def _below(own: np.ndarray, theirs: np.ndarray) -> tuple[float, int, int, float]:
+    """The 5 % quantile of theirs, how many of own and of theirs are below it, and Fisher's p of more of own."""
+    threshold = float(np.quantile(theirs, QUANTILE))
+    a, b = int((own < threshold).sum()), int((theirs < threshold).sum())
+    table = [[a, len(own) - a], [b, len(theirs) - b]]
+    return threshold, a, b, float(stats.fisher_exact(table, alternative="greater").pvalue)
+
+
+def _calibrated(to_train: Tensor, heldout_to_train: Tensor) -> dict:
+    """The same of the calibrated distance: conspicuously near by the standard of the image's own neighbourhood."""
+    threshold, near, _, p = _below(*(calibrated(d)[0].numpy() for d in (to_train, heldout_to_train)))
+    return {"calibrated_threshold": threshold, "calibrated_near": near, "calibrated_p": p}
+
+
+def _authentic(to_train: Tensor, heldout_to_train: Tensor, spaced: Tensor) -> dict:
+    """AuthPct of synthetic and of held-out images against the same training images; Fisher's p of a lower one."""
+    own, theirs = authentic(to_train, spaced), authentic(heldout_to_train, spaced)
+    table = [[int(x.sum()), int((~x).sum())] for x in (own, theirs)]
+    shares = [100 * a / (a + b) for a, b in table]
+    return {"auth_pct": shares[0], "auth_heldout": shares[1], "auth_excess": shares[0] - shares[1],
+            "auth_p": float(stats.fisher_exact(table, alternative="less").pvalue)}
 
 
 def _ratio(to_train: Tensor, to_heldout: Tensor, seed: int, draws: int = 20) -> dict:
@@ -153,13 +251,7 @@ def _ratio(to_train: Tensor, to_heldout: Tensor, seed: int, draws: int = 20) -> 
 
 def _pairs(to_train: Tensor, to_heldout: Tensor, pairs: int) -> list[dict]:
     """The synthetic images nearest to a training image by the standard of that image's next neighbours."""
-    relative, nearest = nearness(to_train)
+    relative, nearest = calibrated(to_train)
     return [{"fake": i, "train": int(nearest[i]), "heldout": int(to_heldout[i].argmin()),
              "d_train": float(to_train[i].min()), "d_heldout": float(to_heldout[i].min()), "relative": float(relative[i])}
             for i in relative.argsort(stable=True)[:pairs].tolist()]
-
-
-def nearness(d: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance to the nearest by the mean distance to the next 50, and the index of the nearest: (n,m) → (n,), (n,)."""
-    values, index = d.topk(min(NEXT + 1, d.shape[1]), dim=1, largest=False)
-    return values[:, 0] / values[:, 1:].mean(1).clamp(min=1e-12), index[:, 0]

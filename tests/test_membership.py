@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from minidiff.counted import normal as noise_of
+from minidiff.errors import InputError
+from minidiff.evaluation.membership import denoising_errors, membership
+from minidiff.statistics import auroc
+
+
+def errors(n, shift, seed, own=0.6, draws=8):
+    """An image's own difficulty, the draw's, and chance; `shift` is what the model knows of training images."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(np.exp(rng.normal(-shift, own, (n, 1)) + rng.normal(0, 1, (1, draws)) * 0
+                                   + np.arange(draws) + rng.normal(0, 0.3, (n, draws))))
+
+
+def test_a_model_that_knows_its_images_is_found_and_one_that_does_not_is_not():
+    known = membership(errors(200, 1.5, 0), errors(200, 0, 1))
+    fresh = membership(errors(200, 0, 2), errors(200, 0, 3))
+    assert known.low > 0.85 and known.p < 0.001 and known.tpr > 0.2 and known.tpr_by_patient[0] > 0.05
+    assert fresh.low < 0.5 < fresh.high and fresh.p > 0.05 and abs(fresh.auroc - 0.5) < fresh.chance and fresh.tpr < 0.06
+    assert (known.n_train, known.n_heldout, known.patients_train) == (200, 200, 200)
+
+
+def test_the_numbers_by_hand():
+    a, b = errors(37, 0.5, 4), errors(120, 0, 5)
+    found = membership(a, b)
+    s, t = -a.log().mean(1).numpy(), -b.log().mean(1).numpy()
+    assert found.auroc == pytest.approx((s[:, None] > t).mean())
+    assert found.auroc == pytest.approx(auroc([*s, *t], [True] * 37 + [False] * 120))
+    assert found.false_alarms == 1 and found.tpr == pytest.approx((s > np.sort(t)[-2]).mean())
+    assert found.chance == pytest.approx(1.96 * np.sqrt(158 / (12 * 37 * 120)), rel=1e-3)
+
+
+def test_times_whose_errors_differ_by_orders_of_magnitude_weigh_alike():
+    a, b = errors(60, 0.8, 6), errors(60, 0, 7)
+    scale = 10.0 ** torch.arange(8)
+    assert membership(a * scale, b * scale) == membership(a, b)
+
+
+def test_images_of_one_patient_are_one_piece_of_evidence():
+    a, b = (errors(30, s, k).repeat_interleave(6, 0) for s, k in ((0.4, 8), (0, 9)))
+    patients = [[f"{name}{i // 6}" for i in range(180)] for name in "ab"]
+    naive, honest = membership(a, b), membership(a, b, train_patients=patients[0], heldout_patients=patients[1])
+    width = lambda i: i[1] - i[0]  # noqa: E731
+    assert width(honest.by_patient) > 1.7 * width(naive.by_patient) and honest.p > naive.p
+    assert honest.patients_train == 30 and width(naive.by_patient) == pytest.approx(naive.high - naive.low, rel=0.15)
+
+
+def test_small_sets_are_said_to_be_small():
+    assert "less than one" in membership(errors(30, 0, 10), errors(40, 0, 11)).note
+    assert "is 1: " in membership(errors(30, 0, 10), errors(125, 0, 11)).note
+    assert membership(errors(30, 0, 10), errors(1000, 0, 11)).note == ""
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_errors_that_are_none(bad):
+    x = errors(5, 0, 12)
+    x[3, 2] = bad
+    with pytest.raises(InputError, match="1 of 5 held-out images have an error"):
+        membership(errors(5, 0, 13), x)
+    with pytest.raises(InputError, match="2 or more training patients; there is 1"):
+        membership(errors(5, 0, 13), errors(5, 0, 12), train_patients=["a"] * 5)
+
+
+def test_every_image_gets_the_same_times_and_noise_whatever_the_batch():
+    """A denoiser that remembers its training images: its guess is the nearest of them."""
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, 1, 4, 4), generator=g, dtype=torch.uint8)
+    memory = pixels[:20].flatten(1).double() / 255
+
+    def losses(x, t, seed):
+        x = x.flatten(1).double() / 255
+        seen = x + t / 1000 * noise_of(seed, [0], 0, (16,)).double()
+        guess = memory[torch.cdist(seen, memory).argmin(1)]
+        return (guess - x).square().mean(1) + 1e-3
+
+    one, other = (denoising_errors(losses, pixels, batch=batch) for batch in (40, 7))
+    assert torch.equal(one, other) and one.shape == (40, 8) and one.dtype == torch.float64
+    assert not torch.equal(one[:, 0], one[:, 1])
+    found = membership(one[:20], one[20:])
+    assert found.auroc > 0.95 and found.p < 0.001
+
+
+@pytest.mark.slow
+def test_intervals_by_patient_cover():
+    """120 images of 40 patients on each side; DeLong's interval, for images, does not and need not."""
+    rng, covered, p, n = np.random.default_rng(0), 0, [], 400
+
+    def side(shift):
+        of_patient = np.repeat(rng.normal(-shift, 1, 40), 3)
+        return torch.from_numpy(np.exp(of_patient + rng.normal(0, 0.5, 120)))[:, None]
+
+    patients = [[f"{k}{i // 3}" for i in range(120)] for k in "ab"]
+
+
+    truth = norm.cdf(1 / np.sqrt(2 * 1.25))                     # of two normal scores that lie 1 apart
+    for _ in range(n):
+        found = membership(side(1), side(0), train_patients=patients[0], heldout_patients=patients[1], n_boot=300)
+        covered += found.by_patient[0] <= truth <= found.by_patient[1]
+        p.append(membership(side(0), side(0), train_patients=patients[0], heldout_patients=patients[1], n_boot=2).p)
+    assert covered / n > 0.9 and np.mean(np.array(p) < 0.05) < 0.05 + 2 * np.sqrt(0.05 * 0.95 / n)
