@@ -2,40 +2,55 @@
 
     python evaluate.py                                     the embedded demo → runs/demo/report/report.html
     python evaluate.py --data DIR --samples runs/x/samples --classifier runs/x/classifier --out runs/x/report
-    python evaluate.py --data DIR --samples runs/x/samples --diffusion runs/x/diffusion --vae runs/x/vae --out runs/x/r2
+    python evaluate.py --extractors pixels classifier inception-clean-fid=inception.pth --out runs/x/r2
+    python evaluate.py matrix --external DIR               real subsets × synthetic sets, yardsticks, controls → its page
+    python evaluate.py monitor --run runs/x/diffusion      the same numbers for every checkpoint; which one to take
+    python evaluate.py uncertainty --samples runs/x/samples   how far the last checkpoints disagree about each image
+    python evaluate.py verify --folder runs/x/report       from the report down to the data: does all still match?
+    python evaluate.py readers plan --good .68             how many images a study with readers needs
+    python evaluate.py readers make --out runs/x/readers --key runs/x/readers-key
+    python evaluate.py readers score --answers a.jsonl b.jsonl --key runs/x/readers-key/key.json
 
-Without a classifier run there is no judge and no second space; without vae and diffusion runs there are no curves. The
-page says so. Held-out are val and test together. The same command again makes the page anew, from the same images.
+Without a classifier run there is no judge and no second space; without vae and diffusion runs there are no curves and no
+membership audit; without a matrix no heat map. The page says so. Held-out are val and test together. The same command
+again makes the page anew, from the same images and the features kept in OUT/features.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minidiff import config, runs
 from minidiff import variables as var
-from minidiff.classification.agreement import agreement
-from minidiff.classification.predictor import Predictor
+from minidiff.classification.predictor import Predictor, grey
+from minidiff.counted import VALIDATE, normal
 from minidiff.data import images
-from minidiff.data.dataset import load_pixels
-from minidiff.data.split import check_unseen, trained_on
-from minidiff.data.table import Table, read_table
+from minidiff.data.dataset import load_pixels, to_float
+from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
+from minidiff.data.table import Table
+from minidiff.diffusion import plan as plans
+from minidiff.diffusion import store
+from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError
-from minidiff.evaluation import report
-from minidiff.evaluation.comparison import Side, compare
-from minidiff.evaluation.features import PixelPCA, PredictorFeatures
+from minidiff.evaluation import breakdown, chain, matrix, monitor, pictures, report, uncertainty
+from minidiff.evaluation.cache import FeatureCache
+from minidiff.evaluation.comparison import FEWEST, Side, compare
+from minidiff.evaluation.extractors import build, describe
+from minidiff.evaluation.features import PixelPCA
+from minidiff.evaluation.inputs import notes, read
+from minidiff.evaluation.judged import agree, asked, certainty
+from minidiff.evaluation.membership import denoising_errors, membership
 from minidiff.evaluation.neighbours import memorisation, pixel_spaces
-from minidiff.evaluation.within import within_label
-from minidiff.variables import Labels
-
-SMALLEST = 8  # px a side at which images are compared
+from minidiff.evaluation.readers import make, plan, score
+from minidiff.training.precision import Precision, pick_device
 
 
 @dataclass(frozen=True)
@@ -44,37 +59,41 @@ class Config:
     samples: str = "runs/demo/samples"        # folder of synthetic images, of the same form as a data set
     classifier: str = "runs/demo/classifier"  # its judge/ reads images, its results are shown; may be absent
     vae: str = "runs/demo/vae"                # for its curve and reconstructions; may be absent
-    diffusion: str = "runs/demo/diffusion"    # for its curve; may be absent
+    diffusion: str = "runs/demo/diffusion"    # for its curve and the membership audit; may be absent
+    matrix: str = "runs/demo/matrix"          # of evaluate.py matrix, for its heat map; may be absent
     out: str = "runs/demo/report"             # report.html and report.json
+    extractors: tuple[str, ...] = ()          # pixels, classifier, vae or NAME=FILE; none: pixels and the judge
     size: int = 0                             # side at which images are compared, px; 0: that of the samples
+    audit: int = 200                          # images on each side of the membership audit, 20 or more; 0: none
     repeats: int = 100                        # draws behind each floor; twice as many FD halves if synthetic, else half
     shown: int = 16                           # pictures of each label and kind
     seed: int = 0                             # of draws, resamples, pictures; of the patient split where the data bring none
     skip_bad: bool = False                    # leave unreadable images out, listed and counted, instead of refusing
+    device: str = "auto"                      # of the membership audit: auto, cpu, cuda, cuda:1 …
 
 
 def run_report(cfg: Config) -> None:
     """Write the report."""
     tables, pixels = read(cfg)
-    found = optional(cfg)
+    found = optional(cfg, tables)
     judge = found.pop("judge")
     labels = asked(judge, tables)  # a cell that the judge does not know is refused before the work
+    vae = store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None
+    extractors = build(cfg.extractors, train=pixels["train"], judge=judge, vae=vae, folder=Path(cfg.out).parent)
     facts = {name: table.fingerprint for name, table in tables.items()}
-    out = runs.open_run(cfg.out, cfg, "report", **facts)
-    extractors = [PixelPCA().fit(pixels["train"])] + ([PredictorFeatures(judge)] if judge else [])
-    features = {e.name: {name: e(x) for name, x in pixels.items()} for e in extractors}
+    judged = {"judge": runs.sha256(Path(cfg.classifier) / "judge" / "predictor.safetensors")} if judge else {}
+    out = runs.open_run(cfg.out, cfg, "report", free=("device",), **facts, **judged)
+    kept = FeatureCache(out / "features")
+    sides = {e.name: {name: Side(kept(e, x).double().numpy(), *(np.array(tables[name].column(c)) for c in (
+        "label", "patient"))) for name, x in pixels.items()} for e in extractors}
 
-    rows = []
-    for name, values in features.items():
-        columns = {k: [np.array(tables[k].column(c)) for c in ("label", "patient")] for k in values}
-        sides = {k: Side(f.double().numpy(), *columns[k]) for k, f in values.items()}
-        rows += compare(name, **sides, labels=tables["synthetic"].labels, repeats=cfg.repeats, seed=cfg.seed)
-    print("nearest neighbours")
-    spaces = {name: pixel_spaces(x, query=name != "train") for name, x in pixels.items()}
-    if judge:
-        spaces = {name: {**space, "classifier": features["classifier"][name]} for name, space in spaces.items()}
-    neighbours = memorisation(fake=spaces["synthetic"], train=spaces["train"], heldout=spaces["heldout"], seed=cfg.seed)
-
+    known, copies = neighbours(cfg, tables, pixels, sides)
+    groups, how = breakdown.groups(tables), {"seed": cfg.seed}
+    rows, grown, conditions = [], [], []
+    for name, own in sides.items():
+        rows += compare(name, **own, labels=tables["synthetic"].labels, repeats=cfg.repeats, **how)
+        grown += breakdown.growth(name, **own, **how)
+        conditions += breakdown.conditions(name, groups, **own, **how)
     result = {
         "data": {"folders": list(cfg.data), "size": pixels["train"].shape[-1],
                  **{f"n_{k}": len(tables[k]) for k in ("train", "heldout")},
@@ -84,132 +103,114 @@ def run_report(cfg: Config) -> None:
                  "patients_assumed": tables["train"].patients_assumed, "notes": notes(tables)},
         "samples": {"folder": cfg.samples, "n": len(tables["synthetic"]),
                     "labels": counts(tables["synthetic"]), "fingerprint": facts["synthetic"]},
-        "distances": rows, "neighbours": neighbours, "agreement": agree(judge, labels, tables, pixels),
+        "extractors": [describe(e) for e in extractors], "distances": rows, "growth": grown, "conditions": conditions,
+        "variety": breakdown.variety(sides, pixels, tables["synthetic"].labels, **how),
+        "neighbours": known, "duplicates": copies, "membership": audit(cfg, tables),
+        "agreement": agree(judge, labels, tables, pixels),
         **{name: found[name] for name in ("classifier", "study", "vae")}, "provenance": runs.provenance(),
-        "configs": {**found["configs"], cfg.out: runs.read_json(out / "config.json")},
+        "commands": commands(cfg), "configs": {**found["configs"], cfg.out: runs.read_json(out / "config.json")},
     }
-    pictures = {"grids": grids(cfg, tables, pixels), "pairs": pairs(neighbours["closest"], pixels), "logs": found["logs"]}
-    drawn = Path(cfg.vae) / "reconstructions.png"
-    if drawn.is_file():
-        pictures["vae"] = drawn.read_bytes()
-    path = report.write(out, result, pictures)
+    first = sides["classifier" if "classifier" in sides else extractors[0].name]
+    drawn = pictures.draw(tables, pixels, first, known["closest"], groups, certainty(judge, tables, pixels),
+                          shown=cfg.shown, seed=cfg.seed)
+    path = report.write(out, result, {**drawn, **{name: found[name] for name in ("logs", "matrix", "rebuilt")}})
     for v in runs.read_json(out / "report.json")["verdict"]:
         print(f"{v['answer']:>12}  {v['question']}")
     print(path)
 
 
-def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
-    """Tables and pixels of train, heldout (val and test) and synthetic, after what can be refused is refused."""
-    if cfg.repeats < 10 or cfg.shown < 1 or cfg.size < 0 or 0 < cfg.size < SMALLEST:
-        raise InputError(f"repeats {cfg.repeats}, shown {cfg.shown}, size {cfg.size}: allowed are 10 and 1 or more, and a "
-                         f"size of {SMALLEST} or more (0: that of the samples)")
-    for folder in cfg.data:
-        a, b = Path(folder).resolve(), Path(cfg.samples).resolve()
-        if a == b or a in b.parents or b in a.parents:
-            raise InputError(f"--samples {cfg.samples} is the folder of real data {folder}, or lies in it or around it")
-    real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.out).parent)
-    made = read_table(cfg.samples, split=False)
-    tables = {"train": real.select(split="train"), "heldout": real.select(split=("val", "test")), "synthetic": made}
-    for name in ("train", "heldout"):
-        if not len(tables[name]):
-            raise InputError(f"{' '.join(cfg.data)} has no image in split {'train' if name == 'train' else 'val or test'}")
-    strange = sorted(set(made.labels) - set(tables["train"].labels))
-    if strange:
-        known = ", ".join(tables["train"].labels)
-        raise InputError(f"{cfg.samples}: the data have no label {', '.join(strange)}; they have {known}")
-    known = set(real.hashes.values())
-    same = [file for file in made.column("file") if made.hashes[file] in known]
-    if same:
-        raise InputError(f"{cfg.samples} holds {len(same)} files of the real data, e.g. {same[0]}: these are not synthetic")
-    unknown = check_origin(cfg, tables["heldout"])
-    tables["heldout"] = replace(tables["heldout"], notes=[*real.notes, *unknown])
-    size = cfg.size or next(filter(None, map(side, made.column("file"))), SMALLEST)
-    loaded = {name: load_pixels(table, size, skip_bad=cfg.skip_bad) for name, table in tables.items()}
-    return {name: table for name, (table, _) in loaded.items()}, {name: x for name, (_, x) in loaded.items()}
+def neighbours(cfg: Config, tables: dict[str, Table], pixels: dict[str, Tensor],
+               sides: Mapping[str, Mapping[str, Side]]) -> tuple[dict, dict]:
+    """Are there copies of training images, and is the training set free of copies itself?"""
+    print("nearest neighbours")
+    spaces = {name: pixel_spaces(x, query=name != "train") for name, x in pixels.items()}
+    for name, own in sides.items():
+        if name != PixelPCA.name:   # the pixels themselves are there already
+            spaces = {side: {**space, name: torch.from_numpy(own[side].features).float()}
+                      for side, space in spaces.items()}
+    columns = {c: tuple(tables[side].column(c) for side in ("train", "heldout")) for c in ("patient", "label")}
+    found = memorisation(fake=spaces["synthetic"], train=spaces["train"], heldout=spaces["heldout"],
+                         patients=columns["patient"], labels=columns["label"], seed=cfg.seed)
+    near = by_patient(near_duplicates(pixels["train"]), columns["patient"][0])
+    return found, {"n": len(pixels["train"]), "exact": len(exact_duplicates(pixels["train"])), "near": near["pairs"],
+                   "surplus": near["surplus"], "across_patients": len(near["across_patients"])}
 
 
-def check_origin(cfg: Config, heldout: Table) -> list[str]:
-    """Raise InputError if generator or judge has seen a held-out image; a note for each of which that is unknown."""
-    judge = Path(cfg.classifier) / "judge"
-    listed = judge / "trained_on.json"
-    seen = {"the generator": trained_on(cfg.samples)}
-    if judge.is_dir():
-        seen["the judge"] = set(runs.read_json(listed)) if listed.is_file() else None
-    for who, hashes in seen.items():
-        check_unseen(heldout.rows, heldout.hashes, hashes or set(), who)
-    return [f"what {who} was trained on is unknown" for who, hashes in seen.items() if not hashes]
+@torch.no_grad()
+def audit(cfg: Config, tables: dict[str, Table]) -> dict | None:
+    """Membership audit of the diffusion run; {"why"} where it cannot be made, None where there is no run.
 
+    Every image has its own conditions, its latent mean, and the same noise at the same times. "made" says whether this
+    model made the samples; None where their manifest does not tell.
+    """
+    if not cfg.audit or not (Path(cfg.diffusion) / "model.json").is_file():
+        return None
+    pipeline, facts = store.load_pipeline(Path(cfg.diffusion))
+    device, seen, variables = pick_device(cfg.device), set(facts.get("trained_on", ())), pipeline.conditioner.variables
+    pipeline.denoiser.net.to(device), pipeline.vae.to(device)
 
-def side(file: str) -> int:
-    """Shorter side of an image; 0 where it cannot be read."""
+    def errors(side: str) -> tuple[Tensor, list[str]]:
+        table = tables[side]
+        rows = [row for row in table.rows if (table.hashes[row["file"]] in seen) == (side == "train")]
+        order = np.random.default_rng(cfg.seed).permutation(len(rows))[: cfg.audit]
+        if len(order) < FEWEST:
+            raise InputError(f"of the images here {len(rows)} are known as {side} images of {cfg.diffusion}; {FEWEST} are "
+                             "needed")
+        rows = [rows[i] for i in order]
+        labels = var.encode(variables, rows)
+        x = load_pixels(replace(table, rows=rows), facts["size"])[1]
+        z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float() for part in x.split(16)])
+
+        def losses(index: Tensor, t: int, seed: int) -> Tensor:   # images by their number
+            noise = normal(seed, [0], VALIDATE, z.shape[1:]).to(device).expand(len(index), -1, -1, -1)
+            own = {name: cells[index].to(device) for name, cells in labels.items()}
+            return pipeline.denoiser.loss(z[index], torch.full((len(index),), t), noise, own)
+
+        return denoising_errors(losses, torch.arange(len(z))), [row["patient"] for row in rows]
+
     try:
-        return min(images.read(file).shape[1:])
-    except InputError:
-        return 0
+        (train, known), (held, unseen) = errors("train"), errors("heldout")
+        found = membership(train, held, train_patients=known, heldout_patients=unseen, seed=cfg.seed)._asdict()
+    except InputError as error:
+        return {"why": str(error)}
+    made_by = (read_json(Path(cfg.samples) / "manifest.json") or {}).get("model")
+    made = made_by and made_by == runs.sha256(Path(cfg.diffusion) / "model.safetensors")
+    return {**found, "run": cfg.diffusion, "made": made}
 
 
-def optional(cfg: Config) -> dict:
-    """What other runs have left for the page: judge, results, curves and configs; a line is printed for what is absent."""
+def optional(cfg: Config, tables: dict[str, Table]) -> dict:
+    """What other runs have left for the page: judge, results, curves, matrix and configs; what is absent is printed."""
     classifier, vae, diffusion = (Path(f) for f in (cfg.classifier, cfg.vae, cfg.diffusion))
     expected = {classifier / "judge": "judge", classifier / "results.json": "results of a classifier",
                 classifier / "summary.json": "summary of a study", vae / "vae.json": "quality of the autoencoder",
                 vae / "reconstructions.png": "reconstructions", vae / "log.jsonl": "curve of the autoencoder",
-                diffusion / "log.jsonl": "curve of the diffusion model"}
+                diffusion / "log.jsonl": "curve of the diffusion model",
+                Path(cfg.matrix) / "matrix.json": "heat map of a reference matrix"}
     for path, what in expected.items():
         if not path.exists():
             print(f"{path} is absent: the page has no {what}")
+    grid = read_json(Path(cfg.matrix) / "matrix.json")
+    if grid and tables["synthetic"].fingerprint not in grid["data"]["fingerprints"].values():
+        print(f"{cfg.matrix} is of other samples: the page does not show it")
+        grid = None
     return {
         "judge": Predictor.load(classifier / "judge") if (classifier / "judge").is_dir() else None,
         "classifier": read_json(classifier / "results.json"), "study": read_json(classifier / "summary.json"),
-        "vae": read_json(vae / "vae.json"),
+        "vae": read_json(vae / "vae.json"), "matrix": grid,
+        "rebuilt": (vae / "reconstructions.png").read_bytes() if (vae / "reconstructions.png").is_file() else None,
         "configs": {folder: read_json(Path(folder) / "config.json") or read_json(Path(folder) / "manifest.json")
                     for folder in (cfg.vae, cfg.diffusion, cfg.samples, cfg.classifier)},
         "logs": {folder.name: runs.read_log(folder / "log.jsonl") for folder in (vae, diffusion)},
     }
 
 
-def asked(judge: Predictor | None, tables: dict[str, Table]) -> dict[str, Labels]:
-    """Cells of held-out real and synthetic rows, of the variables that the samples were asked for and the judge reads."""
-    wanted = [v for v in judge.variables if any(tables["synthetic"].column(v.name))] if judge else []
-    return {name: var.encode(wanted, tables[name].rows) for name in ("heldout", "synthetic")}
-
-
-def agree(judge: Predictor | None, labels: dict[str, Labels], tables: dict[str, Table],
-          pixels: dict[str, Tensor]) -> list[dict]:
-    """The judge on held-out real and on synthetic images, each attribute also within label."""
-    rows = []
-    for name, shown in (("heldout", "held-out real"), ("synthetic", "synthetic")) if judge else ():
-        judged = judge.predict(pixels[name])
-        read_once = SimpleNamespace(variables=judge.variables, predict=lambda _, judged=judged: judged)
-        within = within_label(judge.variables, judged, labels[name], tables[name].column("label"))
-        found = agreement(read_once, pixels[name], labels[name], shown)
-        rows += [{**row, **within.get(row["variable"], {})} for row in found]
-    return rows
-
-
-def notes(tables: dict[str, Table]) -> list[str]:
-    """What reading any of the tables remarked, once; that a synthetic image is a patient of its own goes without saying."""
-    return list(dict.fromkeys(note for name, table in tables.items() for note in table.notes
-                              if name != "synthetic" or "one image = one patient" not in note))
-
-
-def grids(cfg: Config, tables: dict[str, Table], pixels: dict[str, Tensor]) -> dict[str, tuple[bytes, bytes]]:
-    """For each label, equally many held-out and synthetic images, drawn at random."""
-    drawn = {}
-    for label in tables["synthetic"].labels:
-        rng = np.random.default_rng(cfg.seed)
-        own = [np.flatnonzero(np.array(tables[name].column("label")) == label) for name in ("heldout", "synthetic")]
-        n = min(cfg.shown, *map(len, own))
-        if n:
-            real, made = (torch.from_numpy(rng.permutation(i)[:n]) for i in own)
-            drawn[label] = tuple(images.png_bytes(images.grid(pixels[name][i], 4))
-                                 for name, i in (("heldout", real), ("synthetic", made)))
-    return drawn
-
-
-def pairs(closest: list[dict], pixels: dict[str, Tensor]) -> list[tuple[bytes, bytes, bytes]]:
-    return [tuple(images.png_bytes(pixels[name][p[key]]) for name, key in
-                  (("synthetic", "fake"), ("train", "train"), ("heldout", "heldout"))) for p in closest]
+def commands(cfg: Config) -> dict[str, str]:
+    """The command behind each part of the page, as its run recorded it."""
+    found = {"report": f"python {runs.provenance()['command']}"}
+    for name in ("samples", "classifier", "vae", "diffusion", "matrix"):
+        record = read_json(Path(getattr(cfg, name)) / "run.json") or {}
+        found[name] = f"python {record['sessions'][-1]['command']}" if record.get("sessions") else ""
+    return found
 
 
 def counts(table: Table) -> dict[str, int]:
@@ -220,7 +221,59 @@ def read_json(path: Path):
     return runs.read_json(path) if path.is_file() else None
 
 
-VERBS = {"report": (Config, run_report)}
+def run_monitor(cfg: monitor.MonitorConfig) -> None:
+    """Measure every checkpoint of a run, draw the curves and say which one to take."""
+    pipeline, facts = store.load_pipeline(monitor.checkpoints(cfg.run)[-1].folder)
+    rows = plans.plan(pipeline.conditioner.variables, facts["rows"], per_label=cfg.per_label, seed=cfg.seed)
+    monitor.run(cfg, rows, sampler(Recipe(steps=cfg.steps, guidance=cfg.guidance), cfg.device))
+
+
+def run_uncertainty(cfg: uncertainty.UncertaintyConfig) -> None:
+    """Add to each sample how far the last checkpoints disagree about it."""
+    uncertainty.run(cfg, as_made(Path(cfg.samples), cfg.device))
+
+
+def run_verify(cfg: chain.VerifyConfig) -> None:
+    """Walk from a report to its samples, model and data by their hashes, and say what no longer matches."""
+    chain.verify(cfg, lambda folder, rows: as_made(folder, cfg.device)(
+        chain.root_of(folder) / runs.read_json(folder / "config.json")["run"], rows))
+
+
+def as_made(folder: Path, device: str) -> monitor.Sample:
+    """What makes images by the recipe of a folder of samples."""
+    saved, recipe = runs.read_json(folder / "config.json"), runs.read_json(folder / "manifest.json")["recipe"]
+    against = saved.get("against") and chain.root_of(folder) / saved["against"]
+    return sampler(Recipe(**recipe), device, saved["batch"], saved.get("precision", "fp32"), against)
+
+
+def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "fp32",
+            against: Path | str = "") -> monitor.Sample:
+    """(folder of a model, rows of a plan) → uint8 (n,3,S,S), grey where training saw grey only."""
+    def sample(folder: Path, rows: Sequence[Mapping[str, str]]) -> Tensor:
+        pipeline, facts = store.load_pipeline(folder)
+        place = pick_device(device)
+        for net in (pipeline.denoiser.net, pipeline.vae):
+            net.to(place, memory_format=torch.channels_last)
+        if against:
+            weaker, _ = store.load_pipeline(Path(against))
+            weaker.denoiser.net.to(place, memory_format=torch.channels_last)
+            pipeline = pipeline.guided_by(weaker)
+        pipeline = replace(pipeline, autocast=Precision(precision, place).autocast)
+        start = [images.square(images.read(row["origin"]), pipeline.size) for row in rows if row.get("origin")]
+        start = torch.stack([torch.tensor(x).expand(3, -1, -1) for x in start]) if start else None
+        with tqdm(total=len(rows) * (recipe.taken + 1), desc=f"sampling, {folder.name}", unit="step", leave=False) as bar:
+            made = torch.cat(list(pipeline.images(
+                plans.encode(pipeline.conditioner.variables, rows), [int(row["seed"]) for row in rows], recipe, batch=batch,
+                origin=start, progress=bar.update)))
+        return grey(made).expand(-1, 3, -1, -1) if facts["grey"] else made
+
+    return sample
+
+
+VERBS = {"report": (Config, run_report), "matrix": (matrix.MatrixConfig, matrix.run_matrix),
+         "monitor": (monitor.MonitorConfig, run_monitor), "uncertainty": (uncertainty.UncertaintyConfig, run_uncertainty),
+         "verify": (chain.VerifyConfig, run_verify), "readers plan": (plan.Config, plan.run),
+         "readers make": (make.Config, make.run), "readers score": (score.Config, score.run)}
 
 if __name__ == "__main__":
     config.main(VERBS, default="report", doc=__doc__)

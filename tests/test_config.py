@@ -120,3 +120,15 @@ def test_our_own_faults_keep_their_traceback():
         raise ValueError("a bug")
     with pytest.raises(ValueError, match="a bug"):
         config.main({"go": (Knobs, fail)}, default="go", doc="", argv=[])
+
+
+def test_a_verb_of_two_words(capsys):
+    verbs = {**VERBS, "go far": (Knobs, lambda cfg: seen.append(("far", cfg.steps))), "look up": VERBS["stop"]}
+    config.main(verbs, default="go", doc="", argv=["go", "far", "--steps", "3"])
+    config.main(verbs, default="go", doc="", argv=["go", "--steps", "4"])
+    config.main(verbs, default="go", doc="", argv=["--steps", "5"])
+    assert seen == [("far", 3), Knobs(steps=4), Knobs(steps=5)]
+    for argv in (["look"], ["look", "--steps", "3"], ["look", "down"]):   # half a verb is none, and not the default's
+        with pytest.raises(SystemExit) as stop:
+            config.main(verbs, default="go", doc="", argv=argv)
+        assert stop.value.code == 2 and "look up" in capsys.readouterr().err

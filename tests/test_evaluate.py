@@ -16,6 +16,7 @@ from minidiff.classification.predictor import Predictor
 from minidiff.data import images, phantom
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
+from minidiff.runs import sha256
 from minidiff.variables import Category, Number
 
 
@@ -35,7 +36,7 @@ def demo(tmp_path_factory):
 
 
 def config(demo, **more):
-    absent = {name: str(demo / name) for name in ("classifier", "vae", "diffusion")}
+    absent = {name: str(demo / name) for name in ("classifier", "vae", "diffusion", "matrix")}
     return evaluate.Config(**{"data": (str(demo / "real"),), "samples": str(demo / "samples"), "out": str(demo / "report"),
                               "repeats": 10, **absent, **more})
 
@@ -47,9 +48,19 @@ def test_the_script_from_folders_to_page(demo):
     assert page.ids == SECTIONS and "No judge was found" in page.text
     assert result["data"]["size"] == 32 and result["samples"]["labels"] == {"covid": 30, "normal": 30, "pneumonia": 30}
     assert result["data"]["n_train"] + result["data"]["n_heldout"] == 240 and result["neighbours"]["suspected"] is False
+    assert [e["name"] for e in result["extractors"]] == ["pixels-pca64"] and len(result["extractors"][0]["identity"]) == 64
+    assert {r["condition"] for r in result["conditions"]} == {"sex", "age"} and result["membership"] is None
+    assert result["duplicates"]["n"] == result["data"]["n_train"] and len(result["neighbours"]["closest"]) == 20
+    grown = [r["n"] for r in result["growth"]]
+    assert grown == sorted(set(grown)) and grown[-1] > 20
+    assert {r["measure"] for r in result["variety"]} == {"Vendi, pixels-pca64", "MS-SSIM"}
     made = next(r for r in result["distances"] if r["set"] == "synthetic")
     assert made["KD_low"] < made["KD_floor"]["high"]                          # phantoms are like phantoms
+    before = {k: v for k, v in result.items() if k != "provenance"}
     evaluate.run_report(config(demo))                                         # the same command again is no fault
+    again = json.loads((demo / "report/report.json").read_text())
+    assert {k: v for k, v in again.items() if k != "provenance"} == before    # from the features that were kept
+    assert (demo / "report/features/pixels-pca64.safetensors").is_file()
 
 
 def test_the_script_with_a_judge(demo, tmp_path):
@@ -135,7 +146,7 @@ def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path,
         raise AssertionError("the long computing has begun")
 
     monkeypatch.setattr(evaluate, "compare", work)
-    monkeypatch.setattr(evaluate.PixelPCA, "fit", work)
+    monkeypatch.setattr("minidiff.evaluation.extractors.PixelPCA.fit", work)
     for name in ("results.json", "summary.json", "config.json"):
         (tmp_path / "broken").mkdir(exist_ok=True)
         (tmp_path / "broken" / name).write_text('{"a": ')
@@ -148,3 +159,75 @@ def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path,
     with pytest.raises(InputError, match="pneumonia"):
         evaluate.run_report(config(demo, classifier=str(tmp_path), out=str(tmp_path / "r")))
     assert not (tmp_path / "r").exists()
+
+
+def test_sizes_and_modes_that_differ_and_small_sets_are_said(demo, tmp_path):
+    """An unreadable image, sizes and modes that differ, a set too small: named, counted, grey with the reason."""
+    rows = []
+    for k in range(15):
+        name = f"images/normal/{k}.png"
+        grey = phantom.phantom(3, k, 48 if k % 3 else 32).image
+        images.write(tmp_path / "few" / name, np.stack([grey, grey, grey // 2]) if k % 5 == 4 else grey)
+        rows.append({"file_name": name, "label": "normal"})
+    (tmp_path / "few" / rows[7]["file_name"]).write_bytes(b"no image")
+    write_table(tmp_path / "few" / "metadata.csv", rows)
+    cfg = config(demo, samples=str(tmp_path / "few"), out=str(tmp_path / "r"), skip_bad=True)
+    evaluate.run_report(cfg)
+    result = json.loads((tmp_path / "r/report.json").read_text())
+    told = " ".join(result["data"]["notes"])
+    assert result["samples"]["n"] == 14 and "1 of 15 images could not be read" in told and "normal/7.png" in told
+    assert "synthetic images have shorter sides from 32 to 48 px; all were brought to 32 px" in told
+    assert "3 of 14 synthetic images are in colour" in told
+    assert all(r["small"] for r in result["distances"]) and result["growth"] == []
+    assert result["neighbours"]["suspected"] is None and "too few images" in result["neighbours"]["verdict"]
+    page = Page((tmp_path / "r/report.html").read_text())
+    assert "n < 20" in page.text and "too few images for any distance" in page.text
+
+
+def test_the_audit_knows_training_from_held_out(tiny, tmp_path):
+    """On the tiny run's own data: every image is on the side of the hashes that the run has kept."""
+    made = [phantom.phantom(1, i, 32) for i in range(24)]
+    for i, p in enumerate(made):
+        images.write(tmp_path / f"samples/images/{i}.png", p.image)
+    write_table(tmp_path / "samples/metadata.csv", [{"file_name": f"images/{i}.png", "label": p.row["label"]}
+                                                    for i, p in enumerate(made)])
+    cfg = evaluate.Config(data=(str(tiny / "data"),), samples=str(tmp_path / "samples"), diffusion=str(tiny / "diffusion"),
+                          classifier=str(tmp_path), vae=str(tiny / "vae"), out=str(tiny / "r"), audit=20)
+    tables, _ = evaluate.read(cfg)
+    found = evaluate.audit(cfg, tables)
+    assert (found["n_train"], found["n_heldout"]) == (20, 20) and 0.1 < found["auroc"] < 0.9
+    assert found == evaluate.audit(cfg, tables) and found["made"] is None
+    for model, made in ((sha256(tiny / "diffusion/model.safetensors"), True), ("0" * 64, False)):
+        (tmp_path / "samples/manifest.json").write_text(json.dumps({"model": model}))
+        assert evaluate.audit(cfg, tables)["made"] is made
+    assert all(evaluate.audit(replace(cfg, **none), tables) is None for none in ({"audit": 0}, {"diffusion": "x"}))
+    swapped = {**tables, "train": tables["heldout"]}
+    assert "known as train images" in evaluate.audit(cfg, swapped)["why"]
+
+
+def test_extractors_are_built_as_asked_and_named(demo, tiny, tmp_path):
+    cfg = config(demo, extractors=("pixels", "vae"), vae=str(tiny / "vae"), out=str(tmp_path / "r"))
+    evaluate.run_report(cfg)
+    result = json.loads((tmp_path / "r/report.json").read_text())
+    assert [e["name"] for e in result["extractors"]] == ["pixels-pca64", "vae"]
+    assert {r["extractor"] for r in result["distances"]} == {"pixels-pca64", "vae"}
+    assert [s["space"] for s in result["neighbours"]["spaces"]] == ["pixels", "pixels, moved", "vae"]
+    page = Page((tmp_path / "r/report.html").read_text())
+    assert all(e["identity"] in page.text for e in result["extractors"])
+    for spec, match in (("inception", "not known"), ("classifier", "needs a classifier run"), ("dinov2=x.pt", "not known")):
+        with pytest.raises(InputError, match=match):
+            evaluate.run_report(replace(cfg, extractors=(spec,), out=str(tmp_path / "r2")))
+
+
+def test_verbs_of_two_words():
+    for words, kind in ((["readers", "plan", "--good", "0.7"], "plan"), (["readers", "make"], "make"),
+                        (["readers", "score"], "score")):
+        run, cfg = settings.parse(evaluate.VERBS, "report", "", words)
+        assert run.__module__.endswith(f"readers.{kind}") and type(cfg).__name__ == "Config"
+    with pytest.raises(SystemExit):
+        settings.parse(evaluate.VERBS, "report", "", ["readers", "--good", "0.7"])
+
+
+def test_an_audit_of_too_few_is_refused(demo, tmp_path):
+    with pytest.raises(InputError, match="--audit 5"):
+        evaluate.run_report(config(demo, out=str(tmp_path / "r"), audit=5))

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from minidiff.classification.agreement import agreement
 from minidiff.data import images
-from minidiff.evaluation import report
-from minidiff.evaluation.comparison import ALL, Side, compare
+from minidiff.evaluation import report, sections
+from minidiff.evaluation.comparison import ALL, EQUAL, Side, compare
 from minidiff.evaluation.distances import kid
 from minidiff.evaluation.page import jsonable, num, table
 from minidiff.evaluation.verdict import verdicts
@@ -20,8 +20,9 @@ from minidiff.evaluation.within import within_label
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number
 
-SECTIONS = ["verdict", "pictures", "distances", "agreement", "copies", "study", "training", "provenance"]
-VOID = {"meta", "img"}
+SECTIONS = ["verdict", "copies", "pictures", "collection", "distances", "numbers", "variety", "conditions", "agreement",
+            "matrix", "study", "training", "provenance"]
+VOID = {"meta", "img", "br"}
 WITHIN = ("within_r", "within_low", "within_high")
 DOT = images.png_bytes(np.zeros((4, 4), np.uint8))
 
@@ -83,6 +84,12 @@ def test_the_table_of_distances():
     assert same["KD_floor"]["low"] < 0 < same["KD_floor"]["high"] and same["FD_floor"]["median"] > 0
     assert (same["FD_floor_halves"]["n"], same["FD_floor_halves"]["m"]) == (30, 20)
     assert found["rare", "synthetic"]["small"] and "KD" not in found["rare", "synthetic"]
+    for name in EQUAL:                                                   # at equal numbers, beside real against real there
+        spread = same[f"{name}_floor"]
+        assert spread["low"] <= spread["median"] <= spread["high"] and spread["n"] == spread["m"] == same["equal_n"] == 40
+    assert other["MIND"] > 3 * same["MIND"] and other["coverage"] < 0.5 < same["coverage_low"] <= same["coverage"]
+    assert same["C2ST_p"] > 0.01 > other["C2ST_p"] and other["C2ST_low"] > 0.5
+    assert same["MIND"] < 2 * same["MIND_floor"]["high"] and 0.35 < same["C2ST_floor"]["median"] < 0.65
 
 
 def answers(result):
@@ -216,14 +223,27 @@ def test_page_without_any_optional_input(tmp_path):
 
 
 def test_page_with_every_input(tmp_path):
-    shares = ["near_share", "near_low", "near_high", "near_heldout_share", "near_p", "closest_p", "q05", "q50"]
+    shares = ["near_share", "near_low", "near_high", "near_heldout_share", "near_p", "closest_p", "q05", "q50", "copying_z",
+              "copying_p", "auth_pct", "auth_heldout", "auth_p", "calibrated_p"]
+    spread = {"median": 0.1, "low": 0.0, "high": 0.2}
+    point = {"extractor": "pixels-pca64", **dict.fromkeys(("KD", "FD", "KD_floor", "FD_floor"), spread)}
+    kd = {"KD": 0.1, "KD_low": 0.0, "KD_high": 0.2, "KD_floor": spread, "small": False}
+    cell = {"extractor": "pixels-pca64", "condition": "sex", "value": "F", "n": 40, "m": 30}
+    audit = {"auroc": 0.7, "by_patient": [0.62, 0.78], "p": 0.001, "tpr": 0.1, "tpr_by_patient": [0.0, 0.2], "n_train": 60,
+             "n_heldout": 60, "note": "few", "run": "runs/y", "made": False}
     space = {"space": "pixels", "n": 80, "train": 120, "heldout": 120, "closest": 20, "closest_train": 10,
-             "closest_expected": 10.0, "q_size": 120, **dict.fromkeys(shares, 0.5)}
+             "closest_expected": 10.0, "q_size": 120, "calibrated_near": 4, **dict.fromkeys(shares, 0.5)}
     arm = {"test_set": "test", "seed": 0, "accuracy": 0.9}
     result = bare(
         distances=rows(),
         neighbours={"verdict": "no sign of copying", "suspected": False, "spaces": [space],
                     "closest": [{"d_train": 1.0, "d_heldout": 1.1}]},
+        extractors=[{"name": "pixels-pca64", "identity": "abc123"}], growth=[point | {"n": 10}, point | {"n": 40}],
+        conditions=[cell | kd, cell | {"value": "M", "n": 3, "small": True}],
+        variety=[{"label": "normal", "measure": "MS-SSIM", "n": 40, "small": False, "synthetic": 0.5, "real": 0.4,
+                  "range": spread}, {"label": "rare", "measure": "MS-SSIM", "n": 3, "small": True}],
+        duplicates={"n": 120, "exact": 1, "near": 2, "surplus": 2, "across_patients": 1}, membership=audit,
+        commands={"report": "python evaluate.py --out <x>", "samples": "python sample.py", "vae": ""},
         agreement=[share(99, 100, "held-out real"), share(95, 100, "synthetic"),
                    {"variable": "age", "set": "synthetic", "n": 0},
                    {"variable": "age", "set": "held-out real", "n": 3, "kind": "number", "r": math.nan, "low": math.nan,
@@ -233,12 +253,19 @@ def test_page_with_every_input(tmp_path):
         vae={"psnr": 30.1, "psnr_pca64": 27.0}, provenance={"command": "evaluate.py"},
         configs={"runs/x": {"kind": "vae"}, "none": None})
     logs = {"vae": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "val_loss": 1.1}], "diffusion": []}
-    pictures = {"grids": {"normal": (DOT, DOT)}, "pairs": [(DOT, DOT, DOT)], "logs": logs, "vae": DOT}
+    shot = {"png": DOT, "label": "normal", "d": 1.0, "p": None}
+    strip = {"condition": "sex", "value": "<F>", "n": 9, "m": 8, "shown": 6, "heldout": DOT, "synthetic": DOT}
+    pictures = {"grids": {"normal": (DOT, DOT)}, "pairs": [(DOT, DOT, DOT)], "logs": logs, "rebuilt": DOT,
+                "best": [shot], "worst": [shot | {"p": 0.25}], "beside": [(DOT, DOT, DOT)], "collection": [strip]}
     html = report.write(tmp_path, result, pictures).read_text()
     page = Page(html)
-    assert page.ids == SECTIONS and html.count("<img") == 2 + 2 + 3 + 1 + 1 + 1
+    assert page.ids == SECTIONS and html.count("<img") == 3 + 1 + 1 + 3 + 2 + 2 + 3 + 1 + 1 + 1
     assert all(url.startswith(("#", "data:image/png;base64,")) for url in page.fetched)
-    assert all(text in page.text for text in ("n too small", "30.1 dB", "no known cell"))
+    assert all(text in page.text for text in (
+        "n < 20", "30.1 dB", "no known cell", "abc123", "$ python evaluate.py --out <x>".strip("$ "), "p 25.0 %", "1 exact",
+        "runs/y is not the model that made these samples"))
+    assert page.text.count("python sample.py") == 3                           # below pictures, collection; provenance
+    assert {"Does the model keep who was in its training set to itself?": "no"}.items() <= answers(result).items()
     assert not re.search(r"\bnan\b", page.text)
     assert report.write(tmp_path, result, pictures).read_text() == html       # the same numbers, the same page
 
@@ -247,3 +274,32 @@ def test_marks():
     assert [num(x) for x in (None, math.nan, -0.25, 12345.6, 0, 0.00012)] == ["–", "–", "−0.25", "12346", "0", "1.2e−04"]
     assert "&lt;b&gt;" in table(["a"], [("", ["<b>"])])
     assert jsonable({"a": (math.inf, np.float64(2.0), "x")}) == {"a": [None, 2.0, "x"]}
+
+
+def test_the_audit_is_good_open_or_bad():
+    for ends, answer in (((0.44, 0.55), "yes"), ((0.45, 0.7), "not resolved"), ((0.51, 0.9), "no"),
+                         ((math.nan, math.nan), "not resolved")):
+        audit = {"auroc": 0.5, "by_patient": ends, "n_train": 9, "n_heldout": 9}
+        assert list(answers({"distances": [], "membership": audit}).values()) == [answer]
+    assert answers({"distances": [], "membership": {"why": "no run"}}) == {}
+
+
+def test_a_matrix_is_shown_with_its_state():
+    sets = [{"name": name, "kind": "real", "label": "a", "part": part, "grey": ""} for name, part in (
+        ("a · train", "train"), ("a · held-out", "held-out"))]
+    cell = {"extractor": "pixels", "confounded": False, "KD": 0.5}
+    found = {"status": "INVALID", "faults": ["blur (a) was not caught"], "controls": [{"caught": True}, {"caught": False}],
+             "config": {"out": "runs/m"}, "rows": sets, "columns": sets, "extractors": [{"name": "pixels"}],
+             "cells": [cell | {"row": r["name"], "column": c["name"]} for r in sets for c in sets]}
+    shown = report.matrix(found)
+    assert "INVALID" in shown and "blur (a) was not caught" in shown and "1 of 2" in shown and shown.count("<img") == 1
+    assert "python evaluate.py matrix" in report.matrix(None)
+
+
+def test_a_grey_cell_says_why():
+    row = {"extractor": "x", "label": "a", "set": "synthetic", "n": 40, "m": 30, "small": True}
+    rows = [row, row | {"label": "b", "m": 19}]
+    text = Page(sections.numbers({"distances": rows})).text
+    assert text.count("one patient") == 3 + 1 and text.count("n < 20") == 3     # in each table; the former in the note
+    cell = {"extractor": "x", "condition": "sex", "value": "F", "n": 19, "m": 40, "small": True}
+    assert "n < 20" in Page(sections.conditions({"conditions": [cell]})).text

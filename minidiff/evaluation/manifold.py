@@ -8,9 +8,9 @@ Around each image of a set there is a ball that reaches to the k-th nearest othe
                 with a huge ball does not count for much
     coverage    share of real images with a synthetic image inside their ball: collapse shows here
 
-Two samples of one distribution do not score 1: 1,000 normal variables give about .53, .53, 1.0 and .97 at n = 3,000, and the
-density of three pairs of samples ran from .98 to 1.10. So all four stand beside real against real at the same n, with as many
-images on each side.
+Two samples of one distribution do not score 1: 1,000 normal variables give about .53, .53, 1.0 and .97 at n = 3,000, and
+the density of three pairs of samples ran from .98 to 1.10. So all four stand beside real against real at the same n, with as
+many images on each side.
 """
 
 from __future__ import annotations

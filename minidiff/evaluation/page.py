@@ -14,7 +14,8 @@ CSS = """
 body { margin: 0; background: var(--paper); color: var(--ink);
        font: 16px/1.55 Georgia, 'Iowan Old Style', 'Times New Roman', serif }
 main { max-width: 62rem; margin: 0 auto; padding: 3.5rem 1.4rem 5rem }
-h1 { font-size: 2.1rem; line-height: 1.15; font-weight: 500; margin: 0 0 .4rem; letter-spacing: -.01em }
+h1 { font-size: 2.1rem; line-height: 1.15; font-weight: 500; margin: 0 0 .4rem; letter-spacing: -.01em;
+     overflow-wrap: anywhere }
 h2 { font-size: 1.3rem; font-weight: 500; margin: 3.4rem 0 .7rem; padding-top: .9rem; border-top: 1px solid var(--line) }
 h3 { font-size: 1rem; font-weight: 600; margin: 1.8rem 0 .4rem }
 p { max-width: 44rem; margin: .5rem 0 }
@@ -35,18 +36,25 @@ th, td { padding: .28rem .8rem .28rem 0; text-align: right; white-space: nowrap;
          border-bottom: 1px solid var(--line) }
 th { font-weight: 600; color: var(--soft); border-bottom-color: #b9c3c9 }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
-.scroll td:last-child { white-space: normal }
+.scroll td:last-child { white-space: normal; min-width: 4.5rem }
 tr.own td { color: var(--accent); font-weight: 600 }
-tr.grey td { color: #a9b3b9 }
+tr.grey td { color: #75828a; font-style: italic }
 tr.first td { border-top: 1px solid #b9c3c9 }
 .verdicts td { white-space: normal; text-align: left; padding: .7rem 1rem .7rem 0 }
 .verdicts td:first-child { width: 6.5rem }
 .answer { display: inline-block; padding: .05rem .55rem; border-radius: 1rem; font-size: .78rem; border: 1px solid;
           white-space: nowrap }
-.yes { color: #2f6b4f } .no { color: #a8321a } .open { color: #7a6a2f }
-.shots td, .shots td:nth-child(2) { padding: .2rem; border: 0; text-align: center }
-.shots td:first-child { text-align: right; color: var(--soft); padding-right: .8rem }
-.shots img { width: 5.6rem; min-width: 5.6rem }
+.yes { color: #2f6b4f } .no { color: #a8321a; border-width: 2px; font-weight: 600 }
+.open { color: #6b5c22; border-style: dashed }
+.yes::before { content: '✓ ' } .no::before { content: '✗ ' } .open::before { content: '? ' }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)); gap: .8rem .5rem }
+.cards img { width: 100%; margin-bottom: 2px }
+.cards div { font: .72rem/1.35 system-ui, sans-serif; color: var(--soft); break-inside: avoid; overflow-wrap: anywhere }
+.strips { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem 1.4rem }
+.strips figure { margin: .3rem 0 } .strips img { width: 100% }
+.command { max-width: none; font: .76rem/1.5 ui-monospace, Menlo, Consolas, monospace; color: var(--soft);
+           overflow-wrap: anywhere }
+.command::before { content: '$ ' }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem;
      font: .83rem/1.5 ui-monospace, Menlo, Consolas, monospace }
 dt { color: var(--soft) }
@@ -55,11 +63,21 @@ details { margin: .4rem 0; font-size: .9rem }
 summary { cursor: pointer; color: var(--soft) }
 pre { font: .78rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 @media (max-width: 640px) {
-  main { padding: 2rem 1rem } h1 { font-size: 1.6rem } .pair, dl { grid-template-columns: 1fr }
+  main { padding: 2rem 1rem } h1 { font-size: 1.6rem } .pair, .strips, dl { grid-template-columns: minmax(0, 1fr) }
+  .scroll > img { max-width: none; width: 42rem } .pair .scroll > img { width: 100% }
+  dt { overflow-wrap: anywhere } nav a { padding: .35rem 0 }
+  .verdicts td:first-child { width: auto } .scroll td:last-child { min-width: 9rem }
 }
 @media print {
-  body { background: #fff; font-size: 11pt } nav { display: none } main { max-width: none; padding: 0 }
-  figure, tr { break-inside: avoid } h2, h3 { break-after: avoid }
+  @page { margin: 14mm }
+  :root { --soft: #46545d; font-size: 12px }
+  body { background: #fff; font-size: 10pt; print-color-adjust: exact } nav { display: none }
+  main { max-width: none; padding: 0 }
+  figure, tr, .cards div { break-inside: avoid } .cards, figure:has(.cards) { break-inside: auto }
+  h2, h3 { break-after: avoid } .scroll { overflow: visible }
+  table { font-size: 7.5pt } .verdicts { font-size: 9pt } .cards { grid-template-columns: repeat(10, 1fr) }
+  th, td { padding: .15rem .4rem .15rem 0; white-space: normal }
+  .scroll > img { max-width: 100% } .scroll td:last-child { min-width: 0 }
 }
 """
 
@@ -70,13 +88,21 @@ def page(title: str, lead: str, sections: Mapping[str, tuple[str, str]]) -> str:
     bodies = "".join(f'<section id="{key}"><h2>{escape(heading)}</h2>{body}</section>'
                      for key, (heading, body) in sections.items())
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{CSS}</style></head>'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+            f'<style>{CSS}</style></head>'
             f'<body><main><header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p><nav>{links}</nav></header>'
             f"{bodies}</main></body></html>\n")
 
 
 def figure(png: bytes, caption: str, alt: str) -> str:
     return f'<figure><div class="scroll">{img(png, alt)}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def cards(items: Iterable[tuple[Sequence[bytes], Sequence[str]]], alts: Sequence[str], caption: str) -> str:
+    """Small pictures side by side, as many as fit: of each item its pictures one above the other, then lines of text."""
+    body = "".join("<div>" + "".join(img(png, alt) for png, alt in zip(shots, alts))
+                   + "<br>".join(map(escape, lines)) + "</div>" for shots, lines in items)
+    return f'<figure><div class="cards">{body}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def img(png: bytes, alt: str) -> str:

@@ -6,22 +6,40 @@ Every section is there whether its input is or not; what is missing is said, wit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from minidiff import runs
-from minidiff.evaluation import figures
-from minidiff.evaluation.page import figure, img, jsonable, note, num, p_value, page, percent, plain, signed, span, table
+from minidiff.evaluation import figures, matrix_page, sections
+from minidiff.evaluation.neighbours import ALPHA, GATE, UNCLEAR
+from minidiff.evaluation.page import (
+    cards,
+    figure,
+    img,
+    jsonable,
+    note,
+    num,
+    p_value,
+    page,
+    percent,
+    plain,
+    signed,
+    span,
+    table,
+)
 from minidiff.evaluation.verdict import BAD, GOOD, verdicts
+
+ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "collection": "samples", "distances": "report",
+           "numbers": "report", "variety": "report", "conditions": "report", "agreement": "report", "matrix": "matrix",
+           "study": "classifier", "training": "diffusion"}  # section → run whose command made what it shows
 
 
 def write(folder: Path, result: dict, pictures: dict) -> Path:
     """Write report.json and report.html; returns the page's path.
 
-    result: data, samples, distances, and as far as there are any neighbours, agreement, classifier, study, vae,
-    provenance, configs. pictures: "grids" {label: (real, synthetic)}, "pairs" [(synthetic, training, held-out)], "vae",
-    all PNG bytes, and "logs" {run: lines of its log}.
+    result: data, samples, distances, and as far as there are any extractors, growth, variety, conditions, neighbours,
+    duplicates, membership, agreement, classifier, study, vae, provenance, commands, configs. pictures: those of
+    `pictures.draw`, "rebuilt", all PNG bytes, "logs" {run: lines of its log} and "matrix", the contents of a matrix.json.
     """
     result = jsonable({"verdict": verdicts(jsonable(result)), **result})
     runs.write_json(folder / "report.json", result)
@@ -34,16 +52,29 @@ def render(result: dict, pictures: dict) -> str:
     data, samples = result["data"], result["samples"]
     lead = (f"{samples['n']} synthetic images at {data['size']} px, compared with {data['n_heldout']} held-out and "
             f"{data['n_train']} training images of {' + '.join(data['folders'])}.")
-    return page(f"Synthetic chest X-rays: {samples['folder']}", lead, {
+    parts = {
         "verdict": ("Verdict", verdict(result)),
-        "pictures": ("Real and synthetic side by side", grids(result, pictures)),
-        "distances": ("Distances", distances(result)),
-        "agreement": ("What was asked for", agreement(result)),
-        "copies": ("Closest pairs", copies(result, pictures)),
+        "copies": ("Are they copies?", copies(result, pictures)),
+        "pictures": ("Good and bad, and side by side with real", shown(result, pictures)),
+        "collection": ("The collection", collection(pictures)),
+        "distances": ("Distances", sections.distances(result)),
+        "numbers": ("Every distance", sections.numbers(result)),
+        "variety": ("Variety", sections.variety(result)),
+        "conditions": ("By condition", sections.conditions(result)),
+        "agreement": ("What was asked for", sections.agreement(result)),
+        "matrix": ("Reference matrix", matrix(pictures.get("matrix"))),
         "study": ("Training a classifier", study(result)),
         "training": ("Training curves", training(result, pictures)),
         "provenance": ("Provenance", provenance(result)),
-    })
+    }
+    commands = result.get("commands") or {}
+    return page(f"Synthetic chest X-rays: {samples['folder']}", lead, {
+        key: (heading, body + (command(commands[ORIGINS[key]]) if commands.get(ORIGINS.get(key)) else ""))
+        for key, (heading, body) in parts.items()})
+
+
+def command(text: str) -> str:
+    return f'<p class="command">{escape(text)}</p>'
 
 
 def verdict(result: dict) -> str:
@@ -59,11 +90,96 @@ def verdict(result: dict) -> str:
             '<p class="warning"><strong>Not for diagnosis.</strong> These are research images. Nothing here shows that '
             "they, or a classifier trained on them, are fit for patients.</p>" + "".join(note(str(n)) for n in notes)
             + note("Intervals are at 95 %. “Not resolved”: the interval leaves both answers open, and more images are "
-                   "needed. This page holds images of the data set; treat it as you treat the data."))
+                   "needed. This page holds images of the data set; treat it as you treat the data. Below each part stands "
+                   "the command that made its numbers."))
 
 
-def grids(result: dict, pictures: dict) -> str:
+def copies(result: dict, pictures: dict) -> str:
+    """Nearest pairs, the tests in each space, duplicates in the training set, and the membership audit."""
+    found = result.get("neighbours")
+    if not found:
+        return note("Nearest neighbours were not looked for.")
+    body = f"<p>{escape(found['verdict'].capitalize())}.</p>"
+    if found["spaces"]:
+        body += neighbours(found["spaces"])
+    if pictures.get("pairs"):
+        s = found["spaces"][0]
+        body += cards([(shots, [f"{num(p['d_train'])} / {num(p['d_heldout'])}"])
+                       for shots, p in zip(pictures["pairs"], found["closest"])],
+                      ("generated", "nearest training image", "nearest held-out image"),
+                      f"The {len(found['closest'])} synthetic images that are nearest to a training image by the standard "
+                      f"of its next neighbours, of n = {s['n']}; from above: generated, nearest training, nearest held-out "
+                      f"image, and its distance to the two. Space: {s['space']}, histograms equalised. A copy would look "
+                      "the same in the first two rows and not in the third.")
+    return body + duplicates(result.get("duplicates")) + membership(result.get("membership"))
+
+
+def neighbours(spaces: list[dict]) -> str:
+    first = [("", [s["space"], f"{percent(s['near_share'])} ({percent(s['near_low'])} to {percent(s['near_high'])})",
+                   percent(s["near_heldout_share"]), p_value(s["near_p"]), f"{s['closest_train']} of {s['closest']}",
+                   f"{s['closest_expected']:.1f}", p_value(s["closest_p"]), f"{num(s['q05'])} / {num(s['q50'])}"])
+             for s in spaces]
+    second = [("", [s["space"], num(s["copying_z"]), p_value(s["copying_p"]), f"{s['auth_pct']:.1f} %",
+                    f"{s['auth_heldout']:.1f} %", p_value(s["auth_p"]), f"{s['calibrated_near']} of {s['n']}",
+                    p_value(s["calibrated_p"])]) for s in spaces]
+    s = spaces[0]
+    return (table(["space", "near", "held-out", "p", "closest in training", "chance", "p", "q 5 % / median"], first)
+            + table(["space", "C_T, z", "p", "AuthPct", "held-out", "p", "calibrated near", "p"], second) + note(
+        f"n = {s['n']} synthetic, {s['train']} training, {s['heldout']} held-out. Near: share nearer to a training image "
+        "than the nearest 5 % of held-out images (Fisher’s exact test). Closest: of the most conspicuously near images, "
+        "those whose nearest real image is a training image (permutation of patients, over all spaces). Copies are "
+        f"suspected where near or C_T finds too little distance (p < {GATE}) and closest confirms that it is to training "
+        f"images in particular (p < {ALPHA}); they cannot be excluded where its p is below {UNCLEAR}. q: distance to the "
+        f"nearest training image by that to the nearest held-out one, {s['q_size']} images of each; about 1 without copies. "
+        "C_T: ranks of nearness against held-out images (Meehan et al. 2020), far below 0 if copied. AuthPct: farther from "
+        "its nearest training image than that one from its own (Alaa et al. 2022), read beside held-out real. Calibrated "
+        "near: of the distance by that of the 50 nearest (Carlini et al. 2023), as many as are below 5 % of held-out. "
+        "Moved: laid over each other after the best of 162 small turns, shifts, zooms and mirrorings."))
+
+
+def duplicates(found: dict | None) -> str:
+    if not found:
+        return ""
+    return (f"<h3>Duplicates in the training set</h3><p>{found['exact']} exact and {found['near']} near pairs among "
+            f"{found['n']} training images; {found['surplus']} images would have to go so that none is there twice, and "
+            f"{found['across_patients']} pairs are of different patients. What is there twice is learnt by heart first.</p>")
+
+
+def membership(found: dict | None) -> str:
+    if not found:
+        return note("No audit of who was in the training set: it needs the diffusion run (--diffusion).")
+    if "why" in found:
+        return note(f"No audit of who was in the training set: {found['why']}.")
+    low, high = found["by_patient"]
+    return ("<h3>Who was in the training set?</h3>"
+            + table(["attack", "n", "AUROC", "95 %, by patient", "p", "found at 1 % false alarms", "95 %"], [
+                ("", ["denoising error", f"{found['n_train']}, {found['n_heldout']}", num(found["auroc"]), span(low, high),
+                      p_value(found["p"]), percent(found["tpr"]), f"{percent(found['tpr_by_patient'][0])} to "
+                      f"{percent(found['tpr_by_patient'][1])}"])])
+            + note("Training and held-out images, each denoised from the same noise at the same times, with its own "
+                   "conditions; an image known by heart is denoised better. .5: this attack finds nothing, another may. "
+                   + (f"{found['note']}. " if found.get("note") else "")
+                   + {True: "", False: f"{found.get('run')} is not the model that made these samples.",
+                      None: "Which model made the samples is unknown."}[found.get("made")]))
+
+
+def shown(result: dict, pictures: dict) -> str:
+    """Best and worst by rule, beside nearest real, and random grids of each label."""
     body = ""
+    rule = ("Of each label, by the sum of two ranks: p, the judge’s probability of the label asked for, and d, the mean "
+            "distance to the 5 nearest held-out images of the label by its median among held-out images; without a judge by "
+            "d alone. Chosen by that rule, not by hand.")
+    for key, name, caption in (("best", "Best", rule), ("worst", "Worst", "By the same rule, from the other end.")):
+        if pictures.get(key):
+            items = [((c["png"],), [c["label"], f"d {num(c['d'])}", *([] if c["p"] is None else [f"p {percent(c['p'])}"])])
+                     for c in pictures[key]]
+            body += f"<h3>{name}</h3>" + cards(items, (f"{key} synthetic image",), caption)
+    if pictures.get("beside"):
+        body += "<h3>Beside the nearest real image</h3>" + cards(
+            [(shots, []) for shots in pictures["beside"]],
+            ("generated", "nearest training image", "nearest held-out image"),
+            "Synthetic images drawn at random; from above: generated, its nearest training image, its nearest held-out one "
+            "(pixels, histograms equalised).")
     for label, (real, made) in (pictures.get("grids") or {}).items():
         n, m = result["data"]["heldout_labels"].get(label, 0), result["samples"]["labels"].get(label, 0)
         body += (f'<h3>{escape(label)}</h3><div class="pair">'
@@ -73,84 +189,31 @@ def grids(result: dict, pictures: dict) -> str:
     return body or note("No pictures were given.")
 
 
-def distances(result: dict) -> str:
-    rows = result.get("distances") or []
-    if not any("KD" in r for r in rows):
-        return note("There are too few images for any distance.")
-    made = [r for r in rows if r["set"] == "synthetic" and "KD" in r]
-    caption = ("{} to held-out real images. Red: synthetic; dark: real training images of the same label; grey: real "
-               "held-out images of another label. Lines: {}. Bands: 5–95 % of real against real, patients apart, at equal "
-               f"numbers. n = {_range(r['n'] for r in made)} held-out against {_range(r['m'] for r in made)} synthetic; "
-               "extractors as titled.")
-    body = ("<p>How far is a set of images from held-out real ones? KD, the kernel distance, is 0 on average between two "
-            "sets of the same kind and so may be negative. FD, the Fréchet distance, is never 0 at such numbers of images: "
-            "read it against its floor, what real images score against other real ones.</p>")
-    body += figure(figures.distance_chart(rows, "KD"), caption.format("KD", "95 % bootstrap by patient"), "kernel distances")
-    body += figure(figures.distance_chart(rows, "FD"), caption.format(
-        "FD", "5–95 % over random halves of both sides, dot at the median; the band is of halves, too"), "Fréchet distances")
-    head = ["label", "set", "n", "m"]
-    for extractor in _unique(rows, "extractor"):
-        own = [r for r in rows if r["extractor"] == extractor]
-        body += (f"<h3>{escape(extractor)}</h3>"
-                 + table([*head, "KD", "95 %", "p", "floor"], _distance_lines(own, _kd_cells))
-                 + table([*head, "FD", "floor", "of halves", "their floor"], _distance_lines(own, _fd_cells)))
-    return body + note(
-        "n held-out, m of the set. Floor: median (5–95 %) of real against real; where the real images of a label do not "
-        "reach for n + m, of as many as there are. Of halves: 5–95 % of FD between random halves of both sides. p: share of "
-        "random divisions of the pooled patients with as large a KD. Features of our own classifier were learnt on the "
-        "training images, whose distances they flatter; other labels are therefore held-out. All sets share the held-out "
-        "images: their intervals are not independent.")
+def collection(pictures: dict) -> str:
+    """Real beside synthetic for every value of every condition."""
+    found, body, before = pictures.get("collection") or [], "", None
+    for c in found:
+        name, value = c["condition"], c["value"]
+        body += f"<h3>{escape(name)}</h3>" * (name != before)
+        body += '<div class="strips">'
+        for side, kind, n in (("heldout", "real", c["n"]), ("synthetic", "synthetic", c["m"])):
+            body += (f"<figure>{img(c[side], f'{kind}, {name} {value}')}<figcaption>{escape(value)}, {kind}, "
+                     f"{c['shown']} of {n}</figcaption></figure>")
+        body, before = body + "</div>", name
+    return body + note("Drawn at random among the images that have, or were asked for with, this value." if found else
+                       "The synthetic images have no condition that the real ones have, too.")
 
 
-def agreement(result: dict) -> str:
-    rows = result.get("agreement")
-    if not rows:
-        return note("No judge was found. python classify.py trains one on real training patients.")
-    lines, head = [], ["variable", "images", "n", "as labelled", "95 %", "within label", "", ""]
-    for name in _unique(rows, "variable"):
-        for k, r in enumerate(r for r in rows if r["variable"] == name):
-            kind = "own" * (r["set"] == "synthetic") + " grey" * (not r["n"]) + " first" * (k == 0)
-            lines.append((kind, [name if k == 0 else "", r["set"], r["n"], *_agreement_cells(r)]))
-    return ("<p>A judge, trained on real training patients only, reads label and attributes off each image. On held-out "
-            "real images it is measured against the truth; on synthetic ones the request is measured by it, over the cells "
-            "that were asked for.</p>" + table(head, lines)
-            + note("Category: share judged as labelled, Wilson’s interval. Number: correlation, Fisher’s interval, slope of "
-                   "judged on labelled, and mean absolute error in its own unit. Within label: the correlation after each "
-                   "label’s mean is taken off both sides; what guessing the commonest value of each label would reach. On a "
-                   "phantom, where every factor is drawn into the picture, real images reach nearly 100 %; on patients, "
-                   "attributes are harder to read."))
-
-
-def copies(result: dict, pictures: dict) -> str:
-    found = result.get("neighbours")
+def matrix(found: dict | None) -> str:
+    """The heat maps of a matrix run on the same samples."""
     if not found:
-        return note("Nearest neighbours were not looked for.")
-    body = f"<p>{escape(found['verdict'].capitalize())}.</p>"
-    if pictures.get("pairs"):
-        names = ("generated", "nearest training", "nearest held-out")
-        shots = "".join(f"<tr><td>{name}</td>" + "".join(f"<td>{img(png, name)}</td>" for png in column) + "</tr>"
-                        for name, column in zip(names, zip(*pictures["pairs"])))
-        ratios = "".join(f"<td>{num(p['d_train'])} / {num(p['d_heldout'])}</td>" for p in found["closest"])
-        body += (f'<figure><div class="scroll"><table class="shots">{shots}<tr><td>distances</td>{ratios}</tr></table></div>'
-                 f"<figcaption>The synthetic images that are nearest to a training image by the standard of its next "
-                 f"neighbours, of n = {found['spaces'][0]['n']}; extractor: {escape(found['spaces'][0]['space'])}, "
-                 "histograms equalised. A copy would look the same in the first two rows and not in the third.</figcaption>"
-                 "</figure>")
-    if not found["spaces"]:
-        return body
-    lines = [("", [s["space"], f"{percent(s['near_share'])} ({percent(s['near_low'])} to {percent(s['near_high'])})",
-                   percent(s["near_heldout_share"]), p_value(s["near_p"]), f"{s['closest_train']} of {s['closest']}",
-                   f"{s['closest_expected']:.1f}", p_value(s["closest_p"]), f"{num(s['q05'])} / {num(s['q50'])}"])
-             for s in found["spaces"]]
-    s = found["spaces"][0]
-    head = ["space", "near", "held-out", "p", "closest in training", "chance", "p", "q 5 % / median"]
-    return body + table(head, lines) + note(
-        f"n = {s['n']} synthetic, {s['train']} training, {s['heldout']} held-out. Near: share nearer to a training image "
-        "than the nearest 5 % of held-out images (Fisher’s exact test). Closest: of the most conspicuously near images, "
-        "those whose nearest real image is a training image (binomial test). Copies are suspected where both p are below "
-        ".01, and cannot be excluded where the second is below .05. q: distance to the nearest training image by that to "
-        f"the nearest held-out one, {s['q_size']} images of each; about 1 without copies. "
-        "Moved: after the best of 81 small turns, shifts and zooms.")
+        return note("No matrix of these samples was found. It sets them beside real images of every kind, other hospitals "
+                    "and known frauds that it must catch.") + command("python evaluate.py matrix")
+    caught = sum(c["caught"] is True for c in found["controls"])
+    faults = "; ".join(found["faults"])
+    return (f"<p><b>{escape(found['status'])}.</b> {caught} of {len(found['controls'])} control sets were caught"
+            f"{': ' + escape(faults) if faults else ''}. Its own page is matrix.html in "
+            f"{escape(found['config']['out'])}.</p>" + matrix_page.heat_maps(found))
 
 
 def study(result: dict) -> str:
@@ -189,56 +252,9 @@ def training(result: dict, pictures: dict) -> str:
         n = facts.get("n_held_out", "the")
         body += (f"<p>The autoencoder rebuilds {n} held-out images at {facts['psnr']:.1f} dB PSNR"
                  + (f"; 64 principal components of the pixels reach {linear:.1f} dB" if linear else "") + ".</p>")
-    if pictures.get("vae"):
-        body += figure(pictures["vae"], "Held-out images above, rebuilt by the autoencoder below.", "reconstructions")
+    if pictures.get("rebuilt"):
+        body += figure(pictures["rebuilt"], "Held-out images above, rebuilt by the autoencoder below.", "reconstructions")
     return body
-
-
-def provenance(result: dict) -> str:
-    facts = {**{f"data {k}": v for k, v in result["data"].items() if k != "notes"},
-             **{f"samples {k}": v for k, v in result["samples"].items()}, **(result.get("provenance") or {})}
-    body = "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(plain(v))}</dd>" for k, v in facts.items()) + "</dl>"
-    for name, config in (result.get("configs") or {}).items():
-        text = json.dumps(config, indent=1, ensure_ascii=False)
-        body += f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>" if config else ""
-    return body
-
-
-def _distance_lines(rows: Sequence[dict], cells: Callable[[dict, bool], list[str]]) -> list[tuple[str, list]]:
-    """Lines of a table of distances; a label and its floor stand once, on its first line."""
-    lines, before = [], None
-    for r in rows:
-        first, before = r["label"] != before, r["label"]
-        kind = "grey" if r["small"] else "own" if r["set"] == "synthetic" else ""
-        values = ["n too small", "", "", ""] if r["small"] else cells(r, first)
-        lines.append((kind + " first" * first, [r["label"] if first else "", r["set"], r["n"], r["m"], *values]))
-    return lines
-
-
-def _kd_cells(r: dict, first: bool) -> list[str]:
-    return [num(r["KD"]), span(r["KD_low"], r["KD_high"]), p_value(r["KD_p"]), _floor(r.get("KD_floor")) if first else ""]
-
-
-def _fd_cells(r: dict, first: bool) -> list[str]:
-    floors = [_floor(r.get(name)) if first else "" for name in ("FD_floor", "FD_floor_halves")]
-    return [num(r["FD"]), floors[0], span(r["FD_low"], r["FD_high"]), floors[1]]
-
-
-def _agreement_cells(r: dict) -> list[str]:
-    if not r["n"]:
-        return ["no known cell", "", "", "", ""]
-    if r["kind"] == "number":
-        within = f"r = {num(r['within_r'])} ({span(r['within_low'], r['within_high'])})"
-        rest = [f"slope {num(r['slope'])}", f"error {num(r['mae'])}"]
-        return [f"r = {num(r['r'])}", span(r["low"], r["high"]), within, *rest]
-    values = ", ".join(f"{v['value']} {percent(v['accuracy'])} of {v['n']}" for v in r["by_value"])
-    area = f"AUROC {num(r['auroc'])}" if "auroc" in r else ""
-    within = f"guessing {percent(r['within_chance'])}" if "within_chance" in r else ""
-    return [percent(r["accuracy"]), f"{percent(r['low'])} to {percent(r['high'])}", within, area, values]
-
-
-def _floor(f: dict | None) -> str:
-    return f"{num(f['median'])} ({span(f['low'], f['high'])})" if f else "–"
 
 
 def _sd(row: dict, name: str, unit: float) -> str:
@@ -246,10 +262,15 @@ def _sd(row: dict, name: str, unit: float) -> str:
     return "–" if value is None else num(unit * value) + (f" ± {num(unit * sd)}" if sd is not None else "")
 
 
-def _range(values: Iterable[int]) -> str:
-    values = sorted(set(values))
-    return f"{values[0]}" if len(values) == 1 else f"{values[0]}–{values[-1]}"
-
-
-def _unique(rows: Iterable[dict], key: str) -> list[str]:
-    return list(dict.fromkeys(r[key] for r in rows))
+def provenance(result: dict) -> str:
+    facts = {**{f"data {k}": v for k, v in result["data"].items() if k != "notes"},
+             **{f"samples {k}": v for k, v in result["samples"].items()},
+             **{f"extractor {e['name']}": {k: v for k, v in e.items() if k != "name"}
+                for e in result.get("extractors") or []},
+             **(result.get("provenance") or {}),
+             **{f"command of {name}": text for name, text in (result.get("commands") or {}).items() if text}}
+    body = "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(plain(v))}</dd>" for k, v in facts.items()) + "</dl>"
+    for name, config in (result.get("configs") or {}).items():
+        text = json.dumps(config, indent=1, ensure_ascii=False)
+        body += f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>" if config else ""
+    return body

@@ -9,12 +9,13 @@ from minidiff.evaluation.page import num, percent
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
 MARGIN = 0.1  # by which agreement may fall short of that on real images
+LEAK = 0.6    # AUROC of an attack below which, with its whole interval, it is said to find next to nothing
 
 
 def verdicts(result: dict) -> list[dict]:
     """One {"question", "answer", "text"} for each question that the report could ask; answers are yes, no, not resolved."""
-    return [*_likeness(result["distances"]), *_agreement(result.get("agreement") or []),
-            *_copies(result.get("neighbours") or {}), *_study(result.get("study") or {})]
+    return [*_copies(result.get("neighbours") or {}), *_membership(result.get("membership") or {}),
+            *_likeness(result["distances"]), *_agreement(result.get("agreement") or []), *_study(result.get("study") or {})]
 
 
 def _likeness(rows: Sequence[dict]) -> list[dict]:
@@ -75,11 +76,23 @@ def _copies(neighbours: dict) -> list[dict]:
         return []
     text = "; ".join(
         f"{s['space']}: {percent(s['near_share'])} are conspicuously near to a training image (of held-out images "
-        f"{percent(s['near_heldout_share'])} are), and of the closest {s['closest']} {s['closest_train']} lie next to one "
+        f"{percent(s['near_heldout_share'])} are), and {s['closest_train']} of the closest {s['closest']} lie next to one "
         f"(by chance {s['closest_expected']:.1f})" for s in neighbours["spaces"])
     answer = {True: BAD, False: GOOD, None: OPEN}[neighbours["suspected"]]
     return [{"question": "Are the pictures new, not copies of training images?", "answer": answer,
              "text": f"{neighbours['verdict'].capitalize()}. {text}{'.' if text else ''}"}]
+
+
+def _membership(m: dict) -> list[dict]:
+    """Does the denoising error give training patients away?"""
+    if m.get("auroc") is None:
+        return []
+    low, high = m["by_patient"]
+    text = (f"From its denoising error a training image is told from a held-out one with AUROC {num(m['auroc'])} "
+            f"({num(low)} to {num(high)}, by patient; n = {m['n_train']} and {m['n_heldout']}); .5 is guessing. Other "
+            "attacks may find more.")
+    answer = OPEN if low is None else BAD if low > 0.5 else GOOD if high < LEAK else OPEN
+    return [{"question": "Does the model keep who was in its training set to itself?", "answer": answer, "text": text}]
 
 
 def _study(study: dict) -> list[dict]:
