@@ -62,7 +62,7 @@ class SampleConfig:
     strength: float = 0.5                  # share of the steps run from --origin: 0 keeps it, 1 keeps nothing of it
     sampler: Sampler = "dpmpp_2m"          # docs/samplers.md compares them
     ladder: Literal["logsigma", "karras", "leading", "trailing", "linspace"] = "logsigma"  # spacing of the noise levels
-    steps: int = 16                        # steps of the sampler
+    steps: int = 12                        # steps of the sampler
     guidance: float = 1.5                  # 1: none; above, conditions are exaggerated and variety is lost
     scales: tuple[str, ...] = ()           # guidance by variable, e.g. label=3 age=1; the others have --guidance
     interval: tuple[float, ...] = ()       # noise levels σ low high that are guided; none: all

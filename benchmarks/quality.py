@@ -46,8 +46,8 @@ from minidiff.statistics import wilson
 from minidiff.training.precision import pick_device
 from minidiff.variables import Labels
 
-PEER, DEFAULT = "pndm/leading/50/1.5", "dpmpp_2m/logsigma/16/1.5"
-ROWS = (PEER, DEFAULT, *(f"dpmpp_2m/logsigma/{n}/1.5" for n in (8, 12, 24)), "ddim/trailing/20/1.5", "ddim/leading/50/1.5",
+PEER, DEFAULT = "pndm/leading/50/1.5", "dpmpp_2m/logsigma/12/1.5"
+ROWS = (PEER, DEFAULT, *(f"dpmpp_2m/logsigma/{n}/1.5" for n in (8, 16, 24)), "ddim/trailing/20/1.5", "ddim/leading/50/1.5",
         "unipc/logsigma/8/1.5", "unipc/logsigma/12/1.5", "dpmpp_2m/logsigma/16/1", "dpmpp_2m/logsigma/16/3",
         "dpmpp_2m/logsigma/16/1.5/0.3-5")
 WORDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}

@@ -158,7 +158,7 @@ def side_by_side(part: str, sides: dict[str, Row], task: Task, args: argparse.Na
     each = 1 if math.isnan(first) else max(1, min(20, int(0.3 / first)))
     for turn in range(args.repeats):
         turns.append({name: sides[name].seconds(part, each) for name in list(sides)[:: -1 if turn % 2 else 1]})
-    what = {"call": "one guided call of the UNet", "default": "the defaults: dpmpp_2m, 16 steps; PNDM, 50; both decoded"}
+    what = {"call": "one guided call of the UNet", "default": "the defaults: dpmpp_2m, 12 steps; PNDM, 50; both decoded"}
     print(f"\n{what.get(part, part)}: {task.architecture}, batch {task.batch}, {task.pixels} px, {args.dtype}; "
           f"median of {args.repeats} × {each}")
     print(f"{'':<46}{'images/s':>10}{'minidiff is':>14}{'middle half':>16}{'memory, GB':>12}{'relative L2':>13}")
@@ -203,7 +203,7 @@ def main() -> None:
         for task, steps in cases(args, size):
             sides = {name: Row(name, partial(build, steps=steps), task, PEERS) for name, build in rows(args.compile).items()}
             for part in sides["minidiff"].parts():
-                # SD 1.5's defaults take a minute a row and a turn on a CPU, and follow from the call: 16 against 51
+                # SD 1.5's defaults take a minute a row and a turn on a CPU, and follow from the call: 12 against 51
                 if ("loops" if "steps" in part else part) in args.parts and (part != "default" or gpu or size == "demo"):
                     side_by_side(part, sides, task, args)
             for side in sides.values():

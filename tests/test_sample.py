@@ -85,7 +85,7 @@ def test_another_setting_is_refused(made, capsys):
     with pytest.raises(SystemExit) as stop:
         config.main(sample.VERBS, default="sample", doc="",
                     argv=["--run", cfg.run, "--out", str(out), "--per-label", "4", "--guidance", "3"])
-    assert stop.value.code == 2 and "steps: 3 there, 16 now" in capsys.readouterr().err
+    assert stop.value.code == 2 and "steps: 3 there, 12 now" in capsys.readouterr().err
 
 
 def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):

@@ -34,7 +34,7 @@ class Recipe:
 
     sampler: Literal["ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"] = "dpmpp_2m"
     ladder: Literal["leading", "trailing", "linspace", "karras", "logsigma"] = "logsigma"
-    steps: int = 16                                      # of the whole ladder; `taken` of them are run
+    steps: int = 12                                      # of the whole ladder; `taken` of them are run
     guidance: float = 1.0                                # 1: none
     eta: float = 0.0                                     # fresh noise in ddim
     interval: tuple[float, float] = EVERYWHERE           # noise levels low < σ ≤ high that are guided

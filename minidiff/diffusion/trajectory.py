@@ -51,7 +51,7 @@ class TrajectoryConfig:
     given: tuple[str, ...] = ()            # fixed conditions: sex=F age=60, age= unknown, age=null dropped; else drawn
     sampler: Sampler = "dpmpp_2m"          # docs/samplers.md compares them
     ladder: Literal["logsigma", "karras", "leading", "trailing", "linspace"] = "logsigma"  # spacing of the noise levels
-    steps: int = 16                        # steps of the sampler
+    steps: int = 12                        # steps of the sampler
     guidance: float = 1.5                  # 1: none
     shown: int = 8                         # steps on the film, evenly picked, the first and the last among them
     device: str = "cpu"                    # cpu, cuda, cuda:1 …

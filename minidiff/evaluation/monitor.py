@@ -55,7 +55,7 @@ class MonitorConfig:
     classifier: str = "runs/demo/classifier"  # its judge/ is the second space; may be absent
     out: str = "runs/demo/monitor"            # monitor.json, monitor.png and seeds.png
     per_label: int = 40                       # images a label, made by each checkpoint from the same seeds
-    steps: int = 16                           # steps of the sampler
+    steps: int = 12                           # steps of the sampler
     guidance: float = 1.5                     # as in sample.py
     repeats: int = 100                        # draws behind each floor
     seed: int = 0                             # of the first image, the draw of conditions, and resamples
