@@ -25,6 +25,7 @@ from minidiff import variables as var
 from minidiff.classification import study
 from minidiff.classification.agreement import agreement
 from minidiff.classification.predictor import Predictor, fit
+from minidiff.data.audit import check_pictures
 from minidiff.data.dataset import load_pixels
 from minidiff.data.split import SPLITS, check_leakage, check_unseen, trained_on
 from minidiff.data.table import Table, read_table
@@ -134,6 +135,9 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, torch.Tensor]]:
         held_out = [row for name, table in tables.items() if name != "train" for row in table.rows]
         tables["synthetic"] = read_synthetic(cfg.synthetic, held_out, hashes)
     loaded = {name: load_pixels(table, cfg.size, skip_bad=cfg.skip_bad) for name, table in tables.items()}
+    real_sets = [name for name in loaded if name != "synthetic"]
+    check_pictures([{**row, "split": name} for name in real_sets for row in loaded[name][0].rows],
+                   (picture for name in real_sets for picture in loaded[name][1]))
     kept = [row for name in ("train", "test") for row in loaded[name][0].rows]  # --skip-bad may have taken a label away
     Table(kept).require("train", "test")
     return {name: table for name, (table, _) in loaded.items()}, {name: pixels for name, (_, pixels) in loaded.items()}

@@ -7,6 +7,8 @@
     python evaluate.py monitor --run runs/x/diffusion      the same numbers for every checkpoint; which one to take
     python evaluate.py uncertainty --samples runs/x/samples   how far the last checkpoints disagree about each image
     python evaluate.py verify --folder runs/x/report       from the report down to the data: does all still match?
+    python evaluate.py audit --data DIR --out runs/x/audit   what is wrong with a data set, before anything learns it
+    python evaluate.py card --run runs/x --out runs/x/card   model card and datasheet from the files of its runs
     python evaluate.py readers plan --good .68             how many images a study with readers needs
     python evaluate.py readers make --out runs/x/readers --key runs/x/readers-key
     python evaluate.py readers score --answers a.jsonl b.jsonl --key runs/x/readers-key/key.json
@@ -41,7 +43,9 @@ from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError
 from minidiff.evaluation import breakdown, chain, matrix, monitor, pictures, report, uncertainty
+from minidiff.evaluation.audit_page import AuditConfig, run_audit
 from minidiff.evaluation.cache import FeatureCache
+from minidiff.evaluation.cards import CardConfig, run_card
 from minidiff.evaluation.comparison import FEWEST, Side, compare
 from minidiff.evaluation.extractors import build, describe
 from minidiff.evaluation.features import PixelPCA
@@ -272,7 +276,8 @@ def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "fp32
 
 VERBS = {"report": (Config, run_report), "matrix": (matrix.MatrixConfig, matrix.run_matrix),
          "monitor": (monitor.MonitorConfig, run_monitor), "uncertainty": (uncertainty.UncertaintyConfig, run_uncertainty),
-         "verify": (chain.VerifyConfig, run_verify), "readers plan": (plan.Config, plan.run),
+         "verify": (chain.VerifyConfig, run_verify), "audit": (AuditConfig, run_audit), "card": (CardConfig, run_card),
+         "readers plan": (plan.Config, plan.run),
          "readers make": (make.Config, make.run), "readers score": (score.Config, score.run)}
 
 if __name__ == "__main__":

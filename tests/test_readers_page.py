@@ -84,7 +84,7 @@ def test_rated_by_keyboard_closed_resumed_exported_and_scored(browser, study, tm
     page.keyboard.press("p")
     page.keyboard.press("u")                                         # take the 13th back and give it again
     rate(page, key, 2, 12, 13)
-    page.close()                                                     # in the middle; the browser writes to disk as a page goes
+    page.close()                                                     # in the middle; it writes to disk as it goes
     first.close()
 
     second = browser.lasting(tmp_path / "profile")

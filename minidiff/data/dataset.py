@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from minidiff.counted import order, order_of_groups
 from minidiff.data import images
+from minidiff.data.audit import check_pictures
 from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError
 
@@ -79,7 +80,9 @@ def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path
         if not len(table.select(split=splits)):
             found = ", ".join(sorted(set(table.column("split")))) or "none of train, val, test"
             raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}; it has {found}")
-    return Images(*load_pixels(table, size, skip_bad=skip_bad))
+    table, pixels = load_pixels(table, size, skip_bad=skip_bad)
+    check_pictures(table.rows, pixels)
+    return Images(table, pixels)
 
 
 def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] = (),

@@ -1,0 +1,154 @@
+"""What can be told without a look at the lungs: small logistic regressions on trivial features, held to the patient.
+
+If the header, the border, a thumbnail of 8 × 8 or age and sex tell a label, then a classifier may do so by these alone,
+and its figures say nothing about disease (DeGrave et al. 2021; Maguolo & Nanni 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from minidiff import variables as var
+from minidiff.data.files import Facts
+from minidiff.data.table import Row
+from minidiff.errors import InputError
+from minidiff.statistics import NONE, Interval, auroc, bootstrap_counts, codes, percentile
+
+FOLDS, SEED = 5, 0
+RESAMPLES = 500
+FEWEST = 10       # patients on each side, below which there is nothing to be learned
+SHORTCUT = 0.9    # AUROC from which a trivial feature is called one
+
+
+def logistic(x: np.ndarray, positive: Sequence[bool], ridge: float = 1.0) -> np.ndarray:
+    """Weights (d+1,) of P(positive) = sigmoid(x·w + b), b last: the minimum of log loss + ridge/2·|w|², b left free.
+
+    x (N,d) should be of about unit variance. Newton's method (iteratively reweighted least squares), step halved while
+    the objective does not fall; it is convex, and with a ridge strictly so in w.
+    """
+    x, y = np.column_stack([np.asarray(x, float), np.ones(len(x))]), np.asarray(positive, float)
+    penalty = np.append(np.full(x.shape[1] - 1, float(ridge)), 1e-9)
+    w = np.zeros(x.shape[1])
+
+    def objective(w: np.ndarray) -> float:
+        z = x @ w
+        return float(np.logaddexp(0, z).sum() - y @ z + penalty @ w**2 / 2)
+
+    best = objective(w)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(x @ w, -35, 35)))
+        slope = x.T @ (p - y) + penalty * w
+        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty + 1e-9), slope)
+        size = 1.0
+        while size > 1e-6 and objective(w - size * step) > best:
+            size /= 2
+        w, before, best = w - size * step, best, min(best, objective(w - size * step))
+        if before - best < 1e-9 * max(1.0, best):
+            break
+    return w
+
+
+def fold_of(labels: Sequence[str], patients: Sequence[str], folds: int = FOLDS, seed: int = SEED) -> np.ndarray:
+    """Fold (N,) of each image: all images of a patient in one, patients of a label dealt out evenly."""
+    of = {}
+    for patient, label in zip(patients, labels):
+        of[patient] = min(label, of.get(patient, label))
+    rng, fold, dealt = np.random.default_rng(seed), {}, 0
+    for label in sorted(set(of.values())):
+        members = sorted(p for p in of if of[p] == label)
+        for k in rng.permutation(len(members)):
+            fold[members[k]], dealt = dealt % folds, dealt + 1
+    return np.array([fold[p] for p in patients])
+
+
+def out_of_fold(x: np.ndarray, positive: Sequence[bool], fold: np.ndarray, ridge: float = 1.0) -> np.ndarray:
+    """Log odds (N,) that each image is positive, from a regression that has not seen its fold."""
+    x, positive = np.asarray(x, float), np.asarray(positive, bool)
+    scores = np.zeros(len(x))
+    for k in np.unique(fold):
+        seen = fold != k
+        mean, std = x[seen].mean(0), x[seen].std(0)
+        z = (x - mean) / np.where(std > 1e-9, std, 1.0)
+        z = np.clip(z * (std > 1e-9), -8, 8)  # a constant column tells nothing; an outlier no more than 8 deviations
+        w = logistic(z[seen], positive[seen], ridge)
+        scores[~seen] = z[~seen] @ w[:-1] + w[-1]
+    return scores
+
+
+def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients: Sequence[str], *,
+                     resamples: int = RESAMPLES, seed: int = SEED) -> tuple[float, Interval]:
+    """Area under the ROC curve, with the middle 95 % of it over resamples of whole patients."""
+    scores, positive, group = np.asarray(scores, float), np.asarray(positive, bool), codes(patients)
+    area = auroc(scores, positive)
+    if math.isnan(area):
+        return area, NONE
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])  # where another score begins: ties count half
+    ours, areas = positive[order], []
+    for counts in np.array_split(bootstrap_counts(group.max() + 1, resamples, seed), max(1, resamples // 50)):
+        weight = counts[:, group[order]].astype(float)
+        p, n = (np.add.reduceat(weight * side, starts, axis=1) for side in (ours, ~ours))
+        both = p.sum(1) * n.sum(1)
+        areas += ((p * (n.cumsum(1) - n / 2)).sum(1)[both > 0] / both[both > 0]).tolist()
+    return area, percentile(areas)
+
+
+def features(facts: Sequence[Facts], rows: Sequence[Row], columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """What a trivial classifier may look at: name → (N,d)."""
+    size = np.log([[f.width, f.height, f.bytes] for f in facts])
+    wide, high, heavy = size.T
+    kinds = [_one_hot([str(getattr(f, name)) for f in facts])
+             for name in ("mode", "format", "bits", "channels", "carries", "turned")]
+    found = {"header": np.column_stack([size, abs(wide - high), wide == high, np.minimum(wide, high),
+                                        heavy - wide - high, *kinds]),
+             "border": np.stack([f.border for f in facts]), "thumbnail": np.stack([f.thumbnail for f in facts])}
+    known = [block for name in columns if (block := _column(name, rows)) is not None]
+    return found | ({"metadata": np.column_stack(known)} if known else {})
+
+
+def baselines(found: dict[str, np.ndarray], labels: Sequence[str], patients: Sequence[str]) -> list[dict]:
+    """For each kind of features and each label, how well they tell it from all others, by patient-grouped 5-fold
+    cross-validation: AUROC, its interval, n. A label of fewer than 10 patients, or faced by fewer, is left out."""
+    labels, patients, result = np.asarray(labels), np.asarray(patients), []
+    fold = fold_of(labels, patients)
+    for label in sorted(set(labels)):
+        ours = labels == label
+        if min(len(set(patients[ours])), len(set(patients[~ours]))) < FEWEST:
+            continue
+        for name, x in found.items():
+            area, (low, high) = auroc_by_patient(out_of_fold(x, ours, fold), ours, patients)
+            result.append({"features": name, "label": str(label), "auroc": area, "low": low, "high": high,
+                           "n": int(ours.sum()), "n_rest": int((~ours).sum()), "patients": len(set(patients)),
+                           "shortcut": area >= SHORTCUT})
+        if len(set(labels)) == 2:  # the other label is told by the same numbers
+            break
+    return result
+
+
+def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
+    """A column as features: a number with the mean where it is unknown, a category as 0 and 1, and whether it is known."""
+    cells = [row.get(name, "") for row in rows]
+    try:
+        variable = var.infer(name, cells)
+    except InputError:  # nothing in it, one value only, or a hundred: then all that it can tell is where it is empty
+        return np.array([[cell != ""] for cell in cells], float) if "" in cells and any(cells) else None
+    if isinstance(variable, var.Category):
+        return _one_hot(cells)
+    values = np.array([_number(cell) for cell in cells])
+    unknown = np.isnan(values)
+    return np.column_stack([np.where(unknown, variable.mean, values), unknown])
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell) if math.isfinite(float(cell)) else math.nan
+    except ValueError:  # a word in a column of numbers
+        return math.nan
+
+
+def _one_hot(cells: Sequence[str]) -> np.ndarray:
+    kinds = sorted(set(cells))
+    return np.array([[cell == kind for kind in kinds] for cell in cells], float)
