@@ -42,18 +42,20 @@ from minidiff.diffusion import plan as plans
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError
-from minidiff.evaluation import breakdown, chain, matrix, monitor, pictures, report, uncertainty
-from minidiff.evaluation.audit_page import AuditConfig, run_audit
-from minidiff.evaluation.cache import FeatureCache
-from minidiff.evaluation.cards import CardConfig, run_card
-from minidiff.evaluation.comparison import FEWEST, Side, compare
-from minidiff.evaluation.extractors import build, describe
-from minidiff.evaluation.features import PixelPCA
-from minidiff.evaluation.inputs import notes, read
-from minidiff.evaluation.judged import agree, asked, certainty
-from minidiff.evaluation.membership import denoising_errors, membership
-from minidiff.evaluation.neighbours import memorisation, pixel_spaces
+from minidiff.evaluation.documents.audit_page import AuditConfig, run_audit
+from minidiff.evaluation.documents.cards import CardConfig, run_card
+from minidiff.evaluation.extractors.build import build, describe
+from minidiff.evaluation.extractors.cache import FeatureCache
+from minidiff.evaluation.extractors.features import PixelPCA
+from minidiff.evaluation.history import chain, monitor, uncertainty
+from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
+from minidiff.evaluation.memorisation.membership import denoising_errors, membership
+from minidiff.evaluation.memorisation.neighbours import memorisation, pixel_spaces
 from minidiff.evaluation.readers import make, plan, score
+from minidiff.evaluation.report import breakdown, pictures, report
+from minidiff.evaluation.report.comparison import FEWEST, Side, compare
+from minidiff.evaluation.report.inputs import notes, read
+from minidiff.evaluation.report.judged import agree, asked, certainty
 from minidiff.training.precision import Precision, pick_device
 
 
@@ -127,7 +129,7 @@ def neighbours(cfg: Config, tables: dict[str, Table], pixels: dict[str, Tensor],
                sides: Mapping[str, Mapping[str, Side]]) -> tuple[dict, dict]:
     """Are there copies of training images, and is the training set free of copies itself?"""
     print("nearest neighbours")
-    spaces = {name: pixel_spaces(x, query=name != "train") for name, x in pixels.items()}
+    spaces = {name: pixel_spaces(x) for name, x in pixels.items()}
     for name, own in sides.items():
         if name != PixelPCA.name:   # the pixels themselves are there already
             spaces = {side: {**space, name: torch.from_numpy(own[side].features).float()}
@@ -274,7 +276,7 @@ def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "fp32
     return sample
 
 
-VERBS = {"report": (Config, run_report), "matrix": (matrix.MatrixConfig, matrix.run_matrix),
+VERBS = {"report": (Config, run_report), "matrix": (MatrixConfig, run_matrix),
          "monitor": (monitor.MonitorConfig, run_monitor), "uncertainty": (uncertainty.UncertaintyConfig, run_uncertainty),
          "verify": (chain.VerifyConfig, run_verify), "audit": (AuditConfig, run_audit), "card": (CardConfig, run_card),
          "readers plan": (plan.Config, plan.run),

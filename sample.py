@@ -158,7 +158,7 @@ def check(cfg: SampleConfig, pixels: Tensor, finite: Tensor, cell: list[dict], w
     if "recognised" in cfg.keep:
         found["not recognised"] = ~recognised(watch.judge, pixels, [row["label"] for row in cell])
     if "new" in cfg.keep:
-        found["a near-copy of a training image"] = watch.copied(pixels)
+        found["a near-copy of a training image"] = watch.near_copies(pixels)
     return [next((why for why, bad in found.items() if bad[i]), "") for i in range(len(cell))]
 
 
@@ -270,7 +270,9 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
         return None
     data = read_images(real, size, seed=0, split_dir=Path(cfg.run).parent, skip_bad=True)
     judge = Predictor.load(Path(cfg.classifier) / "judge") if cfg.classifier else None
-    return Quick(data.part("train"), data.part("val", "test"), judge)
+    watch = Quick(data.part("train"), data.part("val", "test"), judge)
+    _ = "new" in cfg.keep and watch.release  # too few images to tell copies by are refused before the work
+    return watch
 
 
 def load(cfg: SampleConfig) -> tuple[Pipeline, dict]:

@@ -37,8 +37,8 @@ from minidiff.diffusion.public.lpips import load_lpips
 from minidiff.diffusion.vae import VAE, edge_error
 from minidiff.diffusion.watch import AT_MOST, Probe, by_quarter, look
 from minidiff.errors import InputError
-from minidiff.evaluation.features import grey, pca_psnr, psnr
-from minidiff.evaluation.neighbours import distances, equalised
+from minidiff.evaluation.extractors.features import grey, pca_psnr, psnr
+from minidiff.evaluation.memorisation.neighbours import distances, equalised
 from minidiff.training.ema import EMA, Trained
 from minidiff.training.plot import plot_run
 from minidiff.training.precision import SCHEDULES, Precision, pick_device, set_lr, trained

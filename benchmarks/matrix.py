@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from minidiff.evaluation.cells import cell, real_against_real  # noqa: E402
-from minidiff.evaluation.distances import kernel  # noqa: E402
-from minidiff.evaluation.subsets import Subset  # noqa: E402
+from minidiff.evaluation.matrix.cells import cell, real_against_real  # noqa: E402
+from minidiff.evaluation.matrix.subsets import Subset  # noqa: E402
+from minidiff.evaluation.metrics.distances import kernel  # noqa: E402
 
 
 def subset(k: int, n: int, widths: list[int]) -> Subset:

@@ -31,7 +31,7 @@ from minidiff.counted import generators  # noqa: E402
 from minidiff.data import phantom  # noqa: E402
 from minidiff.data.dataset import augment, load_pixels, to_float  # noqa: E402
 from minidiff.data.table import read_table  # noqa: E402
-from minidiff.evaluation.neighbours import ALPHA, Space, distances, judge, overlaid, pixel_spaces  # noqa: E402
+from minidiff.evaluation.memorisation.neighbours import ALPHA, Space, distances, judge, overlaid, pixel_spaces  # noqa: E402
 
 GRAIN, BLUR, SMOOTH = 0.02, 0.7, 1.0
 AROUND, POOL = 32, 600

@@ -38,9 +38,9 @@ from minidiff.diffusion.generate import DECODE, Pipeline, Recipe, to_uint8
 from minidiff.diffusion.guidance import EVERYWHERE
 from minidiff.diffusion.samplers import SeededNoise
 from minidiff.diffusion.store import load_pipeline
-from minidiff.evaluation.distances import equal, finite_percentile, floor, kid, kid_draws
-from minidiff.evaluation.features import Extractor, PixelPCA, PredictorFeatures
-from minidiff.evaluation.manifold import prdc
+from minidiff.evaluation.extractors.features import Extractor, PixelPCA, PredictorFeatures
+from minidiff.evaluation.metrics.distances import equal, finite_percentile, floor, kid, kid_draws
+from minidiff.evaluation.metrics.manifold import prdc
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.statistics import wilson
 from minidiff.training.precision import pick_device

@@ -14,7 +14,7 @@ from minidiff.data import audit, baselines, files, images, phantom
 from minidiff.data.duplicates import Pair
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.audit_page import AuditConfig, run_audit
+from minidiff.evaluation.documents.audit_page import AuditConfig, run_audit
 from minidiff.statistics import auroc, bootstrap_indices, percentile
 
 SIDE = 96

@@ -9,8 +9,8 @@ from test_resnet import randomise
 from torchvision_peer import torchvision
 
 from minidiff.errors import InputError
-from minidiff.evaluation import backbones
-from minidiff.evaluation.backbones import BACKBONES, load, read_state
+from minidiff.evaluation.extractors import backbones
+from minidiff.evaluation.extractors.backbones import BACKBONES, load, read_state
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,8 @@ def test_unreadable_files_are_named_and_nothing_in_them_is_run(tmp_path, capsys)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     for name, message in {"none.pth": "no such file", "empty.pth": "damaged", "noise.pth": "damaged", "cut.safetensors":
                           "damaged or cut short", "list.pth": "no table of tensors", "evil.pth": "would run code",
-                          "module.pt": r"Linear.*`python -m minidiff.evaluation.extractors convert .*module.pt"}.items():
+                          "module.pt": r"Linear.*`python -m minidiff\.evaluation\.extractors\.build convert .*module.pt"
+                          }.items():
         with pytest.raises(InputError, match=f"{name}.*{message}"):
             read_state(tmp_path / name)
     assert "has run" not in capsys.readouterr().out

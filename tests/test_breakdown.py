@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from minidiff.data.table import Table
-from minidiff.evaluation import breakdown, pictures
-from minidiff.evaluation.comparison import Side
+from minidiff.evaluation.report import breakdown, pictures
+from minidiff.evaluation.report.comparison import Side
 
 
 def side(seed, n=80, shift=0.0, labels=("a", "b"), d=6):

@@ -16,9 +16,9 @@ from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
 from minidiff.diffusion.plan import encode
 from minidiff.errors import InputError
-from minidiff.evaluation import chain
-from minidiff.evaluation.chain import DIFFERS, MATCHES, MISSING, VerifyConfig, verify, walk
-from minidiff.evaluation.matrix import MatrixConfig, run_matrix
+from minidiff.evaluation.history import chain
+from minidiff.evaluation.history.chain import DIFFERS, MATCHES, MISSING, VerifyConfig, verify, walk
+from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
 from minidiff.variables import Category
 
 

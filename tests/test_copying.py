@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from minidiff.evaluation.copying import auth_pct, authentic, calibrated, cells, data_copying, exchange, rank_z
-from minidiff.evaluation.neighbours import distances, spacing
+from minidiff.evaluation.memorisation.copying import auth_pct, authentic, calibrated, cells, data_copying, exchange, rank_z
+from minidiff.evaluation.memorisation.neighbours import distances, spacing
 
 
 def normal(n, d, seed):

@@ -8,9 +8,9 @@ from torchvision_peer import torchvision
 
 from minidiff.data.phantom import phantom
 from minidiff.errors import InputError
-from minidiff.evaluation import distances as ds
-from minidiff.evaluation.distances import fid, fid_infinity, floor, kid, mind
-from minidiff.evaluation.features import PixelPCA
+from minidiff.evaluation.extractors.features import PixelPCA
+from minidiff.evaluation.metrics import distances as ds
+from minidiff.evaluation.metrics.distances import fid, fid_infinity, floor, kid, mind
 
 
 def normal(seed, *shape):

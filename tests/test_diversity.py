@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torchvision_peer import torchvision
 
 from minidiff.errors import InputError
-from minidiff.evaluation import diversity
-from minidiff.evaluation.diversity import ms_ssim, scales, similarity, vendi
+from minidiff.evaluation.metrics import diversity
+from minidiff.evaluation.metrics.diversity import ms_ssim, scales, similarity, vendi
 
 
 def normal(seed, *shape):

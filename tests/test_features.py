@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from minidiff.errors import InputError
-from minidiff.evaluation.features import (
+from minidiff.evaluation.extractors.features import (
     PixelPCA,
     PredictorFeatures,
     VAEFeatures,

@@ -17,7 +17,8 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "evaluation": {"data", "classification"},
     "public": {"diffusion"},
     "dicom": {"data"},
-    "readers": {"data", "evaluation"},
+    **dict.fromkeys(("metrics", "extractors", "memorisation", "matrix", "report", "history", "documents", "readers"),
+                    {"data", "classification", "evaluation"}),
 }
 DIFFUSION = {  # within diffusion
     "schedule": set(), "samplers": set(), "unet": set(), "vae": set(), "conditioning": set(),

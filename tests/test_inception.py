@@ -13,9 +13,10 @@ from PIL import Image
 from torchvision_peer import torchvision
 
 from minidiff.errors import InputError
-from minidiff.evaluation import backbones, cache, extractors
-from minidiff.evaluation.backbones import load
-from minidiff.evaluation.inception import (
+from minidiff.evaluation.extractors import backbones, cache
+from minidiff.evaluation.extractors import build as extractors
+from minidiff.evaluation.extractors.backbones import load
+from minidiff.evaluation.extractors.inception import (
     INCEPTIONS,
     SHA256,
     URL,

@@ -6,8 +6,8 @@ import torch
 from torchvision_peer import torchvision
 
 from minidiff.errors import InputError
-from minidiff.evaluation import manifold
-from minidiff.evaluation.manifold import prdc
+from minidiff.evaluation.metrics import manifold
+from minidiff.evaluation.metrics.manifold import prdc
 
 
 def normal(seed, *shape):

@@ -17,10 +17,11 @@ from minidiff.data import images, phantom
 from minidiff.data.dataset import load_pixels
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation import cells, gates, matrix
-from minidiff.evaluation.header import header_shortcuts
-from minidiff.evaluation.matrix import MatrixConfig, run_matrix
-from minidiff.evaluation.subsets import Subset, real_subsets
+from minidiff.evaluation.matrix import cells, gates
+from minidiff.evaluation.matrix import run as matrix
+from minidiff.evaluation.matrix.header import header_shortcuts
+from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
+from minidiff.evaluation.matrix.subsets import Subset, real_subsets
 from minidiff.variables import Category, encode
 
 LABELS = ("covid", "normal")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from minidiff.errors import InputError
-from minidiff.evaluation import moments
-from minidiff.evaluation.distances import fid
-from minidiff.evaluation.moments import Moments, fid_of, root_trace
+from minidiff.evaluation.metrics import moments
+from minidiff.evaluation.metrics.distances import fid
+from minidiff.evaluation.metrics.moments import Moments, fid_of, root_trace
 
 
 def normal(seed, *shape):
@@ -99,7 +99,7 @@ def test_20_000_images_are_never_held():
     code = """if True:
         import resource, sys
         import numpy as np
-        from minidiff.evaluation.moments import Moments, fid_of
+        from minidiff.evaluation.metrics.moments import Moments, fid_of
         def batch(side, i):
             rng = np.random.default_rng((side, i))
             return (rng.standard_normal((500, 2048), dtype=np.float32) * (1 + side * .1) + side * .05)
@@ -115,7 +115,7 @@ def test_20_000_images_are_never_held():
             adding = peak()
             print(fid_of(a, b).hex(), begin, adding - begin, peak() - begin)
         else:
-            from minidiff.evaluation.distances import fid
+            from minidiff.evaluation.metrics.distances import fid
             x, y = (np.concatenate([batch(side, i) for i in range(40)]) for side in (0, 1))
             print(fid(real=x, fake=y).hex())
     """

@@ -12,10 +12,10 @@ from minidiff import runs
 from minidiff.data import phantom
 from minidiff.data.dataset import read_images
 from minidiff.errors import InputError
-from minidiff.evaluation import monitor
-from minidiff.evaluation.distances import kid, kid_draws
-from minidiff.evaluation.features import PixelPCA
-from minidiff.evaluation.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure, same_mix
+from minidiff.evaluation.extractors.features import PixelPCA
+from minidiff.evaluation.history import monitor
+from minidiff.evaluation.history.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure, same_mix
+from minidiff.evaluation.metrics.distances import kid, kid_draws
 
 LABELS = ["covid", "normal", "pneumonia"]
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 
 from minidiff.classification.agreement import agreement
 from minidiff.data import images
-from minidiff.evaluation import report, sections
-from minidiff.evaluation.comparison import ALL, EQUAL, Side, compare
-from minidiff.evaluation.distances import kid
+from minidiff.evaluation.metrics.distances import kid
 from minidiff.evaluation.page import jsonable, num, table
-from minidiff.evaluation.verdict import verdicts
-from minidiff.evaluation.within import within_label
+from minidiff.evaluation.report import report, sections
+from minidiff.evaluation.report.comparison import ALL, EQUAL, Side, compare
+from minidiff.evaluation.report.verdict import verdicts
+from minidiff.evaluation.report.within import within_label
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from minidiff.errors import InputError
-from minidiff.evaluation.two_sample import c2st, neighbours
+from minidiff.evaluation.metrics.two_sample import c2st, neighbours
 
 
 def normal(seed, *shape):

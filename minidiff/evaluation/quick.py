@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import Images
 from minidiff.errors import InputError
-from minidiff.evaluation.comparison import FEWEST
-from minidiff.evaluation.distances import floor, kid
-from minidiff.evaluation.features import PixelPCA
-from minidiff.evaluation.neighbours import distances, equalised, nearness
+from minidiff.evaluation.extractors.features import PixelPCA
+from minidiff.evaluation.memorisation.neighbours import distances, equalised
+from minidiff.evaluation.memorisation.release import ReleaseFilter
+from minidiff.evaluation.metrics.distances import floor, kid
+from minidiff.evaluation.report.comparison import FEWEST
 
 
 class Quick:
@@ -68,14 +70,14 @@ class Quick:
         parts = [rng.permutation(there[label])[: max(1, int(times * n))] for label, n in wanted.items()]
         return np.sort(np.concatenate(parts))
 
-    def copied(self, pixels: Tensor) -> Tensor:
-        """Is each image a near-copy of a training image? (n,) bool.
+    @cached_property
+    def release(self) -> ReleaseFilter:
+        """Tells near-copies of training images from images that may leave; InputError where too few images are held out."""
+        return ReleaseFilter({"pixels": self.train}, {"pixels": self.held_out})
 
-        Its nearest training image is nearer, by the standard of the next 50 (Carlini et al. 2023), than 99 % of held-out
-        images have theirs: smooth and typical images, which lie near to everything, are no copies.
-        """
-        limit = nearness(distances(self.held_out, self.train))[0].quantile(0.01)
-        return nearness(distances(equalised(pixels), self.train))[0] < limit
+    def near_copies(self, pixels: Tensor) -> Tensor:
+        """Is each image a near-copy of a training image? (n,) bool."""
+        return ~self.release({"pixels": equalised(pixels)}).keep
 
 
 def recognised(judge: Predictor, pixels: Tensor, labels: Sequence[str]) -> Tensor:

@@ -6,7 +6,7 @@ import json
 from html import escape
 
 from minidiff.evaluation.page import note, num, p_value, page, percent, plain, signed, span, table
-from minidiff.evaluation.verdict import BAD, GOOD, OPEN
+from minidiff.evaluation.report.verdict import BAD, GOOD, OPEN
 
 NAMES = {"cohen": "Cohen’s kappa", "fleiss": "Fleiss’ kappa"}
 

@@ -1,0 +1,1 @@
+"""Images to feature vectors: pixels, our classifier, Inception and other networks; what they gave is kept."""

@@ -1,0 +1,225 @@
+"""The Inception-v3 of the Fréchet Inception distance, with the three resizers in use, and the download of its weights.
+
+It is TensorFlow's network of 2015-12-05 in the names of pytorch-fid's file. It differs from the published one, and from
+torchvision's: averages leave the padding out, and the last block takes a maximum where it should average. That is
+kept: an FID is a number of this network, faults and all. Szegedy et al. 2015, arXiv 1512.00567; Heusel et al. 2017,
+arXiv 1706.08500, appendix.
+
+The resizers give features that differ by more than generators do (Parmar et al. 2022, arXiv 2104.11222), so that each
+is an extractor of its own name, and no FID goes without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm import tqdm
+
+from minidiff.errors import InputError
+from minidiff.evaluation.extractors.backbones import Backbone, Input, bilinear
+from minidiff.runs import sha256, write_atomic
+
+URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+SIZE = 95_628_359  # bytes; more is not even read
+
+# A layer is "HxW:channels": a convolution that keeps the size, BatchNorm and ReLU. /2 halves the size and v keeps to
+# whole windows, both without padding; avg and max are 3×3 pools; | lays two layers side by side.
+STEM = {"Conv2d_1a_3x3": "3x3/2:32", "Conv2d_2a_3x3": "3x3v:32", "Conv2d_2b_3x3": "3x3:64", "pool1": "max/2",
+        "Conv2d_3b_1x1": "1x1:80", "Conv2d_4a_3x3": "3x3v:192", "pool2": "max/2"}
+
+
+def _a(pool: int) -> dict[str, str]:
+    return {"branch1x1": "1x1:64", "branch5x5": "1x1:48 5x5:64", "branch3x3dbl": "1x1:64 3x3:96 3x3:96",
+            "branch_pool": f"avg 1x1:{pool}"}
+
+
+def _c(ch: int) -> dict[str, str]:
+    return {"branch1x1": "1x1:192", "branch7x7": f"1x1:{ch} 1x7:{ch} 7x1:192",
+            "branch7x7dbl": f"1x1:{ch} 7x1:{ch} 1x7:{ch} 7x1:{ch} 1x7:192", "branch_pool": "avg 1x1:192"}
+
+
+def _e(pool: str) -> dict[str, str]:
+    return {"branch1x1": "1x1:320", "branch3x3": "1x1:384 1x3:384|3x1:384",
+            "branch3x3dbl": "1x1:448 3x3:384 1x3:384|3x1:384", "branch_pool": f"{pool} 1x1:192"}
+
+
+MIXED = {  # block: branch: layers; the branches' results are laid side by side           channels, px
+    "Mixed_5b": _a(32),                                                                 # 256, 35
+    "Mixed_5c": _a(64), "Mixed_5d": _a(64),                                             # 288
+    "Mixed_6a": {"branch3x3": "3x3/2:384", "branch3x3dbl": "1x1:64 3x3:96 3x3/2:96",
+                 "branch_pool": "max/2"},                                               # 768, 17
+    "Mixed_6b": _c(128), "Mixed_6c": _c(160), "Mixed_6d": _c(160), "Mixed_6e": _c(192),
+    "Mixed_7a": {"branch3x3": "1x1:192 3x3/2:320", "branch7x7x3": "1x1:192 1x7:192 7x1:192 3x3/2:192",
+                 "branch_pool": "max/2"},                                               # 1280, 8
+    "Mixed_7b": _e("avg"), "Mixed_7c": _e("max"),                                       # 2048
+}
+
+
+class Conv(nn.Module):
+    """Convolution, BatchNorm with ε = .001, ReLU: (N, in, H, W) → (N, out, H', W')."""
+
+    def __init__(self, ch_in: int, layer: str):
+        super().__init__()
+        height, width, kind, out = re.fullmatch(r"(\d)x(\d)(v|/2|):(\d+)", layer).groups()
+        kernel, self.out = (int(height), int(width)), int(out)
+        padding = 0 if kind else (kernel[0] // 2, kernel[1] // 2)
+        self.conv = nn.Conv2d(ch_in, self.out, kernel, 2 if kind == "/2" else 1, padding, bias=False)
+        self.bn = nn.BatchNorm2d(self.out, eps=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+    def fuse(self) -> None:
+        """BatchNorm of a trained network is a factor and an offset: they go into the convolution, for speed."""
+        self.conv, self.bn = fuse_conv_bn_eval(self.conv.eval(), self.bn.eval()), nn.Identity()
+
+
+POOLS = {
+    "avg": lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+    "max": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "max/2": lambda x: F.max_pool2d(x, 3, 2),
+}
+
+
+class Mixed(nn.Module):
+    """Branches side by side: (N, in, H, W) → (N, out, H', W'). A branch's layers are numbered where there are several."""
+
+    def __init__(self, ch_in: int, branches: dict[str, str]):
+        super().__init__()
+        self.branches, self.out = [], 0
+        for branch, row in branches.items():
+            words, steps, ch = row.split(), [], ch_in
+            several, n = sum(":" in word for word in words) > 1, 0
+            for word in words:
+                if word in POOLS:
+                    steps.append([POOLS[word]])
+                    continue
+                n += 1
+                steps.append([Conv(ch, layer) for layer in word.split("|")])
+                for letter, conv in zip("ab" if "|" in word else [""], steps[-1]):
+                    self.add_module(branch + (f"_{n}" if several else "") + letter, conv)
+                ch = sum(conv.out for conv in steps[-1])
+            self.branches.append(steps)
+            self.out += ch
+
+    def forward(self, x: Tensor) -> Tensor:
+        results = []
+        for steps in self.branches:
+            h = x
+            for layers in steps:
+                h = layers[0](h) if len(layers) == 1 else torch.cat([layer(h) for layer in layers], 1)
+            results.append(h)
+        return torch.cat(results, 1)
+
+
+class Inception(nn.Module):
+    """(N,3,299,299) in -1…1 → `pooled` (N,2048), which FID calls pool3; the last layer has 1008 outputs, unused here."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, ch = [], 3
+        for name, layer in STEM.items():
+            if layer in POOLS:
+                self.steps.append(POOLS[layer])
+                continue
+            self.add_module(name, conv := Conv(ch, layer))
+            self.steps.append(conv)
+            ch = conv.out
+        for name, branches in MIXED.items():
+            self.add_module(name, block := Mixed(ch, branches))
+            self.steps.append(block)
+            ch = block.out
+        self.fc = nn.Linear(ch, 1008)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        return x.mean((2, 3))
+
+    def fuse(self) -> None:
+        for part in self.modules():
+            if isinstance(part, Conv):
+                part.fuse()
+
+
+def tensorflow_bilinear(x: Tensor, side: int) -> Tensor:
+    """TensorFlow 1's resize: corners held, so that the picture shifts by up to half a pixel, and no antialiasing.
+
+    Pixel i of the result lies at i · in / out of the input, without the half pixels that others add; first along x.
+    """
+    for dim in (3, 2):
+        n = x.shape[dim]
+        at = torch.arange(side, dtype=torch.float32) * torch.tensor(n / side, dtype=torch.float32)
+        low = at.long().clamp(max=n - 1)
+        part = (at - low).view(-1, *[1] * (3 - dim))
+        a, b = x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=n - 1))
+        x = a + (b - a) * part
+    return x
+
+
+def pillow_bicubic(x: Tensor, side: int) -> Tensor:
+    """Pillow's antialiased bicubic on each channel in float, cut to 0…255 and not rounded, as clean-fid has it."""
+    out = np.empty((len(x), x.shape[1], side, side), np.float32)
+    for image, place in zip(x.numpy(), out):
+        for channel, result in zip(image, place):
+            result[:] = Image.fromarray(channel).resize((side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(out.clip(0, 255))
+
+
+def _row(resize, half: float) -> Backbone:
+    return Backbone(Inception, Input(299, resize, (half,) * 3, (half,) * 3), 2048, "fc", 1008,
+                    "pt_inception-2015-12-05-6726825d.pth", (SHA256,))
+
+
+INCEPTIONS = {
+    "inception-pytorch-fid": _row(bilinear, 127.5),               # 2 · x/255 − 1
+    "inception-torch-fidelity": _row(tensorflow_bilinear, 128.0),
+    "inception-clean-fid": _row(pillow_bicubic, 128.0),
+}
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $XDG_CACHE_HOME/minidiff, or ~/.cache/minidiff."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
+
+
+def download(url: str = URL, folder: str | Path | None = None, *, digest: str = SHA256, size: int = SIZE) -> Path:
+    """The public file of weights in a folder of downloads, fetched unless it is there already, whole and right.
+
+    No more than `size` bytes are read, and nothing is kept whose SHA-256 is not `digest`. InputError when it fails.
+    """
+    path = Path(folder or cache_folder()) / f"inception-2015-12-05-{digest[:8]}.pth"
+    if path.is_file():
+        if sha256(path) == digest:
+            return path
+        print(f"{path} is damaged: it is fetched anew")
+    advice = f"where there is no network, copy the file here by hand and give its path instead of auto; it is {URL}"
+    data = bytearray()
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "minidiff"})
+        with (urllib.request.urlopen(request, timeout=30) as reply,
+              tqdm(total=size, desc="Inception", unit="B", unit_scale=True, dynamic_ncols=True) as bar):
+            while len(data) <= size and (block := reply.read(min(1 << 20, size + 1 - len(data)))):
+                data += block
+                bar.update(len(block))
+    except (OSError, ValueError, http.client.HTTPException) as error:  # offline, refused, cut off, not a URL
+        raise InputError(f"{url} cannot be fetched ({getattr(error, 'reason', error)}); {advice}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        more = "or more " if len(data) > size else ""
+        raise InputError(f"{url}: {len(data)} bytes {more}with SHA-256 {found}; the public file has {size} and {digest}. "
+                         f"Nothing was kept; {advice}")
+    write_atomic(path, bytes(data))
+    return path

@@ -1,0 +1,1 @@
+"""The reference matrix: real sets × synthetic sets × controls that must be caught."""

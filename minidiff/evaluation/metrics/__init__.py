@@ -1,0 +1,1 @@
+"""Distances between sets of features, how varied a set is and what it covers: features in, numbers out."""

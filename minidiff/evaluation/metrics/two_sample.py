@@ -1,0 +1,76 @@
+"""Can a classifier tell real from synthetic? The 1-nearest-neighbour two-sample test.
+
+Each image of the pooled sets takes the label, real or synthetic, of its nearest neighbour among all others (Lopez-Paz &
+Oquab 2017; Schilling 1986). Where both sets are of one kind about half of the labels are right; 1 is a set that anything
+tells apart. Well below one half is a warning, too: the nearest neighbour of a synthetic image then is a real one that it
+copies. Encoders leave traces: files of both sides must have come out of the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from minidiff.errors import InputError
+from minidiff.evaluation.memorisation.neighbours import distances
+from minidiff.evaluation.metrics.distances import checked, divisions, equal, patient_codes
+from minidiff.statistics import wilson
+
+ROWS = 1024   # images at a time, whose distances to all are held
+
+
+class C2ST(NamedTuple):
+    """Accuracy with its interval, p of its being above chance, and the number of images on each side."""
+
+    accuracy: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def c2st(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
+         fake_patients: Sequence | None = None, permutations: int = 1000, seed: int = 0) -> C2ST:
+    """Leave-one-out accuracy of 1-NN at equal n, (n,d) and (m,d); of the larger side a random draw is taken.
+
+    A neighbour of the same patient is left out: it would give a real image away however good the synthetic ones are.
+    p: the share of random divisions of the pooled patients with as high an accuracy, neighbours as they are (exact).
+
+    Images whose answers hang together are not so many independent ones: two that are each other's nearest are both right or
+    both wrong, and patients repeat themselves. With w such partners an image, itself included, n counts as 2n/w in
+    Wilson's interval.
+    """
+    x, y = checked(real, fake)
+    n = min(len(x), len(y))
+    p, q = (equal(patient_codes(names, len(f)), n, seed + k) for k, (names, f) in
+            enumerate(((real_patients, x), (fake_patients, y))))
+    pool = np.concatenate([equal(x, n, seed), equal(y, n, seed + 1)])
+    group = np.unique(np.concatenate([p, p.max() + 1 + q]), return_inverse=True)[1]
+    nearest = neighbours(pool, group, seed)
+    labels = divisions(group, n, permutations, seed)
+    values = (labels == labels[:, nearest]).mean(1)
+    accuracy, total = float(values[0]), 2 * n
+    mutual = (nearest[nearest] == np.arange(total)).sum()         # never of one patient: no pair is counted twice
+    ties = (np.bincount(group) ** 2).sum() + mutual
+    low, high = wilson(accuracy * total ** 2 / ties, total ** 2 / ties)
+    above = (values[1:] >= accuracy - 1e-12).sum()
+    return C2ST(accuracy, low, high, float((1 + above) / (1 + permutations)), n)
+
+
+def neighbours(pool: np.ndarray, group: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Index of each image's nearest image of another patient: (N,d), (N,) → (N,).
+
+    Of equally near ones a random one: by index the real side, which comes first, would win every tie.
+    """
+    if group.max() == 0:
+        raise InputError(f"all {len(pool)} images are of one patient, whose images are not each other's neighbours")
+    order = np.random.default_rng(seed).permutation(len(pool))
+    x, g, found = torch.from_numpy(pool[order]), torch.from_numpy(group[order]), []
+    for part, own in zip(x.split(ROWS), g.split(ROWS)):
+        found.append(distances(part, x).masked_fill(own[:, None] == g, torch.inf).argmin(1))
+    nearest = np.empty(len(pool), dtype=np.int64)
+    nearest[order] = order[torch.cat(found).numpy()]
+    return nearest

@@ -1,0 +1,1 @@
+"""The report on one synthetic set: comparisons, verdicts, pictures, one page."""

@@ -1,0 +1,44 @@
+"""What the judge reads off held-out real and synthetic images, beside what they are or were asked to be."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minidiff import variables as var
+from minidiff.classification.agreement import agreement
+from minidiff.classification.predictor import Predictor
+from minidiff.data.table import Table
+from minidiff.evaluation.report.within import within_label
+from minidiff.variables import Labels
+
+
+def asked(judge: Predictor | None, tables: dict[str, Table]) -> dict[str, Labels]:
+    """Cells of held-out real and synthetic rows, of the variables that the samples were asked for and the judge reads."""
+    wanted = [v for v in judge.variables if any(tables["synthetic"].column(v.name))] if judge else []
+    return {name: var.encode(wanted, tables[name].rows) for name in ("heldout", "synthetic")}
+
+
+def agree(judge: Predictor | None, labels: dict[str, Labels], tables: dict[str, Table],
+          pixels: dict[str, Tensor]) -> list[dict]:
+    """The judge on held-out real and on synthetic images, each attribute also within label."""
+    rows = []
+    for name, shown in (("heldout", "held-out real"), ("synthetic", "synthetic")) if judge else ():
+        judged = judge.predict(pixels[name])
+        read_once = SimpleNamespace(variables=judge.variables, predict=lambda _, judged=judged: judged)
+        within = within_label(judge.variables, judged, labels[name], tables[name].column("label"))
+        found = agreement(read_once, pixels[name], labels[name], shown)
+        rows += [{**row, **within.get(row["variable"], {})} for row in found]
+    return rows
+
+
+def certainty(judge: Predictor | None, tables: dict[str, Table], pixels: dict[str, Tensor]) -> np.ndarray | None:
+    """The judge's probability of the label that each synthetic image was asked for, (n,); None where it reads no label."""
+    names = next((v.values for v in judge.variables if v.name == "label"), ()) if judge else ()
+    if not names:
+        return None
+    index = torch.tensor([names.index(label) for label in tables["synthetic"].column("label")])
+    return judge.predict(pixels["synthetic"])["label"].gather(1, index[:, None])[:, 0].double().numpy()

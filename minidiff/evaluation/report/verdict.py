@@ -1,0 +1,115 @@
+"""What the numbers say, in plain words; where an interval leaves it open, "not resolved"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minidiff.evaluation.page import num, percent
+from minidiff.evaluation.report.comparison import ALL
+
+GOOD, BAD, OPEN = "yes", "no", "not resolved"
+MARGIN = 0.1  # by which agreement may fall short of that on real images
+LEAK = 0.6    # AUROC of an attack below which, with its whole interval, it is said to find next to nothing
+
+
+def verdicts(result: dict) -> list[dict]:
+    """One {"question", "answer", "text"} for each question that the report could ask; answers are yes, no, not resolved."""
+    return [*_copies(result.get("neighbours") or {}), *_membership(result.get("membership") or {}),
+            *_likeness(result["distances"]), *_agreement(result.get("agreement") or []), *_study(result.get("study") or {})]
+
+
+def _likeness(rows: Sequence[dict]) -> list[dict]:
+    """Is synthetic X nearer to held-out real X than real images of any other label are? One space in which it is will
+    do, for pixels may not see the label at all, if there is none in which it is farther."""
+    found = []
+    for label in dict.fromkeys(r["label"] for r in rows if r["label"] != ALL):
+        answers, parts = [], []
+        for extractor in dict.fromkeys(r["extractor"] for r in rows):
+            own = [r for r in rows if (r["extractor"], r["label"]) == (extractor, label) and r.get("KD") is not None]
+            made = next((r for r in own if r["set"] == "synthetic"), None)
+            others = [r for r in own if r["set"] not in ("synthetic", "real") and r.get("beyond_low") is not None]
+            if made is None or not others:
+                continue
+            other = min(others, key=lambda r: r["KD"])
+            answers.append(GOOD if other["beyond_low"] > 0 else BAD if other["beyond_high"] < 0 else OPEN)
+            parts.append(f"{extractor}: KD {num(made['KD'])}, and {num(other['KD'])} of {other['set']}, which is "
+                         f"{num(other['beyond_low'])} to {num(other['beyond_high'])} farther")
+        if answers:
+            question = f"Is synthetic {label} nearer to held-out real {label} than real images of other labels are?"
+            found.append({"question": question, "answer": _all(answers), "text": "; ".join(parts) + "."})
+    return found
+
+
+def _agreement(rows: Sequence[dict]) -> list[dict]:
+    """Attributes within label: those asked for come from real rows of a label, so the label alone tells of them."""
+    real = {r["variable"]: r for r in rows if r["set"] == "held-out real"}
+    found = []
+    for r in rows:
+        truth = real.get(r["variable"], {})
+        if r["set"] != "synthetic" or not r["n"] or not truth.get("n"):
+            continue
+        if r["variable"] == "label":
+            goal = truth["accuracy"] - MARGIN
+            text = (f"The judge, trained on real patients only, sees the label asked for in {percent(r['accuracy'])} "
+                    f"({percent(r['low'])} to {percent(r['high'])}) of {r['n']} synthetic images, and the true label in "
+                    f"{percent(truth['accuracy'])} of {truth['n']} held-out real ones.")
+            answer = GOOD if r["low"] >= goal else BAD if r["high"] < goal else OPEN
+            found.append({"question": "Do the pictures show the label asked for?", "answer": answer, "text": text})
+        elif r["kind"] == "number":
+            low, high = r["within_low"], r["within_high"]
+            text = (f"Within a label, {r['variable']} asked for and judged correlate with r = {num(r['within_r'])} "
+                    f"({num(low)} to {num(high)}; n = {r['n']}); on held-out real images, r = {num(truth['within_r'])}.")
+            answer = OPEN if low is None else GOOD if low > 0 else BAD if high <= 0 else OPEN
+            found.append({"question": f"Does asking for {r['variable']} move the picture?", "answer": answer, "text": text})
+        else:
+            chance = r["within_chance"]
+            text = (f"The judge sees the {r['variable']} asked for in {percent(r['accuracy'])} ({percent(r['low'])} to "
+                    f"{percent(r['high'])}; n = {r['n']}), guessing by the label would reach {percent(chance)}; on "
+                    f"held-out real images, {percent(truth['accuracy'])}.")
+            answer = GOOD if r["low"] > chance else BAD if r["high"] <= chance else OPEN
+            found.append({"question": f"Does asking for {r['variable']} move the picture?", "answer": answer, "text": text})
+    return found
+
+
+def _copies(neighbours: dict) -> list[dict]:
+    if not neighbours:
+        return []
+    text = "; ".join(
+        f"{s['space']}: {percent(s['near_share'])} are conspicuously near to a training image (of held-out images "
+        f"{percent(s['near_heldout_share'])} are), and {s['closest_train']} of the closest {s['closest']} lie next to one "
+        f"(by chance {s['closest_expected']:.1f})" for s in neighbours["spaces"])
+    answer = {True: BAD, False: GOOD, None: OPEN}[neighbours["suspected"]]
+    return [{"question": "Are the pictures new, not copies of training images?", "answer": answer,
+             "text": f"{neighbours['verdict'].capitalize()}. {text}{'.' if text else ''}"}]
+
+
+def _membership(m: dict) -> list[dict]:
+    """Does the denoising error give training patients away?"""
+    if m.get("auroc") is None:
+        return []
+    low, high = m["by_patient"]
+    text = (f"From its denoising error a training image is told from a held-out one with AUROC {num(m['auroc'])} "
+            f"({num(low)} to {num(high)}, by patient; n = {m['n_train']} and {m['n_heldout']}); .5 is guessing. Other "
+            "attacks may find more.")
+    answer = OPEN if low is None else BAD if low > 0.5 else GOOD if high < LEAK else OPEN
+    return [{"question": "Does the model keep who was in its training set to itself?", "answer": answer, "text": text}]
+
+
+def _study(study: dict) -> list[dict]:
+    """Did synthetic images help the classifier more than duplicates of the real ones, on each test set?"""
+    found = []
+    for name, differences in (study.get("differences") or {}).items():
+        own = [d for d in differences if d.get("arm") == "real+synthetic" and d.get("metric") == "balanced_accuracy"
+               and d.get("difference") is not None and None not in d.get("interval", [None])]
+        d = next((d for against in ("real+duplicates", "real") for d in own if d["against"] == against), None)
+        if d:
+            low, high = d["interval"]
+            text = (f"Balanced accuracy of {d['arm']} less that of {d['against']}: {100 * d['difference']:+.1f} points "
+                    f"({100 * low:+.1f} to {100 * high:+.1f}).")
+            found.append({"question": f"Do synthetic training images help a classifier ({name} set)?",
+                          "answer": GOOD if low > 0 else BAD if high < 0 else OPEN, "text": text})
+    return found
+
+
+def _all(answers: Sequence[str]) -> str:
+    return BAD if BAD in answers else GOOD if GOOD in answers else OPEN
