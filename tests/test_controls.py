@@ -8,8 +8,8 @@ import torch
 
 from minidiff.data import phantom
 from minidiff.errors import InputError
+from minidiff.evaluation.extractors.spectrum import Spectrum
 from minidiff.evaluation.matrix.controls import CONTROLS, LEFT, blurred, collapsed, copycat, near_copy, noisy
-from minidiff.evaluation.matrix.spectrum import Spectrum
 from minidiff.evaluation.memorisation.neighbours import memorisation, pixel_spaces
 from minidiff.evaluation.metrics.distances import fid, kid
 from minidiff.evaluation.metrics.manifold import prdc

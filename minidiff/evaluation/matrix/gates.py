@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from minidiff.evaluation.extractors.spectrum import Spectrum
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS
-from minidiff.evaluation.matrix.spectrum import Spectrum
 from minidiff.evaluation.page import num, percent, signed, span
 from minidiff.evaluation.report.verdict import BAD, GOOD, MARGIN, OPEN
 from minidiff.statistics import wilson

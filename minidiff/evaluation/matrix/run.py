@@ -30,9 +30,9 @@ from minidiff.errors import InputError
 from minidiff.evaluation.extractors.build import EXTRACTORS, build, describe
 from minidiff.evaluation.extractors.cache import FeatureCache
 from minidiff.evaluation.extractors.features import Extractor, PredictorFeatures
+from minidiff.evaluation.extractors.spectrum import Spectrum
 from minidiff.evaluation.matrix import cells, gates, matrix_page
 from minidiff.evaluation.matrix.header import header_shortcuts
-from minidiff.evaluation.matrix.spectrum import Spectrum
 from minidiff.evaluation.matrix.subsets import Judged, Subset, judged, real_subsets, synthetic_subsets
 from minidiff.evaluation.memorisation.neighbours import FEWEST, memorisation, pixel_spaces
 from minidiff.evaluation.page import jsonable
