@@ -56,6 +56,7 @@ class SampleConfig:
     per_label: int = 100                   # images a label
     sets: int = 0                          # sets of 100, all labels in each, in place of --per-label; 0: as that says
     given: tuple[str, ...] = ()            # fixed conditions: sex=F age=60:80, age= unknown, age=null dropped; else drawn
+    independent: tuple[str, ...] = ()      # conditions of which the label is to tell nothing, e.g. source sex
     rows: str = ""                         # CSV of conditions, an image a row, in place of --label and --given
     like: tuple[str, ...] = ()             # data sets to draw conditions from; none: the model's training rows
     origin: tuple[str, ...] = ()           # data sets of real images to begin at, each with its own conditions
@@ -245,14 +246,16 @@ def verify(cfg: VerifyConfig) -> None:
 def plan(cfg: SampleConfig, variables: list, facts: dict) -> list[dict[str, str]]:
     """The rows to make: of a CSV, or drawn."""
     if cfg.rows:
-        if cfg.label or cfg.given or cfg.like or cfg.sets:
-            raise InputError("--rows says all about the images: leave out --label, --given, --like and --sets")
+        if cfg.label or cfg.given or cfg.independent or cfg.like or cfg.sets:
+            raise InputError("--rows says all about the images: leave out --label, --given, --independent, --like, --sets")
         return plans.plan_rows(cfg.rows, variables, cfg.seed)
     if cfg.origin:
+        if cfg.independent:
+            raise InputError("--origin: each image keeps its own conditions; leave out --independent")
         return plans.plan_origin(read_table(cfg.origin, split=False).rows, variables, cfg.label, cfg.per_label, cfg.seed)
     known = read_table(cfg.like, split=False).rows if cfg.like else facts["rows"]
     return plans.plan(variables, known, labels=cfg.label, per_label=cfg.per_label, sets=cfg.sets, given=cfg.given,
-                      seed=cfg.seed)
+                      independent=cfg.independent, seed=cfg.seed)
 
 
 def watcher(cfg: SampleConfig, size: int) -> Quick | None:

@@ -1,11 +1,11 @@
-"""What an image may be conditioned on: a category or a number, each with three states.
+"""What an image may be conditioned on: a category, a set of findings or a number, each with three states.
 
 A cell of a table becomes one number of a tensor:
 
-    state     Category (int64)   Number (float32)    meaning
-    value     0 … k−1            the value itself    known
-    unknown   −1                 NaN                 missing in the data: has an embedding of its own
-    null      −2                 −inf                dropped for guidance: adds nothing
+    state     Category (int64)   Findings (int64)   Number (float32)    meaning
+    value     0 … k−1            0 … 2ᵏ−1, bits     the value itself    known; no bit set: none of the findings
+    unknown   −1                 −1                 NaN                 missing in the data: has an embedding of its own
+    null      −2                 −2                 −inf                dropped for guidance: adds nothing
 
 Labels are a dict from variable name to a tensor of shape (N,), one entry per image.
 """
@@ -24,8 +24,11 @@ from torch import Tensor
 from minidiff.errors import InputError
 
 Labels = dict[str, Tensor]
-UNKNOWN, NULL = -1, -2  # of a Category; a Number has NaN and -inf
+UNKNOWN, NULL = -1, -2  # of a Category and of Findings; a Number has NaN and -inf
 FEW_VALUES = 5          # a column with at most this many different numbers (icu 0/1, a stage 1…4) is a category
+MOST = 60               # findings that an int64 holds beside its sign, and some to spare
+AND, NONE = "|", "none"                   # Edema|Effusion: both are there; none: neither is, nor any other …
+NONE_TOO = ("none", "no finding", "no_finding")  # … which NIH, CheXpert and MIMIC spell as one more finding; in any case
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,31 @@ class Category:
 
     def decode(self, value: int) -> str:
         return self.values[int(value)] if value >= 0 else ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Named findings any of which may be present together, e.g. Edema|Effusion: bit i is values[i]."""
+
+    name: str
+    values: tuple[str, ...]
+    dtype: ClassVar[torch.dtype] = torch.int64
+    null: ClassVar[int] = NULL
+    unknown: ClassVar[int] = UNKNOWN
+
+    def encode(self, cell: str, where: str = "") -> int:
+        if cell == "":
+            return UNKNOWN
+        one = Category(self.name, self.values)
+        return sum(1 << one.encode(part, where) for part in present(self.name, cell, where))
+
+    def decode(self, value: int) -> str:
+        return AND.join(v for i, v in enumerate(self.values) if int(value) >> i & 1) or NONE if value >= 0 else ""
+
+    def bits(self, cells: Tensor) -> Tensor:
+        """Cells (N,) → which findings are present, bool (N, k); none where the cell is unknown or null."""
+        places = torch.arange(len(self.values), device=cells.device)
+        return (cells.clamp(min=0)[:, None] >> places & 1).bool()
 
 
 @dataclass(frozen=True)
@@ -77,9 +105,9 @@ class Number:
         return f"{float(value):g}" if math.isfinite(value) else ""
 
 
-Variable = Category | Number
+Variable = Category | Findings | Number
 RESERVED = ("file", "where", "file_name", "split", "patient", "seed", "set")
-KINDS = {"category": Category, "number": Number}
+KINDS = {"category": Category, "findings": Findings, "number": Number}  # from coarse to fine
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -94,8 +122,9 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Variable:
-    """The variable that a column of cells holds: a Number if most known cells are numbers, of more than 5 values.
+    """The variable that a column of cells holds: Findings if a known cell names several, a Number if most are numbers.
 
+    A Number has more than 5 different values. A label is a Category always, for an image lies in the folder of one label.
     `old` is the variable of this name in the model that training goes on from, to `merge` with: beside it, a column
     of few different numbers may still be a Number, and one of a single value or none says enough.
     """
@@ -104,6 +133,8 @@ def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Varia
         return old
     if not known:
         raise InputError(f"condition {name!r} has no known value in the training rows")
+    if isinstance(old, Findings) or name != "label" and any(AND in c for c in known):
+        return _findings(name, known, old)
     numbers = [x for x in map(_number, known) if x is not None]
     if 2 * len(numbers) > len(known) and len(set(numbers)) > (0 if isinstance(old, Number) else FEW_VALUES):
         x = torch.tensor(numbers, dtype=torch.float64)
@@ -115,11 +146,34 @@ def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Varia
     return Category(name, tuple(sorted(set(known), key=lambda c: (_number(c) is None, _number(c) or 0.0, c))))
 
 
+def _findings(name: str, known: Sequence[str], old: Variable | None) -> Findings:
+    sets = {present(name, cell) for cell in known}
+    if len(sets) == 1 and not old:
+        raise InputError(f"condition {name!r} has one value only, {known[0]!r}: there is nothing to condition on")
+    return _at_most(Findings(name, tuple(sorted(frozenset().union(*sets)))))
+
+
+def _at_most(variable: Findings) -> Findings:
+    if len(variable.values) > MOST:
+        raise InputError(f"condition {variable.name!r} has {len(variable.values)} different findings; it may have {MOST}")
+    return variable
+
+
+def present(name: str, cell: str, where: str = "") -> frozenset[str]:
+    """The findings that a known cell names; InputError for a|| and for a finding beside none."""
+    parts = [part.strip() for part in cell.split(AND)]
+    found = frozenset(part for part in parts if part.casefold() not in NONE_TOO)
+    if "" in parts or (found and len(found) < len(set(parts))):
+        fault = "has an empty finding" if "" in parts else "says none and a finding"
+        raise InputError(f"{_at(where)}{name} {cell!r} {fault}; write Edema{AND}Effusion, or {NONE}, or leave it empty")
+    return found
+
+
 def merge(old: Sequence[Variable], new: Sequence[Variable]) -> list[Variable]:
     """The new variables, in their order, as a model trained on the old ones can go on with them.
 
-    A Category keeps the old values at their places, new ones follow. A Number keeps the old mean and std, for its
-    weights mean something under these only; its range covers both.
+    A Category and Findings keep the old values at their places, new ones follow. A Number keeps the old mean and std, for
+    its weights mean something under these only; its range covers both.
     """
     known = {v.name: v for v in old}
     return [_merge(known[v.name], v) if v.name in known else v for v in new]
@@ -127,12 +181,13 @@ def merge(old: Sequence[Variable], new: Sequence[Variable]) -> list[Variable]:
 
 def _merge(old: Variable, new: Variable) -> Variable:
     if type(old) is not type(new):
-        kinds = {cls: kind for kind, cls in KINDS.items()}
+        kinds = {cls: "set of findings" if cls is Findings else kind for kind, cls in KINDS.items()}
         raise InputError(f"condition {new.name!r} is a {kinds[type(new)]} here and a {kinds[type(old)]} in the model to go "
                          "on from; mend the column, or give it another name")
     if isinstance(old, Number):
         return replace(old, low=min(old.low, new.low), high=max(old.high, new.high))
-    return Category(old.name, (*old.values, *(v for v in new.values if v not in old.values)))
+    merged = replace(old, values=(*old.values, *(v for v in new.values if v not in old.values)))
+    return _at_most(merged) if isinstance(merged, Findings) else merged
 
 
 def encode(variables: Sequence[Variable], rows: Sequence[dict[str, str]]) -> Labels:

@@ -138,6 +138,12 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
     (["--eta", "0.5"], "eta 0.5: it belongs to the sampler ddim"),
     (["--given", "age=20:x"], "age 'x' is not a number"),
     (["--given", "sex=F", "sex=M"], "--given sex=M contradicts --given sex=F"),
+    (["--independent", "weight"], "--independent weight: the model has no such condition; it has sex, age, view"),
+    (["--independent", "label"], "label cannot be independent of itself"),
+    (["--independent", "sex", "sex"], "--independent sex: named twice"),
+    (["--independent", "sex", "--given", "sex=F"], "--independent sex contradicts --given sex=F"),
+    (["--independent", "sex", "--rows", "x.csv"], "--rows says all about the images"),
+    (["--independent", "sex", "--origin", "x"], "--origin: each image keeps its own conditions"),
     (["--scales", "agee=2"], "the model has no such condition; it has label, sex, age, view; nearest: age"),
     (["--scales", "age"], "write name=number"),
     (["--interval", "1"], "give two noise levels"),
@@ -186,6 +192,53 @@ def test_sets_hold_all_labels_and_ranges_are_spread(tiny):
     ages = sorted(float(r["age"]) for r in rows if r["label"] == "covid")
     assert 60 < ages[0] < 61 and 79 < ages[-1] < 80 and max(b - a for a, b in zip(ages, ages[1:])) < 0.4
     assert (encode(variables, rows)["sex"] == var.NULL).all()
+
+
+SICK = [var.Category("label", ("covid", "normal")), var.Category("source", ("A", "B")), var.Number("age", 50, 20, 0, 99),
+        var.Category("view", ("AP", "PA"))]
+
+
+def confounded() -> list[dict]:
+    """40 of covid, 3 in 4 from hospital A, where patients are old; 160 normal, 1 in 4 from A; covid is AP, mostly."""
+    rows = []
+    for label, n, from_a, ap in (("covid", 40, 30, 36), ("normal", 160, 40, 16)):
+        for k in range(n):
+            source = "A" if k < from_a else "B"
+            rows.append({"label": label, "source": source, "age": str((60 if source == "A" else 20) + k % 10),
+                         "view": "AP" if k * 7 % n < ap else "PA"})
+    return rows
+
+
+@pytest.mark.parametrize("how, n", [({"per_label": 48}, 48), ({"sets": 2}, 100), ({"per_label": 48, "seed": 5}, 48)])
+def test_independent_conditions_are_the_same_list_for_every_label(how, n):
+    known = confounded()
+    rows = plan(SICK, known, independent=("source", "age"), **how)
+    alike = {label: [(r["source"], r["age"]) for r in rows if r["label"] == label] for label in ("covid", "normal")}
+    assert alike["covid"] == alike["normal"] and len(alike["covid"]) == n
+    assert set(alike["covid"]) <= {(r["source"], r["age"]) for r in known}           # jointly: no young patient of A
+    a = sum(source == "A" for source, _ in alike["covid"])
+    assert abs(a / n - (30 / 40 + 40 / 160) / 2) <= 1 / n                            # each label weighs the same
+    for label, share in (("covid", 36 / 40), ("normal", 16 / 160)):                  # the rest is as in its own rows
+        ap = sum(r["view"] == "AP" for r in rows if r["label"] == label)
+        assert abs(ap / n - share) <= 2 / n                                          # one place in each hospital
+    for number in {r["set"] for r in rows} if "sets" in how else ():                 # and so in each set alone
+        pairs = Counter((r["label"], r["source"], r["age"]) for r in rows if r["set"] == number)
+        assert all(pairs["covid", source, age] == pairs["normal", source, age] for _, source, age in pairs)
+
+
+def test_independent_draws_hang_on_their_number_and_seed_only():
+    known, how = confounded(), {"independent": ("source",), "per_label": 20}
+    both, alone = plan(SICK, known, **how), plan(SICK, known, labels=("normal",), **how)
+    assert [r["source"] for r in both[20:]] == [r["source"] for r in alone]
+    assert plan(SICK, known, **how) == both != plan(SICK, known, seed=1, **how)
+    given = plan(SICK, known, given=("view=PA",), **how)
+    assert {r["view"] for r in given} == {"PA"} and [r["source"] for r in given] == [r["source"] for r in both]
+    plain = plan(SICK, known, per_label=20)
+    assert Counter(r["source"] for r in plain[:20]) == {"A": 15, "B": 5}             # without it, the label tells
+    three = [var.Category("label", ("covid", "normal", "other")), *SICK[1:]]
+    uneven = plan(three, known + [{**r, "label": "other"} for r in known[:7]], sets=1, independent=("source",))
+    by_label = [[r["source"] for r in uneven if r["label"] == label] for label in three[0].values]
+    assert [len(some) for some in by_label] == [34, 33, 33] and by_label[0][:33] == by_label[1] == by_label[2]
 
 
 def test_a_csv_asks_for_rows_one_by_one(tiny, tmp_path):

@@ -15,20 +15,22 @@ import torch
 from torch import Tensor
 
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
-from minidiff.variables import Category, Labels, Number, Variable
+from minidiff.variables import Category, Findings, Labels, Number, Variable
 
 
 class Judge(Protocol):
     variables: Sequence[Variable]
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (N,3,H,W) → name → probabilities (N,k) of a category, values (N,) of a number."""
+        """uint8 (N,3,H,W) → name → probabilities (N,k) of a category or of findings, values (N,) of a number."""
 
 
 def agreement(judge: Judge, images: Tensor, labels: Labels, which: str) -> list[dict]:
     """One row for each variable of the judge that `labels` knows, over its known cells only; `which` names the set.
 
     Category: share judged as labelled with Wilson's interval, the same by value, AUROC if there are two values.
+    Findings: share with every finding judged as labelled (at probability .5), and of those that have one the share in which
+    it is seen, with its AUROC.
     Number: Pearson's r with Fisher's interval, slope of judged on labelled, mean absolute error in its own unit.
     """
     judged = judge.predict(images)
@@ -40,8 +42,7 @@ def agreement(judge: Judge, images: Tensor, labels: Labels, which: str) -> list[
         known = torch.isfinite(cells) if isinstance(v, Number) else cells >= 0
         row = {"variable": v.name, "set": which, "n": int(known.sum())}
         if row["n"]:
-            measure = _number if isinstance(v, Number) else _category
-            row |= measure(v, judged[v.name][known].double().numpy(), cells[known].numpy())
+            row |= MEASURES[type(v)](v, judged[v.name][known].double().numpy(), cells[known].numpy())
         rows.append(row)
     return rows
 
@@ -53,8 +54,18 @@ def _category(v: Category, probabilities: np.ndarray, cells: np.ndarray) -> dict
         if (cells == i).any():
             row["by_value"].append({"value": value, "n": int((cells == i).sum()), **_share(right[cells == i])})
     if len(v.values) == 2:
-        low, high = auroc_interval(probabilities[:, 1], cells == 1)
-        row |= {"auroc": auroc(probabilities[:, 1], cells == 1), "auroc_low": low, "auroc_high": high}
+        row |= _area(probabilities[:, 1], cells == 1)
+    return row
+
+
+def _findings(v: Findings, probabilities: np.ndarray, cells: np.ndarray) -> dict:
+    there, seen = v.bits(torch.from_numpy(cells)).numpy(), probabilities > 0.5
+    row = {"kind": "findings", **_share((seen == there).all(1)), "by_value": []}
+    for i, value in enumerate(v.values):
+        own = there[:, i]
+        if own.any():
+            row["by_value"].append({"value": value, "n": int(own.sum()), **_share(seen[own, i]),
+                                    **_area(probabilities[:, i], own)})
     return row
 
 
@@ -66,6 +77,14 @@ def _number(v: Number, values: np.ndarray, cells: np.ndarray) -> dict:
             "mae": float(np.abs(values - cells).mean()), "labelled_std": float(spread)}
 
 
+def _area(scores: np.ndarray, positive: np.ndarray) -> dict:
+    low, high = auroc_interval(scores, positive)
+    return {"auroc": auroc(scores, positive), "auroc_low": low, "auroc_high": high}
+
+
 def _share(right: np.ndarray) -> dict:
     low, high = wilson(int(right.sum()), len(right))
     return {"accuracy": float(right.mean()), "low": low, "high": high}
+
+
+MEASURES = {Category: _category, Findings: _findings, Number: _number}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from minidiff.variables import Category, Labels, Number, Variable
+from minidiff.variables import UNKNOWN, Category, Findings, Labels, Number, Variable
 
 OCTAVES = 6  # a number's Fourier features reach from a slow trend to about a tenth of a standard deviation
 
@@ -50,7 +50,8 @@ class Conditioner(nn.Module):
         """Take over what a trained conditioner has learned of the variables of the same name, and its null context.
 
         What it does not know adds nothing yet, as null does: a new variable by its zero projection, a new value of a
-        category by a zero row. So the output is the old one's for old labels, and with null for whatever is new.
+        category or a new finding by a zero row. So the output is the old one's for old labels, and with null for whatever
+        is new.
         """
         self.null_context.copy_(old.null_context)
         names = [v.name for v in old.variables]
@@ -82,6 +83,28 @@ class CategoryEmbedding(nn.Module):
         self.weight.copy_(torch.stack([rows.get(v, torch.zeros_like(old.weight[0])) for v in (*self.values, None)]))
 
 
+class FindingsEmbedding(nn.Module):
+    """The sum of one learned vector for each finding that is present; unknown and none have one of their own.
+
+    Without that, "none of them" would be a sum of nothing, the same as null, and could not be asked for.
+    """
+
+    def __init__(self, variable: Findings, width: int, scale: float, generator: torch.Generator):
+        super().__init__()
+        self.variable = variable
+        self.weight = nn.Parameter(scale * torch.randn(2 + len(variable.values), width, generator=generator))
+
+    def forward(self, value: Tensor) -> Tensor:
+        alone = torch.stack([value == UNKNOWN, value == 0], dim=1)                               # (N, 2)
+        return torch.cat([alone, self.variable.bits(value)], dim=1).to(self.weight) @ self.weight
+
+    def adopt(self, old: FindingsEmbedding) -> None:
+        """Rows by finding, which keep their places (variables.merge); a new one starts at zero."""
+        rows = dict(zip(old.variable.values, old.weight[2:]))
+        new = [rows.get(v, torch.zeros_like(old.weight[0])) for v in self.variable.values]
+        self.weight.copy_(torch.stack([*old.weight[:2], *new]))
+
+
 class NumberEmbedding(nn.Module):
     """A linear map of Fourier features of the standardised number; a learned vector for unknown."""
 
@@ -104,4 +127,4 @@ class NumberEmbedding(nn.Module):
         self.load_state_dict(old.state_dict())
 
 
-EMBEDDINGS = {Category: CategoryEmbedding, Number: NumberEmbedding}
+EMBEDDINGS = {Category: CategoryEmbedding, Findings: FindingsEmbedding, Number: NumberEmbedding}

@@ -5,12 +5,19 @@ they are those of one real row of the same label, unknown cells included: by sys
 conditions, every (rows / images)th is taken from a random start), synthetic patients have the joint distribution of age,
 sex and view that the real ones have, without the luck of the draw (independent draws gave 60 of 100 AP where the
 training rows have 53).
+
+Conditions that are to be independent of the label are drawn from the rows of all labels, each label weighing the same,
+and every label gets the same list of them: in the set that is made, the label tells nothing of source, view or age.
 """
 
 from __future__ import annotations
 
 import csv
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import lcm
 from pathlib import Path
 
 import torch
@@ -22,28 +29,35 @@ from minidiff.errors import InputError
 Row = dict[str, str]
 SET = 100       # images a set, each with its contact sheet
 NULL = "null"   # a cell that is dropped, as for guidance
+ALIKE = -1      # slot of the draw that all labels share; theirs count from 0
 
 
 def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Sequence[str] = (), per_label: int = SET,
-         sets: int = 0, given: Sequence[str] = (), seed: int = 0) -> list[Row]:
+         sets: int = 0, given: Sequence[str] = (), independent: Sequence[str] = (), seed: int = 0) -> list[Row]:
     """Rows for `per_label` images of each label, or for `sets` of 100 with all labels in each in equal parts.
 
     known: the real rows to draw conditions from. given: `name=value`, `name=low:high` (spread evenly), `name=` (unknown)
-    or `name=null`. Raises InputError for what the model does not know.
+    or `name=null`. independent: names of conditions that every label has alike. Raises InputError for what the model does
+    not know.
     """
     by_name = {v.name: v for v in variables}
     fixed = read_given(given, by_name)
+    check_independent(independent, by_name, fixed)
     if labels and "label" not in by_name:
         raise InputError(f"--label {' '.join(labels)}: the model is not conditioned on label but on {', '.join(by_name)}")
     labels = list(labels or (by_name["label"].values if "label" in by_name else ("any",)))
-    columns = []
-    for place, label in enumerate(labels):
+    for label in labels:
         if "label" in by_name:
             by_name["label"].encode(label, "--label")
         if labels.count(label) > 1:
             raise InputError(f"--label {label}: named twice")
-        n = len(range(place, sets * SET, len(labels))) if sets else per_label
-        columns.append(_of_label(label, n, variables, known, fixed, seeded(seed, sum(map(len, columns)), ROWS)))
+    counts = [len(range(place, sets * SET, len(labels))) if sets else per_label for place in range(len(labels))]
+    told = [row for row in known if row.get("label") in by_name["label"].values] if independent else known
+    alike = _alike([by_name[name] for name in independent], told, max(counts), seed)
+    columns = []
+    for place, (label, n) in enumerate(zip(labels, counts)):
+        drawn = _of_label(label, n, variables, known, fixed, seeded(seed, sum(counts[:place]), ROWS))
+        columns.append([{**row, **cells} for row, cells in zip(drawn, alike)])
     if sets:  # in turns, so that every set holds all labels
         rows = [columns[i % len(labels)][i // len(labels)] for i in range(sets * SET)]
     else:
@@ -130,6 +144,21 @@ def read_given(given: Sequence[str], by_name: Mapping[str, var.Variable]) -> Row
     return fixed
 
 
+def check_independent(names: Sequence[str], by_name: Mapping[str, var.Variable], fixed: Row) -> None:
+    """Conditions that are to be independent of the label, each checked against the model and what is given."""
+    for name in names:
+        if name not in by_name or name == "label" or "label" not in by_name:
+            others = ", ".join(other for other in by_name if other != "label") or "none"
+            raise InputError(f"--independent {name}: " + (
+                "the model is not conditioned on label" if "label" not in by_name else
+                "label cannot be independent of itself" if name == "label" else
+                f"the model has no such condition; it has {others}"))
+        if name in fixed:
+            raise InputError(f"--independent {name} contradicts --given {name}={fixed[name]}")
+        if list(names).count(name) > 1:
+            raise InputError(f"--independent {name}: named twice")
+
+
 def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels:
     """Rows of a plan → labels, as `variables.encode`, with the cells that are null."""
     null = [[_is_null(v, row.get(v.name, "")) for v in variables] for row in rows]
@@ -152,23 +181,42 @@ def _check(variable: var.Variable, cell: str, where: str) -> None:
         variable.encode(cell, where)
 
 
+def _alike(variables: Sequence[var.Variable], known: Sequence[Row], n: int, seed: int) -> list[Row]:
+    """The n joint cells of these variables that every label gets, from rows of all labels, each label weighing the same."""
+    if not variables or not known:  # without a row, _of_label will say so
+        return [{}] * n
+    sizes = Counter(row["label"] for row in known)
+    weights = [lcm(*sizes.values()) // sizes[row["label"]] for row in known]
+    drawn = _drawn(known, n, variables, seeded(seed, ALIKE, ROWS), weights)
+    return [{v.name: row.get(v.name, "") for v in variables} for _, row in drawn]
+
+
 def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequence[Row], fixed: Row,
               generator: torch.Generator) -> list[Row]:
-    coarse_first = sorted(variables, key=lambda v: isinstance(v, var.Number))
-
-    def place(row: Row) -> list[tuple]:
-        cells = [(v, row.get(v.name, "")) for v in coarse_first]
-        return [(cell == "", v.encode(cell) if cell else 0) for v, cell in cells]
-
-    pool = sorted((row for row in known if row.get("label", label) == label), key=place)
+    pool = [row for row in known if row.get("label", label) == label]
     if not pool:
         raise InputError(f"label {label!r}: there is no real row of this label to draw conditions from")
-    start = torch.rand((), generator=generator).item()
     rows = []
-    for i in torch.randperm(n, generator=generator).tolist():
-        row = {"label": label, **{v.name: pool[int((i + start) * len(pool) / n)].get(v.name, "") for v in variables}}
+    for i, real in _drawn(pool, n, variables, generator, [1] * len(pool)):
+        row = {"label": label, **{v.name: real.get(v.name, "") for v in variables}}
         for name, cell in fixed.items():
             low, between, high = cell.partition(":")
             row[name] = f"{float(low) + (i + 0.5) / n * (float(high) - float(low)):.6g}" if between else cell
         rows.append({**row, "label": label})
     return rows
+
+
+def _drawn(pool: Sequence[Row], n: int, variables: Sequence[var.Variable], generator: torch.Generator,
+           weights: Sequence[int]) -> list[tuple[int, Row]]:
+    """A systematic sample of n rows by weight, sorted by these variables: each with its place in it, in random order."""
+    coarse_first = sorted(variables, key=lambda v: list(var.KINDS.values()).index(type(v)))
+
+    def place(k: int) -> list[tuple]:
+        cells = [(v, pool[k].get(v.name, "")) for v in coarse_first]
+        return [(cell == "", v.encode(cell) if cell else 0) for v, cell in cells]
+
+    order = sorted(range(len(pool)), key=place)
+    ends = list(accumulate(weights[k] for k in order))
+    start = torch.rand((), generator=generator).item()
+    return [(i, pool[order[bisect_right(ends, (i + start) * ends[-1] / n)]])
+            for i in torch.randperm(n, generator=generator).tolist()]

@@ -52,12 +52,12 @@ def export(pipeline: Pipeline, to: str, out: Path, rows: Sequence[dict[str, str]
 
 @torch.no_grad()
 def finished_contexts(conditioner: Conditioner, rows: Sequence[dict[str, str]]) -> tuple[dict[str, Tensor], dict[str, dict]]:
-    """Contexts by name, (K, d) each, and what each stands for: null, every value of every category with the other
-    variables null, and the requested rows, whose empty cells are unknown."""
+    """Contexts by name, (K, d) each, and what each stands for: null, every value of every category and every finding
+    with the other variables null, and the requested rows, whose empty cells are unknown."""
     variables = conditioner.variables
     wanted: dict[str, tuple[dict, var.Labels]] = {"null": ({}, conditioner.null(1))}
     for v in variables:
-        for value in v.values if isinstance(v, var.Category) else ():
+        for value in () if isinstance(v, var.Number) else (*v.values, *[var.NONE] * isinstance(v, var.Findings)):
             wanted[f"{v.name}={value}"] = ({v.name: value}, {**conditioner.null(1), **var.encode([v], [{v.name: value}])})
     for k, row in enumerate(rows):
         wanted[f"row_{k:06d}"] = ({v.name: row.get(v.name, "") for v in variables}, var.encode(variables, [row]))

@@ -14,6 +14,7 @@ pooled kernel matrix is computed once, and the KD of a subset is a sum over some
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -101,6 +102,17 @@ def mind(*, real: np.ndarray, fake: np.ndarray, directions: int = 1000, seed: in
 def equal(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     """n of the rows, drawn at random without replacement and left in order; all of them where there are no more."""
     return rows if len(rows) <= n else rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])]
+
+
+def same_mix(labels: Sequence[str], wanted: Sequence[str], seed: int = 0) -> np.ndarray:
+    """Indices of as many labelled images as there are in the proportions of `wanted`; all, where a label has none."""
+    counts = Counter(wanted)
+    there = {label: np.flatnonzero(np.array(labels) == label) for label in counts}
+    times = min(len(there[label]) / n for label, n in counts.items())
+    if not times:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    return np.sort(np.concatenate([rng.permutation(there[label])[: max(1, int(times * n))] for label, n in counts.items()]))
 
 
 def kid(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
@@ -269,6 +281,3 @@ def checked(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]
             raise InputError(f"a distance needs at least 2 images on each side; the {name} side has {len(f)}")
         check_finite(name, f)
     return x, y
-
-
-METRICS: dict[str, Metric] = {"FD": fid, "KD": kid, "MIND": mind}

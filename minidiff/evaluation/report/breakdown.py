@@ -16,11 +16,10 @@ from torch import Tensor
 
 from minidiff.data.table import Table
 from minidiff.errors import InputError
-from minidiff.evaluation.history.monitor import same_mix
-from minidiff.evaluation.metrics.distances import equal, fid, finite_percentile, floor, kid, kid_draws
+from minidiff.evaluation.metrics.distances import equal, fid, finite_percentile, floor, kid, kid_draws, same_mix
 from minidiff.evaluation.metrics.diversity import TAPS, ms_ssim, vendi
 from minidiff.evaluation.report.comparison import ALL, FEWEST, Side
-from minidiff.variables import RESERVED, Number, infer
+from minidiff.variables import RESERVED, Findings, Number, infer
 
 REPEATS = 20                       # draws behind each range
 SIZES, SMALLEST = 7, 10            # points of a curve; images at its first
@@ -63,7 +62,8 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
 def groups(tables: Mapping[str, Table]) -> dict[str, dict[str, np.ndarray]]:
     """Condition → set (train, heldout, synthetic) → the value of each row as text, "" where unknown.
 
-    Conditions are columns that synthetic and held-out rows share. Numbers are cut into thirds of the training rows.
+    Conditions are columns that synthetic and held-out rows share. Numbers are cut into thirds of the training rows, and of
+    findings each of the commonest is a condition.
     """
     columns = {name: set().union(*(row for row in table.rows[:1])) for name, table in tables.items()}
     shared = [c for c in dict.fromkeys(c for row in tables["synthetic"].rows[:1] for c in row)
@@ -77,7 +77,9 @@ def groups(tables: Mapping[str, Table]) -> dict[str, dict[str, np.ndarray]]:
         cells = {side: np.array(table.column(name)) for side, table in tables.items()}
         if isinstance(v, Number):
             cells = _banded(v, cells)
-        if len(set(cells["train"]) - {""}) <= MOST_VALUES and any(cells["synthetic"]):
+        if isinstance(v, Findings):
+            found |= _each(v, cells) if any(cells["synthetic"]) else {}
+        elif len(set(cells["train"]) - {""}) <= MOST_VALUES and any(cells["synthetic"]):
             found[name] = cells
     return found
 
@@ -87,6 +89,15 @@ def _banded(v: Number, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     a, b = np.quantile(numbers["train"][np.isfinite(numbers["train"])], [1 / 3, 2 / 3])
     names = np.array([f"under {a:g}", f"{a:g} to {b:g}", f"{b:g} and over", ""])
     return {side: names[np.where(np.isfinite(x), (x >= a).astype(int) + (x >= b), 3)] for side, x in numbers.items()}
+
+
+def _each(v: Findings, cells: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    v = infer(v.name, np.concatenate(list(cells.values())).tolist(), v)  # the others may have a finding that training lacks
+    sets = {side: np.array([v.encode(c) for c in column]) for side, column in cells.items()}
+    there = {side: v.bits(torch.from_numpy(x)).numpy() for side, x in sets.items()}
+    commonest = np.argsort(-there["train"].sum(0), kind="stable")[:MOST_VALUES]
+    return {f"{v.name}: {v.values[i]}": {side: np.where(x < 0, "", np.where(there[side][:, i], "yes", "no"))
+                                         for side, x in sets.items()} for i in commonest}
 
 
 def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *, synthetic: Side, train: Side,

@@ -103,11 +103,11 @@ def agreement(result: dict) -> str:
     return ("<p>A judge, trained on real training patients only, reads label and attributes off each image. On held-out "
             "real images it is measured against the truth; on synthetic ones the request is measured by it, over the cells "
             "that were asked for.</p>" + table(head, lines)
-            + note("Category: share judged as labelled, Wilson’s interval. Number: correlation, Fisher’s interval, slope of "
-                   "judged on labelled, and mean absolute error in its own unit. Within label: the correlation after each "
-                   "label’s mean is taken off both sides; what guessing the commonest value of each label would reach. On a "
-                   "phantom, where every factor is drawn into the picture, real images reach nearly 100 %; on patients, "
-                   "attributes are harder to read."))
+            + note("Category: share judged as labelled, Wilson’s interval; findings: of all at once, then of each where "
+                   "it is. Number: correlation, Fisher’s interval, slope of judged on labelled, and mean absolute error in "
+                   "its own unit. Within label: the correlation after each label’s mean is taken off both sides; what "
+                   "guessing the commonest value of each label would reach. On a phantom, where every factor is drawn into "
+                   "the picture, real images reach nearly 100 %; on patients, attributes are harder to read."))
 
 
 def _distance_lines(rows: Sequence[dict], cells: Callable[[dict, bool], list[str]]) -> list[tuple[str, list]]:
@@ -161,7 +161,8 @@ def _agreement_cells(r: dict) -> list[str]:
         within = f"r = {num(r['within_r'])} ({span(r['within_low'], r['within_high'])})"
         rest = [f"slope {num(r['slope'])}", f"error {num(r['mae'])}"]
         return [f"r = {num(r['r'])}", span(r["low"], r["high"]), within, *rest]
-    values = ", ".join(f"{v['value']} {percent(v['accuracy'])} of {v['n']}" for v in r["by_value"])
+    values = ", ".join(f"{v['value']} {percent(v['accuracy'])} of {v['n']}"
+                       + (f" (AUROC {num(v['auroc'])})" if "auroc" in v else "") for v in r["by_value"])
     area = f"AUROC {num(r['auroc'])}" if "auroc" in r else ""
     within = f"guessing {percent(r['within_chance'])}" if "within_chance" in r else ""
     return [percent(r["accuracy"]), f"{percent(r['low'])} to {percent(r['high'])}", within, area, values]
