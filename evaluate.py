@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,28 +54,9 @@ from minidiff.evaluation.memorisation.neighbours import memorisation, pixel_spac
 from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.report import breakdown, pictures, report
 from minidiff.evaluation.report.comparison import FEWEST, Side, compare
-from minidiff.evaluation.report.inputs import notes, read
+from minidiff.evaluation.report.inputs import Config, notes, read
 from minidiff.evaluation.report.judged import agree, asked, certainty
 from minidiff.training.precision import Precision, pick_device
-
-
-@dataclass(frozen=True)
-class Config:
-    data: tuple[str, ...] = ("runs/demo/phantom",)  # real data sets, with their splits
-    samples: str = "runs/demo/samples"        # folder of synthetic images, of the same form as a data set
-    classifier: str = "runs/demo/classifier"  # its judge/ reads images, its results are shown; may be absent
-    vae: str = "runs/demo/vae"                # for its curve and reconstructions; may be absent
-    diffusion: str = "runs/demo/diffusion"    # for its curve and the membership audit; may be absent
-    matrix: str = "runs/demo/matrix"          # of evaluate.py matrix, for its heat map; may be absent
-    out: str = "runs/demo/report"             # report.html and report.json
-    extractors: tuple[str, ...] = ()          # pixels, classifier, vae or NAME=FILE; none: pixels and the judge
-    size: int = 0                             # side at which images are compared, px; 0: that of the samples
-    audit: int = 200                          # images on each side of the membership audit, 20 or more; 0: none
-    repeats: int = 100                        # draws behind each floor; twice as many FD halves if synthetic, else half
-    shown: int = 16                           # pictures of each label and kind
-    seed: int = 0                             # of draws, resamples, pictures; of the patient split where the data bring none
-    skip_bad: bool = False                    # leave unreadable images out, listed and counted, instead of refusing
-    device: str = "auto"                      # of the membership audit: auto, cpu, cuda, cuda:1 …
 
 
 def run_report(cfg: Config) -> None:
@@ -117,8 +98,8 @@ def run_report(cfg: Config) -> None:
         "commands": commands(cfg), "configs": {**found["configs"], cfg.out: runs.read_json(out / "config.json")},
     }
     first = sides["classifier" if "classifier" in sides else extractors[0].name]
-    drawn = pictures.draw(tables, pixels, first, known["closest"], groups, certainty(judge, tables, pixels),
-                          shown=cfg.shown, seed=cfg.seed)
+    sure = certainty(judge, tables["synthetic"].column("label"), pixels["synthetic"])
+    drawn = pictures.draw(tables, pixels, first, known["closest"], groups, sure, shown=cfg.shown, seed=cfg.seed)
     path = report.write(out, result, {**drawn, **{name: found[name] for name in ("logs", "matrix", "rebuilt")}})
     for v in runs.read_json(out / "report.json")["verdict"]:
         print(f"{v['answer']:>12}  {v['question']}")

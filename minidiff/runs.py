@@ -55,7 +55,9 @@ def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (
 
 
 def _plain(value: Any) -> Any:
-    """A path however spelled: ./runs/x/ is runs/x."""
+    """A path however spelled: ./runs/x/ is runs/x; and nothing, as a knob has it that an older run did not know."""
+    if value in ([], ""):
+        return None
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return os.path.normpath(value) if isinstance(value, str) and "/" in value else value
@@ -79,16 +81,23 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> None:
+def nested(a: str | Path, b: str | Path) -> bool:
+    """Are two folders the same, or does one lie in the other?"""
+    a, b = Path(a).resolve(), Path(b).resolve()
+    return a == b or a in b.parents or b in a.parents
+
+
+def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True, private: bool = False) -> None:
     """Write the whole file or nothing: temporary file beside it, fsync, rename, fsync of the folder.
 
     Without `durable` the fsyncs are left out: whole after a kill, not after a power cut; for images by the thousand.
+    What is `private` its owner alone may read.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=lambda name, how: os.open(name, how, 0o600 if private else 0o666)) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             if durable:
                 file.flush()

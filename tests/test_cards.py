@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from minidiff.data import phantom
-from minidiff.data.table import read_table
+from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.evaluation.documents.cards import BLANK, CardConfig, run_card
 from minidiff.evaluation.documents.written import Files
@@ -130,6 +130,11 @@ def test_patients_are_counted_anew_and_the_data_recognised(project):
     text = (project.parent / "data/metadata.csv").read_text()
     (project.parent / "data/metadata.csv").write_text(text.replace(",train,", ",val,", 1))
     assert "not the data trained on" in cards()["model card", apart]["value"]
+    rows = [{k: v for k, v in row.items() if k != "split"} for row in read_table("data", split=False).rows]
+    write_table("data/metadata.csv", rows)
+    (project / "split-of-others.csv").write_text("patient,split\n")
+    assert "not the data trained on" in cards()["model card", apart]["value"]
+    assert [p.name for p in project.glob("split-*")] == ["split-of-others.csv"]  # a card splits nothing anew
     (project.parent / "data").rename(project.parent / "gone")
     assert ("model card", apart) not in cards()  # what cannot be checked is not claimed
 

@@ -1,14 +1,11 @@
-"""The reference matrix: its cells and ρ against what is known, its gates, its own faults, and the way from folders to
-page."""
+"""The reference matrix from folders to page: its controls, its sets, its own faults."""
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from test_report import Page
 
 from minidiff import config as settings
@@ -17,189 +14,14 @@ from minidiff.data import images, phantom
 from minidiff.data.dataset import load_pixels
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.matrix import cells, gates
+from minidiff.evaluation.matrix import gates
 from minidiff.evaluation.matrix import run as matrix
 from minidiff.evaluation.matrix.header import header_shortcuts
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
-from minidiff.evaluation.matrix.subsets import Subset, real_subsets
+from minidiff.evaluation.matrix.subsets import real_subsets
 from minidiff.variables import Category, encode
 
 LABELS = ("covid", "normal")
-
-
-def made(features, label="a", sources=("x",), kind="real", part="held-out", patients=None):
-    """A subset of which only the features matter."""
-    n = len(features)
-    names = [f"{label}{part}{features.sum()}{i}" for i in range(n)] if patients is None else patients
-    return Subset(kind, label, part, sources, torch.zeros(n, 3, 1, 1, dtype=torch.uint8), np.array(names), "0" * 64,
-                  features={"s": features})
-
-
-def normal(seed, n=60, shift=0.0, d=8):
-    return np.random.default_rng(seed).standard_normal((n, d)) + shift
-
-
-def none(n):
-    """No real against real."""
-    return {}
-
-
-# --- cells and ρ
-
-
-def test_a_cell_says_what_its_parts_say():
-    row, column = made(normal(0)), made(normal(1, 45), part="train")
-    found, draws = cells.cell(row, column, "s", cells.real_against_real([row, column], "s", repeats=10), permutations=100,
-                              resamples=100)
-    assert (found["n_r"], found["n_s"], found["n"]) == (60, 45, 45) and len(draws) == 100
-    assert found["KD"] == pytest.approx(cells.kid(real=row.features["s"], fake=column.features["s"]))
-    assert found["FD"] == pytest.approx(cells.fid(real=row.features["s"][:45], fake=column.features["s"]))
-    assert found["KD_low"] < 0 < found["KD_high"] and 0 < found["KD_p"] <= 1 and found["null_n"] == 45
-    assert found["FD_null_low"] < found["FD_null"] < found["FD_null_high"]
-    assert found["data"] == ["0" * 12] * 2 and "grey" not in found
-
-
-@pytest.mark.parametrize("row, column, why", [
-    (made(normal(0, 19)), made(normal(1)), "19 images; 20 are needed"),
-    (made(normal(0)), made(normal(1, 5)), "5 images; 20 are needed"),
-    (made(normal(0), patients=["p"] * 60), made(normal(1)), "all images of one patient"),
-    (made(normal(0)), made(normal(0)), "0 images of other patients; 20 are needed"),   # the very same images
-])
-def test_cells_with_too_little_are_grey_and_say_why(row, column, why):
-    found, draws = cells.cell(row, column, "s", none)
-    assert found["grey"] == why and draws is None and "KD" not in found
-
-
-def test_images_of_patients_in_the_row_are_left_out():
-    row = made(normal(0), patients=[f"p{i}" for i in range(60)])
-    column = made(normal(1), label="b", patients=[f"p{i}" for i in range(30)] + [f"q{i}" for i in range(30)])
-    found, _ = cells.cell(row, column, "s", none, permutations=100, resamples=100)
-    assert found["n_s"] == 30
-
-
-def test_cells_are_confounded_where_label_and_source_differ_both():
-    row = made(normal(0), "a", ("x",))
-    for label, sources, expected in (("a", "y", False), ("b", "x", False), ("b", "y", True), ("b", ("x", "y"), False)):
-        assert cells.confounded(row, made(normal(1), label, tuple(sources))) is expected
-    assert cells.confounded(row, replace(made(normal(1), "a", ("y",)), truth="b")) is True  # under a false name
-
-
-def scored(seed, shift, far=1.0, n=60):
-    """ρ of a set shifted by `shift` from held-out images, the yardstick shifted by `far`."""
-    held = made(normal((seed, 0), n))
-    both = [cells.cell(held, made(normal((seed, k), n, s), part=p), "s", none, permutations=100, resamples=300)
-            for k, s, p in ((1, shift, "s"), (2, far, "o"))]
-    return cells.rho(*both)
-
-
-def test_rho_of_the_yardstick_itself_is_one():
-    held, far = made(normal(0)), made(normal(1, shift=0.7), part="o")
-    value = cells.cell(held, far, "s", none, permutations=100, resamples=200)
-    found = cells.rho(value, value)
-    assert found["rho"] == found["rho_low"] == found["rho_high"] == 1 and found["within"] is False and found["resolved"]
-
-
-def test_rho_of_another_sample_of_the_same_hospital_covers_zero():
-    found = [scored(seed, 0.0) for seed in range(60)]
-    assert all(f["resolved"] for f in found) and sum(f["rho_low"] <= 0 <= f["rho_high"] for f in found) >= 52
-    assert sum(f["within"] is True for f in found) >= 57 and not any(f["within"] is False for f in found)
-
-
-def test_rho_covers_its_true_value():
-    big = {s: normal((9, k), 2000, s) for k, s in enumerate((0.0, 0.6, 1.0))}
-    truth = cells.kid(real=big[0.0], fake=big[0.6]) / cells.kid(real=big[0.0], fake=big[1.0])
-    found = [scored(100 + seed, 0.6) for seed in range(60)]
-    assert sum(f["rho_low"] <= truth <= f["rho_high"] for f in found) >= 51, truth
-
-
-def test_without_a_resolved_yardstick_there_is_no_rho_but_what_is_far_is_far():
-    found = [scored(seed, 0.0, far=0.0) for seed in range(20)]
-    open_ = [f for f in found if not f["resolved"]]
-    assert len(open_) >= 17 and all("rho" not in f and f["within"] is None for f in open_)
-    far = [scored(seed, 2.0, far=0.0) for seed in range(5)]
-    assert all(f["within"] is False for f in far)
-
-
-def test_p_of_real_against_real_is_uniform():
-    values = []
-    for seed in range(200):
-        column = made(normal((seed, 1), 40), part="train")
-        values.append(cells.cell(made(normal((seed, 0), 40)), column, "s", none, permutations=200, resamples=100)[0]["KD_p"])
-    assert stats.kstest(values, "uniform").pvalue > 0.01
-
-
-# --- gates
-
-
-def ratios(*within):
-    base = {"KD": 1.0, "KD_low": 0.5, "KD_high": 2.0, "n": 50, "n_r": 50, "yardstick_KD": 2.0, "yardstick_low": 1.0,
-            "yardstick_high": 3.0, "yardstick_n": 40, "resolved": True, "rho": 0.5, "rho_low": 0.2, "rho_high": 0.9}
-    return {f"space {i}": {**base, "within": w} for i, w in enumerate(within)}
-
-
-@pytest.mark.parametrize("within, answer", [
-    ((True, True), "yes"), ((True, None), "not resolved"), ((None, None), "not resolved"), ((True, False), "no"),
-    ((None, False), "no")])
-def test_fidelity_needs_every_space(within, answer):
-    found = gates.fidelity(ratios(*within), another_source=True)
-    assert found["answer"] == answer and "another source (n = 50, 40, held-out 50" in found["text"]
-
-
-def test_coverage_counts_content_and_not_texture():
-    def cell(low, high, null=0.95):
-        return {"coverage": (low + high) / 2, "coverage_low": low, "coverage_high": high, "coverage_null": null, "n": 50}
-    assert gates.coverage({"pixels": cell(0.86, 0.99)})["answer"] == "yes"
-    assert gates.coverage({"pixels": cell(0.80, 0.99)})["answer"] == "not resolved"
-    assert gates.coverage({"pixels": cell(0.86, 0.99), "classifier": cell(0.1, 0.3)})["answer"] == "no"
-    assert gates.coverage({"pixels": cell(0.86, 0.99), "spectrum": cell(0.0, 0.1)})["answer"] == "yes"
-
-
-def test_label_is_held_against_real_images():
-    assert gates.label([True] * 95 + [False] * 5, [True] * 90 + [False] * 10)["answer"] == "yes"
-    assert gates.label([True] * 50 + [False] * 50, [True] * 90 + [False] * 10)["answer"] == "no"
-    assert gates.label([True] * 82 + [False] * 18, [True] * 90 + [False] * 10)["answer"] == "not resolved"
-
-
-def near(suspected, p, **more):
-    space = {"space": "pixels", "near_p": p, "near_share": 0.1, "closest_train": 20, "closest": 20, "closest_expected": 12.0,
-             "n": 50, "train": 90, "heldout": 60, "copying_z": 0.3, "auth_excess": 1.0, **more}
-    return {"verdict": "no sign of copying", "suspected": suspected, "spaces": [space]}
-
-
-def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
-    assert gates.novelty(near(True, 1e-6))["answer"] == "no"
-    assert gates.novelty(near(False, 0.4))["answer"] == "yes"
-    assert gates.novelty(near(False, 1e-6))["answer"] == "not resolved"                  # smooth images lie near as well
-    assert gates.novelty(near(False, 0.4, copying_z=-3.0))["answer"] == "not resolved"
-    assert gates.novelty({"verdict": "too few", "suspected": None, "spaces": []})["answer"] == "not resolved"
-
-
-def verdict(part, label="a", grey="", **answers):
-    said = {name: {"answer": answers.get(name, "yes"), "text": "t", "resolved": True} for name in gates.VERDICTS}
-    return {"kind": "control", "part": part, "label": label, "grey": grey, **said}
-
-
-def all_caught():
-    return [verdict(name, **{control.verdict: "no"}) for name, control in gates.CONTROLS.items()]
-
-
-@pytest.mark.parametrize("name", list(gates.CONTROLS))
-def test_a_control_that_is_not_caught_makes_the_matrix_invalid(name):
-    assert gates.status(gates.caught(all_caught())) == ("VALID", [])
-    for answer in ("yes", "not resolved"):
-        rows = [v if v["part"] != name else verdict(name, **{gates.CONTROLS[name].verdict: answer}) for v in all_caught()]
-        state, faults = gates.status(gates.caught(rows))
-        assert state == "INVALID" and len(faults) == 1 and faults[0].startswith(f"{name} (a) was not caught by")
-    rows = [v for v in all_caught() if v["part"] != name]                    # never tested, which is allowed for one alone
-    assert gates.status(gates.caught(rows))[0] == ("VALID" if name in gates.OPTIONAL else "INVALID")
-
-
-def test_controls_that_are_too_few_are_not_tested():
-    rows = gates.caught([*all_caught(), verdict("blur", label="b", grey="3 images; 20 are needed")])
-    assert [r["caught"] for r in rows if r["label"] == "b"] == [None] and gates.status(rows)[0] == "VALID"
-
-
-# --- from folders to page
 
 
 def draw(folder, seed, n, split=None, noise=0.02, **more):

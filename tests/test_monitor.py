@@ -14,8 +14,8 @@ from minidiff.data.dataset import read_images
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors.features import PixelPCA
 from minidiff.evaluation.history import monitor
-from minidiff.evaluation.history.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure, same_mix
-from minidiff.evaluation.metrics.distances import kid, kid_draws
+from minidiff.evaluation.history.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure
+from minidiff.evaluation.metrics.distances import kid, kid_draws, same_mix
 
 LABELS = ["covid", "normal", "pneumonia"]
 

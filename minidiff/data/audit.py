@@ -18,12 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from minidiff.data.baselines import SHORTCUT, baselines, features
-from minidiff.data.duplicates import SIDE, Pair, near_duplicates
+from minidiff.data.duplicates import SIDE, Pair, connected, near_duplicates
 from minidiff.data.files import Facts, read_facts, typical_side
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import SPLITS, Row, split_patients
@@ -246,17 +244,13 @@ def letters(facts: Sequence[Facts]) -> list[dict]:
 
 def tables(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
     """For split, source and each column: value → label → images; "" is unknown, an age is its band."""
-    names = dict.fromkeys(("split", "source", *columns))
-    found = {name: defaultdict(Counter) for name in names}
+    found = {name: defaultdict(Counter) for name in ("split", "source", *columns, "all at once")}
     for row in rows:
-        for name in names:
-            found[name][_band(row) if name == "age" else row.get(name, "")][row["label"]] += 1
-    joint = defaultdict(Counter)  # all columns at once
-    for row in rows:
-        joint[" · ".join([row["source"], *((_band(row) if c == "age" else row.get(c, "")) or "?" for c in columns)])][
-            row["label"]] += 1
-    return {name: {value: dict(counts) for value, counts in sorted(cells.items())}
-            for name, cells in {**found, "all at once": joint}.items()}
+        cells = {name: age_band(row) if name == "age" else row.get(name, "") for name in ("split", "source", *columns)}
+        cells["all at once"] = " · ".join([row["source"], *(cells[name] or "?" for name in columns)])
+        for name, cell in cells.items():
+            found[name][cell][row["label"]] += 1
+    return {name: {value: dict(counts) for value, counts in sorted(cells.items())} for name, cells in found.items()}
 
 
 def missing(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -301,12 +295,6 @@ def mended(table: Table, pairs: Sequence[Pair]) -> list[Row]:
     return rows
 
 
-def connected(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Number (n,) of the connected component of each of n nodes."""
-    i, j = np.array(edges, dtype=int).reshape(-1, 2).T
-    return connected_components(coo_matrix((np.ones(len(i)), (i, j)), (n, n)), directed=False)[1]
-
-
 def _groups(n: int, pairs: Sequence[Pair], rows: Sequence[Row]) -> np.ndarray:
     """What belongs together, by patient or by film: the number of each image's group."""
     first: dict[str, int] = {}
@@ -328,7 +316,7 @@ def _age(row: Row) -> float | None:
         return None
 
 
-def _band(row: Row) -> str:
+def age_band(row: Row) -> str:
     age = _age(row)
     if age is None or not age >= 0:
         return ""

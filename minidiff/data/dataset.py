@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minidiff.counted import order, order_of_groups
 from minidiff.data import images
 from minidiff.data.audit import check_pictures
-from minidiff.data.table import Row, Table, read_table
+from minidiff.data.table import Row, Table, read_table, some
 from minidiff.errors import InputError
 
 ROTATION = 5.0  # degrees, at most; the limits of a careful radiographer, not of what a classifier could bear
@@ -61,8 +61,7 @@ class Images:
 
     def names(self, index: Sequence[int]) -> str:
         """The first images of a batch by name, for the message of a fault."""
-        names = [self.table.rows[i]["file"] for i in index[:4]]
-        return ", ".join(names) + (f" and {len(index) - 4} more" if len(index) > 4 else "")
+        return some((self.table.rows[i]["file"] for i in index), 4)
 
 
 def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path, skip_bad: bool,
@@ -135,9 +134,8 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False) -> tuple[Tab
     constant = [row["file"] for row, item in zip(rows, squares) if item.min() == item.max()]
     notes = list(table.notes)
     if faults:
-        names = ", ".join([row["file"] for row, item in zip(table.rows, loaded) if isinstance(item, str)][:3])
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        print(f"{len(faults)} of {len(table)} images cannot be read and are left out: {names}{more}", file=sys.stderr)
+        names = some(row["file"] for row, item in zip(table.rows, loaded) if isinstance(item, str))
+        print(f"{len(faults)} of {len(table)} images cannot be read and are left out: {names}", file=sys.stderr)
         notes += [f"{len(faults)} of {len(table)} images could not be read and were dropped: {'; '.join(faults)}"]
     if constant:
         notes += [f"{len(constant)} images are of one grey throughout: {', '.join(constant)}"]

@@ -20,8 +20,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from tqdm import tqdm
 
@@ -72,17 +75,15 @@ def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
 def by_patient(pairs: Sequence[Pair], patients: Sequence[str]) -> dict:
     """What a list of pairs means: how many they are, images to leave out so that none is there twice, and the pairs
     whose two images have different patients, which may put one film on both sides of a split."""
-    kind = list(range(len(patients)))
-
-    def root(i: int) -> int:
-        while kind[i] != i:
-            i = kind[i]
-        return i
-
-    for i, j, _ in pairs:
-        kind[max(root(i), root(j))] = min(root(i), root(j))
-    return {"pairs": len(pairs), "surplus": sum(kind[i] != i for i in range(len(kind))),
+    films = connected(len(patients), [(i, j) for i, j, _ in pairs])
+    return {"pairs": len(pairs), "surplus": len(films) - len(set(films.tolist())),
             "across_patients": [(i, j, d) for i, j, d in pairs if patients[i] != patients[j]]}
+
+
+def connected(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Number (n,) of the connected component of each of n nodes."""
+    i, j = np.array(edges, dtype=int).reshape(-1, 2).T
+    return connected_components(coo_matrix((np.ones(len(i)), (i, j)), (n, n)), directed=False)[1]
 
 
 def small(images: Tensor, side: int = SIDE) -> Tensor:

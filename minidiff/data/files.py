@@ -112,9 +112,9 @@ def text(grey: np.ndarray) -> list[Box]:
     A letter is a connected stroke of high contrast, small and not much wider than high; letters of a line have about one
     height, stand at one height, and next to each other. A single L or R is no line.
     """
-    zoom = max(1.0, max(grey.shape) / LOOK)
-    x = np.asarray(Image.fromarray(grey).reduce(round(zoom)) if round(zoom) > 1 else grey, np.float32)
-    zoom, tallest = max(1, round(zoom)), max(12, max(x.shape) // 14)
+    zoom = max(1, round(max(grey.shape) / LOOK))
+    x = np.asarray(Image.fromarray(grey).reduce(zoom), np.float32)
+    tallest = max(12, max(x.shape) // 14)
     around = ndimage.uniform_filter(x, 2 * (tallest // 2) + 1)
     boxes = [box for sign in (1, -1) for box in _lines(_letters(sign * (x - around), tallest))]
     return [tuple(int(zoom * c) for c in box) for box in boxes]
@@ -147,6 +147,5 @@ def _lines(letters: list[Box]) -> list[Box]:
                 break
         else:
             lines.append([box])
-    spans = [(min(b[0] for b in s), min(b[1] for b in s), max(b[2] for b in s), max(b[3] for b in s))
-             for s in lines if len(s) >= LETTERS]
-    return spans
+    return [(min(b[0] for b in s), min(b[1] for b in s), max(b[2] for b in s), max(b[3] for b in s))
+            for s in lines if len(s) >= LETTERS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +81,21 @@ def trained_on(samples: str | Path) -> set[str] | None:
     return set(read_json(path).get("trained_on", [])) or None if path.is_file() else None
 
 
-def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str], who: str) -> None:
-    """Raise InputError if `who` (the generator, the judge) was trained on any of these held-out images."""
+def check_synthetic(rows: Sequence[Row], hashes: Mapping[str, str], real: Iterable[str], folder: str) -> None:
+    """Raise InputError if a file of a folder of samples is one of the real data, whose SHA-256 `real` are."""
+    known = set(real)
+    same = [row["file"] for row in rows if hashes[row["file"]] in known]
+    if same:
+        raise InputError(f"{folder} holds {len(same)} files of the real data, e.g. {same[0]}: these are not synthetic")
+
+
+def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str] | None, who: str) -> list[str]:
+    """Raise InputError if `who` (the generator, the judge) was trained on any of these held-out images; a note where what
+    it was trained on is unknown."""
+    if not seen:
+        return [f"what {who} was trained on is unknown"]
     leaked = [row["file"] for row in rows if hashes[row["file"]] in seen]
     if leaked:
         raise InputError(f"{who} was trained on {len(leaked)} of {len(rows)} held-out images, e.g. {leaked[0]}: "
                          "give the same --data and split to every stage")
+    return []

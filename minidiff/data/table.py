@@ -136,13 +136,18 @@ def read_table(
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows as CSV, whole or not at all; columns in order of first appearance, an absent cell is empty."""
+    """Write rows as CSV, whole or not at all."""
+    write_atomic(path, csv_text(rows))
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as CSV; columns in order of first appearance, an absent cell is empty."""
     columns = [c for c in dict.fromkeys(key for row in rows for key in row) if c not in ADDED]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomic(path, text.getvalue())
+    return text.getvalue()
 
 
 # --- reading one folder
@@ -162,7 +167,7 @@ def _read_folder(folder: Path) -> tuple[list[Row], list[str]]:
 
 def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
     path = folder / "metadata.csv"
-    rows = _read_csv(path, needed=("file_name", "label"))
+    rows = read_csv(path, needed=("file_name", "label"))
     for row in rows:
         name = Path(row["file_name"])
         if not row["file_name"] or name.is_absolute() or ".." in name.parts:
@@ -171,7 +176,7 @@ def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
             raise InputError(f"{row['where']}: no label for {name}")
     missing = [f"{r['where']} {r['file_name']}" for r in rows if not (folder / r["file_name"]).is_file()]
     if missing:
-        raise InputError(f"{len(missing)} row(s) without a file: {_some(missing)}")
+        raise InputError(f"{len(missing)} row(s) without a file: {some(missing)}")
     named = {os.path.normpath(row["file_name"]) for row in rows}
     tops = {Path(name).parts[0] for name in named if len(Path(name).parts) > 1}
     files = [file for top in tops for file in _images(folder / top)]
@@ -179,7 +184,7 @@ def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
         files += _images(folder, deep=False)
     orphans = sorted({os.path.relpath(file, folder) for file in files} - named)
     if orphans:
-        raise InputError(f"{path}: {len(orphans)} file(s) without a row: {_some(orphans)}")
+        raise InputError(f"{path}: {len(orphans)} file(s) without a row: {some(orphans)}")
     return rows, []
 
 
@@ -197,16 +202,19 @@ def _read_classes(folder: Path) -> tuple[list[Row], list[str]]:
             rows += [{"file_name": n, "label": label.name, "split": split, "where": file} for n, file in named]
     if not rows:
         inside = [path.name for path in sorted(folder.iterdir()) if _is_data_set(path)]
-        hint = f"; data sets inside it: {_some(inside)}" if inside else ""
+        hint = f"; data sets inside it: {some(inside)}" if inside else ""
         raise InputError(f"{folder}: no metadata.csv and no class folders of PNG or JPEG files{hint}")
-    return rows, [f"left out, in no class folder or without images: {_some(left_out)}"] if left_out else []
+    return rows, [f"left out, in no class folder or without images: {some(left_out)}"] if left_out else []
 
 
-def _read_csv(path: Path, needed: Sequence[str]) -> list[Row]:
+def read_csv(path: str | Path, needed: Sequence[str]) -> list[Row]:
+    """Rows of text cells, and as "where" the place of each, to be named in an error; InputError for a faulty table."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a CSV table in UTF-8 ({error})") from None
     header = lines[0][1] if lines else []
@@ -254,7 +262,7 @@ def _check_unique(rows: Sequence[Row]) -> None:
     counts = Counter(row["file"] for row in rows)
     twice = [row["where"] for row in sorted(rows, key=lambda row: row["file"]) if counts[row["file"]] > 1]
     if twice:
-        raise InputError(f"{len(twice)} duplicate rows, which name a file again: {_some(twice, 4)}")
+        raise InputError(f"{len(twice)} duplicate rows, which name a file again: {some(twice, 4)}")
 
 
 def _unite_labels(rows: list[Row]) -> tuple[list[Row], list[str]]:
@@ -280,7 +288,7 @@ def _fill_splits(
     remark = f"split by patient here, {1 - 2 * HELD_OUT:.0%} / {HELD_OUT:.0%} / {HELD_OUT:.0%}, "
     remark += f"kept in {path.name}" if path else f"seed {seed}"  # the same when it is made and when it is read: a resumed
     if path and path.is_file():                                   # run compares its notes
-        splits = {row["patient"]: row["split"] for row in _read_csv(path, needed=("patient", "split"))}
+        splits = {row["patient"]: row["split"] for row in read_csv(path, needed=("patient", "split"))}
     else:
         splits = split_patients(rows, hashes, seed)
         if path:
@@ -301,6 +309,7 @@ def _fingerprint(rows: Iterable[Row], hashes: Mapping[str, str]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _some(items: Iterable[str], shown: int = 3) -> str:
+def some(items: Iterable[str], shown: int = 3) -> str:
+    """The first of them, and how many more there are, for a message."""
     items = list(items)
     return ", ".join(items[:shown]) + (f" and {len(items) - shown} more" if len(items) > shown else "")

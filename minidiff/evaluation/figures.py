@@ -1,4 +1,4 @@
-"""The charts of the report: numbers in, PNG bytes out."""
+"""The charts of the pages: numbers in, PNG bytes out."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False,
          "axes.titlesize": 10, "axes.titlelocation": "left"}
 WIDTH = 9.6  # inches
 MARKS = {"synthetic": "D", "real": "o"}  # others "x": told apart without colour
+LINES = (("o", "-", INK), ("s", "--", ACCENT), ("^", ":", PALE), ("D", "-.", INK))  # so are these
 
 
 def distance_chart(rows: Sequence[dict], metric: str) -> bytes:
@@ -115,6 +116,47 @@ def curves(logs: dict[str, Sequence[dict]]) -> bytes:
         return _png(figure)
 
 
+def course_chart(result: dict, log: Sequence[dict]) -> bytes:
+    """From monitor.json: KD over its floor on the left, one panel a space; what tells of copying on the right."""
+    points, steps = result["points"], [p["step"] for p in result["points"]]
+    spaces = [s["space"] for s in points[0]["copying"]["spaces"]]
+    with plt.rc_context(STYLE):
+        height = max(len(result["floors"]), 3)
+        figure, panels = plt.subplots(height, 2, figsize=(WIDTH, 2.1 * height), sharex=True, squeeze=False,
+                                      layout="constrained")
+        for axes, (name, band) in zip(panels[:, 0], result["floors"].items()):
+            k = [p["KD"][name] for p in points]
+            axes.axhspan(band["low"], band["high"], color=PALE, alpha=0.35, linewidth=0,
+                         label="KD of real against real, 5–95 %")
+            axes.errorbar(steps, [x["value"] for x in k], _bars(k, "value", "low", "high"), color=INK, marker="o",
+                          markersize=4, capsize=2, linewidth=1.3, label="KD, 95 %")
+            doubted = [(p["step"], p["KD"][name]["value"]) for p in points if p["copying"]["suspected"] is not False]
+            if doubted:
+                axes.plot(*zip(*doubted), "x", color=ACCENT, markersize=9, markeredgewidth=2, label="copying not excluded")
+            axes.set(title=f"KD to held-out, {name}")
+            axes.set_yscale("symlog", linthresh=max(2 * abs(band["high"]), 1e-9))
+        shares, ratios, gaps = panels[:3, 1]
+        for space, (marker, line, colour) in zip(range(len(spaces)), LINES * len(spaces)):
+            own = [p["copying"]["spaces"][space] for p in points]
+            style = {"marker": marker, "linestyle": line, "color": colour, "markersize": 4, "linewidth": 1.3}
+            shares.errorbar(steps, [100 * s["near_share"] for s in own], 100 * np.array(_bars(
+                own, "near_share", "near_low", "near_high")), capsize=2, label=spaces[space], **style)
+            ratios.plot(steps, [s["q50"] for s in own], label=spaces[space], **style)
+        shares.axhline(5, color=PALE, linewidth=1)
+        shares.set(title="near to a training image, %; held-out: 5", ylim=(0, None))
+        ratios.axhline(1, color=PALE, linewidth=1)
+        ratios.set(title="q: nearest training by nearest held-out; no copies: 1")
+        seen = [(line["step"], 100 * line["gap"], 100 * line["gap_low"]) for line in log if line.get("gap") is not None]
+        if seen:
+            at, gap, low = zip(*seen)
+            gaps.plot(at, gap, marker=".", color=INK, linewidth=1.3, label="gap: held-out / training loss − 1")
+            gaps.fill_between(at, low, gap, color=PALE, alpha=0.35, linewidth=0, label="gap, to its 95 % lower bound")
+        gaps.axhline(0, color=PALE, linewidth=1)
+        gaps.set(title="gap of the denoising losses, %", xlabel="step")
+        _finish(panels, len(result["floors"]), result["choice"]["step"])
+        return _png(figure, transparent=False)
+
+
 def heat_map(values: Sequence[Sequence[float | None]], down: Sequence[str], across: Sequence[str],
              marks: Sequence[Sequence[str]]) -> bytes:
     """Values as numbers on squares that darken with their root; None is an empty square with a dash. Grey alone, so that
@@ -168,8 +210,27 @@ def _colour(name: str) -> str:
     return ACCENT if name == "synthetic" else INK if name == "real" else PALE
 
 
-def _png(figure) -> bytes:
+def _finish(panels: np.ndarray, used: int, chosen: int | None) -> None:
+    for axes in panels[used:, 0]:
+        axes.set_axis_off()
+    panels[used - 1, 0].set_xlabel("step")
+    panels[used - 1, 0].tick_params(labelbottom=True)
+    for axes in (*panels[:used, 0], *panels[:3, 1]):
+        if chosen is not None:
+            axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=(0, (4, 3)), label=f"take step {chosen}")
+        axes.grid(alpha=0.25)
+    marks = [axes.get_legend_handles_labels() for axes in (panels[0, 0], *panels[:3, 1])]
+    named = {name: handle for handles, names in marks for handle, name in zip(handles, names)}
+    panels[0, 0].figure.legend(named.values(), named, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+
+
+def _bars(rows: Sequence[dict], value: str, low: str, high: str) -> list[list[float]]:
+    """Lengths of error bars to both sides, (2, n); none where a percentile interval leaves its own value out."""
+    return [[max(0.0, r[value] - r[low]) for r in rows], [max(0.0, r[high] - r[value]) for r in rows]]
+
+
+def _png(figure, transparent: bool = True) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=150, transparent=True, metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=150, transparent=transparent, metadata={"Software": None})
     plt.close(figure)
     return out.getvalue()

@@ -116,6 +116,22 @@ def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence]]) -> str:
     return f'<div class="scroll"><table><tr>{"".join(f"<th>{escape(h)}</th>" for h in head)}</tr>{body}</table></div>'
 
 
+def chip(kind: str, answer: str) -> str:
+    """An answer in a frame: kind yes, no, open, or none."""
+    return f'<span class="{f"answer {kind}".strip()}">{escape(answer)}</span>'
+
+
+def answers(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Rows are (kind, answer, what it answers and why, as HTML)."""
+    body = "".join(f"<tr><td>{chip(kind, answer)}</td><td>{html}</td></tr>" for kind, answer, html in rows)
+    return f'<table class="verdicts">{body}</table>'
+
+
+def fields(facts: Mapping[str, Any]) -> str:
+    rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(plain(v))}</dd>" for k, v in facts.items())
+    return f"<dl>{rows}</dl>"
+
+
 def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 

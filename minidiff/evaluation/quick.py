@@ -5,7 +5,6 @@ They are for watching, not for judging: `evaluate.py` measures all images togeth
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -19,7 +18,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation.extractors.features import PixelPCA
 from minidiff.evaluation.memorisation.neighbours import distances, equalised
 from minidiff.evaluation.memorisation.release import ReleaseFilter
-from minidiff.evaluation.metrics.distances import floor, kid
+from minidiff.evaluation.metrics.distances import floor, kid, same_mix
 from minidiff.evaluation.report.comparison import FEWEST
 
 
@@ -38,7 +37,7 @@ class Quick:
         """uint8 (n, 3, H, W) and the labels asked for → KD to held-out images of the same mix of labels, its floor's 95 %
         point, the median distance to the nearest training image by that of held-out images, and the share recognised.
         With fewer than 20 images on a side there is no KD."""
-        rows = self.same_mix(labels)
+        rows = same_mix(self.labels, labels, self.seed)
         numbers = {"n": len(pixels), "n_real": len(rows)}
         if min(len(pixels), len(rows)) >= FEWEST:
             made, real, patients = self.pca(pixels).double().numpy(), self.features[rows], self.patients[rows]
@@ -58,17 +57,6 @@ class Quick:
             except InputError:  # too few patients
                 self.floors[n, m] = float("inf")
         return self.floors[n, m]
-
-    def same_mix(self, labels: Sequence[str]) -> np.ndarray:
-        """As many held-out images as there are in the proportions of these labels; all, where a label has none."""
-        wanted = Counter(labels)
-        there = {label: np.flatnonzero(self.labels == label) for label in wanted}
-        times = min(len(there[label]) / count for label, count in wanted.items())
-        if not times:
-            return np.arange(len(self.labels))
-        rng = np.random.default_rng(self.seed)
-        parts = [rng.permutation(there[label])[: max(1, int(times * n))] for label, n in wanted.items()]
-        return np.sort(np.concatenate(parts))
 
     @cached_property
     def release(self) -> ReleaseFilter:

@@ -7,8 +7,6 @@ owner's eyes, and stays where the source is.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import stat
@@ -26,7 +24,7 @@ import minidiff
 from minidiff import runs
 from minidiff.data.dicom import MAX_BYTES, REASONS, Refused, reader, tags
 from minidiff.data.dicom.guard import Guard
-from minidiff.data.table import write_table
+from minidiff.data.table import csv_text, write_table
 from minidiff.errors import InputError
 
 JOURNAL = "import.jsonl"
@@ -122,7 +120,7 @@ def import_folder(source: Path, out: Path, *, label: str, label_from: tuple[str,
         fates.append(Fate(one.below, one.name, "imported"))
     rows = [{key: cell for key, cell in row.items() if key != "name"} for _, row in sorted(rows.items())]
     counts = Counter(fate.key for fate in fates if fate.key != "imported")
-    _write_private(names, [("source", "image", "result", "reason", "detail"), *map(_named, sorted(fates))])
+    runs.write_atomic(names, csv_text([_named(fate) for fate in sorted(fates)]), private=True)
     left_out = [(tags.keyed(salt, "path", fate.below), *REASONS[fate.key]) for fate in fates if fate.key != "imported"]
     columns = ("source", "result", "reason")
     write_table(out / "not_imported.csv", [dict(zip(columns, line)) for line in [*sorted(left_out)] or [("", "", "")]])
@@ -188,10 +186,9 @@ def _check(source: Path, out: Path, label: str, label_from: tuple[str, ...], acc
             raise InputError(f"label {name!r}: allowed are letters, digits, space and .+-_, to 64, a letter or digit first")
     if set(accept) - {"absent", "yes"}:
         raise InputError(f"--accept-burned-in {' '.join(accept)}: allowed are absent and yes")
-    there, here = source.resolve(), out.resolve()
-    if here == there or there in here.parents or here in there.parents:
+    if runs.nested(source, out):
         raise InputError(f"--out {out} and the source {source} lie within each other")
-    if here in salt.resolve().parents:
+    if out.resolve() in salt.resolve().parents:
         raise InputError(f"--salt {salt} lies in --out {out}: whoever gets the images could find out the patients")
 
 
@@ -216,21 +213,11 @@ def _write_facts(out: Path, options: dict, accepted: list[str], **facts) -> None
                                           "accepted_burned_in": accepted, **facts})
 
 
-def _named(fate: Fate) -> tuple[str, ...]:
+def _named(fate: Fate) -> dict[str, str]:
     result, reason = ("imported", "") if fate.key == "imported" else REASONS[fate.key]
     plain = (cell.encode("utf-8", "backslashreplace").decode() for cell in (fate.below, fate.detail))
     below, detail = (re.sub(r"[^\S ]+", " ", cell) for cell in plain)
-    return below, fate.name, result, reason, detail
-
-
-def _write_private(path: Path, lines: list[tuple[str, ...]]) -> None:
-    """A CSV that its owner alone may read, whole or not at all."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(lines)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as whole:
-        whole.write(file.getvalue())
-    os.replace(temporary, path)
+    return {"source": below, "image": fate.name, "result": result, "reason": reason, "detail": detail}
 
 
 def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path, salt: Path) -> int:

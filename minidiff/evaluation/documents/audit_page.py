@@ -24,7 +24,7 @@ from minidiff.data.files import Box, Facts
 from minidiff.data.split import Row
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.page import img, jsonable, note, num, page, percent, plain, span, table
+from minidiff.evaluation.page import answers, fields, img, jsonable, note, num, page, percent, plain, span, table
 
 SIDE, CROP = 176, (264, 88)  # px of the page's pictures; width and height of those of letters
 SAID = {"mend": "must be mended", "look": "look at it", "note": "to be known"}
@@ -109,11 +109,9 @@ def render(result: dict, rows: Sequence[Row], facts: Sequence[Facts], shown: int
 
 
 def findings(result: dict) -> str:
-    rows = ""
-    for f in result["findings"]:
-        rows += (f'<tr><td><span class="answer {MARK[f["level"]]}">{SAID[f["level"]]}</span></td>'
-                 f"<td><b>{escape(f['kind'])}</b>: {escape(f['text'])}</td></tr>")
-    return (f'<table class="verdicts">{rows}</table>' if rows else note("Nothing.")) + "".join(map(note, result["notes"]))
+    rows = [(MARK[f["level"]], SAID[f["level"]], f"<b>{escape(f['kind'])}</b>: {escape(f['text'])}")
+            for f in result["findings"]]
+    return (answers(rows) if rows else note("Nothing.")) + "".join(map(note, result["notes"]))
 
 
 def pictures(result: dict, rows: Sequence[Row], facts: Sequence[Facts], shown: int) -> str:
@@ -177,8 +175,7 @@ def files(result: dict) -> str:
 
 
 def provenance(result: dict) -> str:
-    facts = {"data": result["fingerprint"], **result["provenance"]}
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(plain(v))}</dd>" for k, v in facts.items()) + "</dl>"
+    return fields({"data": result["fingerprint"], **result["provenance"]})
 
 
 def _caption(row: Row) -> str:

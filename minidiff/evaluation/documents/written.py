@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from minidiff import runs
-from minidiff.data.table import Table, read_table
+from minidiff.data.table import Table
 from minidiff.errors import InputError
+from minidiff.evaluation.history.chain import read_as_then
 
 KINDS = ("vae", "diffusion", "samples", "classifier", "report", "matrix", "audit", "readers")
 
@@ -93,9 +94,8 @@ def read_again(files: Files, kind: str) -> Table | None:
     if not folders or not all(Path(f).is_dir() for f in folders):
         return None
     seed, _ = files.get(kind, "config.json", "seed")
-    beside = files.folders[kind].parent
     try:
-        return read_table(folders, seed=seed or 0, split_dir=beside if any(beside.glob("split-*.csv")) else None)
+        return read_as_then(folders, seed or 0, files.folders[kind].parent)
     except InputError as error:
         print(f"the data cannot be read again, so patients are not counted: {error}")
         return None

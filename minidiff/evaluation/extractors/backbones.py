@@ -23,11 +23,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from minidiff.classification.resnet import Block
+from minidiff.data.table import some
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors.features import digest, filled
+from minidiff.evaluation.extractors.pickled import read_weights
 
 BATCH = 32           # images a network sees at once; a smaller one is filled up
-MAX_FILE = 2 << 30   # bytes; the largest of the public files has 0.1 GB
 CONVERT = "python -m minidiff.evaluation.extractors.build convert"
 
 
@@ -142,8 +143,7 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], row: Backbone, what: str) -
     }
     if any(faults.values()):
         raise InputError(f"{what}. " + "; ".join(
-            f"{fault}: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            for fault, names in faults.items() if names))
+            f"{fault}: {some(names, 4)}" for fault, names in faults.items() if names))
     setattr(net, row.head, None)
     used = {k: x for k, x in state.items() if not k.startswith(f"{row.head}.")}
     counts = {k: torch.tensor(0) for k in net.state_dict() if k.endswith("num_batches_tracked")}
@@ -153,12 +153,7 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], row: Backbone, what: str) -
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """Tensors by name and the file's SHA-256, hashed from the very bytes that are loaded; nothing in a file is run."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of weights")
-    if path.stat().st_size > MAX_FILE:
-        raise InputError(f"{path}: {path.stat().st_size >> 20} MB; a file of weights here has at most {MAX_FILE >> 20} MB")
-    data = path.read_bytes()
+    path, data = Path(path), read_weights(path)
     try:
         if data[8:9] == b"{":
             state = safetensors.torch.load(data)

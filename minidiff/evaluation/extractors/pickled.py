@@ -23,7 +23,7 @@ from torch import Tensor
 from minidiff.errors import InputError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # at the start of a file before version 1.6, as PyTorch's serialization.py has it
-MAX_FILE = 2 << 30              # bytes
+MAX_FILE = 2 << 30              # bytes; the largest of the public files has 0.1 GB
 DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
           "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
           "Bool": torch.bool}
@@ -90,14 +90,19 @@ class Inert(pickle.Unpickler):
         return dtype, str(key), n
 
 
-def read_pickled(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a pickled module or state dict by the names of its state_dict. Raises InputError."""
+def read_weights(path: str | Path) -> bytes:
+    """A whole file of weights. Raises InputError where there is none, or too large a one."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file of weights")
     if path.stat().st_size > MAX_FILE:
-        raise InputError(f"{path}: {path.stat().st_size >> 20} MB; a pickled model here has at most {MAX_FILE >> 20} MB")
-    data = path.read_bytes()
+        raise InputError(f"{path}: {path.stat().st_size >> 20} MB; a file of weights here has at most {MAX_FILE >> 20} MB")
+    return path.read_bytes()
+
+
+def read_pickled(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a pickled module or state dict by the names of its state_dict. Raises InputError."""
+    data = read_weights(path)
     try:
         content, storages = _zipped(data) if data.startswith(b"PK\x03\x04") else _legacy(data)
         content = content.get("state_dict", content) if isinstance(content, dict) else content

@@ -27,14 +27,13 @@ from minidiff import runs
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels, read_images
 from minidiff.data.split import Row
-from minidiff.data.table import Table, read_table
+from minidiff.data.table import Table, read_table, some
 from minidiff.errors import InputError
 from minidiff.evaluation.history.recompute import CELLS
 from minidiff.evaluation.page import num
 
 MATCHES, DIFFERS, MISSING = "matches", "differs", "missing"
 TOLERANCE = 1      # grey levels by which an image made again may differ: rounding, on other hardware or batch sizes
-SHOWN = 3          # names in one line
 
 Remake = Callable[[Path, Sequence[Row]], Tensor]  # folder of samples, rows → uint8 (n,C,S,S)
 
@@ -304,7 +303,3 @@ def compared(what: object, good: str, same: bool, bad: str) -> Link:
 
 def listed(value: str | Sequence[str]) -> Sequence[str]:
     return (value,) if isinstance(value, str) else value
-
-
-def some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -15,37 +15,30 @@ Sampling takes a diffusion model and comes in as a callable.
 
 from __future__ import annotations
 
-import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from minidiff import runs  # noqa: E402
-from minidiff.classification.predictor import Predictor  # noqa: E402
-from minidiff.data import images  # noqa: E402
-from minidiff.data.dataset import Images, read_images  # noqa: E402
-from minidiff.data.split import Row, check_unseen  # noqa: E402
-from minidiff.errors import InputError  # noqa: E402
-from minidiff.evaluation.extractors.features import Extractor, PixelPCA, PredictorFeatures  # noqa: E402
-from minidiff.evaluation.figures import ACCENT, INK, PALE, STYLE, WIDTH  # noqa: E402
-from minidiff.evaluation.memorisation.neighbours import FEWEST, memorisation, pixel_spaces  # noqa: E402
-from minidiff.evaluation.metrics.distances import finite_percentile, floor, kid, kid_draws  # noqa: E402
-from minidiff.evaluation.page import jsonable, num, percent, span  # noqa: E402
-from minidiff.evaluation.report.comparison import Side  # noqa: E402
+from minidiff import runs
+from minidiff.classification.predictor import Predictor
+from minidiff.data import images
+from minidiff.data.dataset import Images, read_images
+from minidiff.data.split import Row, check_unseen
+from minidiff.errors import InputError
+from minidiff.evaluation import figures
+from minidiff.evaluation.extractors.features import Extractor, PixelPCA, PredictorFeatures
+from minidiff.evaluation.memorisation.neighbours import FEWEST, memorisation, pixel_spaces
+from minidiff.evaluation.metrics.distances import finite_percentile, floor, kid, kid_draws, same_mix
+from minidiff.evaluation.page import jsonable, num, percent, span
+from minidiff.evaluation.report.comparison import Side, joined
 
 Sample = Callable[[Path, Sequence[Row]], Tensor]  # folder of a model, rows → uint8 (n,3,S,S)
-LINES = (("o", "-", INK), ("s", "--", ACCENT), ("^", ":", PALE), ("D", "-.", INK))  # told apart without colour, too
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
     result = measure(made, [row["label"] for row in rows], train, heldout, extractors, log, cfg.repeats, cfg.seed)
     result |= {"run": cfg.run, "models": hashes, "provenance": runs.provenance()}
     runs.write_json(out / "monitor.json", jsonable(result))
-    runs.write_atomic(out / "monitor.png", plot(result, log))
+    runs.write_atomic(out / "monitor.png", figures.course_chart(result, log))
     some = np.linspace(0, len(rows) - 1, min(10, len(rows))).astype(int)
     sheet = torch.stack([x[some] for x in made.values()])
     images.write(out / "seeds.png", images.grid(sheet.flatten(0, 1), columns=len(some)))
@@ -128,8 +121,9 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
     real = {name: [Side(e(side.pixels[rows[name]]).double().numpy(), np.array(side.table.column("label"))[rows[name]],
                         np.array(side.table.column("patient"))[rows[name]]) for e in extractors]
             for name, side in (("train", train), ("held", heldout))}
-    floors = [floor(kid, real=np.concatenate([a.features, b.features]), patients=np.concatenate([a.patients, b.patients]),
-                    n=len(b.features), m=len(labels), repeats=repeats, seed=seed)._asdict() for a, b in zip(*real.values())]
+    pools = [joined(train, held) for train, held in zip(*real.values())]
+    floors = [floor(kid, real=pool.features, patients=pool.patients, n=len(rows["held"]), m=len(labels), repeats=repeats,
+                    seed=seed)._asdict() for pool in pools]
     spaces = {name: _spaces(side.pixels[rows[name]] if name == "held" else side.pixels, extractors[1:])
               for name, side in (("train", train), ("held", heldout))}
     points, draws = [], {e.name: [] for e in extractors}
@@ -146,16 +140,6 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
         found["loss"] = {name: logged.get(name) for name in ("val_loss", "gap", "gap_low")}
         points.append(found)
     return {"points": points, "floors": {e.name: f for e, f in zip(extractors, floors)}, "choice": choose(points, draws)}
-
-
-def same_mix(labels: Sequence[str], wanted: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Indices of as many labelled images as there are in the proportions of `wanted`; all, where a label has none."""
-    there = {label: np.flatnonzero(np.array(labels) == label) for label in Counter(wanted)}
-    times = min(len(there[label]) / n for label, n in Counter(wanted).items())
-    if not times:
-        return np.arange(len(labels))
-    rng = np.random.default_rng(seed)
-    return np.sort(np.concatenate([rng.permutation(there[label])[: int(times * n)] for label, n in Counter(wanted).items()]))
 
 
 def choose(points: Sequence[dict], draws: dict[str, Sequence[np.ndarray]]) -> dict:
@@ -197,69 +181,6 @@ def table(result: dict) -> str:
                      f"{s['q50']:.2f}  {percent(gap):>6}  {p['copying']['verdict']}")
     floors = "  ".join(f"{num(f['median']) + ' (' + span(f['low'], f['high']) + ')':<30}" for f in result["floors"].values())
     return "\n".join([*lines, f"{'floor':>8}  {floors}"])
-
-
-def plot(result: dict, log: Sequence[dict]) -> bytes:
-    """PNG: KD over its floor on the left, one panel a space; what tells of copying on the right."""
-    points, steps = result["points"], [p["step"] for p in result["points"]]
-    spaces = [s["space"] for s in points[0]["copying"]["spaces"]]
-    with plt.rc_context(STYLE):
-        height = max(len(result["floors"]), 3)
-        figure, panels = plt.subplots(height, 2, figsize=(WIDTH, 2.1 * height), sharex=True, squeeze=False,
-                                      layout="constrained")
-        for axes, (name, band) in zip(panels[:, 0], result["floors"].items()):
-            k = [p["KD"][name] for p in points]
-            axes.axhspan(band["low"], band["high"], color=PALE, alpha=0.35, linewidth=0,
-                         label="KD of real against real, 5–95 %")
-            axes.errorbar(steps, [x["value"] for x in k], _bars(k, "value", "low", "high"), color=INK, marker="o",
-                          markersize=4, capsize=2, linewidth=1.3, label="KD, 95 %")
-            doubted = [(p["step"], p["KD"][name]["value"]) for p in points if p["copying"]["suspected"] is not False]
-            if doubted:
-                axes.plot(*zip(*doubted), "x", color=ACCENT, markersize=9, markeredgewidth=2, label="copying not excluded")
-            axes.set(title=f"KD to held-out, {name}")
-            axes.set_yscale("symlog", linthresh=max(2 * abs(band["high"]), 1e-9))
-        shares, ratios, gaps = panels[:3, 1]
-        for space, (marker, line, colour) in zip(range(len(spaces)), LINES * len(spaces)):
-            own = [p["copying"]["spaces"][space] for p in points]
-            style = {"marker": marker, "linestyle": line, "color": colour, "markersize": 4, "linewidth": 1.3}
-            shares.errorbar(steps, [100 * s["near_share"] for s in own], 100 * np.array(_bars(
-                own, "near_share", "near_low", "near_high")), capsize=2, label=spaces[space], **style)
-            ratios.plot(steps, [s["q50"] for s in own], label=spaces[space], **style)
-        shares.axhline(5, color=PALE, linewidth=1)
-        shares.set(title="near to a training image, %; held-out: 5", ylim=(0, None))
-        ratios.axhline(1, color=PALE, linewidth=1)
-        ratios.set(title="q: nearest training by nearest held-out; no copies: 1")
-        seen = [(line["step"], 100 * line["gap"], 100 * line["gap_low"]) for line in log if line.get("gap") is not None]
-        if seen:
-            at, gap, low = zip(*seen)
-            gaps.plot(at, gap, marker=".", color=INK, linewidth=1.3, label="gap: held-out / training loss − 1")
-            gaps.fill_between(at, low, gap, color=PALE, alpha=0.35, linewidth=0, label="gap, to its 95 % lower bound")
-        gaps.axhline(0, color=PALE, linewidth=1)
-        gaps.set(title="gap of the denoising losses, %", xlabel="step")
-        _finish(panels, len(result["floors"]), result["choice"]["step"])
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=150, metadata={"Software": None})
-        plt.close(figure)
-        return out.getvalue()
-
-
-def _finish(panels: np.ndarray, used: int, chosen: int | None) -> None:
-    for axes in panels[used:, 0]:
-        axes.set_axis_off()
-    panels[used - 1, 0].set_xlabel("step")
-    panels[used - 1, 0].tick_params(labelbottom=True)
-    for axes in (*panels[:used, 0], *panels[:3, 1]):
-        if chosen is not None:
-            axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=(0, (4, 3)), label=f"take step {chosen}")
-        axes.grid(alpha=0.25)
-    marks = [axes.get_legend_handles_labels() for axes in (panels[0, 0], *panels[:3, 1])]
-    named = {name: handle for handles, names in marks for handle, name in zip(handles, names)}
-    panels[0, 0].figure.legend(named.values(), named, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-
-
-def _bars(rows: Sequence[dict], value: str, low: str, high: str) -> list[list[float]]:
-    """Lengths of error bars to both sides, (2, n); none where a percentile interval leaves its own value out."""
-    return [[max(0.0, r[value] - r[low]) for r in rows], [max(0.0, r[high] - r[value]) for r in rows]]
 
 
 def _spaces(pixels: Tensor, extractors: Sequence[Extractor]) -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -31,13 +30,14 @@ from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels
 from minidiff.data.split import Row
-from minidiff.data.table import read_table, write_table
+from minidiff.data.table import csv_text, read_table, write_table
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors.features import PixelPCA, PredictorFeatures
 from minidiff.evaluation.history.monitor import Checkpoint, Sample, checkpoints, read
 from minidiff.evaluation.memorisation.neighbours import distances, equalised
 from minidiff.evaluation.metrics.distances import check_finite
 from minidiff.evaluation.page import jsonable, num, span
+from minidiff.evaluation.report.judged import certainty
 from minidiff.statistics import NONE, pearson, z_value
 
 FEWEST_MODELS = 5
@@ -148,11 +148,8 @@ def made_by(cfg: UncertaintyConfig) -> Path:
 def per_image(pixels: Tensor, labels: Sequence[str], train: Tensor, heldout, extractor, judge: Predictor | None
               ) -> dict[str, np.ndarray]:
     """Other numbers of each image (N,): the judge's probability of its label, and its distances to real images."""
-    found = {}
-    names = next((v.values for v in judge.variables if v.name == "label"), ()) if judge else ()
-    if names and set(labels) <= set(names):
-        p = judge.predict(pixels)["label"].double().numpy()
-        found["probability of the label asked for"] = p[np.arange(len(p)), [names.index(label) for label in labels]]
+    sure = certainty(judge, labels, pixels)
+    found = {} if sure is None else {"probability of the label asked for": sure}
     found["distance to the nearest training image"] = distances(equalised(pixels), equalised(train)).min(1).values.numpy()
     real, made = (extractor(x).double().numpy() for x in (heldout.pixels, pixels))
     of = np.array(heldout.table.column("label"))
@@ -175,7 +172,7 @@ def check_written(folder: str | Path) -> list[dict[str, str]]:
     with open(folder / "metadata.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     bare = [{name: cell for name, cell in row.items() if name != COLUMN} for row in rows]
-    if then not in (runs.sha256(folder / "metadata.csv"), hashlib.sha256(text_of(bare)).hexdigest()):
+    if then not in (runs.sha256(folder / "metadata.csv"), digest(bare)):
         raise InputError(f"{folder / 'metadata.csv'} is not as it was written: manifest.json has another SHA-256")
     return bare
 
@@ -189,15 +186,13 @@ def write_column(folder: Path, values: Mapping[str, str], rows: Sequence[Mapping
     assert set(values) == {row["file_name"] for row in rows}, "one value for each row"
     manifest = runs.read_json(folder / "manifest.json")
     whole = [{**row, COLUMN: values[row["file_name"]]} for row in rows]
-    for table, write in ((rows, False), (whole, True)):
-        if write:
-            write_table(folder / "metadata.csv", table)
-        manifest["sha256"]["metadata.csv"] = hashlib.sha256(text_of(table)).hexdigest()
-        runs.write_json(folder / "manifest.json", manifest)
+    manifest["sha256"]["metadata.csv"] = digest(rows)
+    runs.write_json(folder / "manifest.json", manifest)
+    write_table(folder / "metadata.csv", whole)
+    manifest["sha256"]["metadata.csv"] = digest(whole)
+    runs.write_json(folder / "manifest.json", manifest)
 
 
-def text_of(rows: Sequence[Mapping[str, str]]) -> bytes:
-    """The bytes that these rows are as a file."""
-    with TemporaryDirectory() as scratch:
-        write_table(Path(scratch) / "metadata.csv", rows)
-        return (Path(scratch) / "metadata.csv").read_bytes()
+def digest(rows: Sequence[Mapping[str, str]]) -> str:
+    """SHA-256 of these rows as a file."""
+    return hashlib.sha256(csv_text(rows).encode()).hexdigest()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 
 from minidiff.evaluation import figures
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS
 from minidiff.evaluation.matrix.gates import VERDICTS
-from minidiff.evaluation.page import figure, note, num, p_value, page, percent, plain, signed, span, table
-from minidiff.evaluation.report.verdict import BAD, GOOD
+from minidiff.evaluation.page import answers, chip, fields, figure, note, num, p_value, page, percent, signed, span, table
+from minidiff.evaluation.report.verdict import BAD, KINDS
 
-CLASSES = {GOOD: "yes", BAD: "no"}
 MEANING = {
     "FIDELITY": f"Are they as near to held-out real images as ρ ≤ {LIMIT:g} asks, in every space?",
     "COVERAGE": "Do they reach the variety of held-out real images?",
@@ -56,9 +54,12 @@ def verdicts(result: dict) -> str:
     if alarms:
         html += note(f"False alarm: {'; '.join(alarms)} says no to real training images of the same hospital.")
     made = [v for v in result["verdicts"] if v["kind"] == "synthetic"]
-    rows = "".join(f"<tr><td>{escape(v['name'])}</td><td>{v['n']}</td>"
-                   + (f'<td colspan="4">nothing is said: {escape(v["grey"])}</td>' if v["grey"] else
-                      "".join(f"<td>{_chip(v[name]['answer'])}</td>" for name in VERDICTS)) + "</tr>" for v in made)
+    rows = ""
+    for v in made:
+        found = [] if v["grey"] else [v[name]["answer"] for name in VERDICTS]
+        cells = "".join(f"<td>{chip(KINDS[answer], answer)}</td>" for answer in found)
+        grey = f'<td colspan="4">nothing is said: {escape(v["grey"])}</td>'
+        rows += f"<tr><td>{escape(v['name'])}</td><td>{v['n']}</td>{cells or grey}</tr>"
     head = "".join(f"<th>{name}</th>" for name in ("set", "n", *VERDICTS))
     html += f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
     html += note("yes and no are said where the whole 95 % interval lies on one side of the gate. There is no overall "
@@ -66,25 +67,21 @@ def verdicts(result: dict) -> str:
     return html + "".join(f"<h3>{escape(v['name'])}</h3>{_answers(v)}" for v in made if not v["grey"])
 
 
-def _chip(answer: str) -> str:
-    return f'<span class="answer {CLASSES.get(answer, "open")}">{escape(answer)}</span>'
-
-
 def _answers(v: dict) -> str:
-    rows = ""
+    rows = []
     for name in VERDICTS:
         found, remark = v[name], ""
         if name == "LABEL" and v["label_confounded"]:
             remark = " CONFOUNDED: this label comes from other sources than all others; the judge may see the hospital."
         if name == "FIDELITY" and v["yardstick_confounded"]:
             remark = " CONFOUNDED: the yardstick differs in label and in source."
-        rows += (f"<tr><td>{_chip(found['answer'])}</td>"
-                 f"<td><b>{name}.</b> {escape(MEANING[name])}<div>{escape(found['text'])}{escape(remark)}</div></td></tr>")
+        rows.append((KINDS[found["answer"]], found["answer"],
+                     f"<b>{name}.</b> {escape(MEANING[name])}<div>{escape(found['text'] + remark)}</div>"))
     told = "; ".join(f"{space}: {percent(share)} ({percent(low)} to {percent(high)})"
                      for space, (share, low, high) in v["C2ST"].items())
-    rows += (f'<tr><td><span class="answer">reported</span></td><td><b>C2ST.</b> Can a nearest neighbour tell real from '
-             f"synthetic? 50 % is guessing; no gate.<div>{escape(told)}.</div></td></tr>")
-    return f'<table class="verdicts">{rows}</table>'
+    rows.append(("", "reported", "<b>C2ST.</b> Can a nearest neighbour tell real from synthetic? 50 % is guessing; no gate."
+                                 f"<div>{escape(told)}.</div>"))
+    return answers(rows)
 
 
 def rho(result: dict) -> str:
@@ -212,10 +209,5 @@ def shortcuts(result: dict) -> str:
 def provenance(result: dict) -> str:
     facts = {**result["provenance"], **{f"data, {k}": v for k, v in result["data"]["fingerprints"].items()},
              **{f"space {e['name']}": e["identity"] or "fitted to the training images" for e in result["extractors"]},
-             **{f"--{k}": plain(v) for k, v in result["config"].items() if k != "kind"}}
-    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(plain(v))}</dd>" for k, v in facts.items())
-    return f"<dl>{rows}</dl>" + _listed(result["notes"])
-
-
-def _listed(notes: Sequence[str]) -> str:
-    return "".join(note(text) for text in notes)
+             **{f"--{k}": v for k, v in result["config"].items() if k != "kind"}}
+    return fields(facts) + "".join(map(note, result["notes"]))

@@ -24,7 +24,7 @@ from minidiff import runs
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images, phantom
 from minidiff.data.dataset import load_pixels
-from minidiff.data.split import check_unseen, trained_on
+from minidiff.data.split import check_synthetic, check_unseen, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors.build import EXTRACTORS, build, describe
@@ -129,10 +129,8 @@ def check(cfg: MatrixConfig) -> None:
     if len(set(cfg.extractors) - {Spectrum.name}) < 1 or len(set(cfg.extractors)) < 2:
         raise InputError(f"--extractors {' '.join(cfg.extractors) or 'none'}: at least two are needed, for each is blind to "
                          f"something, and one besides {Spectrum.name}; there are {Spectrum.name}, {', '.join(EXTRACTORS)}")
-    real = {Path(f).resolve(): f for f in (*cfg.data, *cfg.external)}
     for folder in cfg.samples:
-        a = Path(folder).resolve()
-        if any(a == b or a in b.parents or b in a.parents for b in real):
+        if any(runs.nested(folder, real) for real in (*cfg.data, *cfg.external)):
             raise InputError(f"--samples {folder} is a folder of real data, or lies in one or around one")
 
 
@@ -166,17 +164,13 @@ def check_origin(cfg: MatrixConfig, tables: dict[str, Table]) -> None:
     real, made = [tables[k] for k in ("real", "external") if k in tables], list(tables.values())[-len(cfg.samples):]
     known = {digest for table in real for digest in table.hashes.values()}
     for folder, table in zip(cfg.samples, made):
-        same = [file for file in table.column("file") if table.hashes[file] in known]
-        if same:
-            raise InputError(f"{folder} holds {len(same)} files of the real data, e.g. {same[0]}: these are not synthetic")
+        check_synthetic(table.rows, table.hashes, known, folder)
     listed = Path(cfg.classifier) / "judge" / "trained_on.json"
     seen = {f"the generator of {folder}": trained_on(folder) for folder in cfg.samples}
     seen["the judge"] = set(runs.read_json(listed)) if listed.is_file() else None
-    for table in real:
-        unseen = [row for row in table.rows if row["split"] != "train"]
-        for who, digests in seen.items():
-            check_unseen(unseen, table.hashes, digests or set(), who)
-    tables["real"].notes.extend(f"what {who} was trained on is unknown" for who, digests in seen.items() if not digests)
+    notes = [note for table in real for who, digests in seen.items() for note in check_unseen(
+        [row for row in table.rows if row["split"] != "train"], table.hashes, digests, who)]
+    tables["real"].notes.extend(dict.fromkeys(notes))
 
 
 def load_judge(cfg: MatrixConfig, labels: Sequence[str]) -> Predictor:

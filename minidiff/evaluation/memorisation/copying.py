@@ -2,7 +2,7 @@
 
     data_copying   C_T, Meehan, Chaudhuri & Dasgupta 2020: are synthetic images nearer to the training set than held-out
                    real ones, by ranks, in each cell of the space
-    auth_pct       Alaa et al. 2022: the share that lies farther from its nearest training image than this one from its own.
+    authentic      Alaa et al. 2022: the share that lies farther from its nearest training image than this one from its own.
                    Its null is not 50 % and rises with the size of the training set: beside it stands that of held-out images
     calibrated     Carlini et al. 2023: the distance to the nearest training image by the usual distance to its neighbourhood
     exchange       if nothing was copied, training and held-out patients can change places: of the synthetic images that lie
@@ -83,14 +83,12 @@ def cells(train: Tensor, *others: Tensor, k: int = 3, seed: int = 0) -> list[np.
 
 
 def authentic(own: Tensor, spacing: Tensor) -> Tensor:
-    """Is each image farther from its nearest training image than that one from its own nearest? (n,T), (T,) → (n,) bool."""
+    """Is each image farther from its nearest training image than that one from its own nearest? (n,T), (T,) → (n,) bool.
+
+    spacing: distance of each training image to the nearest other one. The share of such images is AuthPct.
+    """
     nearest = own.min(1)
     return nearest.values > spacing[nearest.indices]
-
-
-def auth_pct(own: Tensor, spacing: Tensor) -> float:
-    """Share of `authentic` images in per cent; spacing: distance of each training image to the nearest other one."""
-    return 100 * authentic(own, spacing).double().mean().item()
 
 
 def calibrated(d: Tensor) -> tuple[Tensor, Tensor]:

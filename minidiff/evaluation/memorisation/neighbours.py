@@ -57,7 +57,6 @@ QUANTILE = 0.05
 FEWEST = 20           # images on each side, below which nothing is said
 
 
-
 def equalised(images: Tensor, side: int = SIDE) -> Tensor:
     """Pixels after histogram equalisation: uint8 (N,C,H,W) → (N, s²) with mean 0, variance 1; s = side or less.
 

@@ -15,7 +15,7 @@ import struct
 import time
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from minidiff import runs
 from minidiff.data import images
-from minidiff.data.split import check_unseen, trained_on
+from minidiff.data.split import check_synthetic, check_unseen, trained_on
 from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation.readers import keyed
@@ -127,8 +127,7 @@ def check(cfg: Config) -> tuple[Path, Path]:
     if cfg.size and not 16 <= cfg.size <= 2048:
         raise InputError(f"--size {cfg.size} is not allowed: 16 to 2048, or 0 for that of the samples")
     out, key = Path(cfg.out), Path(cfg.key)
-    a, b = out.resolve(), key.resolve()
-    if a == b or a in b.parents or b in a.parents:
+    if runs.nested(out, key):
         raise InputError(f"--key {key} and --out {out}: the key must lie apart from what the readers get")
     for folder in (out, key):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -159,13 +158,9 @@ def read(cfg: Config) -> tuple[Table, list[Table]]:
         raise InputError("--samples: no folder of synthetic images given")
     notes = list(table.notes)
     for folder, samples in zip(cfg.samples, made):
-        same = [f for f in samples.column("file") if samples.hashes[f] in set(table.hashes.values())]
-        if same:
-            raise InputError(f"{folder} holds {len(same)} files of the real data, e.g. {same[0]}: these are not synthetic")
-        seen = trained_on(folder)
-        check_unseen(real.rows, real.hashes, seen or set(), f"the generator of {folder}")
-        notes += [] if seen else [f"what the generator of {folder} was trained on is unknown"]
-    return Table(real.rows, real.patients_assumed, notes, real.hashes), made
+        check_synthetic(samples.rows, samples.hashes, table.hashes.values(), folder)
+        notes += check_unseen(real.rows, real.hashes, trained_on(folder), f"the generator of {folder}")
+    return replace(real, notes=notes), made
 
 
 def choose(cfg: Config, secret: bytes, real: Table, made: list[Table]) -> tuple[list[dict], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from html import escape
 
-from minidiff.evaluation.page import note, num, p_value, page, percent, plain, signed, span, table
+from minidiff.evaluation.page import answers, fields, note, num, p_value, page, percent, signed, span, table
 from minidiff.evaluation.report.verdict import BAD, GOOD, OPEN
 
 NAMES = {"cohen": "Cohen’s kappa", "fleiss": "Fleiss’ kappa"}
@@ -53,13 +53,10 @@ def render(result: dict) -> str:
 
 
 def verdict(result: dict) -> str:
-    rows = ""
-    for v in result["verdict"]:
-        kind = "open" if v["answer"] == OPEN else "yes" if v["answer"] == v["good"] else "no"
-        rows += (f'<tr><td><span class="answer {kind}">{escape(v["answer"])}</span></td>'
-                 f'<td>{escape(v["question"])}<div class="note">{escape(v["text"])}</div></td></tr>')
-    named = "".join(note(text) for text in result["remarks"])
-    return (f'<table class="verdicts">{rows}</table><p class="warning"><strong>Not for diagnosis.</strong> Readers judged '
+    rows = [("open" if v["answer"] == OPEN else "yes" if v["answer"] == v["good"] else "no", v["answer"],
+             f'{escape(v["question"])}<div class="note">{escape(v["text"])}</div>') for v in result["verdict"]]
+    named = "".join(map(note, result["remarks"]))
+    return (answers(rows) + '<p class="warning"><strong>Not for diagnosis.</strong> Readers judged '
             "pictures, not patients. An image called Good may still be wrong.</p>" + named
             + note("Intervals are at 95 %. The margin and the rule by which inattentive readers are left out were written "
                    "down before the reading."))
@@ -139,9 +136,8 @@ def numbers(result: dict) -> str:
 
 def files(result: dict) -> str:
     facts = {**{f"design {k}": v for k, v in result["design"].items()}, **result["answers"], **result["provenance"]}
-    body = "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(plain(v))}</dd>" for k, v in facts.items()) + "</dl>"
     text = escape(json.dumps(result["pooled"], indent=1))
-    return body + f"<details><summary>pooled numbers</summary><pre>{text}</pre></details>" + note(
+    return fields(facts) + f"<details><summary>pooled numbers</summary><pre>{text}</pre></details>" + note(
         "A checksum finds damage and edits after export. It is no signature: a forger can compute it anew.")
 
 

@@ -7,7 +7,6 @@ draw however many read it, and over other images and other readers (`rating.cros
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from minidiff import runs
+from minidiff.data.table import read_csv
 from minidiff.errors import InputError
 from minidiff.evaluation.page import jsonable
 from minidiff.evaluation.readers import result_page
@@ -194,13 +194,7 @@ def read_numbers(path: str, key: Key) -> dict[str, np.ndarray]:
 
     Raises InputError where no row names an image of the study, or where a file name stands for two of its images.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a CSV table ({error})") from None
-    if not rows or "file_name" not in rows[0]:
-        raise InputError(f"{path}: no column 'file_name', or no row")
+    rows = read_csv(path, needed=("file_name",))
     names = ["set", "file_name"] if "set" in rows[0] else ["file_name"]
     items = [tuple(key.items[k][n] for n in names) for k in key.where(kind="synthetic")]
     place = {item: k for k, item in enumerate(items)}
@@ -221,9 +215,9 @@ def read_numbers(path: str, key: Key) -> dict[str, np.ndarray]:
     return found
 
 
-def number(cell: str | None) -> float | None:
+def number(cell: str) -> float | None:
     try:
-        value = float(cell or "")
+        value = float(cell)
     except ValueError:
         return None
     return value if math.isfinite(value) else None

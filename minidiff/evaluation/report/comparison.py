@@ -56,6 +56,15 @@ class Side(NamedTuple):
         return Side(*(column[index] for column in self))
 
 
+def joined(*sides: Side) -> Side:
+    return Side(*map(np.concatenate, zip(*sides)))
+
+
+def between(real: Side, fake: Side) -> dict[str, np.ndarray]:
+    """Two sets as `kid` takes them."""
+    return {"real": real.features, "fake": fake.features, "real_patients": real.patients, "fake_patients": fake.patients}
+
+
 def compare(extractor: str, *, synthetic: Side, train: Side, heldout: Side, labels: Sequence[str], seed: int = 0,
             repeats: int = 100) -> list[dict]:
     """Rows of every distance with intervals, p and floors, one for each label and each set that is compared with it."""
@@ -79,7 +88,7 @@ def compare(extractor: str, *, synthetic: Side, train: Side, heldout: Side, labe
                 continue
             row |= _measure(reference, side, 2 * repeats if side is made else repeats // 2, seed)
             row |= _measure_equal(reference, side, seed)
-            draws = _draws(reference, side, seed)
+            draws = kid_draws(**between(reference, side), seed=seed)
             row["KD_low"], row["KD_high"] = finite_percentile(draws)
             if side is made:
                 made_draws = draws
@@ -88,16 +97,10 @@ def compare(extractor: str, *, synthetic: Side, train: Side, heldout: Side, labe
     return rows
 
 
-def _draws(reference: Side, side: Side, seed: int) -> np.ndarray:
-    return kid_draws(real=reference.features, fake=side.features, real_patients=reference.patients,
-                     fake_patients=side.patients, seed=seed)
-
-
 def _measure(reference: Side, side: Side, repeats: int, seed: int) -> dict:
-    both = {"real": reference.features, "fake": side.features}
-    patients = {"real_patients": reference.patients, "fake_patients": side.patients}
+    sets, both = between(reference, side), {"real": reference.features, "fake": side.features}
     halves = fid_spread(**both, repeats=repeats, seed=seed)
-    return {"KD": kid(**both, **patients), "KD_p": kid_p(**both, **patients, seed=seed),
+    return {"KD": kid(**sets), "KD_p": kid_p(**sets, seed=seed),
             "FD": fid(**both), "FD_halves": halves.median, "FD_low": halves.low, "FD_high": halves.high}
 
 
@@ -110,16 +113,15 @@ def _measure_equal(reference: Side, side: Side, seed: int, permutations: int = 1
     if n > NEIGHBOUR:
         found |= prdc(**both, k=NEIGHBOUR)._asdict()
         found["coverage_low"], found["coverage_high"] = wilson(round(found["coverage"] * n), n)
-    told = c2st(**both, real_patients=real.patients, fake_patients=fake.patients, permutations=permutations, seed=seed)
+    told = c2st(**between(real, fake), permutations=permutations, seed=seed)
     return found | {"C2ST": told.accuracy, "C2ST_low": told.low, "C2ST_high": told.high, "C2ST_p": told.p}
 
 
 def _equal_floors(train: Side, heldout: Side, m: int, seed: int) -> dict:
     """EQUAL between two draws of real patients of one label, at the number at which they are measured or, where there are
     too few, at as many as there are: {"MIND_floor": …}."""
-    n, patients = min(len(heldout.features), m), np.concatenate([train.patients, heldout.patients])
-    pool = np.column_stack([np.concatenate([train.features, heldout.features]), codes(patients)])  # last: who it is
-    drawn = []
+    n, pool, drawn = min(len(heldout.features), m), joined(train, heldout), []
+    known = np.column_stack([pool.features, codes(pool.patients)])  # last: who it is
 
     def measure(real: np.ndarray, fake: np.ndarray) -> float:
         sides = (Side(x[:, :-1], x[:, -1].astype(str), x[:, -1].astype(int)) for x in (real, fake))
@@ -127,7 +129,7 @@ def _equal_floors(train: Side, heldout: Side, m: int, seed: int) -> dict:
         return 0.0
 
     try:
-        sizes = floor(measure, real=pool, patients=patients, n=n, m=n, repeats=NULLS, seed=seed)
+        sizes = floor(measure, real=known, patients=pool.patients, n=n, m=n, repeats=NULLS, seed=seed)
     except InputError:   # too few for any floor: the cell is grey anyway
         return {}
     found = {}
@@ -139,12 +141,11 @@ def _equal_floors(train: Side, heldout: Side, m: int, seed: int) -> dict:
 
 def _floors(train: Side, heldout: Side, m: int, repeats: int, seed: int) -> dict:
     """Real against real of one label at the same numbers, from training and held-out patients together."""
-    pool = {"real": np.concatenate([train.features, heldout.features]),
-            "patients": np.concatenate([train.patients, heldout.patients]), "repeats": repeats, "seed": seed}
-    n = len(heldout.features)
+    n, pool = len(heldout.features), joined(train, heldout)
+    known = {"real": pool.features, "patients": pool.patients, "repeats": repeats, "seed": seed}
     try:
-        found = {"KD_floor": floor(kid, **pool, n=n, m=m), "FD_floor": floor(fid, **pool, n=n, m=m),
-                 "FD_floor_halves": floor(fid, **pool, n=n // 2, m=m // 2)}   # beside the halves of fid_spread
+        found = {"KD_floor": floor(kid, **known, n=n, m=m), "FD_floor": floor(fid, **known, n=n, m=m),
+                 "FD_floor_halves": floor(fid, **known, n=n // 2, m=m // 2)}   # beside the halves of fid_spread
     except InputError:   # too few for any floor: the cell is grey anyway
         return {}
     return {name: spread._asdict() for name, spread in found.items()}

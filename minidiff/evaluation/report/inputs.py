@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
 from minidiff import runs
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels
-from minidiff.data.split import check_unseen, trained_on
+from minidiff.data.split import check_synthetic, check_unseen, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation.report.comparison import FEWEST
@@ -20,22 +19,26 @@ from minidiff.evaluation.report.comparison import FEWEST
 SMALLEST = 8  # px a side at which images are compared
 
 
-class Inputs(Protocol):
-    """The knobs that are read here; those of `evaluate.Config`."""
+@dataclass(frozen=True)
+class Config:
+    data: tuple[str, ...] = ("runs/demo/phantom",)  # real data sets, with their splits
+    samples: str = "runs/demo/samples"        # folder of synthetic images, of the same form as a data set
+    classifier: str = "runs/demo/classifier"  # its judge/ reads images, its results are shown; may be absent
+    vae: str = "runs/demo/vae"                # for its curve and reconstructions; may be absent
+    diffusion: str = "runs/demo/diffusion"    # for its curve and the membership audit; may be absent
+    matrix: str = "runs/demo/matrix"          # of evaluate.py matrix, for its heat map; may be absent
+    out: str = "runs/demo/report"             # report.html and report.json
+    extractors: tuple[str, ...] = ()          # pixels, classifier, vae or NAME=FILE; none: pixels and the judge
+    size: int = 0                             # side at which images are compared, px; 0: that of the samples
+    audit: int = 200                          # images on each side of the membership audit, 20 or more; 0: none
+    repeats: int = 100                        # draws behind each floor; twice as many FD halves if synthetic, else half
+    shown: int = 16                           # pictures of each label and kind
+    seed: int = 0                             # of draws, resamples, pictures; of the patient split where the data bring none
+    skip_bad: bool = False                    # leave unreadable images out, listed and counted, instead of refusing
+    device: str = "auto"                      # of the membership audit: auto, cpu, cuda, cuda:1 …
 
-    data: tuple[str, ...]
-    samples: str
-    classifier: str
-    out: str
-    size: int
-    audit: int
-    repeats: int
-    shown: int
-    seed: int
-    skip_bad: bool
 
-
-def read(cfg: Inputs) -> tuple[dict[str, Table], dict[str, Tensor]]:
+def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
     """Tables and pixels of train, heldout (val and test) and synthetic, after what can be refused is refused."""
     if cfg.audit and cfg.audit < FEWEST:
         raise InputError(f"--audit {cfg.audit} is not allowed: {FEWEST} or more images on each side, or 0 for none")
@@ -43,8 +46,7 @@ def read(cfg: Inputs) -> tuple[dict[str, Table], dict[str, Tensor]]:
         raise InputError(f"repeats {cfg.repeats}, shown {cfg.shown}, size {cfg.size}: allowed are 10 and 1 or more, and a "
                          f"size of {SMALLEST} or more (0: that of the samples)")
     for folder in cfg.data:
-        a, b = Path(folder).resolve(), Path(cfg.samples).resolve()
-        if a == b or a in b.parents or b in a.parents:
+        if runs.nested(folder, cfg.samples):
             raise InputError(f"--samples {cfg.samples} is the folder of real data {folder}, or lies in it or around it")
     real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.out).parent)
     made = read_table(cfg.samples, split=False)
@@ -56,10 +58,7 @@ def read(cfg: Inputs) -> tuple[dict[str, Table], dict[str, Tensor]]:
     if strange:
         known = ", ".join(tables["train"].labels)
         raise InputError(f"{cfg.samples}: the data have no label {', '.join(strange)}; they have {known}")
-    known = set(real.hashes.values())
-    same = [file for file in made.column("file") if made.hashes[file] in known]
-    if same:
-        raise InputError(f"{cfg.samples} holds {len(same)} files of the real data, e.g. {same[0]}: these are not synthetic")
+    check_synthetic(made.rows, made.hashes, real.hashes.values(), cfg.samples)
     unknown = check_origin(cfg, tables["heldout"])
     tables["heldout"] = replace(tables["heldout"], notes=[*real.notes, *unknown])
     size = cfg.size or next(filter(None, map(side, made.column("file"))), SMALLEST)
@@ -69,16 +68,14 @@ def read(cfg: Inputs) -> tuple[dict[str, Table], dict[str, Tensor]]:
     return {name: table for name, (table, _) in loaded.items()}, {name: x for name, (_, x) in loaded.items()}
 
 
-def check_origin(cfg: Inputs, heldout: Table) -> list[str]:
+def check_origin(cfg: Config, heldout: Table) -> list[str]:
     """Raise InputError if generator or judge has seen a held-out image; a note for each of which that is unknown."""
     judge = Path(cfg.classifier) / "judge"
     listed = judge / "trained_on.json"
     seen = {"the generator": trained_on(cfg.samples)}
     if judge.is_dir():
         seen["the judge"] = set(runs.read_json(listed)) if listed.is_file() else None
-    for who, hashes in seen.items():
-        check_unseen(heldout.rows, heldout.hashes, hashes or set(), who)
-    return [f"what {who} was trained on is unknown" for who, hashes in seen.items() if not hashes]
+    return [note for who, known in seen.items() for note in check_unseen(heldout.rows, heldout.hashes, known, who)]
 
 
 def side(file: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,10 +36,10 @@ def agree(judge: Predictor | None, labels: dict[str, Labels], tables: dict[str, 
     return rows
 
 
-def certainty(judge: Predictor | None, tables: dict[str, Table], pixels: dict[str, Tensor]) -> np.ndarray | None:
-    """The judge's probability of the label that each synthetic image was asked for, (n,); None where it reads no label."""
+def certainty(judge: Predictor | None, labels: Sequence[str], pixels: Tensor) -> np.ndarray | None:
+    """The judge's probability of the label that each image was asked for, (n,); None where it does not read them all."""
     names = next((v.values for v in judge.variables if v.name == "label"), ()) if judge else ()
-    if not names:
+    if not names or not set(labels) <= set(names):
         return None
-    index = torch.tensor([names.index(label) for label in tables["synthetic"].column("label")])
-    return judge.predict(pixels["synthetic"])["label"].gather(1, index[:, None])[:, 0].double().numpy()
+    index = torch.tensor([names.index(label) for label in labels])
+    return judge.predict(pixels)["label"].gather(1, index[:, None])[:, 0].double().numpy()

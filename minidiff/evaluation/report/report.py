@@ -14,7 +14,9 @@ from minidiff.evaluation import figures
 from minidiff.evaluation.matrix import matrix_page
 from minidiff.evaluation.memorisation.neighbours import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.page import (
+    answers,
     cards,
+    fields,
     figure,
     img,
     jsonable,
@@ -23,13 +25,12 @@ from minidiff.evaluation.page import (
     p_value,
     page,
     percent,
-    plain,
     signed,
     span,
     table,
 )
 from minidiff.evaluation.report import sections
-from minidiff.evaluation.report.verdict import BAD, GOOD, verdicts
+from minidiff.evaluation.report.verdict import KINDS, verdicts
 
 ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "collection": "samples", "distances": "report",
            "numbers": "report", "variety": "report", "conditions": "report", "agreement": "report", "matrix": "matrix",
@@ -80,16 +81,13 @@ def command(text: str) -> str:
 
 
 def verdict(result: dict) -> str:
-    rows = ""
-    for v in result["verdict"]:
-        kind = {GOOD: "yes", BAD: "no"}.get(v["answer"], "open")
-        rows += (f'<tr><td><span class="answer {kind}">{escape(v["answer"])}</span></td>'
-                 f"<td>{escape(v['question'])}<div class=\"note\">{escape(v['text'])}</div></td></tr>")
+    rows = [(KINDS[v["answer"]], v["answer"], f'{escape(v["question"])}<div class="note">{escape(v["text"])}</div>')
+            for v in result["verdict"]]
     notes = list(result["data"].get("notes") or [])
     if result["data"].get("patients_assumed"):
         notes.insert(0, "One image = one patient, assumed: no patient ids, so that intervals may be too narrow.")
-    return (f'<table class="verdicts">{rows}</table>'
-            '<p class="warning"><strong>Not for diagnosis.</strong> These are research images. Nothing here shows that '
+    return (answers(rows)
+            + '<p class="warning"><strong>Not for diagnosis.</strong> These are research images. Nothing here shows that '
             "they, or a classifier trained on them, are fit for patients.</p>" + "".join(note(str(n)) for n in notes)
             + note("Intervals are at 95 %. “Not resolved”: the interval leaves both answers open, and more images are "
                    "needed. This page holds images of the data set; treat it as you treat the data. Below each part stands "
@@ -271,7 +269,7 @@ def provenance(result: dict) -> str:
                 for e in result.get("extractors") or []},
              **(result.get("provenance") or {}),
              **{f"command of {name}": text for name, text in (result.get("commands") or {}).items() if text}}
-    body = "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(plain(v))}</dd>" for k, v in facts.items()) + "</dl>"
+    body = fields(facts)
     for name, config in (result.get("configs") or {}).items():
         text = json.dumps(config, indent=1, ensure_ascii=False)
         body += f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>" if config else ""

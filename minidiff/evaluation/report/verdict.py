@@ -8,6 +8,7 @@ from minidiff.evaluation.page import num, percent
 from minidiff.evaluation.report.comparison import ALL
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
+KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how `page.chip` shows them
 MARGIN = 0.1  # by which agreement may fall short of that on real images
 LEAK = 0.6    # AUROC of an attack below which, with its whole interval, it is said to find next to nothing
 
