@@ -166,10 +166,12 @@ def seconds(step: Callable, device: torch.device, steps: int = 1) -> float:
     return (wait() or clock() - begin) / steps
 
 
-def load_peers(*names: str) -> ModuleType:
-    """diffusers with these parts, which load when they are named: now, for it is no row's memory."""
+def load_peers(*names: str) -> ModuleType | None:
+    """diffusers with these parts, which load when they are named: now, for it is no row's memory. Else torchvision alone."""
     with contextlib.suppress(BaseException):  # a skip of pytest's; torchvision may be built for another torch
         importlib.import_module("torchvision_peer").torchvision()
+    if not names:
+        return None
     diffusers = importlib.import_module("diffusers")
     diffusers.logging.set_verbosity_error()
     assert [getattr(diffusers, name) for name in names]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # Purposes: two draws of one slot for different purposes are independent.
-ORDER, AUGMENT, NOISE, TIME, DROP, VIEW, VALIDATE, ROWS = range(8)
+ORDER, AUGMENT, NOISE, TIME, DROP, VIEW, VALIDATE, ROWS, DROPOUT = range(9)
 
 
 def seeded(*key: int) -> torch.Generator:

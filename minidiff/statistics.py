@@ -6,7 +6,7 @@ Intervals are (low, high) tuples of floats at 95 % unless asked; with nothing to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import stats
@@ -41,27 +41,114 @@ def delong(scores: Sequence[float], positive: Sequence[bool]) -> tuple[float, fl
 
     DeLong et al. 1988, through midranks in O(n log n) as Sun & Xu 2014.
     """
-    x, positive = np.asarray(scores, float), np.asarray(positive, bool)
-    assert x.shape == positive.shape and not np.isnan(x).any()
-    pos, neg = x[positive], x[~positive]
-    m, n = len(pos), len(neg)
+    above, below = _placements(scores, positive)
+    m, n = len(above), len(below)
     if m == 0 or n == 0:
         return math.nan, math.nan
-    ranks = stats.rankdata(x)
-    above = (ranks[positive] - stats.rankdata(pos)) / n        # of each positive: share of negatives below it
-    below = 1 - (ranks[~positive] - stats.rankdata(neg)) / m   # of each negative: share of positives above it
-    if m == 1 or n == 1:
-        return float(above.mean()), math.nan
-    return float(above.mean()), math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
+    return float(above.mean()), _two_sample_se(above, below)
+
+
+def delong_pair(a: Sequence[float], b: Sequence[float], positive: Sequence[bool]) -> tuple[float, float]:
+    """Area of scores a less that of scores b, on the same images, and its standard error (DeLong et al. 1988).
+
+    What is easy or hard for both falls out, image by image; nan as in `delong`.
+    """
+    above, below = (x - y for x, y in zip(_placements(a, positive), _placements(b, positive)))
+    if len(above) == 0 or len(below) == 0:
+        return math.nan, math.nan
+    return float(above.mean()), _two_sample_se(above, below)
+
+
+def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each positive the share of negatives below it, of each negative the share of positives above it; ties half."""
+    x, positive = np.asarray(scores, float), np.asarray(positive, bool)
+    assert x.shape == positive.shape and not np.isnan(x).any()
+    pos, neg, ranks = x[positive], x[~positive], stats.rankdata(x)
+    above = (ranks[positive] - stats.rankdata(pos)) / max(len(neg), 1)
+    return above, 1 - (ranks[~positive] - stats.rankdata(neg)) / max(len(pos), 1)
+
+
+def _two_sample_se(x: np.ndarray, y: np.ndarray) -> float:
+    """Standard error of mean(x) + mean(y), of independent samples; nan with fewer than two in either."""
+    return math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y)) if min(len(x), len(y)) > 1 else math.nan
 
 
 def auroc_interval(scores: Sequence[float], positive: Sequence[bool], confidence: float = 0.95) -> Interval:
     """DeLong's interval on the logit scale, so that it stays within 0…1 (Pepe 2003); nan where the area is 0 or 1."""
-    area, se = delong(scores, positive)
-    if not (0 < area < 1 and se > 0):
+    return logit_interval(*delong(scores, positive), confidence)
+
+
+def logit_interval(share: float, se: float, confidence: float = 0.95) -> Interval:
+    """Interval of a figure between 0 and 1 from its standard error, symmetric on the logit scale; nan at 0 and 1."""
+    if not (0 < share < 1 and se > 0):
         return NONE
-    centre, half = math.log(area / (1 - area)), z_value(confidence) * se / (area * (1 - area))
+    centre, half = math.log(share / (1 - share)), z_value(confidence) * se / (share * (1 - share))
     return 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre))
+
+
+def average_precision(scores: Sequence[float], positive: Sequence[bool]) -> float:
+    """Mean over positives of the precision at their score, which is the area under the steps of precision over recall.
+
+    Images of equal score come together; nan without a positive.
+    """
+    return float(weighted_precision(scores, positive, np.ones((1, len(scores))))[0])
+
+
+def weighted_auroc(scores: Sequence[float], positive: Sequence[bool], weights: np.ndarray) -> np.ndarray:
+    """`auroc` with each image counted as often as the weights (b,n) say → (b,): one sort for b resamples."""
+    p, n = _by_score(scores, positive, weights)
+    with np.errstate(invalid="ignore"):
+        return (p * (n.cumsum(1) - n / 2)).sum(1) / (p.sum(1) * n.sum(1))
+
+
+def weighted_precision(scores: Sequence[float], positive: Sequence[bool], weights: np.ndarray) -> np.ndarray:
+    """`average_precision` likewise, weights (b,n) → (b,)."""
+    p, n = (side[:, ::-1] for side in _by_score(scores, positive, weights))
+    hits = p.cumsum(1)
+    with np.errstate(invalid="ignore"):
+        return (p * hits / np.maximum(hits + n.cumsum(1), 1e-12)).sum(1) / p.sum(1)
+
+
+def _by_score(scores: Sequence[float], positive: Sequence[bool], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (b,d) of positives and of negatives at each of the d distinct scores, from the lowest."""
+    scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+    weights, ours = weights[:, order], positive[order]
+    p, n = (np.add.reduceat(weights * side, starts, axis=1) for side in (ours, ~ours))
+    return p, n
+
+
+def threshold_at(scores: Sequence[float], positive: Sequence[bool], specificity: float) -> float:
+    """The lowest score t at which "score ≥ t" answers for this specificity or more: most sensitive of those allowed.
+
+    Just above the highest score if none is enough; nan without a negative.
+    """
+    scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
+    negative = np.sort(scores[~positive])
+    if not len(negative):
+        return math.nan
+    most = negative[max(math.ceil(specificity * len(negative) - 1e-9), 1) - 1] if specificity > 0 else -math.inf
+    higher = scores[scores > most]
+    return float(higher.min()) if len(higher) else float(np.nextafter(most, math.inf))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p that two classifiers err equally often, from the images that only one of them has right.
+
+    Binomial of the discordant pairs (McNemar 1947); 1 if there is none.
+    """
+    assert only_a >= 0 and only_b >= 0, (only_a, only_b)
+    return min(1.0, 2 * float(stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values of a family of tests, made to hold for all of them at once (Holm 1979); nan stays nan and does not count."""
+    ps = np.asarray(ps, float)
+    known = np.flatnonzero(~np.isnan(ps))
+    order, adjusted = known[np.argsort(ps[known], kind="stable")], np.full(len(ps), math.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(ps[order] * np.arange(len(order), 0, -1)), 1.0)
+    return adjusted.tolist()
 
 
 def pearson(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -93,6 +180,45 @@ def bootstrap_indices(groups: Sequence, n_boot: int, seed: int) -> list[np.ndarr
     group = codes(groups)
     counts = bootstrap_counts(group.max() + 1, n_boot, seed)
     return [np.repeat(np.arange(len(group)), c[group]) for c in counts]
+
+
+def patient_weights(patients: Sequence, n_boot: int, seed: int) -> Iterator[np.ndarray]:
+    """The draws of `bootstrap_indices` as weights of the images, (b,n), fifty at a time to spare memory."""
+    group = codes(patients)
+    for counts in np.array_split(bootstrap_counts(group.max() + 1, n_boot, seed), max(1, n_boot // 50)):
+        yield counts[:, group].astype(float)
+
+
+def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients: Sequence, *, resamples: int = 500,
+                     seed: int = 0) -> tuple[float, Interval]:
+    """Area under the ROC curve, with the middle 95 % of it over resamples of whole patients."""
+    area = auroc(scores, positive)
+    if math.isnan(area):
+        return area, NONE
+    areas = np.concatenate([weighted_auroc(scores, positive, w) for w in patient_weights(patients, resamples, seed)])
+    return area, percentile(areas[~np.isnan(areas)])
+
+
+def bootstrap_p(values: Sequence[float]) -> float:
+    """Two-sided p that a difference is 0, from its resamples: below .05 where the middle 95 % leave out 0, about.
+
+    At least 2 / (1 + number of resamples), for so many tell no more; nan without any.
+    """
+    values = np.asarray(values, float)
+    across = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    return min(1.0, 2 * (1 + across) / (1 + len(values))) if len(values) else math.nan
+
+
+def sign_flip_p(differences: Sequence[float], n_perm: int, seed: int) -> float:
+    """Two-sided p that paired differences, one a patient, are as likely of either sign (Fisher's randomisation test).
+
+    The share of n_perm random signs with a sum as far from 0, the signs as they are counted in (Phipson & Smyth 2010). It
+    holds with few patients, too, where the bootstrap finds too much: of four differences, all of one sign, p is 1/8.
+    """
+    d = np.asarray(differences, float)
+    d = d[d != 0]
+    signs = np.random.default_rng(seed).integers(0, 2, (n_perm, len(d))) * 2 - 1
+    return float((1 + (np.abs(signs @ d) >= abs(d.sum()) - 1e-12).sum()) / (1 + n_perm))
 
 
 def percentile(values: Sequence[float], confidence: float = 0.95) -> Interval:

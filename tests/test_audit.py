@@ -15,7 +15,7 @@ from minidiff.data.duplicates import Pair
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
 from minidiff.evaluation.documents.audit_page import AuditConfig, run_audit
-from minidiff.statistics import auroc, bootstrap_indices, percentile
+from minidiff.statistics import auroc, auroc_by_patient, bootstrap_indices, percentile
 
 SIDE = 96
 
@@ -96,7 +96,7 @@ def test_the_interval_is_that_of_resampled_patients():
     patients = np.repeat(np.arange(40), 3)
     positive = np.repeat(rng.random(40) < 0.4, 3)
     scores = np.round(positive + rng.normal(size=120), 1)  # with ties
-    area, interval = baselines.auroc_by_patient(scores, positive, patients, resamples=200, seed=7)
+    area, interval = auroc_by_patient(scores, positive, patients, resamples=200, seed=7)
     slow = [auroc(scores[i], positive[i]) for i in bootstrap_indices(patients, 200, 7)]
     assert area == auroc(scores, positive)
     np.testing.assert_allclose(interval, percentile(slow), rtol=1e-12)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "variables", "counted", "config", "runs", "distributed", "statistics", "rating", "__init__"}
+LEAVES = {"errors", "convolution", "variables", "counted", "config", "runs", "distributed", "statistics", "rating",
+          "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
     "data": set(),
@@ -17,7 +18,8 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "evaluation": {"data", "classification"},
     "public": {"diffusion"},
     "dicom": {"data"},
-    **dict.fromkeys(("metrics", "extractors", "memorisation", "matrix", "report", "history", "documents", "readers"),
+    **dict.fromkeys(("metrics", "extractors", "memorisation", "matrix", "report", "history", "documents", "readers",
+                     "study"),
                     {"data", "classification", "evaluation"}),
 }
 DIFFUSION = {  # within diffusion

@@ -67,3 +67,154 @@ def test_bootstrap_takes_whole_patients():
 
 def test_percentile():
     assert st.percentile(np.arange(101)) == pytest.approx((2.5, 97.5))
+
+
+# ---- pairs of ROC curves
+
+OVARIAN = """
+    3.0 5.8 10 0  3.2 6.3 5 1  3.9 6.8 3 1  2.8 4.8 6 0  3.2 5.8 3 1  0.9 4.0 5 0  2.5 5.7 8 0  1.6 5.6 5 1  3.8 5.7 5 1
+    3.7 6.7 6 1  3.2 5.4 4 1  3.8 6.6 6 1  4.1 6.6 5 1  3.6 5.7 5 1  4.3 7.0 4 1  3.6 6.7 4 0  2.3 4.4 6 1  4.2 7.6 4 0
+    4.0 6.6 6 0  3.5 5.8 6 1  3.8 6.8 7 1  3.0 4.7 8 0  4.5 7.4 5 1  3.7 7.4 5 1  3.1 6.6 6 1  4.1 8.2 6 1  4.3 7.0 5 1
+    4.3 6.5 4 1  3.2 5.1 5 1  2.6 4.7 6 1  3.3 6.8 6 0  1.7 4.0 7 0  3.7 6.1 5 1  3.3 6.3 7 1  4.2 7.7 6 1  3.5 6.2 5 1
+    2.9 5.7 9 0  2.1 4.8 7 1  2.8 6.2 8 0  4.0 7.0 7 1  3.3 5.7 6 1  3.7 6.9 5 1  3.6 6.6 5 1"""
+
+
+def test_delong_of_the_paper():
+    """Albumin, total protein and K-G score of DeLong et al. 1988, the 43 complete records, as SAS/STAT's manual has them."""
+    albumin, protein, kg, benefit = np.array(OVARIAN.split(), float).reshape(-1, 4).T
+    kg, benefit = 10 - kg, benefit > 0
+    for scores, area, se in ((albumin, 0.7366, 0.0927), (protein, 0.6478, 0.1000), (kg, 0.7258, 0.1028)):
+        assert st.delong(scores, benefit) == pytest.approx((area, se), abs=5e-5)
+    assert st.delong_pair(albumin, kg, benefit) == pytest.approx((0.0108, 0.0953), abs=5e-5)
+    assert st.delong_pair(protein, kg, benefit) == pytest.approx((-0.0780, 0.1046), abs=5e-5)
+
+
+def test_delong_pair_equals_the_covariance_of_the_double_loop():
+    rng = np.random.default_rng(7)
+    positive = rng.random(60) < 0.4
+    a, b = (np.round(positive + rng.normal(size=60), 1) for _ in range(2))
+    psi = [np.array([[float(p > q) + 0.5 * (p == q) for q in s[~positive]] for p in s[positive]]) for s in (a, b)]
+    m, n = psi[0].shape
+    s = np.cov([x.mean(1) for x in psi]) / m + np.cov([x.mean(0) for x in psi]) / n   # of both areas: eq. 5 of the paper
+    d, se = st.delong_pair(a, b, positive)
+    assert d == pytest.approx(psi[0].mean() - psi[1].mean(), abs=1e-12)
+    assert se == pytest.approx(math.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1]), abs=1e-12)
+    assert st.delong_pair(a, a, positive) == (0, 0)
+    assert all(math.isnan(v) for v in st.delong_pair(a, b, np.ones(60, bool)))
+    assert math.isnan(st.delong_pair(a, b, np.arange(60) == 0)[1])
+
+
+# ---- areas, thresholds and tests against scikit-learn and statsmodels
+
+
+@pytest.fixture(scope="module")
+def ties():
+    rng = np.random.default_rng(8)
+    positive = rng.random(300) < 0.2
+    return np.round(positive + rng.normal(size=300), 1), positive
+
+
+def test_areas_are_those_of_scikit_learn_weighted_too(ties):
+    metrics = pytest.importorskip("sklearn.metrics")
+    scores, positive = ties
+    assert st.auroc(scores, positive) == pytest.approx(metrics.roc_auc_score(positive, scores), abs=1e-12)
+    theirs = metrics.average_precision_score(positive, scores)
+    assert st.average_precision(scores, positive) == pytest.approx(theirs, abs=1e-12)
+    weights = st.bootstrap_counts(300, 20, 1).astype(float)
+    for ours, peer in ((st.weighted_auroc, metrics.roc_auc_score), (st.weighted_precision, metrics.average_precision_score)):
+        theirs = [peer(positive, scores, sample_weight=w) for w in weights]
+        np.testing.assert_allclose(ours(scores, positive, weights), theirs, rtol=0, atol=1e-12)
+    nothing = np.ones((1, 3))
+    assert math.isnan(st.weighted_auroc([1, 2, 3], [1, 1, 1], nothing)[0])
+    assert math.isnan(st.weighted_precision([1, 2, 3], [0, 0, 0], nothing)[0])
+
+
+def test_thresholds_are_the_most_sensitive_of_those_allowed(ties):
+    metrics = pytest.importorskip("sklearn.metrics")
+    scores, positive = ties
+    fpr, _, at = metrics.roc_curve(positive, scores, drop_intermediate=False)
+    for specificity in (0.0, 0.5, 0.8, 0.9, 0.95):
+        t = st.threshold_at(scores, positive, specificity)
+        assert t == at[fpr <= 1 - specificity + 1e-9][-1]
+        assert (scores[~positive] < t).mean() >= specificity
+        below = scores[scores < t]
+        assert not len(below) or (scores[~positive] < below.max()).mean() < specificity   # the next one would break it
+    t = st.threshold_at(scores, positive, 1.0)
+    assert t > scores[~positive].max() and not (scores[~positive] >= t).any()
+    assert st.threshold_at([0.2, 0.9], [1, 0], 1.0) == np.nextafter(0.9, 1)
+    assert math.isnan(st.threshold_at([0.2, 0.9], [1, 1], 0.9))
+
+
+def test_mcnemar_and_holm_and_wilson_are_those_of_statsmodels():
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    for b, c in ((0, 0), (6, 0), (1, 8), (10, 2), (15, 5), (5, 5), (120, 90)):
+        assert st.mcnemar(b, c) == pytest.approx(tables.mcnemar([[9, b], [c, 9]], exact=True).pvalue, abs=1e-12)
+    assert [st.mcnemar(*pair) < 0.05 for pair in ((6, 0), (5, 0), (8, 1), (7, 1), (10, 2), (15, 5), (14, 5))] == [
+        True, False, True, False, True, True, False]
+    ps = np.random.default_rng(9).random(17) ** 3
+    np.testing.assert_allclose(st.holm(ps), multitest.multipletests(ps, method="holm")[1], rtol=0, atol=1e-15)
+    assert st.holm([0.01, math.nan, 0.04]) == pytest.approx([0.02, math.nan, 0.04], nan_ok=True) and st.holm([]) == []
+    for k, n in ((0, 9), (3, 9), (68, 100), (100, 100)):
+        assert st.wilson(k, n) == pytest.approx(proportion.proportion_confint(k, n, method="wilson"), abs=1e-12)
+
+
+# ---- resampling
+
+
+def test_weights_are_the_draws_of_the_indices():
+    patients = ["b", "a", "b", "c", "c", "c"]
+    weights = np.concatenate(list(st.patient_weights(patients, 120, 4)))
+    draws = st.bootstrap_indices(patients, 120, 4)
+    assert weights.shape == (120, 6)
+    assert all((np.bincount(i, minlength=6) == w).all() for i, w in zip(draws, weights))
+
+
+def test_bootstrap_p():
+    assert st.bootstrap_p(np.r_[np.full(95, 1.0), np.full(4, -1.0)]) == 0.1   # 2 (1 + 4) / (1 + 99)
+    assert st.bootstrap_p(np.ones(999)) == 2 / 1000           # no more can be told from 999
+    assert st.bootstrap_p(np.zeros(50)) == 1 and math.isnan(st.bootstrap_p([]))
+    values = np.random.default_rng(0).normal(1.96, 1, 4000)
+    assert st.bootstrap_p(values) == pytest.approx(0.05, abs=0.01) and st.bootstrap_p(-values) == st.bootstrap_p(values)
+
+
+def test_sign_flips_are_the_enumeration_of_all_signs():
+    import itertools
+    d = [0.3, -0.1, 0.25, 0.4, 0.05, 0.0, 0.3]
+    exact = np.mean([abs(np.dot(signs, d)) >= sum(d) - 1e-12 for signs in itertools.product((-1, 1), repeat=7)])
+    assert st.sign_flip_p(d, 40000, 0) == pytest.approx(exact, abs=0.006)
+    for a, b in ((4, 0), (3, 9)):  # equal steps: McNemar's
+        assert st.sign_flip_p([1] * a + [-1] * b + [0] * 5, 40000, 1) == pytest.approx(st.mcnemar(a, b), abs=0.008)
+    assert st.sign_flip_p(np.zeros(5), 100, 0) == 1 and st.sign_flip_p(np.ones(40), 99, 0) == 0.01
+
+
+# ---- do 95 % intervals hold the truth in 95 % of sets?
+
+
+def test_wilson_covers_by_enumeration():
+    """No simulation: the binomial chances of all k whose interval holds p, over a range of p."""
+    from scipy.stats import binom
+    for n in (10, 25, 100, 225):
+        ends = np.array([st.wilson(k, n) for k in range(n + 1)])
+        p = np.linspace(0.02, 0.98, 193)
+        held = (ends[:, :1] <= p) & (p <= ends[:, 1:])
+        chance = (binom.pmf(np.arange(n + 1)[:, None], n, p) * held).sum(0)
+        assert 0.94 < chance.mean() < 0.965 and chance.min() > 0.83   # it swings with p, as all intervals of counts
+
+
+@pytest.mark.slow
+def test_delong_covers():
+    """Two correlated readings of unit normals, 1.5 and 1 apart: areas Φ(1.5/√2) and Φ(1/√2). 4,000 sets, ± 0.7 points."""
+    from scipy.stats import norm
+    rng, runs, z = np.random.default_rng(3), 4000, st.z_value()
+    positive, truth = np.arange(120) < 40, norm.cdf(np.array([1.5, 1]) / math.sqrt(2))
+    held = np.zeros(2)
+    for _ in range(runs):
+        common = rng.normal(size=120)
+        a, b = ((common + rng.normal(size=120)) / math.sqrt(2) + apart * positive for apart in (1.5, 1))
+        low, high = st.auroc_interval(a, positive)
+        d, se = st.delong_pair(a, b, positive)
+        held += low <= truth[0] <= high, abs(d - (truth[0] - truth[1])) <= z * se
+    share = held / runs
+    assert (share > 0.93).all() and (share < 0.97).all(), share

@@ -2,12 +2,14 @@
 
     uint8 (N,C,S,S) ─ grey ─▶ (N,1,S,S) in [-1,1] ─ standardise ─ ResNet ─▶ features (N,8·width) ─ fc ─▶ one block a variable
 
-A Category has one logit for each of its values, a Number one output in standard deviations from its training mean.
-A cell that is unknown has no part in the loss.
+A Category has one logit for each of its values, Findings one for each that may be present, a Number one output in
+standard deviations from its training mean. A cell that is unknown has no part in the loss.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,38 +21,66 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minidiff.classification.resnet import ResNet
-from minidiff.counted import AUGMENT, generators, order
+from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
 from minidiff.data import dataset
+from minidiff.data.acquisition import vary
 from minidiff.errors import InputError
 from minidiff.runs import read_json, write_atomic, write_json
-from minidiff.training.precision import Precision, cosine
-from minidiff.variables import Category, Labels, Variable, from_json, to_json
+from minidiff.training.precision import Precision, cosine, set_lr
+from minidiff.variables import Category, Findings, Labels, Number, Variable, from_json, to_json
 
 # ImageNet's mean and deviation, averaged over the colours, on the scale of [-1,1]: the input torchvision's weights know.
 MEAN, STD = 2 * 0.449 - 1, 2 * 0.226
 DECAY, CLIP = 0.05, 5.0  # weight decay of AdamW; gradient norm, reached in the first steps only
+LOOKS = 8                # validations of a training, the best of which is kept
+AUGMENTS = {"plain": None, "classic": dataset.augment, "strong": vary}
 
 
 class Predictor(nn.Module):
-    """ResNet with one block of outputs for each variable; images of another size are resized to `size`."""
+    """ResNet with one block of outputs for each variable; images of another size are resized to `size`.
 
-    def __init__(self, variables: Sequence[Variable], *, width: int = 16, size: int = 64, seed: int = 0):
+    `dropout` is the share of its features that a training step leaves out.
+    """
+
+    def __init__(self, variables: Sequence[Variable], *, width: int = 16, size: int = 64, dropout: float = 0.0,
+                 seed: int = 0):
         super().__init__()
-        self.variables, self.width, self.size = list(variables), width, size
-        self.outputs = {v.name: len(v.values) if isinstance(v, Category) else 1 for v in self.variables}
+        self.variables, self.width, self.size, self.dropout = list(variables), width, size, dropout
+        self.outputs = {v.name: 1 if isinstance(v, Number) else len(v.values) for v in self.variables}
         self.net = ResNet(sum(self.outputs.values()), width=width, seed=seed)
         self.to(memory_format=torch.channels_last).eval()  # faster on a CPU, and the format decides the last bit
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Grey images (N,1,S,S) in [-1,1] → logits (N,k) of a Category, standardised value (N,) of a Number."""
-        blocks = self.net((x - MEAN) / STD).split(list(self.outputs.values()), 1)
-        return {v.name: y if isinstance(v, Category) else y[:, 0] for v, y in zip(self.variables, blocks)}
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> dict[str, Tensor]:
+        """Grey images (N,1,S,S) in [-1,1] → logits (N,k) of a Category and of Findings, standardised value (N,) of a Number.
+
+        `keep` (N or 1, 8·width) is what each feature is multiplied by: see `mask`.
+        """
+        features = self.net.features((x - MEAN) / STD)
+        blocks = self.net.fc(features if keep is None else features * keep).split(list(self.outputs.values()), 1)
+        return {v.name: y[:, 0] if isinstance(v, Number) else y for v, y in zip(self.variables, blocks)}
+
+    def mask(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Dropout (Srivastava et al. 2014), a row for each generator: 0 for a feature left out, 1/(1−p) for the others."""
+        keep = torch.stack([torch.rand(self.net.fc.in_features, generator=g) for g in generators]) >= self.dropout
+        return (keep / (1 - self.dropout)).to(self.net.fc.weight.device)
 
     def predict(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
-        """uint8 (N,C,H,W) → probabilities (N,k) of a Category, value (N,) of a Number in its own unit; float32, CPU."""
+        """uint8 (N,C,H,W) → probabilities (N,k) of a Category and of Findings, value (N,) of a Number in its own unit;
+        float32, CPU."""
+        return {v.name: _in_words(v, y) for v, y in zip(self.variables, self.logits(images, batch).values())}
+
+    def logits(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
+        """uint8 (N,C,H,W) → the outputs of `forward`; float32, CPU."""
         out = self._in_batches(self, images, batch)
-        columns = {v: torch.cat([o[v.name] for o in out]).float().cpu() for v in self.variables}
-        return {v.name: y.softmax(1) if isinstance(v, Category) else y * v.std + v.mean for v, y in columns.items()}
+        return {v.name: torch.cat([o[v.name] for o in out]).float().cpu() for v in self.variables}
+
+    @torch.no_grad()
+    def under_dropout(self, images: Tensor, draws: int = 20, seed: int = 0) -> dict[str, Tensor]:
+        """`predict` under each of so many draws of dropout, (draws, N, …): MC dropout (Gal & Ghahramani 2016)."""
+        features, fc = self.features(images), copy.deepcopy(self.net.fc).float().cpu()
+        keep = self.mask([seeded(seed, k, DROPOUT) for k in range(draws)]).cpu()
+        blocks = torch.stack([fc(features * row) for row in keep]).split(list(self.outputs.values()), -1)
+        return {v.name: _in_words(v, y[..., 0] if isinstance(v, Number) else y) for v, y in zip(self.variables, blocks)}
 
     def features(self, images: Tensor, batch: int = 256) -> Tensor:
         """uint8 (N,C,H,W) → what the last layer reads, float32 (N, 8·width), CPU."""
@@ -68,7 +98,8 @@ class Predictor(nn.Module):
         """Writes predictor.safetensors and predictor.json, each whole or not at all."""
         weights = {k: x.detach().cpu().contiguous() for k, x in self.net.state_dict().items()}
         write_json(Path(folder) / "predictor.json",
-                   {"variables": to_json(self.variables), "width": self.width, "size": self.size})
+                   {"variables": to_json(self.variables), "width": self.width, "size": self.size,
+                    "dropout": self.dropout})
         write_atomic(Path(folder) / "predictor.safetensors", safetensors.torch.save(weights))
 
     @classmethod
@@ -81,11 +112,19 @@ class Predictor(nn.Module):
         try:
             form = read_json(folder / "predictor.json")
             weights = safetensors.torch.load_file(folder / "predictor.safetensors")
-            predictor = cls(from_json(form["variables"]), width=form["width"], size=form["size"])
+            predictor = cls(from_json(form["variables"]), width=form["width"], size=form["size"],
+                            dropout=form.get("dropout", 0.0))
             predictor.net.load_state_dict(weights)
         except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise InputError(f"{folder} holds no whole predictor: {str(error).splitlines()[0]}") from None
         return predictor
+
+
+def _in_words(variable: Variable, y: Tensor) -> Tensor:
+    """Outputs of the network → probabilities of a Category (…,k) and of Findings, value of a Number in its own unit."""
+    if isinstance(variable, Number):
+        return y * variable.std + variable.mean
+    return y.sigmoid() if isinstance(variable, Findings) else y.softmax(-1)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -103,24 +142,27 @@ def prepare(images: Tensor, size: int) -> Tensor:
 
 
 def loss(variables: Sequence[Variable], out: Mapping[str, Tensor], labels: Labels,
-         weights: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Sum over variables of the mean over known cells: cross entropy, or squared error in standard deviations.
+         weights: Mapping[str, Tensor] | None = None, each: Tensor | None = None) -> Tensor:
+    """Sum over variables of the mean over known cells: cross entropy (of Findings, the mean of one a value), or squared
+    error in standard deviations.
 
-    `weights` may give the classes of a Category different weights, (k,); an unknown or null cell has none.
+    `weights` may give the classes of a Category different weights, (k,), `each` the images, (N,); an unknown or null cell
+    has none.
     """
     total = torch.zeros((), device=next(iter(out.values())).device)
     for v in variables:
         y, target = out[v.name].float(), labels[v.name].to(out[v.name].device)
-        if isinstance(v, Category):
-            known = target >= 0
-            target = target.clamp(min=0)
-            each = F.cross_entropy(y, target, reduction="none")
-            known = known.float() * (weights[v.name].to(y)[target] if weights and v.name in weights else 1.0)
+        known = target.isfinite().float() if isinstance(v, Number) else (target >= 0).float()
+        if isinstance(v, Findings):
+            error = F.binary_cross_entropy_with_logits(y, v.bits(target).float(), reduction="none").mean(1)
+        elif isinstance(v, Category):
+            error = F.cross_entropy(y, target.clamp(min=0), reduction="none")
+            known = known * (weights[v.name].to(y)[target.clamp(min=0)] if weights and v.name in weights else 1.0)
         else:
-            known = target.isfinite().float()
             target = (target.nan_to_num(v.mean, v.mean, v.mean) - v.mean) / v.std  # masked before the difference:
-            each = (y - target).square()                                          # 0 · NaN would still be NaN
-        total = total + (each * known).sum() / known.sum().clamp(min=1e-8)
+            error = (y - target).square()                                         # 0 · NaN would still be NaN
+        known = known if each is None else known * each.to(y)
+        total = total + (error * known).sum() / known.sum().clamp(min=1e-8)
     return total
 
 
@@ -132,36 +174,50 @@ def balance(variable: Category, labels: Labels) -> Tensor:
 
 
 def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, batch: int = 64, lr: float = 3e-3,
-        seed: int = 0, augment: bool = True, weights: Mapping[str, Tensor] | None = None, progress: str = "",
+        seed: int = 0, augment: str = "classic", weights: Mapping[str, Tensor] | None = None, each: Tensor | None = None,
+        validation: tuple[Tensor, Labels, Tensor | None] | None = None, progress: str = "",
         precision: str = "auto") -> list[dict]:
     """Trains in place for a fixed number of steps on uint8 images (N,C,S,S); returns a log of step, loss and lr.
 
-    AdamW with a rate that rises linearly and falls as a cosine. Order and augmentation are counted from (seed, slot),
-    so equal calls on a CPU give equal weights. `weights` are those of `loss`. `progress` is the text of the bar, ""
-    for none. `precision` auto is bf16 (or fp16) on a GPU and fp32 on a CPU.
+    AdamW with a rate that rises linearly and falls as a cosine. Order, augmentation (of AUGMENTS) and dropout are counted
+    from (seed, slot), so equal calls on a CPU give equal weights. `weights` and `each` (N,) are those of `loss`. With
+    `validation` images, labels and their `each`, the weights of the look with the lowest loss on them are kept; the log has
+    that loss as val_loss. `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
+    fp32 on a CPU.
     """
     if len(images) == 0:
         raise InputError("no images to train the classifier on")
-    images, device = grey(images), next(predictor.parameters()).device
+    images, device, change = grey(images), next(predictor.parameters()).device, AUGMENTS[augment]
     amp = Precision(precision, device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=lr, weight_decay=DECAY)
     predictor.train()
-    log, bar = [], tqdm(range(steps), desc=progress, unit="step", disable=not progress, dynamic_ncols=True)
+    looks = {round(steps * (k + 1) / LOOKS) for k in range(LOOKS)} if validation else ()
+    best, state, log = math.inf, None, []
+    bar = tqdm(range(1, steps + 1), desc=progress, unit="step", disable=not progress, dynamic_ncols=True)
     for step in bar:
-        slots = range(step * batch, (step + 1) * batch)
+        slots = range((step - 1) * batch, step * batch)
         rows = torch.tensor(order(len(images), seed, slots))
         x = prepare(images[rows], predictor.size)
-        if augment:
-            x = dataset.augment(x, generators(seed, slots, AUGMENT))
+        if change:
+            x = change(x, generators(seed, slots, AUGMENT))
         x = x.to(device).contiguous(memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, steps, lr, steps // 5)
+        keep = predictor.mask(generators(seed, slots, DROPOUT)) if predictor.dropout else None
+        rate = set_lr(optimizer, cosine(step - 1, steps, lr, steps // 5))
         with amp.autocast():
-            out = predictor(x)
-        value = loss(predictor.variables, out, {name: cells[rows] for name, cells in labels.items()}, weights)
+            out = predictor(x, keep)
+        value = loss(predictor.variables, out, {name: cells[rows] for name, cells in labels.items()}, weights,
+                     None if each is None else each[rows])
         amp.step(value, optimizer, predictor.parameters(), CLIP, f"images {rows.tolist()} of the training set")
-        if step % 10 == 9 or step == steps - 1:
-            log.append({"step": step + 1, "loss": value.item(), "lr": optimizer.param_groups[0]["lr"]})
+        if step % 10 == 0 or step == steps or step in looks:
+            log.append({"step": step, "loss": value.item(), "lr": rate})
             bar.set_postfix(loss=f"{value.item():.3f}")
+        if step in looks:
+            pixels, truth, of_truth = validation
+            held_out = loss(predictor.variables, predictor.logits(pixels), truth, weights, of_truth).item()
+            log[-1]["val_loss"] = held_out
+            if held_out < best or state is None:
+                best, state = held_out, {name: x.clone() for name, x in predictor.state_dict().items()}
+    if state is not None:
+        predictor.load_state_dict(state)
     predictor.eval()
     return log

@@ -15,10 +15,9 @@ from minidiff import variables as var
 from minidiff.data.files import Facts
 from minidiff.data.table import Row
 from minidiff.errors import InputError
-from minidiff.statistics import NONE, Interval, auroc, bootstrap_counts, codes, percentile
+from minidiff.statistics import auroc_by_patient
 
 FOLDS, SEED = 5, 0
-RESAMPLES = 500
 FEWEST = 10       # patients on each side, below which there is nothing to be learned
 SHORTCUT = 0.9    # AUROC from which a trivial feature is called one
 
@@ -78,24 +77,6 @@ def out_of_fold(x: np.ndarray, positive: Sequence[bool], fold: np.ndarray, ridge
     return scores
 
 
-def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients: Sequence[str], *,
-                     resamples: int = RESAMPLES, seed: int = SEED) -> tuple[float, Interval]:
-    """Area under the ROC curve, with the middle 95 % of it over resamples of whole patients."""
-    scores, positive, group = np.asarray(scores, float), np.asarray(positive, bool), codes(patients)
-    area = auroc(scores, positive)
-    if math.isnan(area):
-        return area, NONE
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])  # where another score begins: ties count half
-    ours, areas = positive[order], []
-    for counts in np.array_split(bootstrap_counts(group.max() + 1, resamples, seed), max(1, resamples // 50)):
-        weight = counts[:, group[order]].astype(float)
-        p, n = (np.add.reduceat(weight * side, starts, axis=1) for side in (ours, ~ours))
-        both = p.sum(1) * n.sum(1)
-        areas += ((p * (n.cumsum(1) - n / 2)).sum(1)[both > 0] / both[both > 0]).tolist()
-    return area, percentile(areas)
-
-
 def features(facts: Sequence[Facts], rows: Sequence[Row], columns: Sequence[str]) -> dict[str, np.ndarray]:
     """What a trivial classifier may look at: name → (N,d)."""
     size = np.log([[f.width, f.height, f.bytes] for f in facts])
@@ -129,7 +110,8 @@ def baselines(found: dict[str, np.ndarray], labels: Sequence[str], patients: Seq
 
 
 def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
-    """A column as features: a number with the mean where it is unknown, a category as 0 and 1, and whether it is known."""
+    """A column as features: a number with the mean where it is unknown, a category and findings as 0 and 1, and whether it
+    is known."""
     cells = [row.get(name, "") for row in rows]
     try:
         variable = var.infer(name, cells)
@@ -137,6 +119,9 @@ def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
         return np.array([[cell != ""] for cell in cells], float) if "" in cells and any(cells) else None
     if isinstance(variable, var.Category):
         return _one_hot(cells)
+    if isinstance(variable, var.Findings):
+        sets = var.encode([variable], rows)[name]
+        return np.column_stack([variable.bits(sets), sets < 0]).astype(float)
     values = np.array([_number(cell) for cell in cells])
     unknown = np.isnan(values)
     return np.column_stack([np.where(unknown, variable.mean, values), unknown])

@@ -1,0 +1,179 @@
+"""Arms of the study: what each classifier is trained on. All have the same steps, network, start and seeds.
+
+    arm                       training images
+    real                      all real ones, with classic augmentation
+    real+duplicates           and repeats of them, label by label as many as the first synthetic folder has
+    real+2xduplicates         … of every label twice as many as there are real ones of the label of interest
+    real+synthetic            and all images of the synthetic folder
+    real+.5xsynthetic         … of every label half as many as there are real ones of the label of interest
+    synthetic                 synthetic ones alone
+    synthetic-then-real       synthetic ones for the first half of the steps, real ones for the second
+    real@25+2xsynthetic       real ones with 25 of the label of interest, by whole patients; any `real` may have it
+
+`real` may be `real-plain` (no augmentation), `real-strong` (augmentation as between hospitals, data/acquisition.py),
+`real-even` (images weighted so that the label tells nothing of the study's --even columns), `real-scratch` (from random
+weights, where the others start at --init), or several of these: `real-strong-even`.
+`synthetic` may be the name of any folder that the study was given. Where synthetic images help, they help more than as
+many duplicates, which bring nothing new (count-matched control).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minidiff.classification.predictor import grey
+from minidiff.counted import order
+from minidiff.data.subset import first_patients
+from minidiff.errors import InputError
+
+DUPLICATES = "duplicates"
+WORDS = ("plain", "strong", "even", "scratch")
+FORM = re.compile(r"(?:(?P<first>[A-Za-z]\w*)-then-)?real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?"
+                  r"(?:\+(?:(?P<factor>\d*\.?\d+)x)?(?P<added>[A-Za-z]\w*))?")
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Pictures of one set, in one order."""
+
+    pixels: Tensor             # uint8 (N,C,S,S)
+    labels: Tensor             # int64 (N,), as `variables` encodes the target
+    patients: list[str]
+    rows: list[dict[str, str]]
+    hashes: list[str]          # sha256 of the files; of synthetic images, too
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Sequence[int]) -> Images:
+        index = list(index)
+        patients, rows, hashes = ([column[i] for i in index] for column in (self.patients, self.rows, self.hashes))
+        return Images(self.pixels[index], self.labels[index], patients, rows, hashes)
+
+    def __add__(self, other: Images) -> Images:
+        pixels = torch.cat([grey(self.pixels), grey(other.pixels)])  # one channel each: a third of the memory
+        return Images(pixels, torch.cat([self.labels, other.labels]), self.patients + other.patients, self.rows + other.rows,
+                      self.hashes + other.hashes)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One name of the table above, taken apart."""
+
+    name: str
+    real: bool = True
+    words: tuple[str, ...] = ()
+    most: int | None = None      # real images of the label of interest
+    added: str = ""              # duplicates, or the name of a synthetic folder
+    factor: float | None = None  # of what is added; None: all of it
+    first: str = ""              # synthetic folder for the first half of the steps
+
+    @property
+    def base(self) -> str:
+        """The arm of the same real images and nothing else."""
+        return "-".join(("real", *self.words)) + (f"@{self.most}" if self.most is not None else "")
+
+    @property
+    def source(self) -> str:
+        """The synthetic folder that it uses, "" for none."""
+        return self.first or (self.added if self.added != DUPLICATES else "")
+
+
+def parse(name: str, sources: Sequence[str]) -> Arm:
+    """The arm of this name; InputError that says what is allowed. `sources` are the names of synthetic folders."""
+    folders = ", ".join(sources) or "none given"
+    if name in sources:
+        return Arm(name, real=False, added=name)
+    match = FORM.fullmatch(name)
+    if not match:
+        raise InputError(f"arm {name!r}; allowed are real, real@25, real-plain, real-strong, real-even, real-scratch, "
+                         f"real+duplicates, real+2xduplicates, and with a synthetic folder's name ({folders}) NAME, "
+                         "real+NAME, real+2xNAME, NAME-then-real")
+    words = tuple(filter(None, match["words"].split("-")))
+    arm = Arm(name, words=words, most=int(match["most"]) if match["most"] else None, added=match["added"] or "",
+              factor=float(match["factor"]) if match["factor"] else None, first=match["first"] or "")
+    if arm.source and arm.source not in sources:
+        raise InputError(f"arm {name!r}: no synthetic folder is named {arm.source!r}; there are: {folders}")
+    if arm.first and arm.added:
+        raise InputError(f"arm {name!r}: either images before the real ones or beside them")
+    if len(set(words)) < len(words) or {"plain", "strong"} <= set(words) or 0 in (arm.factor, arm.most):
+        raise InputError(f"arm {name!r}: plain or strong, each word once, and numbers above 0")
+    return arm
+
+
+def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """Which arms to hold against which, the first minus the second: synthetic against the duplicates nearest in number
+    that have the same real images, everything against its real images alone, and those against `real`."""
+    pairs = []
+    for arm in arms:
+        twins = [other for other in arms if other.added == DUPLICATES and other.base == arm.base and arm.source]
+        same = [other for other in twins if other.factor == arm.factor] or sorted(
+            twins, key=lambda other: abs((other.factor or 0) - (arm.factor or 0)))
+        bases = [other for other in arms if other.name == (arm.base if arm.base != arm.name else "real")]
+        pairs += [(arm.name, other.name) for other in [*same[:1], *bases] if other.name != arm.name]
+    return list(dict.fromkeys(pairs))
+
+
+def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, positive: str, seed: int,
+                 subset_seed: int = 0) -> list[Images]:
+    """The images of an arm, in one or two stages. Strata are the cells of the label column.
+
+    Duplicates and synthetic images are drawn label by label without replacement, duplicates in rounds. InputError where
+    a synthetic folder has too few.
+    """
+    if arm.most is not None:
+        labels = [row["label"] for row in real.rows]
+        real = real.take(first_patients(labels, real.patients, {positive: arm.most}, subset_seed))
+    if not arm.real:
+        return [sources[arm.added]]
+    if arm.first:
+        return [sources[arm.first], real]
+    if not arm.added:
+        return [real]
+    of_real, pool = _by_label(real), real if arm.added == DUPLICATES else sources[arm.added]
+    if arm.factor is not None:
+        n = max(1, round(arm.factor * len(of_real.get(positive, ()))))
+        counts = dict.fromkeys(of_real, n)
+    else:
+        whole = next(iter(sources.values()), None) if arm.added == DUPLICATES else pool
+        if whole is None:
+            raise InputError(f"arm {arm.name}: without a synthetic folder, say how many duplicates: real+1xduplicates")
+        counts = {label: len(index) for label, index in _by_label(whole).items()}
+    extra, members = [], _by_label(pool)
+    for label, count in counts.items():
+        own = members.get(label, [])
+        if len(own) < (count if arm.added != DUPLICATES else 1):
+            raise InputError(f"arm {arm.name} needs {count} images of {label!r}; {arm.added} has {len(own)}")
+        extra += [own[k] for k in order(len(own), seed, range(count))]
+    return [real + pool.take(extra)]
+
+
+def unseen_by_arm(arm_real: Images, saw: set[str] | None) -> int | None:
+    """Real images that the arm's generator was trained on and the arm was not; None where nobody knows."""
+    return None if saw is None else len(saw - set(arm_real.hashes))
+
+
+def even_weights(images: Images, columns: Sequence[str]) -> Tensor:
+    """Weights (N,), mean 1, under which every label weighs the same and, within a label, so does every combination of
+    cells of these columns: then the label tells nothing of them, where every label has every combination."""
+    cells = [(row["label"], *(row.get(name, "") for name in columns)) for row in images.rows]
+    count: dict[tuple, int] = {}
+    for cell in cells:
+        count[cell] = count.get(cell, 0) + 1
+    kinds: dict[str, int] = {}
+    for label, *_ in count:
+        kinds[label] = kinds.get(label, 0) + 1
+    weights = torch.tensor([1 / (kinds[cell[0]] * count[cell]) for cell in cells])
+    return weights * len(cells) / weights.sum()
+
+
+def _by_label(images: Images) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for i, row in enumerate(images.rows):
+        found.setdefault(row["label"], []).append(i)
+    return dict(sorted(found.items()))

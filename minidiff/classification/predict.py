@@ -1,0 +1,86 @@
+"""What a finished study's classifier says of new images: one row an image, in CSV.
+
+    python classify.py predict --model runs/x/classifier --data NEW --out new.csv
+
+The probabilities are the mean over the seeds of one arm, at the temperature that fits validation; `set` are the labels that
+the conformal sets do not rule out, `entropy` and `disagreement` (mutual information of the seeds, nats) say how sure it is,
+and `typical` is the p of its being like the validation images: below .05, another world. Not for diagnosis.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+
+from minidiff.classification.calibration import pooled, probabilities
+from minidiff.classification.predictor import Predictor
+from minidiff.classification.uncertainty import Conformal, Typical, conformal_p, entropy, mutual_information
+from minidiff.data.dataset import load_pixels
+from minidiff.data.images import EXTENSIONS
+from minidiff.data.table import Table, write_table
+from minidiff.errors import InputError
+from minidiff.runs import read_json
+from minidiff.training.precision import pick_device
+from minidiff.variables import Category
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    model: str = "runs/demo/classifier"  # finished study
+    arm: str = ""                        # whose classifiers; none: those of the lowest validation loss
+    data: str = "runs/demo/phantom"      # folder of images, with or without labels; folders of masks are left out
+    out: str = "runs/demo/predictions.csv"  # table to write
+    skip_bad: bool = False               # leave unreadable images out instead of refusing
+    device: str = "auto"                 # auto, cpu, cuda, cuda:1 …
+
+
+def predict(cfg: PredictConfig) -> None:
+    """Probabilities, conformal set and uncertainty of each image of a folder, by the classifiers of a finished study."""
+    arm = pick(cfg)
+    tuned = read_json(arm / "tuned.json")
+    members = [Predictor.load(arm / str(seed)) for seed in tuned["seeds"]]
+    target, size = members[0].variables[0], members[0].size
+    table, pixels = load_pixels(listed(cfg.data), size, skip_bad=cfg.skip_bad)
+    exclusive = isinstance(target, Category)
+    logits = np.stack([m.to(pick_device(cfg.device)).logits(pixels)[target.name].double().numpy() for m in members])
+    p, mean = probabilities(logits, exclusive=exclusive), pooled(logits, exclusive)
+    sets = Conformal.from_json(tuned["conformal"]).sets(p.mean(0))
+    typical = Typical.from_state(safetensors.torch.load_file(arm / "typical.safetensors"))
+    distance = typical.distance(members[0].features(pixels).double().numpy())
+    like = conformal_p(distance, np.array(read_json(arm / "distances.json")))
+    scaled = probabilities(mean, tuned["temperature"], exclusive)
+    unsure, apart = entropy(p.mean(0), exclusive), mutual_information(p, exclusive)
+    rows = [{"file_name": row["file_name"], **{f"p_{name}": f"{x:.6f}" for name, x in zip(target.values, scaled[i])},
+             "set": "|".join(name for name, there in zip(target.values, sets[i]) if there),
+             "entropy": f"{unsure[i]:.6f}", "disagreement": f"{apart[i]:.6f}", "typical": f"{like[i]:.6f}"}
+            for i, row in enumerate(table.rows)]
+    write_table(cfg.out, rows)
+    odd = int((like < 0.05).sum())
+    print(f"{cfg.out}: {len(rows)} images by {len(members)} classifiers of {arm.name}; {odd} are unlike the validation "
+          f"images (p < .05; {0.05 * len(rows):.0f} by chance)")
+
+
+def pick(cfg: PredictConfig) -> Path:
+    """The folder of the arm to ask."""
+    arms = {path.parent.name: path.parent for path in sorted(Path(cfg.model).glob("arms/*/tuned.json"))}
+    if not arms:
+        raise InputError(f"{cfg.model}: no finished study; classify.py makes one")
+    if cfg.arm and cfg.arm not in arms:
+        raise InputError(f"--arm {cfg.arm}: {cfg.model} has {', '.join(arms)}")
+    return arms[cfg.arm] if cfg.arm else min(arms.values(), key=lambda arm: read_json(arm / "tuned.json")["val_loss"])
+
+
+def listed(folder: str) -> Table:
+    """Every image below a folder, in order of name."""
+    root = Path(os.path.abspath(folder))
+    if not root.is_dir():
+        raise InputError(f"--data {folder}: no such folder")
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()
+                   and not any(part.startswith(".") or part == "masks" for part in path.relative_to(root).parts))
+    if not files:
+        raise InputError(f"--data {folder}: no PNG or JPEG files in it")
+    return Table([{"file": str(path), "where": str(path), "file_name": str(path.relative_to(root))} for path in files])

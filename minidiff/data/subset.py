@@ -1,0 +1,92 @@
+"""A smaller data set out of a larger one: fewer training patients of some labels, everything held out as it was.
+
+`classify.py subset` writes it as a folder, for a generator to be trained on what an arm of the study is trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minidiff import runs
+from minidiff.counted import order
+from minidiff.data.table import read_table, write_table
+from minidiff.errors import InputError
+
+
+def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping[str, int], seed: int) -> list[int]:
+    """Indices of the images that stay, in order: of each label in `keep` at most so many, by whole patients.
+
+    Patients come in an order that is counted from `seed` and their sorted names, and are taken until the next one would
+    be too many: 25 images are among the 50 of the same seed. A patient counts under each label that he has.
+    """
+    gone: set[int] = set()
+    for label, most in keep.items():
+        own = [i for i, name in enumerate(labels) if name == label]
+        count = Counter(patients[i] for i in own)
+        names, taken, n = sorted(count), set(), 0
+        for place in order(len(names), seed, range(len(names))):
+            if n + count[names[place]] > most:
+                break
+            taken.add(names[place])
+            n += count[names[place]]
+        gone |= {i for i in own if patients[i] not in taken}
+    return [i for i in range(len(labels)) if i not in gone]
+
+
+@dataclass(frozen=True)
+class SubsetConfig:
+    data: tuple[str, ...] = ("runs/demo/phantom",)  # data sets to take from, with their splits
+    keep: tuple[str, ...] = ("covid=25",)  # label=images: at most so many of the training images of a label, whole patients
+    out: str = "runs/demo/phantom25"       # folder of the smaller data set
+    seed: int = 0                          # of the choice of patients; that of the study, if its arms are to be these
+
+
+def write_subset(cfg: SubsetConfig) -> None:
+    """Write a data set with fewer training patients, e.g. to train a generator for the arm real@25."""
+    table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.out).parent)
+    keep = _read_keep(cfg.keep, table.labels)
+    train, rest = table.select(split="train"), [row for row in table.rows if row["split"] != "train"]
+    kept = first_patients(train.column("label"), train.column("patient"), keep, cfg.seed)
+    several, out = len(cfg.data) > 1, Path(cfg.out)
+    runs.open_run(out, cfg, "subset", data=table.fingerprint)
+    rows = []
+    for row in [*(train.rows[i] for i in kept), *rest]:
+        name = f"{row['source']}/{row['file_name']}" if several else row["file_name"]
+        _link(row["file"], out / name)
+        inside = Path(row["file"]).parts[-len(Path(row["file_name"]).parts):]
+        if inside[0] == "images":  # masks lie beside the images that they belong to
+            for masks in sorted(Path(row["file"]).parents[len(inside) - 1].glob("masks/*")):
+                if masks.joinpath(*inside[1:]).is_file():
+                    _link(masks.joinpath(*inside[1:]), out / Path(name).parents[len(inside) - 1]
+                          / "masks" / masks.name / Path(*inside[1:]))
+        rows.append({**row, "file_name": name})
+    write_table(out / "metadata.csv", rows)
+    counts = Counter((row["split"], row["label"]) for row in rows)
+    print(f"{out}: " + ", ".join(f"{split} {label} {n}" for (split, label), n in sorted(counts.items())))
+
+
+def _read_keep(items: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
+    keep = {}
+    for item in items:
+        label, _, n = item.rpartition("=")
+        if label not in labels or not n.isdecimal() or int(n) < 1 or label in keep:
+            raise InputError(f"--keep {item}: write label=images, a label once, 1 or more; labels: {', '.join(labels)}")
+        keep[label] = int(n)
+    return keep
+
+
+def _link(source: str | Path, target: Path) -> None:
+    """The same file in another folder: a hard link where the file system has one, else a copy."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target.with_name(f".{target.name}.part"))
+        os.replace(target.with_name(f".{target.name}.part"), target)
