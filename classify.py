@@ -18,7 +18,7 @@ which evaluate.py asks whether samples show what they were asked to show.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -94,7 +94,7 @@ def run_study(cfg: Config) -> None:
         trained = {arm.name: [study.train_pair(study.folder_of(out, arm.name, seed), arm, seed, data, recipe)
                               for own, seed in pairs if own is arm] for arm in arms}
         results, summary = assess(data, arms, trained, recipe, out)
-        summary = {**summary, "audit": audit, "judge": judge}
+        summary = {**summary, "audit": audit, "judge": judge, "recipe": asdict(recipe)}
         runs.write_json(out / "results.json", results)
         runs.write_json(out / "summary.json", summary)
         for name, text in csv_tables(summary, results).items():

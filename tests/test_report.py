@@ -208,8 +208,15 @@ def test_verdict_on_an_attribute_compares_with_guessing(k, answer):
 def test_verdict_on_the_classifier_study(interval, answer):
     d = {"arm": "real+synthetic", "against": "real+duplicates", "metric": "balanced_accuracy", "difference": 0.02,
          "interval": list(interval), "resolved": answer != "not resolved"}
-    assert list(answers({"distances": [], "study": {"differences": {"test": [d]}}}).values()) == [answer]
-    assert answers({"distances": [], "study": {"differences": {"test": [d | {"interval": [None, None]}]}}}) == {}
+    arms = [{"arm": "real+synthetic", "added_kind": "synthetic"}, {"arm": "real+duplicates", "added_kind": "duplicates"}]
+
+    def verdict(*differences):
+        return list(answers({"distances": [], "study": {"arms": arms, "differences": {"test": differences}}}).values())
+
+    assert verdict(d) == [answer]
+    assert verdict(d | {"interval": [None, None]}) == verdict(d | {"arm": "real+duplicates"}) == []
+    assert verdict(d, d | {"resolved": False}) == [answer]                     # of several ratios, what is resolved counts
+    assert verdict(d, d | {"against": "real", "interval": [-0.9, -0.8], "resolved": True}) == [answer]  # duplicates first
 
 
 def test_page_without_any_optional_input(tmp_path):

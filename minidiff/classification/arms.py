@@ -111,11 +111,11 @@ def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     that have the same real images, everything against its real images alone, and those against `real`."""
     pairs = []
     for arm in arms:
-        twins = [other for other in arms if other.added == DUPLICATES and other.base == arm.base and arm.source]
-        same = [other for other in twins if other.factor == arm.factor] or sorted(
-            twins, key=lambda other: abs((other.factor or 0) - (arm.factor or 0)))
+        twins = [other for other in arms if other.added == DUPLICATES and other.base == arm.base and arm.source and arm.real
+                 and (other.factor is None) == (arm.factor is None)]
+        nearest = sorted(twins, key=lambda other: abs((other.factor or 0) - (arm.factor or 0)))[:1]
         bases = [other for other in arms if other.name == (arm.base if arm.base != arm.name else "real")]
-        pairs += [(arm.name, other.name) for other in [*same[:1], *bases] if other.name != arm.name]
+        pairs += [(arm.name, other.name) for other in [*nearest, *bases] if other.name != arm.name]
     return list(dict.fromkeys(pairs))
 
 

@@ -159,7 +159,7 @@ def _sentence(rows: Sequence[dict]) -> str:
         return ""
     outside = [row for row in every if row["features"] != THUMBNAIL]
     found = outside or every
-    meaning = ("What a classifier scores on this test set is no evidence that it sees disease." if outside else
+    meaning = ("What a classifier scores on the internal test set is no evidence that it sees disease." if outside else
                "Either the disease shows at 8 × 8, or something else in the picture goes with the label.")
     best = max(found, key=lambda row: row["auroc"])
     also = sorted({row["label"] for row in found} - {best["label"]})
