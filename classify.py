@@ -84,11 +84,13 @@ def run_study(cfg: Config) -> None:
     if main:
         runs.open_run(cfg.out, cfg, "classifier", free=FREE,
                       data={name: table.fingerprint for name, table in data.tables.items() if name in data.sets})
-        audit = audited(cfg, out, data)
-        judge = train_judge(cfg, out / "judge", data)
+        with distributed.alone():
+            audit = audited(cfg, out, data)
+            judge = train_judge(cfg, out / "judge", data)
     pairs = [(arm, seed) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for arm in arms]
     for arm, seed in pairs[distributed.rank() :: distributed.world()]:
-        study.train_pair(study.folder_of(out, arm.name, seed), arm, seed, data, recipe, f"{arm.name}, seed {seed}")
+        with distributed.alone():
+            study.train_pair(study.folder_of(out, arm.name, seed), arm, seed, data, recipe, f"{arm.name}, seed {seed}")
     distributed.wait()
     if main:
         trained = {arm.name: [study.train_pair(study.folder_of(out, arm.name, seed), arm, seed, data, recipe)
@@ -101,7 +103,7 @@ def run_study(cfg: Config) -> None:
             runs.write_atomic(out / f"{name}.csv", text)
         runs.write_atomic(out / "study.html", study_page(summary, results, gallery(data, summary, out)))
         print(printed(summary), f"\n\n{out / 'study.html'}")
-    distributed.wait()
+    distributed.stop()
 
 
 def sources(cfg: Config) -> dict[str, str]:

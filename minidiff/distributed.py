@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minidiff.errors import InputError
 
+_alone = False
 PATIENCE = timedelta(hours=2)  # the others wait while rank 0 reads and encodes a large data set
 
 
@@ -49,11 +50,22 @@ def local_rank() -> int:
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
 def world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work of this rank that the others know nothing of, e.g. a training of its own: it asks and awaits nobody."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def require_share(batch: int, accumulate: int = 1) -> None:

@@ -24,8 +24,8 @@ def test_the_whole_way_on_real_images(cxr, tmp_path, monkeypatch):
     run(train, "diffusion", "--data", cxr, "--vae", "x/vae", "--views", 1, "--steps", 2, "--batch", 4,
         "--out", "x/diffusion")
     run(sample, "--run", "x/diffusion", "--per-label", 20, "--steps", 2, "--out", "x/samples")
-    run(classify, "--data", cxr, "--synthetic", "x/samples", "--external", cxr / "external", "--size", 32, "--width", 4,
-        "--steps", 3, "--seeds", 1, "--out", "x/classifier")
+    run(classify, "--data", cxr, "--synthetic", "x/samples", "--external", cxr / "external", "--near-copies", "drop",
+        "--size", 32, "--width", 4, "--steps", 3, "--seeds", 1, "--out", "x/classifier")
     run(evaluate, "--data", cxr, "--samples", "x/samples", "--classifier", "x/classifier", "--vae", "x/vae", "--diffusion",
         "x/diffusion", "--repeats", 10, "--out", "x/report")
 
@@ -33,6 +33,9 @@ def test_the_whole_way_on_real_images(cxr, tmp_path, monkeypatch):
     assert len(rows) == 60 and {row["sex"] for row in rows} <= {"F", "M", ""}
     results = json.loads((tmp_path / "x/classifier/results.json").read_text())
     assert {row["test_set"] for row in results} == {"test", "external"}
+    summary = json.loads((tmp_path / "x/classifier/summary.json").read_text())
+    assert summary["positive"] == "covid" and summary["audit"]["shortcut"]  # the header alone tells it
+    assert {row["generator_extra"] for row in summary["arms"]} == {0}
     assert (tmp_path / "x/report/report.html").stat().st_size > 20_000
 
 

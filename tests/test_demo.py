@@ -46,6 +46,16 @@ def test_the_judge_may_judge(demo):
     assert found["age"]["r"] >= 0.8
 
 
+def test_the_study_is_whole_and_its_generator_saw_nothing_more(demo):
+    summary = json.loads((demo / "classifier" / "summary.json").read_text())
+    arms = {row["arm"]: row for row in summary["arms"]}
+    assert set(arms) == {"real", "real+duplicates", "real+synthetic"} and all(row["seeds"] == 5 for row in arms.values())
+    assert {row["generator_extra"] for row in arms.values()} == {0} and arms["real"]["ensemble"]["balanced_accuracy"] >= 0.97
+    held = {(d["arm"], d["against"], d["metric"]) for d in summary["differences"]["test"]}
+    assert ("real+synthetic", "real+duplicates", "balanced_accuracy") in held
+    assert (demo / "classifier" / "study.html").stat().st_size > 100_000
+
+
 def test_samples_are_a_set_of_300(demo):
     table = read_table(demo / "samples", split=False)
     assert len(table) == 300 and set(table.column("set")) == {"1", "2", "3"}

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +194,19 @@ def test_predictions_of_new_images(world, unbroken, tmp_path):
                            ({"model": str(tmp_path)}, "no finished study"), ({"data": str(tmp_path)}, "no PNG or JPEG")):
         with pytest.raises(InputError, match=words):
             classify.predict(classify.PredictConfig(**{"model": str(unbroken), "out": str(out), **changes}))
+
+
+def test_two_processes_share_the_pairs(world, unbroken, tmp_path):
+    knobs = {**world[1], "arms": ("real", "real+1xduplicates"), "out": str(tmp_path / "out")}
+    words = [word for name, value in knobs.items()
+             for word in (f"--{name}", *map(str, value if isinstance(value, tuple) else (value,)))]
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--",
+                    classify.__file__, *words], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+                   timeout=200)
+    for pair in ("real/0", "real/1", "real+1xduplicates/0", "real+1xduplicates/1"):
+        name = f"arms/{pair}/result.json"
+        assert (tmp_path / "out" / name).read_bytes() == (unbroken / name).read_bytes(), name
+    assert len(summary_of(tmp_path / "out")["arms"]) == 4
 
 
 # ---- the protocol
