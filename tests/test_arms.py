@@ -76,13 +76,13 @@ def test_a_folder_with_too_few_images_is_named():
 
 def test_each_arm_is_held_against_its_control():
     names = ("real", "real-plain", "real+1xduplicates", "real+5xduplicates", "real+1xsynthetic", "real+4xsynthetic",
-             "synthetic", "synthetic-then-real", "real@25", "real@25+1xsynthetic")
+             "synthetic", "synthetic-then-real", "real@25", "real@25+1xsynthetic", "real-even@25")
     pairs = comparisons([parse(name, ["synthetic"]) for name in names])
     against = {name: [b for a, b in pairs if a == name] for name in names}
     assert against["real"] == [] and against["real-plain"] == against["real@25"] == against["real+5xduplicates"] == ["real"]
     assert against["real+1xsynthetic"] == ["real+1xduplicates", "real"]
     assert against["real+4xsynthetic"] == ["real+5xduplicates", "real"]       # the nearest in number
-    assert against["real@25+1xsynthetic"] == ["real@25"] and "real" in against["synthetic"]
+    assert against["real@25+1xsynthetic"] == against["real-even@25"] == ["real@25"] and "real" in against["synthetic"]
     assert against["synthetic-then-real"][-1] == "real"
 
 

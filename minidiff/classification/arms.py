@@ -108,13 +108,14 @@ def parse(name: str, sources: Sequence[str]) -> Arm:
 
 def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     """Which arms to hold against which, the first minus the second: synthetic against the duplicates nearest in number
-    that have the same real images, everything against its real images alone, and those against `real`."""
+    that have the same real images, everything against its real images alone, and those against `real` or `real@25`."""
     pairs = []
     for arm in arms:
         twins = [other for other in arms if other.added == DUPLICATES and other.base == arm.base and arm.source and arm.real
                  and (other.factor is None) == (arm.factor is None)]
         nearest = sorted(twins, key=lambda other: abs((other.factor or 0) - (arm.factor or 0)))[:1]
-        bases = [other for other in arms if other.name == (arm.base if arm.base != arm.name else "real")]
+        plainer = "real" if arm.most is None or not arm.words else f"real@{arm.most}"  # of the same number, without words
+        bases = [other for other in arms if other.name == (arm.base if arm.base != arm.name else plainer)]
         pairs += [(arm.name, other.name) for other in [*nearest, *bases] if other.name != arm.name]
     return list(dict.fromkeys(pairs))
 
