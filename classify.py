@@ -78,15 +78,18 @@ def run_study(cfg: Config) -> None:
     with distributed.first():  # a split that has to be made is made once
         data = inputs.read(cfg.data, used, cfg.external, size=cfg.size, seed=cfg.seed, out=cfg.out, target=cfg.target,
                            hold_out=cfg.hold_out, near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
+    known = check_read(cfg, arms, data)
     recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data), cfg.even, cfg.init,
                           cfg.precision, str(pick_device(cfg.device)), cfg.seed)
     out, main = Path(cfg.out), not distributed.rank()
+    with distributed.first():  # no rank trains into a folder that is refused
+        if main:
+            runs.open_run(cfg.out, cfg, "classifier", free=FREE,
+                          data={name: table.fingerprint for name, table in data.tables.items() if name in data.sets})
     if main:
-        runs.open_run(cfg.out, cfg, "classifier", free=FREE,
-                      data={name: table.fingerprint for name, table in data.tables.items() if name in data.sets})
         with distributed.alone():
             audit = audited(cfg, out, data)
-            judge = train_judge(cfg, out / "judge", data)
+            judge = train_judge(cfg, out / "judge", data, known)
     pairs = [(arm, seed) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for arm in arms]
     for arm, seed in pairs[distributed.rank() :: distributed.world()]:
         with distributed.alone():
@@ -137,6 +140,26 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
     return arms
 
 
+def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Variable]:
+    """What can be refused before anything is written; the variables of the judge."""
+    train = data.sets["train"]
+    if any("even" in arm.words for arm in arms):
+        if isinstance(data.target, var.Findings):
+            raise InputError("--arms real-even weighs labels that exclude each other; "
+                             f"{cfg.target} names findings that may be there together")
+        for name in cfg.even:
+            if not any(row.get(name, "") for row in train.rows):
+                raise InputError(f"--even {name}: no training image has it; there are {', '.join(train.rows[0])}")
+    for arm in arms:  # has each folder enough images?
+        kinds.training_set(arm, train, data.sources, positive=positive_of(cfg, data), seed=cfg.seed, subset_seed=cfg.seed)
+    if cfg.init:
+        transfer.begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
+    known = [data.target, *(var.infer(name, [row.get(name, "") for row in train.rows])
+                            for name in cfg.condition if name != "label")]
+    var.encode(known, data.sets["test"].rows)
+    return known
+
+
 def positive_of(cfg: Config, data: Inputs) -> str:
     """The label of interest: as asked, or the rarest in training."""
     values = data.target.values
@@ -149,15 +172,17 @@ def positive_of(cfg: Config, data: Inputs) -> str:
 def audited(cfg: Config, out: Path, data: Inputs) -> dict:
     """What can be told without a look at the lungs; printed before anything is trained, and kept."""
     if (out / "audit.json").exists():
-        return runs.read_json(out / "audit.json")
-    found = shortcut_audit(data.sets["train"], data.tests, labels=data.target.values, columns=cfg.condition[1:],
-                           seed=cfg.seed, size=cfg.size, steps=min(cfg.steps, STEPS))
-    runs.write_json(out / "audit.json", found)
+        found = runs.read_json(out / "audit.json")
+    else:
+        columns = [name for name in cfg.condition if name not in ("label", cfg.target)]  # these are what is to be told
+        found = shortcut_audit(data.sets["train"], data.tests, labels=data.target.values, columns=columns,
+                               seed=cfg.seed, size=cfg.size, steps=min(cfg.steps, STEPS))
+        runs.write_json(out / "audit.json", found)
     print("\n".join(found["text"]))
     return found
 
 
-def train_judge(cfg: Config, folder: Path, data: Inputs) -> list[dict]:
+def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variable]) -> list[dict]:
     """Train and save the judge on the training images, or read a finished one; its agreement with the test images.
 
     The sha256 of its training files is kept beside it: no image that it is asked to judge should be among them.
@@ -166,8 +191,6 @@ def train_judge(cfg: Config, folder: Path, data: Inputs) -> list[dict]:
     runs.write_json(folder / "trained_on.json", sorted(set(train.hashes)))
     if (folder / "agreement.json").exists():
         return runs.read_json(folder / "agreement.json")
-    known = [data.target, *(var.infer(name, [row.get(name, "") for row in train.rows])
-                            for name in cfg.condition if name != "label")]
     judge = Predictor(known, width=cfg.width, size=cfg.size, seed=cfg.seed).to(pick_device(cfg.device))
     log = fit(judge, train.pixels, var.encode(known, train.rows), steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed,
               progress="judge", precision=cfg.precision)

@@ -56,6 +56,20 @@ def test_subsets_are_whole_patients_and_one_inside_the_other():
     assert first_patients(labels, patients, {"covid": 25}, seed=2) != kept[25]
 
 
+def test_a_label_of_interest_counts_wherever_it_is_one_of_several_findings():
+    """light|odd is an image of light: `real@3` leaves three of both kinds together."""
+    real, synthetic = toy((10, 8, 6), 1), toy((20, 20, 20), 2)
+    rows = [{**row, "label": "light|odd"} if row["label"] == "light" and i % 2 else row for i, row in enumerate(real.rows)]
+    (kept,) = made("real@3", replace(real, rows=rows), synthetic)
+    cells = [row["label"] for row in kept.rows]
+    assert len(cells) == 19 and sum("light" in cell for cell in cells) == 3
+
+
+def test_whole_patients_of_too_many_images_are_refused_rather_than_none_taken():
+    with pytest.raises(InputError, match="2 images of 'light' by whole patients: the first patient, 1-.*, has 4"):
+        made("real@2", toy((8, 8, 8), 1, per_patient=4), toy((3, 3, 3), 2))
+
+
 @pytest.mark.parametrize("name, words", [
     ("best", "allowed are real"), ("real+other", "no synthetic folder is named 'other'; there are: synthetic"),
     ("other-then-real", "no synthetic folder"), ("real-plain-strong", "plain or strong"), ("real@0", "above 0"),

@@ -150,6 +150,17 @@ def test_bad_requests_are_one_sentence(world, tmp_path):
     refused("names view twice", condition=("label", "view", "view"))
     refused("--target height: no such column", target="height")
     refused("write column=value; source has real", hold_out="source=mars")
+    refused("source has real", hold_out="source=")
+    refused("height has no value", hold_out="height=")
+    refused("a set is named 'test' already", hold_out="split=test")
+    refused("a set of real images is named 'train'", synthetic=(f"train={knobs['synthetic'][0]}",), arms=("real", "train"))
+    refused("a set of real images is named 'clinic'", synthetic=(f"clinic={knobs['synthetic'][0]}",), arms=("real+clinic",))
+    refused("--target age: numbers from 20 to 67", target="age", external=())
+    refused("no such column in .*clinic", target="findings")
+    refused("--even height: no training image has it", even=("height",))
+    refused("real-even weighs labels that exclude each other", target="findings", external=(), arms=("real-even",))
+    refused("needs 162 images of 'dark'; synthetic has 20", arms=("real", "real+9xsynthetic"))
+    refused("condition 'height' has no known value", condition=("label", "height"))
     refused("no such folder", data=(str(tmp_path / "none"),))
     refused("crosses splits", external=(write_set(tmp_path / "copy", toy((30, 30, 30), 1), ("external",)),))
     assert not (tmp_path / "out").exists()
@@ -166,6 +177,14 @@ def test_several_labels_an_image(world, tmp_path):
     assert np.shape(p) == (18, 4)
 
 
+def test_the_label_is_no_metadata_of_itself(world, tmp_path):
+    """Wherever it stands among the conditions: a shortcut that knows the answer would be none."""
+    knobs = {**world[1], "external": (), "arms": ("real",), "seeds": 1, "condition": ("view", "label")}
+    classify.run_study(classify.Config(**knobs, out=str(tmp_path / "out")))
+    rows = json.loads((tmp_path / "out/audit.json").read_text())["rows"]
+    assert max(row["auroc"] for row in rows if row["features"] == "metadata") < 0.9  # views say nothing of these labels
+
+
 def test_a_start_from_another_run_and_what_it_may_not_be(world, unbroken, tmp_path):
     knobs = {**world[1], "external": (), "arms": ("real", "real-scratch"), "seeds": 1, "steps": 1, "lr": 1e-12}
     classify.run_study(classify.Config(**knobs, init=str(unbroken / "arms/real/0"), out=str(tmp_path / "out")))
@@ -177,6 +196,10 @@ def test_a_start_from_another_run_and_what_it_may_not_be(world, unbroken, tmp_pa
                         (unbroken, "holds no predictor")):
         with pytest.raises(InputError, match=words):
             classify.run_study(classify.Config(**knobs, init=str(init), out=str(tmp_path / "other")))
+    with pytest.raises(InputError, match="--width 5"):
+        knobs["width"] = 5
+        classify.run_study(classify.Config(**knobs, init=str(unbroken / "judge"), out=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
 
 
 def test_predictions_of_new_images(world, unbroken, tmp_path):
@@ -190,10 +213,23 @@ def test_predictions_of_new_images(world, unbroken, tmp_path):
     p = torch.tensor([one["logits"]["clinic"] for one in found]).softmax(-1).numpy()
     assert [float(r["disagreement"]) for r in rows] == pytest.approx(
         list((p * np.log(p)).sum(-1).mean(0) - (p.mean(0) * np.log(p.mean(0))).sum(-1)), abs=2e-6)
-    for changes, words in (({"arm": "best"}, "has real, real"), ({"data": str(tmp_path / "none")}, "no such folder"),
+    classify.predict(classify.PredictConfig(**knobs))  # an earlier table of predictions may be replaced, nothing else
+    table = Path(world[1]["data"][0]) / "metadata.csv"
+    before = table.read_bytes()
+    for changes, words in (({"out": str(table)}, "no table of predictions"), ({"out": str(tmp_path)}, "no table of pred"),
+                           ({"arm": "best"}, "has real, real"), ({"data": str(tmp_path / "none")}, "no such folder"),
                            ({"model": str(tmp_path)}, "no finished study"), ({"data": str(tmp_path)}, "no PNG or JPEG")):
         with pytest.raises(InputError, match=words):
             classify.predict(classify.PredictConfig(**{"model": str(unbroken), "out": str(out), **changes}))
+    assert table.read_bytes() == before
+    for name, data, words in (("typical.safetensors", b"abc", "is damaged"), ("typical.safetensors", None, "not finished"),
+                              ("tuned.json", b"{}", "is damaged; run the study's command again")):
+        path = unbroken / "arms/real" / name
+        whole = path.read_bytes()
+        path.write_bytes(data) if data else path.unlink()
+        with pytest.raises(InputError, match=words):
+            classify.predict(classify.PredictConfig(**knobs))
+        path.write_bytes(whole)
 
 
 def test_two_processes_share_the_pairs(world, unbroken, tmp_path):
@@ -255,6 +291,46 @@ def test_a_near_copy_in_a_test_set_is_refused_or_left_out(world, tmp_path):
         inputs.read((data,), {}, (clinic,), **knobs)
     found = inputs.read((data,), {}, (clinic,), **knobs, near_copies="drop")
     assert len(found.sets["clinic"]) == 3 and any("1 near copies" in note and "000.png" in note for note in found.notes)
+
+
+def test_files_too_small_to_be_compared_are_not_refused_but_noted(world, tmp_path):
+    """At 32 px two films of one outline look like copies; what is compared does not hang on the size of the study."""
+    found = read(world)
+    assert any("near copies were not looked for: with files of fewer than 96 px" in note for note in found.notes)
+    films = torch.rand(15, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+    films = 200 * torch.nn.functional.interpolate(films, (96, 96), mode="bicubic").clamp(0, 1)
+    films[3] = (1.1 * films[2]).clamp(0, 255)  # a training film in the test set, brighter
+    data = write_set(tmp_path / "real", replace(toy((5, 5, 5), 7), pixels=films.to(torch.uint8)), SPLITS)
+    knobs = {"seed": 0, "out": str(tmp_path / "out"), "size": 32}
+    with pytest.raises(InputError, match="1 near copies of training or validation"):
+        inputs.read((data,), {}, (), **knobs)
+
+
+def test_a_validation_patient_in_an_external_set_is_refused(world, tmp_path):
+    clinic = Path(write_set(tmp_path / "clinic", toy((4, 4), 9), ("external",)))
+    of_val = read_table(world[1]["data"]).select(split="val").rows[0]["patient"]
+    text = (clinic / "metadata.csv").read_text()
+    (clinic / "metadata.csv").write_text(text.replace("external,9-0,", f"external,{of_val},"))
+    with pytest.raises(InputError, match=f"patient '{of_val}' crosses splits"):
+        read(world, external=(str(clinic),))
+
+
+def test_a_generator_that_saw_another_image_of_a_held_out_patient_is_refused(world, tmp_path):
+    """Of a patient with films of two views, one view is held out; the generator saw the other."""
+    data = write_set(tmp_path / "real", toy((40, 40, 40), 5, per_patient=2), ("train",) * 6 + ("test",) * 2 + ("val",) * 2)
+    lines = (Path(data) / "metadata.csv").read_text().splitlines()
+    views = {f"5-{k}": "AP,PA" if k in (0, 1, 20, 21, 40, 41) else "PA,PA" for k in range(60)}
+    new = [lines[0]]
+    for i, line in enumerate(lines[1:]):
+        name, label, split, patient, _, age = line.split(",")
+        new.append(",".join((name, label, split, patient, views[patient].split(",")[i % 2], age)))
+    (Path(data) / "metadata.csv").write_text("\n".join(new) + "\n")
+    table = read_table(data)
+    row = next(row for row in table.rows if row["patient"] == "5-0" and row["view"] == "PA")
+    samples = write_set(tmp_path / "samples", toy((5, 6, 7), 2))
+    (Path(samples) / "manifest.json").write_text(json.dumps({"trained_on": [table.hashes[row["file"]]]}))
+    with pytest.raises(InputError, match="its generator was trained on other images of 1 held-out patients"):
+        read(world, data=(data,), external=(), synthetic=(samples,), hold_out="view=AP")
 
 
 def test_a_source_held_out_is_a_test_set_of_its_own(world, tmp_path):

@@ -30,6 +30,7 @@ from minidiff.classification.predictor import grey
 from minidiff.counted import order
 from minidiff.data.subset import first_patients
 from minidiff.errors import InputError
+from minidiff.variables import AND
 
 DUPLICATES = "duplicates"
 WORDS = ("plain", "strong", "even", "scratch")
@@ -128,7 +129,7 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
     a synthetic folder has too few.
     """
     if arm.most is not None:
-        labels = [row["label"] for row in real.rows]
+        labels = [positive if _has(row["label"], positive) else row["label"] for row in real.rows]
         real = real.take(first_patients(labels, real.patients, {positive: arm.most}, subset_seed))
     if not arm.real:
         return [sources[arm.added]]
@@ -171,6 +172,11 @@ def even_weights(images: Images, columns: Sequence[str]) -> Tensor:
         kinds[label] = kinds.get(label, 0) + 1
     weights = torch.tensor([1 / (kinds[cell[0]] * count[cell]) for cell in cells])
     return weights * len(cells) / weights.sum()
+
+
+def _has(cell: str, label: str) -> bool:
+    """Does a cell name this label, alone or among several findings?"""
+    return cell == label or label in cell.split(AND)
 
 
 def _by_label(images: Images) -> dict[str, list[int]]:

@@ -18,7 +18,8 @@ from minidiff.classification.arms import DUPLICATES, Images
 from minidiff.counted import order
 from minidiff.data.audit import check_pictures
 from minidiff.data.dataset import load_pixels
-from minidiff.data.duplicates import near_duplicates
+from minidiff.data.duplicates import SIDE, near_duplicates
+from minidiff.data.files import typical_side
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, check_synthetic, check_unseen, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
@@ -55,7 +56,7 @@ def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[s
     their own; `near_copies` drop leaves test images out that show a training film."""
     real = _targeted(read_table(data, seed=seed, split_dir=Path(out).parent), target)
     real = replace(real, rows=[row for row in real.rows if row["split"] in SPLITS])
-    tables: dict[str, Table] = {}
+    tables, everyone = dict[str, Table](), real.rows
     if hold_out:
         real, tables = _held_out(real, hold_out)
     real, carved = _with_validation(real, seed)
@@ -66,12 +67,15 @@ def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[s
             raise InputError(f"--external {folder}: a set named {name!r} is there already; rename its folder")
         tables[name] = _targeted(_external(folder), target)
         rows = [{**row, "split": name} for row in tables[name].rows]
-        check_leakage([*tables["train"].rows, *rows], {**real.hashes, **tables[name].hashes})
+        check_leakage([*tables["train"].rows, *tables["val"].rows, *rows], {**real.hashes, **tables[name].hashes})
+    for name in sorted({*tables} & {*synthetic}):
+        raise InputError(f"--synthetic {synthetic[name]}: a set of real images is named {name!r}; write NAME=DIR")
+    _variable(target, tables["train"].column("label"))
     check_labels({name: table.column("label") for name, table in tables.items()}, target)
     hashes = {file: digest for table in tables.values() for file, digest in table.hashes.items()}
     unseen = [row for name, table in tables.items() if name not in (("train", "val") if carved else ("train",))
               for row in table.rows]
-    samples = {name: _targeted(_synthetic(folder, unseen, hashes, real.rows), target) for name, folder in synthetic.items()}
+    samples = {name: _targeted(_synthetic(folder, unseen, hashes, everyone), target) for name, folder in synthetic.items()}
     loaded = {name: load_pixels(table, size, skip_bad=skip_bad) for name, table in {**tables, **samples}.items()}
     once = {row["file"]: ({**row, "split": name}, picture) for name in tables  # a held-out source may borrow test images
             for row, picture in zip(loaded[name][0].rows, loaded[name][1])}
@@ -79,7 +83,7 @@ def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[s
     loaded |= _near_copies({name: loaded[name] for name in tables}, near_copies)
     tables = {name: loaded[name][0] for name in tables}
     check_labels({name: table.column("label") for name, table in tables.items()}, target)  # images may have been left out
-    variable = replace(var.infer(target, tables["train"].column("label")), name="label")
+    variable = replace(_variable(target, tables["train"].column("label")), name="label")
     notes = [note for name, (table, _) in loaded.items() for note in table.notes]
     made = {name: _images(*loaded[name], variable) for name in loaded}
     return Inputs(variable, {name: made[name] for name in tables}, {name: made[name] for name in samples},
@@ -92,12 +96,22 @@ def _images(table: Table, pixels: torch.Tensor, variable: var.Variable) -> Image
                   [table.hashes[file] for file in table.column("file")])
 
 
+def _variable(target: str, cells: Sequence[str]) -> var.Category | var.Findings | None:
+    """What there is to be told apart; None where `check_labels` will say that there is nothing."""
+    found = var.infer(target, cells) if len(set(cells)) > 1 else None
+    if isinstance(found, var.Number):
+        raise InputError(f"--target {target}: numbers from {found.low:g} to {found.high:g}; a classifier tells labels "
+                         f"apart, of which a column of numbers may have up to {var.FEW_VALUES}")
+    return found
+
+
 def _targeted(table: Table, target: str) -> Table:
     """The table with another column as its label; rows where it is empty are left out and counted."""
     if target == "label":
         return table
     if target not in {key for row in table.rows for key in row}:
-        raise InputError(f"--target {target}: no such column; there are {', '.join(table.rows[0])}")
+        where = os.path.commonpath([os.path.dirname(row["file"]) for row in table.rows])
+        raise InputError(f"--target {target}: no such column in {where}; there are {', '.join(table.rows[0])}")
     rows = [{**row, "label": row[target]} for row in table.rows if row.get(target, "")]
     lost = len(table) - len(rows)
     notes = [f"{lost} images without {target} are left out"] if lost else []
@@ -125,9 +139,11 @@ def _held_out(table: Table, hold_out: str) -> tuple[Table, dict[str, Table]]:
     labels' test images stand beside it, and the note says so."""
     column, _, value = hold_out.partition("=")
     values = sorted(set(table.column(column)))
-    if not column or value not in values:
+    if not column or not value or value not in values:
         there = ", ".join(filter(None, values)) or "no value"
         raise InputError(f"--hold-out {hold_out}: write column=value; {column or 'a column'} has {there}")
+    if value in (*INTERNAL, DUPLICATES):
+        raise InputError(f"--hold-out {hold_out}: a set is named {value!r} already; rename this {column}")
     patients = {row["patient"] for row in table.rows if row[column] == value}
     own = [row for row in table.rows if row[column] == value]
     rest = replace(table, rows=[row for row in table.rows if row["patient"] not in patients])
@@ -163,10 +179,20 @@ def _synthetic(folder: str, unseen: Sequence[Row], hashes: Mapping[str, str], re
 
 
 def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]], what: str) -> dict[str, tuple[Table, torch.Tensor]]:
-    """Refuse test images that show a film of training or validation in another file, or leave them out, named."""
+    """Refuse test images that show a film of training or validation in another file, or leave them out, named.
+
+    Whatever the size of the study, they are compared at 96 px; files of fewer have too little detail to tell films apart,
+    and that they were not compared is noted.
+    """
     names = [name for name, (table, _) in loaded.items() for _ in table.rows]
     rows = [row for table, _ in loaded.values() for row in table.rows]
+    if typical_side((row["file"] for row in rows), SIDE) < SIDE:
+        table, pixels = loaded["test"]
+        note = f"near copies were not looked for: with files of fewer than {SIDE} px, different films look like one"
+        return {"test": (replace(table, notes=[*table.notes, note]), pixels)}
     pixels = torch.cat([pixels[:, :1] for _, pixels in loaded.values()])
+    if pixels.shape[-1] < SIDE:
+        pixels = load_pixels(Table(rows), SIDE)[1][:, :1]
     seen = ("train", "val")
     pairs = [(i, j, d) for i, j, d in near_duplicates(pixels) if (names[i] in seen) != (names[j] in seen)]
     if not pairs:

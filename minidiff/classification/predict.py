@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.torch
 
 from minidiff.classification.calibration import pooled, probabilities
@@ -41,7 +42,8 @@ class PredictConfig:
 def predict(cfg: PredictConfig) -> None:
     """Probabilities, conformal set and uncertainty of each image of a folder, by the classifiers of a finished study."""
     arm = pick(cfg)
-    tuned = read_json(arm / "tuned.json")
+    check_out(cfg.out)
+    tuned, typical, of_validation = kept(arm)
     members = [Predictor.load(arm / str(seed)) for seed in tuned["seeds"]]
     target, size = members[0].variables[0], members[0].size
     table, pixels = load_pixels(listed(cfg.data), size, skip_bad=cfg.skip_bad)
@@ -49,9 +51,8 @@ def predict(cfg: PredictConfig) -> None:
     logits = np.stack([m.to(pick_device(cfg.device)).logits(pixels)[target.name].double().numpy() for m in members])
     p, mean = probabilities(logits, exclusive=exclusive), pooled(logits, exclusive)
     sets = Conformal.from_json(tuned["conformal"]).sets(p.mean(0))
-    typical = Typical.from_state(safetensors.torch.load_file(arm / "typical.safetensors"))
     distance = typical.distance(members[0].features(pixels).double().numpy())
-    like = conformal_p(distance, np.array(read_json(arm / "distances.json")))
+    like = conformal_p(distance, of_validation)
     scaled = probabilities(mean, tuned["temperature"], exclusive)
     unsure, apart = entropy(p.mean(0), exclusive), mutual_information(p, exclusive)
     rows = [{"file_name": row["file_name"], **{f"p_{name}": f"{x:.6f}" for name, x in zip(target.values, scaled[i])},
@@ -64,6 +65,14 @@ def predict(cfg: PredictConfig) -> None:
           f"images (p < .05; {0.05 * len(rows):.0f} by chance)")
 
 
+def check_out(path: str) -> None:
+    """Raise InputError where something other than an earlier table of predictions would be written over."""
+    if not os.path.exists(path):
+        return
+    if not os.path.isfile(path) or not Path(path).read_bytes().startswith(b"file_name,p_"):
+        raise InputError(f"--out {path} exists and is no table of predictions; give another, nothing there is overwritten")
+
+
 def pick(cfg: PredictConfig) -> Path:
     """The folder of the arm to ask."""
     arms = {path.parent.name: path.parent for path in sorted(Path(cfg.model).glob("arms/*/tuned.json"))}
@@ -71,7 +80,22 @@ def pick(cfg: PredictConfig) -> Path:
         raise InputError(f"{cfg.model}: no finished study; classify.py makes one")
     if cfg.arm and cfg.arm not in arms:
         raise InputError(f"--arm {cfg.arm}: {cfg.model} has {', '.join(arms)}")
-    return arms[cfg.arm] if cfg.arm else min(arms.values(), key=lambda arm: read_json(arm / "tuned.json")["val_loss"])
+    return arms[cfg.arm] if cfg.arm else min(arms.values(), key=lambda arm: kept(arm)[0]["val_loss"])
+
+
+def kept(arm: Path) -> tuple[dict, Typical, np.ndarray]:
+    """What the study keeps beside an arm's predictors: what was tuned, typical features, distances of validation."""
+    tuned, again = read_json(arm / "tuned.json"), "run the study's command again"
+    if not isinstance(tuned, dict) or not {"seeds", "temperature", "conformal", "val_loss"} <= set(tuned):
+        raise InputError(f"{arm / 'tuned.json'} is damaged; {again}")
+    path = arm / "typical.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path} is missing, for the study is not finished; {again}")
+    try:
+        typical = Typical.from_state(safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, KeyError):
+        raise InputError(f"{path} is damaged; {again}") from None
+    return tuned, typical, np.array(read_json(arm / "distances.json"))
 
 
 def listed(folder: str) -> Table:

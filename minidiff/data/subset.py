@@ -22,7 +22,8 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
     """Indices of the images that stay, in order: of each label in `keep` at most so many, by whole patients.
 
     Patients come in an order that is counted from `seed` and their sorted names, and are taken until the next one would
-    be too many: 25 images are among the 50 of the same seed. A patient counts under each label that he has.
+    be too many: 25 images are among the 50 of the same seed. A patient counts under each label that he has. InputError
+    where the first alone has too many.
     """
     gone: set[int] = set()
     for label, most in keep.items():
@@ -34,6 +35,10 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
                 break
             taken.add(names[place])
             n += count[names[place]]
+        if own and not taken:
+            first = names[order(len(names), seed, [0])[0]]
+            raise InputError(f"{most} images of {label!r} by whole patients: the first patient, {first}, has "
+                             f"{count[first]}; ask for more")
         gone |= {i for i in own if patients[i] not in taken}
     return [i for i in range(len(labels)) if i not in gone]
 
@@ -52,13 +57,16 @@ def write_subset(cfg: SubsetConfig) -> None:
     keep = _read_keep(cfg.keep, table.labels)
     train, rest = table.select(split="train"), [row for row in table.rows if row["split"] != "train"]
     kept = first_patients(train.column("label"), train.column("patient"), keep, cfg.seed)
-    several, out = len(cfg.data) > 1, Path(cfg.out)
+    out, prefixes = Path(cfg.out), _prefixes(cfg.data)
+    for folder in cfg.data:
+        if runs.nested(folder, out):
+            raise InputError(f"--out {out}: it and {folder}, which it is taken from, lie in one another; give another --out")
     runs.open_run(out, cfg, "subset", data=table.fingerprint)
     rows = []
     for row in [*(train.rows[i] for i in kept), *rest]:
-        name = f"{row['source']}/{row['file_name']}" if several else row["file_name"]
+        inside = Path(row["file_name"]).parts
+        name = prefixes[Path(row["file"]).parents[len(inside) - 1]] + row["file_name"]
         _link(row["file"], out / name)
-        inside = Path(row["file"]).parts[-len(Path(row["file_name"]).parts):]
         if inside[0] == "images":  # masks lie beside the images that they belong to
             for masks in sorted(Path(row["file"]).parents[len(inside) - 1].glob("masks/*")):
                 if masks.joinpath(*inside[1:]).is_file():
@@ -68,6 +76,14 @@ def write_subset(cfg: SubsetConfig) -> None:
     write_table(out / "metadata.csv", rows)
     counts = Counter((row["split"], row["label"]) for row in rows)
     print(f"{out}: " + ", ".join(f"{split} {label} {n}" for (split, label), n in sorted(counts.items())))
+
+
+def _prefixes(folders: Sequence[str]) -> dict[Path, str]:
+    """Data folder → the folder in the smaller data set that keeps its files apart; none where it is the only one."""
+    paths = [Path(os.path.abspath(folder)) for folder in folders]
+    names = [path.name for path in paths]
+    return {path: "" if len(paths) == 1 else f"{path.name}/" if names.count(path.name) == 1 else f"{path.name}-{k}/"
+            for k, path in enumerate(paths, 1)}
 
 
 def _read_keep(items: Sequence[str], labels: Sequence[str]) -> dict[str, int]:

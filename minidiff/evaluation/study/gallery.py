@@ -12,6 +12,7 @@ from minidiff.classification.gradcam import gradcam, overlay
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictor import Predictor
 from minidiff.runs import read_json
+from minidiff.variables import Category
 
 SHOWN = 8  # of each kind
 
@@ -19,16 +20,19 @@ SHOWN = 8  # of each kind
 def gallery(data: Inputs, summary: dict, out: Path) -> dict[str, list[tuple[list[bytes], list[str]]]]:
     """"hits", "misses" and "alarms" of the label of interest: ((picture, Grad-CAM), lines) each.
 
-    The classifier is the first seed's of the arm with the lowest validation loss; its likeliest label is the answer. Misses
-    and false alarms of which it was surest come first, from all test sets.
+    The classifier is the first seed's of the arm with the lowest validation loss; its likeliest label is the answer, and of
+    findings, which may be there together, each from p ≥ .5. Misses and false alarms of which it was surest come first,
+    from all test sets.
     """
     arms = {row["arm"]: read_json(out / "arms" / row["arm"] / "tuned.json") for row in summary["arms"]}
     arm = min(arms, key=lambda name: arms[name]["val_loss"])
     predictor = Predictor.load(out / "arms" / arm / str(arms[arm]["seeds"][0]))
     place, found = data.target.values.index(summary["positive"]), {"hits": [], "misses": [], "alarms": []}
     for name, images in data.tests.items():
-        p, truth = predictor.predict(images.pixels)["label"].numpy()[:, place], data.truth(name)[:, place].numpy()
-        kinds = {"hits": (truth & (p >= 0.5), -p), "misses": (truth & (p < 0.5), p), "alarms": (~truth & (p >= 0.5), -p)}
+        every, truth = predictor.predict(images.pixels)["label"].numpy(), data.truth(name)[:, place].numpy()
+        p = every[:, place]
+        called = every.argmax(1) == place if isinstance(data.target, Category) else p >= 0.5
+        kinds = {"hits": (truth & called, -p), "misses": (truth & ~called, p), "alarms": (~truth & called, -p)}
         for kind, (rows, key) in kinds.items():
             found[kind] += [(float(key[i]), name, int(i)) for i in np.flatnonzero(rows)]
     return {kind: _cards(data, predictor, place, sorted(some)[:SHOWN], arm, summary["positive"])
