@@ -84,7 +84,8 @@ def run_study(cfg: Config) -> None:
     out, main = Path(cfg.out), not distributed.rank()
     with distributed.first():  # no rank trains into a folder that is refused
         if main:
-            runs.open_run(cfg.out, cfg, "classifier", free=FREE,
+            start = Path(cfg.init) / "predictor.safetensors" if Path(cfg.init).is_dir() else Path(cfg.init)
+            runs.open_run(cfg.out, cfg, "classifier", free=FREE, init=runs.sha256(start) if cfg.init else "",
                           data={name: table.fingerprint for name, table in data.tables.items() if name in data.sets})
     if main:
         with distributed.alone():
