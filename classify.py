@@ -56,7 +56,7 @@ class Config:
     condition: tuple[str, ...] = ("label", "sex", "age", "view")  # what the judge reads off an image
     init: str = ""                         # start of all arms: arms/ARM/SEED of another run, or a torchvision resnet18 file
     size: int = 64                         # side to which all images are brought, px
-    width: int = 16                        # channels of the first layer; resnet18 has 64
+    width: int = 16                        # channels of the first layer, 8 or more; resnet18 has 64
     steps: int = 120                       # optimiser steps, the same for every arm
     batch: int = 64                        # images a step
     lr: float = 4e-3                       # AdamW peak; 20 % warm-up, then cosine
@@ -135,7 +135,7 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
     if cfg.init:
         transfer.read(cfg.init)
     var.check_names(cfg.condition)
-    for name, least in {"size": 32, "width": 1, "steps": 1, "batch": 2, "seeds": 1}.items():  # one image has no batch norm
+    for name, least in {"size": 32, "width": 8, "steps": 1, "batch": 2, "seeds": 1}.items():  # one image has no batch norm
         if getattr(cfg, name) < least:
             raise InputError(f"{name} is {getattr(cfg, name)}; allowed are {least} and more")
     return arms

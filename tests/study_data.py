@@ -9,7 +9,7 @@ from minidiff.classification.arms import Images
 from minidiff.data import images as files
 
 LABELS = ("dark", "light", "striped")
-TINY = {"size": 32, "width": 4, "steps": 8, "batch": 8, "lr": 2e-3}
+TINY = {"size": 32, "width": 8, "steps": 8, "batch": 8, "lr": 2e-3}
 
 
 def toy(counts, seed, per_patient=1) -> Images:

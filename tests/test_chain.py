@@ -42,7 +42,7 @@ def whole(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         sample.sample(sample.SampleConfig(run="runs/x/diffusion", out="runs/x/samples", per_label=8, steps=2, batch=24))
-        Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=4, size=32).save("runs/x/judged/judge")
+        Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8, size=32).save("runs/x/judged/judge")
         evaluate.run_report(evaluate.Config(data=("runs/x/data",), samples="runs/x/samples", classifier="runs/x/judged",
                                             vae="runs/x/vae", diffusion="runs/x/diffusion", out="runs/x/report", repeats=10))
     return root

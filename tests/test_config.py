@@ -1,7 +1,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -103,6 +106,35 @@ def test_sigterm_ends_like_ctrl_c(capsys):
         config.main({"go": (Knobs, lambda cfg: os.kill(os.getpid(), signal.SIGTERM))}, default="go", doc="", argv=[])
     assert stop.value.code == 130 and "the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_ends_a_script_that_was_started_with_ctrl_c_ignored(tmp_path):
+    """As nohup and a shell's `&` start it: Python then has no handler of SIGINT, and SIGTERM must not need one."""
+    code = """
+import os, signal
+from dataclasses import dataclass
+from minidiff import config
+
+@dataclass(frozen=True)
+class Knobs:
+    steps: int = 1   # steps
+
+def go(cfg):
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("never here")
+
+config.main({"go": (Knobs, go)}, default="go", doc="", argv=[])
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    words = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, str(script)]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[1])},
+                          capture_output=True, text=True)
+    assert done.returncode == 130 and done.stdout == "still here\n", done.stderr
+    assert "the same command goes on" in done.stderr
 
 
 @pytest.mark.parametrize("error, said", [(InputError("a: wrong"), "error: a: wrong"),

@@ -66,7 +66,7 @@ def test_the_script_from_folders_to_page(demo):
 def test_the_script_with_a_judge(demo, tmp_path):
     variables = [Category("label", ("covid", "normal", "pneumonia")), Number("age", 55.0, 20.0, 20.0, 90.0),
                  Category("view", ("AP", "PA"))]
-    Predictor(variables, width=4, size=32).save(tmp_path / "judge")
+    Predictor(variables, width=8, size=32).save(tmp_path / "judge")
     evaluate.run_report(config(demo, classifier=str(tmp_path), out=str(tmp_path / "report")))
     result = json.loads((tmp_path / "report/report.json").read_text())
     assert {r["extractor"] for r in result["distances"]} == {"pixels-pca64", "classifier"}
@@ -111,7 +111,7 @@ def test_a_generator_or_judge_that_saw_held_out_images_is_refused(demo, tmp_path
     real = read_table(demo / "real", split_dir=demo)
     held, train = (real.hashes[real.select(split=name).rows[0]["file"]] for name in ("test", "train"))
     shutil.copytree(demo / "samples", tmp_path / "samples")
-    Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=4, size=32).save(tmp_path / "judge")
+    Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8, size=32).save(tmp_path / "judge")
     cfg = config(demo, samples=str(tmp_path / "samples"), classifier=str(tmp_path), out=str(tmp_path / "r"))
     assert {f"what {who} was trained on is unknown" for who in ("the generator", "the judge")} <= set(
         evaluate.notes(evaluate.read(cfg)[0]))
@@ -155,7 +155,7 @@ def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path,
         (tmp_path / "broken" / name).unlink()
     printed = capsys.readouterr().out
     assert all(f"{demo / path} is absent" in printed for path in ("vae/vae.json", "vae/log.jsonl", "diffusion/log.jsonl"))
-    Predictor([Category("label", ("covid", "normal"))], width=4, size=32).save(tmp_path / "judge")
+    Predictor([Category("label", ("covid", "normal"))], width=8, size=32).save(tmp_path / "judge")
     with pytest.raises(InputError, match="pneumonia"):
         evaluate.run_report(config(demo, classifier=str(tmp_path), out=str(tmp_path / "r")))
     assert not (tmp_path / "r").exists()

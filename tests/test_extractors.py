@@ -26,7 +26,7 @@ TRAIN = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torc
 
 @pytest.fixture(scope="module")
 def judge():
-    return Predictor([Category("label", ("a", "b"))], width=4, size=32)
+    return Predictor([Category("label", ("a", "b"))], width=8, size=32)
 
 
 @pytest.fixture(scope="module")

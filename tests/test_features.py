@@ -94,7 +94,7 @@ def test_identity_of_the_classifier_is_of_its_weights():
     from minidiff.classification.predictor import Predictor
     from minidiff.variables import Category
 
-    made = [Predictor([Category("label", ("a", "b"))], width=4, size=32, seed=seed) for seed in (0, 0, 1)]
+    made = [Predictor([Category("label", ("a", "b"))], width=8, size=32, seed=seed) for seed in (0, 0, 1)]
     found = [PredictorFeatures(p).identity for p in made]
     assert found[0] == found[1] != found[2]
 

@@ -32,7 +32,7 @@ def blobs():
 
 
 def untrained(size=64):
-    predictor = Predictor([LABEL], width=4, size=size, seed=1)
+    predictor = Predictor([LABEL], width=8, size=size, seed=1)
     for m in predictor.modules():  # statistics that are not 0 and 1
         if isinstance(m, torch.nn.BatchNorm2d):
             m.running_mean.fill_(0.1), m.running_var.fill_(0.7)

@@ -47,7 +47,7 @@ def folders(tmp_path_factory):
     draw(root / "samples", 2, 60, set="1")
     table, pixels = load_pixels(read_table(root / "real").select(split="train"), 32)
     variables = [Category("label", LABELS)]
-    judge = Predictor(variables, width=4, size=32)
+    judge = Predictor(variables, width=8, size=32)
     fit(judge, pixels, encode(variables, table.rows), steps=60, batch=32, lr=4e-3)
     judge.save(root / "cls" / "judge")
     return root
@@ -173,7 +173,7 @@ def test_faults_of_input_are_named(folders, tmp_path):
     external = next(iter(read_table(folders / "hospital", split=False).hashes.values()))
     (tmp_path / "made/manifest.json").write_text(json.dumps({"trained_on": [external]}))
     refused("the generator of .*made was trained on 1 of", samples=(str(tmp_path / "made"),))
-    Predictor([Category("label", ("covid", "flu"))], width=4, size=32).save(tmp_path / "other" / "judge")
+    Predictor([Category("label", ("covid", "flu"))], width=8, size=32).save(tmp_path / "other" / "judge")
     refused("does not read the label normal; it knows covid, flu", classifier=str(tmp_path / "other"))
     with pytest.raises(InputError, match="MatrixConfig has no knob sets"):
         settings.from_dict(MatrixConfig, {"sets": 1})

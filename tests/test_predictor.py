@@ -103,7 +103,7 @@ def test_a_missing_or_half_written_predictor_is_refused(tmp_path):
     (tmp_path / "predictor.safetensors").write_bytes(whole[:-100])
     with pytest.raises(InputError, match="no whole predictor"):
         Predictor.load(tmp_path)
-    fresh(width=4).save(tmp_path / "other")
+    fresh(width=16).save(tmp_path / "other")
     (tmp_path / "predictor.safetensors").write_bytes((tmp_path / "other" / "predictor.safetensors").read_bytes())
     with pytest.raises(InputError, match="no whole predictor"):
         Predictor.load(tmp_path)

@@ -26,7 +26,7 @@ def report(tmp_path_factory):
         images.write(folder / f"images/{i}.png", p.image)
         rows.append({"file_name": f"images/{i}.png", **{c: p.row[c] for c in ("label", "sex", "age", "view")}})
     write_table(folder / "metadata.csv", rows)
-    Predictor([Category("label", ("covid", "normal", "pneumonia")), Category("sex", ("F", "M"))], width=4,
+    Predictor([Category("label", ("covid", "normal", "pneumonia")), Category("sex", ("F", "M"))], width=8,
               size=32).save(root / "classifier/judge")
     absent = {name: str(root / name) for name in ("vae", "diffusion", "matrix")}
     evaluate.run_report(evaluate.Config(data=(str(root / "real"),), samples=str(folder), out=str(root / "report"),

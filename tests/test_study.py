@@ -196,8 +196,8 @@ def test_a_start_from_another_run_and_what_it_may_not_be(world, unbroken, tmp_pa
                         (unbroken, "holds no predictor")):
         with pytest.raises(InputError, match=words):
             classify.run_study(classify.Config(**knobs, init=str(init), out=str(tmp_path / "other")))
-    with pytest.raises(InputError, match="--width 5"):
-        knobs["width"] = 5
+    with pytest.raises(InputError, match="--width 12"):
+        knobs["width"] = 12
         classify.run_study(classify.Config(**knobs, init=str(unbroken / "judge"), out=str(tmp_path / "other")))
     assert not (tmp_path / "other").exists()
 

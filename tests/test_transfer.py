@@ -34,14 +34,14 @@ def test_a_torchvision_file_of_three_channels_and_a_thousand_classes(tmp_path, f
 
 
 def test_another_predictor_with_the_same_labels_and_with_others(tmp_path):
-    theirs = predictor(4, 1)
+    theirs = predictor(8, 1)
     theirs.save(tmp_path)
-    ours, other = predictor(4, 2), predictor(4, 2, ("x", "y"))
+    ours, other = predictor(8, 2), predictor(8, 2, ("x", "y"))
     assert begin(ours, tmp_path) == [] and torch.equal(ours.logits(X)["label"], theirs.logits(X)["label"])
     assert begin(other, tmp_path) == ["fc.weight", "fc.bias"] and torch.equal(other.features(X), theirs.features(X))
 
 
 def test_another_width_is_named(tmp_path):
-    predictor(4, 1).save(tmp_path)
-    with pytest.raises(InputError, match=r"not a resnet18 of this size.*--width 8; resnet18 has 64"):
-        begin(predictor(8, 1), tmp_path)
+    predictor(8, 1).save(tmp_path)
+    with pytest.raises(InputError, match=r"not a resnet18 of this size.*--width 16; resnet18 has 64"):
+        begin(predictor(16, 1), tmp_path)

@@ -10,7 +10,7 @@
      avgpool   512             1           1        → features
      fc        outputs
 
-He et al. 2016, arXiv 1512.03385; `width` scales every layer alike.
+He et al. 2016, arXiv 1512.03385; `width` (8 or more) scales every layer alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.convolution import as_product
+from minidiff.convolution import LEAST, as_product, pointwise
 from minidiff.errors import InputError
 
 
@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(ch_out)
         self.downsample = None
         if stride > 1 or ch_in != ch_out:
-            self.downsample = nn.Sequential(nn.Conv2d(ch_in, ch_out, 1, stride, bias=False), nn.BatchNorm2d(ch_out))
+            self.downsample = nn.Sequential(pointwise(ch_in, ch_out, stride), nn.BatchNorm2d(ch_out))
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
@@ -66,6 +66,9 @@ class ResNet(nn.Module):
 
     def __init__(self, outputs: int, *, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2), seed: int = 0):
         super().__init__()
+        if width < LEAST:
+            raise InputError(f"width {width} is not allowed: {LEAST} and more, for torch corrupts memory with 4 channels "
+                             "in a 1×1 convolution of stride 2")
         # The constructors of torch draw weights from the global generator. Forking it leaves the caller's
         # stream alone, and `_initialise` then draws every one of those weights again from the seed.
         with torch.random.fork_rng(devices=[]):

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from minidiff.classification.resnet import Block
+from minidiff.convolution import pointwise
 from minidiff.data.table import some
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors.features import digest, filled
@@ -189,7 +190,7 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = nn.Conv2d(mid, ch_out, 1, bias=False), nn.BatchNorm2d(ch_out)
         self.downsample = None
         if stride > 1 or ch_in != ch_out:
-            self.downsample = nn.Sequential(nn.Conv2d(ch_in, ch_out, 1, stride, bias=False), nn.BatchNorm2d(ch_out))
+            self.downsample = nn.Sequential(pointwise(ch_in, ch_out, stride), nn.BatchNorm2d(ch_out))
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
