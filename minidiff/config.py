@@ -26,13 +26,14 @@ from minidiff.runs import read_json
 
 BOUNDS = {  # one range for a knob of one name, in all scripts; both ends are allowed
     **dict.fromkeys(("steps", "batch", "rank", "accumulate", "log_every", "save_every", "per_label", "k"), (1, math.inf)),
-    **dict.fromkeys(("seeds", "width", "repeats", "shown"), (1, math.inf)),
+    **dict.fromkeys(("seeds", "repeats", "shown"), (1, math.inf)),
     **dict.fromkeys(("kl", "edges", "augment", "min_snr", "views"), (0, 1e6)),
     **dict.fromkeys(("drop", "drop_each", "eta", "balance"), (0, 1)),
     **dict.fromkeys(("lr", "clip", "alpha"), (1e-12, 1e6)),
     **dict.fromkeys(("sets", "snapshots"), (0, 1e6)),
     **dict.fromkeys(("strength", "rescale"), (0, 1)),
     "prior_share": (0.01, 0.99),
+    "width": (8, math.inf),  # a stride-2 1×1 convolution of 4 channels corrupts the heap: see minidiff/convolution.py
     "guidance": (0, 100),
     "seed": (0, 2**31 - 1),
 }
@@ -45,7 +46,7 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str, a
     The user's faults end with one line on stderr and status 2, Ctrl-C with 130; anything else is our bug: traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends like Ctrl-C
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, even where that is ignored (`&`)
     try:
         if not argv and not isinstance(default, str):
             for verb in default:

@@ -66,7 +66,10 @@ def _plain(value: Any) -> Any:
 def provenance() -> dict[str, Any]:
     """Who computed: command, code, libraries, machine, time."""
     def git(*words: str) -> str:
-        got = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        try:
+            got = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        except OSError:  # no git on this machine
+            return ""
         return got.stdout.strip() if got.returncode == 0 else ""
 
     return {

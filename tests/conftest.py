@@ -1,16 +1,34 @@
-"""What several test files share: the way to the scripts, one thread, and a tiny run of the first stages."""
+"""What several test files share: one machine like another, the way to the scripts, and a tiny run of the first stages."""
 
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+# Before torch and numpy are imported, here and in every process that a test starts: one thread, as each core has a worker
+# of its own, and sums of floats depend on the number of threads.
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+
+import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",  # environment in which a CPU seems to lack AVX-512
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)  # small tensors; and several threads would slow the subprocesses that some tests start
+
+
+def pytest_configure(config):
+    """Hide the GPUs unless `-m gpu` asks for them; take Ctrl-C although a shell that runs us with `&` or nohup ignores it."""
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that is started here has its own again
+    import torch
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -23,29 +41,52 @@ def cxr() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    """A folder with data/ (72 phantoms of 32 px), vae/ and diffusion/, trained for a few steps."""
-    import train
-    from minidiff.data import phantom
+def once(tmp_path_factory):
+    """once(name, make) → a folder that `make` has filled for all workers: the first to ask makes it, the others wait."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
-    root = tmp_path_factory.mktemp("tiny")
-    phantom.write(root / "data", n=72, size=32)
-    train.train_vae(train.VAEConfig(data=(str(root / "data"),), out=str(root / "vae"), size=32, steps=12, batch=4))
-    train.train_diffusion(train.DiffusionConfig(data=(str(root / "data"),), vae=str(root / "vae"), views=2, steps=6, batch=6,
-                                                save_every=3, snapshots=0, log_every=2, out=str(root / "diffusion")))
-    return root
+    def get(name: str, make) -> Path:
+        folder, made = root / name, root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed half-way
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Path:
+def tiny(once) -> Path:
+    """A folder with data/ (72 phantoms of 32 px), vae/ and diffusion/, trained for a few steps. To be read only."""
+    def make(root: Path) -> None:
+        import train
+        from minidiff.data import phantom
+
+        data = (str(root / "data"),)
+        phantom.write(root / "data", n=72, size=32)
+        train.train_vae(train.VAEConfig(data=data, out=str(root / "vae"), size=32, steps=12, batch=4))
+        train.train_diffusion(train.DiffusionConfig(data=data, vae=str(root / "vae"), views=2, steps=6, batch=6, save_every=3,
+                                                    snapshots=0, log_every=2, out=str(root / "diffusion")))
+
+    return once("tiny", make)
+
+
+@pytest.fixture(scope="session")
+def demo(once) -> Path:
     """A finished demo: that of MINIDIFF_DEMO, or one made here (about 8 minutes)."""
     if "MINIDIFF_DEMO" in os.environ:
         return Path(os.environ["MINIDIFF_DEMO"]).absolute()
-    folder = tmp_path_factory.mktemp("demo")
-    for script in ("train", "sample", "classify", "evaluate"):
-        subprocess.run([sys.executable, str(ROOT / f"{script}.py")], cwd=folder, check=True,
-                       env={**os.environ, "PYTHONPATH": str(ROOT)})
-    return folder / "runs" / "demo"
+
+    def make(folder: Path) -> None:
+        for script in ("train", "sample", "classify", "evaluate"):
+            subprocess.run([sys.executable, str(ROOT / f"{script}.py")], cwd=folder, check=True,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    return once("demo", make) / "runs" / "demo"
 
 
 @pytest.fixture(scope="session")

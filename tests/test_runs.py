@@ -22,6 +22,11 @@ def test_the_same_command_reopens_and_every_session_is_recorded(tmp_path):
     assert {"command", "minidiff", "torch", "machine", "commit"} <= set(record["sessions"][0])
 
 
+def test_a_machine_without_git_records_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.provenance()["commit"] == ""
+
+
 @pytest.mark.parametrize("cfg, kind, facts, said", [
     (Knobs(steps=2), "toy", {"data": "f00"}, "steps: 1 there, 2 now"),
     (Knobs(), "vae", {"data": "f00"}, "kind: 'toy' there, 'vae' now"),
