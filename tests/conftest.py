@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config):
-    """Hide the GPUs unless `-m gpu` asks for them; take Ctrl-C although a shell that runs us with `&` or nohup ignores it."""
+    """Hide the GPUs unless `-m gpu` asks for them; take Ctrl-C although a shell that runs us with `&` ignores it."""
     if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -69,8 +69,8 @@ def tiny(once) -> Path:
         data = (str(root / "data"),)
         phantom.write(root / "data", n=72, size=32)
         train.train_vae(train.VAEConfig(data=data, out=str(root / "vae"), size=32, steps=12, batch=4))
-        train.train_diffusion(train.DiffusionConfig(data=data, vae=str(root / "vae"), views=2, steps=6, batch=6, save_every=3,
-                                                    snapshots=0, log_every=2, out=str(root / "diffusion")))
+        train.train_diffusion(train.DiffusionConfig(data=data, vae=str(root / "vae"), views=2, steps=6, batch=6, log_every=2,
+                                                    save_every=3, snapshots=0, out=str(root / "diffusion")))
 
     return once("tiny", make)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from minidiff.errors import InputError
 from minidiff.evaluation.extractors import backbones, inception
 
 NETWORKS = {
-    **{f"VAE {name}": lambda c=c: vae.VAE(c) for name, c in (("TINY", vae.TINY), ("SD", vae.SD))},
-    **{f"UNet {name}": lambda c=getattr(unet, name): unet.UNet(c) for name in ("TINY", "SMALL", "SD15", "SD21")},
+    **{f"VAE {name}": partial(vae.VAE, getattr(vae, name)) for name in ("TINY", "SD")},
+    **{f"UNet {name}": partial(unet.UNet, getattr(unet, name)) for name in ("TINY", "SMALL", "SD15", "SD21")},
     "LPIPS": LPIPS, "Inception": inception.Inception,
     **{name: row.make for name, row in backbones.BACKBONES.items()},
 }
