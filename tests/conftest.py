@@ -75,6 +75,13 @@ def tiny(once) -> Path:
     return once("tiny", make)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Train without the pictures on the way: most of the time of a run this short, where they are not what is tested."""
+    import train
+    monkeypatch.setattr(train, "draw_pictures", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def demo(once) -> Path:
     """A finished demo: that of MINIDIFF_DEMO, or one made here (about 8 minutes)."""

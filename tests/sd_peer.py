@@ -4,6 +4,7 @@ The LDM names are enumerated here in the order in which CompVis' code builds its
 """
 
 import copy
+import functools
 import importlib.util
 import json
 import sys
@@ -244,14 +245,26 @@ def ours(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def peers(version: str) -> tuple:
-    """(unet, vae, clip) of diffusers and transformers at the tiny shapes, float32, every tensor random."""
+def originals(version: str) -> tuple:
+    """(unet, vae, clip) of diffusers and transformers at the tiny shapes, float32, every tensor random; to be read only."""
     if version not in _peers:
         _peers[version] = (make_unet(TINY[version]["unet"]), make_vae(TINY["vae"]), make_clip(TINY[version]["clip"]))
-    return tuple(copy.deepcopy(net) for net in _peers[version])
+    return _peers[version]
+
+
+def peers(version: str) -> tuple:
+    """Copies of them, to be changed."""
+    return tuple(copy.deepcopy(net) for net in originals(version))
 
 
 _peers: dict[str, tuple] = {}
+
+
+@functools.cache
+def rounded(version: str, *dtypes: torch.dtype) -> tuple:
+    """The originals, rounded to each of these types in turn; to be read only."""
+    nets = rounded(version, *dtypes[:-1]) if dtypes else originals(version)
+    return tuple(copy.deepcopy(net).to(dtypes[-1]) for net in nets) if dtypes else nets
 
 
 class ModelCheckpoint:

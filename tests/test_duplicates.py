@@ -63,7 +63,7 @@ def found(x, copies):
 
 @pytest.mark.parametrize("kind", COPIES)
 def test_copies_of_phantoms_are_found(kind):
-    x = phantoms(60, 96)
+    x = phantoms(40, 96)
     recall, precision = found(x, COPIES[kind](x))
     assert recall >= 0.95 and precision >= 0.99
 

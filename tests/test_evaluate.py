@@ -63,16 +63,21 @@ def test_the_script_from_folders_to_page(demo):
     assert (demo / "report/features/pixels-pca64.safetensors").is_file()
 
 
-def test_the_script_with_a_judge(demo, tmp_path):
+def test_the_script_with_a_judge_and_named_extractors(demo, tiny, tmp_path):
     variables = [Category("label", ("covid", "normal", "pneumonia")), Number("age", 55.0, 20.0, 20.0, 90.0),
                  Category("view", ("AP", "PA"))]
     Predictor(variables, width=8, size=32).save(tmp_path / "judge")
-    evaluate.run_report(config(demo, classifier=str(tmp_path), out=str(tmp_path / "report")))
+    cfg = config(demo, classifier=str(tmp_path), extractors=("pixels", "classifier", "vae"), vae=str(tiny / "vae"),
+                 out=str(tmp_path / "report"))
+    evaluate.run_report(cfg)
     result = json.loads((tmp_path / "report/report.json").read_text())
-    assert {r["extractor"] for r in result["distances"]} == {"pixels-pca64", "classifier"}
+    assert [e["name"] for e in result["extractors"]] == ["pixels-pca64", "classifier", "vae"]
+    assert {r["extractor"] for r in result["distances"]} == {"pixels-pca64", "classifier", "vae"}
     assert [(r["variable"], r["set"]) for r in result["agreement"]] == [
         (v, s) for s in ("held-out real", "synthetic") for v in ("label", "age")]          # view was never asked for
-    assert [s["space"] for s in result["neighbours"]["spaces"]] == ["pixels", "pixels, moved", "classifier"]
+    assert [s["space"] for s in result["neighbours"]["spaces"]] == ["pixels", "pixels, moved", "classifier", "vae"]
+    page = Page((tmp_path / "report/report.html").read_text())
+    assert all(e["identity"] in page.text for e in result["extractors"])
 
 
 def test_faults_of_input_are_named(demo, tmp_path):
@@ -205,15 +210,8 @@ def test_the_audit_knows_training_from_held_out(tiny, tmp_path):
     assert "known as train images" in evaluate.audit(cfg, swapped)["why"]
 
 
-def test_extractors_are_built_as_asked_and_named(demo, tiny, tmp_path):
-    cfg = config(demo, extractors=("pixels", "vae"), vae=str(tiny / "vae"), out=str(tmp_path / "r"))
-    evaluate.run_report(cfg)
-    result = json.loads((tmp_path / "r/report.json").read_text())
-    assert [e["name"] for e in result["extractors"]] == ["pixels-pca64", "vae"]
-    assert {r["extractor"] for r in result["distances"]} == {"pixels-pca64", "vae"}
-    assert [s["space"] for s in result["neighbours"]["spaces"]] == ["pixels", "pixels, moved", "vae"]
-    page = Page((tmp_path / "r/report.html").read_text())
-    assert all(e["identity"] in page.text for e in result["extractors"])
+def test_extractors_that_cannot_be_built_are_refused(demo, tiny, tmp_path):
+    cfg = config(demo, vae=str(tiny / "vae"))
     for spec, match in (("inception", "not known"), ("classifier", "needs a classifier run"), ("dinov2=x.pt", "not known")):
         with pytest.raises(InputError, match=match):
             evaluate.run_report(replace(cfg, extractors=(spec,), out=str(tmp_path / "r2")))

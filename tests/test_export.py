@@ -43,7 +43,7 @@ def pipeline_of(unet, vae, null_context, prediction="eps", schedule=None) -> Pip
 
 
 def public_pipeline(version, prediction, tmp_path) -> tuple[Pipeline, dict]:
-    state = sd.ldm_state(version, *sd.peers(version))
+    state = sd.ldm_state(version, *sd.originals(version))
     parts = load_sd(sd.write_safetensors(tmp_path / "public.safetensors", state), prediction=prediction)
     return pipeline_of(parts.unet, parts.vae, parts.null_context, prediction), state
 
@@ -115,7 +115,7 @@ def test_diffusers_pipeline_makes_our_images_from_the_contexts(version, predicti
         assert json.loads(file.metadata()["rows"])["row_000000"] == {"label": "covid", "age": "71"}
 
     labels, seeds = var.encode(VARIABLES, [rows[0], rows[1], rows[0]]), [3, 4, 5]
-    recipe = Recipe("ddim", "leading", steps=20, guidance=3.0)
+    recipe = Recipe("ddim", "leading", steps=10, guidance=3.0)
     *_, mine = pipeline.latents(labels, seeds, recipe)
     peer = StableDiffusionPipeline.from_pretrained(tmp_path / "out", text_encoder=None, tokenizer=None,
                                                    local_files_only=True)
@@ -123,7 +123,7 @@ def test_diffusers_pipeline_makes_our_images_from_the_contexts(version, predicti
     prompt = torch.stack([contexts[k] for k in ("row_000000", "row_000001", "row_000000")])
     noise = samplers.SeededNoise(seeds, (4, 8, 8))()
     theirs = peer(prompt_embeds=prompt, negative_prompt_embeds=contexts["null"].expand_as(prompt), latents=noise,
-                  guidance_scale=3.0, num_inference_steps=20, output_type="latent", height=32, width=32).images
+                  guidance_scale=3.0, num_inference_steps=10, output_type="latent", height=32, width=32).images
     assert sd.relative(mine, theirs) <= 1e-4
     with torch.no_grad():
         decoded = peer.vae.decode(theirs / peer.vae.config.scaling_factor).sample
@@ -138,7 +138,7 @@ def test_whole_trajectories_at_the_public_settings(sampler, scheduler, steps, ve
     import diffusers
 
     pipeline, _ = public_pipeline(version, prediction, tmp_path)
-    unet, vae, _ = sd.peers(version)
+    unet, vae, _ = sd.originals(version)
     kind = {"eps": "epsilon", "v": "v_prediction"}[prediction]
     options = {k: v for k, v in sd.SCHEDULER.items() if sampler == "ddim" or k.startswith(("beta", "steps", "timestep"))}
     theirs = getattr(diffusers, scheduler)(prediction_type=kind, **options)
@@ -185,7 +185,7 @@ def test_export_of_a_trained_run_by_its_command(tiny, tmp_path, capsys):
 @pytest.mark.parametrize("whole", [False, True], ids=["VAE alone", "whole model"])
 def test_the_latent_report(tiny, tmp_path, capsys, whole):
     vae = tmp_path / "vae.safetensors"
-    unet, decoder, clip = sd.peers("SD 1.x")
+    unet, decoder, clip = sd.originals("SD 1.x")
     alone = sd.ldm_vae(decoder.state_dict(), 3, "")
     sd.write_safetensors(vae, sd.ldm_state("SD 1.x", unet, decoder, clip) if whole else alone)
     public.latents(public.LatentsConfig(file=str(vae), data=(str(tiny / "data"),), size=32, n=10, out=str(tmp_path / "out")))

@@ -1,5 +1,6 @@
 """load_sd against diffusers and transformers at tiny shapes: every dialect, every trap, every choice."""
 
+import copy
 import json
 import math
 
@@ -79,7 +80,7 @@ DIALECTS = {
     "ldm safetensors bf16": ldm("safetensors", torch.bfloat16),
     "folder": lambda root, nets, version: folder(root, nets),
     "folder sharded": lambda root, nets, version: folder(root, nets, max_shard_size="3MB"),
-    "folder fp16": lambda root, nets, version: folder(root, [n.half() for n in nets], variant="fp16"),
+    "folder fp16": lambda root, nets, version: folder(root, sd.rounded(version, torch.float16), variant="fp16"),
     "folder old VAE": old_names(2), "folder old VAE 4-D": old_names(4), "folder text_model": with_text_model,
     "folder no text_model": no_text_model, "folder bin": torch_bin,
 }
@@ -87,13 +88,12 @@ DIALECTS = {
 
 def parts_and_peers(dialect, version, tmp_path):
     """What load_sd makes of a file in this dialect, and the peers with the same weights; all in float64."""
-    nets = sd.peers(version)
-    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        nets = tuple(net.to(dtype).float() if name in dialect else net for net in nets)
-    path = DIALECTS[dialect](tmp_path, nets, version)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(dialect.split()[-1])
+    through = (dtype, torch.float32) if dtype else ()
+    path = DIALECTS[dialect](tmp_path, sd.rounded(version, *through), version)
     parts = load_sd(path, prediction="eps")
     parts.unet.double(), parts.vae.double()
-    return parts, [net.double() for net in nets]
+    return parts, sd.rounded(version, *through, torch.float64)
 
 
 def inputs(parts):
@@ -273,11 +273,11 @@ def test_every_trap_alone_is_seen(trap, tmp_path, monkeypatch):
 
 def test_the_clamp_of_the_log_variance(tmp_path):
     parts, peers = parts_and_peers("ldm safetensors", SD1, tmp_path)
-    images = inputs(parts)[3]
+    images, peer = inputs(parts)[3], copy.deepcopy(peers[1])
     with torch.no_grad():
-        for net in (parts.vae, peers[1]):
+        for net in (parts.vae, peer):
             net.quant_conv.bias.view(2, 4)[1].copy_(torch.tensor([-60.0, -20.0, 15.0, 60.0]))
-        assert sd.relative(parts.vae.encode(images).std, peers[1].encode(images).latent_dist.std * 0.18215) <= 1e-7
+        assert sd.relative(parts.vae.encode(images).std, peer.encode(images).latent_dist.std * 0.18215) <= 1e-7
 
 
 def with_ema(state: dict, shift: float = 1.0) -> dict:
@@ -290,7 +290,7 @@ def with_ema(state: dict, shift: float = 1.0) -> dict:
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
 def test_the_average_is_taken_when_there_choosable_and_reported(tmp_path, kind):
-    nets = sd.peers(SD1)
+    nets = sd.originals(SD1)
     write = sd.write_ckpt if kind == "ckpt" else sd.write_safetensors
     path = write(tmp_path / f"m.{kind}", with_ema(sd.ldm_state(SD1, *nets)))
     plain = write(tmp_path / f"plain.{kind}", sd.ldm_state(SD1, *nets))
@@ -310,7 +310,7 @@ def test_the_average_is_taken_when_there_choosable_and_reported(tmp_path, kind):
 
 
 def test_prediction_is_never_guessed(tmp_path, monkeypatch):
-    nets = sd.peers(SD2)
+    nets = sd.originals(SD2)
     file = sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(SD2, *nets))
     with pytest.raises(InputError, match="cannot be told from the weights; give --prediction"):
         load_sd(file)
@@ -326,12 +326,12 @@ def test_prediction_is_never_guessed(tmp_path, monkeypatch):
     silent = sd.write_folder(tmp_path / "silent", *nets, prediction=None)
     with pytest.raises(InputError, match="cannot be told"):
         load_sd(silent)
-    old = sd.write_folder(tmp_path / "old", *sd.peers(SD1), prediction=None)
+    old = sd.write_folder(tmp_path / "old", *sd.originals(SD1), prediction=None)
     assert load_sd(old).prediction == "eps"  # SD 1.x folders of 2022 name none, which means eps
 
 
 def test_null_context_is_the_towers_or_asked_for(tmp_path):
-    state = sd.ldm_state(SD1, *sd.peers(SD1))
+    state = sd.ldm_state(SD1, *sd.originals(SD1))
     bare = {k: t for k, t in state.items() if not k.startswith("cond_stage_model.")}
     file = sd.write_safetensors(tmp_path / "m.safetensors", bare)
     with pytest.raises(InputError, match="no text tower"):
@@ -345,7 +345,7 @@ def test_null_context_is_the_towers_or_asked_for(tmp_path):
 @pytest.mark.parametrize("form", ["ldm", "ldm prefixed", "ckpt with losses", "diffusers file", "old diffusers file",
                                   "folder"])
 def test_another_vae_on_top(tmp_path, form):
-    nets = sd.peers(SD1)
+    nets = sd.originals(SD1)
     model = sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(SD1, *nets))
     other = sd.make_vae(sd.TINY["vae"], seed=77)
     path = tmp_path / "vae.safetensors"
@@ -369,7 +369,7 @@ def test_another_vae_on_top(tmp_path, form):
 
 
 def test_the_schedule_comes_from_the_file(tmp_path):
-    state = sd.ldm_state(SD1, *sd.peers(SD1))
+    state = sd.ldm_state(SD1, *sd.originals(SD1))
     usual = load_sd(sd.write_safetensors(tmp_path / "a.safetensors", state), prediction="eps").schedule
     assert torch.equal(usual.alphas_cumprod, Schedule.scaled_linear().alphas_cumprod)
     betas = torch.linspace(1e-4, 0.02, 1000)
@@ -386,7 +386,7 @@ VARIABLES = [var.Category("label", ("covid", "healthy")), var.Number("age", 50.0
 
 
 def test_step_0_is_the_public_model_bit_for_bit_and_every_part_then_learns(tmp_path):
-    nets = sd.peers(SD1)
+    nets = sd.originals(SD1)
     parts = load_sd(sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(SD1, *nets)), prediction="eps")
     model = Model(parts.unet, Conditioner(VARIABLES, parts.null_context, torch.Generator().manual_seed(0)))
     x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 500.0, 999.0])
@@ -408,7 +408,7 @@ def test_step_0_is_the_public_model_bit_for_bit_and_every_part_then_learns(tmp_p
 
 
 def test_show_prints_the_certificate(tmp_path, capsys):
-    path = sd.write_folder(tmp_path / "f", *sd.peers(SD1))
+    path = sd.write_folder(tmp_path / "f", *sd.originals(SD1))
     public.show(public.ShowConfig(file=str(path)))
     table = capsys.readouterr().out
     assert "494 tensors" in table and "SD 1.x" in table and "each accounted for once" in table
@@ -417,7 +417,7 @@ def test_show_prints_the_certificate(tmp_path, capsys):
 
 
 def test_loading_leaves_the_file_as_it_is(tmp_path):
-    path = sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(SD1, *sd.peers(SD1)))
+    path = sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(SD1, *sd.originals(SD1)))
     before = path.read_bytes()
     parts = load_sd(path, prediction="eps")
     with torch.no_grad():
@@ -428,15 +428,15 @@ def test_loading_leaves_the_file_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("version", [SD1, SD2])
 @pytest.mark.parametrize("part", ["all", "lora"])
-def test_training_starts_from_a_public_model(version, part, tmp_path, capsys):
+def test_training_starts_from_a_public_model(version, part, tmp_path, capsys, no_pictures):
     import train
     from minidiff.data import phantom
     from minidiff.diffusion import store
 
-    path = sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(version, *sd.peers(version)))
+    path = sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(version, *sd.originals(version)))
     phantom.write(tmp_path / "data", n=48, size=32)
     knobs = {"data": (str(tmp_path / "data"),), "init": str(path), "size": 32, "views": 1, "batch": 4, "save_every": 2,
-             "lr": 1e-4, "device": "cpu", "out": str(tmp_path / "run")}
+             "snapshots": 0, "lr": 1e-4, "device": "cpu", "out": str(tmp_path / "run")}
     with pytest.raises(InputError, match="cannot be told"):
         train.train_diffusion(train.DiffusionConfig(**knobs, steps=2))
     train.train_diffusion(train.DiffusionConfig(**knobs, steps=2, prediction="v", train=part))

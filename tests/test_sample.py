@@ -308,6 +308,10 @@ def test_rejects_are_drawn_again_with_another_seed_and_named(tiny, tmp_path, mon
         sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "b"), per_label=1, steps=2))
 
 
+def request(tiny, out):
+    return sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), per_label=7, steps=3, batch=4)
+
+
 def command(tiny, out, *launcher):
     return [sys.executable, *launcher, str(ROOT / "sample.py"), "--run", str(tiny / "diffusion"), "--out", str(out),
             "--per-label", "7", "--steps", "3", "--batch", "4"]
@@ -319,7 +323,7 @@ def bytes_of(out):
 
 def test_two_processes_and_a_killed_run_give_the_same_bytes(tiny, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tiny, tmp_path / "one"), check=True, env=env, capture_output=True)
+    sample.sample(request(tiny, tmp_path / "one"))
     expected = bytes_of(tmp_path / "one")
     assert len(expected) == 21
     two = command(tiny, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
@@ -334,7 +338,7 @@ def test_two_processes_and_a_killed_run_give_the_same_bytes(tiny, tmp_path):
         time.sleep(0.002)
     killed.kill(), killed.wait()
     assert not (tmp_path / "killed" / "manifest.json").exists(), "killed too late to test anything"
-    subprocess.run(command(tiny, tmp_path / "killed"), check=True, env=env, capture_output=True)
+    sample.sample(request(tiny, tmp_path / "killed"))
     assert bytes_of(tmp_path / "killed") == expected
 
 

@@ -18,7 +18,7 @@ def test_models_kept_on_the_way_are_runs_and_change_nothing(tiny, tmp_path):
         train.train_diffusion(cfg)
         return tmp_path / name, cfg
 
-    (bare, _), (run, cfg) = trained("bare", snapshots=0), trained("kept", snapshots=2)
+    bare, (run, cfg) = tiny / "diffusion", trained("kept", snapshots=2)
     assert not (bare / "snapshots").exists() and [p.step for p in checkpoints(run)] == [2, 4, 6]
     weights = [load_file(folder / "model.safetensors") for folder in (bare, run, *(p.folder for p in checkpoints(run)))]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])            # finished alike

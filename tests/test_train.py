@@ -30,7 +30,8 @@ def vae_config(tiny, out, **knobs):
 
 
 def diffusion_config(tiny, out, **knobs):
-    given = {"steps": 20, "batch": 6, "save_every": 7, "log_every": 3, "views": 2, "vae": str(tiny / "vae"), **knobs}
+    given = {"steps": 20, "batch": 6, "save_every": 7, "log_every": 3, "views": 2, "lr": 3e-3, "vae": str(tiny / "vae")}
+    given |= knobs
     return train.DiffusionConfig(data=(str(tiny / "data"),), out=str(out), **given)
 
 
@@ -61,14 +62,21 @@ def start(words) -> subprocess.Popen:
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("verb, make, run", [
-    ("vae", vae_config, train.train_vae), ("diffusion", diffusion_config, train.train_diffusion),
-])
-def test_unbroken_equals_twice_equals_killed_and_resumed(tiny, tmp_path, verb, make, run):
-    for name in ("one", "two"):
-        run(make(tiny, tmp_path / name))
-    assert_same(tmp_path / "one", tmp_path / "two")
+STAGES = {"vae": (vae_config, train.train_vae), "diffusion": (diffusion_config, train.train_diffusion)}
 
+
+@pytest.fixture
+def unbroken(once, tiny):
+    """unbroken(stage) → a run of 20 steps; to be read only."""
+    def get(stage: str) -> Path:
+        make, run = STAGES[stage]
+        return once(f"unbroken-{stage}", lambda root: run(make(tiny, root / "run"))) / "run"
+    return get
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_unbroken_equals_killed_in_another_process_and_resumed_here(tiny, unbroken, tmp_path, verb):
+    make, run = STAGES[verb]
     killed = start(command(verb, make(tiny, tmp_path / "killed")))
     checkpoint = tmp_path / "killed" / "checkpoints" / "step_00000007"
     while not checkpoint.exists():
@@ -79,7 +87,7 @@ def test_unbroken_equals_twice_equals_killed_and_resumed(tiny, tmp_path, verb, m
     finished = tmp_path / "killed" / f"{'vae' if verb == 'vae' else 'model'}.json"
     assert not finished.exists(), "killed too late to test anything"
     run(make(tiny, tmp_path / "killed"))
-    assert_same(tmp_path / "one", tmp_path / "killed")
+    assert_same(unbroken(verb), tmp_path / "killed")
 
 
 def test_sigterm_saves_and_ends_well(tiny, tmp_path):
@@ -95,9 +103,8 @@ def test_sigterm_saves_and_ends_well(tiny, tmp_path):
     assert newest is not None and 0 < int(newest.name[5:]) < 4000
 
 
-def test_a_half_written_checkpoint_is_passed_over(tiny, tmp_path, capsys):
-    run = tmp_path / "run"
-    train.train_vae(vae_config(tiny, run))
+def test_a_half_written_checkpoint_is_passed_over(tiny, unbroken, tmp_path, capsys):
+    run = shutil.copytree(unbroken("vae"), tmp_path / "run")
     before = contents(run)
     (run / "checkpoints" / "step_00000020" / "ema.safetensors").write_bytes(b"torn")
     train.train_vae(vae_config(tiny, run))
@@ -244,9 +251,8 @@ def test_live_views_balance_and_prior(tiny, tmp_path):
     assert runs.read_json(out / "run.json")["facts"]["n_train"] == 68
 
 
-def test_best_holds_the_average_of_the_lowest_held_out_loss(tiny, tmp_path):
-    out = tmp_path / "run"
-    train.train_diffusion(diffusion_config(tiny, out, steps=20, lr=3e-3))
+def test_best_holds_the_average_of_the_lowest_held_out_loss(unbroken):
+    out = unbroken("diffusion")
     losses = {line["step"]: line["val_loss"] for line in runs.read_log(out / "log.jsonl") if line["val_loss"] is not None}
     pipeline, facts = store.load_pipeline(out / "best")
     assert losses[facts["step"]] == min(losses.values()) == facts["val_loss"] and pipeline.size == 32
@@ -259,7 +265,7 @@ def test_best_holds_the_average_of_the_lowest_held_out_loss(tiny, tmp_path):
 
 
 def test_the_rate_may_stay_constant(tiny, tmp_path):
-    train.train_diffusion(diffusion_config(tiny, tmp_path / "run", steps=20, decay="constant", lr=1e-3))
+    train.train_diffusion(diffusion_config(tiny, tmp_path / "run", steps=6, decay="constant", lr=1e-3))
     assert {line["lr"] for line in runs.read_log(tmp_path / "run" / "log.jsonl")} == {1e-3}
 
 

@@ -257,15 +257,16 @@ def test_micro_batches_add_up_to_the_batch():
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_freed_memory_is_kept_and_not_fetched_anew():
     code = """if True:
-        import resource, sys, torch
+        import resource, torch
         from minidiff.training.precision import keep_memory
-        sys.argv[1] == "kept" and keep_memory()
         faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**24)
-        before = faults()
-        for _ in range(10):
+        for prepare in (lambda: None, keep_memory):
+            prepare()
             torch.ones(2**24)
-        print(faults() - before)"""
-    kept, usual = (int(subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True, text=True).stdout)
-                   for how in ("kept", "usual"))
+            before = faults()
+            for _ in range(10):
+                torch.ones(2**24)
+            print(faults() - before)"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    usual, kept = map(int, done.stdout.split())
     assert kept < usual / 2  # none at all, unless the system itself takes pages back

@@ -37,9 +37,8 @@ def refused(path, match="."):
 # Mutations: one tensor of each dialect.
 
 def write_in(dialect, root, state, version):
-    nets = sd.peers(version)
     if dialect == "folder":
-        path = sd.write_folder(root / "folder", *nets)
+        path = sd.write_folder(root / "folder", *sd.originals(version))
         for part in ("unet", "vae", "text_encoder"):
             file = "model" if part == "text_encoder" else "diffusion_pytorch_model"
             sd.write_safetensors(path / part / f"{file}.safetensors",
@@ -51,7 +50,7 @@ def write_in(dialect, root, state, version):
 
 
 def state_of(dialect, version):
-    nets = sd.peers(version)
+    nets = sd.originals(version)
     if dialect == "folder":
         parts = zip(("unet", "vae", "text_encoder"), nets)
         return {f"{part}:{k}": t for part, net in parts for k, t in net.state_dict().items()}
