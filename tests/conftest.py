@@ -22,11 +22,11 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config):
-    """Hide the GPUs unless `-m gpu` asks for them; take Ctrl-C although a shell that runs us with `&` ignores it."""
+    """Hide the GPUs unless `-m gpu` asks for them; let what tests start know Ctrl-C, though a shell's `&` ignores it."""
     if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that is started here has its own again
+        signal.signal(signal.SIGINT, lambda *_: None)  # ignored here as before, but not in a process that is started here
     import torch
     torch.set_num_threads(1)
 

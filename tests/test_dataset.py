@@ -217,10 +217,10 @@ def test_seeded_neighbours_are_unrelated():
 
 def test_seeded_leaves_the_global_state_alone_and_is_cheap():
     state = torch.get_rng_state()
-    start = time.perf_counter()
+    start = time.process_time()  # others may be at work here
     for k in range(1000):
         seeded(0, k, 1, 2)
-    assert (time.perf_counter() - start) / 1000 < 1e-4 and torch.equal(torch.get_rng_state(), state)
+    assert (time.process_time() - start) / 1000 < 1e-4 and torch.equal(torch.get_rng_state(), state)
 
 
 # --- real chest X-rays
