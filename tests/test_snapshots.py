@@ -11,7 +11,7 @@ from minidiff.evaluation.history.monitor import checkpoints
 from minidiff.training import state
 
 
-def test_models_kept_on_the_way_are_runs_and_change_nothing(tiny, tmp_path):
+def test_models_kept_on_the_way_are_runs_and_change_nothing(tiny, tmp_path, no_pictures):
     def trained(name, **more):
         cfg = train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"), views=2, steps=6, batch=6,
                                     save_every=3, log_every=2, out=str(tmp_path / name), **more)

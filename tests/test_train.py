@@ -138,7 +138,7 @@ def test_the_latent_scale_is_that_of_the_training_images(tiny):
     assert vae.encode(to_float(pixels)).mean.std().item() == pytest.approx(1.0, abs=1e-4)
 
 
-def test_moments_are_cached_by_content_and_made_again_when_damaged(tiny, tmp_path):
+def test_moments_are_cached_by_content_and_made_again_when_damaged(tiny, tmp_path, no_pictures):
     run = tmp_path / "run"
     train.train_diffusion(diffusion_config(tiny, run, steps=1))
     cache = run / "latents.safetensors"
@@ -150,7 +150,7 @@ def test_moments_are_cached_by_content_and_made_again_when_damaged(tiny, tmp_pat
     assert all(torch.equal(whole[k], v) for k, v in load_file(cache).items())
 
 
-def test_bf16_and_fp16_train(tiny, tmp_path):
+def test_bf16_and_fp16_train(tiny, tmp_path, no_pictures):
     for precision in ("bf16", "fp16"):
         train.train_diffusion(diffusion_config(tiny, tmp_path / precision, steps=3, precision=precision))
         model = load_file(tmp_path / precision / "model.safetensors")
@@ -203,7 +203,7 @@ def test_an_age_of_fifty_in_words_names_its_row(tiny, tmp_path, capsys):
           f"metadata.csv:{place + 1}: age 'fifty' is not a number")
 
 
-def test_adapters_alone_are_trained_kept_and_merged(tiny, tmp_path):
+def test_adapters_alone_are_trained_kept_and_merged(tiny, tmp_path, no_pictures):
     out = tmp_path / "adapted"
     cfg = diffusion_config(tiny, out, init=str(tiny / "diffusion"), rank=2, steps=7)
     train.train_diffusion(cfg)
@@ -220,7 +220,7 @@ def test_adapters_alone_are_trained_kept_and_merged(tiny, tmp_path):
     assert torch.allclose(after[f"{name}.weight"] - before[f"{name}.weight"], difference, atol=1e-6)
 
 
-def test_a_stage_from_a_run_keeps_the_chain_and_starts_where_it_ended(tiny, tmp_path):
+def test_a_stage_from_a_run_keeps_the_chain_and_starts_where_it_ended(tiny, tmp_path, no_pictures):
     out = tmp_path / "second"
     train.train_diffusion(diffusion_config(tiny, out, init=str(tiny / "diffusion"), vae="", train="all", steps=1, lr=1e-9))
     first, second = (load_file(run / "model.safetensors") for run in (tiny / "diffusion", out))
@@ -232,7 +232,7 @@ def test_a_stage_from_a_run_keeps_the_chain_and_starts_where_it_ended(tiny, tmp_
     assert runs.read_json(third / "run.json")["facts"]["init"]["before"]["sha256"] == facts["init"]["sha256"]
 
 
-def test_the_decoder_is_fine_tuned_alone_and_latents_stay(tiny, tmp_path):
+def test_the_decoder_is_fine_tuned_alone_and_latents_stay(tiny, tmp_path, no_pictures):
     out = tmp_path / "decoder"
     train.train_vae(replace(vae_config(tiny, out, init=str(tiny / "vae")), steps=3))
     before, after = (load_file(run / "vae.safetensors") for run in (tiny / "vae", out))
@@ -241,7 +241,7 @@ def test_the_decoder_is_fine_tuned_alone_and_latents_stay(tiny, tmp_path):
     assert store.load_vae(out).scale == store.load_vae(tiny / "vae").scale
 
 
-def test_live_views_balance_and_prior(tiny, tmp_path):
+def test_live_views_balance_and_prior(tiny, tmp_path, no_pictures):
     from minidiff.data import phantom
     phantom.write(tmp_path / "others", n=40, size=32, seed=7)
     out = tmp_path / "run"
@@ -264,12 +264,12 @@ def test_best_holds_the_average_of_the_lowest_held_out_loss(unbroken):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_rate_may_stay_constant(tiny, tmp_path):
+def test_the_rate_may_stay_constant(tiny, tmp_path, no_pictures):
     train.train_diffusion(diffusion_config(tiny, tmp_path / "run", steps=6, decay="constant", lr=1e-3))
     assert {line["lr"] for line in runs.read_log(tmp_path / "run" / "log.jsonl")} == {1e-3}
 
 
-def test_the_perceptual_loss_is_added_when_its_weights_are_given(tiny, tmp_path):
+def test_the_perceptual_loss_is_added_when_its_weights_are_given(tiny, tmp_path, no_pictures):
     from minidiff.diffusion.public.lpips import LPIPS
     with torch.random.fork_rng():
         torch.manual_seed(0)
