@@ -1,6 +1,7 @@
 """The house rules: which way imports run, how long files are, and that the scripts' commands exist."""
 
 import ast
+import os
 import re
 import shlex
 from pathlib import Path
@@ -107,6 +108,13 @@ def test_files_and_functions_are_short(path):
         if isinstance(node, ast.FunctionDef):
             lines = node.end_lineno - node.lineno + 1
             assert lines <= 70, f"{path.name}: {node.name} has {lines} lines"
+
+
+def test_the_tests_are_the_same_on_every_machine():
+    """One thread here and in what is started from here, and no GPU: see conftest.py."""
+    import torch
+    assert torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1" and not os.environ["CUDA_VISIBLE_DEVICES"]
 
 
 def test_no_global_randomness_in_the_package():
