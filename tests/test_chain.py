@@ -32,9 +32,12 @@ def again(folder, rows):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory):
+def whole(tiny, once):
     """runs/x with data, vae, diffusion, samples and report, every path relative to its root."""
-    root = tmp_path_factory.mktemp("whole")
+    return once("whole-chain", lambda root: make_whole(tiny, root))
+
+
+def make_whole(tiny, root):
     shutil.copytree(tiny, root / "runs/x", ignore=shutil.ignore_patterns("checkpoints"))
     for name in ("vae", "diffusion"):
         file = root / "runs/x" / name / "config.json"
@@ -45,7 +48,6 @@ def whole(tiny, tmp_path_factory):
         Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8, size=32).save("runs/x/judged/judge")
         evaluate.run_report(evaluate.Config(data=("runs/x/data",), samples="runs/x/samples", classifier="runs/x/judged",
                                             vae="runs/x/vae", diffusion="runs/x/diffusion", out="runs/x/report", repeats=10))
-    return root
 
 
 @pytest.fixture

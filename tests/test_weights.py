@@ -1,10 +1,12 @@
 """Files that are damaged, hostile or something else: one sentence each, with the name, and nothing is ever run."""
 
+import functools
 import io
 import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import zipfile
 
@@ -36,19 +38,20 @@ def refused(path, match="."):
 
 # Mutations: one tensor of each dialect.
 
-def write_in(dialect, root, state, version):
+def write_in(dialect, root, state, part, whole):
+    """A file with this state; a folder is `whole` with another `part`."""
     if dialect == "folder":
-        path = sd.write_folder(root / "folder", *sd.originals(version))
-        for part in ("unet", "vae", "text_encoder"):
-            file = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-            sd.write_safetensors(path / part / f"{file}.safetensors",
-                                      {k.split(":")[1]: t for k, t in state.items() if k.startswith(part + ":")})
+        path = shutil.copytree(whole, root / "folder")
+        file = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        sd.write_safetensors(path / part / f"{file}.safetensors",
+                             {k.split(":")[1]: t for k, t in state.items() if k.startswith(part + ":")})
         return path
     if dialect == "ckpt":
         return sd.write_ckpt(root / "m.ckpt", state)
     return sd.write_safetensors(root / "m.safetensors", state)
 
 
+@functools.cache
 def state_of(dialect, version):
     nets = sd.originals(version)
     if dialect == "folder":
@@ -82,14 +85,15 @@ VICTIMS = {  # a tensor that is not square, of each network, in each dialect
 @pytest.mark.parametrize("version", ["SD 1.x", "SD 2.x"])
 @pytest.mark.parametrize("dialect", ["ckpt", "safetensors", "folder"])
 def test_one_tensor_changed_is_refused_by_name(dialect, version, mutation, tmp_path):
-    state = state_of(dialect, version)
+    state = state_of("folder" if dialect == "folder" else "ldm", version)
+    whole = sd.write_folder(tmp_path / "whole", *sd.originals(version)) if dialect == "folder" else None
     for i, victim in enumerate(VICTIMS["folder" if dialect == "folder" else "ldm"][version]):
         victim = victim if victim in state else victim.replace("text_model.", "")
         if mutation == "transpose" and state[victim].shape[0] == state[victim].shape[1]:
             victim = victim.replace("quant_conv", "encoder.conv_in")
         changed = MUTATIONS[mutation](state, victim)
         (tmp_path / str(i)).mkdir()
-        path = write_in(dialect, tmp_path / str(i), changed, version)
+        path = write_in(dialect, tmp_path / str(i), changed, victim.split(":")[0], whole)
         with pytest.raises(InputError) as caught:
             load_sd(path, prediction="eps")
         message, name = str(caught.value), victim.split(":")[-1]
@@ -145,7 +149,7 @@ def test_folders_of_other_models(tmp_path):
         refused(tmp_path, message)
         (tmp_path / part).rmdir()
     refused(tmp_path, "config.json is missing")
-    path = sd.write_folder(tmp_path / "f", *sd.peers("SD 1.x"))
+    path = sd.write_folder(tmp_path / "f", *sd.originals("SD 1.x"))
     file = path / "unet" / "config.json"
     good = json.loads(file.read_text())
     for change, message in (({"addition_embed_type": "text_time"}, "SDXL is not supported"),
@@ -168,7 +172,7 @@ def test_folders_of_other_models(tmp_path):
 
 
 def test_schedulers_that_are_refused(tmp_path):
-    path = sd.write_folder(tmp_path / "f", *sd.peers("SD 1.x"))
+    path = sd.write_folder(tmp_path / "f", *sd.originals("SD 1.x"))
     file = path / "scheduler" / "scheduler_config.json"
     good = json.loads(file.read_text())
     for change in ({"rescale_betas_zero_snr": True}, {"beta_schedule": "squaredcos_cap_v2"}, {"beta_start": "x"},
@@ -179,7 +183,7 @@ def test_schedulers_that_are_refused(tmp_path):
 
 
 def test_shards_have_to_hold_what_their_index_says(tmp_path):
-    path = sd.write_folder(tmp_path / "f", *sd.peers("SD 1.x"), max_shard_size="3MB")
+    path = sd.write_folder(tmp_path / "f", *sd.originals("SD 1.x"), max_shard_size="3MB")
     index = path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     table = json.loads(index.read_text())
     load_sd(path)
