@@ -25,6 +25,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
+
 import numpy as np
 import torch
 from torch import Tensor

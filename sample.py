@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
+
 import torch
 from torch import Tensor
 from tqdm import tqdm

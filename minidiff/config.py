@@ -21,6 +21,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+from minidiff import threads
 from minidiff.errors import InputError, TrainingFault
 from minidiff.runs import read_json
 
@@ -51,10 +52,12 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str, a
         if not argv and not isinstance(default, str):
             for verb in default:
                 config_type, run = verbs[verb]
+                threads.use()
                 run(config_type())
         else:
             run, cfg = parse(verbs, default, doc, argv)
             if cfg is not None:
+                threads.use()
                 run(cfg)
     except (InputError, TrainingFault) as error:
         _exit(str(error))

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import minidiff
+from minidiff import threads
 from minidiff.errors import InputError
 
 
@@ -49,6 +50,8 @@ def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (
         raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing there is overwritten")
     folder.mkdir(parents=True, exist_ok=True)
     past = read_json(folder / "run.json")["sessions"] if (folder / "run.json").exists() else []
+    if past:  # the last digits depend on the number of threads: go on with as many as it began with
+        threads.use(past[0].get("threads", 0))
     write_json(folder / "run.json", {"kind": kind, "facts": facts, "sessions": [*past, provenance()]})
     write_json(folder / "config.json", knobs)  # last: its presence says that the folder is a run
     return folder

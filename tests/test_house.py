@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors", "convolution", "variables", "counted", "config", "runs", "distributed", "statistics", "rating",
-          "__init__"}
+          "threads", "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
     "data": set(),
@@ -46,7 +46,8 @@ PUBLIC = {  # within diffusion/public; besides, they may import the networks, th
 }
 COMMANDS = {"public/__main__": {"data"}}  # run by `python -m`: as a script, it may read images
 LEAF_IMPORTS = {
-    **dict.fromkeys(("distributed", "runs", "statistics", "variables"), {"errors"}), "config": {"errors", "runs"},
+    **dict.fromkeys(("distributed", "statistics", "variables"), {"errors"}), "runs": {"errors", "threads"},
+    "config": {"errors", "runs", "threads"},
     "rating": {"statistics"},
 }
 MODULES = sorted((ROOT / "minidiff").rglob("*.py"))
