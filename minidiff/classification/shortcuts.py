@@ -3,6 +3,8 @@
     header, border, 8 × 8 thumbnail, metadata    ridge logistic regression on the files as they came (data/baselines.py)
     lungs blacked out                            a small ResNet on the study's pictures, of which the lungs are taken out
 
+All but the thumbnail, in which a large disease shows, may be called a shortcut.
+
 A classifier may know a label by any of these, and then its figures on patients of the same hospitals say nothing of disease
 (Maguolo & Nanni 2021; DeGrave et al. 2021). A shortcut that fails on an external set was one of the hospital's.
 
@@ -23,14 +25,14 @@ from torch import Tensor
 from minidiff.classification.arms import Images
 from minidiff.classification.predictor import Predictor, balance, fit, grey
 from minidiff.data import images
-from minidiff.data.baselines import FEWEST, SHORTCUT, features, out_of_fold
+from minidiff.data.baselines import FEWEST, THUMBNAIL, features, is_shortcut, out_of_fold
 from minidiff.data.files import read_facts
 from minidiff.data.split import Row
 from minidiff.errors import InputError
 from minidiff.statistics import auroc_by_patient
 from minidiff.variables import Category, Findings
 
-BLACKOUT, THUMBNAIL = "lungs blacked out", "thumbnail"
+BLACKOUT = "lungs blacked out"
 INTERNAL = "test"               # the set of the training hospitals, on which a shortcut counts as one
 RIM = 0.1                       # share of the side that is left at each edge by the box, where there are no masks
 GROWN = 0.03                    # share of the side by which masks are grown: the outermost haze is of the lung, too
@@ -46,8 +48,8 @@ def shortcut_audit(train: Images, tests: Mapping[str, Images], *, labels: Sequen
 
     `columns` are the metadata; the ResNet sees at most 64 px. Labels of fewer than 10 training patients, or faced by fewer,
     are left out. Returns plain JSON: rows (an AUROC and its interval over patients, None where the set has one side
-    only; shortcut: ≥ .9 in `test`), shortcut, sentence (for the head of every table, "" for none), region ("masks" or
-    "box"), text (lines to print).
+    only; shortcut: in `test`, as `is_shortcut` says), shortcut, sentence (for the head of every table, "" for none),
+    region ("masks" or "box"), text (lines to print).
     """
     sets = {"train": train, **tests}
     truth = {name: truth_of(each, labels) for name, each in sets.items()}
@@ -148,25 +150,20 @@ def _row(kind: str, label: str, name: str, scores: np.ndarray, positive: np.ndar
     area, low, high = (None if np.isnan(x) else float(x) for x in (area, *interval))
     return {"features": kind, "label": label, "test_set": name, "auroc": area, "low": low, "high": high,
             "n": int(positive.sum()), "n_rest": int((~positive).sum()),
-            "shortcut": name == INTERNAL and area is not None and area >= SHORTCUT}
+            "shortcut": name == INTERNAL and area is not None and is_shortcut(kind, area, low)}
 
 
 def _sentence(rows: Sequence[dict]) -> str:
-    """What is put across every table if a trivial feature tells a label. A thumbnail has the lungs in it: on its own it may
-    be a shortcut or a large disease, and is named only where nothing else is."""
-    every = [row for row in rows if row["shortcut"]]
-    if not every:
+    """What is put across every table if a trivial feature tells a label."""
+    found = [row for row in rows if row["shortcut"]]
+    if not found:
         return ""
-    outside = [row for row in every if row["features"] != THUMBNAIL]
-    found = outside or every
-    meaning = ("What a classifier scores on the internal test set is no evidence that it sees disease." if outside else
-               "Either the disease shows at 8 × 8, or something else in the picture goes with the label.")
     best = max(found, key=lambda row: row["auroc"])
     also = sorted({row["label"] for row in found} - {best["label"]})
     return (f"SHORTCUT: {NAMES[best['features']]} tells {best['label']} from the rest with AUROC {best['auroc']:.3f} "
             f"({best['low']:.3f} to {best['high']:.3f}, n = {best['n']} and {best['n_rest']})"
             + (f"; and a trivial feature tells {', '.join(also)} likewise" if also else "")
-            + f". {meaning}")
+            + ". What a classifier scores on the internal test set is no evidence that it sees disease.")
 
 
 def _text(rows: Sequence[dict], region: str) -> list[str]:

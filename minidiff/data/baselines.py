@@ -19,7 +19,8 @@ from minidiff.statistics import auroc_by_patient
 
 FOLDS, SEED = 5, 0
 FEWEST = 10       # patients on each side, below which there is nothing to be learned
-SHORTCUT = 0.9    # AUROC from which a trivial feature is called one
+SHORTCUT, SURE = 0.9, 0.75    # AUROC from which a trivial feature is a shortcut, or the lower end of its interval
+THUMBNAIL = "thumbnail"       # has the lungs in it: it may show a large disease, and is never called a shortcut
 
 
 def logistic(x: np.ndarray, positive: Sequence[bool], ridge: float = 1.0) -> np.ndarray:
@@ -85,7 +86,7 @@ def features(facts: Sequence[Facts], rows: Sequence[Row], columns: Sequence[str]
              for name in ("mode", "format", "bits", "channels", "carries", "turned")]
     found = {"header": np.column_stack([size, abs(wide - high), wide == high, np.minimum(wide, high),
                                         heavy - wide - high, *kinds]),
-             "border": np.stack([f.border for f in facts]), "thumbnail": np.stack([f.thumbnail for f in facts])}
+             "border": np.stack([f.border for f in facts]), THUMBNAIL: np.stack([f.thumbnail for f in facts])}
     known = [block for name in columns if (block := _column(name, rows)) is not None]
     return found | ({"metadata": np.column_stack(known)} if known else {})
 
@@ -103,10 +104,15 @@ def baselines(found: dict[str, np.ndarray], labels: Sequence[str], patients: Seq
             area, (low, high) = auroc_by_patient(out_of_fold(x, ours, fold), ours, patients)
             result.append({"features": name, "label": str(label), "auroc": area, "low": low, "high": high,
                            "n": int(ours.sum()), "n_rest": int((~ours).sum()), "patients": len(set(patients)),
-                           "shortcut": area >= SHORTCUT})
+                           "shortcut": is_shortcut(name, area, low)})
         if len(set(labels)) == 2:  # the other label is told by the same numbers
             break
     return result
+
+
+def is_shortcut(features: str, area: float, low: float) -> bool:
+    """Does a trivial feature tell the label so well that a classifier might do by it alone?"""
+    return features != THUMBNAIL and (area >= SHORTCUT or low >= SURE)
 
 
 def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
