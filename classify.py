@@ -22,15 +22,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
+
+import numpy as np
+
 from minidiff import config, distributed, runs
 from minidiff import variables as var
 from minidiff.classification import arms as kinds
 from minidiff.classification import inputs, study, transfer
+from minidiff.classification import primary as primaries
 from minidiff.classification.agreement import agreement
 from minidiff.classification.assess import assess
+from minidiff.classification.calibration import probabilities
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predict import PredictConfig, predict
-from minidiff.classification.predictor import Predictor, fit
+from minidiff.classification.predictor import Predictor, balance, fit
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
 from minidiff.data.subset import SubsetConfig, write_subset
 from minidiff.errors import InputError
@@ -39,7 +45,7 @@ from minidiff.evaluation.study.printed import printed
 from minidiff.evaluation.study.study_page import csv_tables, study_page
 from minidiff.training.precision import pick_device
 
-FREE = ("arms", "seeds", "device")  # knobs that do not change what is finished
+FREE = ("arms", "seeds", "device", "primary")  # knobs that do not change what is finished
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Config:
     external: tuple[str, ...] = ()         # further test sets, each used whole; patients or files of training are refused
     hold_out: str = ""                     # column=value: rows that are a test set of their own, e.g. source=hannover
     out: str = "runs/demo/classifier"      # run folder
-    arms: tuple[str, ...] = ("real", "real+duplicates", "real+synthetic")  # real@25+2xsynthetic …: classification/arms.py
+    arms: tuple[str, ...] = ("real", "real+1xduplicates", "real+1xsynthetic")  # what there is: classification/arms.py
+    primary: str = "auto"                  # comparison to answer first, ARM:ARM[@SET]; auto: of equal counts
     target: str = "label"                  # column to classify; cells a|b make it multi-label
     positive: str = ""                     # label of interest; none: the rarest in training
     even: tuple[str, ...] = ("view",)      # columns of which the label is to tell nothing in the arms real-even
@@ -57,10 +64,10 @@ class Config:
     init: str = ""                         # start of all arms: arms/ARM/SEED of another run, or a torchvision resnet18 file
     size: int = 64                         # side to which all images are brought, px
     width: int = 16                        # channels of the first layer, 8 or more; resnet18 has 64
-    steps: int = 120                       # optimiser steps, the same for every arm
-    batch: int = 64                        # images a step
-    lr: float = 4e-3                       # AdamW peak; 20 % warm-up, then cosine
-    seeds: int = 5                         # classifiers an arm
+    steps: int = 240                       # optimiser steps, the same for every arm
+    batch: int = 32                        # images a step
+    lr: float = 2e-3                       # AdamW peak; 20 % warm-up, then cosine
+    seeds: int = 4                         # classifiers an arm
     seed: int = 0                          # the first of them; also of the choice of patients and of a split to be made
     near_copies: Literal["refuse", "drop"] = "refuse"  # test images that show a training film in another file
     skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
@@ -87,6 +94,7 @@ def run_study(cfg: Config) -> None:
             start = Path(cfg.init) / "predictor.safetensors" if Path(cfg.init).is_dir() else Path(cfg.init)
             runs.open_run(cfg.out, cfg, "classifier", free=FREE, init=runs.sha256(start) if cfg.init else "",
                           data={name: table.fingerprint for name, table in data.tables.items() if name in data.sets})
+    primary = declared(cfg, arms, data, out)
     if main:
         with distributed.alone():
             audit = audited(cfg, out, data)
@@ -100,7 +108,8 @@ def run_study(cfg: Config) -> None:
         trained = {arm.name: [study.train_pair(study.folder_of(out, arm.name, seed), arm, seed, data, recipe)
                               for own, seed in pairs if own is arm] for arm in arms}
         results, summary = assess(data, arms, trained, recipe, out)
-        summary = {**summary, "audit": audit, "judge": judge, "recipe": asdict(recipe)}
+        found = measured(primary, trained, data, recipe.positive) if primary else None
+        summary = {**summary, "primary": found, "audit": audit, "judge": judge, "recipe": asdict(recipe)}
         runs.write_json(out / "results.json", results)
         runs.write_json(out / "summary.json", summary)
         for name, text in csv_tables(summary, results).items():
@@ -161,6 +170,34 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
     return known
 
 
+def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs, out: Path) -> primaries.Primary | None:
+    """The primary comparison, written down before anything is trained; once it stands there, another one is refused."""
+    matched = [f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added and b.added == kinds.DUPLICATES
+               and (a.base, a.factor) == (b.base, b.factor)]
+    text = next(iter(matched), "") if cfg.primary == "auto" else cfg.primary
+    wanted = primaries.parse(text, [arm.name for arm in arms], list(data.tests))
+    path = out / "primary.json"
+    before = primaries.Primary(**runs.read_json(path)) if path.exists() else None
+    if before and cfg.primary != "auto" and before != wanted:
+        raise InputError(f"--primary {cfg.primary}: {path} declares {before}, and arms are trained; give another --out")
+    found = before or wanted
+    if found and {found.arm, found.against} - {arm.name for arm in arms}:
+        raise InputError(f"{path} declares {found}: name both arms in --arms, or give another --out")
+    if found and not distributed.rank():
+        print(f"primary comparison: {found}")
+        runs.write_json(path, asdict(found))
+    return found
+
+
+def measured(primary: primaries.Primary, trained: dict[str, list[dict]], data: Inputs, positive: str) -> dict:
+    """The primary comparison's answer from the logits of its arms."""
+    exclusive = isinstance(data.target, var.Category)
+    p = {arm: [probabilities(np.array(one["logits"][primary.test_set]), exclusive=exclusive) for one in trained[arm]]
+         for arm in (primary.arm, primary.against)}
+    return primaries.measure(primary, p, data.truth(primary.test_set).numpy(), data.sets[primary.test_set].patients,
+                             list(data.target.values).index(positive), exclusive)
+
+
 def positive_of(cfg: Config, data: Inputs) -> str:
     """The label of interest: as asked, or the rarest in training."""
     values = data.target.values
@@ -193,8 +230,10 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     if (folder / "agreement.json").exists():
         return runs.read_json(folder / "agreement.json")
     judge = Predictor(known, width=cfg.width, size=cfg.size, seed=cfg.seed).to(pick_device(cfg.device))
-    log = fit(judge, train.pixels, var.encode(known, train.rows), steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed,
-              progress="judge", precision=cfg.precision)
+    labels, scarce = var.encode(known, train.rows), isinstance(data.target, var.Category)
+    log = fit(judge, train.pixels, labels, weights={cfg.target: balance(data.target, labels)} if scarce else None,
+              steps=3 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge",
+              precision=cfg.precision)
     found = agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
     judge.save(folder)
     runs.write_json(folder / "log.json", log)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-from minidiff.statistics import NONE, Interval, wilson, z_value
+from minidiff.statistics import NONE, Interval, two_way, wilson, z_value
 
 CHANCE = ("cohen", "fleiss", "ac1")
 
@@ -130,19 +130,9 @@ def crossed(*tables: np.ndarray, confidence: float = 0.95) -> tuple[float, Inter
     """Mean of a (readers, images) table of 0 and 1, or of one minus another by the same readers; its interval over other
     readers and other images.
 
-    Variance from the mean squares of readers, images and rest (two-way random effects), t with Satterthwaite's degrees of
-    freedom. Drawing readers and images again (Owen 2007) has the same limit, but is too narrow for two to five readers.
+    Drawing readers and images again (Owen 2007) has the same limit, but is too narrow for two to five readers.
     """
-    readers, means = len(tables[0]), [t.mean() for t in tables]
-    by_reader = tables[0].mean(1) - (tables[1].mean(1) if len(tables) > 1 else 0)
-    parts = [(by_reader.var(ddof=1) / readers, readers - 1)] if readers > 1 else []
-    rest = 0.0
-    for t, mean in zip(tables, means):
-        n, left = t.shape[1], t - t.mean(1, keepdims=True) - t.mean(0) + mean
-        parts.append((t.mean(0).var(ddof=1) / n, n - 1))
-        rest += (left**2).sum() / ((readers - 1) * (n - 1)) / (readers * n) if readers > 1 else 0
-    variance = max(sum(v for v, _ in parts) - rest, *(v for v, _ in parts), 0.0)  # both means hold the rest once
-    freedom = max(variance**2 / sum(v * v / df for v, df in parts), 1.0) if variance else math.inf
+    means, (variance, freedom) = [t.mean() for t in tables], two_way(*tables)
     reach = float(stats.t.ppf((1 + confidence) / 2, freedom))
     if len(tables) == 1:
         wide = variance * (reach / z_value(confidence)) ** 2

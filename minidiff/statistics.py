@@ -68,6 +68,15 @@ def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.n
     return above, 1 - (ranks[~positive] - stats.rankdata(neg)) / max(len(pos), 1)
 
 
+def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarray:
+    """What each image adds to the area under the curve (n,): their sum is the area, and their spread DeLong's."""
+    positive = np.asarray(positive, bool)
+    above, below = _placements(scores, positive)
+    area, parts = above.mean(), np.empty(len(positive))
+    parts[positive], parts[~positive] = (above - area) / len(above), (below - area) / len(below)
+    return parts + area / len(parts)
+
+
 def _two_sample_se(x: np.ndarray, y: np.ndarray) -> float:
     """Standard error of mean(x) + mean(y), of independent samples; nan with fewer than two in either."""
     return math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y)) if min(len(x), len(y)) > 1 else math.nan
@@ -165,6 +174,30 @@ def codes(groups: Sequence) -> np.ndarray:
     """Group names → 0 … G−1, in order of first appearance: the same names always give the same codes."""
     seen: dict = {}
     return np.array([seen.setdefault(g, len(seen)) for g in groups], dtype=np.int64)
+
+
+def group_sums(table: np.ndarray, groups: Sequence) -> np.ndarray:
+    """(rows, n) → (rows, groups): the columns of one group added up."""
+    of = codes(groups)
+    return np.stack([np.bincount(of, row) for row in table])
+
+
+def two_way(*tables: np.ndarray) -> tuple[float, float]:
+    """Variance over other raters and other items of the mean of a (raters, items) table, or of one minus another by the
+    same raters; and its degrees of freedom. Raters may be readers or trained networks, items images or patients.
+
+    From the mean squares of raters, items and rest (two-way random effects), with Satterthwaite's degrees of freedom.
+    """
+    raters = len(tables[0])
+    by_rater = tables[0].mean(1) - (tables[1].mean(1) if len(tables) > 1 else 0)
+    parts = [(by_rater.var(ddof=1) / raters, raters - 1)] if raters > 1 else []
+    rest = 0.0
+    for t in tables:
+        n, left = t.shape[1], t - t.mean(1, keepdims=True) - t.mean(0) + t.mean()
+        parts.append((t.mean(0).var(ddof=1) / n, n - 1))
+        rest += (left**2).sum() / ((raters - 1) * (n - 1)) / (raters * n) if raters > 1 else 0
+    variance = max(sum(v for v, _ in parts) - rest, *(v for v, _ in parts), 0.0)  # both means hold the rest once
+    return variance, max(variance**2 / sum(v * v / df for v, df in parts), 1.0) if variance else math.inf
 
 
 def bootstrap_counts(n: int, n_boot: int, seed: int) -> np.ndarray:

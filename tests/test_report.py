@@ -204,19 +204,13 @@ def test_verdict_on_an_attribute_compares_with_guessing(k, answer):
     assert answers(result) == {"Does asking for sex move the picture?": answer}
 
 
-@pytest.mark.parametrize("interval,answer", [((0.01, 0.04), "yes"), ((-0.01, 0.04), "not resolved"), ((-0.05, -0.01), "no")])
-def test_verdict_on_the_classifier_study(interval, answer):
-    d = {"arm": "real+synthetic", "against": "real+duplicates", "metric": "balanced_accuracy", "difference": 0.02,
-         "interval": list(interval), "resolved": answer != "not resolved"}
-    arms = [{"arm": "real+synthetic", "added_kind": "synthetic"}, {"arm": "real+duplicates", "added_kind": "duplicates"}]
-
-    def verdict(*differences):
-        return list(answers({"distances": [], "study": {"arms": arms, "differences": {"test": differences}}}).values())
-
-    assert verdict(d) == [answer]
-    assert verdict(d | {"interval": [None, None]}) == verdict(d | {"arm": "real+duplicates"}) == []
-    assert verdict(d, d | {"resolved": False}) == [answer]                     # of several ratios, what is resolved counts
-    assert verdict(d, d | {"against": "real", "interval": [-0.9, -0.8], "resolved": True}) == [answer]  # duplicates first
+@pytest.mark.parametrize("word,answer", [("gain", "yes"), ("not resolved", "not resolved"), ("harm", "no")])
+def test_verdict_on_the_classifier_study_is_its_primary_comparison(word, answer):
+    primary = {"arm": "real+1xsynthetic", "against": "real+1xduplicates", "test_set": "test", "metric": "balanced_accuracy",
+               "difference": 0.02, "interval": [0.01, 0.03], "answer": word, "seeds": 5, "patients": 300, "sees": 0.03,
+               "times": 2.2}
+    assert list(answers({"distances": [], "study": {"primary": primary}}).values()) == [answer]
+    assert answers({"distances": [], "study": {"primary": None}}) == {}
 
 
 def test_page_without_any_optional_input(tmp_path):

@@ -116,6 +116,24 @@ def test_more_arms_are_added_and_other_settings_refused(world, unbroken, capsys)
     assert "what the generator was trained on is unknown" in shown
 
 
+def test_the_primary_comparison_is_declared_and_stays(world, tmp_path, monkeypatch):
+    knobs = {**world[1], "arms": ("real+1xduplicates", "real+1xsynthetic"), "seeds": 3, "out": str(tmp_path / "out")}
+    classify.run_study(classify.Config(**knobs))
+    primary = summary_of(tmp_path / "out")["primary"]
+    assert (primary["arm"], primary["against"], primary["seeds"]) == ("real+1xsynthetic", "real+1xduplicates", 3)
+    assert primary["difference"] == pytest.approx(np.mean(primary["by_seed"])) and primary["interval"][0] is not None
+    page = (tmp_path / "out" / "study.html").read_text()
+    assert page.index("Primary comparison") < page.index("Is there a shortcut?") and "this one generator" in page
+    with pytest.raises(InputError, match="primary.json declares real"):
+        classify.run_study(classify.Config(**{**knobs, "primary": "real+1xduplicates:real+1xsynthetic"}))
+    with pytest.raises(InputError, match="name both arms"):
+        classify.run_study(classify.Config(**{**knobs, "arms": ("real",)}))
+
+
+def test_without_equal_counts_nothing_is_primary_by_itself(unbroken):
+    assert summary_of(unbroken)["primary"] is None and not (unbroken / "primary.json").exists()
+
+
 def test_a_finished_pair_of_other_images_or_with_damage_is_refused(world, unbroken):
     knobs, path = world[1], unbroken / "arms/real/0/result.json"
     whole = path.read_text()

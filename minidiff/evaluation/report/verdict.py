@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from minidiff.evaluation.page import num, percent
 from minidiff.evaluation.report.comparison import ALL
+from minidiff.evaluation.study.answers import primary_text
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
 KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how `page.chip` shows them
@@ -97,27 +98,12 @@ def _membership(m: dict) -> list[dict]:
 
 
 def _study(study: dict) -> list[dict]:
-    """Did synthetic images help the classifier more than duplicates of the real ones (or, without these, than the real ones
-    alone), on each test set? A yes or no takes a difference that is resolved; the study's own page says more."""
-    found = []
-    for name, differences in (study.get("differences") or {}).items():
-        own = [d for d in differences if d["metric"] == "balanced_accuracy" and "synthetic" in _parts(d["arm"], study)
-               and d["difference"] is not None and None not in d["interval"]]
-        own = [d for d in own if "duplicates" in _parts(d["against"], study)] or own
-        if own:
-            signs = {d["interval"][0] > 0 for d in own if d["resolved"]}
-            text = "; ".join(
-                f"{d['arm']} less {d['against']}: {100 * d['difference']:+.1f} points ({100 * d['interval'][0]:+.1f} to "
-                f"{100 * d['interval'][1]:+.1f}{'' if d['resolved'] else ', not resolved'})" for d in own)
-            found.append({"question": f"Do synthetic training images help a classifier ({name} set)?",
-                          "answer": GOOD if signs == {True} else BAD if signs == {False} else OPEN,
-                          "text": f"Balanced accuracy, {text}."})
-    return found
-
-
-def _parts(arm: str, study: dict) -> str:
-    """What was added to an arm's real images, "" for nothing."""
-    return next((row.get("added_kind") for row in study.get("arms") or [] if row["arm"] == arm), "") or ""
+    """Did synthetic images help the classifier? The study's primary comparison says so; its own page says more."""
+    if not (p := study.get("primary")):
+        return []
+    return [{"question": f"Do synthetic training images help a classifier ({p['test_set']} set)?",
+             "answer": {"gain": GOOD, "harm": BAD}.get(p["answer"], OPEN),
+             "text": f"{p['arm']} less {p['against']}, {p['metric'].replace('_', ' ')}: {primary_text(p)}"}]
 
 
 def _all(answers: Sequence[str]) -> str:

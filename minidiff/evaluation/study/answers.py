@@ -16,7 +16,7 @@ AREAS = "auroc", "auroc_macro"
 
 def answers(summary: Mapping) -> list[tuple[str, str, str]]:
     """Rows (kind, answer, question and why, as HTML) for `page.answers`: the shortcut first."""
-    rows = [_shortcut(summary), *_elsewhere(summary)]
+    rows = [*_primary(summary), _shortcut(summary), *_elsewhere(summary)]
     if "synthetic" not in kinds_of(summary).values():
         return [*rows, ("open", "not tested", "<b>Did synthetic images help?</b> No arm had any.")]
     for name in summary.get("differences") or {}:
@@ -95,8 +95,8 @@ def _shortcut(summary: Mapping) -> tuple[str, str, str]:
     if shortcut(summary):
         return "no", "SHORTCUT", f"{question}<div>{escape(audit['sentence'])}</div>" + _told(measured, outside=True)
     return "yes", "none found", (question + _told(measured, outside=False) + _told(measured, outside=True)
-                                 + "<div>.9 and more would be called a shortcut. That none was found is no proof that there "
-                                   "is none.</div>")
+                                 + "<div>.9 and more would be called a shortcut, or a whole interval above .75, but for the "
+                                   "thumbnail. That none was found is no proof that there is none.</div>")
 
 
 def _told(rows: Sequence[Mapping], outside: bool) -> str:
@@ -107,6 +107,28 @@ def _told(rows: Sequence[Mapping], outside: bool) -> str:
         parts.append(f"on the {title_of(name)}, AUROC {area(best['auroc'], (best['low'], best['high']))} by "
                      f"{best['features']}, for {best['label']}")
     return f"<div>The most that is told without a look at the lungs: {escape('; '.join(parts))}.</div>" if parts else ""
+
+
+def _primary(summary: Mapping) -> list[tuple[str, str, str]]:
+    """The comparison that the study was made for."""
+    p = summary.get("primary")
+    if not p:
+        return []
+    kind = {"gain": "yes", "harm": "no"}.get(p["answer"], "open")
+    question = (f"<b>Primary comparison, declared before training:</b> {escape(p['arm'])} less {escape(p['against'])}, "
+                f"{escape(name_of(p['metric'], summary.get('positive', '')))}, {escape(title_of(p['test_set']))}.")
+    return [(kind, p["answer"], f"{question}<div>{escape(primary_text(p))}</div>")]
+
+
+def primary_text(p: Mapping) -> str:
+    """The difference of the primary comparison, of what its interval is, and what it would take to see more."""
+    n = f"{p['patients']} patients and {p['seeds']} {'seed' if p['seeds'] == 1 else 'seeds'} of the classifier"
+    if p["sees"] is None:
+        return f"{delta(p['difference'], (None, None), points=True)} points over {n}: fewer than 3 resolve nothing."
+    text = (f"{delta(p['difference'], p['interval'], points=True)} points; the interval counts {n}, and holds for this "
+            f"one generator. A true difference of {100 * p['sees']:.1f} points would be resolved four times in five")
+    more = f"; one of 2 points with about {p['times']:.2g} times as many patients and seeds" if p["times"] > 1 else ""
+    return f"{text}{more}."
 
 
 def _elsewhere(summary: Mapping) -> list[tuple[str, str, str]]:

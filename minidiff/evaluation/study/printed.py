@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from minidiff.evaluation.page import num, percent
+from minidiff.evaluation.study.answers import primary_text
 
 
 def printed(summary: dict) -> str:
@@ -28,6 +29,9 @@ def printed(summary: dict) -> str:
                          + (f"   {row['remark']}" if row["remark"] else ""))
         metric = "balanced_accuracy" if summary["exclusive"] else "auroc_macro"
         lines += [_difference(d) for d in differences if d["metric"] == metric and d["difference"] is not None]
+    if primary := summary.get("primary"):
+        lines += ["", f"primary comparison, {primary['arm']} − {primary['against']} on {primary['test_set']}: "
+                      f"{primary['answer'].upper()}. {primary_text(primary)}"]
     notes = [textwrap.shorten(f"note: {note}", 240, placeholder=" …") for note in summary["notes"]]
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
