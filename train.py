@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
+
 import torch
 from torch import Tensor, nn
 
@@ -55,12 +57,12 @@ class VAEConfig:
     init: str = ""                         # public SD or VAE file or folder, or a VAE run, to start from
     train: Literal["auto", "all", "decoder"] = "auto"  # auto: with --init the decoder, so that latents stay compatible
     size: int = 64                         # side of the square images, px; a multiple of 8
-    architecture: Literal["TINY", "SD"] = "TINY"  # TINY: 1.7 M parameters for a CPU; SD: the public 84 M
-    steps: int = 550                       # optimiser steps
-    batch: int = 16                        # images a step; small, for at this length steps count more than images
+    architecture: Literal["TINY", "SD"] = "TINY"  # TINY: .6 M parameters for a CPU; SD: the public 84 M
+    steps: int = 450                       # optimiser steps
+    batch: int = 4                         # images a step; few, for at this length steps count more than images
     lr: float = 2e-3                       # AdamW peak; cosine to a hundredth after 5 % warm-up
-    kl: float = 1e-2                       # weight of the KL, in nats per pixel value
-    edges: float = 0.5                     # weight of the multi-scale gradient term: sharp ribs, not a blur
+    kl: float = 1e-3                       # weight of the KL, in nats per pixel value
+    edges: float = 1.0                     # weight of the multi-scale gradient term: sharp ribs, not a blur
     lpips: tuple[str, ...] = ()            # file or files of LPIPS or VGG-16: adds the learned perceptual distance
     augment: float = 0.0                   # strength of rotation, shift, scale and intensity; 1 where images are few
     clip: float = 1.0                      # gradient norm
@@ -86,8 +88,8 @@ class DiffusionConfig:
     alpha: float = 16.0                    # their scale is alpha / rank
     prediction: Literal["auto", "eps", "v", "x0"] = "auto"  # auto: the --init model's, else v, good at both ends
     min_snr: float = 5.0                   # γ of the min-SNR loss weights (Hang et al. 2023); 0 for none
-    steps: int = 1300                      # optimiser steps
-    batch: int = 32                        # images a step, on all GPUs together
+    steps: int = 700                       # optimiser steps
+    batch: int = 16                        # images a step, on all GPUs together
     accumulate: int = 1                    # micro-batches a step: less memory, the same result
     lr: float = 2e-3                       # AdamW peak after 5 % warm-up
     decay: Literal["cosine", "constant"] = "cosine"  # of the learning rate: to a hundredth, or not at all
@@ -107,7 +109,7 @@ class DiffusionConfig:
     seed: int = 0                          # of initial weights, order, times, noise and drops
     skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
     log_every: int = 20                    # steps between lines of log.jsonl
-    save_every: int = 650                  # steps between checkpoints (and every 15 minutes), validation losses and grids
+    save_every: int = 350                  # steps between checkpoints (and every 15 minutes), validation losses and grids
     snapshots: int = 7                     # models kept on the way, evenly spaced, for evaluate.py monitor and uncertainty
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 
@@ -329,7 +331,7 @@ def read_data(cfg: VAEConfig | DiffusionConfig, size: int, prior: tuple[str, ...
     """Images of the data sets; the phantom is drawn first if it is the one asked for."""
     with distributed.first():
         if cfg.data == (PHANTOM,):
-            phantom.write(PHANTOM)
+            phantom.write(PHANTOM, scarce=phantom.SCARCE)
         return read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.out).parent, skip_bad=cfg.skip_bad, prior=prior)
 
 
@@ -337,9 +339,7 @@ def encoder(vae: VAE) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Float images on the CPU → (mean, std) of their latents; always float32, for fp16 overflows."""
     @torch.no_grad()
     def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        m = vae.encode(x.to(vae.scale.device))
-        return m.mean, m.std
-
+        return (m := vae.encode(x.to(vae.scale.device))).mean, m.std
     return encode
 
 

@@ -102,7 +102,7 @@ def test_identity_of_the_classifier_is_of_its_weights():
 def test_vae_features_are_the_latent_means():
     from minidiff.diffusion.vae import TINY, VAE
 
-    vae, x = VAE(TINY), images(3, side=64)
+    vae, x = VAE(TINY), images(3, side=32)
     extractor = VAEFeatures(vae)
     features = extractor(x)
     with torch.no_grad():

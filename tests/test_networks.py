@@ -116,7 +116,7 @@ def test_vae_shapes_scale_and_padding():
         net.scale.fill_(0.25)
         scaled = net.encode(x)
         assert torch.allclose(net.decode(scaled.mean), image, atol=1e-5)  # callers never see the factor
-    assert plain.mean.shape == plain.std.shape == (2, 4, 8, 8) and image.shape == x.shape and net.factor == 8
+    assert plain.mean.shape == plain.std.shape == (2, 4, 16, 16) and image.shape == x.shape and net.factor == 4
     assert torch.allclose(scaled.mean, 0.25 * plain.mean) and torch.allclose(scaled.std, 0.25 * plain.std)
     assert torch.allclose(scaled.kl(net.scale), plain.kl(torch.tensor(1.0)), rtol=1e-4)
 

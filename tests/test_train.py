@@ -144,7 +144,7 @@ def test_moments_are_cached_by_content_and_made_again_when_damaged(tiny, tmp_pat
     train.train_diffusion(diffusion_config(tiny, run, steps=1))
     cache = run / "latents.safetensors"
     whole = {k: v.clone() for k, v in load_file(cache).items()}  # load_file maps the file that is damaged below
-    assert whole["train"].shape == (2, 2, 44, 4, 4, 4) and whole["val"].shape[1] == 1
+    assert whole["train"].shape == (2, 2, 44, 4, 8, 8) and whole["val"].shape[1] == 1
     assert not torch.equal(whole["train"][:, 0], whole["train"][:, 1])  # an augmented view
     cache.write_bytes(cache.read_bytes()[:-9])
     train.train_diffusion(diffusion_config(tiny, run, steps=1))

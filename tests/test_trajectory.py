@@ -55,7 +55,7 @@ def test_taps_have_every_layer_and_change_nothing(c):
         assert p.shape == (2, cells, cells if name.endswith("attn1") else 5) and math.isqrt(cells) ** 2 == cells
         assert p.dtype == torch.float32 and p.device.type == "cpu" and not p.requires_grad and (p >= 0).all()
         assert torch.allclose(p.sum(-1), torch.ones(2, cells), atol=1e-5)
-    assert max(p.shape[1] for p in taps.values()) == (64 if c.attention[0] else 16)
+    assert max(p.shape[1] for p in taps.values()) == 64 // 4 ** c.attention.index(True)
 
 
 def test_probabilities_times_values_are_what_attention_gives():

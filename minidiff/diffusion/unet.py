@@ -48,7 +48,7 @@ class UNetConfig:
 SD15 = UNetConfig((320, 640, 1280, 1280), (True, True, True, False), 768, heads=8)
 SD21 = UNetConfig((320, 640, 1280, 1280), (True, True, True, False), 1024, head_dim=64, linear_projection=True,
                   float32_attention=True)
-TINY = UNetConfig((64, 128), (False, True), 64, heads=4, blocks=1, groups=16)
+TINY = UNetConfig((32, 64, 128), (False, False, True), 64, heads=4, blocks=1, groups=16)
 SMALL = UNetConfig((96, 192, 288), (False, True, True), 128, heads=4, blocks=1)
 
 Taps = dict[nn.Module, Tensor] | None  # attention layer → its probabilities; None: they are not computed

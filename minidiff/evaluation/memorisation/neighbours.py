@@ -85,9 +85,9 @@ def moved(images: Tensor, side: int = MOVED_SIDE) -> Tensor:
     """Equalised pixels of the 162 versions of each image, the unmoved one first: (N,C,H,W) → (N,162,s²)."""
     x = grey(images, min(2 * side, *images.shape[2:]))[:, None]
     grids = F.affine_grid(moves(), [len(moves()), *x.shape[1:]], align_corners=False)
-    versions = [F.grid_sample(x, grid.expand(len(x), -1, -1, -1), padding_mode="border", align_corners=False)
-                for grid in grids]
-    return torch.stack([equalised(version * 255, side) for version in [x, *versions[1:]]], 1)
+    versions = torch.cat([x, *(F.grid_sample(x, grid.expand(len(x), -1, -1, -1), padding_mode="border", align_corners=False)
+                               for grid in grids[1:])])
+    return equalised(versions * 255, side).unflatten(0, (len(grids), len(x))).transpose(0, 1).contiguous()
 
 
 def pixel_spaces(images: Tensor) -> dict[str, Tensor]:
