@@ -199,7 +199,7 @@ def two_modes(x_in, t, labels):
 def test_inversion_and_ddim_bring_the_latents_back(pipeline):
     ideal = replace(pipeline, denoiser=Denoiser(two_modes, schedule, "x0"))
     g = torch.Generator().manual_seed(6)
-    z = MODES[torch.randint(0, 2, (40, 4, 8, 8), generator=g)] + 0.3 * torch.randn(40, 4, 4, 4, generator=g)
+    z = MODES[torch.randint(0, 2, (40, 4, 8, 8), generator=g)] + 0.3 * torch.randn(40, 4, 8, 8, generator=g)
     labels = {name: value[:1].expand(40) for name, value in LABELS.items()}
     ideal = replace(ideal, conditioner=Conditioner(VARIABLES, torch.zeros(2, 16), g))
     errors = {}
