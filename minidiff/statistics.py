@@ -69,9 +69,12 @@ def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.n
 
 
 def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarray:
-    """What each image adds to the area under the curve (n,): their sum is the area, and their spread DeLong's."""
+    """What each image adds to the area under the curve (n,): their sum is the area, and their spread DeLong's. nan as
+    in `delong`."""
     positive = np.asarray(positive, bool)
     above, below = _placements(scores, positive)
+    if not (len(above) and len(below)):
+        return np.full(len(positive), math.nan)
     area, parts = above.mean(), np.empty(len(positive))
     parts[positive], parts[~positive] = (above - area) / len(above), (below - area) / len(below)
     return parts + area / len(parts)

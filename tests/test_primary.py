@@ -1,5 +1,6 @@
 """The primary comparison: declared in words, measured over patients and seeds, and honest where nothing differs."""
 
+import json
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from minidiff.classification.primary import LEAST_SEEDS, Primary, measure, parse
 from minidiff.errors import InputError
+from minidiff.evaluation.study.answers import primary_text
 from minidiff.statistics import auroc, delong, delong_parts, two_way
 
 ARMS = ["real", "real+1xduplicates", "real+1xsynthetic"]
@@ -68,6 +70,14 @@ def test_findings_are_measured_by_the_area_under_the_curve():
     assert found["metric"] == "auroc" and found["by_seed"] == pytest.approx(area)
 
 
+def test_without_a_positive_nothing_is_measured():
+    truth = np.zeros((30, 2), bool)
+    arms = {arm: [np.full(truth.shape, 0.5)] * 3 for arm in "ab"}
+    found = measure(PRIMARY, arms, truth, [str(i) for i in range(30)], 0, False)
+    assert found["difference"] is None and found["answer"] == "not resolved" and "NaN" not in json.dumps(found)
+    assert "one side" in primary_text(found)
+
+
 def test_parts_of_an_area_sum_to_it_and_spread_as_delong_says():
     rng = np.random.default_rng(3)
     positive = rng.random(200) < 0.3
@@ -83,6 +93,7 @@ def test_fewer_than_three_seeds_resolve_nothing():
     arms, truth, patients = study(np.random.default_rng(4), LEAST_SEEDS - 1, 300, gain=0.3)
     found = measure(PRIMARY, arms, truth, patients, 0, True)
     assert found["difference"] > 0.1 and found["answer"] == "not resolved" and found["sees"] is None
+    assert "NaN" not in json.dumps(found) and "fewer than 3" in primary_text(found)
 
 
 def test_two_way_variance_of_a_table_of_seeds_and_patients():

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from minidiff.errors import InputError
-from minidiff.statistics import NONE, delong_parts, group_sums, two_way
+from minidiff.statistics import delong_parts, group_sums, two_way
 
 FORM = re.compile(r"(?P<arm>[^:@]+):(?P<against>[^:@]+)(?:@(?P<test_set>[^:@]+))?")
 LEAST_SEEDS, POWER = 3, 0.8  # with fewer seeds nothing is known of how much training varies
@@ -63,10 +63,13 @@ def measure(primary: Primary, by_seed: Mapping[str, Sequence[np.ndarray]], truth
     table = group_sums(each, patients) * len(set(patients))  # (seeds, patients), whose mean is the difference
     seeds, n = table.shape
     found = {"arm": primary.arm, "against": primary.against, "test_set": primary.test_set, "seeds": seeds, "patients": n,
-             "metric": "balanced_accuracy" if exclusive else "auroc", "difference": float(table.mean()),
-             "by_seed": table.mean(1).tolist()}
+             "metric": "balanced_accuracy" if exclusive else "auroc", "difference": None, "by_seed": None,
+             "interval": [None, None], "answer": "not resolved", "sees": None, "times": None}
+    if not np.isfinite(table).all():  # no patient on one side of the curve
+        return found
+    found |= {"difference": float(table.mean()), "by_seed": table.mean(1).tolist()}
     if seeds < LEAST_SEEDS:
-        return {**found, "interval": list(NONE), "answer": "not resolved", "sees": None, "times": None}
+        return found
     variance, freedom = two_way(table)
     reach, d = float(stats.t.ppf(0.975, freedom)), found["difference"]
     half, sees = reach * math.sqrt(variance), (reach + float(stats.norm.ppf(POWER))) * math.sqrt(variance)

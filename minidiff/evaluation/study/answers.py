@@ -123,6 +123,8 @@ def _primary(summary: Mapping) -> list[tuple[str, str, str]]:
 def primary_text(p: Mapping) -> str:
     """The difference of the primary comparison, of what its interval is, and what it would take to see more."""
     n = f"{p['patients']} patients and {p['seeds']} {'seed' if p['seeds'] == 1 else 'seeds'} of the classifier"
+    if p["difference"] is None:
+        return f"Cannot be measured over {n}: all are on one side."
     if p["sees"] is None:
         return f"{delta(p['difference'], (None, None), points=True)} points over {n}: fewer than 3 resolve nothing."
     text = (f"{delta(p['difference'], p['interval'], points=True)} points; the interval counts {n}, and holds for this "
