@@ -58,7 +58,7 @@ class VAEConfig:
     train: Literal["auto", "all", "decoder"] = "auto"  # auto: with --init the decoder, so that latents stay compatible
     size: int = 64                         # side of the square images, px; a multiple of 8
     architecture: Literal["TINY", "SD"] = "TINY"  # TINY: .6 M parameters for a CPU; SD: the public 84 M
-    steps: int = 450                       # optimiser steps
+    steps: int = 550                       # optimiser steps
     batch: int = 4                         # images a step; few, for at this length steps count more than images
     lr: float = 2e-3                       # AdamW peak; cosine to a hundredth after 5 % warm-up
     kl: float = 1e-3                       # weight of the KL, in nats per pixel value
