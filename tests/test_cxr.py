@@ -42,7 +42,8 @@ def test_the_whole_way_on_real_images(cxr, tmp_path, monkeypatch, every):
         "--out", "x/diffusion")
     run(sample, "--run", "x/diffusion", "--per-label", 20, "--steps", 2, "--out", "x/samples")
     run(classify, "--data", cxr, "--synthetic", "x/samples", "--external", external, "--near-copies", "drop",
-        "--size", 32, "--width", 8, "--steps", 3, "--seeds", 1, "--out", "x/classifier")
+        "--size", 32, "--width", 8, "--steps", 3, "--seeds", 1, "--arms", "real", "real+duplicates", "real+synthetic",
+        "--out", "x/classifier")
     run(evaluate, "--data", cxr, "--samples", "x/samples", "--classifier", "x/classifier", "--vae", "x/vae", "--diffusion",
         "x/diffusion", "--repeats", 10, "--out", "x/report")
 

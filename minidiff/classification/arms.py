@@ -150,7 +150,8 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
     for label, count in counts.items():
         own = members.get(label, [])
         if len(own) < (count if arm.added != DUPLICATES else 1):
-            raise InputError(f"arm {arm.name} needs {count} images of {label!r}; {arm.added} has {len(own)}")
+            raise InputError(f"arm {arm.name} needs {count} images of {label!r}; {arm.added} has {len(own)}: make more "
+                             "(sample.py --per-label), or take all with --arms real real+duplicates real+synthetic")
         extra += [own[k] for k in order(len(own), seed, range(count))]
     return [real + pool.take(extra)]
 
