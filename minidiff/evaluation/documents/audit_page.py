@@ -19,6 +19,7 @@ import numpy as np
 
 from minidiff import runs
 from minidiff.data import audit, images
+from minidiff.data.baselines import SHORTCUT, SURE
 from minidiff.data.duplicates import Pair
 from minidiff.data.files import Box, Facts
 from minidiff.data.split import Row
@@ -140,8 +141,9 @@ def trivial(result: dict) -> str:
     return note("How well a small logistic regression tells a label from the rest that sees the file's header alone (size, "
                 "shape, mode, format, bytes), the border alone (the outer 1/16), a thumbnail of 8 × 8, or the columns of "
                 "the table. Cross-validation in 5 parts, by patient; intervals over resamples of patients. From "
-                f"{audit.SHORTCUT} on, a classifier of these images may be reading hospitals. A low number is no proof of "
-                "the opposite.") + (table(("label", "features", "AUROC", "95 %", "n, rest", ""), rows) if rows
+                f"{SHORTCUT} on, or with a whole interval above {SURE}, all but the thumbnail say that a classifier of "
+                "these images may be reading hospitals. A low number is no proof of the opposite.") + (
+                    table(("label", "features", "AUROC", "95 %", "n, rest", ""), rows) if rows
                                     else note("Too few patients, or one label only: not measured."))
 
 

@@ -38,9 +38,10 @@ def audit(summary: Mapping) -> str:
         lines.append(("own" * any(r["shortcut"] for r in own.values()), (kind, label, *cells)))
     dark = {"masks": "the masks of the data", "box": "a central box"}.get(summary["audit"].get("region"), "masks or a box")
     return note("AUROC of each label against the rest, learned on the training images, with its 95 % interval by patient; n "
-                "of the label, of the rest. Red: a SHORTCUT, .9 or more on the internal test set, or a whole interval above .75. Header: size, mode, "
-                f"format and bytes of the file. Lungs blacked out: by {dark}. What a feature loses on an external set was "
-                "of the hospital.") + table(("told by", "label", *map(title_of, sets)), lines)
+                "of the label, of the rest. Red: a SHORTCUT, .9 or more on the internal test set, or a whole interval "
+                "above .75. Header: size, mode, format and bytes of the file. Lungs blacked out: by "
+                f"{dark}. What a feature loses on an external set was of the hospital.") + table(
+                    ("told by", "label", *map(title_of, sets)), lines)
 
 
 def arms(summary: Mapping, results: Sequence[Mapping]) -> str:
