@@ -19,13 +19,6 @@ pytestmark = pytest.mark.slow
 STEPS, EACH = 700, 40
 
 
-@pytest.fixture(autouse=True)
-def both_cores():
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 def trained(demo, out, **knobs) -> Path:
     given = {"data": (str(demo / "phantom"),), "vae": str(demo / "vae"), "steps": STEPS, "save_every": STEPS, **knobs}
     train.train_diffusion(train.DiffusionConfig(out=str(out), **given))
