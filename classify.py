@@ -38,6 +38,7 @@ from minidiff.classification.inputs import Inputs
 from minidiff.classification.predict import PredictConfig, predict
 from minidiff.classification.predictor import Predictor, balance, fit
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
+from minidiff.convolution import LEAST
 from minidiff.data.subset import SubsetConfig, write_subset
 from minidiff.errors import InputError
 from minidiff.evaluation.study.gallery import gallery
@@ -144,7 +145,7 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
     if cfg.init:
         transfer.read(cfg.init)
     var.check_names(cfg.condition)
-    for name, least in {"size": 32, "width": 8, "steps": 1, "batch": 2, "seeds": 1}.items():  # one image has no batch norm
+    for name, least in {"size": 32, "width": LEAST, "steps": 1, "batch": 2, "seeds": 1}.items():  # one image: no norm
         if getattr(cfg, name) < least:
             raise InputError(f"{name} is {getattr(cfg, name)}; allowed are {least} and more")
     return arms
@@ -185,7 +186,8 @@ def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs, out: Path) -> pri
         raise InputError(f"{path} declares {found}: name both arms in --arms, or give another --out")
     if found and not distributed.rank():
         print(f"primary comparison: {found}")
-        runs.write_json(path, asdict(found))
+        if not before:
+            runs.write_json(path, asdict(found))
     return found
 
 
@@ -230,8 +232,8 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     if (folder / "agreement.json").exists():
         return runs.read_json(folder / "agreement.json")
     judge = Predictor(known, width=cfg.width, size=cfg.size, seed=cfg.seed).to(pick_device(cfg.device))
-    labels, scarce = var.encode(known, train.rows), isinstance(data.target, var.Category)
-    log = fit(judge, train.pixels, labels, weights={cfg.target: balance(data.target, labels)} if scarce else None,
+    labels, exclusive = var.encode(known, train.rows), isinstance(data.target, var.Category)
+    log = fit(judge, train.pixels, labels, weights={cfg.target: balance(data.target, labels)} if exclusive else None,
               steps=3 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge",
               precision=cfg.precision)
     found = agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")

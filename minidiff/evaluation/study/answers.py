@@ -15,7 +15,7 @@ AREAS = "auroc", "auroc_macro"
 
 
 def answers(summary: Mapping) -> list[tuple[str, str, str]]:
-    """Rows (kind, answer, question and why, as HTML) for `page.answers`: the shortcut first."""
+    """Rows (kind, answer, question and why, as HTML) for `page.answers`: the primary comparison first, then the shortcut."""
     rows = [*_primary(summary), _shortcut(summary), *_elsewhere(summary)]
     if "synthetic" not in kinds_of(summary).values():
         return [*rows, ("open", "not tested", "<b>Did synthetic images help?</b> No arm had any.")]
