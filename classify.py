@@ -1,9 +1,9 @@
 """Did synthetic images help? Train the same classifier on real, real + duplicated and real + synthetic images, and say so.
 
     python classify.py                                     the embedded demo → runs/demo/classifier
-    python classify.py --data DIR --synthetic runs/x/samples --external DIR2 --size 128 --steps 400 --out runs/x/c
+    python classify.py --root runs/x --external DIR2 --steps 400   the experiment of runs/x, tested at another hospital, too
     python classify.py --arms real real-plain real+1xduplicates real+.5xsynthetic real+1xsynthetic synthetic-then-real
-    python classify.py --data DIR --synthetic even=runs/x/even odd=runs/x/odd --arms real+even real+odd   several
+    python classify.py --root runs/x --synthetic even=runs/x/even odd=runs/x/odd --arms real+even real+odd   several
     python classify.py --data DIR --arms real --out runs/x/baseline          no synthetic images needed
     python classify.py subset --data DIR --keep covid=25 --out DIR25    fewer patients, for the generator of real@25
     python classify.py predict --model runs/x/classifier --data NEW --out new.csv   probabilities, sets, uncertainty
@@ -18,7 +18,7 @@ which evaluate.py asks whether samples show what they were asked to show.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,31 +39,33 @@ from minidiff.classification.predict import PredictConfig, predict
 from minidiff.classification.predictor import Predictor, balance, fit
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
 from minidiff.convolution import LEAST
+from minidiff.data.glance import glance
 from minidiff.data.subset import SubsetConfig, write_subset
 from minidiff.errors import InputError
 from minidiff.evaluation.study.gallery import gallery
 from minidiff.evaluation.study.printed import printed
 from minidiff.evaluation.study.study_page import csv_tables, study_page
+from minidiff.root import Rooted, then
 from minidiff.training.precision import pick_device
 
 FREE = ("arms", "seeds", "device", "primary")  # knobs that do not change what is finished
 
 
 @dataclass(frozen=True)
-class Config:
-    data: tuple[str, ...] = ("runs/demo/phantom",)  # real data sets, with their splits: trained on train, tested on test
-    synthetic: tuple[str, ...] = ("runs/demo/samples",)  # folders of samples, each DIR (named synthetic) or NAME=DIR
+class Config(Rooted):
+    data: tuple[str, ...] = ()             # real data sets, with their splits; none: the root's
+    synthetic: tuple[str, ...] = ("ROOT/samples",)  # folders of samples, each DIR (named synthetic) or NAME=DIR
     external: tuple[str, ...] = ()         # further test sets, each used whole; patients or files of training are refused
     hold_out: str = ""                     # column=value: rows that are a test set of their own, e.g. source=hannover
-    out: str = "runs/demo/classifier"      # run folder
-    arms: tuple[str, ...] = ("real", "real+1xduplicates", "real+1xsynthetic")  # what there is: classification/arms.py
+    out: str = "ROOT/classifier"           # run folder
+    arms: tuple[str, ...] = kinds.USUAL    # what there is: classification/arms.py
     primary: str = "auto"                  # comparison to answer first, ARM:ARM[@SET]; auto: of equal counts
     target: str = "label"                  # column to classify; cells a|b make it multi-label
     positive: str = ""                     # label of interest; none: the rarest in training
     even: tuple[str, ...] = ("view",)      # columns of which the label is to tell nothing in the arms real-even
     condition: tuple[str, ...] = ("label", "sex", "age", "view")  # what the judge reads off an image
     init: str = ""                         # start of all arms: arms/ARM/SEED of another run, or a torchvision resnet18 file
-    size: int = 64                         # side to which all images are brought, px
+    size: int = 0                          # side to which all images are brought, px; 0: that of the root's runs, else 64
     width: int = 16                        # channels of the first layer, 8 or more; resnet18 has 64
     steps: int = 240                       # optimiser steps, the same for every arm
     batch: int = 32                        # images a step
@@ -79,13 +81,19 @@ class Config:
 def run_study(cfg: Config) -> None:
     """Compare the arms on held-out patients, after a look at what a shortcut could tell."""
     distributed.start()
+    cfg = replace(cfg, size=cfg.size or side(cfg.root))
     folders = sources(cfg)
     arms = check(cfg, folders)
+    runs.refuse_other(cfg.out, cfg, "classifier", (*FREE, "condition"))
     used = {name: folder for name, folder in folders.items()
             if any(name == arm.source or (arm.added == kinds.DUPLICATES and not arm.factor) for arm in arms)}
     with distributed.first():  # a split that has to be made is made once
         data = inputs.read(cfg.data, used, cfg.external, size=cfg.size, seed=cfg.seed, out=cfg.out, target=cfg.target,
                            hold_out=cfg.hold_out, near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
+    cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
+    if cfg.arms == kinds.USUAL:
+        names = kinds.usual(data.sets["train"], data.sources, positive_of(cfg, data))
+        arms = [kinds.parse(name, list(folders)) for name in names]
     known = check_read(cfg, arms, data)
     recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data), cfg.even, cfg.init,
                           cfg.precision, str(pick_device(cfg.device)), cfg.seed)
@@ -95,6 +103,9 @@ def run_study(cfg: Config) -> None:
             start = Path(cfg.init) / "predictor.safetensors" if Path(cfg.init).is_dir() else Path(cfg.init)
             runs.open_run(cfg.out, cfg, "classifier", free=FREE, init=runs.sha256(start) if cfg.init else "",
                           data={name: table.fingerprint for name, table in data.tables.items() if name in data.sets})
+        if main:
+            print(glance(cfg.data, {name: data.tables[name] for name in data.sets}, root=out.parent))
+            print(f"label of interest: {recipe.positive}{'' if cfg.positive else ', the rarest in training (--positive)'}")
     primary = declared(cfg, arms, data, out)
     if main:
         with distributed.alone():
@@ -116,8 +127,14 @@ def run_study(cfg: Config) -> None:
         for name, text in csv_tables(summary, results).items():
             runs.write_atomic(out / f"{name}.csv", text)
         runs.write_atomic(out / "study.html", study_page(summary, results, gallery(data, summary, out)))
-        print(printed(summary), f"\n\n{out / 'study.html'}")
+        print(printed(summary), f"\n\n{out / 'study.html'}\n{then('evaluate', cfg.root)}")
     distributed.stop()
+
+
+def side(root: str) -> int:
+    """Side of the images of an experiment, px: that of its diffusion model or its VAE, else 64."""
+    found = [path for path in (Path(root) / "diffusion" / "model.json", Path(root) / "vae" / "vae.json") if path.is_file()]
+    return runs.read_json(found[0])["size"] if found else 64
 
 
 def sources(cfg: Config) -> dict[str, str]:

@@ -3,12 +3,13 @@
     python evaluate.py                                     the embedded demo → runs/demo/report/report.html
     python evaluate.py --data DIR --samples runs/x/samples --classifier runs/x/classifier --out runs/x/report
     python evaluate.py --extractors pixels classifier inception-clean-fid=inception.pth --out runs/x/r2
+    python evaluate.py fid REAL SYNTHETIC                  FID and KID of any two folders of images
     python evaluate.py matrix --external DIR               real subsets × synthetic sets, yardsticks, controls → its page
     python evaluate.py monitor --run runs/x/diffusion      the same numbers for every checkpoint; which one to take
     python evaluate.py uncertainty --samples runs/x/samples   how far the last checkpoints disagree about each image
     python evaluate.py verify --folder runs/x/report       from the report down to the data: does all still match?
     python evaluate.py audit --data DIR --out runs/x/audit   what is wrong with a data set, before anything learns it
-    python evaluate.py card --run runs/x --out runs/x/card   model card and datasheet from the files of its runs
+    python evaluate.py card --root runs/x                    model card and datasheet from the files of its runs
     python evaluate.py readers plan --good .68             how many images a study with readers needs
     python evaluate.py readers make --out runs/x/readers --key runs/x/readers-key
     python evaluate.py readers score --answers a.jsonl b.jsonl --key runs/x/readers-key/key.json
@@ -20,6 +21,7 @@ again makes the page anew, from the same images and the features kept in OUT/fea
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,6 +41,7 @@ from minidiff.counted import VALIDATE, normal
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels, to_float
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
+from minidiff.data.glance import glance
 from minidiff.data.table import Table
 from minidiff.diffusion import plan as plans
 from minidiff.diffusion import store
@@ -49,6 +52,7 @@ from minidiff.evaluation.documents.cards import CardConfig, run_card
 from minidiff.evaluation.extractors.build import build, describe
 from minidiff.evaluation.extractors.cache import FeatureCache
 from minidiff.evaluation.extractors.features import PixelPCA
+from minidiff.evaluation.fid import FIDConfig, run_fid
 from minidiff.evaluation.history import chain, monitor, uncertainty
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
 from minidiff.evaluation.memorisation.membership import denoising_errors, membership
@@ -56,7 +60,7 @@ from minidiff.evaluation.memorisation.neighbours import memorisation, pixel_spac
 from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.report import breakdown, pictures, report
 from minidiff.evaluation.report.comparison import FEWEST, Side, compare
-from minidiff.evaluation.report.inputs import Config, notes, read
+from minidiff.evaluation.report.inputs import Config, notes, of_these_data, read
 from minidiff.evaluation.report.judged import agree, asked, certainty
 from minidiff.training.precision import Precision, pick_device
 
@@ -64,14 +68,17 @@ from minidiff.training.precision import Precision, pick_device
 def run_report(cfg: Config) -> None:
     """Write the report."""
     tables, pixels = read(cfg)
+    named, (cfg, left_out) = cfg, of_these_data(cfg, tables["train"])
+    tables["heldout"].notes.extend(left_out)
+    print(glance(cfg.data, tables, root=Path(cfg.out).parent))
     found = optional(cfg, tables)
     judge = found.pop("judge")
     labels = asked(judge, tables)  # a cell that the judge does not know is refused before the work
     vae = store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None
-    extractors = build(cfg.extractors, train=pixels["train"], judge=judge, vae=vae, folder=Path(cfg.out).parent)
+    extractors = build(cfg.extractors, train=pixels["train"], judge=judge, vae=vae)
     facts = {name: table.fingerprint for name, table in tables.items()}
     judged = {"judge": runs.sha256(Path(cfg.classifier) / "judge" / "predictor.safetensors")} if judge else {}
-    out = runs.open_run(cfg.out, cfg, "report", free=("device",), **facts, **judged)
+    out = runs.open_run(cfg.out, named, "report", free=("device", "matrix"), **facts, **judged)
     kept = FeatureCache(out / "features")
     sides = {e.name: {name: Side(kept(e, x).double().numpy(), *(np.array(tables[name].column(c)) for c in (
         "label", "patient"))) for name, x in pixels.items()} for e in extractors}
@@ -176,7 +183,7 @@ def optional(cfg: Config, tables: dict[str, Table]) -> dict:
                 diffusion / "log.jsonl": "curve of the diffusion model",
                 Path(cfg.matrix) / "matrix.json": "heat map of a reference matrix"}
     for path, what in expected.items():
-        if not path.exists():
+        if not path.exists() and Path(os.devnull) not in path.parents:  # what was left out is named already
             print(f"{path} is absent: the page has no {what}")
     grid = read_json(Path(cfg.matrix) / "matrix.json")
     if grid and tables["synthetic"].fingerprint not in grid["data"]["fingerprints"].values():
@@ -262,7 +269,7 @@ def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "fp32
 VERBS = {"report": (Config, run_report), "matrix": (MatrixConfig, run_matrix),
          "monitor": (monitor.MonitorConfig, run_monitor), "uncertainty": (uncertainty.UncertaintyConfig, run_uncertainty),
          "verify": (chain.VerifyConfig, run_verify), "audit": (AuditConfig, run_audit), "card": (CardConfig, run_card),
-         "readers plan": (plan.Config, plan.run),
+         "fid": (FIDConfig, run_fid), "readers plan": (plan.Config, plan.run),
          "readers make": (make.Config, make.run), "readers score": (score.Config, score.run)}
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from minidiff.classification.predictor import Predictor
 from minidiff.counted import seeded
 from minidiff.data import images
 from minidiff.data.dataset import read_images
-from minidiff.data.table import read_table, write_table
+from minidiff.data.table import read_csv, read_table, write_table
 from minidiff.diffusion import plan as plans
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Pipeline, Recipe
@@ -41,6 +41,7 @@ from minidiff.diffusion.guidance import EVERYWHERE
 from minidiff.diffusion.trajectory import TrajectoryConfig, trajectory
 from minidiff.errors import InputError
 from minidiff.evaluation.quick import Quick, recognised
+from minidiff.root import Rooted, then
 from minidiff.training.precision import Precision, pick_device
 
 Sampler = Literal["dpmpp_2m", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m_sde", "unipc"]
@@ -51,9 +52,9 @@ FREE = ("device", "compile", "real", "classifier")  # knobs that do not change t
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    run: str = "runs/demo/diffusion"       # finished diffusion run, or its best/
-    out: str = "runs/demo/samples"         # folder of the new data set
+class SampleConfig(Rooted):
+    run: str = "ROOT/diffusion"            # finished diffusion run, or its best/
+    out: str = "ROOT/samples"              # folder of the new data set
     label: tuple[str, ...] = ()            # labels to make; none: all that the model knows
     per_label: int = 100                   # images a label
     sets: int = 0                          # sets of 100, all labels in each, in place of --per-label; 0: as that says
@@ -99,11 +100,14 @@ def sample(cfg: SampleConfig) -> None:
             runs.open_run(cfg.out, cfg, "samples", free=free, model=model, data=facts["data"])
             if not (out / "plan.json").exists():
                 runs.write_json(out / "plan.json", rows)
+            for row in runs.read_json(out / "plan.json"):
+                if (path := out / row["file_name"]).exists() and not whole(path):
+                    path.unlink()  # cut short: now, before a set seems complete
     rows = runs.read_json(out / "plan.json")  # what was begun is finished as planned, also by a later version
     text = {"recipe": json.dumps(asdict(recipe_of(cfg))), "model": model, "minidiff": minidiff.__version__}
 
-    cells = [rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch)]  # always the same batches:
-    missing = [cell for cell in cells if not all(whole(out / row["file_name"]) for row in cell)]  # the last bit hangs on it
+    cells = [rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch)]  # always the same batches,
+    missing = [cell for cell in cells if any(not (out / row["file_name"]).exists() for row in cell)]  # for the last bits
     mine = missing[distributed.rank() :: distributed.world()]
     chroma, done = [], set()
     with tqdm(total=len(mine), desc="sampling", unit="batch", disable=bool(distributed.rank())) as bar:
@@ -117,7 +121,8 @@ def sample(cfg: SampleConfig) -> None:
         finish_sets(cfg, rows, watch, done)
         finish(cfg, rows, variables, model, facts)
         removed = f"; mean chroma {sum(chroma) / len(chroma):.2f} of 255 removed" if chroma and facts["grey"] else ""
-        print(f"{out}: {len(rows)} images in {rows[-1]['set']} sets, {sum(map(len, missing))} of them new{removed}")
+        print(f"{out}: {len(rows)} images, in sets of {plans.SET}; {sum(map(len, missing))} of them new{removed}\n"
+              f"{then('classify', cfg.root)}")
 
 
 def make_cell(cfg: SampleConfig, pipeline: Pipeline, cell: list[dict], grey: bool, text: dict,
@@ -135,7 +140,7 @@ def make_cell(cfg: SampleConfig, pipeline: Pipeline, cell: list[dict], grey: boo
                 rejected.append(row)
                 runs.append_log(out / f"rejects-{distributed.rank()}.jsonl", file_name=row["file_name"], seed=seed,
                                 reason=reason)
-            elif not whole(out / row["file_name"]):
+            elif not (out / row["file_name"]).exists():
                 images.write(out / row["file_name"], image, {**text, **row, "seed": str(seed)})
         if not rejected:
             return chroma
@@ -187,7 +192,9 @@ def finish_sets(cfg: SampleConfig, rows: list[dict], watch: Quick | None, done: 
 
 def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, facts: dict) -> None:
     """metadata.csv and manifest.json, of what lies there."""
-    out = Path(cfg.out)
+    out, path = Path(cfg.out), Path(cfg.out) / "metadata.csv"
+    added = {row["file_name"]: {k: v for k, v in row.items() if k != "outside_training"}
+             for row in (read_csv(path, ("file_name",)) if path.exists() else ())}  # by other commands
     rejects = {(line["file_name"], line["seed"]): line["reason"] for file in sorted(out.glob("rejects-*.jsonl"))
                for line in runs.read_log(file)}
     tries = Counter(file for file, _ in rejects)
@@ -196,9 +203,10 @@ def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, fac
         names = sorted({name for some in strange for name in some})
         print(f"{sum(map(bool, strange))} images have {' and '.join(names)} outside what training saw; metadata.csv marks "
               "them", file=sys.stderr)
-    write_table(out / "metadata.csv", [
-        {**row, "seed": int(row["seed"]) + tries[row["file_name"]] * RETRY, "sampler": cfg.sampler, "steps": cfg.steps,
-         "guidance": cfg.guidance, **({"outside_training": " ".join(names)} if any(strange) else {})}
+    write_table(path, [
+        {**added.get(row["file_name"], {}), **row, "seed": int(row["seed"]) + tries[row["file_name"]] * RETRY,
+         "sampler": cfg.sampler, "steps": cfg.steps, "guidance": cfg.guidance,
+         **({"outside_training": " ".join(names)} if any(strange) else {})}
         for row, names in zip(rows, strange)])
     hashes = {row["file_name"]: runs.sha256(out / row["file_name"]) for row in rows}
     hashes["metadata.csv"] = runs.sha256(out / "metadata.csv")
@@ -212,8 +220,8 @@ def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, fac
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
-    out: str = "runs/demo/samples"         # folder of samples
+class VerifyConfig(Rooted):
+    out: str = "ROOT/samples"              # folder of samples
     k: int = 8                             # images to make again
     seed: int = 0                          # of the choice
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …

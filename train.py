@@ -1,12 +1,10 @@
 """Train minidiff: first the autoencoder, then the diffusion model on its latents.
 
     python train.py                                   the embedded demo: phantom, VAE, diffusion → runs/demo
-    python train.py vae --data DIR --size 128 --steps 2000 --out runs/x/vae
-    python train.py vae --data DIR --size 512 --init v1-5-pruned-emaonly.safetensors --lr 1e-5 --out runs/x/decoder
-    python train.py diffusion --data DIR --vae runs/x/vae --condition label,sex,age,view --out runs/x/diffusion
-    python train.py diffusion --data DIR --init v1-5-pruned-emaonly.safetensors --lr 1e-4 --out runs/x/adapted
+    python train.py --root runs/x --data DIR --size 128   both stages on your own images → runs/x/vae, runs/x/diffusion
+    python train.py vae --root runs/x --data DIR --size 512 --init v1-5-pruned-emaonly.safetensors --lr 1e-5
+    python train.py diffusion --root runs/x --data DIR --init v1-5-pruned-emaonly.safetensors --lr 1e-4
     python train.py diffusion --data OTHER --init runs/x/diffusion --train all --out runs/x/stage-2
-    python train.py diffusion --from runs/x/diffusion/config.json --seed 1 --out runs/x/diffusion-1
     torchrun --nproc-per-node 8 train.py diffusion …
 
 The same command again resumes. Ctrl-C and SIGTERM finish the step, save and stop.
@@ -14,46 +12,47 @@ The same command again resumes. Ctrl-C and SIGTERM finish the step, save and sto
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minidiff import config, distributed, runs
 from minidiff import variables as var
 from minidiff.counted import AUGMENT, NOISE, ROWS, drops, generators, normal, seeded, stratified, uniform
 from minidiff.data import images, phantom
 from minidiff.data.dataset import Images, augment, picker, read_images, to_float
+from minidiff.data.glance import by_split, glance
 from minidiff.data.latents import Source, encoded, moments
 from minidiff.diffusion import lora, store, unet
-from minidiff.diffusion.begin import Start, begin, begin_vae, known_size
+from minidiff.diffusion.begin import Start, begin, begin_vae, is_run, known_size
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.public.lpips import load_lpips
-from minidiff.diffusion.vae import VAE, edge_error
+from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.diffusion.watch import AT_MOST, Probe, by_quarter, look
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors.features import grey, pca_psnr, psnr
 from minidiff.evaluation.memorisation.neighbours import distances, equalised
+from minidiff.root import DEMO, Rooted, then
 from minidiff.training.ema import EMA, Trained
 from minidiff.training.plot import plot_run
 from minidiff.training.precision import SCHEDULES, Precision, pick_device, set_lr, trained
 from minidiff.training.state import Keeper, budget, require_space
 
-PHANTOM, DEMO_VAE = "runs/demo/phantom", "runs/demo/vae"     # the embedded default, drawn when it is not there
+PHANTOM = f"{DEMO}/phantom"  # the embedded data, drawn when they are not there
 FREE = ("log_every", "save_every", "snapshots", "guidance", "device", "compile", "checkpointing", "shard")  # same weights
 
 
 @dataclass(frozen=True)
-class VAEConfig:
-    data: tuple[str, ...] = (PHANTOM,)     # data sets: folders with metadata.csv or class folders
-    out: str = DEMO_VAE                    # run folder
+class VAEConfig(Rooted):
+    data: tuple[str, ...] = ()             # data sets: folders with metadata.csv or class folders; none: the root's
+    out: str = "ROOT/vae"                  # run folder
     init: str = ""                         # public SD or VAE file or folder, or a VAE run, to start from
     train: Literal["auto", "all", "decoder"] = "auto"  # auto: with --init the decoder, so that latents stay compatible
     size: int = 64                         # side of the square images, px; a multiple of 8
@@ -69,18 +68,19 @@ class VAEConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it; never fp16, the VAE overflows
     seed: int = 0                          # of initial weights, order, augmentation and noise
     skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
+    grey: Literal["auto", "yes", "no"] = "auto"  # colour images to grey; auto: where they are 5 % or fewer
     log_every: int = 20                    # steps between lines of log.jsonl
     save_every: int = 200                  # steps between checkpoints; they are saved every 15 minutes, too
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
-    data: tuple[str, ...] = (PHANTOM,)     # data sets: folders with metadata.csv or class folders
-    vae: str = ""                          # finished VAE run, whose size comes with it; none: --init's own, or the demo's
+class DiffusionConfig(Rooted):
+    data: tuple[str, ...] = ()             # data sets: folders with metadata.csv or class folders; none: the root's
+    vae: str = ""                          # finished VAE run; none: --init's own, or vae/ in the root
     init: str = ""                         # public SD 1.x or 2.x file or folder, or a diffusion run, to start from
-    size: int = 512                        # side of the images with a public --init, px; a run brings its own
-    out: str = "runs/demo/diffusion"       # run folder
+    size: int = 0                          # side of the images, px; 0: that of the VAE run, 512 with a public --init
+    out: str = "ROOT/diffusion"            # run folder
     condition: tuple[str, ...] = ("label", "sex", "age", "view")  # columns to condition on; cells may be empty
     architecture: Literal["TINY", "SMALL", "SD15", "SD21"] = "TINY"  # TINY 4 M, SMALL 24 M parameters, or public 860 M
     train: Literal["auto", "all", "attention", "cross-attention", "lora"] = "auto"  # auto: lora with --init, else all
@@ -108,6 +108,7 @@ class DiffusionConfig:
     guidance: float = 1.5                  # of the pictures in grids/
     seed: int = 0                          # of initial weights, order, times, noise and drops
     skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
+    grey: Literal["auto", "yes", "no"] = "auto"  # colour images to grey; auto: where they are 5 % or fewer
     log_every: int = 20                    # steps between lines of log.jsonl
     save_every: int = 350                  # steps between checkpoints (and every 15 minutes), validation losses and grids
     snapshots: int = 7                     # models kept on the way, evenly spaced, for evaluate.py monitor and uncertainty
@@ -118,6 +119,7 @@ def train_vae(cfg: VAEConfig) -> None:
     """Train the autoencoder: reconstruction, multi-scale gradients and a little KL."""
     distributed.start()
     precision = Precision(cfg.precision, device := pick_device(cfg.device))
+    runs.refuse_other(cfg.out, cfg, "vae", FREE)
     data = read_data(cfg, cfg.size)
     train = data.part("train")
     distributed.require_share(cfg.batch)
@@ -163,8 +165,7 @@ def train_vae(cfg: VAEConfig) -> None:
 
 @torch.no_grad()
 def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, trained_on: list[str], frozen: bool) -> None:
-    """Measure the latent scale on training images, unless the encoder was kept with its own, and the reconstruction of
-    held-out ones; save both with the weights."""
+    """Measure the latent scale on training images, unless it came with the encoder, and how held-out ones come back."""
     if not frozen:
         vae.scale.fill_(1.0)
         vae.scale.fill_(1 / moments(train.pixels, encoder(vae), text="latent scale")[0].std().item())
@@ -195,7 +196,6 @@ class Stage:
     precision: Precision
     latents: Source                        # of the training images
     probes: list[Probe]                    # of train and val
-    adapted: bool                          # are adapters trained, to be merged where the model is saved?
 
 
 def prepare(cfg: DiffusionConfig) -> Stage:
@@ -203,12 +203,14 @@ def prepare(cfg: DiffusionConfig) -> Stage:
     distributed.start()
     precision = Precision(cfg.precision, device := pick_device(cfg.device))
     var.check_names(cfg.condition)
-    vae_run = cfg.vae or ("" if cfg.init else DEMO_VAE)
-    data = read_data(cfg, known_size(cfg.init, vae_run) or cfg.size, cfg.prior)
+    runs.refuse_other(cfg.out, cfg, "diffusion", (*FREE, "size", "condition"))
+    vae_run = cfg.vae or ("" if cfg.init else f"{cfg.root}/vae")
+    data = read_data(cfg, known_size(cfg.init, vae_run, cfg.size), cfg.prior)
     train, val = data.part("train"), data.part("val")
-    prediction = None if cfg.prediction == "auto" else cfg.prediction
-    columns = {name: train.table.column(name) for name in cfg.condition}
-    start = begin(cfg.init, vae_run, cfg.architecture, columns, prediction, cfg.seed)
+    named = cfg.condition if is_run(cfg.init) else var.usable(cfg.condition, train.table.rows)
+    cfg = replace(cfg, size=data.size, condition=named)
+    start = begin(cfg.init, vae_run, cfg.architecture, {name: train.table.column(name) for name in named},
+                  None if cfg.prediction == "auto" else cfg.prediction, cfg.seed)
     start.vae.to(device)
     model = start.model.to(device, memory_format=torch.preserve_format if cfg.shard else torch.channels_last)
     labels, val_labels, _ = (var.encode(model.conditioner.variables, part.table.rows) for part in (train, val, data))
@@ -225,7 +227,7 @@ def prepare(cfg: DiffusionConfig) -> Stage:
                                     views=cfg.views, strength=cfg.augment, seed=cfg.seed)
     probes = [Probe.of(mean, y, min(len(val), AT_MOST), len(start.schedule))
               for mean, y in ((latents.mean[0], labels), (held_out, val_labels))]
-    return Stage(run, data, train, labels, start, model, net, ema, optimizer, precision, latents, probes, kind == "lora")
+    return Stage(run, data, train, labels, start, model, net, ema, optimizer, precision, latents, probes)
 
 
 def train_diffusion(cfg: DiffusionConfig) -> None:
@@ -267,15 +269,16 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
                            grad_norm=norm, skipped=s.precision.skipped)
             if draw or keep:
                 for name in ["best"] * keeper.lowest("val_loss", seen["val_loss"]) + [f"snapshots/step_{done:08d}"] * keep:
-                    save_model(s.run / name, s, cfg, step=done, val_loss=seen["val_loss"])
+                    save_model(s.run / name, s, step=done, val_loss=seen["val_loss"])
             if draw:
                 draw_pictures(s, averaged, done, cfg)
 
     if not distributed.rank():
         store.save_vae(s.run, s.start.vae, size=s.data.size, trained_on=s.start.trained_on)
-    save_model(s.run, s, cfg)
+    save_model(s.run, s)
     if not distributed.rank():
-        print(f"{s.run}: finished; the EMA weights are what is sampled; best/ holds those of the lowest held-out loss")
+        print(f"{s.run}: finished; the EMA weights are what is sampled; best/ holds those of the lowest held-out loss\n"
+              f"{then('sample', cfg.root)}")
 
 
 def draw_pictures(s: Stage, averaged: Denoiser, done: int, cfg: DiffusionConfig) -> None:
@@ -295,14 +298,15 @@ def draw_pictures(s: Stage, averaged: Denoiser, done: int, cfg: DiffusionConfig)
     plot_run(s.run, ["loss", "val_loss", "val_loss_t0", "val_loss_t1", "val_loss_t2", "val_loss_t3"])
 
 
-def save_model(folder: Path, s: Stage, cfg: DiffusionConfig, **facts) -> None:
+def save_model(folder: Path, s: Stage, **facts) -> None:
     """The averaged weights, adapters merged into them and once more alone, and what sampling and later stages ask for."""
-    if s.adapted and not distributed.rank():
-        runs.save_tensors(folder / "lora.safetensors", lora.adapters(s.ema.model))
-    plain = lora.merge(s.ema.model) if s.adapted else s.ema.model
+    adapters, names = lora.adapters(s.ema.model), [v.name for v in s.model.conditioner.variables]
+    if adapters and not distributed.rank():
+        runs.save_tensors(folder / "lora.safetensors", adapters)
+    plain = lora.merge(s.ema.model) if adapters else s.ema.model
     store.save_model(folder, plain, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
                      data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
-                     rows=[{name: row.get(name, "") for name in cfg.condition} for row in s.train.table.rows], **facts)
+                     rows=[{name: row.get(name, "") for name in names} for row in s.train.table.rows], **facts)
 
 
 def spread(cfg: DiffusionConfig, model: Model, ema: EMA, kind: str, precision: Precision) -> nn.Module:
@@ -332,15 +336,11 @@ def read_data(cfg: VAEConfig | DiffusionConfig, size: int, prior: tuple[str, ...
     with distributed.first():
         if cfg.data == (PHANTOM,):
             phantom.write(PHANTOM, scarce=phantom.SCARCE)
-        return read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.out).parent, skip_bad=cfg.skip_bad, prior=prior)
-
-
-def encoder(vae: VAE) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Float images on the CPU → (mean, std) of their latents; always float32, for fp16 overflows."""
-    @torch.no_grad()
-    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        return (m := vae.encode(x.to(vae.scale.device))).mean, m.std
-    return encode
+        data = read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.out).parent, skip_bad=cfg.skip_bad, prior=prior,
+                           grey=cfg.grey)
+    if not distributed.rank():
+        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, root=Path(cfg.out).parent))
+    return data
 
 
 VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_diffusion)}

@@ -8,6 +8,7 @@ A run saves its config, and the saved config of a run is the preset of the next:
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import inspect
 import json
@@ -39,26 +40,21 @@ BOUNDS = {  # one range for a knob of one name, in all scripts; both ends are al
     "seed": (0, 2**31 - 1),
 }
 Verb = tuple[type, Callable[[Any], None]]  # a Config and the function that runs it
+ONE_STAGE = ("out", "init", "preset")  # knobs that no two verbs can share, though both have them
+
 
 
 def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str, argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and run the verb; with no argument at all, run the default verb or verbs in order.
+    """Parse the command line and run the verb; without one, the default verb, or all default verbs in their order.
 
     The user's faults end with one line on stderr and status 2, Ctrl-C with 130; anything else is our bug: traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, even where that is ignored (`&`)
     try:
-        if not argv and not isinstance(default, str):
-            for verb in default:
-                config_type, run = verbs[verb]
-                threads.use()
-                run(config_type())
-        else:
-            run, cfg = parse(verbs, default, doc, argv)
-            if cfg is not None:
-                threads.use()
-                run(cfg)
+        for run, cfg in parse(verbs, default, doc, argv):
+            threads.use()
+            run(cfg)
     except (InputError, TrainingFault) as error:
         _exit(str(error))
     except OSError as error:
@@ -73,31 +69,57 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str, a
         signal.signal(signal.SIGTERM, before)
 
 
-def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str, argv: list[str]) -> tuple[Callable, Any]:
-    """argv → (function, Config); the Config is None after --dry-run, which prints it instead."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str,
+          argv: list[str]) -> list[tuple[Callable, Any]]:
+    """argv → (function, Config) of each verb to run; none after --dry-run, which prints the configs instead."""
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     commands = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(verbs) + "}")
     for verb, (config_type, run) in verbs.items():
         summary = (run.__doc__ or verb).strip().splitlines()[0]
-        sub = commands.add_parser(verb, help=summary, description=summary,
-                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub = commands.add_parser(verb, help=summary, description=summary, allow_abbrev=False)
         sub.add_argument("--from", dest="preset", metavar="CONFIG.json", help="take every knob from a saved config")
         sub.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+        if hasattr(config_type, "positional"):
+            sub.add_argument("words", nargs="*", metavar=config_type.positional.upper(), help=argparse.SUPPRESS)
         _add_fields(sub, config_type)
     if " ".join(argv[:2]) in verbs:  # a verb of two words: readers make
         argv = [" ".join(argv[:2]), *argv[2:]]
-    known = {"-h", "--help", *verbs, *(verb.split()[0] for verb in verbs)}
-    if isinstance(default, str) and (not argv or argv[0] not in known):
-        argv = [default, *argv]
-    given = vars(parser.parse_args(argv))
-    config_type, run = verbs[given.pop("verb")]
-    preset, dry = given.pop("preset"), given.pop("dry_run")
-    flags = {k: v for k, v in given.items() if v is not MISSING}
-    cfg = from_dict(config_type, {**(load(preset) if preset else {}), **flags})
-    if dry:
-        print(json.dumps(asdict(cfg), indent=2))
-        return run, None
-    return run, cfg
+    wanted = [argv]
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):  # a mistyped verb stays where it is
+        chosen = [default] if isinstance(default, str) else default
+        wanted = [[verb, *argv] for verb in chosen]
+        _refuse_unshared(argv, {verb: typing.get_type_hints(verbs[verb][0]) for verb in chosen})
+    found = []
+    for words in wanted:
+        given = vars(parser.parse_args(words))
+        config_type, run = verbs[given.pop("verb")]
+        preset, dry = given.pop("preset"), given.pop("dry_run")
+        if words := given.pop("words", []):  # of the one knob that stands without its flag
+            given[config_type.positional] = _of_words(config_type, words)
+        flags = {k: v for k, v in given.items() if v is not MISSING}
+        cfg = from_dict(config_type, {**(load(preset) if preset else {}), **flags})
+        if dry:
+            print(json.dumps(asdict(cfg), indent=2))
+        found += [] if dry else [(run, cfg)]
+    return found
+
+
+def _refuse_unshared(argv: Sequence[str], knobs: Mapping[str, Mapping]) -> None:
+    """Without a verb, a flag goes to all of them: one that not all have is refused, and the verb that has it named."""
+    for word in argv if len(knobs) > 1 else ():
+        name = re.sub("^no_", "", word[2:].partition("=")[0].replace("-", "_")).replace("from", "preset")
+        having = [verb for verb in knobs if name in (*knobs[verb], "preset")]
+        if word.startswith("--") and having and (len(having) < len(knobs) or name in ONE_STAGE):
+            raise InputError(f"{word} goes to one stage alone: write `{Path(sys.argv[0]).name} {' or '.join(having)} "
+                             f"{word} …`; without a stage, a flag goes to {' and '.join(knobs)}")
+
+
+def _of_words(config_type: type, words: list[str]) -> Any:
+    if typing.get_origin(typing.get_type_hints(config_type)[config_type.positional]) is tuple:
+        return tuple(words)
+    if len(words) > 1:
+        raise InputError(f"{' '.join(words)}: one {config_type.positional} is asked for")
+    return words[0]
 
 
 def load(path: str | Path) -> dict:
@@ -129,7 +151,7 @@ def from_dict(config_type: type, knobs: Mapping[str, Any]):
 
 def reasons(config_type: type) -> dict[str, str]:
     """Field → the comment beside it in the source."""
-    lines = inspect.getsource(config_type).splitlines()
+    lines = [line for base in reversed(config_type.__mro__[:-1]) for line in inspect.getsource(base).splitlines()]
     return dict(m.groups() for line in lines if (m := re.match(r"\s+(\w+):[^#]*#\s*(.+)$", line)))
 
 
@@ -148,7 +170,24 @@ def _add_fields(parser: argparse.ArgumentParser, config_type: type) -> None:
             parser.add_argument(flag, choices=typing.get_args(hint), **common)
         else:
             parser.add_argument(flag, type=hint, metavar=hint.__name__.upper(), **common)
-    parser.formatter_class = argparse.HelpFormatter
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a fault, that of argparse, with where to read on; near names for a flag that is not known."""
+
+    def error(self, message: str):
+        unknown = re.match(r"unrecognized arguments: (.*)", message)
+        if unknown:
+            word = unknown[1].split()[0]
+            verb = next((w for w in sys.argv[1:2] if not w.startswith("-")), "")
+            near = difflib.get_close_matches(word.partition("=")[0], self.flags(verb), 1)
+            message = f"{unknown[1]}: no such flag or value" + (f", nearest: {near[0]}" if near else "")
+        _exit(f"{message.removeprefix('argument ')}; {self.prog} --help lists what is allowed")
+
+    def flags(self, verb: str) -> list[str]:
+        subs = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        of = [p for a in subs for name, p in a.choices.items() if verb in ("", name.split()[0])] or [self]
+        return [flag for p in of for action in p._actions for flag in action.option_strings]
 
 
 class _Split(argparse.Action):

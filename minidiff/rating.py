@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 from minidiff.statistics import NONE, Interval, two_way, wilson, z_value
 
@@ -55,7 +55,7 @@ def newcombe(k: int, n: int, k2: int, n2: int, confidence: float = 0.95) -> Inte
 
 def against_chance(k: int, n: int, chance: float = 0.5) -> float:
     """Two-sided exact binomial p of k right among n."""
-    return float(stats.binomtest(k, n, chance).pvalue) if n else math.nan
+    return float(scipy.stats.binomtest(k, n, chance).pvalue) if n else math.nan
 
 
 def agreement(ratings: Sequence, chance: str, categories: int = 2, confidence: float = 0.95) -> Agreement:
@@ -113,7 +113,7 @@ def intraclass(first: Sequence[int], second: Sequence[int], confidence: float = 
     if p * (1 - p) == 0:
         return math.nan, *NONE
     seen = np.array([(a * b).sum(), (a != b).sum(), ((1 - a) * (1 - b)).sum()], float)
-    kappa, limit = 1 - seen[1] / (2 * n * p * (1 - p)), stats.chi2.ppf(confidence, 1)
+    kappa, limit = 1 - seen[1] / (2 * n * p * (1 - p)), scipy.stats.chi2.ppf(confidence, 1)
 
     def misfit(k: float) -> float:
         shared = k * p * (1 - p)
@@ -121,8 +121,8 @@ def intraclass(first: Sequence[int], second: Sequence[int], confidence: float = 
         return float(((seen - wanted) ** 2 / np.maximum(wanted, 1e-12)).sum() - limit)
 
     least = -min(p / (1 - p), (1 - p) / p)                  # where one kind of agreeing pairs would vanish
-    low = optimize.brentq(misfit, least, kappa) if kappa > least and misfit(least) > 0 else least
-    high = optimize.brentq(misfit, kappa, 1) if kappa < 1 and misfit(1.0) > 0 else 1.0
+    low = scipy.optimize.brentq(misfit, least, kappa) if kappa > least and misfit(least) > 0 else least
+    high = scipy.optimize.brentq(misfit, kappa, 1) if kappa < 1 and misfit(1.0) > 0 else 1.0
     return float(kappa), float(low), float(high)
 
 
@@ -133,7 +133,7 @@ def crossed(*tables: np.ndarray, confidence: float = 0.95) -> tuple[float, Inter
     Drawing readers and images again (Owen 2007) has the same limit, but is too narrow for two to five readers.
     """
     means, (variance, freedom) = [t.mean() for t in tables], two_way(*tables)
-    reach = float(stats.t.ppf((1 + confidence) / 2, freedom))
+    reach = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
     if len(tables) == 1:
         wide = variance * (reach / z_value(confidence)) ** 2
         return float(means[0]), effective_wilson(float(means[0]), wide, tables[0].shape[1], confidence)

@@ -35,19 +35,9 @@ def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (
     `facts` (data fingerprints, hashes of the models it starts from) are held to the same rule and kept in run.json.
     """
     folder = Path(folder)
-    knobs = json.loads(json.dumps({"kind": kind, **asdict(cfg)}))
-    facts = json.loads(json.dumps(facts))
+    knobs, facts = refuse_other(folder, cfg, kind, free), json.loads(json.dumps(facts))
     if (folder / "config.json").exists():
-        for name, now in (("config.json", knobs), ("run.json", facts)):
-            before = read_json(folder / name)
-            before = before if name == "config.json" else before.get("facts", {})
-            held = [k for k in {**before, **now} if k not in ("out", *free)]
-            changed = [k for k in held if _plain(before.get(k)) != _plain(now.get(k))]
-            if changed:
-                shown = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed[:5])
-                raise InputError(f"{folder} holds a run with other settings ({shown}); give another --out")
-    elif folder.exists() and not (folder.is_dir() and all(p.name.startswith((".", "run.json")) for p in folder.iterdir())):
-        raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing there is overwritten")
+        _refuse_changed(folder, read_json(folder / "run.json").get("facts", {}), facts, free)
     folder.mkdir(parents=True, exist_ok=True)
     past = read_json(folder / "run.json")["sessions"] if (folder / "run.json").exists() else []
     if past:  # the last digits depend on the number of threads: go on with as many as it began with
@@ -55,6 +45,27 @@ def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (
     write_json(folder / "run.json", {"kind": kind, "facts": facts, "sessions": [*past, provenance()]})
     write_json(folder / "config.json", knobs)  # last: its presence says that the folder is a run
     return folder
+
+
+def refuse_other(folder: str | Path, cfg: Any, kind: str, free: Iterable[str] = ()) -> dict[str, Any]:
+    """The knobs as they will be kept; InputError where the folder holds a run with others, or something else. Cheap, so
+    that it can be asked before any image is read."""
+    folder, knobs = Path(folder), json.loads(json.dumps({"kind": kind, **asdict(cfg)}))
+    if (folder / "config.json").exists():
+        _refuse_changed(folder, read_json(folder / "config.json"), knobs, free)
+    elif folder.exists() and not (folder.is_dir() and all(p.name.startswith((".", "run.json")) for p in folder.iterdir())):
+        raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing there is overwritten")
+    return knobs
+
+
+def _refuse_changed(folder: Path, before: dict, now: dict, free: Iterable[str]) -> None:
+    held = [k for k in {**before, **now} if k not in ("out", "root", *free)]
+    changed = [k for k in held if _plain(before.get(k)) != _plain(now.get(k))]
+    if not changed:
+        return
+    shown = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed[:5])
+    more = f", or go on from it by --init {folder}" if changed == ["steps"] and now["kind"] in ("vae", "diffusion") else ""
+    raise InputError(f"{folder} holds a run with other settings ({shown}); give another --out{more}")
 
 
 def _plain(value: Any) -> Any:
@@ -93,6 +104,10 @@ def nested(a: str | Path, b: str | Path) -> bool:
     return a == b or a in b.parents or b in a.parents
 
 
+UMASK = os.umask(0)
+os.umask(UMASK)  # asking sets it: so once, before there are threads
+
+
 def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True, private: bool = False) -> None:
     """Write the whole file or nothing: temporary file beside it, fsync, rename, fsync of the folder.
 
@@ -125,6 +140,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+        os.chmod(temporary, 0o666 & ~UMASK)  # safetensors writes for its owner alone
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 Interval = tuple[float, float]
 NONE: Interval = (math.nan, math.nan)
@@ -17,7 +17,7 @@ NONE: Interval = (math.nan, math.nan)
 
 def z_value(confidence: float = 0.95) -> float:
     """How many standard errors a two-sided interval reaches to each side: 1.96 at 95 %."""
-    return float(stats.norm.ppf((1 + confidence) / 2))
+    return float(scipy.stats.norm.ppf((1 + confidence) / 2))
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
@@ -63,9 +63,9 @@ def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.n
     """Of each positive the share of negatives below it, of each negative the share of positives above it; ties half."""
     x, positive = np.asarray(scores, float), np.asarray(positive, bool)
     assert x.shape == positive.shape and not np.isnan(x).any()
-    pos, neg, ranks = x[positive], x[~positive], stats.rankdata(x)
-    above = (ranks[positive] - stats.rankdata(pos)) / max(len(neg), 1)
-    return above, 1 - (ranks[~positive] - stats.rankdata(neg)) / max(len(pos), 1)
+    pos, neg, ranks = x[positive], x[~positive], scipy.stats.rankdata(x)
+    above = (ranks[positive] - scipy.stats.rankdata(pos)) / max(len(neg), 1)
+    return above, 1 - (ranks[~positive] - scipy.stats.rankdata(neg)) / max(len(pos), 1)
 
 
 def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarray:
@@ -151,7 +151,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     Binomial of the discordant pairs (McNemar 1947); 1 if there is none.
     """
     assert only_a >= 0 and only_b >= 0, (only_a, only_b)
-    return min(1.0, 2 * float(stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
+    return min(1.0, 2 * float(scipy.stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -46,8 +46,12 @@ class Category:
             return UNKNOWN
         if cell in self.values:
             return self.values.index(cell)
-        near = difflib.get_close_matches(cell, self.values, 1, cutoff=0.0)[0]
-        raise InputError(f"{_at(where)}{self.name} {cell!r} is not one of {', '.join(self.values)}; nearest: {near}")
+        same = [value for value in self.values if _plain(value) == _plain(cell)]
+        if len(same) == 1:
+            return self.values.index(same[0])
+        near = difflib.get_close_matches(cell.lower(), {v.lower(): v for v in self.values}, 1)
+        raise InputError(f"{_at(where)}{self.name} {cell!r} is not one of {', '.join(self.values)}"
+                         + (f"; nearest: {next(v for v in self.values if v.lower() == near[0])}" if near else ""))
 
     def decode(self, value: int) -> str:
         return self.values[int(value)] if value >= 0 else ""
@@ -108,6 +112,21 @@ class Number:
 Variable = Category | Findings | Number
 RESERVED = ("file", "where", "file_name", "split", "patient", "seed", "set")
 KINDS = {"category": Category, "findings": Findings, "number": Number}  # from coarse to fine
+
+
+USUAL = ("label", "sex", "age", "view")  # the conditions where none are named: as many of them as the data have
+
+
+def usable(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """The conditions to use: those that were named, or of the usual ones those of which the rows hold two values."""
+    if tuple(names) != USUAL:
+        return tuple(names)
+    kept = tuple(name for name in names if len({row.get(name, "") for row in rows} - {""}) > 1)
+    if not kept:
+        raise InputError(f"the training rows tell nothing of {', '.join(USUAL)}: name a column by --condition")
+    if lost := [name for name in names if name not in kept]:
+        print(f"no condition: {', '.join(lost)}, for the training rows have no two values of it")
+    return kept
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -233,6 +252,11 @@ def _is_float(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _plain(value: str) -> str:
+    """F, f, Female and female are one value, and so is any word in other capitals."""
+    return {"female": "f", "male": "m"}.get(value.lower(), value.lower())
 
 
 def _at(where: str) -> str:

@@ -65,7 +65,7 @@ def project(tmp_path, monkeypatch):
 
 
 def cards(**knobs):
-    run_card(CardConfig(run=("x",), out="card", **knobs))
+    run_card(CardConfig(runs=("x",), out="card", **knobs))
     read = json.loads(Path("card/card.json").read_text())
     return {(i["document"], i["name"]): i for i in read["items"]}
 
@@ -193,13 +193,13 @@ def test_bad_input_is_named(project):
     assert Files(["x/vae", "x/diffusion"]).folders.keys() == {"vae", "diffusion"}
     (project / "diffusion/model.safetensors").write_bytes(b"12345678abc")
     with pytest.raises(InputError, match="model.safetensors is damaged"):
-        run_card(CardConfig(run=("x/diffusion",), out="card2"))
+        run_card(CardConfig(runs=("x/diffusion",), out="card2"))
 
 
 @pytest.mark.slow
 def test_the_card_of_the_demo(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(demo.parents[1])
-    run_card(CardConfig(run=("runs/demo",), out=str(tmp_path / "card")))
+    run_card(CardConfig(runs=("runs/demo",), out=str(tmp_path / "card")))
     page = (tmp_path / "card/model_card.md").read_text()
     report = json.loads((demo / "report/report.json").read_text())
     assert report["neighbours"]["verdict"] in page and "these are the data trained on" in page

@@ -227,3 +227,21 @@ def test_adopting_takes_over_the_null_context_too():
     assert torch.equal(new(labels), old(labels)) and torch.equal(new(new.null(3)), old(old.null(3)))
     old.projections[0].weight.data.zero_()  # a copy, not a share: the old model may go on being sampled
     assert not torch.equal(new(labels), old(labels))
+
+
+def test_words_for_one_value_are_one_and_no_far_value_is_called_near():
+    sex = var.Category("sex", ("F", "M"))
+    assert [sex.encode(cell) for cell in ("F", "f", "female", "Female", "male", "m")] == [0, 0, 0, 0, 1, 1]
+    assert var.Category("label", ("COVID", "normal")).encode("covid") == 0
+    with pytest.raises(InputError) as fault:
+        sex.encode("unknown")
+    assert str(fault.value) == "sex 'unknown' is not one of F, M"
+    assert var.Category("x", ("f", "F")).encode("F") == 1  # where both are values, each is itself
+
+
+def test_conditions_that_the_data_do_not_have_drop_out_where_none_were_named(capsys):
+    rows = [{"label": "a", "view": "PA"}, {"label": "b", "view": "PA", "age": "3"}, {"label": "b", "sex": "F"}]
+    assert var.usable(var.USUAL, rows) == ("label",) and "no condition: sex, age, view" in capsys.readouterr().out
+    assert var.usable(("label", "weight"), rows) == ("label", "weight")  # named: refused later, where it is missed
+    with pytest.raises(InputError, match="tell nothing of label, sex, age, view"):
+        var.usable(var.USUAL, rows[:1])

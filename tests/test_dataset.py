@@ -231,3 +231,14 @@ def test_cxr_becomes_grey_squares():
     table, pixels = load_pixels(read_table(CXR), 64)
     assert pixels.shape == (1124, 3, 64, 64) and pixels.untyped_storage().nbytes() == 1124 * 64 * 64
     assert (pixels[:, 0].flatten(1).float().std(1) > 10).all()
+
+
+@pytest.mark.parametrize("n, grey, coloured", [(2, "auto", False), (20, "auto", True), (2, "no", True), (20, "yes", False)])
+def test_a_few_colour_files_do_not_colour_all(tmp_path, n, grey, coloured):
+    rng = np.random.default_rng(0)
+    for k in range(40):
+        images.write(tmp_path / "a" / f"{k:02d}.png", rng.integers(0, 255, (3 if k < n else 1, 16, 16), dtype=np.uint8))
+    table, pixels = load_pixels(read_table(tmp_path, split=False), 16, grey=grey)
+    assert (pixels.stride(1) != 0) is coloured
+    (note,) = [note for note in table.notes if "in colour" in note]
+    assert note.startswith(f"{n} of 40 images are in colour") and ("left so" if coloured else "made grey") in note

@@ -146,7 +146,7 @@ def test_only_what_the_manifest_vouches_for_is_exported(samples, tmp_path):
 
 
 def test_the_command(samples, tmp_path, capsys):
-    words = commands.positional(["export", str(samples), "--out", str(tmp_path / "out"), "--burn-in"])
+    words = ["export", str(samples), "--out", str(tmp_path / "out"), "--burn-in"]
     config.main(commands.VERBS, default="import", doc="", argv=words)
     assert "4 DICOM files, each marked 'SYNTHETIC - NOT A PATIENT'" in capsys.readouterr().out
     assert (tmp_path / "out" / "export.csv").read_text().count("\n") == 5

@@ -406,7 +406,7 @@ def test_16_bits_and_the_command_line(tmp_path, capsys):
     (tmp_path / "in" / "a").write_bytes(encode(make(x, 12, WindowCenter=2048, WindowWidth=4096)))
     words = ["import", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--label", "covid", "--bits", "16",
              "--salt", str(tmp_path / "salt")]
-    config.main(commands.VERBS, default="import", doc="", argv=commands.positional(words))
+    config.main(commands.VERBS, default="import", doc="", argv=words)
     assert "1 images of 1 patients; known: patient of 1, age of 0" in capsys.readouterr().out
     with Image.open(next((tmp_path / "out").rglob("*.png"))) as image:
         assert np.array_equal(np.asarray(image), np.rint(x / 4095 * 65535))
@@ -446,7 +446,7 @@ def test_the_module_runs_as_a_command(tmp_path):
 
 def status(words) -> int:
     with pytest.raises(SystemExit) as end:
-        config.main(commands.VERBS, default="import", doc="", argv=commands.positional(words))
+        config.main(commands.VERBS, default="import", doc="", argv=words)
     return end.value.code
 
 

@@ -14,6 +14,7 @@ import evaluate
 from minidiff import config as settings
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images, phantom
+from minidiff.data.split import of_other_data
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.runs import sha256
@@ -129,6 +130,28 @@ def test_a_generator_or_judge_that_saw_held_out_images_is_refused(demo, tmp_path
     assert not any("unknown" in note for note in evaluate.notes(evaluate.read(cfg)[0]))
 
 
+def test_what_was_trained_on_other_images_is_left_out_by_name(demo, tmp_path, capsys):
+    """The demo's judge must not judge another hospital's images, nor the demo's VAE and curves stand on its page."""
+    others = [f"{k:064d}" for k in range(200)]
+    Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8, size=32).save(tmp_path / "judge")
+    shutil.copytree(demo / "samples", tmp_path / "samples")
+    for name, content in (("judge/trained_on.json", others), ("vae.json", {"trained_on": others, "psnr": 30.0}),
+                          ("model.json", {"trained_on": others}), ("samples/manifest.json", {"trained_on": others})):
+        (tmp_path / name).write_text(json.dumps(content))
+    foreign = dict.fromkeys(("classifier", "vae", "diffusion"), str(tmp_path))
+    cfg = config(demo, samples=str(tmp_path / "samples"), out=str(tmp_path / "r"), **foreign)
+    evaluate.run_report(cfg)
+    result, printed = json.loads((tmp_path / "r/report.json").read_text()), capsys.readouterr().out
+    assert not result["agreement"] and result["vae"] is None and result["membership"] is None
+    assert [e["name"] for e in result["extractors"]] == ["pixels-pca64"]
+    assert printed.count(f"{tmp_path} was trained on other images than these: the page leaves it out") == 1  # once a note
+    assert any("its generator was trained on other images" in note for note in result["data"]["notes"])
+    table = read_table(demo / "real", split_dir=demo).select(split="train")
+    own = [table.hashes[file] for file in table.column("file")]
+    for seen, foreign in ((own[:10], False), (others + own, False), (None, False), (others, True), (others + own[:9], True)):
+        assert of_other_data(seen, table.rows, table.hashes) is foreign
+
+
 def test_what_was_left_out_of_any_set_is_said(demo, tmp_path):
     for name in ("real", "samples"):
         shutil.copytree(demo / name, tmp_path / name)
@@ -220,7 +243,7 @@ def test_extractors_that_cannot_be_built_are_refused(demo, tiny, tmp_path):
 def test_verbs_of_two_words():
     for words, kind in ((["readers", "plan", "--good", "0.7"], "plan"), (["readers", "make"], "make"),
                         (["readers", "score"], "score")):
-        run, cfg = settings.parse(evaluate.VERBS, "report", "", words)
+        ((run, cfg),) = settings.parse(evaluate.VERBS, "report", "", words)
         assert run.__module__.endswith(f"readers.{kind}") and type(cfg).__name__ == "Config"
     with pytest.raises(SystemExit):
         settings.parse(evaluate.VERBS, "report", "", ["readers", "--good", "0.7"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open
 
+from minidiff import config
 from minidiff import variables as var
 from minidiff.diffusion import model as models
 from minidiff.diffusion import samplers, store
@@ -196,5 +197,9 @@ def test_the_latent_report(tiny, tmp_path, capsys, whole):
 
 
 def test_the_short_form_of_the_command_line():
-    assert public.positional(["show", "m.ckpt", "--json"]) == ["show", "--file", "m.ckpt", "--json"]
-    assert public.positional(["export", "--run", "x"]) == ["export", "--run", "x"] and public.positional([]) == []
+    ((run, cfg),) = config.parse(public.VERBS, "show", "", ["show", "m.ckpt", "--json"])
+    assert run is public.show and cfg == public.ShowConfig(file="m.ckpt", json=True)
+    ((run, cfg),) = config.parse(public.VERBS, "show", "", ["export", "--run", "x", "--out", "y"])
+    assert cfg == public.ExportConfig(run="x", out="y")
+    with pytest.raises(InputError, match="a b: one file is asked for"):
+        config.parse(public.VERBS, "show", "", ["show", "a", "b"])

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision_peer import torchvision
 
+from minidiff import download as downloads
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors import backbones, cache
 from minidiff.evaluation.extractors import build as extractors
@@ -21,7 +22,6 @@ from minidiff.evaluation.extractors.inception import (
     SHA256,
     URL,
     Inception,
-    cache_folder,
     download,
     pillow_bicubic,
     tensorflow_bilinear,
@@ -254,4 +254,4 @@ def test_auto_and_a_mirror_fetch_when_told_to(server, files, tmp_path, monkeypat
 def test_the_public_file_is_named_by_its_hash(monkeypatch, tmp_path):
     assert URL.endswith(f"-{SHA256[:8]}.pth") and len(SHA256) == 64
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "minidiff"
+    assert downloads.cache() == tmp_path / "minidiff"

@@ -148,7 +148,7 @@ def test_a_gate_that_lets_a_fraud_pass_ends_with_status_1_after_all_is_written(f
 
 def test_the_demo_alone_gets_another_hospital_of_phantoms():
     assert matrix.with_hospital(MatrixConfig()).external == (matrix.HOSPITAL,)
-    for cfg in (MatrixConfig(data=("cxr",)), MatrixConfig(external=("elsewhere",))):
+    for cfg in (MatrixConfig(data=("cxr",), root="runs/x"), MatrixConfig(external=("elsewhere",))):
         assert matrix.with_hospital(cfg) == cfg
 
 

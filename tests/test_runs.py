@@ -2,6 +2,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from minidiff import runs
 from minidiff.errors import InputError
@@ -91,3 +92,17 @@ def test_a_run_killed_before_its_config_was_written_starts_again(tmp_path):
     (run / "config.json").unlink()
     (run / ".config.json.tmp-1").write_text("{")
     assert runs.open_run(tmp_path / "r", Knobs(), "toy") == run
+
+
+def test_weights_can_be_read_by_whom_the_umask_lets(tmp_path):
+    runs.save_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
+    runs.write_json(tmp_path / "w.json", {})
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "w.json").stat().st_mode
+
+
+def test_other_knobs_are_refused_before_any_work(tmp_path):
+    runs.open_run(tmp_path / "r", Knobs(), "vae")
+    with pytest.raises(InputError, match=r"steps: 1 there, 9 now\); give another --out, or go on from it by --init"):
+        runs.refuse_other(tmp_path / "r", Knobs(steps=9), "vae")
+    assert runs.refuse_other(tmp_path / "r", Knobs(device="cuda"), "vae", ("device",))["device"] == "cuda"
+    assert runs.refuse_other(tmp_path / "new", Knobs(), "vae")["kind"] == "vae" and not (tmp_path / "new").exists()

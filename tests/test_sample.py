@@ -18,7 +18,7 @@ import sample
 from minidiff import config
 from minidiff import variables as var
 from minidiff.data import images
-from minidiff.data.table import read_table
+from minidiff.data.table import read_table, write_table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe, to_uint8
 from minidiff.diffusion.plan import encode, plan, plan_rows
@@ -113,7 +113,8 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
     rows = plan(pipeline.conditioner.variables, facts["rows"], per_label=200)
     known = {tuple(row.values()) for row in facts["rows"]}
     assert all((r["label"], r["sex"], r["age"], r["view"]) in known for r in rows)
-    for name, of_label in (("normal", rows[200:400]), ("covid", rows[:200])):
+    for name in ("normal", "covid"):
+        of_label = [row for row in rows if row["label"] == name]
         pool = [row for row in facts["rows"] if row["label"] == name]
         for column in ("sex", "view"):
             for value in ("F", "M", "", "AP", "PA"):  # the shares are those of the real rows, to within one place
@@ -229,12 +230,12 @@ def test_independent_conditions_are_the_same_list_for_every_label(how, n):
 def test_independent_draws_hang_on_their_number_and_seed_only():
     known, how = confounded(), {"independent": ("source",), "per_label": 20}
     both, alone = plan(SICK, known, **how), plan(SICK, known, labels=("normal",), **how)
-    assert [r["source"] for r in both[20:]] == [r["source"] for r in alone]
+    assert [r["source"] for r in both if r["label"] == "normal"] == [r["source"] for r in alone]
     assert plan(SICK, known, **how) == both != plan(SICK, known, seed=1, **how)
     given = plan(SICK, known, given=("view=PA",), **how)
     assert {r["view"] for r in given} == {"PA"} and [r["source"] for r in given] == [r["source"] for r in both]
     plain = plan(SICK, known, per_label=20)
-    assert Counter(r["source"] for r in plain[:20]) == {"A": 15, "B": 5}             # without it, the label tells
+    assert Counter(r["source"] for r in plain if r["label"] == "covid") == {"A": 15, "B": 5}  # without it, the label tells
     three = [var.Category("label", ("covid", "normal", "other")), *SICK[1:]]
     uneven = plan(three, known + [{**r, "label": "other"} for r in known[:7]], sets=1, independent=("source",))
     by_label = [[r["source"] for r in uneven if r["label"] == label] for label in three[0].values]
@@ -350,3 +351,24 @@ def test_other_batches_differ_in_a_grey_level_of_few_pixels(tiny, tmp_path, batc
     a, b = (torch.stack([torch.tensor(images.read(p)).int() for p in sorted((tmp_path / name).glob("images/*/*.png"))])
             for name in ("a", "b"))
     assert (a - b).abs().max() <= 1 and (a != b).float().mean() <= 1e-3
+
+
+def test_columns_of_other_commands_stay(tiny, tmp_path):
+    cfg = sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "s"), label=("covid",), per_label=2, steps=2)
+    sample.sample(cfg)
+    path = tmp_path / "s" / "metadata.csv"
+    rows = list(csv.DictReader(path.open()))
+    write_table(path, [{**row, "uncertainty": f".{k}"} for k, row in enumerate(rows)])
+    sample.sample(cfg)
+    again = list(csv.DictReader(path.open()))
+    assert [row["uncertainty"] for row in again] == [".0", ".1"]
+    assert [{k: row[k] for k in rows[0]} for row in again] == rows
+
+
+def test_every_set_holds_all_labels_as_evenly_as_they_go(tiny):
+    pipeline, facts = store.load_pipeline(tiny / "diffusion")
+    for how in ({"per_label": 100}, {"sets": 3}):
+        rows = plan(pipeline.conditioner.variables, facts["rows"], **how)
+        for number in ("1", "2", "3"):
+            counts = Counter(row["label"] for row in rows if row["set"] == number)
+            assert len(rows) == 300 and sorted(counts.values()) == [33, 33, 34], how

@@ -240,7 +240,7 @@ def test_predictions_of_new_images(world, unbroken, tmp_path):
                            ({"arm": "best"}, "has real, real"), ({"data": str(tmp_path / "none")}, "no such folder"),
                            ({"model": str(tmp_path)}, "no finished study"), ({"data": str(tmp_path)}, "no PNG or JPEG")):
         with pytest.raises(InputError, match=words):
-            classify.predict(classify.PredictConfig(**{"model": str(unbroken), "out": str(out), **changes}))
+            classify.predict(classify.PredictConfig(**{**knobs, "arm": "", **changes}))
     assert table.read_bytes() == before
     for name, data, words in (("typical.safetensors", b"abc", "is damaged"), ("typical.safetensors", None, "not finished"),
                               ("tuned.json", b"{}", "is damaged; run the study's command again")):

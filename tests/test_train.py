@@ -99,7 +99,7 @@ def test_sigterm_saves_and_ends_well(tiny, tmp_path):
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 0
+    assert process.wait() == 130
     newest = state.newest(tmp_path / "run" / "checkpoints")
     assert newest is not None and 0 < int(newest.name[5:]) < 4000
 

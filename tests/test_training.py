@@ -159,14 +159,15 @@ def test_cosine_warms_up_and_ends_at_a_hundredth():
     assert rates[0] == pytest.approx(0.2) and max(rates) == rates[10] == 2.0 and rates[100] == pytest.approx(0.02)
 
 
-def test_sigterm_finishes_the_step_saves_and_ends_with_status_0(tmp_path):
+def test_sigterm_finishes_the_step_saves_and_ends_with_status_130(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop, state.Keeper(tmp_path, 9, 100, **trained()) as keeper:
         for step in keeper.steps():
             if step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
             last = step
-    assert stop.value.code == 0 and last == 4 and [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+    assert stop.value.code == 130 and last == 4
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
     assert signal.getsignal(signal.SIGTERM) == before
     with state.Keeper(tmp_path, 9, 100, **trained()) as keeper:
         assert list(keeper.steps()) == [5, 6, 7, 8]

@@ -152,7 +152,8 @@ def test_it_ends_at_the_image_that_sample_makes(tiny, tmp_path, monkeypatch):
     ends, draw = [], room.sheet
     monkeypatch.setattr(room, "sheet", lambda title, film, image, *rest: ends.append((title, image)) or draw(
         title, film, image, *rest))
-    trajectory(TrajectoryConfig(str(tiny / "diffusion"), str(tmp_path / "a.png"), 17, "covid", steps=4, shown=2))
+    trajectory(TrajectoryConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "a.png"), seed=17, label="covid", steps=4,
+                                shown=2))
     cfg = sample.SampleConfig(run=str(tiny / "diffusion"), label=("covid",), per_label=1, seed=17, steps=4, device="cpu")
     pipeline, facts = sample.load(cfg)
     rows = sample.plan(cfg, pipeline.conditioner.variables, facts)

@@ -33,6 +33,7 @@ from minidiff.errors import InputError
 from minidiff.variables import AND
 
 DUPLICATES = "duplicates"
+USUAL = ("real", "real+1xduplicates", "real+1xsynthetic")  # where no arms are named
 WORDS = ("plain", "strong", "even", "scratch")
 FORM = re.compile(r"(?:(?P<first>[A-Za-z]\w*)-then-)?real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?"
                   r"(?:\+(?:(?P<factor>\d*\.?\d+)x)?(?P<added>[A-Za-z]\w*))?")
@@ -105,6 +106,19 @@ def parse(name: str, sources: Sequence[str]) -> Arm:
     if len(set(words)) < len(words) or {"plain", "strong"} <= set(words) or 0 in (arm.factor, arm.most):
         raise InputError(f"arm {name!r}: plain or strong, each word once, and numbers above 0")
     return arm
+
+
+def usual(real: Images, sources: Mapping[str, Images], positive: str) -> tuple[str, ...]:
+    """The usual arms, with a smaller factor where the one synthetic folder has fewer images than they would take."""
+    made = sources.get("synthetic")
+    fewest = min((len(index) for index in _by_label(made).values()), default=0) if made else 0
+    n = len(_by_label(real).get(positive, ()))
+    if not n or fewest >= n or fewest < 0.01 * n:
+        return USUAL
+    factor = f"{int(100 * fewest / n) / 100:g}x"
+    print(f"the synthetic images are {fewest} of the scarcest label, where training has {n} of {positive}: the arms add "
+          f"{factor} instead of 1x")
+    return tuple(name.replace("1x", factor) for name in USUAL)
 
 
 def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, special
+import scipy
 
 from minidiff.statistics import wilson
 
@@ -23,7 +23,7 @@ COLDEST, HOTTEST = 1e-3, 1e3   # of T: beyond, all probabilities are 0 or 1, or 
 def probabilities(logits: np.ndarray, T: float = 1.0, exclusive: bool = True) -> np.ndarray:
     """Logits (…,k) → probabilities at temperature T: softmax where labels exclude each other, else a sigmoid each."""
     z = np.asarray(logits, float) / T
-    return special.softmax(z, axis=-1) if exclusive else special.expit(z)
+    return scipy.special.softmax(z, axis=-1) if exclusive else scipy.special.expit(z)
 
 
 def pooled(members: np.ndarray, exclusive: bool = True) -> np.ndarray:
@@ -34,16 +34,17 @@ def pooled(members: np.ndarray, exclusive: bool = True) -> np.ndarray:
     """
     z = np.asarray(members, float)
     if exclusive:   # the logarithm of the sum: of that of the mean, a softmax makes the same
-        return special.logsumexp(special.log_softmax(z, axis=-1), axis=0)
-    return special.logsumexp(special.log_expit(z), axis=0) - special.logsumexp(special.log_expit(-z), axis=0)
+        return scipy.special.logsumexp(scipy.special.log_softmax(z, axis=-1), axis=0)
+    yes, no = (scipy.special.logsumexp(scipy.special.log_expit(sign * z), axis=0) for sign in (1, -1))
+    return yes - no
 
 
 def nll(logits: np.ndarray, truth: np.ndarray, T: float = 1.0, exclusive: bool = True) -> float:
     """Mean negative log-likelihood in nats, logits (n,k), truth (n,k) bool; of findings that go together, their mean."""
     z, truth = np.asarray(logits, float) / T, np.asarray(truth, bool)
     if exclusive:
-        return float(-special.log_softmax(z, axis=1)[truth].mean())
-    return float(-special.log_expit(np.where(truth, z, -z)).mean())
+        return float(-scipy.special.log_softmax(z, axis=1)[truth].mean())
+    return float(-scipy.special.log_expit(np.where(truth, z, -z)).mean())
 
 
 def temperature(logits: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> float:
@@ -62,7 +63,7 @@ def temperature(logits: np.ndarray, truth: np.ndarray, exclusive: bool = True) -
     cold, hot = np.log(COLDEST), np.log(HOTTEST)
     if slope(hot) <= 0:
         return HOTTEST if (z != 0).any() else 1.0
-    return float(np.exp(optimize.brentq(slope, cold, hot, xtol=1e-12))) if slope(cold) < 0 else 1.0
+    return float(np.exp(scipy.optimize.brentq(slope, cold, hot, xtol=1e-12))) if slope(cold) < 0 else 1.0
 
 
 def confidence_and_right(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +117,7 @@ def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray]
         return distance @ weight
     sigma = np.array([np.sqrt((confidence[i] * (1 - confidence[i])).sum()) / len(i) for i in parts])
     z = distance / np.maximum(sigma, 1e-12)   # a bin of certainties has none
-    folded = sigma * np.sqrt(2 / np.pi) * np.exp(-z * z / 2) + distance * special.erf(z / np.sqrt(2))   # E|d + σε|
+    folded = sigma * np.sqrt(2 / np.pi) * np.exp(-z * z / 2) + distance * scipy.special.erf(z / np.sqrt(2))   # E|d + σε|
     return np.maximum((2 * distance - folded) @ weight, 0.0)
 
 

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from minidiff.classification.scores import check_probabilities, figures, finite
 from minidiff.statistics import (
@@ -96,7 +96,7 @@ def _own_test(metric: str, a: np.ndarray, b: np.ndarray, truth: np.ndarray, plac
     alone = group.max() + 1 == len(group)  # images are as independent as patients
     if metric == "auroc" and alone:
         d, se = delong_pair(a[:, place], b[:, place], truth[:, place])
-        return "DeLong", 1.0 if d == 0 else 2 * float(stats.norm.sf(abs(d) / se)) if se > 0 else math.nan
+        return "DeLong", 1.0 if d == 0 else 2 * float(scipy.stats.norm.sf(abs(d) / se)) if se > 0 else math.nan
     if "accuracy" not in metric:
         return None
     right_a, right_b = (np.take_along_axis(truth, p.argmax(1)[:, None], 1)[:, 0] for p in (a, b))
@@ -114,7 +114,7 @@ def patients_needed(difference: float, drawn: np.ndarray, patients: int) -> int 
     se = float(np.std(drawn, ddof=1)) if len(drawn) > 1 else 0.0
     if not (abs(difference) > 0 and se > 0):
         return None
-    reach = z_value(1 - ALPHA) + float(stats.norm.ppf(POWER))
+    reach = z_value(1 - ALPHA) + float(scipy.stats.norm.ppf(POWER))
     return math.ceil(patients * (reach * se / difference) ** 2)
 
 

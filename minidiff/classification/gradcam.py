@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -68,6 +67,7 @@ def overlay(images: Tensor, heat: np.ndarray) -> np.ndarray:
     """uint8 (N,C,S,S) and maps (N,S,S) → uint8 (N,S,S,3): the grey picture, the warmer a place the more coloured."""
     picture = grey(images)[:, 0].numpy().astype(np.float64)[..., None]
     warm = np.asarray(heat, np.float64)
+    import matplotlib  # only now: it takes long to import
     colour = 255 * matplotlib.colormaps["inferno"](0.25 + 0.65 * warm)[..., :3]  # neither its black nor its white end
     share = OPACITY * warm[..., None]
     return np.rint((1 - share) * picture + share * colour).astype(np.uint8)

@@ -24,17 +24,18 @@ from minidiff.data.dataset import load_pixels
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.table import Table, write_table
 from minidiff.errors import InputError
+from minidiff.root import Rooted
 from minidiff.runs import read_json
 from minidiff.training.precision import pick_device
 from minidiff.variables import Category
 
 
 @dataclass(frozen=True)
-class PredictConfig:
-    model: str = "runs/demo/classifier"  # finished study
+class PredictConfig(Rooted):
+    model: str = "ROOT/classifier"       # finished study
     arm: str = ""                        # whose classifiers; none: those of the lowest validation loss
-    data: str = "runs/demo/phantom"      # folder of images, with or without labels; folders of masks are left out
-    out: str = "runs/demo/predictions.csv"  # table to write
+    data: str = ""                       # folder of images, with or without labels; masks are left out; none: the root's
+    out: str = "ROOT/predictions.csv"    # table to write
     skip_bad: bool = False               # leave unreadable images out instead of refusing
     device: str = "auto"                 # auto, cpu, cuda, cuda:1 …
 

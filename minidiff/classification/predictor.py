@@ -189,7 +189,7 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
         raise InputError("no images to train the classifier on")
     images, device, change = grey(images), next(predictor.parameters()).device, AUGMENTS[augment]
     amp = Precision(precision, device)
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=lr, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=lr, weight_decay=DECAY, fused=True)
     predictor.train()
     looks = {round(steps * (k + 1) / LOOKS) for k in range(LOOKS)} if validation else ()
     best, state, log = math.inf, None, []

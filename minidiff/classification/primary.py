@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from minidiff.errors import InputError
 from minidiff.statistics import delong_parts, group_sums, two_way
@@ -71,8 +71,8 @@ def measure(primary: Primary, by_seed: Mapping[str, Sequence[np.ndarray]], truth
     if seeds < LEAST_SEEDS:
         return found
     variance, freedom = two_way(table)
-    reach, d = float(stats.t.ppf(0.975, freedom)), found["difference"]
-    half, sees = reach * math.sqrt(variance), (reach + float(stats.norm.ppf(POWER))) * math.sqrt(variance)
+    reach, d = float(scipy.stats.t.ppf(0.975, freedom)), found["difference"]
+    half, sees = reach * math.sqrt(variance), (reach + float(scipy.stats.norm.ppf(POWER))) * math.sqrt(variance)
     answer = "gain" if d - half > 0 else "harm" if d + half < 0 else "not resolved"
     return {**found, "interval": [d - half, d + half], "answer": answer, "sees": sees, "times": (sees / 0.02) ** 2}
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import linalg, special, stats
 from torch import Tensor
 
 from minidiff.errors import InputError
@@ -28,8 +28,8 @@ KEPT = tuple(i / 20 for i in range(2, 21))   # shares of the images of a selecti
 def entropy(p: np.ndarray, exclusive: bool = True) -> np.ndarray:
     """Probabilities (…,k) → nats (…), 0 … ln k; of findings that go together the sum of each one's, 0 … k ln 2."""
     p = np.asarray(p, float)
-    h = special.entr(p)
-    return (h if exclusive else h + special.entr(1 - p)).sum(-1)
+    h = scipy.special.entr(p)
+    return (h if exclusive else h + scipy.special.entr(1 - p)).sum(-1)
 
 
 def mutual_information(members: np.ndarray, exclusive: bool = True) -> np.ndarray:
@@ -107,9 +107,9 @@ def coverage_interval(n: int, alpha: float, n_test: int | None = None, confidenc
     if missed == 0:
         return 1.0, 1.0
     if n_test is None:
-        low, high = stats.beta.ppf(tails, n + 1 - missed, missed)
+        low, high = scipy.stats.beta.ppf(tails, n + 1 - missed, missed)
     else:
-        low, high = stats.betabinom.ppf(tails, n_test, n + 1 - missed, missed) / n_test
+        low, high = scipy.stats.betabinom.ppf(tails, n_test, n + 1 - missed, missed) / n_test
     return float(low), float(high)
 
 
@@ -185,8 +185,8 @@ class Typical:
         covariance = shrunk(x - centres[present.argmax(1)])
         if not np.trace(covariance) > 0:
             raise InputError(f"the features of all {len(x)} images of a label are equal; there is no distance to measure")
-        lower = linalg.cholesky(covariance, lower=True)
-        return cls(centres, linalg.solve_triangular(lower, np.eye(len(lower)), lower=True).T)
+        lower = scipy.linalg.cholesky(covariance, lower=True)
+        return cls(centres, scipy.linalg.solve_triangular(lower, np.eye(len(lower)), lower=True).T)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Features (n,d) → (n,)."""

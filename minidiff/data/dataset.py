@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ SHIFT = 0.04    # of the side
 SCALE = 0.06
 GAIN = 0.10
 BIAS = 0.05     # of the range
+FEW_COLOUR = 0.05  # share of colour images among grey ones up to which they are taken for grey ones in a colour file
+Grey = Literal["auto", "yes", "no"]
 # No horizontal flip: it moves the heart to the right side, a rare disease (situs inversus) and not a variation.
 
 
@@ -65,7 +68,7 @@ class Images:
 
 
 def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path, skip_bad: bool,
-                prior: Sequence[str] = ()) -> Images:
+                prior: Sequence[str] = (), grey: Grey = "auto") -> Images:
     """The images of data folders and, of `prior` folders, the training split; splits and leaks are checked over all.
 
     Raises InputError where there is nothing to train on or nothing held out.
@@ -79,7 +82,7 @@ def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path
         if not len(table.select(split=splits)):
             found = ", ".join(sorted(set(table.column("split")))) or "none of train, val, test"
             raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}; it has {found}")
-    table, pixels = load_pixels(table, size, skip_bad=skip_bad)
+    table, pixels = load_pixels(table, size, skip_bad=skip_bad, grey=grey)
     check_pictures(table.rows, pixels)
     return Images(table, pixels)
 
@@ -109,11 +112,13 @@ def _under(row: Row, folders: Sequence[str]) -> bool:
     return any(row["file"].startswith(os.path.join(os.path.abspath(folder), "")) for folder in folders)
 
 
-def load_pixels(table: Table, size: int, *, skip_bad: bool = False) -> tuple[Table, Tensor]:
+def load_pixels(table: Table, size: int, *, skip_bad: bool = False, grey: Grey = "auto") -> tuple[Table, Tensor]:
     """Read all images of a table as squares: (table, uint8 (N,3,size,size)).
 
-    Where all are grey, one channel is kept in memory and expanded to three. Bad files raise one InputError that lists
-    them; with `skip_bad` they leave the table, counted on stderr and listed in its notes. None is ever replaced.
+    Where all are grey, one channel is kept in memory and expanded to three. `grey` yes takes the mean of the channels of
+    colour images, no leaves them, auto does it where they are few among grey ones: two of them must not colour all samples.
+    Bad files raise one InputError that lists them; with `skip_bad` they leave the table, counted on stderr and listed in
+    its notes. None is ever replaced.
     """
 
     def load(row: Row) -> np.ndarray | str:
@@ -139,6 +144,14 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False) -> tuple[Tab
         notes += [f"{len(faults)} of {len(table)} images could not be read and were dropped: {'; '.join(faults)}"]
     if constant:
         notes += [f"{len(constant)} images are of one grey throughout: {', '.join(constant)}"]
+    colour = [row["file"] for row, item in zip(rows, squares) if len(item) == 3]
+    if 0 < len(colour) < len(rows):
+        turned = grey == "yes" or (grey == "auto" and len(colour) <= FEW_COLOUR * len(rows))
+        notes += [f"{len(colour)} of {len(rows)} images are in colour, the others grey; these were "
+                  f"{'made grey' if turned else 'left so'}: {some(colour)}"]
+        grey = "yes" if turned else grey
+    if grey == "yes":
+        squares = [item.mean(0, keepdims=True).round().astype(np.uint8) for item in squares]
     return replace(table, rows=rows, notes=notes), _stack(squares, size)
 
 

@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from tqdm import tqdm
 
@@ -83,7 +82,8 @@ def by_patient(pairs: Sequence[Pair], patients: Sequence[str]) -> dict:
 def connected(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
     """Number (n,) of the connected component of each of n nodes."""
     i, j = np.array(edges, dtype=int).reshape(-1, 2).T
-    return connected_components(coo_matrix((np.ones(len(i)), (i, j)), (n, n)), directed=False)[1]
+    graph = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), (n, n))
+    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
 
 
 def small(images: Tensor, side: int = SIDE) -> Tensor:

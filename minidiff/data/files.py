@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 from tqdm import tqdm
 
 from minidiff.data import images
@@ -115,16 +115,16 @@ def text(grey: np.ndarray) -> list[Box]:
     zoom = max(1, round(max(grey.shape) / LOOK))
     x = np.asarray(Image.fromarray(grey).reduce(zoom), np.float32)
     tallest = max(12, max(x.shape) // 14)
-    around = ndimage.uniform_filter(x, 2 * (tallest // 2) + 1)
+    around = scipy.ndimage.uniform_filter(x, 2 * (tallest // 2) + 1)
     boxes = [box for sign in (1, -1) for box in _lines(_letters(sign * (x - around), tallest))]
     return [tuple(int(zoom * c) for c in box) for box in boxes]
 
 
 def _letters(contrast: np.ndarray, tallest: int) -> list[Box]:
     """Connected strokes of the size and shape of letters."""
-    named, n = ndimage.label(contrast > STROKE, np.ones((3, 3)))
+    named, n = scipy.ndimage.label(contrast > STROKE, np.ones((3, 3)))
     areas, found = np.bincount(named.ravel(), minlength=n + 1), []
-    for k, (rows, columns) in enumerate(ndimage.find_objects(named), 1):
+    for k, (rows, columns) in enumerate(scipy.ndimage.find_objects(named), 1):
         high, wide = rows.stop - rows.start, columns.stop - columns.start
         if not (5 <= high <= tallest and wide <= 1.6 * high and areas[k] / (high * wide) > 0.15 and areas[k] >= 6):
             continue

@@ -89,6 +89,13 @@ def check_synthetic(rows: Sequence[Row], hashes: Mapping[str, str], real: Iterab
         raise InputError(f"{folder} holds {len(same)} files of the real data, e.g. {same[0]}: these are not synthetic")
 
 
+def of_other_data(seen: Iterable[str] | None, rows: Sequence[Row], hashes: Mapping[str, str]) -> bool:
+    """Was something trained on other images than these training rows? It is of these data if it shares at least half of the
+    fewer images. Where what it was trained on is unknown, nobody can say, and the answer is no."""
+    seen, here = set(seen or ()), {hashes[row["file"]] for row in rows}
+    return bool(seen) and 2 * len(seen & here) < min(len(seen), len(here))
+
+
 def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str] | None, who: str) -> list[str]:
     """Raise InputError if `who` (the generator, the judge) was trained on any of these held-out images; a note where what
     it was trained on is unknown."""

@@ -16,6 +16,7 @@ from minidiff import runs
 from minidiff.counted import order
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
+from minidiff.root import Rooted
 
 
 def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping[str, int], seed: int) -> list[int]:
@@ -44,10 +45,10 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
 
 
 @dataclass(frozen=True)
-class SubsetConfig:
-    data: tuple[str, ...] = ("runs/demo/phantom",)  # data sets to take from, with their splits
+class SubsetConfig(Rooted):
+    data: tuple[str, ...] = ()             # data sets to take from, with their splits; none: the root's
     keep: tuple[str, ...] = ("covid=25",)  # label=images: at most so many of the training images of a label, whole patients
-    out: str = "runs/demo/phantom25"       # folder of the smaller data set
+    out: str = "ROOT/subset"               # folder of the smaller data set
     seed: int = 0                          # of the choice of patients; that of the study, if its arms are to be these
 
 

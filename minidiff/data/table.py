@@ -156,7 +156,7 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
 def _read_folder(folder: Path) -> tuple[list[Row], list[str]]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    rows, remarks = _read_metadata(folder) if _is_data_set(folder) else _read_classes(folder)
+    rows, remarks = _read_metadata(folder) if is_data_set(folder) else _read_classes(folder)
     splits = [SYNONYMS.get(row.get("split", "").lower(), row.get("split", "")) for row in rows]
     if "" in splits and any(splits):
         at = rows[splits.index("")]["where"]
@@ -179,9 +179,9 @@ def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
         raise InputError(f"{len(missing)} row(s) without a file: {some(missing)}")
     named = {os.path.normpath(row["file_name"]) for row in rows}
     tops = {Path(name).parts[0] for name in named if len(Path(name).parts) > 1}
-    files = [file for top in tops for file in _images(folder / top)]
+    files = [file for top in tops for file in image_files(folder / top)]
     if any(len(Path(name).parts) == 1 for name in named):
-        files += _images(folder, deep=False)
+        files += image_files(folder, deep=False)
     orphans = sorted({os.path.relpath(file, folder) for file in files} - named)
     if orphans:
         raise InputError(f"{path}: {len(orphans)} file(s) without a row: {some(orphans)}")
@@ -194,14 +194,14 @@ def _read_classes(folder: Path) -> tuple[list[Row], list[str]]:
     rows, left_out = [], [top.name for top in tops if bases[0][0] and top not in [base for _, base in bases]]
     for split, base in bases:
         base = base / "images" if (base / "images").is_dir() else base
-        left_out += [os.path.relpath(file, folder) for file in _images(base, deep=False)]
+        left_out += [os.path.relpath(file, folder) for file in image_files(base, deep=False)]
         for label in _subfolders(base):
-            files = _images(label)
+            files = image_files(label)
             left_out += [] if files else [os.path.relpath(label, folder)]
             named = [(os.path.relpath(file, folder), str(file)) for file in files]
             rows += [{"file_name": n, "label": label.name, "split": split, "where": file} for n, file in named]
     if not rows:
-        inside = [path.name for path in sorted(folder.iterdir()) if _is_data_set(path)]
+        inside = [path.name for path in sorted(folder.iterdir()) if is_data_set(path)]
         hint = f"; data sets inside it: {some(inside)}" if inside else ""
         raise InputError(f"{folder}: no metadata.csv and no class folders of PNG or JPEG files{hint}")
     return rows, [f"left out, in no class folder or without images: {some(left_out)}"] if left_out else []
@@ -232,21 +232,23 @@ def read_csv(path: str | Path, needed: Sequence[str]) -> list[Row]:
     return [{**dict(zip(header, cells)), "where": f"{path}:{number}"} for number, cells in lines[1:]]
 
 
-def _images(folder: Path, deep: bool = True) -> list[Path]:
+def image_files(folder: Path, deep: bool = True) -> list[Path]:
+    """The images in a folder and, if `deep`, below it, in order; masks, hidden folders and other data sets left out."""
     here = sorted(path for path in folder.iterdir() if path.is_file())
     files = [path for path in here if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
-    return files + [file for below in _subfolders(folder) for file in _images(below)] if deep else files
+    return files + [file for below in _subfolders(folder) for file in image_files(below)] if deep else files
 
 
 def _subfolders(folder: Path) -> list[Path]:
     def counts(path: Path) -> bool:
         hidden = path.name.startswith((".", "__MACOSX")) or path.name.lower().endswith(("mask", "masks"))
-        return path.is_dir() and not hidden and not _is_data_set(path)
+        return path.is_dir() and not hidden and not is_data_set(path)
 
     return sorted(path for path in folder.iterdir() if counts(path))
 
 
-def _is_data_set(folder: Path) -> bool:
+def is_data_set(folder: Path) -> bool:
+    """Has this folder a table of its own?"""
     return (folder / "metadata.csv").is_file()
 
 

@@ -80,9 +80,12 @@ def begin_vae(init: str, architecture: str, seed: int) -> tuple[VAE, dict[str, A
     return found.vae, {"init": {"files": [{"file": f.name, "sha256": runs.sha256(f)} for f in found.files]}}, []
 
 
-def known_size(init: str, vae: str) -> int | None:
-    """Side of the images that an earlier run was trained on, px."""
+def known_size(init: str, vae: str, size: int = 0) -> int:
+    """Side of the images, px: that of the earlier run, else as asked, else 512, as of a public model."""
     for path in ([Path(vae) / "vae.json"] if vae else []) + ([Path(init) / "model.json"] if init else []):
         if path.exists() or not init:
-            return store.describe(path, "that stage has to finish first")["size"]
-    return None
+            known = store.describe(path, "that stage has to finish first")["size"]
+            if size not in (0, known):
+                raise InputError(f"--size {size}: {path.parent} works at {known} px; leave --size out, or train another VAE")
+            return known
+    return size or 512

@@ -34,7 +34,7 @@ ALIKE = -1      # slot of the draw that all labels share; theirs count from 0
 
 def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Sequence[str] = (), per_label: int = SET,
          sets: int = 0, given: Sequence[str] = (), independent: Sequence[str] = (), seed: int = 0) -> list[Row]:
-    """Rows for `per_label` images of each label, or for `sets` of 100 with all labels in each in equal parts.
+    """Rows for `per_label` images of each label, or for `sets` of 100; in turns, so that every set holds all labels.
 
     known: the real rows to draw conditions from. given: `name=value`, `name=low:high` (spread evenly), `name=` (unknown)
     or `name=null`. independent: names of conditions that every label has alike. Raises InputError for what the model does
@@ -58,11 +58,7 @@ def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Seq
     for place, (label, n) in enumerate(zip(labels, counts)):
         drawn = _of_label(label, n, variables, known, fixed, seeded(seed, sum(counts[:place]), ROWS))
         columns.append([{**row, **cells} for row, cells in zip(drawn, alike)])
-    if sets:  # in turns, so that every set holds all labels
-        rows = [columns[i % len(labels)][i // len(labels)] for i in range(sets * SET)]
-    else:
-        rows = [row for column in columns for row in column]
-    return numbered(rows, seed)
+    return numbered([columns[i % len(labels)][i // len(labels)] for i in range(sum(counts))], seed)  # in turns: every set
 
 
 def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> list[Row]:

@@ -18,24 +18,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib
+import torch
+from torch import Tensor
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import torch  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure, SubFigure  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
-from torch import Tensor  # noqa: E402
+from minidiff import runs
+from minidiff.diffusion import plan, store
+from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
+from minidiff.diffusion.model import Model
+from minidiff.errors import InputError
+from minidiff.root import Rooted
+from minidiff.variables import Labels
 
-from minidiff import runs  # noqa: E402
-from minidiff.diffusion import plan, store  # noqa: E402
-from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8  # noqa: E402
-from minidiff.diffusion.model import Model  # noqa: E402
-from minidiff.errors import InputError  # noqa: E402
-from minidiff.variables import Labels  # noqa: E402
+if TYPE_CHECKING:  # to import matplotlib takes half a second, for which --help need not wait
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 Sampler = Literal["dpmpp_2m", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m_sde", "unipc"]
 AT_MOST = 16  # columns of the film that can still be read
@@ -43,9 +41,9 @@ MAPS = 3      # levels whose attention is shown
 
 
 @dataclass(frozen=True)
-class TrajectoryConfig:
-    run: str = "runs/demo/diffusion"       # finished diffusion run, or its best/
-    out: str = "runs/demo/trajectory.png"  # the sheet; one that is there is replaced
+class TrajectoryConfig(Rooted):
+    run: str = "ROOT/diffusion"            # finished diffusion run, or its best/
+    out: str = "ROOT/trajectory.png"       # the sheet; one that is there is replaced
     seed: int = 0                          # of the image, and of the draw of the conditions that are not given
     label: str = ""                        # one label; none: the first that the model knows
     given: tuple[str, ...] = ()            # fixed conditions: sex=F age=60, age= unknown, age=null dropped; else drawn
@@ -173,7 +171,8 @@ def sheet(title: str, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor
     columns = len(film) + 1
     width = max(11.5, columns + 0.5)
     height = 2 * min(width / columns, 2.2) + 0.5  # of the film
-    figure = plt.figure(figsize=(width, height + 4.9), dpi=120, layout="constrained")
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(width, height + 4.9), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=10)
     top, below = figure.subfigures(2, 1, height_ratios=[height, 4.4])
     strip(top, film, image)
@@ -182,7 +181,6 @@ def sheet(title: str, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor
     attention(right, [step for step, *_ in film if step.maps])
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
-    plt.close(figure)
     return out.getvalue()
 
 
@@ -225,6 +223,7 @@ def curve(figure: SubFigure | Figure, steps: Sequence[Step], marked: set[float],
 
 def attention(figure: SubFigure | Figure, steps: Sequence[Step]) -> None:
     """Two rows of maps, one scale a row; what brightness says is written there, too."""
+    from matplotlib.patches import Rectangle
     first = steps[0].maps
     side = len(first.share)
     figure.suptitle(f"attention in {first.layer} ({side} × {side} cells), the mean of its heads", fontsize=9)

@@ -10,6 +10,7 @@ Keep it out of fp16: activations overflow.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -195,3 +196,11 @@ def edge_error(y: Tensor, x: Tensor, scales: int = 3) -> Tensor:
             error = error + (y.diff(dim=dim) - x.diff(dim=dim)).abs().mean() / (2 * scales)
         y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
     return error
+
+
+def encoder(vae: VAE) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Float images on the CPU → (mean, std) of their latents; always float32, for fp16 overflows."""
+    @torch.no_grad()
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        return (m := vae.encode(x.to(vae.scale.device))).mean, m.std
+    return encode

@@ -6,11 +6,7 @@ import io
 import itertools
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import numpy as np
 
 ACCENT, INK, PALE = "#b5482a", "#2b3a42", "#8fa3ad"
 BANDS = {"KD": "KD_floor", "FD": "FD_floor_halves"}  # the floor at the numbers at which the line was measured
@@ -22,12 +18,25 @@ MARKS = {"synthetic": "D", "real": "o"}  # others "x": told apart without colour
 LINES = (("o", "-", INK), ("s", "--", ACCENT), ("^", ":", PALE), ("D", "-.", INK))  # so are these
 
 
+def pyplot():
+    """matplotlib's, without a window. Only now: to import it takes half a second, for which --help need not wait."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+    return matplotlib.pyplot
+
+
+def styled():
+    """The look of all charts, as a context."""
+    return pyplot().rc_context(STYLE)
+
+
 def distance_chart(rows: Sequence[dict], metric: str) -> bytes:
     """One panel an extractor: every set's distance to held-out real images, over the band of real against real."""
     rows = [r for r in rows if metric in r]
     extractors, places = list(dict.fromkeys(r["extractor"] for r in rows)), _places(rows)
     height = 1.1 + 0.24 * (max(places.values()) + 1)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, panels = _panels(len(extractors), height)
         for axes, extractor in zip(panels[0], extractors):
             for r in [r for r in rows if r["extractor"] == extractor]:
@@ -55,8 +64,8 @@ def distance_chart(rows: Sequence[dict], metric: str) -> bytes:
 def growth_chart(rows: Sequence[dict]) -> bytes:
     """KD above and FD below against n, one column an extractor: median and 5–95 % of draws, over that of real draws."""
     extractors = list(dict.fromkeys(r["extractor"] for r in rows))
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(2, len(extractors), figsize=(WIDTH, 5.0), squeeze=False, sharex=True,
+    with styled():
+        figure, panels = pyplot().subplots(2, len(extractors), figsize=(WIDTH, 5.0), squeeze=False, sharex=True,
                                       layout="constrained")
         for (i, metric), (j, extractor) in itertools.product(enumerate(("KD", "FD")), enumerate(extractors)):
             axes, own = panels[i, j], [r for r in rows if r["extractor"] == extractor]
@@ -82,7 +91,7 @@ def growth_chart(rows: Sequence[dict]) -> bytes:
 def study_chart(results: Sequence[dict]) -> bytes:
     """One panel a test set: balanced accuracy of every seed as a dot, an arm's mean as a line."""
     sets, arms = (list(dict.fromkeys(r[k] for r in results)) for k in ("test_set", "arm"))
-    with plt.rc_context(STYLE):
+    with styled():
         figure, panels = _panels(len(sets), 1.0 + 0.35 * len(arms))
         for axes, name in zip(panels[0], sets):
             for y, arm in enumerate(arms):
@@ -102,7 +111,7 @@ def study_chart(results: Sequence[dict]) -> bytes:
 
 def curves(logs: dict[str, Sequence[dict]]) -> bytes:
     """Loss and validation loss against the step, one panel a run."""
-    with plt.rc_context(STYLE):
+    with styled():
         figure, panels = _panels(len(logs), 2.6, sharey=False)
         for axes, (name, log) in zip(panels[0], logs.items()):
             for column, colour, line in (("loss", PALE, "-"), ("val_loss", ACCENT, "--")):
@@ -120,9 +129,9 @@ def course_chart(result: dict, log: Sequence[dict]) -> bytes:
     """From monitor.json: KD over its floor on the left, one panel a space; what tells of copying on the right."""
     points, steps = result["points"], [p["step"] for p in result["points"]]
     spaces = [s["space"] for s in points[0]["copying"]["spaces"]]
-    with plt.rc_context(STYLE):
+    with styled():
         height = max(len(result["floors"]), 3)
-        figure, panels = plt.subplots(height, 2, figsize=(WIDTH, 2.1 * height), sharex=True, squeeze=False,
+        figure, panels = pyplot().subplots(height, 2, figsize=(WIDTH, 2.1 * height), sharex=True, squeeze=False,
                                       layout="constrained")
         for axes, (name, band) in zip(panels[:, 0], result["floors"].items()):
             k = [p["KD"][name] for p in points]
@@ -164,8 +173,8 @@ def heat_map(values: Sequence[Sequence[float | None]], down: Sequence[str], acro
     grid = np.array([[np.nan if v is None else v for v in line] for line in values], float)
     shade = np.sqrt(np.clip(grid, 0, None))
     shade = shade / (np.nanquantile(shade, 0.97) or 1.0) if np.isfinite(shade).any() else shade
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDTH, 1.6 + 0.235 * len(down)), layout="constrained")
+    with styled():
+        figure, axes = pyplot().subplots(figsize=(WIDTH, 1.6 + 0.235 * len(down)), layout="constrained")
         axes.imshow(np.clip(shade, 0, 1), cmap="Greys", vmin=0, vmax=1.15, aspect="auto")
         for i, j in np.ndindex(grid.shape):
             dark = np.isfinite(shade[i, j]) and shade[i, j] > 0.6
@@ -203,7 +212,7 @@ def _soft_scale(axes, rows: Sequence[dict], metric: str) -> None:
 
 
 def _panels(columns: int, height: float, sharey: bool = True):
-    return plt.subplots(1, columns, figsize=(WIDTH, height), sharey=sharey, squeeze=False, layout="constrained")
+    return pyplot().subplots(1, columns, figsize=(WIDTH, height), sharey=sharey, squeeze=False, layout="constrained")
 
 
 def _colour(name: str) -> str:
@@ -232,5 +241,5 @@ def _bars(rows: Sequence[dict], value: str, low: str, high: str) -> list[list[fl
 def _png(figure, transparent: bool = True) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=150, transparent=transparent, metadata={"Software": None})
-    plt.close(figure)
+    pyplot().close(figure)
     return out.getvalue()

@@ -6,18 +6,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-from minidiff import runs  # noqa: E402
+from minidiff import runs
 
 
 def curves(log: Sequence[dict], names: Sequence[str], title: str) -> bytes:
     """PNG of the named columns of a log against the step, on a logarithmic axis; below, the memorisation gap, if any."""
+    from matplotlib.figure import Figure  # only now: to import it takes half a second, for which --help need not wait
     gaps = [(line["step"], line["gap"], line["gap_low"]) for line in log if line.get("gap") is not None]
-    figure = plt.figure(figsize=(6, 4.2 if gaps else 3.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6, 4.2 if gaps else 3.2), dpi=120, layout="constrained")
     heights = [3, 1] if gaps else [1]
     axes, *below = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     if gaps:
@@ -39,7 +35,6 @@ def curves(log: Sequence[dict], names: Sequence[str], title: str) -> bytes:
     axes.legend(frameon=False)
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
-    plt.close(figure)
     return out.getvalue()
 
 

@@ -129,7 +129,7 @@ class Keeper:
             for step in keeper.steps():
                 …                       one step; `step + 1` are done at its end, and then the state is saved if it is due
 
-    SIGTERM and Ctrl-C do not kill: the step is finished, the state saved, and the process ends with status 0. A fault of
+    SIGTERM and Ctrl-C do not kill: the step is finished, the state saved, and the process ends with status 130. A fault of
     the training ends it with the last good state named.
     """
 
@@ -137,6 +137,8 @@ class Keeper:
         self.run, self.total, self.every, self.parts = run, steps, every, parts
         self.requested, self.saved_at = False, time.monotonic()
         self.start = resume(run, **parts)
+        if self.start and not distributed.rank():
+            print(f"{run}: " + (f"resuming at step {self.start}" if self.start < steps else f"{steps} steps are done"))
         self.lows: dict[str, float] = {}
         for line in runs.read_log(run / "log.jsonl"):
             for name, value in line.items():
@@ -164,7 +166,7 @@ class Keeper:
                 if not distributed.rank():
                     tqdm.write(f"stopped at step {done} of {self.total}; the same command goes on from here")
                 distributed.stop()
-                raise SystemExit(0)
+                raise SystemExit(130)  # as after any Ctrl-C, so that `train.py && sample.py` stops here
 
     def log(self, **values: float | None) -> None:
         """One line of log.jsonl."""

@@ -14,7 +14,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minidiff import config
 from minidiff.data.dicom import folder, need_pydicom, writer
@@ -23,6 +23,7 @@ from minidiff.errors import InputError
 
 @dataclass(frozen=True)
 class ImportConfig:
+    positional: ClassVar[str] = "source"
     source: str = ""                       # folder of DICOM files, or one; stands without its flag, first
     out: str = ""                          # new folder of the data set
     label: str = ""                        # label of all images
@@ -56,6 +57,7 @@ def import_(cfg: ImportConfig) -> None:
 
 @dataclass(frozen=True)
 class ExportConfig:
+    positional: ClassVar[str] = "samples"
     samples: str = "runs/demo/samples"     # finished folder of samples; stands without its flag, first
     out: str = ""                          # new folder of DICOM files
     burn_in: bool = False                  # write the notice into the pixels' corner, too
@@ -70,13 +72,7 @@ def export(cfg: ExportConfig) -> None:
     print(f"{cfg.out}: {n} DICOM files, each marked {writer.NOTICE!r}")
 
 
-def positional(argv: list[str]) -> list[str]:
-    """`import DIR` is short for `import --source DIR`."""
-    flag = {"import": "--source", "export": "--samples"}.get(argv[0] if argv else "")
-    return [argv[0], flag, *argv[1:]] if flag and len(argv) > 1 and not argv[1].startswith("-") else argv
-
-
 VERBS = {"import": (ImportConfig, import_), "export": (ExportConfig, export)}
 
 if __name__ == "__main__":
-    config.main(VERBS, default="import", doc=__doc__, argv=positional(sys.argv[1:]))
+    config.main(VERBS, default="import", doc=__doc__)

@@ -1,10 +1,12 @@
 """Public Stable Diffusion checkpoints in and out, exactly: SD 1.x and 2.x, LDM files and diffusers folders.
 
+    python -m minidiff.diffusion.public fetch sd-1.5 --to DIR
     python -m minidiff.diffusion.public show v1-5-pruned-emaonly.safetensors
     python -m minidiff.diffusion.public export runs/x/diffusion --to diffusers --out exported
     python -m minidiff.diffusion.public export runs/x/diffusion --to ldm --rows rows.csv --out exported
     python -m minidiff.diffusion.public latents sd-v1-4.ckpt --data DIR --size 512
 
+`fetch` gets a public file by its name, and lists the names if none is given; nothing else here goes to the network.
 `show` prints the load certificate, `export` hands a finished run to other tools, `latents` asks before any training
 whether the VAE fits the images.
 """
@@ -12,10 +14,9 @@ whether the VAE fits the images.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minidiff import config, runs
 from minidiff.data import images
@@ -24,6 +25,7 @@ from minidiff.data.table import read_table
 from minidiff.diffusion import store
 from minidiff.diffusion.plan import read_csv
 from minidiff.diffusion.public import export as exports
+from minidiff.diffusion.public.fetch import FetchConfig, fetch
 from minidiff.diffusion.public.latents import report
 from minidiff.diffusion.public.load import EMA, SDParts, load_sd, read_vae
 from minidiff.errors import InputError
@@ -31,6 +33,7 @@ from minidiff.errors import InputError
 
 @dataclass(frozen=True)
 class ShowConfig:
+    positional: ClassVar[str] = "file"
     file: str = ""                         # LDM file or diffusers folder; stands without its flag, first
     vae: str = ""                          # another VAE on top, file or folder
     prediction: Literal["", "eps", "v", "x0"] = ""  # where neither the folder nor a known hash tells it
@@ -47,6 +50,7 @@ def show(cfg: ShowConfig) -> None:
 
 @dataclass(frozen=True)
 class ExportConfig:
+    positional: ClassVar[str] = "run"
     run: str = "runs/demo/diffusion"       # finished diffusion run; stands without its flag, first
     to: Literal["diffusers", "ldm"] = "diffusers"  # a diffusers folder, or one LDM file
     out: str = ""                          # new folder
@@ -66,6 +70,7 @@ def export(cfg: ExportConfig) -> None:
 
 @dataclass(frozen=True)
 class LatentsConfig:
+    positional: ClassVar[str] = "file"
     file: str = ""                         # public model or VAE alone; stands without its flag, first
     data: tuple[str, ...] = ()             # data sets: folders with metadata.csv or class folders
     size: int = 512                        # side of the square images, px; a multiple of 8
@@ -105,13 +110,8 @@ def _named(file: str) -> Path:
     return Path(file)
 
 
-def positional(argv: list[str]) -> list[str]:
-    """`show FILE` is short for `show --file FILE`."""
-    flag = {"show": "--file", "export": "--run", "latents": "--file"}.get(argv[0] if argv else "")
-    return [argv[0], flag, *argv[1:]] if flag and len(argv) > 1 and not argv[1].startswith("-") else argv
-
-
-VERBS = {"show": (ShowConfig, show), "export": (ExportConfig, export), "latents": (LatentsConfig, latents)}
+VERBS = {"fetch": (FetchConfig, fetch), "show": (ShowConfig, show), "export": (ExportConfig, export),
+         "latents": (LatentsConfig, latents)}
 
 if __name__ == "__main__":
-    config.main(VERBS, default="show", doc=__doc__, argv=positional(sys.argv[1:]))
+    config.main(VERBS, default="show", doc=__doc__)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minidiff import runs
+from minidiff.download import cache
 from minidiff.errors import InputError
 
 # SHA-256: name, version, prediction; each hash was found in five public places or more. Names disappear, hashes do not.
@@ -20,6 +20,9 @@ KNOWN: dict[str, tuple[str, str, str | None]] = {
     "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556": ("sd-v1-4.ckpt", "SD 1.x", "eps"),
     "14749efc0ae8ef0329391ad4436feb781b402f4fece4883c7ad8d10556d8a36a": ("sd-v1-4-full-ema.ckpt", "SD 1.x", "eps"),
     "ad2a33c361c1f593c4a1fb32ea81afce2b5bb7d1983c6b94793a26a3b54b08a0": ("v2-1_768-ema-pruned.ckpt", "SD 2.x", "v"),
+    "dcd690123cfc64383981a31d955694f6acf2072a80537fdb612c8e58ec87a8ac": ("v2-1_768-ema-pruned.safetensors", "SD 2.x", "v"),
+    "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75": ("vae-ft-mse-840000-ema-pruned.safetensors", "VAE",
+                                                                         None),
     "c6a580b13a5bc05a5e16e4dbb80608ff2ec251a162311590c1f34c013d7f3dab": ("vae-ft-mse-840000-ema-pruned.ckpt", "VAE", None),
 }
 
@@ -77,7 +80,7 @@ def cached_sha256(path: Path) -> str:
     """SHA-256 of a file, remembered under its path, size and time of change: 4 GB are read through once."""
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    store = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff" / "sha256.json"
+    store = cache() / "sha256.json"
     try:
         known = json.loads(store.read_text())
         if isinstance(known.get(key), str):

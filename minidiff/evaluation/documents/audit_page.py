@@ -26,6 +26,7 @@ from minidiff.data.split import Row
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
 from minidiff.evaluation.page import answers, fields, img, jsonable, note, num, page, percent, plain, span, table
+from minidiff.root import Rooted
 
 SIDE, CROP = 176, (264, 88)  # px of the page's pictures; width and height of those of letters
 SAID = {"mend": "must be mended", "look": "look at it", "note": "to be known"}
@@ -33,9 +34,9 @@ MARK = {"mend": "no", "look": "open", "note": "yes"}
 
 
 @dataclass(frozen=True)
-class AuditConfig:
-    data: tuple[str, ...] = ("runs/demo/phantom",)      # data sets; several are audited as one, with what they share
-    out: str = "runs/demo/audit"                        # audit.html and audit.json
+class AuditConfig(Rooted):
+    data: tuple[str, ...] = ()                          # data sets; several are audited as one; none: the root's
+    out: str = "ROOT/audit"                             # audit.html and audit.json
     columns: tuple[str, ...] = audit.COLUMNS            # that might tell the label: tables, and the metadata baseline
     write_split: bool = False                           # write a split by patient and film, or mend the one that leaks
     shown: int = 24                                     # pictures of each finding, at most

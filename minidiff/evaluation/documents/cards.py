@@ -1,6 +1,6 @@
 """A model card and a datasheet, filled from what the runs have written down; what only a person can say is left blank.
 
-    python evaluate.py card --run runs/x --out runs/x/card       a folder that holds runs, or several runs by name
+    python evaluate.py card --root runs/x                         from all runs in it, or from those of --runs
 
 Each line says which file, and where in it, the statement comes from, and which guideline asks for it: TRIPOD+AI (Collins et
 al. 2024), MI-CLAIM (Norgeot et al. 2020; its six parts), model cards (Mitchell et al. 2019), datasheets (Gebru et al. 2021).
@@ -17,20 +17,21 @@ from minidiff import runs
 from minidiff.errors import InputError
 from minidiff.evaluation.documents.card_items import RESEARCH, datasheet, model_card
 from minidiff.evaluation.documents.written import Files, Item
+from minidiff.root import Rooted
 
 BLANK = "▢ **TO BE FILLED IN BY A PERSON**"
 ANSWERS = "answers.json"
 
 
 @dataclass(frozen=True)
-class CardConfig:
-    run: tuple[str, ...] = ("runs/demo",)   # run folders, or folders that hold some
-    out: str = "runs/demo/card"             # model_card.md, datasheet.md, card.json, answers.json
+class CardConfig(Rooted):
+    runs: tuple[str, ...] = ("ROOT/",)      # run folders, or folders that hold some
+    out: str = "ROOT/card"                  # model_card.md, datasheet.md, card.json, answers.json
 
 
 def run_card(cfg: CardConfig) -> None:
     """A model card and a datasheet (TRIPOD+AI, MI-CLAIM) from what the runs have written down."""
-    files, out = Files(cfg.run), Path(cfg.out)
+    files, out = Files(cfg.runs), Path(cfg.out)
     given = out / ANSWERS
     answers = runs.read_json(given) if given.is_file() else {}
     if not isinstance(answers, dict) or not all(isinstance(v, str) for v in answers.values()):

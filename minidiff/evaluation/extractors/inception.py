@@ -11,11 +11,7 @@ is an extractor of its own name, and no FID goes without it.
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
 import re
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +20,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from tqdm import tqdm
 
-from minidiff.errors import InputError
+from minidiff.download import INCEPTION, cache, retrieve
 from minidiff.evaluation.extractors.backbones import Backbone, Input, bilinear
-from minidiff.runs import sha256, write_atomic
+from minidiff.runs import sha256
 
-URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-SIZE = 95_628_359  # bytes; more is not even read
+URL, SHA256, SIZE = INCEPTION
 
 # A layer is "HxW:channels": a convolution that keeps the size, BatchNorm and ReLU. /2 halves the size and v keeps to
 # whole windows, both without padding; avg and max are 3×3 pools; | lays two layers side by side.
@@ -190,36 +183,17 @@ INCEPTIONS = {
 }
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: $XDG_CACHE_HOME/minidiff, or ~/.cache/minidiff."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
+def weights(folder: str | Path | None = None) -> Path:
+    """Where the public file lies once it was fetched."""
+    return Path(folder or cache()) / Path(URL).name
 
 
 def download(url: str = URL, folder: str | Path | None = None, *, digest: str = SHA256, size: int = SIZE) -> Path:
-    """The public file of weights in a folder of downloads, fetched unless it is there already, whole and right.
-
-    No more than `size` bytes are read, and nothing is kept whose SHA-256 is not `digest`. InputError when it fails.
-    """
-    path = Path(folder or cache_folder()) / f"inception-2015-12-05-{digest[:8]}.pth"
+    """The public file of weights in a folder of downloads, fetched unless it is there already, whole and right."""
+    path = weights(folder)
     if path.is_file():
         if sha256(path) == digest:
             return path
         print(f"{path} is damaged: it is fetched anew")
-    advice = f"where there is no network, copy the file here by hand and give its path instead of auto; it is {URL}"
-    data = bytearray()
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "minidiff"})
-        with (urllib.request.urlopen(request, timeout=30) as reply,
-              tqdm(total=size, desc="Inception", unit="B", unit_scale=True, dynamic_ncols=True) as bar):
-            while len(data) <= size and (block := reply.read(min(1 << 20, size + 1 - len(data)))):
-                data += block
-                bar.update(len(block))
-    except (OSError, ValueError, http.client.HTTPException) as error:  # offline, refused, cut off, not a URL
-        raise InputError(f"{url} cannot be fetched ({getattr(error, 'reason', error)}); {advice}") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
-        more = "or more " if len(data) > size else ""
-        raise InputError(f"{url}: {len(data)} bytes {more}with SHA-256 {found}; the public file has {size} and {digest}. "
-                         f"Nothing was kept; {advice}")
-    write_atomic(path, bytes(data))
-    return path
+    return retrieve(url, path, digest, size, "where there is no network, copy the file here by hand and give its path "
+                                             f"instead of auto; it is {URL}")

@@ -31,6 +31,7 @@ from minidiff.data.table import Table, read_table, some
 from minidiff.errors import InputError
 from minidiff.evaluation.history.recompute import CELLS
 from minidiff.evaluation.page import num
+from minidiff.root import DEMO, Rooted
 
 MATCHES, DIFFERS, MISSING = "matches", "differs", "missing"
 TOLERANCE = 1      # grey levels by which an image made again may differ: rounding, on other hardware or batch sizes
@@ -47,8 +48,8 @@ class Link(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class VerifyConfig:
-    folder: str = "runs/demo/report"       # a report, matrix, folder of samples or model, or a folder of such
+class VerifyConfig(Rooted):
+    folder: str = "ROOT/report"            # a report, matrix, folder of samples or model, or a folder of such
     k: int = 8                             # cells to compute again, and images to make again
     seed: int = 0                          # of the choice
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
@@ -179,7 +180,7 @@ class Walk:
         yield data_link(run, cfg, facts["data"], described["size"])
         if "vae" in facts:
             yield hash_link(run / "vae.safetensors", facts["vae"], f"the autoencoder of {run}")
-            vae = root_of(run) / (cfg["vae"] or "runs/demo/vae")
+            vae = root_of(run) / (cfg["vae"] or f"{cfg.get('root') or DEMO}/vae")
             if vae.is_dir():
                 yield hash_link(vae / "vae.safetensors", facts["vae"], f"the autoencoder of {run}")
             yield from self.follow(vae)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -26,27 +26,29 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minidiff import runs
-from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.data.dataset import Images, read_images
 from minidiff.data.split import Row, check_unseen
 from minidiff.errors import InputError
 from minidiff.evaluation import figures
 from minidiff.evaluation.extractors.features import Extractor, PixelPCA, PredictorFeatures
+from minidiff.evaluation.judge import judge_of
 from minidiff.evaluation.memorisation.neighbours import FEWEST, memorisation, pixel_spaces
 from minidiff.evaluation.metrics.distances import finite_percentile, floor, kid, kid_draws, same_mix
 from minidiff.evaluation.page import jsonable, num, percent, span
 from minidiff.evaluation.report.comparison import Side, joined
+from minidiff.root import Rooted
 
 Sample = Callable[[Path, Sequence[Row]], Tensor]  # folder of a model, rows → uint8 (n,3,S,S)
 
 
 @dataclass(frozen=True)
-class MonitorConfig:
-    run: str = "runs/demo/diffusion"          # diffusion run with its snapshots/
+class MonitorConfig(Rooted):
+    data_of_root: ClassVar[bool] = False
+    run: str = "ROOT/diffusion"               # diffusion run with its snapshots/
     data: tuple[str, ...] = ()                # real data sets; none: those the run was trained on
-    classifier: str = "runs/demo/classifier"  # its judge/ is the second space; may be absent
-    out: str = "runs/demo/monitor"            # monitor.json, monitor.png and seeds.png
+    classifier: str = "ROOT/classifier"       # its judge/ is the second space; may be absent
+    out: str = "ROOT/monitor"                 # monitor.json, monitor.png and seeds.png
     per_label: int = 40                       # images a label, made by each checkpoint from the same seeds
     steps: int = 12                           # steps of the sampler
     guidance: float = 1.5                     # as in sample.py
@@ -79,8 +81,8 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
     if len(points) < 2:
         raise InputError(f"{cfg.run} has kept 1 model, step {points[0].step}: train with --snapshots 9 to have a curve")
     train, heldout = read(cfg.run, cfg.data, cfg.skip_bad)
-    judge = Path(cfg.classifier) / "judge"
-    extractors = [PixelPCA().fit(train.pixels)] + ([PredictorFeatures(Predictor.load(judge))] if judge.is_dir() else [])
+    judge = judge_of(cfg.classifier, train.table)
+    extractors = [PixelPCA().fit(train.pixels)] + ([PredictorFeatures(judge)] if judge else [])
     hashes = {str(p.step): runs.sha256(p.folder / "model.safetensors") for p in points}
     facts = {"data": heldout.table.fingerprint, "models": hashes}
     out = runs.open_run(cfg.out, cfg, "monitor", free=("device",), **facts)

@@ -19,10 +19,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from minidiff import runs
@@ -34,10 +35,12 @@ from minidiff.data.table import csv_text, read_table, write_table
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors.features import PixelPCA, PredictorFeatures
 from minidiff.evaluation.history.monitor import Checkpoint, Sample, checkpoints, read
+from minidiff.evaluation.judge import judge_of
 from minidiff.evaluation.memorisation.neighbours import distances, equalised
 from minidiff.evaluation.metrics.distances import check_finite
 from minidiff.evaluation.page import jsonable, num, span
 from minidiff.evaluation.report.judged import certainty
+from minidiff.root import Rooted
 from minidiff.statistics import NONE, pearson, z_value
 
 FEWEST_MODELS = 5
@@ -45,11 +48,12 @@ COLUMN = "uncertainty"
 
 
 @dataclass(frozen=True)
-class UncertaintyConfig:
-    samples: str = "runs/demo/samples"        # folder of samples, finished; its metadata.csv gains a column
+class UncertaintyConfig(Rooted):
+    data_of_root: ClassVar[bool] = False
+    samples: str = "ROOT/samples"             # folder of samples, finished; its metadata.csv gains a column
     run: str = ""                             # the diffusion run with snapshots/; none: the one that made the samples
     data: tuple[str, ...] = ()                # real data sets; none: those the run was trained on
-    classifier: str = "runs/demo/classifier"  # its judge/ is the space of the column; absent: pixels
+    classifier: str = "ROOT/classifier"       # its judge/ is the space of the column; absent: pixels
     k: int = 5                                # last checkpoints to compare, 5 or more
     skip_bad: bool = False                    # leave unreadable real images out, listed and counted, instead of refusing
     device: str = "auto"                      # auto, cpu, cuda, cuda:1 …
@@ -75,7 +79,7 @@ def spearman(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     assert x.shape == y.shape and not (np.isnan(x).any() or np.isnan(y).any())
-    r, *_ = pearson(stats.rankdata(x), stats.rankdata(y))
+    r, *_ = pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
     if math.isnan(r):
         return math.nan, *NONE
     centre = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
@@ -102,7 +106,7 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
         raise InputError(f"models kept by {source}: {len(checkpoints(source))}, --k {cfg.k}; {FEWEST_MODELS} or more are "
                          "compared: train with --snapshots 9")
     train, heldout = read(source, cfg.data, cfg.skip_bad)
-    judge = Predictor.load(Path(cfg.classifier) / "judge") if (Path(cfg.classifier) / "judge").is_dir() else None
+    judge = judge_of(cfg.classifier, train.table)
     extractors = ([PredictorFeatures(judge)] if judge else []) + [PixelPCA().fit(train.pixels)]
     table, pixels = load_pixels(read_table(folder, split=False), train.size)
     features, made = over_checkpoints(points, table.rows, sample, extractors)

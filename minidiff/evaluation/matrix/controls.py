@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 BLUR = 2.0       # pixels, standard deviation
@@ -50,7 +50,7 @@ def near_copy(train: Tensor, n: int, rng: np.random.Generator) -> Tensor:
 
 def blurred(train: Tensor, n: int, rng: np.random.Generator, sigma: float = BLUR) -> Tensor:
     """Training images through a Gaussian filter of `sigma` pixels."""
-    x = ndimage.gaussian_filter(_some(train, n, rng).float().numpy(), (0, 0, sigma, sigma), mode="nearest")
+    x = scipy.ndimage.gaussian_filter(_some(train, n, rng).float().numpy(), (0, 0, sigma, sigma), mode="nearest")
     return torch.from_numpy(x).round().clamp(0, 255).byte()
 
 

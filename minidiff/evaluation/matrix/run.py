@@ -31,25 +31,27 @@ from minidiff.evaluation.extractors.build import EXTRACTORS, build, describe
 from minidiff.evaluation.extractors.cache import FeatureCache
 from minidiff.evaluation.extractors.features import Extractor, PredictorFeatures
 from minidiff.evaluation.extractors.spectrum import Spectrum
+from minidiff.evaluation.judge import judge_of, seen_by
 from minidiff.evaluation.matrix import cells, gates, matrix_page
 from minidiff.evaluation.matrix.header import header_shortcuts
 from minidiff.evaluation.matrix.subsets import Judged, Subset, judged, real_subsets, synthetic_subsets
 from minidiff.evaluation.memorisation.neighbours import FEWEST, memorisation, pixel_spaces
 from minidiff.evaluation.page import jsonable
 from minidiff.evaluation.quick import recognised
+from minidiff.root import DEMO, Rooted
 
-PHANTOM = "runs/demo/phantom"    # the demo's data, with which go
-HOSPITAL = "runs/demo/hospital"  # phantoms of another hospital: more noise, and views that go with the label
+PHANTOM = f"{DEMO}/phantom"    # the demo's data, with which go
+HOSPITAL = f"{DEMO}/hospital"  # phantoms of another hospital: more noise, and views that go with the label
 SMALLEST = 32                    # px a side at which images are compared
 
 
 @dataclass(frozen=True)
-class MatrixConfig:
-    data: tuple[str, ...] = (PHANTOM,)                   # real data sets, with their splits
-    samples: tuple[str, ...] = ("runs/demo/samples",)    # folders of synthetic images
+class MatrixConfig(Rooted):
+    data: tuple[str, ...] = ()                           # real data sets, with their splits; none: the root's
+    samples: tuple[str, ...] = ("ROOT/samples",)         # folders of synthetic images
     external: tuple[str, ...] = ()                       # other hospitals, unseen by generator and judge; demo: its own
-    classifier: str = "runs/demo/classifier"             # its judge/ reads labels and gives a space
-    out: str = "runs/demo/matrix"                        # matrix.html and matrix.json
+    classifier: str = "ROOT/classifier"                  # its judge/ reads labels and gives a space
+    out: str = "ROOT/matrix"                             # matrix.html and matrix.json
     extractors: tuple[str, ...] = ("pixels", "classifier", "spectrum")  # spaces in which distances are measured
     size: int = 0                                        # side at which images are compared, px; 0: that of the samples
     n: int = 125                                         # images of a set, at most
@@ -66,7 +68,7 @@ def run_matrix(cfg: MatrixConfig) -> None:
     cfg = with_hospital(cfg)
     check(cfg)
     tables, pixels = read(cfg)
-    judge = load_judge(cfg, tables["real"].labels)
+    judge = load_judge(cfg, tables["real"])
     facts = {name: table.fingerprint for name, table in tables.items()}
     out = runs.open_run(cfg.out, cfg, "matrix", **facts)
 
@@ -165,20 +167,19 @@ def check_origin(cfg: MatrixConfig, tables: dict[str, Table]) -> None:
     known = {digest for table in real for digest in table.hashes.values()}
     for folder, table in zip(cfg.samples, made):
         check_synthetic(table.rows, table.hashes, known, folder)
-    listed = Path(cfg.classifier) / "judge" / "trained_on.json"
     seen = {f"the generator of {folder}": trained_on(folder) for folder in cfg.samples}
-    seen["the judge"] = set(runs.read_json(listed)) if listed.is_file() else None
+    seen["the judge"] = seen_by(cfg.classifier)
     notes = [note for table in real for who, digests in seen.items() for note in check_unseen(
         [row for row in table.rows if row["split"] != "train"], table.hashes, digests, who)]
     tables["real"].notes.extend(dict.fromkeys(notes))
 
 
-def load_judge(cfg: MatrixConfig, labels: Sequence[str]) -> Predictor:
-    """The classifier run's judge; InputError where it does not read every label of the data."""
-    folder = Path(cfg.classifier) / "judge"
-    judge = Predictor.load(folder)
+def load_judge(cfg: MatrixConfig, real: Table) -> Predictor:
+    """The classifier run's judge; InputError where it does not read every label of the real data."""
+    folder, train = Path(cfg.classifier) / "judge", real.select(split="train")
+    judge = judge_of(cfg.classifier, train) or Predictor.load(folder)  # which says what is missing
     known = next((v.values for v in judge.variables if v.name == "label"), ())
-    if missing := sorted(set(labels) - set(known)):
+    if missing := sorted(set(real.labels) - set(known)):
         raise InputError(f"{folder} does not read the label {', '.join(missing)}; it knows {', '.join(known) or 'none'}")
     return judge
 

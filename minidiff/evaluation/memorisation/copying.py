@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from minidiff.evaluation.extractors.features import principal
@@ -63,13 +62,13 @@ def data_copying(own: Tensor, theirs: Tensor, cells: tuple[np.ndarray, np.ndarra
         return DataCopying(np.nan, np.nan, 0, len(own), len(theirs))
     weight = np.array(weights) / sum(weights)
     z = float(weight @ scores)
-    return DataCopying(z, float(stats.norm.cdf(z / np.sqrt(weight @ weight))), len(scores), len(own), len(theirs))
+    return DataCopying(z, float(scipy.stats.norm.cdf(z / np.sqrt(weight @ weight))), len(scores), len(own), len(theirs))
 
 
 def rank_z(x: np.ndarray, y: np.ndarray) -> float:
     """Mann–Whitney's U of x against y as a z: below 0 where x tends to be smaller. (n,), (m,); ties count half."""
     n, m = len(x), len(y)
-    u = stats.rankdata(np.concatenate([x, y]))[:n].sum() - n * (n + 1) / 2
+    u = scipy.stats.rankdata(np.concatenate([x, y]))[:n].sum() - n * (n + 1) / 2
     return float((u - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12))
 
 
@@ -78,7 +77,7 @@ def cells(train: Tensor, *others: Tensor, k: int = 3, seed: int = 0) -> list[np.
     mean, axes = principal(train.flatten(1).double(), AXES)
     x, *rest = ((f.flatten(1).double() - mean) @ axes for f in (train, *others))
     begin = x[np.random.default_rng(seed).permutation(len(x))[:k]].numpy()
-    centres = torch.from_numpy(kmeans2(x.numpy(), begin, iter=50, minit="matrix", missing="warn")[0])
+    centres = torch.from_numpy(scipy.cluster.vq.kmeans2(x.numpy(), begin, iter=50, minit="matrix", missing="warn")[0])
     return [torch.cdist(f, centres).argmin(1).numpy() for f in (*rest, x)]
 
 

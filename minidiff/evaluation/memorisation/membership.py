@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
@@ -86,7 +86,7 @@ def membership(train: Tensor, heldout: Tensor, *, train_patients: Sequence | Non
             raise InputError(f"a membership audit needs {FEWEST} or more {name} patients; there is {group.max() + 1}")
     both, member = np.concatenate(scores), np.arange(n + m) < n
     area, _ = delong(both, member)
-    sums = dealt(n, [*patients[0], *patients[1]], None, 2000, seed) @ stats.rankdata(both)
+    sums = dealt(n, [*patients[0], *patients[1]], None, 2000, seed) @ scipy.stats.rankdata(both)
     draws = _draws(*scores, *groups, n_boot, seed)
     tpr, alarms = _found(*scores, np.ones((1, n)), np.ones((1, m)))
     return Membership(area, *auroc_interval(both, member), finite_percentile(draws[0]),

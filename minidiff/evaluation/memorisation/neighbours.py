@@ -30,9 +30,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
@@ -220,7 +220,7 @@ def _below(own: np.ndarray, theirs: np.ndarray) -> tuple[float, int, int, float]
     threshold = float(np.quantile(theirs, QUANTILE))
     a, b = int((own < threshold).sum()), int((theirs < threshold).sum())
     table = [[a, len(own) - a], [b, len(theirs) - b]]
-    return threshold, a, b, float(stats.fisher_exact(table, alternative="greater").pvalue)
+    return threshold, a, b, float(scipy.stats.fisher_exact(table, alternative="greater").pvalue)
 
 
 def _calibrated(to_train: Tensor, heldout_to_train: Tensor) -> dict:
@@ -235,7 +235,7 @@ def _authentic(to_train: Tensor, heldout_to_train: Tensor, spaced: Tensor) -> di
     table = [[int(x.sum()), int((~x).sum())] for x in (own, theirs)]
     shares = [100 * a / (a + b) for a, b in table]
     return {"auth_pct": shares[0], "auth_heldout": shares[1], "auth_excess": shares[0] - shares[1],
-            "auth_p": float(stats.fisher_exact(table, alternative="less").pvalue)}
+            "auth_p": float(scipy.stats.fisher_exact(table, alternative="less").pvalue)}
 
 
 def _ratio(to_train: Tensor, to_heldout: Tensor, seed: int, draws: int = 20) -> dict:

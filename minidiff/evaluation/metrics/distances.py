@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics.moments import Moments, check_finite, fid_of, frechet
@@ -256,7 +256,7 @@ def _blocks(k: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def _sum_by(k: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Cells of k added up by patient on both sides: (n, m) → (P, Q)."""
-    left, right = (sparse.csr_array((np.ones(len(g)), (g, np.arange(len(g))))) for g in (rows, columns))
+    left, right = (scipy.sparse.csr_array((np.ones(len(g)), (g, np.arange(len(g))))) for g in (rows, columns))
     return left @ (right @ k.T).T
 
 

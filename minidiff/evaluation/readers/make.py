@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from minidiff import runs
 from minidiff.data import images
@@ -27,6 +27,7 @@ from minidiff.data.split import check_synthetic, check_unseen, trained_on
 from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation.readers import keyed
+from minidiff.root import Rooted
 
 HERE = Path(__file__).parent
 GAP = 50          # places between an image and its repeat, where the list is long enough
@@ -45,11 +46,11 @@ RULES = (
 
 
 @dataclass(frozen=True)
-class Config:
-    data: tuple[str, ...] = ("runs/demo/phantom",)  # real data sets; only their val and test are shown, never train
-    samples: tuple[str, ...] = ("runs/demo/samples",)  # folders of synthetic images, of the same form
-    out: str = "runs/demo/readers"        # folder for the readers: index.html and nothing else
-    key: str = "runs/demo/readers-key"    # folder to keep: key.json and preregistration.json
+class Config(Rooted):
+    data: tuple[str, ...] = ()            # real data sets; only their val and test are shown, never train
+    samples: tuple[str, ...] = ("ROOT/samples",)  # folders of synthetic images, of the same form
+    out: str = "ROOT/readers"             # folder for the readers: index.html and nothing else
+    key: str = "ROOT/readers-key"         # folder to keep: key.json and preregistration.json
     per_label: int = 34                   # real and as many synthetic images of each label; 100 of each kind are usual
     readers: int = 4                      # orders on the page, one a reader
     repeat: float = 0.15                  # share of the images shown twice, for a reader's agreement with himself
@@ -242,7 +243,7 @@ def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return ndimage.gaussian_filter(image, image.shape[0] / 14, mode="nearest")
+    return scipy.ndimage.gaussian_filter(image, image.shape[0] / 14, mode="nearest")
 
 
 def tiles(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from minidiff.errors import InputError
 from minidiff.rating import agreement, mover
@@ -76,7 +76,7 @@ def margin_power(n: int, p: float, q: float, margin: float) -> float:
     shares, ends = np.arange(n + 1) / n, np.array([wilson(k, n) for k in range(n + 1)]).T
     low, _ = mover(shares[:, None], ends[:, :, None], shares, ends)
     k = np.arange(n + 1)
-    return float(stats.binom.pmf(k, n, p) @ (low > -margin) @ stats.binom.pmf(k, n, q))
+    return float(scipy.stats.binom.pmf(k, n, p) @ (low > -margin) @ scipy.stats.binom.pmf(k, n, q))
 
 
 def n_for_margin(p: float, q: float, margin: float, power: float) -> int | None:
@@ -91,9 +91,9 @@ def n_for_margin(p: float, q: float, margin: float, power: float) -> int | None:
 
 def told_power(n: int | np.ndarray, p: float, alpha: float = 0.05) -> float | np.ndarray:
     """Power of the two-sided exact binomial test against 1/2."""
-    limit = stats.binom.ppf(alpha / 2, n, 0.5)                              # reject at this or fewer, if that is rare enough
-    limit = limit - (stats.binom.cdf(limit, n, 0.5) > alpha / 2)
-    return stats.binom.cdf(limit, n, p) + stats.binom.sf(n - limit - 1, n, p)
+    limit = scipy.stats.binom.ppf(alpha / 2, n, 0.5)  # reject at this or fewer, if that is rare enough
+    limit = limit - (scipy.stats.binom.cdf(limit, n, 0.5) > alpha / 2)
+    return scipy.stats.binom.cdf(limit, n, p) + scipy.stats.binom.sf(n - limit - 1, n, p)
 
 
 def n_for_told(p: float, power: float) -> int | None:

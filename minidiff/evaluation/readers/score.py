@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from minidiff import runs
 from minidiff.data.table import read_csv
@@ -23,16 +23,17 @@ from minidiff.evaluation.page import jsonable
 from minidiff.evaluation.readers import result_page
 from minidiff.evaluation.readers.answers import REASONS, Key, Reading, read_key, read_readings
 from minidiff.rating import against_chance, agreement, crossed, effective_wilson, intraclass, mover, newcombe
+from minidiff.root import Rooted
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
 
 KINDS = ("synthetic", "real")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Rooted):
     answers: tuple[str, ...] = ()               # the readers' exports, JSONL or CSV, any number
-    key: str = "runs/demo/readers-key/key.json"  # the study's key
-    out: str = "runs/demo/readers-score"        # readers.html and readers.json
+    key: str = "ROOT/readers-key/key.json"  # the study's key
+    out: str = "ROOT/readers-score"         # readers.html and readers.json
     numbers: str = ""                           # CSV: file_name (and set) of synthetic images, and their numbers; or none
 
 
@@ -183,7 +184,7 @@ def against(name: str, values: np.ndarray, table: np.ndarray) -> dict:
     known = ~np.isnan(values)
     x, y = values[known], table.mean(0)[known]
     decided = y != 0.5
-    ranks = [stats.rankdata(v) for v in (x, y)] if len(x) else [x, y]
+    ranks = [scipy.stats.rankdata(v) for v in (x, y)] if len(x) else [x, y]
     low, high = auroc_interval(x[decided], y[decided] > 0.5)
     return {"number": name, "n": len(x), **dict(zip(("r", "r_low", "r_high"), pearson(*ranks))),
             "auroc": auroc(x[decided], y[decided] > 0.5), "auroc_low": low, "auroc_high": high}

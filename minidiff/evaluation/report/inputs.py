@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,23 +12,25 @@ from torch import Tensor
 from minidiff import runs
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels
-from minidiff.data.split import check_synthetic, check_unseen, trained_on
+from minidiff.data.split import check_synthetic, check_unseen, of_other_data, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
+from minidiff.evaluation.judge import seen_by
 from minidiff.evaluation.report.comparison import FEWEST
+from minidiff.root import Rooted
 
 SMALLEST = 8  # px a side at which images are compared
 
 
 @dataclass(frozen=True)
-class Config:
-    data: tuple[str, ...] = ("runs/demo/phantom",)  # real data sets, with their splits
-    samples: str = "runs/demo/samples"        # folder of synthetic images, of the same form as a data set
-    classifier: str = "runs/demo/classifier"  # its judge/ reads images, its results are shown; may be absent
-    vae: str = "runs/demo/vae"                # for its curve and reconstructions; may be absent
-    diffusion: str = "runs/demo/diffusion"    # for its curve and the membership audit; may be absent
-    matrix: str = "runs/demo/matrix"          # of evaluate.py matrix, for its heat map; may be absent
-    out: str = "runs/demo/report"             # report.html and report.json
+class Config(Rooted):
+    data: tuple[str, ...] = ()                # real data sets, with their splits; none: the root's
+    samples: str = "ROOT/samples"             # folder of synthetic images, of the same form as a data set
+    classifier: str = "ROOT/classifier"       # its judge/ reads images, its results are shown; may be absent
+    vae: str = "ROOT/vae"                     # for its curve and reconstructions; may be absent
+    diffusion: str = "ROOT/diffusion"         # for its curve and the membership audit; may be absent
+    matrix: str = "ROOT/matrix"               # of evaluate.py matrix, for its heat map; may be absent
+    out: str = "ROOT/report"                  # report.html and report.json
     extractors: tuple[str, ...] = ()          # pixels, classifier, vae or NAME=FILE; none: pixels and the judge
     size: int = 0                             # side at which images are compared, px; 0: that of the samples
     audit: int = 200                          # images on each side of the membership audit, 20 or more; 0: none
@@ -70,12 +73,29 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
 
 def check_origin(cfg: Config, heldout: Table) -> list[str]:
     """Raise InputError if generator or judge has seen a held-out image; a note for each of which that is unknown."""
-    judge = Path(cfg.classifier) / "judge"
-    listed = judge / "trained_on.json"
     seen = {"the generator": trained_on(cfg.samples)}
-    if judge.is_dir():
-        seen["the judge"] = set(runs.read_json(listed)) if listed.is_file() else None
+    if (Path(cfg.classifier) / "judge").is_dir():
+        seen["the judge"] = seen_by(cfg.classifier)
     return [note for who, known in seen.items() for note in check_unseen(heldout.rows, heldout.hashes, known, who)]
+
+
+def of_these_data(cfg: Config, train: Table) -> tuple[Config, list[str]]:
+    """The config without the runs that were trained on other images than these, and a note for each of them.
+
+    Of the generator's own training images nothing is known then: that is noted, too, for no copy of them can be seen.
+    """
+    saw = {"classifier": seen_by(cfg.classifier), "vae": saw_of(Path(cfg.vae) / "vae.json"),
+           "diffusion": saw_of(Path(cfg.diffusion) / "model.json")}
+    strange = [name for name, seen in saw.items() if of_other_data(seen, train.rows, train.hashes)]
+    notes = [f"{getattr(cfg, name)} was trained on other images than these: the page leaves it out" for name in strange]
+    if of_other_data(trained_on(cfg.samples), train.rows, train.hashes):
+        notes.append(f"{cfg.samples}: its generator was trained on other images than these, of which it may hold copies; "
+                     "none can be seen here")
+    return replace(cfg, **dict.fromkeys(strange, os.devnull)), notes
+
+
+def saw_of(path: Path) -> list[str]:
+    return runs.read_json(path).get("trained_on", []) if path.is_file() else []
 
 
 def side(file: str) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from minidiff.data import images
@@ -56,7 +56,7 @@ def ranked(made: Side, real: Side, probabilities: np.ndarray | None) -> tuple[li
     scores = [np.nan_to_num(d, nan=np.inf)] + ([-np.round(probabilities, 6)] if probabilities is not None else [])
     rank = np.zeros(len(d))
     for own in (made.labels == label for label in np.unique(made.labels)):
-        rank[own] = sum(stats.rankdata(score[own]) for score in scores)
+        rank[own] = sum(scipy.stats.rankdata(score[own]) for score in scores)
     facts = [{"label": str(label), "d": float(x), "p": None if probabilities is None else float(probabilities[i])}
              for i, (label, x) in enumerate(zip(made.labels, d))]
     return np.argsort(rank, kind="stable").tolist(), facts

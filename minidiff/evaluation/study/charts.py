@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from minidiff.evaluation.figures import ACCENT, INK, PALE, STYLE, WIDTH, _png
+from minidiff.evaluation.figures import ACCENT, INK, PALE, WIDTH, _png, pyplot, styled
 
 COLOURS, MARKS = {"synthetic": ACCENT, "duplicates": "#6d808a", None: INK}, {"synthetic": "D", "duplicates": "s", None: "o"}
 DASHES = ("-", "--", ":", "-.", (0, (7, 2)), (0, (1, 3)), (0, (5, 1, 1, 1)), (0, (9, 2, 2, 2)))
@@ -27,7 +26,7 @@ def forest(points: Mapping[str, Sequence[dict]], kinds: Mapping[str, str | None]
     `against` draws a line to be read against, e.g. 0 of differences, or the value of the first arm where it is None.
     """
     names = list(dict.fromkeys(p["name"] for own in points.values() for p in own))
-    with plt.rc_context(STYLE):
+    with styled():
         figure, panels = _grid(len(points), 0.9 + 0.27 * len(names), True)
         for axes, (title, own) in zip(panels, points.items()):
             shown = [p for p in own if p["value"] is not None]
@@ -56,7 +55,7 @@ def roc(curves: Mapping[str, Mapping[str, Sequence]], titles: Mapping[str, str],
         shortcut: bool) -> bytes:
     """A panel for each test set, a line for each arm, the diagonal for guessing."""
     lines = _lines(curves, kinds)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, panels = _grid(len(curves), 3.7)
         for axes, (name, arms) in zip(panels, curves.items()):
             axes.plot([0, 1], [0, 1], color=PALE, linewidth=0.8)
@@ -72,7 +71,7 @@ def roc(curves: Mapping[str, Mapping[str, Sequence]], titles: Mapping[str, str],
 
 def reliability(arms: Mapping[str, Mapping], kinds: Mapping[str, str | None], shortcut: bool) -> bytes:
     """A small panel for each arm: share right against confidence with Wilson's intervals; hollow after the temperature."""
-    with plt.rc_context(STYLE):
+    with styled():
         figure, panels = _grid(len(arms), 2.1, True, 5)
         for axes, (arm, found) in zip(panels, arms.items()):
             axes.plot([0, 1], [0, 1], color=PALE, linewidth=0.8)
@@ -93,7 +92,7 @@ def selective(curves: Mapping[str, Mapping[str, Sequence[dict]]], titles: Mappin
               kinds: Mapping[str, str | None], shortcut: bool) -> bytes:
     """A panel for each test set: accuracy of the images kept, the most certain first; a band for the first arm."""
     lines = _lines(curves, kinds)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, panels = _grid(len(curves), 3.2)
         for axes, (name, arms) in zip(panels, curves.items()):
             for k, (arm, curve) in enumerate(arms.items()):
@@ -110,7 +109,7 @@ def selective(curves: Mapping[str, Mapping[str, Sequence[dict]]], titles: Mappin
 def courses(curves: Mapping[str, Sequence], kinds: Mapping[str, str | None]) -> bytes:
     """Validation loss at each look, a line for each arm; they were chosen by its lowest point."""
     lines = _lines({"": curves}, kinds)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, panels = _grid(1, 3.2)
         for arm, looks in curves.items():
             looks = [(step, loss) for step, loss in looks if loss is not None]
@@ -135,8 +134,8 @@ def _grid(n: int, height: float, shared: bool = False, columns: int = COLUMNS):
     """n panels, at most `columns` side by side, each `height` inches high; (figure, the n axes)."""
     across = min(n, columns)
     down = math.ceil(n / across)
-    figure, panels = plt.subplots(down, across, figsize=(WIDTH, height * down), sharex=shared, sharey=shared, squeeze=False,
-                                  layout="constrained")
+    figure, panels = pyplot().subplots(down, across, figsize=(WIDTH, height * down), sharex=shared, sharey=shared,
+                                       squeeze=False, layout="constrained")
     for axes in panels.flat[n:]:
         axes.set_visible(False)
     if shared:

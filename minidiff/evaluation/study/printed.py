@@ -19,19 +19,23 @@ def printed(summary: dict) -> str:
         lines += ["", f"{name}: {sum(counts.values())} images of {summary['patients'][name]} patients "
                       f"({', '.join(f'{n} {label}' for label, n in sorted(counts.items()))})"]
         lines += ["  SHORTCUT: see above"] if audit.get("shortcut") else []
-        lines += [f"  {'arm':<28}{'images':>7}{'balanced':>10} ± SD   {'AUROC ' + positive:>14} (95 %, by patient)"]
+        of = f"ensemble of {summary['arms'][0]['seeds']}"
+        lines += [f"  {'balanced accuracy':>52}{'AUROC ' + positive:>15}",
+                  f"  {'arm':<28}{'images':>7}{'alone ± SD':>14}{of:>15} (95 %, by patient)"]
         for row in (row for row in summary["arms"] if row["test_set"] == name):
             whole = row["ensemble"]
             low, high = (whole["auroc_interval_patients"] or {}).get(positive) or (None, None)
             spread = "" if row.get("balanced_accuracy_sd") is None else f"± {100 * row['balanced_accuracy_sd']:.1f}"
-            lines.append(f"  {row['arm']:<28}{row['n_train']:>7}{percent(row['balanced_accuracy']):>10} {spread:<6}"
-                         f"{num(whole['auroc'][positive]):>12} ({num(low)} to {num(high)})"
+            lines.append(f"  {row['arm']:<28}{row['n_train']:>7}{percent(row['balanced_accuracy']):>8} {spread:<6}"
+                         f"{percent(whole.get('balanced_accuracy')):>9}{num(whole['auroc'][positive]):>9} ({num(low)} to "
+                         f"{num(high)})"
                          + (f"   {row['remark']}" if row["remark"] else ""))
         metric = "balanced_accuracy" if summary["exclusive"] else "auroc_macro"
+        lines += ["  Differences of the ensembles, of which each network alone may say otherwise:"] if differences else []
         lines += [_difference(d) for d in differences if d["metric"] == metric and d["difference"] is not None]
     if primary := summary.get("primary"):
         lines += ["", f"primary comparison, {primary['arm']} − {primary['against']} on {primary['test_set']}: "
-                      f"{primary['answer'].upper()}. {primary_text(primary)}"]
+                      f"{primary['answer'].upper()}. {primary_text(primary)} It is the mean of single networks."]
     notes = [textwrap.shorten(f"note: {note}", 240, placeholder=" …") for note in summary["notes"]]
     return "\n".join([*lines, *([""] if notes else []), *notes])
 

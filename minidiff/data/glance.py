@@ -1,0 +1,41 @@
+"""A data set at a glance: what was read, before anything is done with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from minidiff.data.split import SPLITS
+from minidiff.data.table import Table
+
+WIDEST = 8  # labels side by side; of more, the most frequent
+
+
+def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | None = None, root: str | Path = "") -> str:
+    """Images of each set by label, patients, colour, and what reading them remarked. `tables`: set → its rows; `root`: the
+    folder where a split that was made here is kept."""
+    rows = [row for table in tables.values() for row in table.rows]
+    counts = Counter(row["label"] for row in rows)
+    labels = sorted(label for label, _ in counts.most_common(WIDEST))
+    header = ["", *labels, *(["others"] if len(counts) > WIDEST else []), "images", "patients"]
+    lines = [header]
+    for name, table in tables.items():
+        own = Counter(table.column("label"))
+        cells = [own[label] for label in labels]
+        cells += [len(table) - sum(cells)] if len(counts) > WIDEST else []
+        lines.append([name, *(f"{n:,}" for n in (*cells, len(table), len(set(table.column("patient")))))])
+    wide = [max(len(line[k]) for line in lines) for k in range(len(header))]
+    text = [f"data: {' '.join(folders)}"]
+    text += ["  " + "  ".join(cell.rjust(w) for cell, w in zip(line, wide)).rstrip() for line in lines]
+    assumed = any(table.patients_assumed for table in tables.values())
+    colour = {None: [], True: ["grey"], False: ["colour"]}[grey]
+    text += ["  " + "; ".join(["patients assumed: one image, one patient" if assumed else "patients known", *colour])]
+    notes = dict.fromkeys(note for table in tables.values() for note in table.notes)
+    notes = [note.replace("kept in split-", f"kept in {Path(root) / 'split-'}") for note in notes]
+    return "\n".join(text + [f"  {note}" for note in notes if "one image = one patient" not in note])
+
+
+def by_split(table: Table) -> dict[str, Table]:
+    """The table's parts that are trained and tested on."""
+    return {name: part for name in SPLITS if len(part := table.select(split=name))}

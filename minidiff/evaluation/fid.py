@@ -1,0 +1,157 @@
+"""FID and KID of any two sets of images: two folders, whatever lies in them, or two arrays.
+
+    python evaluate.py fid REAL SYNTHETIC
+    python evaluate.py fid REAL SYNTHETIC --extractor pixels
+
+FID and KID are distances in Inception's features, and nothing else is called so: in other features they are a Fréchet
+distance (FD) and a kernel distance (KD). Each comes with the number of images on both sides, the extractor, and its
+floor: what two disjoint halves of the real images score, which is what perfect samples would have at that number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minidiff import runs
+from minidiff.data import images
+from minidiff.data.table import image_files, is_data_set, read_table
+from minidiff.errors import InputError
+from minidiff.evaluation.extractors.build import build
+from minidiff.evaluation.extractors.features import Extractor
+from minidiff.evaluation.extractors.inception import INCEPTIONS, weights
+from minidiff.evaluation.metrics import distances
+from minidiff.training.precision import pick_device
+
+FETCH = "python -m minidiff.diffusion.public fetch inception"
+BATCH = 64          # images in one pass of an extractor
+FEWEST_HALF = 5     # images on each side of a floor
+METRICS = {"FID": distances.fid, "KID": distances.kid}
+Stack = Tensor      # uint8 (N,3,H,W), the images of one size
+
+
+class Distance(float):
+    """A distance between two sets of images, and what it must not be read without."""
+
+    def __new__(cls, value: float, name: str, sizes: tuple[int, int], extractor: str, floor: distances.Spread | None):
+        found = super().__new__(cls, value)
+        found.name, found.sizes, found.extractor, found.floor = name, sizes, extractor, floor
+        return found
+
+    def __repr__(self) -> str:
+        f, at = self.floor, f"{self.name} {float(self):.4g}, n = {self.sizes[0]:,} and {self.sizes[1]:,}, {self.extractor}"
+        return at + (f"; real against real {f.median:.4g} ({f.low:.4g} to {f.high:.4g}), n = {f.n:,} and {f.m:,}" if f else
+                     "; too few real images to hold real against real")
+
+    def __reduce__(self):
+        return Distance, (float(self), self.name, self.sizes, self.extractor, self.floor)
+
+    def json(self) -> dict:
+        return {"name": self.name, "value": float(self), "n": self.sizes, "extractor": self.extractor,
+                "floor": self.floor and self.floor._asdict()}
+
+
+@dataclass(frozen=True)
+class FIDConfig:
+    positional: ClassVar[str] = "folders"
+    folders: tuple[str, ...] = ()          # REAL SYNTHETIC: two folders of images; stand without their flag, first
+    extractor: str = "inception"           # inception, pixels, or NAME=FILE: docs/extractors.md
+    repeats: int = 20                      # draws behind the floor; 0: no floor
+    seed: int = 0                          # of these draws
+    out: str = ""                          # JSON file of the figures; none: they are only printed
+    device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
+
+
+def run_fid(cfg: FIDConfig) -> None:
+    """FID and KID of two folders of images."""
+    if len(cfg.folders) != 2:
+        raise InputError(f"two folders of images are compared; named are {' '.join(cfg.folders) or 'none'}")
+    found = measure(*cfg.folders, extractor=cfg.extractor, repeats=cfg.repeats, seed=cfg.seed, device=cfg.device)
+    for figure in found:
+        print(repr(figure))
+    if cfg.out:
+        runs.write_json(cfg.out, {"folders": cfg.folders, "figures": [figure.json() for figure in found],
+                                  "provenance": runs.provenance()})
+
+
+def measure(real, synthetic, *, extractor: str = "inception", repeats: int = 20, seed: int = 0, device: str = "auto",
+            metrics=tuple(METRICS)) -> list[Distance]:
+    """The distances of two folders or arrays (uint8 (N,H,W), (N,H,W,C) or (N,C,H,W)). InputError where these are none."""
+    spec = inception() if extractor == "inception" else extractor
+    (stacks, patients), (others, _) = load(real), load(synthetic)
+    network = build([spec], train=_one(stacks) if spec == "pixels" else None, device=str(pick_device(device)))[0]
+    x, y = features(network, stacks), features(network, others)
+    prefix, sizes = ("" if network.name in INCEPTIONS else "not "), (len(x), len(y))
+    found = []
+    for name in metrics:
+        floor, metric = None, METRICS[name]
+        if repeats and len(set(patients)) >= 2 * FEWEST_HALF:
+            floor = distances.floor(metric, real=x, patients=patients, n=sizes[0], m=sizes[1], repeats=repeats, seed=seed)
+        title = name if not prefix else {"FID": "Fréchet distance", "KID": "kernel distance"}[name]
+        found.append(Distance(metric(real=x, fake=y), title, sizes, network.name, floor))
+    return found
+
+
+def inception() -> str:
+    """The spec of Inception as pytorch-fid runs it, if its public weights are at hand; else InputError with the command."""
+    path = weights()
+    if not path.is_file():
+        raise InputError(f"FID and KID mean Inception's features, and {path} is not there. Fetch the public weights once: "
+                         f"`{FETCH}`; or measure in other features, which is no FID: --extractor pixels")
+    return f"inception-pytorch-fid={path}"
+
+
+def load(images_or_folder) -> tuple[list[Stack], list[str]]:
+    """The images as stacks of one size, in their order within it, and the patient of each."""
+    if not isinstance(images_or_folder, (str, Path)):
+        array = _array(images_or_folder)
+        return [array], [str(k) for k in range(len(array))]
+    folder = Path(images_or_folder)
+    if is_data_set(folder):
+        table = read_table(folder, split=False, check=False)
+        files, patients = table.column("file"), table.column("patient")
+    else:
+        files = [str(file) for file in image_files(folder)] if folder.is_dir() else []
+        patients = files
+    if len(files) < 2:
+        raise InputError(f"{folder}: {len(files)} PNG or JPEG images; a distance needs two or more")
+    found: dict[tuple, list] = {}
+    for file, patient in tqdm(list(zip(files, patients)), f"reading {folder}", unit=" images", disable=len(files) < 200):
+        pixels = images.read(file)
+        found.setdefault(pixels.shape[1:], []).append((np.broadcast_to(pixels, (3, *pixels.shape[1:])), patient))
+    stacks = [torch.from_numpy(np.stack([pixels for pixels, _ in own])) for own in found.values()]
+    return stacks, [patient for own in found.values() for _, patient in own]
+
+
+def features(extractor: Extractor, stacks: list[Stack]) -> np.ndarray:
+    """float64 (N,d), stack after stack."""
+    parts = [part for stack in stacks for part in stack.split(BATCH)]
+    bar = tqdm(parts, f"features, {extractor.name}", unit="batch", disable=len(parts) < 4)
+    return torch.cat([extractor(part).cpu() for part in bar]).double().numpy()
+
+
+def _one(stacks: list[Stack]) -> Tensor:
+    if len(stacks) > 1:
+        sizes = ", ".join(f"{s.shape[3]} × {s.shape[2]}" for s in stacks[:4])
+        raise InputError(f"extractor pixels compares images of one size; the real ones have {sizes}")
+    return stacks[0]
+
+
+def _array(value) -> Tensor:
+    x = torch.as_tensor(np.asarray(value))
+    if x.dtype != torch.uint8 or x.ndim not in (3, 4) or len(x) < 2:
+        raise InputError(f"an array of images is uint8 (N,H,W), (N,H,W,C) or (N,C,H,W) with N of 2 or more, not "
+                         f"{x.dtype} {tuple(x.shape)}")
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        x = x.permute(0, 3, 1, 2)
+    if x.shape[1] not in (1, 3):
+        raise InputError(f"images have 1 or 3 channels; the array is {tuple(x.shape)}")
+    return x.expand(-1, 3, -1, -1)

@@ -1,0 +1,115 @@
+"""One folder for an experiment: what is found in it, and that nothing of another one gets in."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import classify
+import evaluate
+import sample
+import train
+from minidiff import config
+from minidiff.errors import InputError
+from minidiff.root import Rooted, data_of
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(folder, **knobs):
+    Path(folder).mkdir(parents=True)
+    Path(folder, "config.json").write_text(json.dumps({"kind": "x", **knobs}))
+
+
+def test_without_a_word_it_is_the_demo():
+    assert train.VAEConfig().data == train.DiffusionConfig().data == ("runs/demo/phantom",)
+    assert (train.VAEConfig().out, sample.SampleConfig().run) == ("runs/demo/vae", "runs/demo/diffusion")
+    assert classify.Config().synthetic == ("runs/demo/samples",) and evaluate.Config().matrix == "runs/demo/matrix"
+
+
+def test_each_script_finds_what_the_one_before_left_and_the_data_by_its_config():
+    run("runs/x/vae", data=["DIR", "DIR2"])
+    cfg = evaluate.Config(root="runs/x")
+    assert cfg.data == ("DIR", "DIR2") and cfg.out == "runs/x/report"
+    for name in ("samples", "classifier", "vae", "diffusion", "matrix"):
+        assert getattr(cfg, name) == f"runs/x/{name}"
+    assert classify.Config(root="runs/x").synthetic == ("runs/x/samples",)
+    assert sample.SampleConfig(root="runs/x") == sample.SampleConfig(root="runs/x", run="runs/x/diffusion",
+                                                                    out="runs/x/samples")
+
+
+def test_explicit_flags_go_before():
+    run("runs/x/vae", data=["DIR"])
+    cfg = evaluate.Config(root="runs/x", data=("OTHER",), samples="elsewhere")
+    assert cfg.data == ("OTHER",) and cfg.samples == "elsewhere" and cfg.classifier == "runs/x/classifier"
+
+
+@pytest.mark.parametrize("knobs, root", [({"out": "runs/y/samples"}, "runs/y"), ({"run": "runs/y/diffusion"}, "runs/y"),
+                                         ({"run": "runs/y/diffusion/best"}, "runs/y"),
+                                         ({"run": "runs/y/diffusion/snapshots/step_00000100"}, "runs/y"),
+                                         ({"root": "runs/z", "run": "runs/y/diffusion"}, "runs/z"), ({}, "runs/demo")])
+def test_the_root_is_that_of_the_run_that_was_named(knobs, root):
+    cfg = sample.SampleConfig(**knobs)
+    assert cfg.root == root and cfg.out == knobs.get("out", f"{root}/samples")
+
+
+@pytest.mark.parametrize("make", [train.VAEConfig, train.DiffusionConfig, classify.Config, evaluate.Config,
+                                  evaluate.MatrixConfig, evaluate.AuditConfig])
+def test_other_data_do_not_enter_the_demo(make):
+    with pytest.raises(InputError, match="--data elsewhere: name the folder of this experiment"):
+        make(data=("elsewhere",))
+    assert make(data=("./runs/demo/phantom/",)).root == "runs/demo"
+    assert make(data=("elsewhere",), root="runs/x").out.startswith("runs/x/")
+
+
+def test_a_root_without_runs_asks_for_data():
+    with pytest.raises(InputError, match="--data is missing: no run in runs/x says"):
+        classify.Config(root="runs/x")
+    run("runs/x/classifier", data=["DIR"])
+    assert data_of("runs/x") == classify.Config(root="runs/x").data == ("DIR",)
+
+
+def test_a_saved_config_is_the_same_again(tmp_path):
+    cfg = train.VAEConfig(root="runs/x", data=("DIR",))
+    saved = tmp_path / "c.json"
+    saved.write_text(json.dumps(cfg.__dict__))
+    assert config.from_dict(train.VAEConfig, config.load(saved)) == cfg
+
+
+def test_a_picture_may_be_put_anywhere():
+    assert sample.TrajectoryConfig(out="way.png").run == "runs/demo/diffusion"
+
+
+@pytest.mark.parametrize("argv, said", [(["--kl", "1"], "write `train.py vae --kl …`"),
+                                        (["--no-shard"], "write `train.py diffusion --no-shard …`"),
+                                        (["--init", "x"], "vae or diffusion --init"), (["--out", "x"], "--out"),
+                                        (["--from=x"], "goes to one stage alone")])
+def test_a_flag_of_one_stage_needs_its_name(argv, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    with pytest.raises(SystemExit) as stop:
+        config.main(train.VERBS, default=["vae", "diffusion"], doc="", argv=argv)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_what_both_stages_have_goes_to_both():
+    found = config.parse(train.VERBS, ["vae", "diffusion"], "", ["--root", "runs/x", "--data", "DIR", "--size", "128"])
+    assert [(run.__name__, cfg.size, cfg.data, cfg.out) for run, cfg in found] == [
+        ("train_vae", 128, ("DIR",), "runs/x/vae"), ("train_diffusion", 128, ("DIR",), "runs/x/diffusion")]
+
+
+def test_a_mistyped_stage_is_no_flag(capsys):
+    with pytest.raises(SystemExit):
+        config.main(train.VERBS, default=["vae", "diffusion"], doc="", argv=["vea"])
+    assert "'vea'" in capsys.readouterr().err
+
+
+def test_lists_are_resolved_item_by_item():
+    @dataclass(frozen=True)
+    class Two(Rooted):
+        folders: tuple[str, ...] = ("ROOT/a", "b")
+
+    assert Two(root="r").folders == ("r/a", "b")
