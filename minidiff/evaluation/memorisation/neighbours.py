@@ -113,7 +113,7 @@ def overlaid(x: Tensor, y: Tensor, looked_at: int = LOOKED_AT) -> Tensor:
     """1 − correlation of detail of each x (n,1,s,s) laid over the few y (m,1,s,s) that it is most like at 24 px after the
     best move; 1 for all others: float64 (n,m)."""
     found, other = torch.ones(len(x), len(y), dtype=torch.float64), equalised(y, MOVED_SIDE)
-    for first in tqdm(range(0, len(x), 32), "laying images over each other", disable=len(x) < 1000):
+    for first in tqdm(range(0, len(x), 32), "laying images over each other", disable=len(x) < 200, leave=False):
         versions = moved(x[first : first + 32])
         alike, move = (versions.flatten(0, 1) @ other.T).view(*versions.shape[:2], len(y)).max(1)
         j = alike.topk(min(looked_at, len(y)), dim=1).indices
