@@ -251,7 +251,7 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     judge = Predictor(known, width=cfg.width, size=cfg.size, seed=cfg.seed).to(pick_device(cfg.device))
     labels, exclusive = var.encode(known, train.rows), isinstance(data.target, var.Category)
     log = fit(judge, train.pixels, labels, weights={cfg.target: balance(data.target, labels)} if exclusive else None,
-              steps=3 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge",
+              steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge",
               precision=cfg.precision)
     found = agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
     judge.save(folder)

@@ -39,7 +39,7 @@ from minidiff.diffusion import store
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.guidance import EVERYWHERE
 from minidiff.diffusion.trajectory import TrajectoryConfig, trajectory
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.root import Rooted, then
 from minidiff.training.precision import Precision, pick_device
@@ -121,7 +121,7 @@ def sample(cfg: SampleConfig) -> None:
         finish_sets(cfg, rows, watch, done)
         finish(cfg, rows, variables, model, facts)
         removed = f"; mean chroma {sum(chroma) / len(chroma):.2f} of 255 removed" if chroma and facts["grey"] else ""
-        print(f"{out}: {len(rows)} images, in sets of {plans.SET}; {sum(map(len, missing))} of them new{removed}\n"
+        print(f"{out}: {count(len(rows), 'image')}, in sets of {plans.SET}; {sum(map(len, missing))} of them new{removed}\n"
               f"{then('classify', cfg.root)}")
 
 
@@ -249,7 +249,7 @@ def verify(cfg: VerifyConfig) -> None:
         worst = max(worst, (image.int() - torch.tensor(images.read(row["file"])).int()).abs().max().item())
         if worst > TOLERANCE:
             raise InputError(f"{row['file']} differs by {worst} grey levels from what its seed gives now")
-    print(f"{out}: {len(hashes)} files as written; {len(rows)} images made again, "
+    print(f"{out}: {count(len(hashes), 'file')} as written; {count(len(rows), 'image')} made again, "
           f"largest difference {worst} of 255 grey levels")
 
 

@@ -88,7 +88,7 @@ class DiffusionConfig(Rooted):
     alpha: float = 16.0                    # their scale is alpha / rank
     prediction: Literal["auto", "eps", "v", "x0"] = "auto"  # auto: the --init model's, else v, good at both ends
     min_snr: float = 5.0                   # γ of the min-SNR loss weights (Hang et al. 2023); 0 for none
-    steps: int = 700                       # optimiser steps
+    steps: int = 650                       # optimiser steps
     batch: int = 16                        # images a step, on all GPUs together
     accumulate: int = 1                    # micro-batches a step: less memory, the same result
     lr: float = 2e-3                       # AdamW peak after 5 % warm-up
@@ -110,7 +110,7 @@ class DiffusionConfig(Rooted):
     skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
     grey: Literal["auto", "yes", "no"] = "auto"  # colour images to grey; auto: where they are 5 % or fewer
     log_every: int = 20                    # steps between lines of log.jsonl
-    save_every: int = 350                  # steps between checkpoints (and every 15 minutes), validation losses and grids
+    save_every: int = 325                  # steps between checkpoints (and every 15 minutes), validation losses and grids
     snapshots: int = 7                     # models kept on the way, evenly spaced, for evaluate.py monitor and uncertainty
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 

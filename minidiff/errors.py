@@ -1,4 +1,4 @@
-"""The two exceptions that the scripts turn into one sentence and exit status 2."""
+"""The two exceptions that the scripts turn into one sentence and exit status 2, and what such sentences are made of."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,8 @@ class InputError(ValueError):
 
 class TrainingFault(RuntimeError):
     """Training cannot go on: the message says why, and which images were in the batch."""
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    """1 image, 2,000 images: a number and its noun, for a message."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"

@@ -109,7 +109,7 @@ def test_one_real_file_among_the_samples_is_refused(demo, tmp_path):
     shutil.copytree(demo / "samples", tmp_path / "samples")
     name = (tmp_path / "samples/metadata.csv").read_text().splitlines()[1].split(",")[0]
     shutil.copy(next((demo / "real").rglob("*.png")), tmp_path / "samples" / name)
-    with pytest.raises(InputError, match=f"holds 1 files of the real data, e.g. .*{name}"):
+    with pytest.raises(InputError, match=f"holds 1 file of the real data, e.g. .*{name}"):
         evaluate.run_report(config(demo, samples=str(tmp_path / "samples"), out=str(tmp_path / "r")))
 
 

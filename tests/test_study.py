@@ -321,7 +321,7 @@ def test_files_too_small_to_be_compared_are_not_refused_but_noted(world, tmp_pat
     films[3] = (1.1 * films[2]).clamp(0, 255)  # a training film in the test set, brighter
     data = write_set(tmp_path / "real", replace(toy((5, 5, 5), 7), pixels=films.to(torch.uint8)), SPLITS)
     knobs = {"seed": 0, "out": str(tmp_path / "out"), "size": 32}
-    with pytest.raises(InputError, match="1 near copies of training or validation"):
+    with pytest.raises(InputError, match="1 near copy of training or validation"):
         inputs.read((data,), {}, (), **knobs)
 
 

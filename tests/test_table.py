@@ -213,7 +213,7 @@ def test_copies_of_a_file_stay_together(tmp_path, seed):
     contents[2], contents[4] = contents[0], contents[3]
     table = read_table(data_set(tmp_path / "d", rows, contents), seed=seed)
     assert len(set(table.select(patient=["p0", "p1", "p2"]).column("split"))) == 1
-    assert "2 files repeat another of the same label and split" in table.notes
+    assert "2 files with the content of another one of the same label and split" in table.notes
 
 
 def test_splits_that_nothing_uses_are_noted(tmp_path):

@@ -22,7 +22,7 @@ from minidiff.data.duplicates import SIDE, near_duplicates
 from minidiff.data.files import typical_side
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, check_synthetic, check_unseen, trained_on
 from minidiff.data.table import Table, read_table
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
 
 INTERNAL = ("train", "val", "test")
 
@@ -114,7 +114,7 @@ def _targeted(table: Table, target: str) -> Table:
         raise InputError(f"--target {target}: no such column in {where}; there are {', '.join(table.rows[0])}")
     rows = [{**row, "label": row[target]} for row in table.rows if row.get(target, "")]
     lost = len(table) - len(rows)
-    notes = [f"{lost} images without {target} are left out"] if lost else []
+    notes = [f"{count(lost, 'image')} without {target} left out"] if lost else []
     return replace(table, rows=rows, notes=[*table.notes, *notes])
 
 
@@ -199,7 +199,8 @@ def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]], what: str) ->
         return {}
     i, j, d = pairs[0]
     if what == "refuse":
-        raise InputError(f"{len(pairs)} near copies of training or validation images are in a test set, e.g. "
+        found = count(len(pairs), "near copy", "near copies")
+        raise InputError(f"{found} of training or validation images in a test set, e.g. "
                          f"{rows[i]['file']} ({names[i]}) and {rows[j]['file']} ({names[j]}), distance {d:.3f}; "
                          "--near-copies drop leaves the test images out")
     gone = {rows[k]["file"] for pair in pairs for k in pair[:2] if names[k] not in seen}
@@ -222,7 +223,7 @@ def check_labels(cells: Mapping[str, Sequence[str]], target: str = "label") -> N
 
     for name, column in cells.items():
         if len(set(column)) < 2:
-            found = f"only {column[0]!r}, {len(column)} images" if column else "no image"
+            found = f"only {column[0]!r}, {count(len(column), 'image')}" if column else "no image"
             raise InputError(f"a classifier needs two labels or more; {name} has {found}")
         unknown, lacking = sorted(values(name) - values("train")), sorted(values("train") - values(name))
         if unknown:

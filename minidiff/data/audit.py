@@ -26,7 +26,7 @@ from minidiff.data.files import Facts, read_facts, typical_side
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import SPLITS, Row, split_patients
 from minidiff.data.table import Table
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
 
 COLUMNS = ("sex", "age", "view")   # that a classifier might know a label by
 LEVELS = ("mend", "look", "note")
@@ -105,9 +105,9 @@ def unreadable(facts: Sequence[Facts]) -> list[dict]:
     plain = [i for i, f in enumerate(facts) if CONSTANT <= f.constant < BLANK]
     some = "; ".join(facts[i].fault for i in bad[:5]) + ("; …" if len(bad) > 5 else "")
     found = [finding("unreadable", "mend", f"{len(bad)} of {len(facts)} files cannot be read: {some}", bad),
-             finding("blank", "mend", f"{_images(blank)} of one grey throughout", blank),
-             finding("mostly constant", "look", f"{_images(plain)} with {CONSTANT:.0%} or more of the area within 8 grey "
-                     "values", plain)]
+             finding("blank", "mend", f"{count(len(blank), 'image')} of one grey throughout", blank),
+             finding("mostly constant", "look", f"{count(len(plain), 'image')} with {CONSTANT:.0%} or more of the area "
+                     "within 8 grey values", plain)]
     return [f for f in found if f["images"]]
 
 
@@ -189,7 +189,8 @@ def odd_files(table: Table, facts: Sequence[Facts]) -> list[dict]:
         ("name", "note", "whose name ends as another format's"):
             [i for i in good if not table.rows[i]["file"].lower().endswith(suffixes.get(facts[i].format, ""))],
     }
-    found = [finding(kind, level, f"{_images(some)} {text}", some) for (kind, level, text), some in groups.items() if some]
+    found = [finding(kind, level, f"{count(len(some), 'image')} {text}", some)
+             for (kind, level, text), some in groups.items() if some]
     folders = sorted({str(Path(file).parent) for file in table.column("file")})
     strays = Counter(Path(name).suffix.lower() or "no ending" for folder in folders for name in os.listdir(folder)
                      if not (Path(folder) / name).is_dir() and Path(name).suffix.lower() not in (*EXTENSIONS, ".csv"))
@@ -237,8 +238,8 @@ def shortcuts(trivial: Sequence[dict]) -> list[dict]:
 
 def letters(facts: Sequence[Facts]) -> list[dict]:
     some = [i for i, f in enumerate(facts) if f.text]
-    return [finding("burned-in text", "look", f"{_images(some)} seem to have letters in the picture; look whether any "
-                    "names a person", some)] if some else []
+    return [finding("burned-in text", "look", f"{count(len(some), 'image')} with what seem to be letters in the picture; "
+                    "look whether any names a person", some)] if some else []
 
 
 def tables(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
@@ -322,7 +323,3 @@ def age_band(row: Row) -> str:
     low = max(a for a in AGES if a <= age)
     high = next((a - 1 for a in AGES if a > low), None)
     return f"{low}–{high}" if high else f"{low}+"
-
-
-def _images(some: Sequence[int]) -> str:
-    return f"{len(some)} image{'s' * (len(some) != 1)}"

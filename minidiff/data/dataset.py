@@ -21,7 +21,7 @@ from minidiff.counted import order, order_of_groups
 from minidiff.data import images
 from minidiff.data.audit import check_pictures
 from minidiff.data.table import Row, Table, read_table, some
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
 
 ROTATION = 5.0  # degrees, at most; the limits of a careful radiographer, not of what a classifier could bear
 SHIFT = 0.04    # of the side
@@ -143,7 +143,7 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False, grey: Grey =
         print(f"{len(faults)} of {len(table)} images cannot be read and are left out: {names}", file=sys.stderr)
         notes += [f"{len(faults)} of {len(table)} images could not be read and were dropped: {'; '.join(faults)}"]
     if constant:
-        notes += [f"{len(constant)} images are of one grey throughout: {', '.join(constant)}"]
+        notes += [f"{count(len(constant), 'image')} of one grey throughout: {', '.join(constant)}"]
     colour = [row["file"] for row, item in zip(rows, squares) if len(item) == 3]
     if 0 < len(colour) < len(rows):
         turned = grey == "yes" or (grey == "auto" and len(colour) <= FEW_COLOUR * len(rows))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
 from minidiff.runs import read_json
 
 Row = dict[str, str]
@@ -86,7 +86,7 @@ def check_synthetic(rows: Sequence[Row], hashes: Mapping[str, str], real: Iterab
     known = set(real)
     same = [row["file"] for row in rows if hashes[row["file"]] in known]
     if same:
-        raise InputError(f"{folder} holds {len(same)} files of the real data, e.g. {same[0]}: these are not synthetic")
+        raise InputError(f"{folder} holds {count(len(same), 'file')} of the real data, e.g. {same[0]}: not synthetic")
 
 
 def of_other_data(seen: Iterable[str] | None, rows: Sequence[Row], hashes: Mapping[str, str]) -> bool:

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, split_patients
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
 from minidiff.runs import sha256, write_atomic
 
 SYNONYMS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"} | {s: s for s in SPLITS}
@@ -131,7 +131,7 @@ def read_table(
     if check:
         check_leakage(rows, hashes)
         copies = len(rows) - len(set(hashes.values()))
-        notes += [f"{copies} files repeat another of the same label and split"] if copies else []
+        notes += [f"{count(copies, 'file')} with the content of another one of the same label and split"] if copies else []
     return Table(rows, assumed, notes, hashes)
 
 
