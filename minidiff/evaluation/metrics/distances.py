@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy
+from tqdm import tqdm
 
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics.moments import Moments, check_finite, fid_of, frechet
@@ -27,6 +28,7 @@ from minidiff.statistics import bootstrap_counts, codes, percentile
 
 Metric = Callable[..., float]
 SIZES = 15           # subset sizes of FD∞'s line
+ROWS = 1024          # of a kernel matrix at a time: that of 50,000 images would be 20 GB
 FEWEST_LINE = 2000   # images on each side, below which FD is not yet a line in 1/n
 
 
@@ -123,7 +125,7 @@ def kid(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = 
     """
     x, y = checked(real, fake)
     p, q = patient_codes(real_patients, len(x)), patient_codes(fake_patients, len(y))
-    return float(_mean(kernel(x, x), _apart(p)) + _mean(kernel(y, y), _apart(q)) - 2 * kernel(x, y).mean())
+    return _pairs_mean(x, x, p) + _pairs_mean(y, y, q) - 2 * _pairs_mean(x, y)
 
 
 def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -216,7 +218,8 @@ def floor(metric: Metric, *, real: np.ndarray, patients: Sequence, n: int, m: in
         a, rest = order[:n], order[n:]
         draws.append((a, rest[group[rest] != group[a[-1]]][:m]))
     if metric is not kid:
-        return _spread([metric(real=x[a], fake=x[b]) for a, b in draws], n, m)
+        bar = tqdm(draws, "real against real", leave=False, disable=len(x) < 2000)
+        return _spread([metric(real=x[a], fake=x[b]) for a, b in bar], n, m)
     left, right = np.zeros((2, repeats, len(x)))
     for i, (a, b) in enumerate(draws):
         left[i, a] = right[i, b] = 1
@@ -241,10 +244,14 @@ def _apart(group: np.ndarray) -> np.ndarray:
     return (group[:, None] != group).astype(float)
 
 
-def _mean(k: np.ndarray, apart: np.ndarray) -> float:
-    """Mean of k over the pairs of different patients; nan where there is but one patient."""
-    pairs = apart.sum()
-    return (k * apart).sum() / pairs if pairs else np.nan
+def _pairs_mean(x: np.ndarray, y: np.ndarray, group: np.ndarray | None = None) -> float:
+    """Mean of k(x, y) over all pairs, or those of different patients of one set; nan where there is but one patient."""
+    total, pairs = 0.0, 0
+    for first in range(0, len(x), ROWS):
+        k = kernel(x[first : first + ROWS], y)
+        apart = np.ones(k.shape, bool) if group is None else group[first : first + ROWS, None] != group
+        total, pairs = total + (k * apart).sum(), pairs + int(apart.sum())
+    return float(total / pairs) if pairs else np.nan
 
 
 def _blocks(k: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from minidiff import runs
+from minidiff.errors import count
 from minidiff.evaluation import figures
 from minidiff.evaluation.matrix import matrix_page
 from minidiff.evaluation.memorisation.neighbours import ALPHA, GATE, UNCLEAR
@@ -141,8 +142,9 @@ def duplicates(found: dict | None) -> str:
     if not found:
         return ""
     return (f"<h3>Duplicates in the training set</h3><p>{found['exact']} exact and {found['near']} near pairs among "
-            f"{found['n']} training images; {found['surplus']} images would have to go so that none is there twice, and "
-            f"{found['across_patients']} pairs are of different patients. What is there twice is learnt by heart first.</p>")
+            f"{found['n']} training images, {found['across_patients']} of them of different patients; "
+            f"{count(found['surplus'], 'image')} would have to go so that none is there twice. What is there twice is "
+            "learnt by heart first.</p>")
 
 
 def membership(found: dict | None) -> str:
