@@ -23,7 +23,7 @@ from minidiff import runs
 from minidiff.data import images
 from minidiff.data.table import image_files, is_data_set, read_table
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.build import build
+from minidiff.evaluation.extractors.build import build, describe
 from minidiff.evaluation.extractors.features import Extractor
 from minidiff.evaluation.extractors.inception import INCEPTIONS, weights
 from minidiff.evaluation.metrics import distances
@@ -40,9 +40,9 @@ Stack = Tensor      # uint8 (N,3,H,W), the images of one size
 class Distance(float):
     """A distance between two sets of images, and what it must not be read without."""
 
-    def __new__(cls, value: float, name: str, sizes: tuple[int, int], extractor: str, floor: distances.Spread | None):
+    def __new__(cls, value: float, name: str, sizes: tuple[int, int], about: dict, floor: distances.Spread | None):
         found = super().__new__(cls, value)
-        found.name, found.sizes, found.extractor, found.floor = name, sizes, extractor, floor
+        found.name, found.sizes, found.extractor, found.about, found.floor = name, sizes, about["name"], about, floor
         return found
 
     def __repr__(self) -> str:
@@ -51,10 +51,10 @@ class Distance(float):
                      "; too few real images to hold real against real")
 
     def __reduce__(self):
-        return Distance, (float(self), self.name, self.sizes, self.extractor, self.floor)
+        return Distance, (float(self), self.name, self.sizes, self.about, self.floor)
 
     def json(self) -> dict:
-        return {"name": self.name, "value": float(self), "n": self.sizes, "extractor": self.extractor,
+        return {"name": self.name, "value": float(self), "n": self.sizes, "extractor": self.about,
                 "floor": self.floor and self.floor._asdict()}
 
 
@@ -76,6 +76,7 @@ def run_fid(cfg: FIDConfig) -> None:
     found = measure(*cfg.folders, extractor=cfg.extractor, repeats=cfg.repeats, seed=cfg.seed, device=cfg.device)
     for figure in found:
         print(repr(figure))
+    print("extractor: " + ", ".join(f"{name} {value}" for name, value in found[0].about.items()))
     if cfg.out:
         runs.write_json(cfg.out, {"folders": cfg.folders, "figures": [figure.json() for figure in found],
                                   "provenance": runs.provenance()})
@@ -97,7 +98,7 @@ def measure(real, synthetic, *, extractor: str = "inception", repeats: int = 20,
             floor = distances.floor(metric, real=x[some], patients=[patients[i] for i in some], n=sizes[0], m=sizes[1],
                                     repeats=repeats, seed=seed)
         title = name if not prefix else {"FID": "Fréchet distance", "KID": "kernel distance"}[name]
-        found.append(Distance(metric(real=x, fake=y), title, sizes, network.name, floor))
+        found.append(Distance(metric(real=x, fake=y), title, sizes, describe(network), floor))
     return found
 
 
