@@ -56,7 +56,7 @@ def matrix_cells(folder: Path, root: Path, tables: dict[str, Table], k: int, see
     loaded = {name: matrix.ordered(*load_pixels(t, result["data"]["size"])) for name, t in tables.items()}
     tables, pixels = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
     judge = Predictor.load(Path(cfg.classifier) / "judge")
-    spaces = matrix.spaces_of(cfg, matrix.of(tables["real"], pixels["real"], split=("train",)), judge, folder / "features")
+    spaces = matrix.spaces_of(cfg, matrix.of(tables["real"], pixels["real"], split=("train",)), judge)
     spaces = {e.name: e for e in spaces}
     rows, _, columns = matrix.arrange(cfg, tables, pixels)
     rows, columns = ({s.name: s for s in reversed(some)} for some in (rows, columns))

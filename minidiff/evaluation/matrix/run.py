@@ -74,7 +74,7 @@ def run_matrix(cfg: MatrixConfig) -> None:
 
     real, train = tables["real"], tables["real"].select(split="train")
     train_pixels = of(tables["real"], pixels["real"], split=("train",))
-    spaces, cached = spaces_of(cfg, train_pixels, judge, out / "features"), FeatureCache(out / "features")
+    spaces, cached = spaces_of(cfg, train_pixels, judge), FeatureCache(out / "features")
     rows, standards, columns = arrange(cfg, tables, pixels)
     used = dict.fromkeys([*rows, *columns, *(j.yardstick for j in standards if j.yardstick)])
     for e in spaces:
@@ -196,11 +196,11 @@ def of(table: Table, pixels: Tensor, **wanted: Sequence[str]) -> Tensor:
     return pixels[[i for i, row in enumerate(table.rows) if all(row[k] in values for k, values in wanted.items())]]
 
 
-def spaces_of(cfg: MatrixConfig, train: Tensor, judge: Predictor, folder: Path) -> list[Extractor]:
+def spaces_of(cfg: MatrixConfig, train: Tensor, judge: Predictor) -> list[Extractor]:
     """The extractors asked for; `spectrum` is the matrix's own, the others are those of `extractors.build`."""
     named = [spec for spec in cfg.extractors if spec != Spectrum.name]
     own = [Spectrum().fit(train)] if Spectrum.name in cfg.extractors else []
-    return [*build(named, train=train, judge=judge, folder=folder), *own]
+    return [*build(named, train=train, judge=judge), *own]
 
 
 def arrange(cfg: MatrixConfig, tables: dict[str, Table],
