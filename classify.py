@@ -58,7 +58,7 @@ class Config(Rooted):
     external: tuple[str, ...] = ()         # further test sets, each used whole; patients or files of training are refused
     hold_out: str = ""                     # column=value: rows that are a test set of their own, e.g. source=hannover
     out: str = "ROOT/classifier"           # run folder
-    arms: tuple[str, ...] = kinds.USUAL    # what there is: classification/arms.py
+    arms: tuple[str, ...] = ()             # what there is: classification/arms.py; none: real, +1xduplicates, +1xsynthetic
     primary: str = "auto"                  # comparison to answer first, ARM:ARM[@SET]; auto: of equal counts
     target: str = "label"                  # column to classify; cells a|b make it multi-label
     positive: str = ""                     # label of interest; none: the rarest in training
@@ -81,7 +81,7 @@ class Config(Rooted):
 def run_study(cfg: Config) -> None:
     """Compare the arms on held-out patients, after a look at what a shortcut could tell."""
     distributed.start()
-    cfg = replace(cfg, size=cfg.size or side(cfg.root))
+    usual, cfg = not cfg.arms, replace(cfg, size=cfg.size or side(cfg.root), arms=cfg.arms or kinds.USUAL)
     folders = sources(cfg)
     arms = check(cfg, folders)
     runs.refuse_other(cfg.out, cfg, "classifier", (*FREE, "condition"))
@@ -91,7 +91,7 @@ def run_study(cfg: Config) -> None:
         data = inputs.read(cfg.data, used, cfg.external, size=cfg.size, seed=cfg.seed, out=cfg.out, target=cfg.target,
                            hold_out=cfg.hold_out, near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
-    if cfg.arms == kinds.USUAL:
+    if usual:
         names = kinds.usual(data.sets["train"], data.sources, positive_of(cfg, data))
         arms = [kinds.parse(name, list(folders)) for name in names]
     known = check_read(cfg, arms, data)
@@ -127,7 +127,7 @@ def run_study(cfg: Config) -> None:
         for name, text in csv_tables(summary, results).items():
             runs.write_atomic(out / f"{name}.csv", text)
         runs.write_atomic(out / "study.html", study_page(summary, results, gallery(data, summary, out)))
-        print(printed(summary), f"\n\n{out / 'study.html'}\n{then('evaluate', cfg.root)}")
+        print(printed(summary), f"\n\n{out / 'study.html'}\n{then('evaluate', cfg, 'classifier')}")
     distributed.stop()
 
 

@@ -42,6 +42,7 @@ from minidiff.data import images
 from minidiff.data.dataset import load_pixels, to_float
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
 from minidiff.data.glance import glance
+from minidiff.data.split import of_other_data, trained_on
 from minidiff.data.table import Table
 from minidiff.diffusion import plan as plans
 from minidiff.diffusion import store
@@ -97,7 +98,8 @@ def run_report(cfg: Config) -> None:
                  **{f"{k}_labels": counts(tables[k]) for k in ("train", "heldout")},
                  **{f"{k}_fingerprint": facts[k] for k in ("train", "heldout")},
                  "patients_assumed": tables["train"].patients_assumed, "notes": notes(tables)},
-        "samples": {"folder": cfg.samples, "n": len(tables["synthetic"]),
+        "samples": {"folder": cfg.samples, "n": len(tables["synthetic"]), "of_other_data": of_other_data(
+                        trained_on(cfg.samples), tables["train"].rows, tables["train"].hashes),
                     "labels": counts(tables["synthetic"]), "fingerprint": facts["synthetic"]},
         "extractors": [describe(e) for e in extractors], "distances": rows, "growth": grown, "conditions": conditions,
         "variety": breakdown.variety(sides, pixels, tables["synthetic"].labels, **how),
@@ -186,8 +188,10 @@ def optional(cfg: Config, tables: dict[str, Table]) -> dict:
         if not path.exists() and Path(os.devnull) not in path.parents:  # what was left out is named already
             print(f"{path} is absent: the page has no {what}")
     grid = read_json(Path(cfg.matrix) / "matrix.json")
-    if grid and tables["synthetic"].fingerprint not in grid["data"]["fingerprints"].values():
-        print(f"{cfg.matrix} is of other samples: the page does not show it")
+    both = [tables[name] for name in ("train", "heldout")]
+    real = replace(both[0], rows=[row for t in both for row in t.rows], hashes={**both[0].hashes, **both[1].hashes})
+    if grid and not {tables["synthetic"].fingerprint, real.fingerprint} <= set(grid["data"]["fingerprints"].values()):
+        print(f"{cfg.matrix} is of other samples or other real images: the page does not show it")
         grid = None
     return {
         "judge": Predictor.load(classifier / "judge") if (classifier / "judge").is_dir() else None,
@@ -195,7 +199,7 @@ def optional(cfg: Config, tables: dict[str, Table]) -> dict:
         "vae": read_json(vae / "vae.json"), "matrix": grid,
         "rebuilt": (vae / "reconstructions.png").read_bytes() if (vae / "reconstructions.png").is_file() else None,
         "configs": {folder: read_json(Path(folder) / "config.json") or read_json(Path(folder) / "manifest.json")
-                    for folder in (cfg.vae, cfg.diffusion, cfg.samples, cfg.classifier)},
+                    for folder in (cfg.vae, cfg.diffusion, cfg.samples, cfg.classifier) if folder != os.devnull},
         "logs": {folder.name: runs.read_log(folder / "log.jsonl") for folder in (vae, diffusion)},
     }
 

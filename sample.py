@@ -122,7 +122,7 @@ def sample(cfg: SampleConfig) -> None:
         finish(cfg, rows, variables, model, facts)
         removed = f"; mean chroma {sum(chroma) / len(chroma):.2f} of 255 removed" if chroma and facts["grey"] else ""
         print(f"{out}: {count(len(rows), 'image')}, in sets of {plans.SET}; {sum(map(len, missing))} of them new{removed}\n"
-              f"{then('classify', cfg.root)}")
+              f"{then('classify', cfg, 'samples')}")
 
 
 def make_cell(cfg: SampleConfig, pipeline: Pipeline, cell: list[dict], grey: bool, text: dict,

@@ -29,7 +29,7 @@ from minidiff.data.dataset import Images, augment, picker, read_images, to_float
 from minidiff.data.glance import by_split, glance
 from minidiff.data.latents import Source, encoded, moments
 from minidiff.diffusion import lora, store, unet
-from minidiff.diffusion.begin import Start, begin, begin_vae, is_run, known_size
+from minidiff.diffusion.begin import Start, begin, begin_vae, check_vae, known_conditions, known_size
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
 from minidiff.diffusion.model import Model
@@ -161,6 +161,7 @@ def train_vae(cfg: VAEConfig) -> None:
 
     if not distributed.rank():
         finish_vae(run, ema.model, train, data.part("val", "test"), sorted({*seen, *train.hashes}), frozen)
+    distributed.wait()  # the next stage begins with what was saved
 
 
 @torch.no_grad()
@@ -173,8 +174,7 @@ def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, trained_on:
                        for m in moments(held_out.pixels, encoder(vae), text="held-out images")[0, 0].split(32)])
     facts = {"trained_on": trained_on, "psnr": psnr(grey(held_out.pixels), grey(again)).mean().item(),
              "psnr_pca64": pca_psnr(train.pixels, held_out.pixels), "n_held_out": len(held_out), "size": train.size}
-    shown = torch.cat([held_out.pixels[:8], again[:8]])
-    images.write(run / "reconstructions.png", images.grid(shown, columns=len(shown) // 2))
+    images.write(run / "reconstructions.png", images.grid(torch.cat([held_out.pixels[:8], again[:8]]), len(again[:8])))
     store.save_vae(run, vae, **facts)
     print(f"{run}: PSNR {facts['psnr']:.2f} dB on {len(held_out)} held-out images (PCA-64 of the pixels: "
           f"{facts['psnr_pca64']:.2f} dB); latent scale {vae.scale.item():.4f}")
@@ -183,7 +183,6 @@ def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, trained_on:
 @dataclass(frozen=True, eq=False)
 class Stage:
     """What the loop of the diffusion stage holds."""
-
     run: Path
     data: Images
     train: Images
@@ -207,9 +206,9 @@ def prepare(cfg: DiffusionConfig) -> Stage:
     vae_run = cfg.vae or ("" if cfg.init else f"{cfg.root}/vae")
     data = read_data(cfg, known_size(cfg.init, vae_run, cfg.size), cfg.prior)
     train, val = data.part("train"), data.part("val")
-    named = cfg.condition if is_run(cfg.init) else var.usable(cfg.condition, train.table.rows)
-    cfg = replace(cfg, size=data.size, condition=named)
-    start = begin(cfg.init, vae_run, cfg.architecture, {name: train.table.column(name) for name in named},
+    check_vae(vae_run if not cfg.vae else "", cfg.init, cfg.root, train.hashes)
+    cfg = replace(cfg, size=data.size, condition=var.usable(cfg.condition, train.table.rows, known_conditions(cfg.init)))
+    start = begin(cfg.init, vae_run, cfg.architecture, {name: train.table.column(name) for name in cfg.condition},
                   None if cfg.prediction == "auto" else cfg.prediction, cfg.seed)
     start.vae.to(device)
     model = start.model.to(device, memory_format=torch.preserve_format if cfg.shard else torch.channels_last)
@@ -221,10 +220,10 @@ def prepare(cfg: DiffusionConfig) -> Stage:
     run = open_run(cfg, "diffusion", data, model, **start.origin, n_train=len(train))
     net = spread(cfg, model, ema, kind, precision)
     optimizer = torch.optim.AdamW(trained(model), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
-    key = runs.json_key(data=data.table.fingerprint, **start.origin)
     with distributed.first():
-        latents, held_out = encoded(run / "latents.safetensors", key, encoder(start.vae), train.pixels, val.pixels,
-                                    views=cfg.views, strength=cfg.augment, seed=cfg.seed)
+        latents, held_out = encoded(run / "latents.safetensors", runs.json_key(data=data.table.fingerprint, **start.origin),
+                                    encoder(start.vae), train.pixels, val.pixels, views=cfg.views, strength=cfg.augment,
+                                    seed=cfg.seed)
     probes = [Probe.of(mean, y, min(len(val), AT_MOST), len(start.schedule))
               for mean, y in ((latents.mean[0], labels), (held_out, val_labels))]
     return Stage(run, data, train, labels, start, model, net, ema, optimizer, precision, latents, probes)
@@ -278,7 +277,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     save_model(s.run, s)
     if not distributed.rank():
         print(f"{s.run}: finished; the EMA weights are what is sampled; best/ holds those of the lowest held-out loss\n"
-              f"{then('sample', cfg.root)}")
+              f"{then('sample', cfg, 'diffusion')}")
 
 
 def draw_pictures(s: Stage, averaged: Denoiser, done: int, cfg: DiffusionConfig) -> None:
@@ -287,8 +286,8 @@ def draw_pictures(s: Stage, averaged: Denoiser, done: int, cfg: DiffusionConfig)
     rows = [s.train.table.select(label=label).rows for label in s.train.table.labels]
     chosen = [r[int(u * len(r))] for i, r in enumerate(rows) for u in uniform(cfg.seed, [i], ROWS, 8)[0].tolist()]
     pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size)
-    labels = var.encode(s.model.conditioner.variables, chosen)
-    made = torch.cat(list(pipeline.images(labels, range(len(chosen)), Recipe(guidance=cfg.guidance))))
+    made = torch.cat(list(pipeline.images(var.encode(s.model.conditioner.variables, chosen), range(len(chosen)),
+                                          Recipe(guidance=cfg.guidance))))
     if distributed.rank():
         return
     images.write(s.run / "grids" / f"step_{done:08d}.png", images.grid(made, columns=8))
@@ -322,9 +321,10 @@ def spread(cfg: DiffusionConfig, model: Model, ema: EMA, kind: str, precision: P
 
 
 def open_run(cfg: VAEConfig | DiffusionConfig, kind: str, data: Images, model: nn.Module, **facts) -> Path:
-    """The run's folder, opened by rank 0, which says what will be trained and sees to it that the disk has room."""
+    """The run's folder, opened by rank 0, which says what will be trained and looks whether the disk has room."""
     if not distributed.rank():
-        run = runs.open_run(cfg.out, cfg, kind, free=FREE, data=data.table.fingerprint, notes=data.table.notes, **facts)
+        free = (*FREE, "size") if kind == "diffusion" else FREE  # there it is the VAE's
+        run = runs.open_run(cfg.out, cfg, kind, free=free, data=data.table.fingerprint, notes=data.table.notes, **facts)
         size, text = budget(model)
         print(f"{run}: {text}")
         require_space(run, size, getattr(cfg, "snapshots", 0), 4 * sum(p.numel() for p in model.parameters()))

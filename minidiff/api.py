@@ -60,15 +60,15 @@ def load(root: str | Path, device: str = "auto") -> Model:
     return Model(pipeline, facts)
 
 
-def fid(real, synthetic, *, extractor: str = "inception", repeats: int = 20, seed: int = 0) -> Distance:
+def fid(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0) -> Distance:
     """Fréchet distance of two folders or uint8 arrays of images, in Inception's features unless another extractor is named.
 
     A float that also holds `floor`, `sizes` and `extractor`, and prints them. InputError where Inception's weights are not
     at hand: nothing is downloaded unasked.
     """
-    return measure(real, synthetic, extractor=extractor, repeats=repeats, seed=seed, metrics=["FID"])[0]
+    return measure(real, synthetic, extractor=extractor, draws=draws, seed=seed, metrics=["FID"])[0]
 
 
-def kid(real, synthetic, *, extractor: str = "inception", repeats: int = 20, seed: int = 0) -> Distance:
+def kid(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0) -> Distance:
     """Kernel distance, as `fid`; unbiased, hence also below 0 where the two are alike."""
-    return measure(real, synthetic, extractor=extractor, repeats=repeats, seed=seed, metrics=["KID"])[0]
+    return measure(real, synthetic, extractor=extractor, draws=draws, seed=seed, metrics=["KID"])[0]

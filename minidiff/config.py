@@ -24,6 +24,7 @@ from typing import Any
 
 from minidiff import threads
 from minidiff.errors import InputError, TrainingFault
+from minidiff.root import ANCHORS
 from minidiff.runs import read_json
 
 BOUNDS = {  # one range for a knob of one name, in all scripts; both ends are allowed
@@ -97,7 +98,7 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str,
         if words := given.pop("words", []):  # of the one knob that stands without its flag
             given[config_type.positional] = _of_words(config_type, words)
         flags = {k: v for k, v in given.items() if v is not MISSING}
-        cfg = from_dict(config_type, {**(load(preset) if preset else {}), **flags})
+        cfg = from_dict(config_type, {**(moved(load(preset), flags) if preset else {}), **flags})
         if dry:
             print(json.dumps(asdict(cfg), indent=2))
         found += [] if dry else [(run, cfg)]
@@ -112,6 +113,20 @@ def _refuse_unshared(argv: Sequence[str], knobs: Mapping[str, Mapping]) -> None:
         if word.startswith("--") and having and (len(having) < len(knobs) or name in ONE_STAGE):
             raise InputError(f"{word} goes to one stage alone: write `{Path(sys.argv[0]).name} {' or '.join(having)} "
                              f"{word} …`; without a stage, a flag goes to {' and '.join(knobs)}")
+
+
+def moved(preset: dict, flags: Mapping[str, Any]) -> dict:
+    """A saved config for another experiment: with --root its own paths go along; with another run named, its root goes."""
+    def along(value: Any) -> Any:
+        if isinstance(value, list):
+            return [along(x) for x in value]
+        return f"ROOT/{value[len(root) + 1:]}" if isinstance(value, str) and value.startswith(f"{root}/") else value
+
+    root = preset.get("root", "")
+    if not root or not {"root", *ANCHORS} & set(flags):
+        return preset
+    kept = {k: v for k, v in preset.items() if k != "root"}
+    return {k: along(v) if k != "data" else v for k, v in kept.items()} if "root" in flags else kept
 
 
 def _of_words(config_type: type, words: list[str]) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from minidiff.errors import InputError
 from minidiff.runs import read_json
 
-ANCHORS = ("out", "run", "samples", "model")  # knobs that name a run of the experiment
+ANCHORS = ("out", "run", "samples", "model", "synthetic", "vae", "runs", "key")  # knobs that name a run of the experiment
 DEMO = "runs/demo"  # the root where none is named; its data are phantoms, drawn when they are not there
 
 
@@ -36,6 +36,8 @@ class Rooted:
         if own and getattr(self, "data", ()) and _spelled(self.data) != _spelled(data_of(DEMO)):
             raise InputError(f"--data {' '.join(_spelled(self.data))}: name the folder of this experiment, e.g. --root "
                              f"runs/x; without it, it would mix with that of {DEMO}")
+        if own and getattr(self, "data", ()):
+            object.__setattr__(self, "data", type(self.data)())  # the demo's, however spelled
         found = {name: _rooted(value, root) for name, value in vars(self).items()} | {"root": root}
         if self.data_of_root and found.get("data", root) in ((), ""):
             known = data_of(root, found.get("run", ""))
@@ -53,12 +55,14 @@ def data_of(root: str, run: str = "") -> tuple[str, ...]:
         path = Path(folder) / "config.json"
         if path.is_file() and (data := read_json(path).get("data")):
             return tuple(data)
-    return (f"{DEMO}/phantom",) if os.path.normpath(root) == DEMO else ()
+    return (f"{DEMO}/phantom",) if os.path.relpath(root) == DEMO else ()
 
 
-def then(script: str, root: str) -> str:
-    """The next command of the way through an experiment."""
-    return f"next: python {script}.py" + (f" --root {root}" if os.path.normpath(root) != DEMO else "")
+def then(script: str, cfg: Any, left: str) -> str:
+    """The next command of the way through an experiment, where what it needs was left in its place; else nothing."""
+    if os.path.relpath(cfg.out) != os.path.relpath(f"{cfg.root}/{left}"):
+        return ""
+    return f"next: python {script}.py" + (f" --root {cfg.root}" if os.path.relpath(cfg.root) != DEMO else "")
 
 
 def _in_root(value: Any) -> bool:
@@ -72,13 +76,14 @@ def _rooted(value: Any, root: str) -> Any:
 
 
 def _first(value: Any) -> str:
-    return next(iter(value), "") if isinstance(value, tuple) else value
+    value = next(iter(value), "") if isinstance(value, tuple) else value
+    return re.sub(r"^[A-Za-z]\w*=", "", value)  # of NAME=DIR
 
 
 def _above(path: str) -> str:
     """The root of a run's folder; of runs/x/diffusion/best and runs/x/diffusion/snapshots/step_…, too, it is runs/x."""
-    return str(Path(re.sub(r"/(best|snapshots/step_\d+)/?$", "", path)).parent)
+    return str(Path(re.sub(r"/(best|snapshots/step_\d+|key\.json)/?$", "", path)).parent)
 
 
 def _spelled(data: Any) -> list[str]:
-    return [os.path.normpath(folder) for folder in ([data] if isinstance(data, str) else data)]
+    return [os.path.relpath(folder) for folder in ([data] if isinstance(data, str) else data)]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (
     folder = Path(folder)
     knobs, facts = refuse_other(folder, cfg, kind, free), json.loads(json.dumps(facts))
     if (folder / "config.json").exists():
-        _refuse_changed(folder, read_json(folder / "run.json").get("facts", {}), facts, free)
+        _refuse_changed(folder, read_json(folder / "run.json").get("facts", {}), facts, (*free, "notes"))
     folder.mkdir(parents=True, exist_ok=True)
     past = read_json(folder / "run.json")["sessions"] if (folder / "run.json").exists() else []
     if past:  # the last digits depend on the number of threads: go on with as many as it began with
@@ -52,7 +52,8 @@ def refuse_other(folder: str | Path, cfg: Any, kind: str, free: Iterable[str] = 
     that it can be asked before any image is read."""
     folder, knobs = Path(folder), json.loads(json.dumps({"kind": kind, **asdict(cfg)}))
     if (folder / "config.json").exists():
-        _refuse_changed(folder, read_json(folder / "config.json"), knobs, free)
+        before = {f.name: f.default for f in fields(cfg)} | read_json(folder / "config.json")  # knobs newer than that run
+        _refuse_changed(folder, json.loads(json.dumps(before, default=str)), knobs, free)
     elif folder.exists() and not (folder.is_dir() and all(p.name.startswith((".", "run.json")) for p in folder.iterdir())):
         raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing there is overwritten")
     return knobs
@@ -74,7 +75,7 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, list):
         return [_plain(v) for v in value]
-    return os.path.normpath(value) if isinstance(value, str) and "/" in value else value
+    return os.path.abspath(value) if isinstance(value, str) and "/" in value else value
 
 
 def provenance() -> dict[str, Any]:

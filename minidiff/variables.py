@@ -117,13 +117,12 @@ KINDS = {"category": Category, "findings": Findings, "number": Number}  # from c
 USUAL = ("label", "sex", "age", "view")  # the conditions where none are named: as many of them as the data have
 
 
-def usable(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """The conditions to use: those that were named, or of the usual ones those of which the rows hold two values."""
+def usable(names: Sequence[str], rows: Sequence[Mapping[str, str]], known: Sequence[str] = ()) -> tuple[str, ...]:
+    """The conditions to use: those that were named, or of the usual ones those of which the rows hold two
+    values, the label, and what an earlier stage knows."""
     if tuple(names) != USUAL:
         return tuple(names)
-    kept = tuple(name for name in names if len({row.get(name, "") for row in rows} - {""}) > 1)
-    if not kept:
-        raise InputError(f"the training rows tell nothing of {', '.join(USUAL)}: name a column by --condition")
+    kept = tuple(n for n in names if n in ("label", *known) or len({row.get(n, "") for row in rows} - {""}) > 1)
     if lost := [name for name in names if name not in kept]:
         print(f"no condition: {', '.join(lost)}, for the training rows have no two values of it")
     return kept

@@ -102,7 +102,7 @@ def test_a_model_and_a_vae_are_fetched_whole_and_load(hub, tmp_path, capsys, mon
     hub.publish("vae-ft-mse", sd.write_safetensors(tmp_path / "b", sd.ldm_vae(nets[1].state_dict(), 3, "")).read_bytes())
     run("fetch", "sd-1.5", "--to", tmp_path / "to")
     model = tmp_path / "to" / fetch.ON_HUB["sd-1.5"].file
-    assert f"next: python train.py diffusion --data DIR --init {model}" in capsys.readouterr().out
+    assert f"next: python train.py diffusion --root runs/x --data DIR --init {model}" in capsys.readouterr().out
     assert model.read_bytes() == hub.files[model.name]
     assert torch.equal(load_sd(model, prediction="eps").unet.conv_in.weight, nets[0].conv_in.weight)
     run("fetch", "vae-ft-mse")

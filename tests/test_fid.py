@@ -48,10 +48,12 @@ def test_in_other_features_it_is_not_called_fid():
     a, b = drawn(24), drawn(24, seed=1)
     assert repr(minidiff.fid(a, b, extractor="pixels")).startswith("Fréchet distance ")
     text = repr(minidiff.kid(a, b, extractor="pixels"))
-    assert text.startswith("kernel distance ") and "n = 24 and 24, pixels-pca64; real against real" in text
-    assert "too few real images" in repr(minidiff.fid(a[:6], b, extractor="pixels"))
+    assert text.startswith("kernel distance ") and "n = 24 and 24, pixels-pca64; at n = 12 and 12: real against" in text
+    assert "without a floor" in repr(minidiff.fid(a[:6], b, extractor="pixels"))
     found = minidiff.fid(a, b, extractor="pixels")
-    assert pickle.loads(pickle.dumps(found)).sizes == (24, 24)
+    assert pickle.loads(pickle.dumps(found)).sizes == (24, 24) and f"{found:.2f}" == f"{float(found):.2f}"
+    assert "at n = 12 and 12: this " in repr(found) and type(found)(3.0) == 3 and repr(type(found)(3.0)) == "3.0"
+    assert minidiff.fid(a, b, extractor="pixels", draws=0).floor is None
 
 
 def test_fid_means_inception_and_without_its_weights_it_stops_with_the_command(no_weights, tmp_path, capsys):
@@ -103,9 +105,10 @@ def test_images_of_several_sizes_are_stacked_apart(tmp_path):
         minidiff.fid(tmp_path / "a", tmp_path / "a", extractor="pixels")
 
 
-@pytest.mark.parametrize("value, said", [(np.zeros((4, 8, 8)), "uint8"), ("missing", "0 PNG or JPEG"),
+@pytest.mark.parametrize("value, said", [(np.zeros((4, 8, 8)), "uint8"), ("missing", "no such folder"),
+                                         ([[1], [1, 2]], "neither a folder"),
                                          (np.zeros((4, 8, 8, 2), np.uint8), "1 or 3 channels"),
-                                         (np.zeros((1, 8, 8), np.uint8), "N of 2 or more")])
+                                         (np.zeros((1, 8, 8), np.uint8), "N of 2 or more"), (["a"], "uint8")])
 def test_what_is_no_set_of_images_is_refused(value, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=said):

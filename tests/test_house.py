@@ -47,7 +47,7 @@ PUBLIC = {  # within diffusion/public; besides, they may import the networks, th
 COMMANDS = {"public/__main__": {"data"}}  # run by `python -m`: as a script, it may read images
 LEAF_IMPORTS = {
     **dict.fromkeys(("distributed", "statistics", "variables"), {"errors"}), "runs": {"errors", "threads"},
-    "config": {"errors", "runs", "threads"},
+    "config": {"errors", "root", "runs", "threads"},
     "rating": {"statistics"}, "download": {"errors", "runs"}, "root": {"errors", "runs"},
     "__init__": {"api"}, "api": {"diffusion", "errors", "evaluation", "training", "variables"},
 }

@@ -1,7 +1,7 @@
 """One folder for an experiment: what is found in it, and that nothing of another one gets in."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,9 @@ import evaluate
 import sample
 import train
 from minidiff import config
+from minidiff.data import phantom
 from minidiff.errors import InputError
-from minidiff.root import Rooted, data_of
+from minidiff.root import Rooted, data_of, then
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +114,41 @@ def test_lists_are_resolved_item_by_item():
         folders: tuple[str, ...] = ("ROOT/a", "b")
 
     assert Two(root="r").folders == ("r/a", "b")
+
+
+@pytest.mark.parametrize("argv, out, vae", [
+    (["--root", "runs/z"], "runs/z/report", "runs/z/vae"),              # its own paths go along
+    (["--out", "runs/z/report"], "runs/z/report", "runs/x/vae"),        # what it named stays named
+    ([], "runs/x/report", "runs/x/vae")])
+def test_a_preset_moves_with_the_root(argv, out, vae):
+    run("runs/x/report", **{**evaluate.Config(root="runs/x", data=("D",)).__dict__, "data": ["D"]})
+    words = ["report", "--from", "runs/x/report/config.json", *argv]
+    ((_, cfg),) = config.parse(evaluate.VERBS, "report", "", words)
+    assert (cfg.out, cfg.vae, cfg.data) == (out, vae, ("D",)) and cfg.root == out.rpartition("/")[0]
+
+
+def test_the_vae_of_the_root_must_be_of_the_same_images(tiny, tmp_path):
+    phantom.write("other", n=72, size=32, seed=5)
+    knobs = {"steps": 2, "batch": 4, "snapshots": 0, "root": "runs/mix"}
+    train.train_vae(train.VAEConfig(data=(str(tiny / "data"),), size=32, steps=2, batch=4, root="runs/mix"))
+    with pytest.raises(InputError, match="runs/mix/vae was trained on other images than these"):
+        train.prepare(train.DiffusionConfig(data=("other",), **knobs))
+    assert train.prepare(train.DiffusionConfig(data=("other",), vae="runs/mix/vae", **knobs)).data.size == 32  # named
+
+
+def test_a_run_from_before_a_knob_was_there_goes_on(tiny, no_pictures):
+    cfg = train.VAEConfig(data=(str(tiny / "data"),), size=32, steps=2, batch=4, root="runs/x")
+    train.train_vae(cfg)
+    saved = Path("runs/x/vae/config.json")
+    before = {k: v for k, v in json.loads(saved.read_text()).items() if k not in ("root", "grey")}
+    saved.write_text(json.dumps(before))
+    train.train_vae(cfg)
+    with pytest.raises(InputError, match="grey: 'auto' there, 'yes' now"):
+        train.train_vae(replace(cfg, grey="yes"))
+
+
+def test_what_comes_next_is_said_where_it_holds():
+    cfg = sample.SampleConfig(root="runs/x")
+    assert then("classify", cfg, "samples") == "next: python classify.py --root runs/x"
+    assert then("classify", replace(cfg, out="runs/x/samples-1"), "samples") == ""
+    assert then("classify", sample.SampleConfig(), "samples") == "next: python classify.py"

@@ -372,3 +372,9 @@ def test_every_set_holds_all_labels_as_evenly_as_they_go(tiny):
         for number in ("1", "2", "3"):
             counts = Counter(row["label"] for row in rows if row["set"] == number)
             assert len(rows) == 300 and sorted(counts.values()) == [33, 33, 34], how
+
+
+def test_conditions_are_written_as_the_model_spells_them(tiny):
+    pipeline, facts = store.load_pipeline(tiny / "diffusion")
+    rows = plan(pipeline.conditioner.variables, facts["rows"], labels=("Covid",), per_label=2, given=("sex=female",))
+    assert {(r["label"], r["sex"]) for r in rows} == {("covid", "F")} and rows[0]["file_name"] == "images/covid/000000.png"

@@ -277,7 +277,7 @@ def test_real_images_are_no_synthetic_ones(world, tmp_path):
     samples = write_set(tmp_path / "samples", toy((5, 6, 7), 2))
     copy = next(Path(world[1]["data"][0]).rglob("*.png"))
     (Path(samples) / "images" / "light" / "005.png").write_bytes(copy.read_bytes())
-    with pytest.raises(InputError, match=r"samples holds 1 files of the real data, e\.g\. .*light/005.png"):
+    with pytest.raises(InputError, match=r"samples holds 1 file of the real data, e\.g\. .*light/005.png"):
         read(world, synthetic=(samples,))
     with pytest.raises(InputError, match="real holds 90 files of the real data"):
         read(world, synthetic=world[1]["data"])
@@ -306,7 +306,7 @@ def test_a_near_copy_in_a_test_set_is_refused_or_left_out(world, tmp_path):
     data = write_set(tmp_path / "real", replace(toy((4, 4, 4), 7), pixels=ours), ("train", "train", "test", "val"))
     clinic = write_set(tmp_path / "clinic", replace(toy((2, 2, 0), 8), pixels=theirs), ("external",))
     knobs = {"size": 96, "seed": 0, "out": str(tmp_path / "out")}
-    with pytest.raises(InputError, match="1 near copies .*clinic.*--near-copies drop"):
+    with pytest.raises(InputError, match="1 near copy .*clinic.*--near-copies drop"):
         inputs.read((data,), {}, (clinic,), **knobs)
     found = inputs.read((data,), {}, (clinic,), **knobs, near_copies="drop")
     assert len(found.sets["clinic"]) == 3 and any("1 near copies" in note and "000.png" in note for note in found.notes)
@@ -372,7 +372,7 @@ def test_without_a_validation_split_one_is_taken_from_training(world, tmp_path):
 
 @pytest.mark.parametrize("cells, words", [
     ({"train": ["a", "a"], "val": ["a"], "test": ["a", "b"]}, "train has only 'a', 2 images"),
-    ({"train": ["a", "b"], "test": ["b"]}, "test has only 'b', 1 images"),
+    ({"train": ["a", "b"], "test": ["b"]}, "test has only 'b', 1 image"),
     ({"train": ["a", "b"], "test": []}, "test has no image"),
     ({"train": ["a", "b"], "test": ["a", "c", "d"]}, "test has labels that the train split has not: c, d; train has a, b"),
     ({"train": ["a", "b", "c"], "val": ["a", "b"]}, "val has no image of c, which training has"),

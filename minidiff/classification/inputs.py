@@ -20,7 +20,16 @@ from minidiff.data.audit import check_pictures
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import SIDE, near_duplicates
 from minidiff.data.files import typical_side
-from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, check_synthetic, check_unseen, trained_on
+from minidiff.data.split import (
+    HELD_OUT,
+    SPLITS,
+    Row,
+    check_leakage,
+    check_synthetic,
+    check_unseen,
+    of_other_data,
+    trained_on,
+)
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError, count
 
@@ -76,6 +85,12 @@ def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[s
     unseen = [row for name, table in tables.items() if name not in (("train", "val") if carved else ("train",))
               for row in table.rows]
     samples = {name: _targeted(_synthetic(folder, unseen, hashes, everyone), target) for name, folder in synthetic.items()}
+    for name, folder in synthetic.items():
+        if of_other_data(trained_on(folder), tables["train"].rows, hashes):
+            text = f"{folder}: its generator was trained on other images than these training images"
+            if name == "synthetic":
+                raise InputError(f"{text}; write --synthetic NAME={folder} if that is what you want to know")
+            samples[name].notes.append(text)
     loaded = {name: load_pixels(table, size, skip_bad=skip_bad) for name, table in {**tables, **samples}.items()}
     once = {row["file"]: ({**row, "split": name}, picture) for name in tables  # a held-out source may borrow test images
             for row, picture in zip(loaded[name][0].rows, loaded[name][1])}

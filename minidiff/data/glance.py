@@ -28,7 +28,7 @@ def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | 
     wide = [max(len(line[k]) for line in lines) for k in range(len(header))]
     text = [f"data: {' '.join(folders)}"]
     text += ["  " + "  ".join(cell.rjust(w) for cell, w in zip(line, wide)).rstrip() for line in lines]
-    assumed = any(table.patients_assumed for table in tables.values())
+    assumed = any(table.patients_assumed for name, table in tables.items() if name != "synthetic")
     colour = {None: [], True: ["grey"], False: ["colour"]}[grey]
     text += ["  " + "; ".join(["patients assumed: one image, one patient" if assumed else "patients known", *colour])]
     notes = dict.fromkeys(note for table in tables.values() for note in table.notes)

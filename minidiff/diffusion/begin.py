@@ -80,6 +80,23 @@ def begin_vae(init: str, architecture: str, seed: int) -> tuple[VAE, dict[str, A
     return found.vae, {"init": {"files": [{"file": f.name, "sha256": runs.sha256(f)} for f in found.files]}}, []
 
 
+def known_conditions(init: str) -> tuple[str, ...]:
+    """Names of the conditions that the run which training goes on from has learnt already."""
+    return tuple(v["name"] for v in runs.read_json(Path(init) / "model.json")["variables"]) if is_run(init) else ()
+
+
+def check_vae(vae: str, init: str, root: str, train: Sequence[str]) -> None:
+    """Refuse a VAE that the root holds, if it was trained on other images than these (SHA-256); say if it is not used."""
+    found = Path(root) / "vae" / "vae.json"
+    if init and not vae and found.exists():
+        print(f"the VAE is that of {init}; {found.parent} is not used: name it by --vae if its encoder is the same")
+    elif vae and found.exists() and found.parent == Path(vae):
+        seen = set(runs.read_json(found).get("trained_on", []))
+        if seen and 2 * len(seen & set(train)) < min(len(seen), len(train)):
+            raise InputError(f"{vae} was trained on other images than these; train one here (train.py vae), or name it by "
+                             "--vae and give another --root")
+
+
 def known_size(init: str, vae: str, size: int = 0) -> int:
     """Side of the images, px: that of the earlier run, else as asked, else 512, as of a public model."""
     for path in ([Path(vae) / "vae.json"] if vae else []) + ([Path(init) / "model.json"] if init else []):

@@ -46,9 +46,10 @@ def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Seq
     if labels and "label" not in by_name:
         raise InputError(f"--label {' '.join(labels)}: the model is not conditioned on label but on {', '.join(by_name)}")
     labels = list(labels or (by_name["label"].values if "label" in by_name else ("any",)))
-    for label in labels:
+    for place, label in enumerate(labels):
         if "label" in by_name:
             by_name["label"].encode(label, "--label")
+            labels[place] = label = spelled(by_name["label"], label)
         if labels.count(label) > 1:
             raise InputError(f"--label {label}: named twice")
     counts = [len(range(place, sets * SET, len(labels))) if sets else per_label for place in range(len(labels))]
@@ -70,7 +71,7 @@ def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> li
             raise InputError(f"{row['where']}: n {n!r} is not a number of images")
         for v in variables:
             _check(v, row.get(v.name, ""), row["where"])
-        rows += [{"label": "any", **{v.name: row.get(v.name, "") for v in variables}} for _ in range(int(n))]
+        rows += [{"label": "any", **{v.name: spelled(v, row.get(v.name, "")) for v in variables}} for _ in range(int(n))]
     return numbered(rows, seed)
 
 
@@ -88,7 +89,7 @@ def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels:
             cells = {v.name: row.get(v.name, "") for v in variables}
             for v in variables:
                 _check(v, cells[v.name], row["file"])
-            rows.append({"label": label, **cells, "origin": row["file"]})
+            rows.append({"label": label, **{v.name: spelled(v, cells[v.name]) for v in variables}, "origin": row["file"]})
     return numbered(rows, seed)
 
 
@@ -110,6 +111,13 @@ def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[
         if len(cells) != len(header):
             raise InputError(f"{path} line {place}: {len(cells)} cells under {len(header)} columns")
     return [dict(zip(header, cells), where=f"{path} line {place}") for place, cells in enumerate(lines, 2)]
+
+
+def spelled(variable: var.Variable, cell: str) -> str:
+    """A cell as the model spells it: female is F where the training rows say F."""
+    if isinstance(variable, var.Category) and cell and not _is_null(variable, cell):
+        return variable.decode(variable.encode(cell))
+    return cell
 
 
 def numbered(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -136,7 +144,7 @@ def read_given(given: Sequence[str], by_name: Mapping[str, var.Variable]) -> Row
             _check(by_name[name], part, "--given")
         if cell.count(":") > 1 and isinstance(by_name[name], var.Number):
             raise InputError(f"--given {item}: a range is low:high")
-        fixed[name] = cell
+        fixed[name] = spelled(by_name[name], cell)
     return fixed
 
 

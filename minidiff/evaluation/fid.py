@@ -5,7 +5,8 @@
 
 FID and KID are distances in Inception's features, and nothing else is called so: in other features they are a Fréchet
 distance (FD) and a kernel distance (KD). Each comes with the number of images on both sides, the extractor, and its
-floor: what two disjoint halves of the real images score, which is what perfect samples would have at that number.
+floor: what two disjoint parts of the real images score. FID falls as 1/n, so that beside its floor stands what it is between
+parts as small as those.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from minidiff import runs
 from minidiff.data import images
 from minidiff.data.table import image_files, is_data_set, read_table
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
 from minidiff.evaluation.extractors.build import build, describe
 from minidiff.evaluation.extractors.features import Extractor
 from minidiff.evaluation.extractors.inception import INCEPTIONS, weights
@@ -34,28 +35,35 @@ BATCH = 64          # images in one pass of an extractor
 FEWEST_HALF = 5     # images on each side of a floor
 AT_MOST = 4000      # real images behind the floor of KID, which needs all their pairs at once
 METRICS = {"FID": distances.fid, "KID": distances.kid}
+ELSEWHERE = {"FID": "Fréchet distance", "KID": "kernel distance"}  # what they are called in other features
 Stack = Tensor      # uint8 (N,3,H,W), the images of one size
 
 
 class Distance(float):
     """A distance between two sets of images, and what it must not be read without."""
 
-    def __new__(cls, value: float, name: str, sizes: tuple[int, int], about: dict, floor: distances.Spread | None):
+    def __new__(cls, value: float, name: str = "", sizes: tuple[int, int] = (0, 0), about: dict | None = None,
+                floor: distances.Spread | None = None, at_floor: float | None = None):
         found = super().__new__(cls, value)
-        found.name, found.sizes, found.extractor, found.about, found.floor = name, sizes, about["name"], about, floor
+        found.name, found.sizes, found.about, found.floor, found.at_floor = name, sizes, about or {}, floor, at_floor
+        found.extractor = found.about.get("name", "")
         return found
 
     def __repr__(self) -> str:
-        f, at = self.floor, f"{self.name} {float(self):.4g}, n = {self.sizes[0]:,} and {self.sizes[1]:,}, {self.extractor}"
-        return at + (f"; real against real {f.median:.4g} ({f.low:.4g} to {f.high:.4g}), n = {f.n:,} and {f.m:,}" if f else
-                     "; too few real images to hold real against real")
+        if not self.name:  # a sum or a mean: a number like any other
+            return float.__repr__(self)
+        f, text = self.floor, f"{self.name} {float(self):.4g}, n = {self.sizes[0]:,} and {self.sizes[1]:,}, {self.extractor}"
+        if f is None:
+            return f"{text}; without a floor"
+        at = "" if self.at_floor is None else f"this {self.at_floor:.4g}, "
+        return f"{text}; at n = {f.n:,} and {f.m:,}: {at}real against real {f.median:.4g} ({f.low:.4g} to {f.high:.4g})"
 
     def __reduce__(self):
-        return Distance, (float(self), self.name, self.sizes, self.about, self.floor)
+        return Distance, (float(self), self.name, self.sizes, self.about, self.floor, self.at_floor)
 
     def json(self) -> dict:
         return {"name": self.name, "value": float(self), "n": self.sizes, "extractor": self.about,
-                "floor": self.floor and self.floor._asdict()}
+                "floor": self.floor and self.floor._asdict(), "at_floor": self.at_floor}
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class FIDConfig:
     positional: ClassVar[str] = "folders"
     folders: tuple[str, ...] = ()          # REAL SYNTHETIC: two folders of images; stand without their flag, first
     extractor: str = "inception"           # inception, pixels, or NAME=FILE: docs/extractors.md
-    repeats: int = 20                      # draws behind the floor; 0: no floor
+    draws: int = 20                        # behind the floor; 0: no floor
     seed: int = 0                          # of these draws
     out: str = ""                          # JSON file of the figures; none: they are only printed
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
@@ -73,7 +81,7 @@ def run_fid(cfg: FIDConfig) -> None:
     """FID and KID of two folders of images."""
     if len(cfg.folders) != 2:
         raise InputError(f"two folders of images are compared; named are {' '.join(cfg.folders) or 'none'}")
-    found = measure(*cfg.folders, extractor=cfg.extractor, repeats=cfg.repeats, seed=cfg.seed, device=cfg.device)
+    found = measure(*cfg.folders, extractor=cfg.extractor, draws=cfg.draws, seed=cfg.seed, device=cfg.device)
     for figure in found:
         print(repr(figure))
     print("extractor: " + ", ".join(f"{name} {value}" for name, value in found[0].about.items()))
@@ -82,24 +90,42 @@ def run_fid(cfg: FIDConfig) -> None:
                                   "provenance": runs.provenance()})
 
 
-def measure(real, synthetic, *, extractor: str = "inception", repeats: int = 20, seed: int = 0, device: str = "auto",
+def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0, device: str = "auto",
             metrics=tuple(METRICS)) -> list[Distance]:
     """The distances of two folders or arrays (uint8 (N,H,W), (N,H,W,C) or (N,C,H,W)). InputError where these are none."""
     spec = inception() if extractor == "inception" else extractor
-    (stacks, patients), (others, _) = load(real), load(synthetic)
+    files(synthetic)  # is there a second one?
+    stacks, patients = load(real)
     network = build([spec], train=_one(stacks) if spec == "pixels" else None, device=str(pick_device(device)))[0]
-    x, y = features(network, stacks), features(network, others)
-    prefix, sizes = ("" if network.name in INCEPTIONS else "not "), (len(x), len(y))
-    found = []
+    x = features(network, stacks)
+    del stacks  # one set of images at a time in memory
+    y = features(network, load(synthetic)[0])
+    found, sizes = [], (len(x), len(y))
     for name in metrics:
-        floor, metric = None, METRICS[name]
-        if repeats and len(set(patients)) >= 2 * FEWEST_HALF:
-            some = np.arange(len(x)) if metric is distances.fid else distances.equal(np.arange(len(x)), AT_MOST, seed)
-            floor = distances.floor(metric, real=x[some], patients=[patients[i] for i in some], n=sizes[0], m=sizes[1],
-                                    repeats=repeats, seed=seed)
-        title = name if not prefix else {"FID": "Fréchet distance", "KID": "kernel distance"}[name]
-        found.append(Distance(metric(real=x, fake=y), title, sizes, describe(network), floor))
+        metric, title = METRICS[name], name if network.name in INCEPTIONS else ELSEWHERE[name]
+        floor = floor_of(metric, x, patients, sizes, draws, seed)
+        found.append(Distance(metric(real=x, fake=y), title, sizes, describe(network), floor,
+                              at_size(x, y, floor, seed) if floor and metric is distances.fid else None))
     return found
+
+
+def floor_of(metric, x: np.ndarray, patients: list[str], sizes: tuple[int, int], draws: int, seed: int):
+    """Real against real, at these sizes or, where there are too few, smaller ones; None where there are far too few."""
+    if not draws or len(set(patients)) < 2 * FEWEST_HALF:
+        return None
+    some = np.arange(len(x)) if metric is distances.fid else distances.equal(np.arange(len(x)), AT_MOST, seed)
+    try:
+        return distances.floor(metric, real=x[some], patients=[patients[i] for i in some], n=sizes[0], m=sizes[1],
+                               repeats=draws, seed=seed)
+    except InputError:  # all but a few images are of one patient, or the other side has too few
+        return None
+
+
+def at_size(x: np.ndarray, y: np.ndarray, floor: distances.Spread, seed: int) -> float:
+    """The mean FID of random parts as large as those of the floor, for it falls as 1/n: only such two may be compared."""
+    draws = [distances.fid(real=distances.equal(x, floor.n, seed + k), fake=distances.equal(y, floor.m, seed + 100 + k))
+             for k in range(10)]
+    return float(np.mean(draws))
 
 
 def inception() -> str:
@@ -116,21 +142,29 @@ def load(images_or_folder) -> tuple[list[Stack], list[str]]:
     if not isinstance(images_or_folder, (str, Path)):
         array = _array(images_or_folder)
         return [array], [str(k) for k in range(len(array))]
+    named, found = files(images_or_folder), {}
+    for file, patient in tqdm(named, f"reading {images_or_folder}", unit=" images", disable=len(named) < 200):
+        pixels = images.read(file)
+        found.setdefault(pixels.shape, []).append((pixels, patient))  # grey ones stay one channel in memory
+    stacks = [torch.from_numpy(np.stack([pixels for pixels, _ in own])).expand(-1, 3, -1, -1) for own in found.values()]
+    return stacks, [patient for own in found.values() for _, patient in own]
+
+
+def files(images_or_folder) -> list[tuple[str, str]]:
+    """(file, patient) of each image in a folder; in an array there are none. InputError where these are too few."""
+    if not isinstance(images_or_folder, (str, Path)):
+        return []
     folder = Path(images_or_folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
     if is_data_set(folder):
         table = read_table(folder, split=False, check=False)
-        files, patients = table.column("file"), table.column("patient")
+        found = list(zip(table.column("file"), table.column("patient")))
     else:
-        files = [str(file) for file in image_files(folder)] if folder.is_dir() else []
-        patients = files
-    if len(files) < 2:
-        raise InputError(f"{folder}: {len(files)} PNG or JPEG images; a distance needs two or more")
-    found: dict[tuple, list] = {}
-    for file, patient in tqdm(list(zip(files, patients)), f"reading {folder}", unit=" images", disable=len(files) < 200):
-        pixels = images.read(file)
-        found.setdefault(pixels.shape[1:], []).append((np.broadcast_to(pixels, (3, *pixels.shape[1:])), patient))
-    stacks = [torch.from_numpy(np.stack([pixels for pixels, _ in own])) for own in found.values()]
-    return stacks, [patient for own in found.values() for _, patient in own]
+        found = [(str(file), str(file)) for file in image_files(folder)]
+    if len(found) < 2:
+        raise InputError(f"{folder}: {count(len(found), 'PNG or JPEG image')}; a distance needs two or more")
+    return found
 
 
 def features(extractor: Extractor, stacks: list[Stack]) -> np.ndarray:
@@ -148,7 +182,10 @@ def _one(stacks: list[Stack]) -> Tensor:
 
 
 def _array(value) -> Tensor:
-    x = torch.as_tensor(np.asarray(value))
+    try:
+        x = torch.tensor(np.ascontiguousarray(value))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"neither a folder nor an array of images: {error}") from None
     if x.dtype != torch.uint8 or x.ndim not in (3, 4) or len(x) < 2:
         raise InputError(f"an array of images is uint8 (N,H,W), (N,H,W,C) or (N,C,H,W) with N of 2 or more, not "
                          f"{x.dtype} {tuple(x.shape)}")

@@ -31,7 +31,7 @@ class Source:
     note: str = ""
 
 
-TRAIN = "python train.py diffusion --data DIR --init {}"
+TRAIN = "python train.py diffusion --root runs/x --data DIR --init {}"
 ON_HUB = {  # sizes and hashes are those on which several public records agree
     "sd-1.5": Source(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "v1-5-pruned-emaonly.safetensors",
@@ -49,14 +49,14 @@ ON_HUB = {  # sizes and hashes are those on which several public records agree
     "vae-ft-mse": Source(
         "stabilityai/sd-vae-ft-mse-original", "vae-ft-mse-840000-ema-pruned.safetensors",
         334_641_190, "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",
-        "MIT", "python train.py vae --data DIR --init {}"),
+        "MIT", "python train.py vae --root runs/x --data DIR --init {}"),
 }
 
 
 def sources() -> dict[str, Source]:
     url, digest, size = INCEPTION
     at, _, file = url.rpartition("/")
-    use = "python evaluate.py fid REAL SYNTHETIC"
+    use = "python evaluate.py fid REAL SYNTHETIC --extractor inception-pytorch-fid={}"
     return ON_HUB | {"inception": Source(at, file, size, digest, "Apache-2.0", use)}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minidiff import runs
 from minidiff.data import images
-from minidiff.data.dataset import load_pixels
+from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.split import check_synthetic, check_unseen, of_other_data, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
@@ -63,9 +63,11 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
         raise InputError(f"{cfg.samples}: the data have no label {', '.join(strange)}; they have {known}")
     check_synthetic(made.rows, made.hashes, real.hashes.values(), cfg.samples)
     unknown = check_origin(cfg, tables["heldout"])
-    tables["heldout"] = replace(tables["heldout"], notes=[*real.notes, *unknown])
     size = cfg.size or next(filter(None, map(side, made.column("file"))), SMALLEST)
-    loaded = {name: load_pixels(table, size, skip_bad=cfg.skip_bad) for name, table in tables.items()}
+    whole = Images(*load_pixels(real.select(split=("train", "val", "test")), size, skip_bad=cfg.skip_bad))  # grey is
+    parts = {"train": whole.part("train"), "heldout": whole.part("val", "test")}                             # decided once
+    loaded = {name: (replace(part.table, notes=[*part.table.notes, *unknown]), part.pixels) for name, part in parts.items()}
+    loaded["synthetic"] = load_pixels(made, size, skip_bad=cfg.skip_bad)
     for name in ("heldout", "synthetic"):
         loaded[name][0].notes.extend(mixed(loaded[name][0], size, "real" if name == "heldout" else "synthetic"))
     return {name: table for name, (table, _) in loaded.items()}, {name: x for name, (_, x) in loaded.items()}

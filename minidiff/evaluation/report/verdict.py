@@ -16,8 +16,9 @@ LEAK = 0.6    # AUROC of an attack below which, with its whole interval, it is s
 
 def verdicts(result: dict) -> list[dict]:
     """One {"question", "answer", "text"} for each question that the report could ask; answers are yes, no, not resolved."""
-    return [*_copies(result.get("neighbours") or {}), *_membership(result.get("membership") or {}),
-            *_likeness(result["distances"]), *_agreement(result.get("agreement") or []), *_study(result.get("study") or {})]
+    return [*_copies(result.get("neighbours") or {}, result.get("samples") or {}),
+            *_membership(result.get("membership") or {}), *_likeness(result["distances"]),
+            *_agreement(result.get("agreement") or []), *_study(result.get("study") or {})]
 
 
 def _likeness(rows: Sequence[dict]) -> list[dict]:
@@ -73,7 +74,7 @@ def _agreement(rows: Sequence[dict]) -> list[dict]:
     return found
 
 
-def _copies(neighbours: dict) -> list[dict]:
+def _copies(neighbours: dict, samples: dict) -> list[dict]:
     if not neighbours:
         return []
     text = "; ".join(
@@ -81,6 +82,8 @@ def _copies(neighbours: dict) -> list[dict]:
         f"{percent(s['near_heldout_share'])} are), and {s['closest_train']} of the closest {s['closest']} lie next to one "
         f"(by chance {s['closest_expected']:.1f})" for s in neighbours["spaces"])
     answer = {True: BAD, False: GOOD, None: OPEN}[neighbours["suspected"]]
+    if samples.get("of_other_data") and answer == GOOD:
+        answer, text = OPEN, f"The generator was trained on other images, whose copies cannot be seen here. {text}"
     return [{"question": "Are the pictures new, not copies of training images?", "answer": answer,
              "text": f"{neighbours['verdict'].capitalize()}. {text}{'.' if text else ''}"}]
 
