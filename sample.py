@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -109,11 +110,10 @@ def sample(cfg: SampleConfig) -> None:
     cells = [rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch)]  # always the same batches,
     missing = [cell for cell in cells if any(not (out / row["file_name"]).exists() for row in cell)]  # for the last bits
     mine = missing[distributed.rank() :: distributed.world()]
-    chroma, done = [], set()
-    with tqdm(total=len(mine), desc="sampling", unit="batch", disable=bool(distributed.rank())) as bar:
+    chroma, done, steps = [], set(), sum(map(len, mine)) * (recipe_of(cfg).taken + 1)  # images drawn again come on top
+    with tqdm(total=steps, desc="sampling", unit="step", disable=bool(distributed.rank())) as bar:
         for cell in mine:
-            chroma += make_cell(cfg, pipeline, cell, facts["grey"], text, watch)
-            bar.update()
+            chroma += make_cell(cfg, pipeline, cell, facts["grey"], text, watch, bar.update)
             if distributed.world() == 1:
                 finish_sets(cfg, rows, watch, done)
     distributed.wait()
@@ -125,13 +125,13 @@ def sample(cfg: SampleConfig) -> None:
               f"{then('classify', cfg, 'samples')}")
 
 
-def make_cell(cfg: SampleConfig, pipeline: Pipeline, cell: list[dict], grey: bool, text: dict,
-              watch: Quick | None) -> list[float]:
+def make_cell(cfg: SampleConfig, pipeline: Pipeline, cell: list[dict], grey: bool, text: dict, watch: Quick | None,
+              progress: Callable[[int], object]) -> list[float]:
     """Make and write the images of one batch, re-drawing those that must not be kept; returns the chroma removed."""
     out, chroma = Path(cfg.out), []
     for attempt in range(TRIES):
         seeds = [int(row["seed"]) + attempt * RETRY for row in cell]
-        pixels, finite = make(cfg, pipeline, cell, seeds)
+        pixels, finite = make(cfg, pipeline, cell, seeds, progress)
         reasons = check(cfg, pixels, finite, cell, watch)
         chroma += (pixels.amax(1) - pixels.amin(1)).float().mean((1, 2)).tolist()
         rejected = []
@@ -150,13 +150,15 @@ def make_cell(cfg: SampleConfig, pipeline: Pipeline, cell: list[dict], grey: boo
                      "not trained far enough, or --keep asks for too much")
 
 
-def make(cfg: SampleConfig, pipeline: Pipeline, cell: list[dict], seeds: list[int]) -> tuple[Tensor, Tensor]:
+def make(cfg: SampleConfig, pipeline: Pipeline, cell: list[dict], seeds: list[int],
+         progress: Callable[[int], object] = lambda n: None) -> tuple[Tensor, Tensor]:
     """uint8 (n, 3, S, S), and which of them are finite (n,)."""
     size, rejects = pipeline.size, []
     start = [torch.tensor(images.square(images.read(row["origin"]), size)) for row in cell if "origin" in row]
     origin = torch.stack([x.expand(3, -1, -1) for x in start]) if start else None
     labels = plans.encode(pipeline.conditioner.variables, cell)
-    (pixels,) = pipeline.images(labels, seeds, recipe_of(cfg), batch=len(cell), origin=origin, rejects=rejects)
+    (pixels,) = pipeline.images(labels, seeds, recipe_of(cfg), batch=len(cell), origin=origin, rejects=rejects,
+                                progress=progress)
     return pixels, torch.tensor([i not in rejects for i in range(len(cell))])
 
 

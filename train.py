@@ -339,7 +339,7 @@ def read_data(cfg: VAEConfig | DiffusionConfig, size: int, prior: tuple[str, ...
         data = read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.out).parent, skip_bad=cfg.skip_bad, prior=prior,
                            grey=cfg.grey)
     if not distributed.rank():
-        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, root=Path(cfg.out).parent))
+        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, size=size, root=Path(cfg.out).parent))
     return data
 
 

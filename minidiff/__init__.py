@@ -7,13 +7,22 @@
 __version__ = "0.1.0"
 __all__ = ["load", "fid", "kid"]
 
-
-def __getattr__(name: str):
-    if name not in __all__:
-        raise AttributeError(f"module 'minidiff' has no attribute {name!r}")
-    from minidiff import api  # only now: every module begins with `import minidiff`, and few want all of it
-    return getattr(api, name)
+# Each imports minidiff.api only when it is called: every module begins with `import minidiff`, and few want all of it.
 
 
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+def load(root, device: str = "auto"):
+    """The finished diffusion model of an experiment, whose `sample` makes images; see minidiff.api.load."""
+    from minidiff import api
+    return api.load(root, device)
+
+
+def fid(real, synthetic, **how):
+    """FID of two folders or uint8 arrays, with its floor; see minidiff.api.fid for `how`."""
+    from minidiff import api
+    return api.fid(real, synthetic, **how)
+
+
+def kid(real, synthetic, **how):
+    """KID of two folders or uint8 arrays, with its floor; see minidiff.api.kid for `how`."""
+    from minidiff import api
+    return api.kid(real, synthetic, **how)

@@ -53,6 +53,8 @@ class Model:
 def load(root: str | Path, device: str = "auto") -> Model:
     """The finished diffusion model of an experiment: its root, the run itself, or a checkpoint such as its best/."""
     root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder of an experiment")
     folder = root if (root / "model.json").exists() else root / "diffusion"
     pipeline, facts = store.load_pipeline(folder)
     place = pick_device(device)

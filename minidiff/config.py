@@ -54,7 +54,7 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str, a
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, even where that is ignored (`&`)
     try:
         for run, cfg in parse(verbs, default, doc, argv):
-            threads.use()
+            threads.announce(threads.use())
             run(cfg)
     except (InputError, TrainingFault) as error:
         _exit(str(error))
@@ -83,6 +83,10 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str,
         if hasattr(config_type, "positional"):
             sub.add_argument("words", nargs="*", metavar=config_type.positional.upper(), help=argparse.SUPPRESS)
         _add_fields(sub, config_type)
+    if argv and argv[0] in ("-h", "--help"):  # the verbs, and the knobs of what runs without one
+        print("\n\n".join([parser.format_help(), *(commands.choices[verb].format_help() for verb in (
+            [default] if isinstance(default, str) else default))]))
+        sys.exit(0)
     if " ".join(argv[:2]) in verbs:  # a verb of two words: readers make
         argv = [" ".join(argv[:2]), *argv[2:]]
     wanted = [argv]

@@ -66,7 +66,7 @@ def _refuse_changed(folder: Path, before: dict, now: dict, free: Iterable[str]) 
         return
     shown = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed[:5])
     more = f", or go on from it by --init {folder}" if changed == ["steps"] and now["kind"] in ("vae", "diffusion") else ""
-    raise InputError(f"{folder} holds a run with other settings ({shown}); give another --out{more}")
+    raise InputError(f"{folder} holds a run with other settings ({shown}); give another --root or --out{more}")
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,13 @@ def use(threads: int = 0) -> int:
     return torch.get_num_threads()
 
 
+def announce(threads: int) -> None:
+    """Say so where other programs leave fewer threads than there are cores: it is slower, and its last digits differ."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads < cores and "OMP_NUM_THREADS" not in os.environ:
+        print(f"threads: {threads} of {cores}, for other programs are at work")
+
+
 def free_cores() -> int:
     """Cores this process may use less those that others keep busy, at least one; all of them where nobody can tell."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -128,6 +128,12 @@ def usable(names: Sequence[str], rows: Sequence[Mapping[str, str]], known: Seque
     return kept
 
 
+def described(variables: Sequence[Variable]) -> str:
+    """What there is to ask for, in a line: values, or from where to where numbers go."""
+    return "; ".join(f"{v.name} {v.low:g} to {v.high:g}" if isinstance(v, Number) else f"{v.name} {', '.join(v.values)}"
+                     for v in variables)
+
+
 def check_names(names: Sequence[str]) -> None:
     """Refuse what cannot be a condition: nothing, a name twice, and columns that say which image it is and not how."""
     if not names:

@@ -57,11 +57,12 @@ def test_in_other_features_it_is_not_called_fid():
 
 
 def test_fid_means_inception_and_without_its_weights_it_stops_with_the_command(no_weights, tmp_path, capsys):
+    folder = flat(tmp_path / "some", drawn(4))
     for call in (minidiff.fid, minidiff.kid):
         with pytest.raises(InputError, match="python -m minidiff.diffusion.public fetch inception"):
             call(drawn(4), drawn(4))
     with pytest.raises(SystemExit) as stop:
-        config.main(evaluate.VERBS, default="report", doc="", argv=["fid", str(tmp_path), str(tmp_path)])
+        config.main(evaluate.VERBS, default="report", doc="", argv=["fid", str(folder), str(folder)])
     assert stop.value.code == 2 and "fetch inception" in capsys.readouterr().err
 
 

@@ -102,7 +102,7 @@ def test_weights_can_be_read_by_whom_the_umask_lets(tmp_path):
 
 def test_other_knobs_are_refused_before_any_work(tmp_path):
     runs.open_run(tmp_path / "r", Knobs(), "vae")
-    with pytest.raises(InputError, match=r"steps: 1 there, 9 now\); give another --out, or go on from it by --init"):
+    with pytest.raises(InputError, match=r"steps: 1 there, 9 now\); give another --root or --out, or go on from it"):
         runs.refuse_other(tmp_path / "r", Knobs(steps=9), "vae")
     assert runs.refuse_other(tmp_path / "r", Knobs(device="cuda"), "vae", ("device",))["device"] == "cuda"
     assert runs.refuse_other(tmp_path / "new", Knobs(), "vae")["kind"] == "vae" and not (tmp_path / "new").exists()

@@ -44,6 +44,8 @@ def begin(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence
         own, origin["vae"] = store.load_vae(Path(vae)), runs.sha256(Path(vae) / "vae.safetensors")
         seen = runs.read_json(Path(vae) / "vae.json").get("trained_on", [])
     variables = [var.infer(name, cells) for name, cells in columns.items()] if not is_run(init) else []
+    if variables:
+        print(f"conditions: {var.described(variables)}")
     if not init:
         model = models.from_scratch(models.UNETS[architecture], variables, seed)
         return Start(own, model, Schedule.scaled_linear(), prediction or "v", origin, seen)

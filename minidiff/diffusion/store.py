@@ -36,7 +36,7 @@ def save_vae(folder: Path, vae: VAE, **facts) -> None:
 
 
 def load_vae(folder: Path) -> VAE:
-    facts = describe(folder / "vae.json", "the VAE stage (`python train.py vae`) has to finish first")
+    facts = describe(folder / "vae.json", "the VAE stage of train.py has to finish first")
     vae = VAE(config_from(VAEConfig, facts["config"]), facts["scale"])
     return _load_weights(folder / "vae.safetensors", vae)
 
@@ -51,7 +51,7 @@ def save_model(folder: Path, model: Model, schedule: Schedule, prediction: str, 
 
 def load_pipeline(folder: Path) -> tuple[Pipeline, dict]:
     """The finished model of a diffusion run with its VAE, and the facts saved beside it."""
-    facts = describe(folder / "model.json", "the diffusion stage (`python train.py diffusion`) has to finish first")
+    facts = describe(folder / "model.json", "the diffusion stage of train.py has to finish first")
     described = ModelSpec(**{f.name: facts.pop(f.name) for f in fields(ModelSpec)})
     model, schedule = described.build()
     denoiser = Denoiser(_load_weights(folder / "model.safetensors", model), schedule, described.prediction)

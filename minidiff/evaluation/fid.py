@@ -93,8 +93,9 @@ def run_fid(cfg: FIDConfig) -> None:
 def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0, device: str = "auto",
             metrics=tuple(METRICS)) -> list[Distance]:
     """The distances of two folders or arrays (uint8 (N,H,W), (N,H,W,C) or (N,C,H,W)). InputError where these are none."""
+    for side in (real, synthetic):
+        files(side)  # refuses a folder that is not there before the work
     spec = inception() if extractor == "inception" else extractor
-    files(synthetic)  # is there a second one?
     stacks, patients = load(real)
     network = build([spec], train=_one(stacks) if spec == "pixels" else None, device=str(pick_device(device)))[0]
     x = features(network, stacks)

@@ -82,7 +82,7 @@ def _find(folders: Sequence[str]) -> dict[str, Path]:
     for kind, paths in found.items():
         if len(paths) > 1:
             some = ", ".join(map(str, paths))
-            raise InputError(f"{len(paths)} runs of kind {kind}: {some}; a card is of one model, so name its runs")
+            raise InputError(f"{len(paths)} runs of kind {kind}: {some}; a card is of one model, so name its runs by --runs")
     if not found:
         raise InputError(f"{', '.join(folders)}: no run folder, nor one inside; a card is filled from their config.json, …")
     return {kind: paths[0] for kind, paths in found.items()}

@@ -60,7 +60,7 @@ def denoising_errors(losses: Losses, images: Tensor, *, times: Sequence[int] = T
     image; draw k is at time times[k % len(times)] with noise seed k.
     """
     errors = torch.empty(len(images), draws, dtype=torch.float64)
-    for k in tqdm(range(draws), "denoising errors", disable=len(images) * draws < 2000):
+    for k in tqdm(range(draws), "denoising errors", disable=len(images) * draws < 400, leave=False):
         for first in range(0, len(images), batch):
             part = slice(first, first + batch)
             errors[part, k] = losses(images[part], times[k % len(times)], k).double().cpu()

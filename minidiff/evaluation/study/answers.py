@@ -129,7 +129,7 @@ def primary_text(p: Mapping) -> str:
         return f"{delta(p['difference'], (None, None), points=True)} points over {n}: fewer than 3 resolve nothing."
     text = (f"{delta(p['difference'], p['interval'], points=True)} points; the interval counts {n}, and holds for this "
             f"one generator. A true difference of {100 * p['sees']:.1f} points would be resolved four times in five")
-    more = f"; one of 2 points with about {p['times']:.2g} times as many patients and seeds" if p["times"] > 1 else ""
+    more = f"; one of 2 points with about {p['times']:,.0f} times as many patients and seeds" if p["times"] > 1 else ""
     return f"{text}{more}."
 
 
