@@ -288,7 +288,7 @@ def test_images_from_real_ones_lie_beside_them(tiny, tmp_path):
 def test_rejects_are_drawn_again_with_another_seed_and_named(tiny, tmp_path, monkeypatch, capsys):
     whole_make = sample.make
 
-    def faulty(cfg, pipeline, cell, seeds):
+    def faulty(cfg, pipeline, cell, seeds, progress):
         pixels, finite = whole_make(cfg, pipeline, cell, seeds)
         pixels[[i for i, seed in enumerate(seeds) if seed == 1]] = 7                    # one grey
         return pixels, torch.tensor([seed not in (2, 2 + sample.RETRY) for seed in seeds])
@@ -303,8 +303,8 @@ def test_rejects_are_drawn_again_with_another_seed_and_named(tiny, tmp_path, mon
     assert "re-drawn" in capsys.readouterr().out
     monkeypatch.undo()
     sample.verify(sample.VerifyConfig(out=str(out), k=4))
-    monkeypatch.setattr(sample, "make", lambda cfg, p, cell, seeds: (torch.zeros(len(cell), 3, 32, 32, dtype=torch.uint8),
-                                                                     torch.ones(len(cell), dtype=torch.bool)))
+    monkeypatch.setattr(sample, "make", lambda cfg, p, cell, *_: (torch.zeros(len(cell), 3, 32, 32, dtype=torch.uint8),
+                                                                  torch.ones(len(cell), dtype=torch.bool)))
     with pytest.raises(InputError, match="10 seeds gave no image to keep, the last one was of one grey"):
         sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "b"), per_label=1, steps=2))
 
