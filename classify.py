@@ -88,8 +88,8 @@ def run_study(cfg: Config) -> None:
     used = {name: folder for name, folder in folders.items()
             if any(name == arm.source or (arm.added == kinds.DUPLICATES and not arm.factor) for arm in arms)}
     with distributed.first():  # a split that has to be made is made once
-        data = inputs.read(cfg.data, used, cfg.external, size=cfg.size, seed=cfg.seed, out=cfg.out, target=cfg.target,
-                           hold_out=cfg.hold_out, near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
+        data = inputs.read(cfg.data, used, cfg.external, size=cfg.size, seed=cfg.seed, out=f"{cfg.root}/classifier",
+                           target=cfg.target, hold_out=cfg.hold_out, near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
         names = kinds.usual(data.sets["train"], data.sources, positive_of(cfg, data))

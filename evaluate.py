@@ -71,7 +71,7 @@ def run_report(cfg: Config) -> None:
     tables, pixels = read(cfg)
     named, (cfg, left_out) = cfg, of_these_data(cfg, tables["train"])
     tables["heldout"].notes.extend(left_out)
-    print(glance(cfg.data, tables, root=Path(cfg.out).parent))
+    print(glance(cfg.data, tables, root=cfg.root))
     found = optional(cfg, tables)
     judge = found.pop("judge")
     labels = asked(judge, tables)  # a cell that the judge does not know is refused before the work

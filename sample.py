@@ -283,7 +283,7 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
         if cfg.real or "new" in cfg.keep:
             raise InputError(f"--real {' '.join(real) or 'none'}: no such data folder")
         return None
-    data = read_images(real, size, seed=0, split_dir=Path(cfg.run).parent, skip_bad=True)
+    data = read_images(real, size, seed=0, split_dir=Path(cfg.root), skip_bad=True)
     judge = Predictor.load(Path(cfg.classifier) / "judge") if cfg.classifier else None
     watch = Quick(data.part("train"), data.part("val", "test"), judge)
     _ = "new" in cfg.keep and watch.release  # too few images to tell copies by are refused before the work

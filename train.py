@@ -336,10 +336,10 @@ def read_data(cfg: VAEConfig | DiffusionConfig, size: int, prior: tuple[str, ...
     with distributed.first():
         if cfg.data == (PHANTOM,):
             phantom.write(PHANTOM, scarce=phantom.SCARCE)
-        data = read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.out).parent, skip_bad=cfg.skip_bad, prior=prior,
+        data = read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.root), skip_bad=cfg.skip_bad, prior=prior,
                            grey=cfg.grey)
     if not distributed.rank():
-        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, size=size, root=Path(cfg.out).parent))
+        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, size=size, root=cfg.root))
     return data
 
 

@@ -53,9 +53,20 @@ def data_of(root: str, run: str = "") -> tuple[str, ...]:
     in the demo."""
     for folder in (run or root, *(f"{root}/{name}" for name in ("diffusion", "vae", "classifier", "report"))):
         path = Path(folder) / "config.json"
-        if path.is_file() and (data := read_json(path).get("data")):
-            return tuple(data)
+        saved = read_json(path) if path.is_file() else {}
+        if saved.get("data"):
+            return tuple(_from_here(folder, _began_in(root, saved.get("root", ""))) for folder in saved["data"])
     return (f"{DEMO}/phantom",) if os.path.relpath(root) == DEMO else ()
+
+
+def _began_in(root: str, as_named: str) -> str:
+    """The folder in which the runs of a root were begun, to which their relative paths are: where runs/x is this root."""
+    here, tail = os.path.abspath(root), os.sep + os.path.normpath(as_named)
+    return here[: -len(tail)] or os.sep if as_named and here.endswith(tail) else os.getcwd()
+
+
+def _from_here(folder: str, base: str) -> str:
+    return folder if os.path.isabs(folder) else os.path.relpath(os.path.join(base, folder))
 
 
 def then(script: str, cfg: Any, left: str) -> str:

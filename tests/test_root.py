@@ -152,3 +152,11 @@ def test_what_comes_next_is_said_where_it_holds():
     assert then("classify", cfg, "samples") == "next: python classify.py --root runs/x"
     assert then("classify", replace(cfg, out="runs/x/samples-1"), "samples") == ""
     assert then("classify", sample.SampleConfig(), "samples") == "next: python classify.py"
+
+
+def test_relative_data_are_found_from_another_folder(tmp_path, monkeypatch):
+    run("runs/x/vae", data=["A"], root="runs/x")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert classify.Config(root="../runs/x").data == ("../A",)
+    assert classify.Config(root=str(tmp_path / "runs/x")).data == ("../A",)

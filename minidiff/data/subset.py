@@ -54,7 +54,7 @@ class SubsetConfig(Rooted):
 
 def write_subset(cfg: SubsetConfig) -> None:
     """Write a data set with fewer training patients, e.g. to train a generator for the arm real@25."""
-    table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.out).parent)
+    table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
     keep = _read_keep(cfg.keep, table.labels)
     train, rest = table.select(split="train"), [row for row in table.rows if row["split"] != "train"]
     kept = first_patients(train.column("label"), train.column("patient"), keep, cfg.seed)

@@ -70,7 +70,7 @@ def write_split(cfg: AuditConfig, found: Table, pairs: Sequence[Pair]) -> list[P
     in --out, to be looked at and put in place by hand."""
     given = [row["split"] != "" for row in found.rows]
     if not any(given):
-        path = Path(cfg.out).parent / f"split-{found.fingerprint[:12]}.csv"
+        path = Path(cfg.root) / f"split-{found.fingerprint[:12]}.csv"
         if path.exists():
             print(f"{path} is there already and is kept; delete it to split anew", file=sys.stderr)
         else:

@@ -140,7 +140,7 @@ def read(cfg: MatrixConfig) -> tuple[dict[str, Table], dict[str, Tensor]]:
     """Tables and pixels: real (with splits), external, and each folder of samples by its name; in the order of content."""
     if cfg.external == (HOSPITAL,):
         phantom.write(HOSPITAL, n=600, seed=1, confounding=1.0, noise=0.05)
-    real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.out).parent)
+    real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
     real.select(split=("train",)).require("train")
     tables = {"real": real.select(split=("train", "val", "test"))}
     if not len(real.select(split=("val", "test"))):

@@ -153,7 +153,7 @@ def texts(path: str) -> dict[str, str]:
 
 def read(cfg: Config) -> tuple[Table, list[Table]]:
     """Held-out real images, and each set of samples; no sample may be a real file, none made from a held-out image."""
-    table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.out).parent)
+    table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
     real, made = table.select(split=("val", "test")), [read_table(folder, split=False) for folder in cfg.samples]
     if not cfg.samples:
         raise InputError("--samples: no folder of synthetic images given")

@@ -51,7 +51,7 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
     for folder in cfg.data:
         if runs.nested(folder, cfg.samples):
             raise InputError(f"--samples {cfg.samples} is the folder of real data {folder}, or lies in it or around it")
-    real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.out).parent)
+    real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
     made = read_table(cfg.samples, split=False)
     tables = {"train": real.select(split="train"), "heldout": real.select(split=("val", "test")), "synthetic": made}
     for name in ("train", "heldout"):
