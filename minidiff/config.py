@@ -90,7 +90,7 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str,
     if " ".join(argv[:2]) in verbs:  # a verb of two words: readers make
         argv = [" ".join(argv[:2]), *argv[2:]]
     wanted = [argv]
-    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):  # a mistyped verb stays where it is
+    if not argv or argv[0].startswith("-"):  # a mistyped verb stays where it is
         chosen = [default] if isinstance(default, str) else default
         wanted = [[verb, *argv] for verb in chosen]
         _refuse_unshared(argv, {verb: typing.get_type_hints(verbs[verb][0]) for verb in chosen})

@@ -32,12 +32,12 @@ class Rooted:
         named = [_first(getattr(self, name, "")) for name in ANCHORS]
         named = [x for x in named if x and not _in_root(x) and not x.endswith((".png", ".csv"))]  # may be put anywhere
         root = self.root or next(map(_above, named), DEMO)
-        own = not self.root and not named  # the demo's root, which nobody asked for
-        if own and getattr(self, "data", ()) and _spelled(self.data) != _spelled(data_of(DEMO)):
-            raise InputError(f"--data {' '.join(_spelled(self.data))}: name the folder of this experiment, e.g. --root "
-                             f"runs/x; without it, it would mix with that of {DEMO}")
-        if own and getattr(self, "data", ()):
-            object.__setattr__(self, "data", type(self.data)())  # the demo's, however spelled
+        data = getattr(self, "data", ())
+        if data and not self.root and not named:  # the demo's root, which nobody asked for
+            if _spelled(data) != _spelled(data_of(DEMO)):
+                raise InputError(f"--data {' '.join(_spelled(data))}: name the folder of this experiment, e.g. --root "
+                                 f"runs/x; without it, it would mix with that of {DEMO}")
+            object.__setattr__(self, "data", type(data)())  # they are the demo's, however spelled
         found = {name: _rooted(value, root) for name, value in vars(self).items()} | {"root": root}
         if self.data_of_root and found.get("data", root) in ((), ""):
             known = data_of(root, found.get("run", ""))
