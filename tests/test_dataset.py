@@ -92,7 +92,7 @@ def test_skip_bad_with_nothing_left_is_refused(folder):
 def test_constant_image_is_noted(folder):
     images.write(folder / "6.png", np.full((9, 9), 3, np.uint8))
     table, _ = load_pixels(read_table(folder, split=False), 16)
-    assert "1 images are of one grey" in table.notes[-1] and "6.png" in table.notes[-1]
+    assert "1 image of one grey" in table.notes[-1] and "6.png" in table.notes[-1]
 
 
 def test_no_rows_make_no_pixels(folder):
