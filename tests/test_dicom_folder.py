@@ -310,6 +310,7 @@ def test_time_memory_and_a_crash_cost_one_file_only(tmp_path, guard):
         guard.convert(small, OPTIONS)
     assert guard.convert(small, OPTIONS)
     guard.seconds = 0
+    os.kill(guard.process.pid, signal.SIGSTOP)  # or it might have answered before anybody looked
     with pytest.raises(Refused, match="time"):
         guard.convert(small, OPTIONS)
     guard.seconds = 60
