@@ -206,7 +206,7 @@ def prepare(cfg: DiffusionConfig) -> Stage:
     vae_run = cfg.vae or ("" if cfg.init else f"{cfg.root}/vae")
     data = read_data(cfg, known_size(cfg.init, vae_run, cfg.size), cfg.prior)
     train, val = data.part("train"), data.part("val")
-    check_vae(vae_run if not cfg.vae else "", cfg.init, cfg.root, train.hashes)
+    check_vae(cfg.vae, cfg.init, cfg.root, train.hashes)
     cfg = replace(cfg, size=data.size, condition=var.usable(cfg.condition, train.table.rows, known_conditions(cfg.init)))
     start = begin(cfg.init, vae_run, cfg.architecture, {name: train.table.column(name) for name in cfg.condition},
                   None if cfg.prediction == "auto" else cfg.prediction, cfg.seed)

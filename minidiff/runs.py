@@ -99,6 +99,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def of_other_images(seen: Iterable[str] | None, here: Iterable[str]) -> bool:
+    """Was something trained on other images (SHA-256) than these? Not if it shares at least half of the fewer images; and
+    where what it was trained on is unknown, nobody can say, and the answer is no."""
+    seen, here = set(seen or ()), set(here)
+    return bool(seen) and 2 * len(seen & here) < min(len(seen), len(here))
+
+
 def nested(a: str | Path, b: str | Path) -> bool:
     """Are two folders the same, or does one lie in the other?"""
     a, b = Path(a).resolve(), Path(b).resolve()

@@ -35,20 +35,24 @@ def use(threads: int = 0) -> int:
 
 def announce(threads: int) -> None:
     """Say so where other programs leave fewer threads than there are cores: it is slower, and its last digits differ."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads < cores and "OMP_NUM_THREADS" not in os.environ:
-        print(f"threads: {threads} of {cores}, for other programs are at work")
+    if threads < len(cores()) and "OMP_NUM_THREADS" not in os.environ:
+        print(f"threads: {threads} of {len(cores())}, for other programs are at work")
 
 
 def free_cores() -> int:
     """Cores this process may use less those that others keep busy, at least one; all of them where nobody can tell."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    own = cores()
     if not STAT.exists():
-        return len(cores)
-    before = worked(STAT.read_text(), cores)
+        return len(own)
+    before = worked(STAT.read_text(), own)
     time.sleep(LOOK)
-    busy = (worked(STAT.read_text(), cores) - before) / LOOK
-    return max(1, len(cores) - round(busy))
+    busy = (worked(STAT.read_text(), own) - before) / LOOK
+    return max(1, len(own) - round(busy))
+
+
+def cores() -> set[int]:
+    """The cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def worked(stat: str, cores: set[int]) -> float:

@@ -91,16 +91,16 @@ def test_the_command_prints_both_and_keeps_them(tmp_path, capsys):
 
 def test_a_data_set_brings_its_patients_and_masks_are_no_images(tmp_path):
     folder = phantom.write(tmp_path / "p", n=60, size=32, masks=True)
-    stacks, patients = rooms.load(folder)
+    stacks, patients = rooms.load(folder, rooms.files(folder))
     assert sum(map(len, stacks)) == len(patients) == 60 and len(set(patients)) < 60
     nested = tmp_path / "nested"
     flat(nested / "x" / "deep", drawn(3)), flat(nested / "masks", drawn(3))
-    assert sum(map(len, rooms.load(nested)[0])) == 3
+    assert sum(map(len, rooms.load(nested, rooms.files(nested))[0])) == 3
 
 
 def test_images_of_several_sizes_are_stacked_apart(tmp_path):
     flat(tmp_path / "a", drawn(3)), flat(tmp_path / "a" / "b", drawn(2, size=64))
-    stacks, patients = rooms.load(tmp_path / "a")
+    stacks, patients = rooms.load(tmp_path / "a", rooms.files(tmp_path / "a"))
     assert [tuple(s.shape) for s in stacks] == [(3, 3, 32, 32), (2, 3, 64, 64)] and len(patients) == 5
     with pytest.raises(InputError, match="one size; the real ones have 32 × 32, 64 × 64"):
         minidiff.fid(tmp_path / "a", tmp_path / "a", extractor="pixels")

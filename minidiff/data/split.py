@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minidiff.errors import InputError, count
-from minidiff.runs import read_json
+from minidiff.runs import of_other_images, read_json
 
 Row = dict[str, str]
 SPLITS = ("train", "val", "test")
@@ -90,10 +90,8 @@ def check_synthetic(rows: Sequence[Row], hashes: Mapping[str, str], real: Iterab
 
 
 def of_other_data(seen: Iterable[str] | None, rows: Sequence[Row], hashes: Mapping[str, str]) -> bool:
-    """Was something trained on other images than these training rows? It is of these data if it shares at least half of the
-    fewer images. Where what it was trained on is unknown, nobody can say, and the answer is no."""
-    seen, here = set(seen or ()), {hashes[row["file"]] for row in rows}
-    return bool(seen) and 2 * len(seen & here) < min(len(seen), len(here))
+    """Was something trained on other images than these training rows? As `runs.of_other_images` has it."""
+    return of_other_images(seen, (hashes[row["file"]] for row in rows))
 
 
 def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str] | None, who: str) -> list[str]:

@@ -87,16 +87,17 @@ def known_conditions(init: str) -> tuple[str, ...]:
     return tuple(v["name"] for v in runs.read_json(Path(init) / "model.json")["variables"]) if is_run(init) else ()
 
 
-def check_vae(vae: str, init: str, root: str, train: Sequence[str]) -> None:
-    """Refuse a VAE that the root holds, if it was trained on other images than these (SHA-256); say if it is not used."""
+def check_vae(named: str, init: str, root: str, train: Sequence[str]) -> None:
+    """Where no VAE is named: refuse that of the root if it was trained on other images than these (SHA-256), and say so
+    where that of `init` is taken in its place."""
     found = Path(root) / "vae" / "vae.json"
-    if init and not vae and found.exists():
+    if named or not found.exists():
+        return
+    if init:
         print(f"the VAE is that of {init}; {found.parent} is not used: name it by --vae if its encoder is the same")
-    elif vae and found.exists() and found.parent == Path(vae):
-        seen = set(runs.read_json(found).get("trained_on", []))
-        if seen and 2 * len(seen & set(train)) < min(len(seen), len(train)):
-            raise InputError(f"{vae} was trained on other images than these; train one here (train.py vae), or name it by "
-                             "--vae and give another --root")
+    elif runs.of_other_images(runs.read_json(found).get("trained_on"), train):
+        raise InputError(f"{found.parent} was trained on other images than these; train one here (train.py vae), or name it "
+                         "by --vae and give another --root")
 
 
 def known_size(init: str, vae: str, size: int = 0) -> int:

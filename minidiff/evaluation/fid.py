@@ -93,14 +93,13 @@ def run_fid(cfg: FIDConfig) -> None:
 def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0, device: str = "auto",
             metrics=tuple(METRICS)) -> list[Distance]:
     """The distances of two folders or arrays (uint8 (N,H,W), (N,H,W,C) or (N,C,H,W)). InputError where these are none."""
-    for side in (real, synthetic):
-        files(side)  # refuses a folder that is not there before the work
+    named = files(real), files(synthetic)  # a folder that is not there is refused before the work
     spec = inception() if extractor == "inception" else extractor
-    stacks, patients = load(real)
+    stacks, patients = load(real, named[0])
     network = build([spec], train=_one(stacks) if spec == "pixels" else None, device=str(pick_device(device)))[0]
     x = features(network, stacks)
     del stacks  # one set of images at a time in memory
-    y = features(network, load(synthetic)[0])
+    y = features(network, load(synthetic, named[1])[0])
     found, sizes = [], (len(x), len(y))
     for name in metrics:
         metric, title = METRICS[name], name if network.name in INCEPTIONS else ELSEWHERE[name]
@@ -138,12 +137,13 @@ def inception() -> str:
     return f"inception-pytorch-fid={path}"
 
 
-def load(images_or_folder) -> tuple[list[Stack], list[str]]:
-    """The images as stacks of one size, in their order within it, and the patient of each."""
+def load(images_or_folder, named: list[tuple[str, str]]) -> tuple[list[Stack], list[str]]:
+    """The images of an array, or of a folder's `files`, as stacks of one size, in their order within it, and the patient
+    of each."""
     if not isinstance(images_or_folder, (str, Path)):
         array = _array(images_or_folder)
         return [array], [str(k) for k in range(len(array))]
-    named, found = files(images_or_folder), {}
+    found: dict[tuple, list] = {}
     for file, patient in tqdm(named, f"reading {images_or_folder}", unit=" images", disable=len(named) < 200):
         pixels = images.read(file)
         found.setdefault(pixels.shape, []).append((pixels, patient))  # grey ones stay one channel in memory
