@@ -42,7 +42,6 @@ from minidiff.data import images
 from minidiff.data.dataset import load_pixels, to_float
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
 from minidiff.data.glance import glance
-from minidiff.data.split import of_other_data, trained_on
 from minidiff.data.table import Table
 from minidiff.diffusion import plan as plans
 from minidiff.diffusion import store
@@ -69,7 +68,7 @@ from minidiff.training.precision import Precision, pick_device
 def run_report(cfg: Config) -> None:
     """Write the report."""
     tables, pixels = read(cfg)
-    named, (cfg, left_out) = cfg, of_these_data(cfg, tables["train"])
+    named, (cfg, elsewhere, left_out) = cfg, of_these_data(cfg, tables["train"])
     tables["heldout"].notes.extend(left_out)
     print(glance(cfg.data, tables, root=cfg.root))
     found = optional(cfg, tables)
@@ -98,8 +97,7 @@ def run_report(cfg: Config) -> None:
                  **{f"{k}_labels": counts(tables[k]) for k in ("train", "heldout")},
                  **{f"{k}_fingerprint": facts[k] for k in ("train", "heldout")},
                  "patients_assumed": tables["train"].patients_assumed, "notes": notes(tables)},
-        "samples": {"folder": cfg.samples, "n": len(tables["synthetic"]), "of_other_data": of_other_data(
-                        trained_on(cfg.samples), tables["train"].rows, tables["train"].hashes),
+        "samples": {"folder": cfg.samples, "n": len(tables["synthetic"]), "of_other_data": elsewhere,
                     "labels": counts(tables["synthetic"]), "fingerprint": facts["synthetic"]},
         "extractors": [describe(e) for e in extractors], "distances": rows, "growth": grown, "conditions": conditions,
         "variety": breakdown.variety(sides, pixels, tables["synthetic"].labels, **how),

@@ -81,8 +81,9 @@ def check_origin(cfg: Config, heldout: Table) -> list[str]:
     return [note for who, known in seen.items() for note in check_unseen(heldout.rows, heldout.hashes, known, who)]
 
 
-def of_these_data(cfg: Config, train: Table) -> tuple[Config, list[str]]:
-    """The config without the runs that were trained on other images than these, and a note for each of them.
+def of_these_data(cfg: Config, train: Table) -> tuple[Config, bool, list[str]]:
+    """The config without the runs that were trained on other images than these, whether the generator was, and a note for
+    each of them.
 
     Of the generator's own training images nothing is known then: that is noted, too, for no copy of them can be seen.
     """
@@ -90,10 +91,11 @@ def of_these_data(cfg: Config, train: Table) -> tuple[Config, list[str]]:
            "diffusion": saw_of(Path(cfg.diffusion) / "model.json")}
     strange = [name for name, seen in saw.items() if of_other_data(seen, train.rows, train.hashes)]
     notes = [f"{getattr(cfg, name)} was trained on other images than these: the page leaves it out" for name in strange]
-    if of_other_data(trained_on(cfg.samples), train.rows, train.hashes):
+    elsewhere = of_other_data(trained_on(cfg.samples), train.rows, train.hashes)
+    if elsewhere:
         notes.append(f"{cfg.samples}: its generator was trained on other images than these, of which it may hold copies; "
                      "none can be seen here")
-    return replace(cfg, **dict.fromkeys(strange, os.devnull)), notes
+    return replace(cfg, **dict.fromkeys(strange, os.devnull)), elsewhere, notes
 
 
 def saw_of(path: Path) -> list[str]:
