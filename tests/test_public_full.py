@@ -1,4 +1,6 @@
-"""The full public shapes in float32, in every dialect, against diffusers and transformers. Random weights; 15 GB of disk."""
+"""The full public shapes in float32, in every dialect, against diffusers and transformers. Random
+weights; 15 GB of disk.
+"""
 
 import gc
 import shutil
@@ -17,7 +19,9 @@ PARAMETERS = {"SD 1.x": 859_520_964, "SD 2.x": 865_910_724}
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder that is emptied at once: pytest would keep the gigabytes of the last three sessions."""
+    """A folder that is emptied at once: pytest would keep the gigabytes of the last three
+    sessions.
+    """
     yield tmp_path
     shutil.rmtree(tmp_path)
 
@@ -31,9 +35,12 @@ def inputs(width):
 
 @torch.no_grad()
 def outputs_of_peers(version, root) -> dict[str, torch.Tensor]:
-    """What the peers give; their weights are written to disk in each dialect on the way, and then forgotten."""
+    """What the peers give; their weights are written to disk in each dialect on the way, and then
+    forgotten.
+    """
     config = sd.FULL[version]
-    unet, vae, clip = sd.make_unet(config["unet"]), sd.make_vae(sd.FULL["vae"]), sd.make_clip(config["clip"])
+    unet, vae, clip = sd.make_unet(config["unet"]), sd.make_vae(sd.FULL["vae"]), sd.make_clip(
+        config["clip"])
     assert sum(p.numel() for p in unet.parameters()) == PARAMETERS[version]
     state = sd.ldm_state(version, unet, vae, clip)
     sd.write_safetensors(root / "ldm.safetensors", state)
@@ -50,7 +57,8 @@ def outputs_of_peers(version, root) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def distances(path, theirs) -> dict[str, float]:
     parts = load_sd(path, prediction="eps")
-    assert parts.certificate.parts["UNet"].tensors == 686 and parts.certificate.parts["VAE"].tensors == 248
+    assert parts.certificate.parts["UNet"].tensors == 686 and parts.certificate.parts[
+        "VAE"].tensors == 248
     x, t, context, images = inputs(parts.unet.config.context_dim)
     mine = {"unet": parts.unet(x, t, context), "encode": parts.vae.encode(images).mean,
             "decode": parts.vae.decode(x[:, :, :16, :16]), "context": parts.null_context}
