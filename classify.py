@@ -1,4 +1,5 @@
-"""Did synthetic images help? Train the same classifier on real, real + duplicated and real + synthetic images, and say so.
+"""Did synthetic images help? Train the same classifier on real, real + duplicated and real +
+synthetic images, and say so.
 
     python classify.py                                     the embedded demo → runs/demo/classifier
     python classify.py --root runs/x --external DIR2 --steps 400   the experiment of runs/x, tested at another hospital, too
@@ -7,12 +8,14 @@
     python classify.py --data DIR --arms real --out runs/x/baseline          no synthetic images needed
     python classify.py subset --data DIR --keep covid=25 --out DIR25    fewer patients, for the generator of real@25
     python classify.py predict --model runs/x/classifier --data NEW --out new.csv   probabilities, sets, uncertainty
-    torchrun --standalone --nproc-per-node 8 -- classify.py --seeds 8   arms and seeds are dealt to the GPUs
+    torchrun --standalone --nproc-per-node 8 -- classify.py --seeds 8   arms and seeds are dealt to
+                                                                        the GPUs
 
-Which arms there are: minidiff/classification/arms.py. Finished pairs of arm and seed are kept: to resume, or to add --arms
-or --seeds, run the command again with the same --out. Out come study.html, its tables as CSV, results.json, summary.json,
-arms/ (predictors, logits), and judge/: a predictor of label and conditions trained on real training patients only, with
-which evaluate.py asks whether samples show what they were asked to show.
+Which arms there are: minidiff/classification/arms.py. Finished pairs of arm and seed are kept: to
+resume, or to add --arms or --seeds, run the command again with the same --out. Out come study.html,
+its tables as CSV, results.json, summary.json, arms/ (predictors, logits), and judge/: a predictor
+of label and conditions trained on real training patients only, with which evaluate.py asks whether
+samples show what they were asked to show.
 """
 
 from __future__ import annotations
@@ -81,31 +84,39 @@ class Config(Rooted):
 def run_study(cfg: Config) -> None:
     """Compare the arms on held-out patients, after a look at what a shortcut could tell."""
     distributed.start()
-    usual, cfg = not cfg.arms, replace(cfg, size=cfg.size or side(cfg.root), arms=cfg.arms or kinds.USUAL)
+    usual, cfg = not cfg.arms, replace(cfg, size=cfg.size or side(cfg.root),
+                                       arms=cfg.arms or kinds.USUAL)
     folders = sources(cfg)
     arms = check(cfg, folders)
     runs.refuse_other(cfg.out, cfg, "classifier", (*FREE, "condition"))
-    used = {name: folder for name, folder in folders.items()
-            if any(name == arm.source or (arm.added == kinds.DUPLICATES and not arm.factor) for arm in arms)}
+    used = {name: folder for name, folder in folders.items() if any(
+        name == arm.source or (arm.added == kinds.DUPLICATES and not arm.factor) for arm in arms)}
     with distributed.first():  # a split that has to be made is made once
-        data = inputs.read(cfg.data, used, cfg.external, size=cfg.size, seed=cfg.seed, out=f"{cfg.root}/classifier",
-                           target=cfg.target, hold_out=cfg.hold_out, near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
+        data = inputs.read(cfg.data, used, cfg.external, size=cfg.size, seed=cfg.seed,
+                           out=f"{cfg.root}/classifier", target=cfg.target, hold_out=cfg.hold_out,
+                           near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
         names = kinds.usual(data.sets["train"], data.sources, positive_of(cfg, data))
         arms = [kinds.parse(name, list(folders)) for name in names]
     known = check_read(cfg, arms, data)
-    recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data), cfg.even, cfg.init,
-                          cfg.precision, str(pick_device(cfg.device)), cfg.seed)
+    recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data),
+                          cfg.even, cfg.init, cfg.precision, str(pick_device(cfg.device)), cfg.seed)
     out, main = Path(cfg.out), not distributed.rank()
     with distributed.first():  # no rank trains into a folder that is refused
         if main:
-            start = Path(cfg.init) / "predictor.safetensors" if Path(cfg.init).is_dir() else Path(cfg.init)
-            runs.open_run(cfg.out, cfg, "classifier", free=FREE, init=runs.sha256(start) if cfg.init else "",
-                          data={name: table.fingerprint for name, table in data.tables.items() if name in data.sets})
+            start = Path(cfg.init) / "predictor.safetensors" if Path(cfg.init).is_dir() else Path(
+                cfg.init)
+            runs.open_run(cfg.out, cfg, "classifier", free=FREE,
+                          init=runs.sha256(start) if cfg.init else "",
+                          data={name: table.fingerprint for name, table in data.tables.items()
+                                if name in data.sets})
         if main:
-            print(glance(cfg.data, {name: data.tables[name] for name in data.sets}, root=out.parent))
-            print(f"label of interest: {recipe.positive}{'' if cfg.positive else ', the rarest in training (--positive)'}")
+            print(glance(cfg.data, {name: data.tables[name] for name in data.sets},
+                         root=out.parent))
+            print(
+                "label of interest: "
+                f"{recipe.positive}{'' if cfg.positive else ', the rarest in training (--positive)'}")
     primary = declared(cfg, arms, data, out)
     if main:
         with distributed.alone():
@@ -114,26 +125,31 @@ def run_study(cfg: Config) -> None:
     pairs = [(arm, seed) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for arm in arms]
     for arm, seed in pairs[distributed.rank() :: distributed.world()]:
         with distributed.alone():
-            study.train_pair(study.folder_of(out, arm.name, seed), arm, seed, data, recipe, f"{arm.name}, seed {seed}")
+            study.train_pair(study.folder_of(out, arm.name, seed), arm, seed, data, recipe,
+                             f"{arm.name}, seed {seed}")
     distributed.wait()
     if main:
-        trained = {arm.name: [study.train_pair(study.folder_of(out, arm.name, seed), arm, seed, data, recipe)
-                              for own, seed in pairs if own is arm] for arm in arms}
+        trained = {arm.name: [study.train_pair(study.folder_of(out, arm.name, seed), arm, seed,
+                                               data, recipe) for own, seed in pairs if own is arm]
+                   for arm in arms}
         results, summary = assess(data, arms, trained, recipe, out)
         found = measured(primary, trained, data, recipe.positive) if primary else None
-        summary = {**summary, "primary": found, "audit": audit, "judge": judge, "recipe": asdict(recipe)}
+        summary = {**summary, "primary": found, "audit": audit, "judge": judge,
+                   "recipe": asdict(recipe)}
         runs.write_json(out / "results.json", results)
         runs.write_json(out / "summary.json", summary)
         for name, text in csv_tables(summary, results).items():
             runs.write_atomic(out / f"{name}.csv", text)
-        runs.write_atomic(out / "study.html", study_page(summary, results, gallery(data, summary, out)))
+        runs.write_atomic(out / "study.html",
+                          study_page(summary, results, gallery(data, summary, out)))
         print(printed(summary), f"\n\n{out / 'study.html'}\n{then('evaluate', cfg, 'classifier')}")
     distributed.stop()
 
 
 def side(root: str) -> int:
     """Side of the images of an experiment, px: that of its diffusion model or its VAE, else 64."""
-    found = [path for path in (Path(root) / "diffusion" / "model.json", Path(root) / "vae" / "vae.json") if path.is_file()]
+    found = [path for path in (Path(root) / "diffusion" / "model.json",
+                               Path(root) / "vae" / "vae.json") if path.is_file()]
     return runs.read_json(found[0])["size"] if found else 64
 
 
@@ -154,7 +170,8 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
     """What can be refused before anything is read; the arms."""
     arms = [kinds.parse(name, list(folders)) for name in cfg.arms]
     if not arms or len(set(cfg.arms)) < len(arms):
-        raise InputError(f"arms {', '.join(cfg.arms) or 'none'}: name each of them once, and one or more")
+        raise InputError(f"arms {', '.join(cfg.arms) or 'none'}: name each of them once, and one "
+                         "or more")
     if any("scratch" in arm.words for arm in arms) and not cfg.init:
         raise InputError("--arms real-scratch: without --init every arm starts from random weights")
     if any("even" in arm.words for arm in arms) and not cfg.even:
@@ -162,7 +179,8 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
     if cfg.init:
         transfer.read(cfg.init)
     var.check_names(cfg.condition)
-    for name, least in {"size": 32, "width": LEAST, "steps": 1, "batch": 2, "seeds": 1}.items():  # one image: no norm
+    # one image: no norm
+    for name, least in {"size": 32, "width": LEAST, "steps": 1, "batch": 2, "seeds": 1}.items():
         if getattr(cfg, name) < least:
             raise InputError(f"{name} is {getattr(cfg, name)}; allowed are {least} and more")
     return arms
@@ -177,9 +195,11 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
                              f"{cfg.target} names findings that may be there together")
         for name in cfg.even:
             if not any(row.get(name, "") for row in train.rows):
-                raise InputError(f"--even {name}: no training image has it; there are {', '.join(train.rows[0])}")
+                raise InputError(f"--even {name}: no training image has it; there are "
+                                 f"{', '.join(train.rows[0])}")
     for arm in arms:  # has each folder enough images?
-        kinds.training_set(arm, train, data.sources, positive=positive_of(cfg, data), seed=cfg.seed, subset_seed=cfg.seed)
+        kinds.training_set(arm, train, data.sources, positive=positive_of(cfg, data), seed=cfg.seed,
+                           subset_seed=cfg.seed)
     if cfg.init:
         transfer.begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
     known = [data.target, *(var.infer(name, [row.get(name, "") for row in train.rows])
@@ -188,19 +208,24 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
     return known
 
 
-def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs, out: Path) -> primaries.Primary | None:
-    """The primary comparison, written down before anything is trained; once it stands there, another one is refused."""
-    matched = [f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added and b.added == kinds.DUPLICATES
-               and (a.base, a.factor) == (b.base, b.factor)]
+def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
+             out: Path) -> primaries.Primary | None:
+    """The primary comparison, written down before anything is trained; once it stands there,
+    another one is refused.
+    """
+    matched = [f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
+               and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor)]
     text = next(iter(matched), "") if cfg.primary == "auto" else cfg.primary
     wanted = primaries.parse(text, [arm.name for arm in arms], list(data.tests))
     path = out / "primary.json"
     before = primaries.Primary(**runs.read_json(path)) if path.exists() else None
     if before and cfg.primary != "auto" and before != wanted:
-        raise InputError(f"--primary {cfg.primary}: {path} declares {before}, and arms are trained; give another --out")
+        raise InputError(f"--primary {cfg.primary}: {path} declares {before}, and arms are "
+                         "trained; give another --out")
     found = before or wanted
     if found and {found.arm, found.against} - {arm.name for arm in arms}:
-        raise InputError(f"{path} declares {found}: name both arms in --arms, or give another --out")
+        raise InputError(f"{path} declares {found}: name both arms in --arms, or give another "
+                         "--out")
     if found and not distributed.rank():
         print(f"primary comparison: {found}")
         if not before:
@@ -208,12 +233,14 @@ def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs, out: Path) -> pri
     return found
 
 
-def measured(primary: primaries.Primary, trained: dict[str, list[dict]], data: Inputs, positive: str) -> dict:
+def measured(primary: primaries.Primary, trained: dict[str, list[dict]], data: Inputs,
+             positive: str) -> dict:
     """The primary comparison's answer from the logits of its arms."""
     exclusive = isinstance(data.target, var.Category)
-    p = {arm: [probabilities(np.array(one["logits"][primary.test_set]), exclusive=exclusive) for one in trained[arm]]
-         for arm in (primary.arm, primary.against)}
-    return primaries.measure(primary, p, data.truth(primary.test_set).numpy(), data.sets[primary.test_set].patients,
+    p = {arm: [probabilities(np.array(one["logits"][primary.test_set]), exclusive=exclusive)
+               for one in trained[arm]] for arm in (primary.arm, primary.against)}
+    return primaries.measure(primary, p, data.truth(primary.test_set).numpy(),
+                             data.sets[primary.test_set].patients,
                              list(data.target.values).index(positive), exclusive)
 
 
@@ -227,12 +254,16 @@ def positive_of(cfg: Config, data: Inputs) -> str:
 
 
 def audited(cfg: Config, out: Path, data: Inputs) -> dict:
-    """What can be told without a look at the lungs; printed before anything is trained, and kept."""
+    """What can be told without a look at the lungs; printed before anything is trained, and
+    kept.
+    """
     if (out / "audit.json").exists():
         found = runs.read_json(out / "audit.json")
     else:
-        columns = [name for name in cfg.condition if name not in ("label", cfg.target)]  # these are what is to be told
-        found = shortcut_audit(data.sets["train"], data.tests, labels=data.target.values, columns=columns,
+        # these are what is to be told
+        columns = [name for name in cfg.condition if name not in ("label", cfg.target)]
+        found = shortcut_audit(data.sets["train"], data.tests, labels=data.target.values,
+                               columns=columns,
                                seed=cfg.seed, size=cfg.size, steps=min(cfg.steps, STEPS))
         runs.write_json(out / "audit.json", found)
     print("\n".join(found["text"]))
@@ -240,27 +271,32 @@ def audited(cfg: Config, out: Path, data: Inputs) -> dict:
 
 
 def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variable]) -> list[dict]:
-    """Train and save the judge on the training images, or read a finished one; its agreement with the test images.
+    """Train and save the judge on the training images, or read a finished one; its agreement with
+    the test images.
 
-    The sha256 of its training files is kept beside it: no image that it is asked to judge should be among them.
+    The sha256 of its training files is kept beside it: no image that it is asked to judge should be
+    among them.
     """
     train, test = data.sets["train"], data.sets["test"]
     runs.write_json(folder / "trained_on.json", sorted(set(train.hashes)))
     if (folder / "agreement.json").exists():
         return runs.read_json(folder / "agreement.json")
-    judge = Predictor(known, width=cfg.width, size=cfg.size, seed=cfg.seed).to(pick_device(cfg.device))
+    judge = Predictor(known, width=cfg.width, size=cfg.size,
+                      seed=cfg.seed).to(pick_device(cfg.device))
     labels, exclusive = var.encode(known, train.rows), isinstance(data.target, var.Category)
-    log = fit(judge, train.pixels, labels, weights={cfg.target: balance(data.target, labels)} if exclusive else None,
-              steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge",
-              precision=cfg.precision)
+    log = fit(judge, train.pixels, labels, weights={cfg.target: balance(data.target, labels)}
+              if exclusive else None, steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr,
+              seed=cfg.seed, progress="judge", precision=cfg.precision)
     found = agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
     judge.save(folder)
     runs.write_json(folder / "log.json", log)
-    runs.write_json(folder / "agreement.json", found)  # last: its presence says that the judge is finished
+    # last: its presence says that the judge is finished
+    runs.write_json(folder / "agreement.json", found)
     return found
 
 
-VERBS = {"study": (Config, run_study), "subset": (SubsetConfig, write_subset), "predict": (PredictConfig, predict)}
+VERBS = {"study": (Config, run_study), "subset": (SubsetConfig, write_subset),
+         "predict": (PredictConfig, predict)}
 
 if __name__ == "__main__":
     config.main(VERBS, default="study", doc=__doc__)

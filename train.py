@@ -23,13 +23,30 @@ from torch import nn
 
 from minidiff import config, distributed, runs
 from minidiff import variables as var
-from minidiff.counted import AUGMENT, NOISE, ROWS, drops, generators, normal, seeded, stratified, uniform
+from minidiff.counted import (
+    AUGMENT,
+    NOISE,
+    ROWS,
+    drops,
+    generators,
+    normal,
+    seeded,
+    stratified,
+    uniform,
+)
 from minidiff.data import images, phantom
 from minidiff.data.dataset import Images, augment, picker, read_images, to_float
 from minidiff.data.glance import by_split, glance
 from minidiff.data.latents import Source, encoded, moments
 from minidiff.diffusion import lora, store, unet
-from minidiff.diffusion.begin import Start, begin, begin_vae, check_vae, known_conditions, known_size
+from minidiff.diffusion.begin import (
+    Start,
+    begin,
+    begin_vae,
+    check_vae,
+    known_conditions,
+    known_size,
+)
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
 from minidiff.diffusion.model import Model
@@ -46,7 +63,9 @@ from minidiff.training.precision import SCHEDULES, Precision, pick_device, set_l
 from minidiff.training.state import Keeper, budget, require_space
 
 PHANTOM = f"{DEMO}/phantom"  # the embedded data, drawn when they are not there
-FREE = ("log_every", "save_every", "snapshots", "guidance", "device", "compile", "checkpointing", "shard")  # same weights
+# same weights
+FREE = ("log_every", "save_every", "snapshots", "guidance", "device", "compile", "checkpointing",
+        "shard")
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,8 @@ def train_vae(cfg: VAEConfig) -> None:
     if frozen:
         vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
     lpips = load_lpips(*cfg.lpips).to(device) if cfg.lpips else None
-    optimizer = torch.optim.AdamW(trained(vae), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(trained(vae), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-4,
+                                  fused=True)
     ema = EMA(vae, cfg.steps / 20)
     run = open_run(cfg, "vae", data, vae, n_train=len(train), **origin)
     parts = {"model": Trained(vae), "ema": ema, "optimizer": optimizer, "precision": precision}
@@ -139,20 +159,25 @@ def train_vae(cfg: VAEConfig) -> None:
         for step in keeper.steps():
             slots = distributed.share(range(step * cfg.batch, (step + 1) * cfg.batch))
             index = pick(slots)
-            x = augment(to_float(train.pixels[index]), generators(cfg.seed, slots, AUGMENT), cfg.augment)
+            x = augment(to_float(train.pixels[index]), generators(cfg.seed, slots, AUGMENT),
+                        cfg.augment)
             x = x.to(device).contiguous(memory_format=torch.channels_last)
-            noise = normal(cfg.seed, slots, NOISE, (vae.config.latent_channels, *(s // vae.factor for s in x.shape[2:])))
+            noise = normal(cfg.seed, slots, NOISE,
+                           (vae.config.latent_channels, *(s // vae.factor for s in x.shape[2:])))
             with precision.autocast():
                 y, kl = net(x, noise.to(device))
                 perceptual = lpips(y, x).mean() if lpips else x.new_zeros(())
             y = y.float()
-            terms = {"l1": (y - x).abs().mean(), "edges": edge_error(y, x), "kl": kl.mean(), "lpips": perceptual}
-            loss = terms["l1"] + cfg.edges * terms["edges"] + cfg.kl * terms["kl"] / x[0].numel() + terms["lpips"]
+            terms = {"l1": (y - x).abs().mean(), "edges": edge_error(y, x), "kl": kl.mean(),
+                     "lpips": perceptual}
+            loss = terms["l1"] + cfg.edges * terms["edges"] + cfg.kl * terms["kl"] / x[
+                0].numel() + terms["lpips"]
             lr = set_lr(optimizer, SCHEDULES["cosine"](step, cfg.steps, cfg.lr, cfg.steps // 20))
             norm = precision.step(loss, optimizer, vae.parameters(), cfg.clip, train.names(index))
             ema.update(vae, step)
 
-            done, terms = step + 1, {k: distributed.mean(v) for k, v in {"loss": loss, **terms}.items()}
+            done, terms = step + 1, {k: distributed.mean(v)
+                                     for k, v in {"loss": loss, **terms}.items()}
             keeper.show(cfg.batch, l1=terms["l1"], lr=lr)
             if done % cfg.log_every == 0 or done == cfg.steps:
                 keeper.log(step=done, **terms, lr=lr, grad_norm=norm, skipped=precision.skipped)
@@ -160,24 +185,32 @@ def train_vae(cfg: VAEConfig) -> None:
                 plot_run(run, ["loss", "l1", "edges"])
 
     if not distributed.rank():
-        finish_vae(run, ema.model, train, data.part("val", "test"), sorted({*seen, *train.hashes}), frozen)
+        finish_vae(run, ema.model, train, data.part("val", "test"), sorted({*seen, *train.hashes}),
+                   frozen)
     distributed.wait()  # the next stage begins with what was saved
 
 
 @torch.no_grad()
-def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, trained_on: list[str], frozen: bool) -> None:
-    """Measure the latent scale on training images, unless it came with the encoder, and how held-out ones come back."""
+def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, trained_on: list[str],
+               frozen: bool) -> None:
+    """Measure the latent scale on training images, unless it came with the encoder, and how
+    held-out ones come back.
+    """
     if not frozen:
         vae.scale.fill_(1.0)
-        vae.scale.fill_(1 / moments(train.pixels, encoder(vae), text="latent scale")[0].std().item())
-    again = torch.cat([to_uint8(vae.decode(m.to(vae.scale.device))).cpu()
-                       for m in moments(held_out.pixels, encoder(vae), text="held-out images")[0, 0].split(32)])
-    facts = {"trained_on": trained_on, "psnr": psnr(grey(held_out.pixels), grey(again)).mean().item(),
-             "psnr_pca64": pca_psnr(train.pixels, held_out.pixels), "n_held_out": len(held_out), "size": train.size}
-    images.write(run / "reconstructions.png", images.grid(torch.cat([held_out.pixels[:8], again[:8]]), len(again[:8])))
+        vae.scale.fill_(1 / moments(train.pixels, encoder(vae),
+                                    text="latent scale")[0].std().item())
+    again = torch.cat([to_uint8(vae.decode(m.to(vae.scale.device))).cpu() for m in moments(
+        held_out.pixels, encoder(vae), text="held-out images")[0, 0].split(32)])
+    facts = {"trained_on": trained_on,
+             "psnr": psnr(grey(held_out.pixels), grey(again)).mean().item(),
+             "psnr_pca64": pca_psnr(train.pixels, held_out.pixels), "n_held_out": len(held_out),
+             "size": train.size}
+    images.write(run / "reconstructions.png",
+                 images.grid(torch.cat([held_out.pixels[:8], again[:8]]), len(again[:8])))
     store.save_vae(run, vae, **facts)
-    print(f"{run}: PSNR {facts['psnr']:.2f} dB on {len(held_out)} held-out images (PCA-64 of the pixels: "
-          f"{facts['psnr_pca64']:.2f} dB); latent scale {vae.scale.item():.4f}")
+    print(f"{run}: PSNR {facts['psnr']:.2f} dB on {len(held_out)} held-out images (PCA-64 of the "
+          f"pixels: {facts['psnr_pca64']:.2f} dB); latent scale {vae.scale.item():.4f}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,35 +240,44 @@ def prepare(cfg: DiffusionConfig) -> Stage:
     data = read_data(cfg, known_size(cfg.init, vae_run, cfg.size), cfg.prior)
     train, val = data.part("train"), data.part("val")
     check_vae(cfg.vae, cfg.init, cfg.root, train.hashes)
-    cfg = replace(cfg, size=data.size, condition=var.usable(cfg.condition, train.table.rows, known_conditions(cfg.init)))
-    start = begin(cfg.init, vae_run, cfg.architecture, {name: train.table.column(name) for name in cfg.condition},
+    cfg = replace(cfg, size=data.size,
+                  condition=var.usable(cfg.condition, train.table.rows, known_conditions(cfg.init)))
+    start = begin(cfg.init, vae_run, cfg.architecture,
+                  {name: train.table.column(name) for name in cfg.condition},
                   None if cfg.prediction == "auto" else cfg.prediction, cfg.seed)
     start.vae.to(device)
-    model = start.model.to(device, memory_format=torch.preserve_format if cfg.shard else torch.channels_last)
-    labels, val_labels, _ = (var.encode(model.conditioner.variables, part.table.rows) for part in (train, val, data))
+    model = start.model.to(device, memory_format=torch.preserve_format if cfg.shard
+                           else torch.channels_last)
+    labels, val_labels, _ = (var.encode(model.conditioner.variables, part.table.rows)
+                             for part in (train, val, data))
     kind = cfg.train if cfg.train != "auto" else "lora" if cfg.init else "all"
     lora.set_trainable(model, kind, cfg.rank, cfg.alpha, seeded(cfg.seed))
     model.unet.checkpointing = cfg.checkpointing
     ema = EMA(model, cfg.steps / 10)
     run = open_run(cfg, "diffusion", data, model, **start.origin, n_train=len(train))
     net = spread(cfg, model, ema, kind, precision)
-    optimizer = torch.optim.AdamW(trained(model), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(trained(model), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-2,
+                                  fused=True)
     with distributed.first():
-        latents, held_out = encoded(run / "latents.safetensors", runs.json_key(data=data.table.fingerprint, **start.origin),
-                                    encoder(start.vae), train.pixels, val.pixels, views=cfg.views, strength=cfg.augment,
-                                    seed=cfg.seed)
+        latents, held_out = encoded(run / "latents.safetensors",
+                                    runs.json_key(data=data.table.fingerprint, **start.origin),
+                                    encoder(start.vae), train.pixels, val.pixels, views=cfg.views,
+                                    strength=cfg.augment, seed=cfg.seed)
     probes = [Probe.of(mean, y, min(len(val), AT_MOST), len(start.schedule))
               for mean, y in ((latents.mean[0], labels), (held_out, val_labels))]
-    return Stage(run, data, train, labels, start, model, net, ema, optimizer, precision, latents, probes)
+    return Stage(run, data, train, labels, start, model, net, ema, optimizer, precision, latents,
+                 probes)
 
 
 def train_diffusion(cfg: DiffusionConfig) -> None:
     """Train the text-free denoiser on latents."""
     s = prepare(cfg)
     schedule, variables, device = s.start.schedule, s.model.conditioner.variables, s.precision.device
-    denoiser = Denoiser(torch.compile(s.net) if cfg.compile else s.net, schedule, s.start.prediction)
+    denoiser = Denoiser(torch.compile(s.net) if cfg.compile else s.net, schedule,
+                        s.start.prediction)
     averaged = Denoiser(s.ema.model, schedule, s.start.prediction)
-    parts = {"model": Trained(s.model), "ema": s.ema, "optimizer": s.optimizer, "precision": s.precision}
+    parts = {"model": Trained(s.model), "ema": s.ema, "optimizer": s.optimizer,
+             "precision": s.precision}
     pick = picker(s.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
     kept = {cfg.steps * k // (cfg.snapshots + 1) for k in range(1, cfg.snapshots + 1)} - {0}
 
@@ -244,18 +286,22 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             slots = distributed.share(range(step * cfg.batch, (step + 1) * cfg.batch))
             index = pick(slots)
             z, noise = s.latents.draw(index, slots)
-            t = (stratified(cfg.seed, step, cfg.batch) * len(schedule)).long()[slots.start - step * cfg.batch:][:len(slots)]
+            t = (stratified(cfg.seed, step, cfg.batch)
+                 * len(schedule)).long()[slots.start - step * cfg.batch:][:len(slots)]
             null = drops(cfg.seed, slots, len(variables), cfg.drop, cfg.drop_each)
             y = var.drop(variables, {k: v[index] for k, v in s.labels.items()}, null)
             lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
             losses = []
             for micro in torch.arange(len(slots)).chunk(cfg.accumulate):
-                with s.precision.autocast(), distributed.unsynced(s.net, last=micro[-1] + 1 == len(slots)):
+                with s.precision.autocast(), distributed.unsynced(s.net,
+                                                                  last=micro[-1] + 1 == len(slots)):
                     loss = denoiser.loss(z[micro].to(device), t[micro], noise[micro].to(device),
-                                         {k: v[micro].to(device) for k, v in y.items()}, cfg.min_snr)
+                                         {k: v[micro].to(device) for k, v in y.items()},
+                                         cfg.min_snr)
                     s.precision.backward(loss.sum() / len(slots))
                 losses.append(loss.detach().cpu())
-            norm = s.precision.update(s.optimizer, s.model.parameters(), cfg.clip, s.train.names(index))
+            norm = s.precision.update(s.optimizer, s.model.parameters(), cfg.clip,
+                                      s.train.names(index))
             s.ema.update(s.model, step)
 
             done, losses, t = step + 1, distributed.gather(torch.cat(losses)), distributed.gather(t)
@@ -264,10 +310,12 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             if draw or keep or done % cfg.log_every == 0:
                 how = s.precision.autocast, device, cfg.batch, cfg.min_snr
                 seen = look(averaged, s.probes, *how) if draw or keep else {"val_loss": None}
-                keeper.log(step=done, loss=losses.mean().item(), **by_quarter(losses, t, len(schedule)), **seen, lr=lr,
+                keeper.log(step=done, loss=losses.mean().item(),
+                           **by_quarter(losses, t, len(schedule)), **seen, lr=lr,
                            grad_norm=norm, skipped=s.precision.skipped)
             if draw or keep:
-                for name in ["best"] * keeper.lowest("val_loss", seen["val_loss"]) + [f"snapshots/step_{done:08d}"] * keep:
+                for name in ["best"] * keeper.lowest("val_loss", seen["val_loss"]) + [
+                        f"snapshots/step_{done:08d}"] * keep:
                     save_model(s.run / name, s, step=done, val_loss=seen["val_loss"])
             if draw:
                 draw_pictures(s, averaged, done, cfg)
@@ -276,58 +324,72 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
         store.save_vae(s.run, s.start.vae, size=s.data.size, trained_on=s.start.trained_on)
     save_model(s.run, s)
     if not distributed.rank():
-        print(f"{s.run}: finished; the EMA weights are what is sampled; best/ holds those of the lowest held-out loss\n"
-              f"{then('sample', cfg, 'diffusion')}")
+        print(f"{s.run}: finished; the EMA weights are what is sampled; best/ holds those of the "
+              f"lowest held-out loss\n{then('sample', cfg, 'diffusion')}")
 
 
 def draw_pictures(s: Stage, averaged: Denoiser, done: int, cfg: DiffusionConfig) -> None:
-    """grids/: eight images a label from fixed seeds, conditioned as fixed training rows are, the same in every grid of a
-    run. strips/: some of them above the training image that each is nearest to."""
+    """grids/: eight images a label from fixed seeds, conditioned as fixed training rows are, the
+    same in every grid of a run. strips/: some of them above the training image that each is nearest
+    to."""
     rows = [s.train.table.select(label=label).rows for label in s.train.table.labels]
-    chosen = [r[int(u * len(r))] for i, r in enumerate(rows) for u in uniform(cfg.seed, [i], ROWS, 8)[0].tolist()]
+    chosen = [r[int(u * len(r))] for i, r in enumerate(rows)
+              for u in uniform(cfg.seed, [i], ROWS, 8)[0].tolist()]
     pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size)
-    made = torch.cat(list(pipeline.images(var.encode(s.model.conditioner.variables, chosen), range(len(chosen)),
-                                          Recipe(guidance=cfg.guidance))))
+    made = torch.cat(list(pipeline.images(var.encode(s.model.conditioner.variables, chosen),
+                                          range(len(chosen)), Recipe(guidance=cfg.guidance))))
     if distributed.rank():
         return
     images.write(s.run / "grids" / f"step_{done:08d}.png", images.grid(made, columns=8))
     some = made[torch.linspace(0, len(made) - 1, 8).long()]
     nearest = s.train.pixels[distances(equalised(some), equalised(s.train.pixels)).argmin(1)]
-    images.write(s.run / "strips" / f"step_{done:08d}.png", images.grid(torch.cat([some, nearest]), columns=8))
-    plot_run(s.run, ["loss", "val_loss", "val_loss_t0", "val_loss_t1", "val_loss_t2", "val_loss_t3"])
+    images.write(s.run / "strips" / f"step_{done:08d}.png",
+                 images.grid(torch.cat([some, nearest]), columns=8))
+    plot_run(s.run,
+             ["loss", "val_loss", "val_loss_t0", "val_loss_t1", "val_loss_t2", "val_loss_t3"])
 
 
 def save_model(folder: Path, s: Stage, **facts) -> None:
-    """The averaged weights, adapters merged into them and once more alone, and what sampling and later stages ask for."""
+    """The averaged weights, adapters merged into them and once more alone, and what sampling and
+    later stages ask for.
+    """
     adapters, names = lora.adapters(s.ema.model), [v.name for v in s.model.conditioner.variables]
     if adapters and not distributed.rank():
         runs.save_tensors(folder / "lora.safetensors", adapters)
     plain = lora.merge(s.ema.model) if adapters else s.ema.model
-    store.save_model(folder, plain, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
-                     data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
-                     rows=[{name: row.get(name, "") for name in names} for row in s.train.table.rows], **facts)
+    store.save_model(
+        folder, plain, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
+        data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
+        rows=[{name: row.get(name, "") for name in names} for row in s.train.table.rows], **facts)
 
 
-def spread(cfg: DiffusionConfig, model: Model, ema: EMA, kind: str, precision: Precision) -> nn.Module:
+def spread(cfg: DiffusionConfig, model: Model, ema: EMA, kind: str,
+           precision: Precision) -> nn.Module:
     """The model over the GPUs of torchrun: copied to each (DDP), or in shards (FSDP2)."""
     distributed.require_share(cfg.batch, cfg.accumulate)
     if not cfg.shard:
         return distributed.parallel(model, precision.device)
     if kind != "all" or precision.name == "fp16":
-        raise InputError(f"--shard spreads --train all in fp32 or bf16, not {kind} in {precision.name}")
+        raise InputError(f"--shard spreads --train all in fp32 or bf16, not {kind} in "
+                         f"{precision.name}")
     for module in (model, ema.model):
         distributed.shard(module, (unet.ResBlock, unet.Transformer), precision.device)
     return model
 
 
-def open_run(cfg: VAEConfig | DiffusionConfig, kind: str, data: Images, model: nn.Module, **facts) -> Path:
-    """The run's folder, opened by rank 0, which says what will be trained and looks whether the disk has room."""
+def open_run(cfg: VAEConfig | DiffusionConfig, kind: str, data: Images, model: nn.Module,
+             **facts) -> Path:
+    """The run's folder, opened by rank 0, which says what will be trained and looks whether the
+    disk has room.
+    """
     if not distributed.rank():
         free = (*FREE, "size") if kind == "diffusion" else FREE  # there it is the VAE's
-        run = runs.open_run(cfg.out, cfg, kind, free=free, data=data.table.fingerprint, notes=data.table.notes, **facts)
+        run = runs.open_run(cfg.out, cfg, kind, free=free, data=data.table.fingerprint,
+                            notes=data.table.notes, **facts)
         size, text = budget(model)
         print(f"{run}: {text}")
-        require_space(run, size, getattr(cfg, "snapshots", 0), 4 * sum(p.numel() for p in model.parameters()))
+        require_space(run, size, getattr(cfg, "snapshots", 0),
+                      4 * sum(p.numel() for p in model.parameters()))
     return Path(cfg.out)
 
 
@@ -336,10 +398,11 @@ def read_data(cfg: VAEConfig | DiffusionConfig, size: int, prior: tuple[str, ...
     with distributed.first():
         if cfg.data == (PHANTOM,):
             phantom.write(PHANTOM, scarce=phantom.SCARCE)
-        data = read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.root), skip_bad=cfg.skip_bad, prior=prior,
-                           grey=cfg.grey)
+        data = read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.root),
+                           skip_bad=cfg.skip_bad, prior=prior, grey=cfg.grey)
     if not distributed.rank():
-        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, size=size, root=cfg.root))
+        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, size=size,
+                     root=cfg.root))
     return data
 
 

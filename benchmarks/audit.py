@@ -1,11 +1,13 @@
-"""How long an audit takes and how much memory, what it finds of what was planted, and how often it cries wolf.
+"""How long an audit takes and how much memory, what it finds of what was planted, and how often it
+cries wolf.
 
     python benchmarks/audit.py --part scale --n 20000            phantoms of 128 px: seconds and peak memory
     python benchmarks/audit.py --part films [--data DIR]         planted copies: recall, and the share of reported pairs
     python benchmarks/audit.py --part text [--data DIR]          planted letters: hits; false alarms on phantoms
 
-Copies are mirrored, compressed again (JPEG, quality 40), cropped by 5 % a side, or brightened (gamma 0.7, 20 grey values),
-written as files, and found again by `film_pairs`. Letters are of 8 to 20 px in a corner of images of 320 px or more.
+Copies are mirrored, compressed again (JPEG, quality 40), cropped by 5 % a side, or brightened
+(gamma 0.7, 20 grey values), written as files, and found again by `film_pairs`. Letters are of 8 to
+20 px in a corner of images of 320 px or more.
 """
 
 import argparse
@@ -49,15 +51,19 @@ def grey(file: str) -> np.ndarray:
 
 
 def scale(folder: Path) -> None:
-    before, start, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.time(), time.process_time()
+    before, start, cpu = resource.getrusage(
+        resource.RUSAGE_SELF).ru_maxrss / 1024, time.time(), time.process_time()
     result, _ = audit.audit(read_table(folder, split=False, check=False))
-    print(f"{result['images']} images: {time.time() - start:.0f} s ({time.process_time() - cpu:.0f} s of processor), "
-          f"{len(result['pairs'])} pairs, peak memory "
-          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB ({before:.0f} before)")
+    print(f"{result['images']} images: {time.time() - start:.0f} s "
+          f"({time.process_time() - cpu:.0f} s of processor), {len(result['pairs'])} pairs, peak "
+          f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB "
+          f"({before:.0f} before)")
 
 
 def films(folder: Path, sources: list[str], each: int) -> None:
-    """Plant `each` copies of every kind among the originals; pairs of originals are listed, to be looked at."""
+    """Plant `each` copies of every kind among the originals; pairs of originals are listed, to be
+    looked at.
+    """
     kinds, planted, files = ("mirrored", "compressed", "cropped", "brightened"), {}, list(sources)
     chosen = np.random.default_rng(0).permutation(len(sources))[: each * len(kinds)]
     for k, i in enumerate(chosen.tolist()):
@@ -69,9 +75,9 @@ def films(folder: Path, sources: list[str], each: int) -> None:
     pairs = audit.film_pairs(*read_facts(files, typical_side(files, audit.SIDE)))
     hit = [planted[i, j] for i, j, _ in pairs if (i, j) in planted]
     rest = [(i, j, d) for i, j, d in pairs if (i, j) not in planted]
-    print(f"{len(sources)} images and {len(planted)} copies, {time.time() - start:.0f} s: " +
-          ", ".join(f"{kind} {hit.count(kind)}/{list(planted.values()).count(kind)}" for kind in kinds) +
-          f"; other pairs reported: {len(rest)}")
+    print(f"{len(sources)} images and {len(planted)} copies, {time.time() - start:.0f} "
+          f"s: " + ", ".join(f"{kind} {hit.count(kind)}/{list(planted.values()).count(kind)}"
+                             for kind in kinds) + f"; other pairs reported: {len(rest)}")
     for i, j, d in rest:
         print(f"  {d:.4f} {files[i]} {files[j]}")
 
@@ -83,7 +89,8 @@ def letters(sources: list[np.ndarray], name: str) -> None:
         false += bool(before)
         high = int(rng.choice([8, 10, 12, 16, 20]))
         image = Image.fromarray(picture)
-        draw, font = ImageDraw.Draw(image), ImageFont.load_default(high / 0.72)  # capitals are .72 of the nominal size
+        # capitals are .72 of the nominal size
+        draw, font = ImageDraw.Draw(image), ImageFont.load_default(high / 0.72)
         word = WORDS[rng.integers(len(WORDS))]
         w, h = image.size
         x = int(rng.integers(4, max(5, w - 8 - draw.textlength(word, font))))
@@ -96,7 +103,8 @@ def letters(sources: list[np.ndarray], name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("scale", "films", "text"), required=True)
     parser.add_argument("--data", default="", help="real X-rays; none: phantoms")
     parser.add_argument("--n", type=int, default=1000, help="phantoms")
@@ -105,7 +113,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = Path(args.data) if args.data else phantom.write(folder / "data", n=args.n, size=args.size)
+        data = Path(args.data) if args.data else phantom.write(folder / "data", n=args.n,
+                                                               size=args.size)
         if args.part == "scale":
             return scale(data)
         sources = read_table(data, split=False, check=False).column("file")

@@ -1,17 +1,20 @@
-"""Training the classifier side by side with a plain torchvision loop: resnet18, the same size, batch and optimiser.
+"""Training the classifier side by side with a plain torchvision loop: resnet18, the same size,
+batch and optimiser.
 
     python benchmarks/classify.py                       64 and 128 px, batch 64, on the GPU if there is one
     python benchmarks/classify.py --pixels 224 --batch 32 --dtype bf16
 
-Ours is `predictor.fit`, all of it: counted order, augmentation, loss, finite check, clipping, AdamW. The peer's loop is the
-usual one: Dataset, DataLoader, torchvision.transforms.v2 on each image's tensor (RandomAffine and ColorJitter of the same
-strength), cross entropy, AdamW; what it lacks (clipping, schedule, check) is in its favour. "As it comes" it has three equal
-channels and torch's default format, optimiser and allocator; "its best settings" are one channel, channels_last, the fused
-optimiser and memory kept; "one draw a batch" moves all images of a batch alike, which is cheap and not the same; "no
-augmentation" is the network's step alone, on both sides.
+Ours is `predictor.fit`, all of it: counted order, augmentation, loss, finite check, clipping,
+AdamW. The peer's loop is the usual one: Dataset, DataLoader, torchvision.transforms.v2 on each
+image's tensor (RandomAffine and ColorJitter of the same strength), cross entropy, AdamW; what it
+lacks (clipping, schedule, check) is in its favour. "As it comes" it has three equal channels and
+torch's default format, optimiser and allocator; "its best settings" are one channel, channels_last,
+the fused optimiser and memory kept; "one draw a batch" moves all images of a batch alike, which is
+cheap and not the same; "no augmentation" is the network's step alone, on both sides.
 
-Each row has a process of its own, and they work in turn; a ratio is the median of those within each turn. On a CPU both the
-process's time and the clock are told, and other programs lengthen the first less.
+Each row has a process of its own, and they work in turn; a ratio is the median of those within each
+turn. On a CPU both the process's time and the clock are told, and other programs lengthen the first
+less.
 """
 
 from __future__ import annotations
@@ -53,15 +56,16 @@ class Task:
 
 def data(task: Task) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
-    return (torch.randint(0, 256, (IMAGES, 1, task.pixels, task.pixels), generator=g, dtype=torch.uint8),
-            torch.randint(0, CLASSES, (IMAGES,), generator=g))
+    return (torch.randint(0, 256, (IMAGES, 1, task.pixels, task.pixels), generator=g,
+                          dtype=torch.uint8), torch.randint(0, CLASSES, (IMAGES,), generator=g))
 
 
 def ours(task: Task, augment: str = "classic") -> Parts:
     pixels, labels = data(task)
     label = Category("label", tuple("abc"))
     predictor = Predictor([label], width=task.width, size=task.pixels).to(task.device)
-    return timed(task, lambda: fit(predictor, pixels, {"label": labels}, steps=task.steps, batch=task.batch, lr=LR,
+    return timed(task, lambda: fit(predictor, pixels, {"label": labels}, steps=task.steps,
+                                   batch=task.batch, lr=LR,
                                    augment=augment, precision=task.precision.name))
 
 
@@ -71,7 +75,8 @@ def theirs(task: Task, best: bool = True, augment: str = "each") -> Parts:
     from torchvision.transforms import v2
     pixels, labels = data(task)
     pixels = pixels if best else pixels.expand(-1, 3, -1, -1)
-    move = v2.Compose([v2.RandomAffine(ROTATION, translate=(SHIFT, SHIFT), scale=(1 - SCALE, 1 + SCALE),
+    move = v2.Compose([v2.RandomAffine(ROTATION, translate=(SHIFT, SHIFT),
+                                       scale=(1 - SCALE, 1 + SCALE),
                                        interpolation=v2.InterpolationMode.BILINEAR),
                        v2.ColorJitter(brightness=2 * BIAS, contrast=GAIN)])
     scale = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.449], [0.226])])
@@ -129,42 +134,53 @@ ROWS = {"minidiff": ours,
         "the same, one draw a batch": partial(theirs, augment="batch"),
         "minidiff, no augmentation": partial(ours, augment="plain"),
         "torchvision, best settings, no augmentation": partial(theirs, augment="none")}
-BESIDE = {name: "minidiff, no augmentation" if "no augmentation" in name else "minidiff" for name in ROWS}
+BESIDE = {name: "minidiff, no augmentation" if "no augmentation" in name
+          else "minidiff" for name in ROWS}
 
 
 def side_by_side(task: Task, args: argparse.Namespace) -> None:
     rows = {name: Row(name, build, task, ()) for name, build in ROWS.items()}
     for row in rows.values():
         row.output("train")  # allocations
-    turns = [{name: row.output("train").tolist() for name, row in rows.items()} for _ in range(args.repeats)]
+    turns = [{name: row.output("train").tolist() for name, row in rows.items()}
+             for _ in range(args.repeats)]
     clock = int(task.device.type == "cuda" or torch.get_num_threads() > 1)
-    print(f"\nresnet18, batch {task.batch}, {task.pixels} px, {task.precision.name}; median of {args.repeats} × "
-          f"{task.steps} steps, images/s by {'the clock' if clock else 'processor time'}")
-    print(f"{'':<46}{'images/s':>10}{'memory, GB':>12}{'minidiff is':>13}{'by the clock':>14}{'lowest … highest':>19}")
+    print(f"\nresnet18, batch {task.batch}, {task.pixels} px, {task.precision.name}; median of "
+          f"{args.repeats} × {task.steps} steps, images/s by "
+          f"{'the clock' if clock else 'processor time'}")
+    print(
+        f"{'':<46}{'images/s':>10}{'memory, GB':>12}{'minidiff is':>13}{'by the clock':>14}{'lowest … highest':>19}")
     for name, row in rows.items():
-        ratios, by_clock = ([turn[name][k] / turn[BESIDE[name]][k] for turn in turns] for k in (clock, 1))
+        ratios, by_clock = ([turn[name][k] / turn[BESIDE[name]][k] for turn in turns]
+                            for k in (clock, 1))
         rate = task.batch / statistics.median(turn[name][clock] for turn in turns)
-        print(f"{name:<46}{rate:>10.1f}{row.memory():>12.2f}{statistics.median(ratios):>12.2f}×"
-              f"{statistics.median(by_clock):>13.2f}×{min(ratios):>12.2f} … {max(ratios):.2f}", flush=True)
+        print(
+            f"{name:<46}{rate:>10.1f}{row.memory():>12.2f}{statistics.median(ratios):>12.2f}×{statistics.median(by_clock):>13.2f}×{min(ratios):>12.2f} "
+            f"… {max(ratios):.2f}", flush=True)
         row.end()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pixels", type=int, nargs="+", default=[64, 128], help="sides of the images [64 128]")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pixels", type=int, nargs="+", default=[64, 128],
+                        help="sides of the images [64 128]")
     parser.add_argument("--batch", type=int, default=64, help="images a step [64]")
     parser.add_argument("--steps", type=int, default=0, help="of a turn [4; on a GPU 50]")
     parser.add_argument("--repeats", type=int, default=7, help="turns [7]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … [auto]")
-    parser.add_argument("--dtype", default="", choices=["", "fp32", "bf16", "fp16"], help="[bf16 on a GPU, fp32 on a CPU]")
+    parser.add_argument("--dtype", default="", choices=["", "fp32", "bf16", "fp16"],
+                        help="[bf16 on a GPU, fp32 on a CPU]")
     args = parser.parse_args()
     device = pick_device(args.device)
     gpu = device.type == "cuda"
-    print(torch.cuda.get_device_name(device) if gpu else
-          f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads", flush=True)
+    print(torch.cuda.get_device_name(device) if gpu else f"CPU with "
+          f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} "
+          f"threads", flush=True)
     for pixels in args.pixels:
         precision = Precision(args.dtype or ("bf16" if gpu else "fp32"), device)
-        side_by_side(Task(pixels, args.batch, 64, args.steps or (50 if gpu else 4), precision), args)
+        side_by_side(Task(pixels, args.batch, 64, args.steps or (50 if gpu else 4), precision),
+                     args)
 
 
 if __name__ == "__main__":

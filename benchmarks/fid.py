@@ -1,16 +1,19 @@
-"""The Fréchet distance beside pytorch-fid: seconds and memory, from two sets of features and from two folders.
+"""The Fréchet distance beside pytorch-fid: seconds and memory, from two sets of features and from
+two folders.
 
     python benchmarks/fid.py                                the distance: n = 500 and 5,000, d = 2,048, three runs each
     python benchmarks/fid.py --n 500 --repeats 7            one size
     python benchmarks/fid.py --folders --n 128 --side 512   two folders of so many PNG → number, Inception in float32
 
-The step is mean, covariance and distance, which pytorch-fid does with np.cov and SciPy's sqrtm. `streamed` is minidiff's
-`Moments`, fed 500 rows at a time, which never holds the rows. Features are normal with a 1/k spectrum, float64, the same for
-all. Each run is its own process, all in turn; CPU seconds are those of all threads together, and depend less on what
-else the machine does than seconds by the clock. Memory is the peak above that at the start, features included there.
+The step is mean, covariance and distance, which pytorch-fid does with np.cov and SciPy's sqrtm.
+`streamed` is minidiff's `Moments`, fed 500 rows at a time, which never holds the rows. Features are
+normal with a 1/k spectrum, float64, the same for all. Each run is its own process, all in turn; CPU
+seconds are those of all threads together, and depend less on what else the machine does than
+seconds by the clock. Memory is the peak above that at the start, features included there.
 
-Folders hold noisy phantoms, and the Inception network, the same for both, random weights in the true shapes. pytorch-fid
-reads with as many workers as there are threads, as it does unless told; minidiff decodes in threads beside the network.
+Folders hold noisy phantoms, and the Inception network, the same for both, random weights in the
+true shapes. pytorch-fid reads with as many workers as there are threads, as it does unless told;
+minidiff decodes in threads beside the network.
 """
 
 from __future__ import annotations
@@ -66,7 +69,8 @@ def pytorch_fid() -> Callable[[np.ndarray, np.ndarray], float]:
         distance = importlib.import_module("pytorch_fid.fid_score").calculate_frechet_distance
     except BaseException as missing:  # noqa: BLE001 (a skip of pytest's where torchvision is not installed)
         sys.exit(f"pip install pytorch-fid: {missing}")
-    return lambda x, y: distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    return lambda x, y: distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0),
+                                 np.cov(y, rowvar=False))
 
 
 def folder_own(folder: Path) -> Callable[[], float]:
@@ -87,10 +91,13 @@ def folder_own(folder: Path) -> Callable[[], float]:
 def folder_theirs(folder: Path) -> Callable[[], float]:
     import torch
     pytorch_fid()
-    score, inception = (importlib.import_module(f"pytorch_fid.{name}") for name in ("fid_score", "inception"))
-    inception.load_state_dict_from_url = lambda *_, **__: torch.load(folder / "inception.pth", weights_only=True)
+    score, inception = (importlib.import_module(f"pytorch_fid.{name}")
+                        for name in ("fid_score", "inception"))
+    inception.load_state_dict_from_url = lambda *_, **__: torch.load(folder / "inception.pth",
+                                                                     weights_only=True)
     workers = min(torch.get_num_threads(), 8)
-    return lambda: score.calculate_fid_given_paths([str(folder / "a"), str(folder / "b")], 50, "cpu", D, workers)
+    return lambda: score.calculate_fid_given_paths([str(folder / "a"), str(folder / "b")], 50,
+                                                   "cpu", D, workers)
 
 
 def prepare(folder: Path, n: int, side: int) -> None:
@@ -110,7 +117,8 @@ def prepare(folder: Path, n: int, side: int) -> None:
     for seed, name in enumerate("ab"):
         (folder / name).mkdir()
         for k in range(n):
-            images.write(folder / name / f"{k:06d}.png", phantom.phantom(seed, k, side, noise=0.02).image)
+            images.write(folder / name / f"{k:06d}.png",
+                         phantom.phantom(seed, k, side, noise=0.02).image)
 
 
 ROWS = {"minidiff": whole, "minidiff, streamed": streamed, "pytorch-fid": pytorch_fid}
@@ -129,17 +137,22 @@ def one(which: str, n: int, folder: str) -> None:
         step, given = ROWS[which](), (features(0, n), features(1, n))
     memory, cpu, begin = peak(), time.process_time(), time.perf_counter()
     value = step(*given)
-    print(json.dumps({"value": float(value), "seconds": time.perf_counter() - begin, "cpu": time.process_time() - cpu,
-                      "memory": peak() - memory}))
+    print(json.dumps({"value": float(value), "seconds": time.perf_counter() - begin,
+                      "cpu": time.process_time() - cpu, "memory": peak() - memory}))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, nargs="+", default=[500, 5000], help="images on each side [500 5000]")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, nargs="+", default=[500, 5000],
+                        help="images on each side [500 5000]")
     parser.add_argument("--repeats", type=int, default=3, help="runs each, in turn [3]")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of BLAS, for all alike [all cores]")
-    parser.add_argument("--folders", action="store_true", help="from two folders of images to the number")
-    parser.add_argument("--side", type=int, default=512, help="of the images in the folders, px [512]")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(),
+                        help="of BLAS, for all alike [all cores]")
+    parser.add_argument("--folders", action="store_true",
+                        help="from two folders of images to the number")
+    parser.add_argument("--side", type=int, default=512,
+                        help="of the images in the folders, px [512]")
     parser.add_argument("--one", nargs=2, default=("", ""), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one[0]:
@@ -147,7 +160,8 @@ def main() -> None:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     threads = {**os.environ, **dict.fromkeys(names, str(args.threads))}
     what = f"folders of {args.side} px, " if args.folders else ""
-    print(f"{what}d = {D}, {args.threads} threads, median of {args.repeats}; load average {os.getloadavg()[0]:.1f} before")
+    print(f"{what}d = {D}, {args.threads} threads, median of {args.repeats}; load average "
+          f"{os.getloadavg()[0]:.1f} before")
     for n in args.n:
         folder = tempfile.mkdtemp() if args.folders else ""
         if folder:
@@ -160,12 +174,16 @@ def main() -> None:
                 if got.returncode:
                     sys.exit(f"{which}: {got.stderr[-2000:]}")
                 found.append(json.loads(got.stdout.strip().splitlines()[-1]))
-        print(f"n = {n:<19,}{'FD':>14}{'seconds':>10}{'CPU s':>8}{'MB':>7}{'minidiff is':>13}{'by CPU s':>10}")
-        middle = {which: {k: statistics.median(r[k] for r in found) for k in found[0]} for which, found in runs.items()}
+        print(
+            "n = "
+            f"{n:<19,}{'FD':>14}{'seconds':>10}{'CPU s':>8}{'MB':>7}{'minidiff is':>13}{'by CPU s':>10}")
+        middle = {which: {k: statistics.median(r[k] for r in found) for k in found[0]}
+                  for which, found in runs.items()}
         for which, m in middle.items():
             ratio, by_cpu = (m[k] / middle["minidiff"][k] for k in ("seconds", "cpu"))
-            print(f"{which:<23}{m['value']:>14.8f}{m['seconds']:>10.3f}{m['cpu']:>8.3f}{m['memory'] / 1e6:>7.0f}"
-                  f"{ratio:>12.2f}×{by_cpu:>9.2f}×", flush=True)
+            print(
+                f"{which:<23}{m['value']:>14.8f}{m['seconds']:>10.3f}{m['cpu']:>8.3f}{m['memory'] / 1e6:>7.0f}{ratio:>12.2f}×{by_cpu:>9.2f}×",
+                flush=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,11 +1,13 @@
-"""From a full-size SD 1.5 safetensors file to the end of one forward of the UNet: minidiff beside diffusers.
+"""From a full-size SD 1.5 safetensors file to the end of one forward of the UNet: minidiff beside
+diffusers.
 
     python benchmarks/load.py                     writes a file with random weights (4.3 GB) and measures on it
     python benchmarks/load.py --file v1-5-pruned-emaonly.safetensors
 
-Both read the UNet and the VAE; minidiff is also timed with the text tower, run once for the null context. diffusers is timed
-without `accelerate`, as `pip install diffusers` gives it, and with it, when it maps the file as minidiff does. Each run is
-its own process, all in turn, the file in the page cache. SHA-256 is timed apart: it is computed once a file.
+Both read the UNet and the VAE; minidiff is also timed with the text tower, run once for the null
+context. diffusers is timed without `accelerate`, as `pip install diffusers` gives it, and with it,
+when it maps the file as minidiff does. Each run is its own process, all in turn, the file in the
+page cache. SHA-256 is timed apart: it is computed once a file.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-CELLS = 8        # side of the latents of the one forward, the least that SD takes: reading is what is measured
+# side of the latents of the one forward, the least that SD takes: reading is what is measured
+CELLS = 8
 ROWS = ("minidiff", "minidiff + text tower", "diffusers", "diffusers + accelerate")
 
 
 def anonymous() -> int:
     """Anonymous resident memory of this process, bytes."""
     text = Path("/proc/self/status").read_text()
-    return int(next(line for line in text.splitlines() if line.startswith("RssAnon")).split()[1]) << 10
+    return int(next(line for line in text.splitlines()
+                    if line.startswith("RssAnon")).split()[1]) << 10
 
 
 class Peak(threading.Thread):
@@ -72,14 +76,16 @@ def one(which: str, file: str) -> None:
     begin = time.perf_counter()
     with torch.no_grad():
         if which.startswith("minidiff"):
-            parts = load_sd(file, prediction="eps", null_context="tower" if "tower" in which else "zeros")
+            parts = load_sd(file, prediction="eps",
+                            null_context="tower" if "tower" in which else "zeros")
             loaded = time.perf_counter()
             parts.unet(x, t, context)
             networks = [parts.unet, parts.vae]
         else:
             folder = str(Path(file).parent / "config")
             options = {"config": folder, "local_files_only": True}
-            networks = [UNet2DConditionModel.from_single_file(file, subfolder="unet", **options).eval(),
+            networks = [UNet2DConditionModel.from_single_file(file, subfolder="unet",
+                                                              **options).eval(),
                         AutoencoderKL.from_single_file(file, subfolder="vae", **options).eval()]
             loaded = time.perf_counter()
             networks[0](x, t, context)
@@ -87,7 +93,8 @@ def one(which: str, file: str) -> None:
     peak.done = True
     peak.join()
     size = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())
-    print(json.dumps({"load_s": loaded - begin, "total_s": end - begin, "anonymous_of_parameters": peak.peak / size}))
+    print(json.dumps({"load_s": loaded - begin, "total_s": end - begin,
+                      "anonymous_of_parameters": peak.peak / size}))
 
 
 def write(folder: Path) -> Path:
@@ -99,11 +106,15 @@ def write(folder: Path) -> Path:
     from minidiff.runs import write_json
     torch.manual_seed(0)
     nets = unet.UNet(unet.SD15), vae.VAE(vae.SD), clip.CLIP(clip.CLIP_L)
-    tensors = {keys.UNET + ldm: nets[0].state_dict()[ours] for ours, ldm in keys.unet_to_ldm(nets[0].state_dict()).items()}
+    tensors = {keys.UNET + ldm: nets[0].state_dict()[ours]
+               for ours, ldm in keys.unet_to_ldm(nets[0].state_dict()).items()}
     for ours, ldm in keys.vae_to_ldm(nets[1].state_dict()).items():
         tensor = nets[1].state_dict()[ours]
-        tensors[keys.VAE + ldm] = tensor[:, :, None, None] if ".attentions." in ours and tensor.ndim == 2 else tensor
-    tensors |= {keys.CLIP_L + "text_model." + name: tensor for name, tensor in nets[2].state_dict().items()}
+        tensors[keys.VAE
+                + ldm] = tensor[:, :, None,
+                                None] if ".attentions." in ours and tensor.ndim == 2 else tensor
+    tensors |= {keys.CLIP_L + "text_model." + name: tensor
+                for name, tensor in nets[2].state_dict().items()}
     export.write_tensors(folder / "sd15.safetensors", tensors)
     write_json(folder / "config" / "unet" / "config.json", export.unet_json(nets[0], 64))
     write_json(folder / "config" / "vae" / "config.json", export.vae_json(nets[1], 512))
@@ -111,8 +122,10 @@ def write(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", default="", help="SD 1.x safetensors file; none: one with random weights is written")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", default="",
+                        help="SD 1.x safetensors file; none: one with random weights is written")
     parser.add_argument("--repeats", type=int, default=3, help="runs each, in turn [3]")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -123,23 +136,27 @@ def main() -> None:
         from minidiff.runs import sha256
         begin = time.perf_counter()
         sha256(file)
-        print(f"{file.name}: {file.stat().st_size / 1e9:.2f} GB; SHA-256 {time.perf_counter() - begin:.1f} s, once a file")
+        print(f"{file.name}: {file.stat().st_size / 1e9:.2f} GB; SHA-256 "
+              f"{time.perf_counter() - begin:.1f} s, once a file")
         results: dict[str, list[dict]] = {row: [] for row in ROWS}
         for _ in range(args.repeats):
             for which, runs in results.items():
                 words = [sys.executable, __file__, "--one", which, "--file", str(file)]
-                got = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "XDG_CACHE_HOME": folder})
+                got = subprocess.run(words, capture_output=True, text=True,
+                                     env={**os.environ, "XDG_CACHE_HOME": folder})
                 if got.returncode:
                     sys.exit(f"{which}: {got.stderr[-2000:]}")
                 runs.append(json.loads(got.stdout.strip().splitlines()[-1]))
-        print(f"median of {args.repeats:<13}{'load, s':>10}{'+ one forward, s':>18}{'anonymous memory / parameters':>32}"
-              f"{'minidiff is':>14}")
+        print(
+            "median of "
+            f"{args.repeats:<13}{'load, s':>10}{'+ one forward, s':>18}{'anonymous memory / parameters':>32}{'minidiff is':>14}")
         own = statistics.median(r["total_s"] for r in results["minidiff"])
         for which, runs in results.items():
             if not all(runs):
                 print(f"{which:<23} is not installed")
                 continue
-            load, total, memory = (statistics.median(column) for column in zip(*(r.values() for r in runs)))
+            load, total, memory = (statistics.median(column)
+                                   for column in zip(*(r.values() for r in runs)))
             print(f"{which:<23}{load:>10.2f}{total:>18.2f}{memory:>32.2f}{total / own:>13.2f}×")
 
 

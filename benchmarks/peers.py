@@ -1,4 +1,6 @@
-"""What the benchmarks share: a task, our networks and diffusers' for it with equal weights, processes to time them in."""
+"""What the benchmarks share: a task, our networks and diffusers' for it with equal weights,
+processes to time them in.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from minidiff.diffusion import unet as unets  # noqa: E402
 from minidiff.diffusion.lora import PARTS  # noqa: E402
 from minidiff.training.precision import Precision, keep_memory  # noqa: E402
 
-VARIABLES = [var.Category("label", ("a", "b", "c")), var.Category("sex", ("f", "m")), var.Number("age", 60, 15, 20, 95)]
+VARIABLES = [var.Category("label", ("a", "b", "c")), var.Category("sex", ("f", "m")),
+             var.Number("age", 60, 15, 20, 95)]
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,15 @@ def their_unet(task: Task, last: bool = False) -> nn.Module:
     kinds = [("CrossAttn" if attention else "") + "{}Block2D" for attention in c.attention]
     with torch.device("meta"):  # no second copy of the weights is made, which would count as theirs
         net = UNet2DConditionModel(
-            down_block_types=[k.format("Down") for k in kinds], up_block_types=[k.format("Up") for k in kinds[::-1]],
-            block_out_channels=c.channels, layers_per_block=c.blocks, cross_attention_dim=c.context_dim,
+            down_block_types=[k.format("Down") for k in kinds],
+            up_block_types=[k.format("Up") for k in kinds[::-1]], block_out_channels=c.channels,
+            layers_per_block=c.blocks, cross_attention_dim=c.context_dim,
             norm_num_groups=c.groups, use_linear_projection=c.linear_projection,
             attention_head_dim=[c.heads or channels // c.head_dim for channels in c.channels])
     torch.manual_seed(0)
     net.load_state_dict(unets.UNet(c).state_dict(), assign=True)
-    net = net.train().to(task.device, memory_format=torch.channels_last if last else torch.preserve_format)
+    net = net.train().to(task.device,
+                         memory_format=torch.channels_last if last else torch.preserve_format)
     return trainable(net, task.part)
 
 
@@ -88,17 +93,20 @@ Parts = dict[str, Callable[[], Tensor | None]]  # what can be timed, in order of
 
 
 class Row:
-    """A process that holds one row's networks and works when it is told to: with a memory allocator of its own.
+    """A process that holds one row's networks and works when it is told to: with a memory allocator
+    of its own.
 
-    `build` makes the parts of a task, and no part is run before it is asked for. A row keeps the memory that it frees, as
-    minidiff's scripts do, unless it is a peer "as it comes".
+    `build` makes the parts of a task, and no part is run before it is asked for. A row keeps the
+    memory that it frees, as minidiff's scripts do, unless it is a peer "as it comes".
     """
 
-    def __init__(self, name: str, build: Callable[[Task], Parts], task: Task, peers: tuple[str, ...]):
+    def __init__(self, name: str, build: Callable[[Task], Parts], task: Task,
+                 peers: tuple[str, ...]):
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         keep = "as it comes" not in name
-        self.process = context.Process(target=serve, args=(other, build, task, keep, peers), daemon=True)
+        self.process = context.Process(target=serve, args=(other, build, task, keep, peers),
+                                       daemon=True)
         self.process.start()
         other.close()
 
@@ -122,7 +130,9 @@ class Row:
         return self._ask("time", part, steps)
 
     def memory(self) -> float:
-        """Highest memory so far in GB: of a GPU, or anonymous memory above that before the networks were built."""
+        """Highest memory so far in GB: of a GPU, or anonymous memory above that before the networks
+        were built.
+        """
         return self._ask("memory")
 
     def end(self) -> None:
@@ -130,7 +140,8 @@ class Row:
         self.process.join()
 
 
-def serve(pipe: Connection, build: Callable[[Task], Parts], task: Task, keep: bool, peers: tuple[str, ...]) -> None:
+def serve(pipe: Connection, build: Callable[[Task], Parts], task: Task, keep: bool,
+          peers: tuple[str, ...]) -> None:
     """The other side of a Row, until its pipe is closed."""
     load_peers(*peers)
     if keep:
@@ -147,8 +158,10 @@ def serve(pipe: Connection, build: Callable[[Task], Parts], task: Task, keep: bo
                 answer = (torch.cuda.max_memory_allocated(task.device) if gpu else watch.peak) / 1e9
             else:
                 try:
-                    done = seconds(parts[words[0]], task.device, words[1]) if what == "time" else parts[words[0]]()
-                    answer = done.detach().float().cpu().numpy() if isinstance(done, Tensor) else done
+                    done = seconds(parts[words[0]], task.device,
+                                   words[1]) if what == "time" else parts[words[0]]()
+                    answer = done.detach().float().cpu().numpy() if isinstance(done,
+                                                                               Tensor) else done
                 except torch.OutOfMemoryError:
                     answer = float("nan") if what == "time" else None
             pipe.send(answer)
@@ -157,7 +170,9 @@ def serve(pipe: Connection, build: Callable[[Task], Parts], task: Task, keep: bo
 
 
 def seconds(step: Callable, device: torch.device, steps: int = 1) -> float:
-    """Seconds a step. With one CPU thread the clock is CPU time, which other programs lengthen less."""
+    """Seconds a step. With one CPU thread the clock is CPU time, which other programs lengthen
+    less.
+    """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     begin = wait() or clock()
@@ -167,8 +182,11 @@ def seconds(step: Callable, device: torch.device, steps: int = 1) -> float:
 
 
 def load_peers(*names: str) -> ModuleType | None:
-    """diffusers with these parts, which load when they are named: now, for it is no row's memory. Else torchvision alone."""
-    with contextlib.suppress(BaseException):  # a skip of pytest's; torchvision may be built for another torch
+    """diffusers with these parts, which load when they are named: now, for it is no row's memory.
+    Else torchvision alone.
+    """
+    # a skip of pytest's; torchvision may be built for another torch
+    with contextlib.suppress(BaseException):
         importlib.import_module("torchvision_peer").torchvision()
     if not names:
         return None

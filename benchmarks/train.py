@@ -1,15 +1,18 @@
-"""Training side by side with diffusers: the whole loop, one step of the UNet, and what a machine can carry.
+"""Training side by side with diffusers: the whole loop, one step of the UNet, and what a machine
+can carry.
 
     python benchmarks/train.py                          TINY and SD 1.5, on the GPU if there is one
     python benchmarks/train.py --size sd15 --pixels 256 --batch 2 --dtype bf16
     python benchmarks/train.py --table                  images/s and memory over batch and size; the data alone
 
-Each row has a process of its own, and they work in turn; a ratio is the median of those within each turn. Memory is a
-process's highest: on the CPU anonymous memory above that before the network was built, weights and all. "As it comes", a
-peer leaves memory to the C library as any script does; otherwise it keeps what it frees, as minidiff does.
+Each row has a process of its own, and they work in turn; a ratio is the median of those within each
+turn. Memory is a process's highest: on the CPU anonymous memory above that before the network was
+built, weights and all. "As it comes", a peer leaves memory to the C library as any script does;
+otherwise it keeps what it frees, as minidiff does.
 
-diffusers' loop is that of examples/text_to_image/train_text_to_image.py on the same weights: encode, add noise, mean
-squared error, clip, AdamW. Its text encoder, files and learning rate schedule are left out, in its favour.
+diffusers' loop is that of examples/text_to_image/train_text_to_image.py on the same weights:
+encode, add noise, mean squared error, clip, AdamW. Its text encoder, files and learning rate
+schedule are left out, in its favour.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from load import Peak
-from peers import VARIABLES, Parts, Row, Task, own_unet, seconds, their_unet  # puts minidiff on the path, too
+
+# puts minidiff on the path, too
+from peers import VARIABLES, Parts, Row, Task, own_unet, seconds, their_unet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,11 +50,15 @@ Step = Callable[[], None]
 
 
 def own_loop(task: Task) -> Step:
-    """As train.py: counted draws from cached moments, Denoiser.loss, Precision.step, fused AdamW."""
+    """As train.py: counted draws from cached moments, Denoiser.loss, Precision.step, fused
+    AdamW.
+    """
     context = torch.randn(task.tokens, models.UNETS[task.architecture].context_dim)
-    model = models.Model(own_unet(task), Conditioner(VARIABLES, context, torch.Generator()).to(task.device))
+    model = models.Model(own_unet(task),
+                         Conditioner(VARIABLES, context, torch.Generator()).to(task.device))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.99), weight_decay=1e-2,
+                                  fused=True)
     denoiser, draw = Denoiser(model, Schedule.scaled_linear()), own_data(task)
     ema, numbers = EMA(model, 1000) if task.ema else None, itertools.count()
     def step() -> None:
@@ -75,7 +84,8 @@ def own_data(task: Task) -> Callable[[int], tuple]:
         z, noise = source.draw(index, slots)
         t = (counted.stratified(0, number, task.batch) * 1000).long()
         mask = counted.drops(0, slots, len(VARIABLES), 0.1, 0.05)
-        return z, t, noise, var.drop(VARIABLES, {name: values[index] for name, values in labels.items()}, mask)
+        return z, t, noise, var.drop(VARIABLES,
+                                     {name: values[index] for name, values in labels.items()}, mask)
     return draw
 
 
@@ -86,20 +96,26 @@ def their_loop(task: Task, encode: bool) -> Step:
     if encode:
         blocks = {f"{way}_block_types": [f"{way.title()}{coder}Block2D"] * len(c.channels)
                   for way, coder in (("down", "Encoder"), ("up", "Decoder"))}
-        vae = AutoencoderKL(block_out_channels=c.channels, layers_per_block=c.blocks, norm_num_groups=c.groups, **blocks)
+        vae = AutoencoderKL(block_out_channels=c.channels, layers_per_block=c.blocks,
+                            norm_num_groups=c.groups, **blocks)
         vae = vae.requires_grad_(False).to(task.device, task.precision.dtype)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2,
+                                  eps=1e-8)
     ema = EMAModel(unet.parameters()) if task.ema else None
-    images = torch.rand(64, 3, task.pixels, task.pixels) * 2 - 1 if encode else torch.randn(64, *task.latents)
-    states, scaler, total = task.batch_of(task.tokens, unet.config.cross_attention_dim), task.precision.scaler, 0.0
+    images = torch.rand(64, 3, task.pixels,
+                        task.pixels) * 2 - 1 if encode else torch.randn(64, *task.latents)
+    states, scaler, total = task.batch_of(
+        task.tokens, unet.config.cross_attention_dim), task.precision.scaler, 0.0
     def step() -> None:
         nonlocal total
         latents = images[torch.randint(0, 64, (task.batch,))].to(task.device)
         if vae:
-            latents = vae.encode(latents.to(vae.dtype)).latent_dist.sample() * vae.config.scaling_factor
+            latents = vae.encode(
+                latents.to(vae.dtype)).latent_dist.sample() * vae.config.scaling_factor
         noise = torch.randn_like(latents)
-        t = torch.randint(0, scheduler.config.num_train_timesteps, (task.batch,), device=task.device)
+        t = torch.randint(0, scheduler.config.num_train_timesteps, (task.batch,),
+                          device=task.device)
         noisy = scheduler.add_noise(latents, noise, t)
         with task.precision.autocast():
             predicted = unet(noisy, t, states, return_dict=False)[0]
@@ -123,7 +139,8 @@ def unet_step(task: Task, build: Callable[[Task], nn.Module], fused: bool = True
     x, noise = task.batch_of(*task.latents), task.batch_of(*task.latents)
     t = torch.linspace(0, 999, task.batch, device=task.device).long()
     context = task.batch_of(task.tokens, models.UNETS[task.architecture].context_dim)
-    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-5, fused=fused or None)
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-5,
+                                  fused=fused or None)
     scaler, own = task.precision.scaler, build is own_unet
     def step() -> None:
         with task.precision.autocast():
@@ -135,15 +152,19 @@ def unet_step(task: Task, build: Callable[[Task], nn.Module], fused: bool = True
     return step
 
 
-LOOPS = {"minidiff, cached moments": own_loop, "diffusers' script as it comes": partial(their_loop, encode=True),
+LOOPS = {"minidiff, cached moments": own_loop,
+         "diffusers' script as it comes": partial(their_loop, encode=True),
          "the same, latents given": partial(their_loop, encode=False)}
 STEPS = {"minidiff": partial(unet_step, build=own_unet),
          "diffusers as it comes": partial(unet_step, build=their_unet, fused=False),
-         "diffusers, fused AdamW, channels_last, memory kept": partial(unet_step, build=partial(their_unet, last=True))}
+         "diffusers, fused AdamW, channels_last, memory "
+         "kept": partial(unet_step, build=partial(their_unet, last=True))}
 
 
 def peak(task: Task, build: Callable[[Task], Step], steps: int = 3) -> tuple[float, int]:
-    """Seconds of the fastest step after the first and the highest memory in bytes: in a fresh process, or on a GPU."""
+    """Seconds of the fastest step after the first and the highest memory in bytes: in a fresh
+    process, or on a GPU.
+    """
     gpu, watch = task.device.type == "cuda", Peak()
     if gpu:
         torch.cuda.init()
@@ -156,9 +177,13 @@ def peak(task: Task, build: Callable[[Task], Step], steps: int = 3) -> tuple[flo
     return one, torch.cuda.max_memory_allocated(task.device) if gpu else watch.peak
 
 
-def alone(args: argparse.Namespace, build: Callable[[Task], Step], **changes) -> tuple[float, float]:
-    """Seconds of the faster of two steps after the first, and the highest memory in GB, in a process of its own."""
-    row = Row("", partial(part, build), task_of(argparse.Namespace(**vars(args) | changes), "demo"), PEERS)
+def alone(args: argparse.Namespace, build: Callable[[Task], Step],
+          **changes) -> tuple[float, float]:
+    """Seconds of the faster of two steps after the first, and the highest memory in GB, in a
+    process of its own.
+    """
+    row = Row("", partial(part, build), task_of(argparse.Namespace(**vars(args) | changes), "demo"),
+              PEERS)
     one = min([row.seconds("step", 1) for _ in range(3)][1:])
     memory = row.memory()
     row.end()
@@ -169,20 +194,24 @@ def part(build: Callable[[Task], Step], task: Task) -> Parts:
     return {"step": build(task)}
 
 
-def side_by_side(title: str, rows: dict[str, Callable], task: Task, args: argparse.Namespace, size: str) -> float:
+def side_by_side(title: str, rows: dict[str, Callable], task: Task, args: argparse.Namespace,
+                 size: str) -> float:
     """Prints the table of one comparison; returns images/s of the first row, minidiff's."""
     sides = {name: Row(name, partial(part, build), task, PEERS) for name, build in rows.items()}
-    first, *_ = [side.seconds("step", 2) and side.seconds("step", 1) for side in sides.values()]  # after the allocations
+    # after the allocations
+    first, *_ = [side.seconds("step", 2) and side.seconds("step", 1) for side in sides.values()]
     each = max(1, min(20, int(0.5 / first)))
     turns = [[side.seconds("step", each) for side in sides.values()] for _ in range(args.repeats)]
-    print(f"\n{title}, {size}: {task.architecture}, {task.part} trained, batch {task.batch}, {task.pixels} px, {args.dtype}"
-          f"{', EMA' if task.ema else ''}; median of {args.repeats} × {each} steps")
+    print(f"\n{title}, {size}: {task.architecture}, {task.part} trained, batch {task.batch}, "
+          f"{task.pixels} px, {args.dtype}{', EMA' if task.ema else ''}; median of {args.repeats} "
+          f"× {each} steps")
     print(f"{'':<46}{'images/s':>10}{'memory, GB':>13}{'minidiff is':>14}{'its memory':>13}")
     own, least = [turn[0] for turn in turns], sides[next(iter(sides))].memory()
     for (name, side), times in zip(sides.items(), zip(*turns)):
         ratio, held = statistics.median(b / a for a, b in zip(own, times)), side.memory()
-        print(f"{name:<46}{task.batch / statistics.median(times):>10.2f}{held:>13.2f}{ratio:>13.2f}×"
-              f"{least / held:>12.2f}×", flush=True)
+        print(
+            f"{name:<46}{task.batch / statistics.median(times):>10.2f}{held:>13.2f}{ratio:>13.2f}×{least / held:>12.2f}×",
+            flush=True)
         side.end()
     return task.batch / statistics.median(own)
 
@@ -190,8 +219,10 @@ def side_by_side(title: str, rows: dict[str, Callable], task: Task, args: argpar
 def data_alone(task: Task, consumed: float) -> None:
     """How fast rows, latents, noise, times and drops are drawn, beside what training consumes."""
     draw, numbers, cpu = own_data(task), itertools.count(), torch.device("cpu")
-    rate = task.batch / statistics.median(seconds(lambda: draw(next(numbers)), cpu, 10) for _ in range(5))
-    print(f"data alone: {rate:,.0f} images/s drawn, {consumed:,.1f} trained: {rate / consumed:.1f}×")
+    rate = task.batch / statistics.median(seconds(lambda: draw(next(numbers)), cpu, 10)
+                                          for _ in range(5))
+    print(f"data alone: {rate:,.0f} images/s drawn, {consumed:,.1f} trained: "
+          f"{rate / consumed:.1f}×")
 
 
 def table(args: argparse.Namespace) -> None:
@@ -200,53 +231,70 @@ def table(args: argparse.Namespace) -> None:
     print(f"\n{title}\n{'batch':<8}" + "".join(f"{side:>12} px" for side in sides))
     for batch in (1, 4, 16, 32):
         cells = [alone(args, STEPS["minidiff"], batch=batch, pixels=pixels) for pixels in sides]
-        print(f"{batch:<8}" + "".join(f"{batch / one:>8.1f} |{memory:>5.2f}" for one, memory in cells), flush=True)
+        print(f"{batch:<8}" + "".join(f"{batch / one:>8.1f} |{memory:>5.2f}"
+                                      for one, memory in cells), flush=True)
 
 
 def grid(task: Task) -> None:
-    """Everything that a GPU can be asked for: speed, memory, share of the matmul ceiling. A CPU shows that it runs."""
-    print(f"\n{task.architecture}, batch {task.batch}, {task.pixels} px\n{'trained':<12}{'dtype':<7}{'compile':<9}"
-          f"{'checkpointing':<15}{'images/s':>10}{'memory, GB':>12}{'TFLOP/s':>9}{'of matmul':>11}")
+    """Everything that a GPU can be asked for: speed, memory, share of the matmul ceiling. A CPU
+    shows that it runs.
+    """
+    print(
+        f"\n{task.architecture}, batch {task.batch}, {task.pixels} "
+        f"px\n{'trained':<12}{'dtype':<7}{'compile':<9}{'checkpointing':<15}{'images/s':>10}{'memory, GB':>12}{'TFLOP/s':>9}{'of matmul':>11}")
     for part, dtype in itertools.product(("all", "attention"), ("bf16", "fp16")):
-        task = replace(task, part=part, precision=Precision(dtype, task.device), compile=False, checkpointing=False)
+        task = replace(task, part=part, precision=Precision(dtype, task.device), compile=False,
+                       checkpointing=False)
         with FlopCounterMode(display=False) as counter:  # without what checkpointing computes again
             STEPS["minidiff"](replace(task, batch=1))()
         work, top = task.batch * counter.get_total_flops(), ceiling(task)
-        for compiled, checkpointing in itertools.product((False, True)[:1 + (task.device.type == "cuda")], (False, True)):
+        for compiled, checkpointing in itertools.product(
+                (False, True)[:1 + (task.device.type == "cuda")], (False, True)):
             torch.compiler.reset()
             words = f"{part:<12}{dtype:<7}{'yes' if compiled else '':<9}{'yes' if checkpointing else '':<15}"
             try:
-                one, memory = peak(replace(task, compile=compiled, checkpointing=checkpointing), STEPS["minidiff"], 8)
+                one, memory = peak(replace(task, compile=compiled, checkpointing=checkpointing),
+                                   STEPS["minidiff"], 8)
             except torch.OutOfMemoryError:
                 print(words + "out of memory")
                 continue
-            print(f"{words}{task.batch / one:>10.2f}{memory / 1e9:>12.1f}{work / one / 1e12:>9.2f}{work / one / top:>11.1%}")
+            print(
+                f"{words}{task.batch / one:>10.2f}{memory / 1e9:>12.1f}{work / one / 1e12:>9.2f}{work / one / top:>11.1%}")
 
 
 def ceiling(task: Task) -> float:
-    """FLOP/s of a large matrix product in the task's dtype: the most that any network could reach."""
+    """FLOP/s of a large matrix product in the task's dtype: the most that any network could
+    reach.
+    """
     n = 8192 if task.device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=task.device, dtype=task.precision.dtype) for _ in range(2))
     return 2 * n**3 / min(seconds(lambda: a @ b, task.device, 3) for _ in range(5))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="all", choices=["demo", "sd15", "all"], help="TINY, SD 1.5 or both [all]")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="all", choices=["demo", "sd15", "all"],
+                        help="TINY, SD 1.5 or both [all]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … [auto]")
-    parser.add_argument("--dtype", default="", choices=["", "fp32", "bf16", "fp16"], help="[bf16 on a GPU, fp32 on a CPU]")
+    parser.add_argument("--dtype", default="", choices=["", "fp32", "bf16", "fp16"],
+                        help="[bf16 on a GPU, fp32 on a CPU]")
     for name, default, text in (("batch", 0, "images a step [32; SD 1.5: 4 on a GPU, 1 on a CPU]"),
                                 ("pixels", 0, "side of the images [64; SD 1.5 on a GPU: 512]"),
                                 ("repeats", 7, "turns of each comparison [7]")):
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--ema", action="store_true", help="keep an average of the weights, on both sides")
-    parser.add_argument("--table", action="store_true", help="images/s and memory over batch and size, and no comparison")
-    parser.add_argument("--grid", action="store_true", help="what a GPU prints besides, on a CPU too")
+    parser.add_argument("--ema", action="store_true",
+                        help="keep an average of the weights, on both sides")
+    parser.add_argument("--table", action="store_true",
+                        help="images/s and memory over batch and size, and no comparison")
+    parser.add_argument("--grid", action="store_true",
+                        help="what a GPU prints besides, on a CPU too")
     args = parser.parse_args()
     device = pick_device(args.device)
     args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
-    print(torch.cuda.get_device_name(device) if device.type == "cuda" else
-          f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads", flush=True)
+    print(torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with "
+          f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} "
+          f"threads", flush=True)
     if args.table:
         table(args)
         return data_alone(task_of(args, "demo"), 32 / alone(args, own_loop, batch=32)[0])

@@ -1,4 +1,6 @@
-"""Convolutions on a CPU: 3×3 as one matrix product, for both networks, and the 1×1 ones that are safe."""
+"""Convolutions on a CPU: 3×3 as one matrix product, for both networks, and the 1×1 ones that are
+safe.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,26 @@ LEAST = 8  # channels into a 1×1 convolution with a stride: see `pointwise`
 def as_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """conv2d of x (n,c,h,w) with weight (o,c,3,3) and padding 1.
 
-    A CPU's convolution brings its weights into another order on every call; of many channels that meet few cells, this
-    takes longer than the products.
+    A CPU's convolution brings its weights into another order on every call; of many channels that
+    meet few cells, this takes longer than the products.
     """
-    patches = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, stride).unfold(3, 3, stride)                  # (n, c, h, w, 3, 3)
-    weight = rearrange(weight, "o c i j -> o (i j c)")                                          # a view of channels_last
-    return rearrange(F.linear(rearrange(patches, "n c h w i j -> n h w (i j c)"), weight, bias), "n h w c -> n c h w")
+    # (n, c, h, w, 3, 3)
+    patches = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, stride).unfold(3, 3, stride)
+    # a view of channels_last
+    weight = rearrange(weight, "o c i j -> o (i j c)")
+    return rearrange(F.linear(rearrange(patches, "n c h w i j -> n h w (i j c)"), weight, bias),
+                     "n h w c -> n c h w")
 
 
 def pointwise(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 1×1 convolution without bias; ValueError where it has a stride and fewer than 8 channels come in.
+    """A 1×1 convolution without bias; ValueError where it has a stride and fewer than 8 channels
+    come in.
 
-    With 4 of them in channels_last, torch 2.13 and 2.14 write beyond their memory on the way back on a CPU with AVX2
-    alone ("free(): invalid next size", at times much later). 3, 8, 12, 16 and 20 channels are sound there; below 8,
-    nothing is worth the risk.
+    With 4 of them in channels_last, torch 2.13 and 2.14 write beyond their memory on the way back
+    on a CPU with AVX2 alone ("free(): invalid next size", at times much later). 3, 8, 12, 16 and 20
+    channels are sound there; below 8, nothing is worth the risk.
     """
     if stride > 1 and inputs < LEAST:
-        raise ValueError(f"a 1×1 convolution of stride {stride} needs {LEAST} channels or more, not {inputs}: "
-                         "with 4, torch corrupts memory on a CPU without AVX-512")
+        raise ValueError(f"a 1×1 convolution of stride {stride} needs {LEAST} channels or more, "
+                         f"not {inputs}: with 4, torch corrupts memory on a CPU without AVX-512")
     return nn.Conv2d(inputs, outputs, 1, stride, bias=False)

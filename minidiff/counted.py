@@ -1,7 +1,9 @@
-"""Randomness by counting: every random number is a function of (seed, slot, purpose), and nothing has a state.
+"""Randomness by counting: every random number is a function of (seed, slot, purpose), and nothing
+has a state.
 
-Slot s = step·batch + place in the global batch. Neither the number of processes nor an interruption changes what a slot
-draws, so a resumed run equals an unbroken one bit for bit, and no generator has to be saved.
+Slot s = step·batch + place in the global batch. Neither the number of processes nor an interruption
+changes what a slot draws, so a resumed run equals an unbroken one bit for bit, and no generator has
+to be saved.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ ORDER, AUGMENT, NOISE, TIME, DROP, VIEW, VALIDATE, ROWS, DROPOUT = range(9)
 def seeded(*key: int) -> torch.Generator:
     """A CPU generator that is a function of these integers, each in its place.
 
-    torch's CPU generator (mt19937) keeps the low 32 bits of its seed, which is why the key is hashed and not packed.
+    torch's CPU generator (mt19937) keeps the low 32 bits of its seed, which is why the key is
+    hashed and not packed.
     """
     digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -35,7 +38,8 @@ def generators(seed: int, slots: Sequence[int], purpose: int) -> list[torch.Gene
 
 def normal(seed: int, slots: Sequence[int], purpose: int, shape: Sequence[int]) -> Tensor:
     """Standard normal (slots, *shape), float32."""
-    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators(seed, slots, purpose)])
+    return torch.stack([torch.randn(tuple(shape), generator=g)
+                        for g in generators(seed, slots, purpose)])
 
 
 def uniform(seed: int, slots: Sequence[int], purpose: int, n: int) -> Tensor:
@@ -44,26 +48,35 @@ def uniform(seed: int, slots: Sequence[int], purpose: int, n: int) -> Tensor:
 
 
 def stratified(seed: int, step: int, batch: int) -> Tensor:
-    """One low-discrepancy set of `batch` times in [0, 1): equal strata with one shared offset (Kingma et al. 2021, I.1)."""
+    """One low-discrepancy set of `batch` times in [0, 1): equal strata with one shared offset
+    (Kingma et al. 2021, I.1).
+    """
     offset = torch.rand((), generator=seeded(seed, step, TIME), dtype=torch.float64)
     return (torch.arange(batch, dtype=torch.float64) / batch + offset) % 1
 
 
 def drops(seed: int, slots: Sequence[int], n: int, together: float, alone: float) -> Tensor:
-    """Which of n cells of each slot are dropped, (slots, n): all together, or each alone, with these probabilities."""
+    """Which of n cells of each slot are dropped, (slots, n): all together, or each alone, with
+    these probabilities.
+    """
     u = uniform(seed, slots, DROP, 1 + n)
     return (u[:, :1] < together) | (u[:, 1:] < alone)
 
 
 def order(n: int, seed: int, slots: Sequence[int]) -> list[int]:
-    """Which of n images fills each slot: slot s takes place s % n of the permutation of epoch s // n."""
+    """Which of n images fills each slot: slot s takes place s % n of the permutation of epoch s //
+    n.
+    """
     return [_permutation(n, seed, slot // n)[slot % n] for slot in slots]
 
 
-def order_of_groups(groups: Sequence[Sequence[int]], shares: Sequence[int], seed: int, slots: Sequence[int]) -> list[int]:
-    """Which image fills each slot when group g is to fill shares[g] of every Σ shares slots, whatever its own size.
+def order_of_groups(groups: Sequence[Sequence[int]], shares: Sequence[int], seed: int,
+                    slots: Sequence[int]) -> list[int]:
+    """Which image fills each slot when group g is to fill shares[g] of every Σ shares slots,
+    whatever its own size.
 
-    Within a group the images take turns, through all epochs, so that each is used as often as any other.
+    Within a group the images take turns, through all epochs, so that each is used as often as any
+    other.
     """
     ends = list(accumulate(shares))
     picked = []
@@ -71,7 +84,8 @@ def order_of_groups(groups: Sequence[Sequence[int]], shares: Sequence[int], seed
         g = bisect_right(ends, place)
         turn = slot // ends[-1] * shares[g] + place - (ends[g] - shares[g])
         members = groups[g]
-        picked.append(members[_permutation(len(members), seed + 1 + g, turn // len(members))[turn % len(members)]])
+        picked.append(members[_permutation(len(members), seed + 1 + g,
+                                           turn // len(members))[turn % len(members)]])
     return picked
 
 

@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 8 train.py diffusion …
 
-Time, noise, drops and augmentation belong to a slot in the global batch. A rank computes its share of the slots and
-gradients are averaged over ranks, so that their number changes nothing but the rounding. Rank 0 writes.
+Time, noise, drops and augmentation belong to a slot in the global batch. A rank computes its share
+of the slots and gradients are averaged over ranks, so that their number changes nothing but the
+rounding. Rank 0 writes.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ def start() -> None:
     if world_asked() > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                                timeout=PATIENCE)
         atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
 
 def stop() -> None:
-    """Leave the other processes, all at the same time: one that left early was seen to abort in gloo's threads."""
+    """Leave the other processes, all at the same time: one that left early was seen to abort in
+    gloo's threads.
+    """
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -59,7 +63,9 @@ def world() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Work of this rank that the others know nothing of, e.g. a training of its own: it asks and awaits nobody."""
+    """Work of this rank that the others know nothing of, e.g. a training of its own: it asks and
+    awaits nobody.
+    """
     global _alone
     before, _alone = _alone, True
     try:
@@ -71,7 +77,8 @@ def alone() -> Iterator[None]:
 def require_share(batch: int, accumulate: int = 1) -> None:
     """Raise InputError unless a batch falls into equal parts for all ranks and micro-batches."""
     if batch % (world() * accumulate):
-        raise InputError(f"--batch {batch} is not a multiple of {world()} processes × {accumulate} micro-batches")
+        raise InputError(f"--batch {batch} is not a multiple of {world()} processes × {accumulate} "
+                         "micro-batches")
 
 
 def share(slots: range) -> range:
@@ -124,7 +131,9 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def shard(model: nn.Module, blocks: tuple[type[nn.Module], ...], device: torch.device) -> None:
-    """FSDP2 in place: parameters, gradients and moments spread over ranks, gathered block by block (Zhao et al. 2023)."""
+    """FSDP2 in place: parameters, gradients and moments spread over ranks, gathered block by block
+    (Zhao et al. 2023).
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -136,8 +145,11 @@ def shard(model: nn.Module, blocks: tuple[type[nn.Module], ...], device: torch.d
 
 
 def unsynced(model: nn.Module, last: bool):
-    """For the micro-batches before the last one: their gradients stay here and are averaged with the last one's."""
-    return model.no_sync() if not last and isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
+    """For the micro-batches before the last one: their gradients stay here and are averaged with
+    the last one's.
+    """
+    return model.no_sync() if not last and isinstance(
+        model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -155,7 +167,8 @@ def assign(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded."""
     if is_sharded(target):
         from torch.distributed.tensor import distribute_tensor
-        value = distribute_tensor(value.to(target.device, target.dtype), target.device_mesh, target.placements)
+        value = distribute_tensor(value.to(target.device, target.dtype), target.device_mesh,
+                                  target.placements)
     target.copy_(value)
 
 

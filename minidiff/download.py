@@ -1,4 +1,6 @@
-"""A public file from the network, whole and right or not at all. Only commands that were asked to fetch come here."""
+"""A public file from the network, whole and right or not at all. Only commands that were asked to
+fetch come here.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,23 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
 
 
-def retrieve(url: str, path: Path, digest: str, size: int, advice: str, headers: Mapping[str, str] | None = None
-             ) -> Path:
-    """Fetch a public file into PATH.part, going on where an earlier try was cut off, and rename it when it is right.
+def retrieve(url: str, path: Path, digest: str, size: int, advice: str,
+             headers: Mapping[str, str] | None = None) -> Path:
+    """Fetch a public file into PATH.part, going on where an earlier try was cut off, and rename it
+    when it is right.
 
-    No more than `size` bytes are read, and nothing is kept whose SHA-256 is not `digest`. InputError when it fails.
+    No more than `size` bytes are read, and nothing is kept whose SHA-256 is not `digest`.
+    InputError when it fails.
     """
     part = path.with_name(f"{path.name}.part")
     try:
         _stream(url, part, size, headers or {})
-    except (OSError, ValueError, http.client.HTTPException) as error:  # offline, refused, cut off, not a URL
-        why = "another process is at it" if isinstance(error, BlockingIOError) else getattr(error, "reason", error)
+    # offline, refused, cut off, not a URL
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        why = "another process is at it" if isinstance(error,
+                                                       BlockingIOError) else getattr(error,
+                                                                                     "reason",
+                                                                                     error)
         raise InputError(f"{url} cannot be fetched ({why}); {advice}") from None
     from minidiff.runs import sha256, sync_folder  # only now: runs imports torch
     found, length = sha256(part), part.stat().st_size
@@ -43,8 +51,8 @@ def retrieve(url: str, path: Path, digest: str, size: int, advice: str, headers:
         with contextlib.suppress(OSError):  # a folder that was made for this file alone
             part.parent.rmdir()
         more = "or more " if length > size else ""
-        raise InputError(f"{url}: {length} bytes {more}with SHA-256 {found}; the public file has {size} and {digest}. "
-                         f"Nothing was kept; {advice}")
+        raise InputError(f"{url}: {length} bytes {more}with SHA-256 {found}; the public file has "
+                         f"{size} and {digest}. Nothing was kept; {advice}")
     os.replace(part, path)
     sync_folder(path.parent)
     return path
@@ -54,13 +62,15 @@ def _stream(url: str, part: Path, size: int, headers: Mapping[str, str]) -> None
     at = part.stat().st_size if part.is_file() else 0
     if at >= size:  # an earlier process was killed between the last byte and the rename
         return
-    request = urllib.request.Request(url, headers={"User-Agent": "minidiff", **({"Range": f"bytes={at}-"} if at else {})})
+    request = urllib.request.Request(url, headers={"User-Agent": "minidiff",
+                                                   **({"Range": f"bytes={at}-"} if at else {})})
     request.unredirected_hdrs.update(headers)
     with urllib.request.urlopen(request, timeout=30) as reply:
-        at = at if reply.status == 206 else 0  # 200: the server knows no ranges, and sends it all anew
+        # 200: the server knows no ranges, and sends it all anew
+        at = at if reply.status == 206 else 0
         part.parent.mkdir(parents=True, exist_ok=True)
-        with (open(part, "ab") as file,
-              tqdm(total=size, initial=at, desc=part.stem, unit="B", unit_scale=True, dynamic_ncols=True) as bar):
+        with (open(part, "ab") as file, tqdm(total=size, initial=at, desc=part.stem, unit="B",
+                                             unit_scale=True, dynamic_ncols=True) as bar):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two processes would mix their bytes
             file.truncate(at)
             while at <= size and (block := reply.read(min(1 << 20, size + 1 - at))):
@@ -70,4 +80,5 @@ def _stream(url: str, part: Path, size: int, headers: Mapping[str, str]) -> None
             file.flush()
             os.fsync(file.fileno())
         if at < size and reply.length:
-            raise ConnectionError(f"cut off after {at:,} of {size:,} bytes; the same command goes on from there")
+            raise ConnectionError(f"cut off after {at:,} of {size:,} bytes; the same command goes "
+                                  "on from there")

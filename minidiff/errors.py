@@ -1,4 +1,6 @@
-"""The two exceptions that the scripts turn into one sentence and exit status 2, and what such sentences are made of."""
+"""The two exceptions that the scripts turn into one sentence and exit status 2, and what such
+sentences are made of.
+"""
 
 
 class InputError(ValueError):

@@ -2,7 +2,8 @@
 
     runs/x/ vae/ diffusion/ samples/ classifier/ matrix/ report/ …
 
-A Config that is `Rooted` says where, relative to the root: `run: str = "ROOT/diffusion"`. Explicit flags go before.
+A Config that is `Rooted` says where, relative to the root: `run: str = "ROOT/diffusion"`. Explicit
+flags go before.
 """
 
 from __future__ import annotations
@@ -16,27 +17,32 @@ from typing import Any, ClassVar
 from minidiff.errors import InputError
 from minidiff.runs import read_json
 
-ANCHORS = ("out", "run", "samples", "model", "synthetic", "vae", "runs", "key")  # knobs that name a run of the experiment
-DEMO = "runs/demo"  # the root where none is named; its data are phantoms, drawn when they are not there
+# knobs that name a run of the experiment
+ANCHORS = ("out", "run", "samples", "model", "synthetic", "vae", "runs", "key")
+# the root where none is named; its data are phantoms, drawn when they are not there
+DEMO = "runs/demo"
 
 
 @dataclass(frozen=True)
 class Rooted:
-    """A Config of one experiment. A default ROOT/x is x in the root: --root, else the folder in which the first run that
-    was named lies, else the demo's. Where no --data are named, they are those of the root's runs."""
+    """A Config of one experiment. A default ROOT/x is x in the root: --root, else the folder in
+    which the first run that was named lies, else the demo's. Where no --data are named, they are
+    those of the root's runs."""
 
     data_of_root: ClassVar[bool] = True    # False: the command itself finds them, by the run that it looks at
     root: str = ""                         # folder of the experiment; none: that of the named run, else runs/demo
 
     def __post_init__(self):
         named = [_first(getattr(self, name, "")) for name in ANCHORS]
-        named = [x for x in named if x and not _in_root(x) and not x.endswith((".png", ".csv"))]  # may be put anywhere
+        # may be put anywhere
+        named = [x for x in named if x and not _in_root(x) and not x.endswith((".png", ".csv"))]
         root = self.root or next(map(_above, named), DEMO)
         data = getattr(self, "data", ())
         if data and not self.root and not named:  # the demo's root, which nobody asked for
             if _spelled(data) != _spelled(data_of(DEMO)):
-                raise InputError(f"--data {' '.join(_spelled(data))}: name the folder of this experiment, e.g. --root "
-                                 f"runs/x; without it, it would mix with that of {DEMO}")
+                raise InputError(f"--data {' '.join(_spelled(data))}: name the folder of this "
+                                 "experiment, e.g. --root runs/x; without it, it would mix with "
+                                 f"that of {DEMO}")
             object.__setattr__(self, "data", type(data)())  # they are the demo's, however spelled
         found = {name: _rooted(value, root) for name, value in vars(self).items()} | {"root": root}
         if self.data_of_root and found.get("data", root) in ((), ""):
@@ -49,18 +55,22 @@ class Rooted:
 
 
 def data_of(root: str, run: str = "") -> tuple[str, ...]:
-    """The data folders of a run or, if it names none, of its experiment, as the runs have written them down; the phantoms
-    in the demo."""
-    for folder in (run or root, *(f"{root}/{name}" for name in ("diffusion", "vae", "classifier", "report"))):
+    """The data folders of a run or, if it names none, of its experiment, as the runs have written
+    them down; the phantoms in the demo."""
+    for folder in (run or root,
+                   *(f"{root}/{name}" for name in ("diffusion", "vae", "classifier", "report"))):
         path = Path(folder) / "config.json"
         saved = read_json(path) if path.is_file() else {}
         if saved.get("data"):
-            return tuple(_from_here(folder, _began_in(root, saved.get("root", ""))) for folder in saved["data"])
+            return tuple(_from_here(folder, _began_in(root, saved.get("root", "")))
+                         for folder in saved["data"])
     return (f"{DEMO}/phantom",) if os.path.relpath(root) == DEMO else ()
 
 
 def _began_in(root: str, as_named: str) -> str:
-    """The folder in which the runs of a root were begun, to which their relative paths are: where runs/x is this root."""
+    """The folder in which the runs of a root were begun, to which their relative paths are: where
+    runs/x is this root.
+    """
     here, tail = os.path.abspath(root), os.sep + os.path.normpath(as_named)
     return here[: -len(tail)] or os.sep if as_named and here.endswith(tail) else os.getcwd()
 
@@ -70,14 +80,18 @@ def _from_here(folder: str, base: str) -> str:
 
 
 def then(script: str, cfg: Any, left: str) -> str:
-    """The next command of the way through an experiment, where what it needs was left in its place; else nothing."""
+    """The next command of the way through an experiment, where what it needs was left in its place;
+    else nothing.
+    """
     if os.path.relpath(cfg.out) != os.path.relpath(f"{cfg.root}/{left}"):
         return ""
-    return f"next: python {script}.py" + (f" --root {cfg.root}" if os.path.relpath(cfg.root) != DEMO else "")
+    return f"next: python {script}.py" + (f" --root {cfg.root}" if os.path.relpath(cfg.root) != DEMO
+                                          else "")
 
 
 def _in_root(value: Any) -> bool:
-    return any(str(x).startswith("ROOT/") for x in (value if isinstance(value, tuple) else (value,)))
+    return any(str(x).startswith("ROOT/")
+               for x in (value if isinstance(value, tuple) else (value,)))
 
 
 def _rooted(value: Any, root: str) -> Any:
@@ -92,7 +106,9 @@ def _first(value: Any) -> str:
 
 
 def _above(path: str) -> str:
-    """The root of a run's folder; of runs/x/diffusion/best and runs/x/diffusion/snapshots/step_…, too, it is runs/x."""
+    """The root of a run's folder; of runs/x/diffusion/best and runs/x/diffusion/snapshots/step_…,
+    too, it is runs/x.
+    """
     return str(Path(re.sub(r"/(best|snapshots/step_\d+|key\.json)/?$", "", path)).parent)
 
 

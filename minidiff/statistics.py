@@ -1,6 +1,8 @@
-"""Intervals and tests, in numpy and scipy only: shares, areas under the curve, correlations, resampling by patient.
+"""Intervals and tests, in numpy and scipy only: shares, areas under the curve, correlations,
+resampling by patient.
 
-Intervals are (low, high) tuples of floats at 95 % unless asked; with nothing to count they are (nan, nan).
+Intervals are (low, high) tuples of floats at 95 % unless asked; with nothing to count they are
+(nan, nan).
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ def z_value(confidence: float = 0.95) -> float:
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
-    """Interval of a share k/n; honest at small n and near 0 or 1, where k/n ± 1.96 se is not (Wilson 1927)."""
+    """Interval of a share k/n; honest at small n and near 0 or 1, where k/n ± 1.96 se is not
+    (Wilson 1927).
+    """
     assert 0 <= k <= n, (k, n)
     if n == 0:
         return NONE
@@ -32,7 +36,9 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """P(score of a positive > score of a negative), ties counted half (Mann–Whitney); nan if a side is empty."""
+    """P(score of a positive > score of a negative), ties counted half (Mann–Whitney); nan if a side
+    is empty.
+    """
     return delong(scores, positive)[0]
 
 
@@ -48,8 +54,10 @@ def delong(scores: Sequence[float], positive: Sequence[bool]) -> tuple[float, fl
     return float(above.mean()), _two_sample_se(above, below)
 
 
-def delong_pair(a: Sequence[float], b: Sequence[float], positive: Sequence[bool]) -> tuple[float, float]:
-    """Area of scores a less that of scores b, on the same images, and its standard error (DeLong et al. 1988).
+def delong_pair(a: Sequence[float], b: Sequence[float],
+                positive: Sequence[bool]) -> tuple[float, float]:
+    """Area of scores a less that of scores b, on the same images, and its standard error (DeLong et
+    al. 1988).
 
     What is easy or hard for both falls out, image by image; nan as in `delong`.
     """
@@ -60,7 +68,9 @@ def delong_pair(a: Sequence[float], b: Sequence[float], positive: Sequence[bool]
 
 
 def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each positive the share of negatives below it, of each negative the share of positives above it; ties half."""
+    """Of each positive the share of negatives below it, of each negative the share of positives
+    above it; ties half.
+    """
     x, positive = np.asarray(scores, float), np.asarray(positive, bool)
     assert x.shape == positive.shape and not np.isnan(x).any()
     pos, neg, ranks = x[positive], x[~positive], scipy.stats.rankdata(x)
@@ -69,8 +79,8 @@ def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.n
 
 
 def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarray:
-    """What each image adds to the area under the curve (n,): their sum is the area, and their spread DeLong's. nan as
-    in `delong`."""
+    """What each image adds to the area under the curve (n,): their sum is the area, and their
+    spread DeLong's. nan as in `delong`."""
     positive = np.asarray(positive, bool)
     above, below = _placements(scores, positive)
     if not (len(above) and len(below)):
@@ -81,17 +91,25 @@ def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarra
 
 
 def _two_sample_se(x: np.ndarray, y: np.ndarray) -> float:
-    """Standard error of mean(x) + mean(y), of independent samples; nan with fewer than two in either."""
-    return math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y)) if min(len(x), len(y)) > 1 else math.nan
+    """Standard error of mean(x) + mean(y), of independent samples; nan with fewer than two in
+    either.
+    """
+    return math.sqrt(x.var(ddof=1) / len(x)
+                     + y.var(ddof=1) / len(y)) if min(len(x), len(y)) > 1 else math.nan
 
 
-def auroc_interval(scores: Sequence[float], positive: Sequence[bool], confidence: float = 0.95) -> Interval:
-    """DeLong's interval on the logit scale, so that it stays within 0…1 (Pepe 2003); nan where the area is 0 or 1."""
+def auroc_interval(scores: Sequence[float], positive: Sequence[bool],
+                   confidence: float = 0.95) -> Interval:
+    """DeLong's interval on the logit scale, so that it stays within 0…1 (Pepe 2003); nan where the
+    area is 0 or 1.
+    """
     return logit_interval(*delong(scores, positive), confidence)
 
 
 def logit_interval(share: float, se: float, confidence: float = 0.95) -> Interval:
-    """Interval of a figure between 0 and 1 from its standard error, symmetric on the logit scale; nan at 0 and 1."""
+    """Interval of a figure between 0 and 1 from its standard error, symmetric on the logit scale;
+    nan at 0 and 1.
+    """
     if not (0 < share < 1 and se > 0):
         return NONE
     centre, half = math.log(share / (1 - share)), z_value(confidence) * se / (share * (1 - share))
@@ -99,21 +117,26 @@ def logit_interval(share: float, se: float, confidence: float = 0.95) -> Interva
 
 
 def average_precision(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """Mean over positives of the precision at their score, which is the area under the steps of precision over recall.
+    """Mean over positives of the precision at their score, which is the area under the steps of
+    precision over recall.
 
     Images of equal score come together; nan without a positive.
     """
     return float(weighted_precision(scores, positive, np.ones((1, len(scores))))[0])
 
 
-def weighted_auroc(scores: Sequence[float], positive: Sequence[bool], weights: np.ndarray) -> np.ndarray:
-    """`auroc` with each image counted as often as the weights (b,n) say → (b,): one sort for b resamples."""
+def weighted_auroc(scores: Sequence[float], positive: Sequence[bool],
+                   weights: np.ndarray) -> np.ndarray:
+    """`auroc` with each image counted as often as the weights (b,n) say → (b,): one sort for b
+    resamples.
+    """
     p, n = _by_score(scores, positive, weights)
     with np.errstate(invalid="ignore"):
         return (p * (n.cumsum(1) - n / 2)).sum(1) / (p.sum(1) * n.sum(1))
 
 
-def weighted_precision(scores: Sequence[float], positive: Sequence[bool], weights: np.ndarray) -> np.ndarray:
+def weighted_precision(scores: Sequence[float], positive: Sequence[bool],
+                       weights: np.ndarray) -> np.ndarray:
     """`average_precision` likewise, weights (b,n) → (b,)."""
     p, n = (side[:, ::-1] for side in _by_score(scores, positive, weights))
     hits = p.cumsum(1)
@@ -121,8 +144,11 @@ def weighted_precision(scores: Sequence[float], positive: Sequence[bool], weight
         return (p * hits / np.maximum(hits + n.cumsum(1), 1e-12)).sum(1) / p.sum(1)
 
 
-def _by_score(scores: Sequence[float], positive: Sequence[bool], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (b,d) of positives and of negatives at each of the d distinct scores, from the lowest."""
+def _by_score(scores: Sequence[float], positive: Sequence[bool],
+              weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (b,d) of positives and of negatives at each of the d distinct scores, from the
+    lowest.
+    """
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
@@ -132,7 +158,8 @@ def _by_score(scores: Sequence[float], positive: Sequence[bool], weights: np.nda
 
 
 def threshold_at(scores: Sequence[float], positive: Sequence[bool], specificity: float) -> float:
-    """The lowest score t at which "score ≥ t" answers for this specificity or more: most sensitive of those allowed.
+    """The lowest score t at which "score ≥ t" answers for this specificity or more: most sensitive
+    of those allowed.
 
     Just above the highest score if none is enough; nan without a negative.
     """
@@ -140,13 +167,15 @@ def threshold_at(scores: Sequence[float], positive: Sequence[bool], specificity:
     negative = np.sort(scores[~positive])
     if not len(negative):
         return math.nan
-    most = negative[max(math.ceil(specificity * len(negative) - 1e-9), 1) - 1] if specificity > 0 else -math.inf
+    most = negative[max(math.ceil(specificity * len(negative) - 1e-9),
+                        1) - 1] if specificity > 0 else -math.inf
     higher = scores[scores > most]
     return float(higher.min()) if len(higher) else float(np.nextafter(most, math.inf))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p that two classifiers err equally often, from the images that only one of them has right.
+    """Exact two-sided p that two classifiers err equally often, from the images that only one of
+    them has right.
 
     Binomial of the discordant pairs (McNemar 1947); 1 if there is none.
     """
@@ -155,26 +184,35 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values of a family of tests, made to hold for all of them at once (Holm 1979); nan stays nan and does not count."""
+    """p-values of a family of tests, made to hold for all of them at once (Holm 1979); nan stays
+    nan and does not count.
+    """
     ps = np.asarray(ps, float)
     known = np.flatnonzero(~np.isnan(ps))
     order, adjusted = known[np.argsort(ps[known], kind="stable")], np.full(len(ps), math.nan)
-    adjusted[order] = np.minimum(np.maximum.accumulate(ps[order] * np.arange(len(order), 0, -1)), 1.0)
+    adjusted[order] = np.minimum(np.maximum.accumulate(ps[order] * np.arange(len(order), 0, -1)),
+                                 1.0)
     return adjusted.tolist()
 
 
-def pearson(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Correlation with its interval on Fisher's z scale: (r, low, high); nan with fewer than 4 pairs or no spread."""
+def pearson(x: Sequence[float], y: Sequence[float],
+            confidence: float = 0.95) -> tuple[float, float, float]:
+    """Correlation with its interval on Fisher's z scale: (r, low, high); nan with fewer than 4
+    pairs or no spread.
+    """
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) < 4 or x.std() == 0 or y.std() == 0:
         return math.nan, math.nan, math.nan
     r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
-    centre, half = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)), z_value(confidence) / math.sqrt(len(x) - 3)
+    centre, half = math.atanh(min(max(r, -1 + 1e-12),
+                                  1 - 1e-12)), z_value(confidence) / math.sqrt(len(x) - 3)
     return r, math.tanh(centre - half), math.tanh(centre + half)
 
 
 def codes(groups: Sequence) -> np.ndarray:
-    """Group names → 0 … G−1, in order of first appearance: the same names always give the same codes."""
+    """Group names → 0 … G−1, in order of first appearance: the same names always give the same
+    codes.
+    """
     seen: dict = {}
     return np.array([seen.setdefault(g, len(seen)) for g in groups], dtype=np.int64)
 
@@ -186,10 +224,12 @@ def group_sums(table: np.ndarray, groups: Sequence) -> np.ndarray:
 
 
 def two_way(*tables: np.ndarray) -> tuple[float, float]:
-    """Variance over other raters and other items of the mean of a (raters, items) table, or of one minus another by the
-    same raters; and its degrees of freedom. Raters may be readers or trained networks, items images or patients.
+    """Variance over other raters and other items of the mean of a (raters, items) table, or of one
+    minus another by the same raters; and its degrees of freedom. Raters may be readers or trained
+    networks, items images or patients.
 
-    From the mean squares of raters, items and rest (two-way random effects), with Satterthwaite's degrees of freedom.
+    From the mean squares of raters, items and rest (two-way random effects), with Satterthwaite's
+    degrees of freedom.
     """
     raters = len(tables[0])
     by_rater = tables[0].mean(1) - (tables[1].mean(1) if len(tables) > 1 else 0)
@@ -199,19 +239,25 @@ def two_way(*tables: np.ndarray) -> tuple[float, float]:
         n, left = t.shape[1], t - t.mean(1, keepdims=True) - t.mean(0) + t.mean()
         parts.append((t.mean(0).var(ddof=1) / n, n - 1))
         rest += (left**2).sum() / ((raters - 1) * (n - 1)) / (raters * n) if raters > 1 else 0
-    variance = max(sum(v for v, _ in parts) - rest, *(v for v, _ in parts), 0.0)  # both means hold the rest once
-    return variance, max(variance**2 / sum(v * v / df for v, df in parts), 1.0) if variance else math.inf
+    # both means hold the rest once
+    variance = max(sum(v for v, _ in parts) - rest, *(v for v, _ in parts), 0.0)
+    return variance, max(variance**2 / sum(v * v / df for v, df in parts),
+                         1.0) if variance else math.inf
 
 
 def bootstrap_counts(n: int, n_boot: int, seed: int) -> np.ndarray:
-    """How often each of n things is drawn in each of n_boot resamples with replacement: (n_boot, n), rows sum to n."""
+    """How often each of n things is drawn in each of n_boot resamples with replacement: (n_boot,
+    n), rows sum to n.
+    """
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
 
 
 def bootstrap_indices(groups: Sequence, n_boot: int, seed: int) -> list[np.ndarray]:
-    """Resamples of whole patients: for each, the indices of its images, those of a patient drawn twice twice.
+    """Resamples of whole patients: for each, the indices of its images, those of a patient drawn
+    twice twice.
 
-    Images of one patient are not independent; resampling single images would make every interval too narrow.
+    Images of one patient are not independent; resampling single images would make every interval
+    too narrow.
     """
     group = codes(groups)
     counts = bootstrap_counts(group.max() + 1, n_boot, seed)
@@ -219,24 +265,29 @@ def bootstrap_indices(groups: Sequence, n_boot: int, seed: int) -> list[np.ndarr
 
 
 def patient_weights(patients: Sequence, n_boot: int, seed: int) -> Iterator[np.ndarray]:
-    """The draws of `bootstrap_indices` as weights of the images, (b,n), fifty at a time to spare memory."""
+    """The draws of `bootstrap_indices` as weights of the images, (b,n), fifty at a time to spare
+    memory.
+    """
     group = codes(patients)
-    for counts in np.array_split(bootstrap_counts(group.max() + 1, n_boot, seed), max(1, n_boot // 50)):
+    for counts in np.array_split(bootstrap_counts(group.max() + 1, n_boot, seed),
+                                 max(1, n_boot // 50)):
         yield counts[:, group].astype(float)
 
 
-def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients: Sequence, *, resamples: int = 500,
-                     seed: int = 0) -> tuple[float, Interval]:
+def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients: Sequence, *,
+                     resamples: int = 500, seed: int = 0) -> tuple[float, Interval]:
     """Area under the ROC curve, with the middle 95 % of it over resamples of whole patients."""
     area = auroc(scores, positive)
     if math.isnan(area):
         return area, NONE
-    areas = np.concatenate([weighted_auroc(scores, positive, w) for w in patient_weights(patients, resamples, seed)])
+    areas = np.concatenate([weighted_auroc(scores, positive, w)
+                            for w in patient_weights(patients, resamples, seed)])
     return area, percentile(areas[~np.isnan(areas)])
 
 
 def bootstrap_p(values: Sequence[float]) -> float:
-    """Two-sided p that a difference is 0, from its resamples: below .05 where the middle 95 % leave out 0, about.
+    """Two-sided p that a difference is 0, from its resamples: below .05 where the middle 95 % leave
+    out 0, about.
 
     At least 2 / (1 + number of resamples), for so many tell no more; nan without any.
     """
@@ -246,10 +297,12 @@ def bootstrap_p(values: Sequence[float]) -> float:
 
 
 def sign_flip_p(differences: Sequence[float], n_perm: int, seed: int) -> float:
-    """Two-sided p that paired differences, one a patient, are as likely of either sign (Fisher's randomisation test).
+    """Two-sided p that paired differences, one a patient, are as likely of either sign (Fisher's
+    randomisation test).
 
-    The share of n_perm random signs with a sum as far from 0, the signs as they are counted in (Phipson & Smyth 2010). It
-    holds with few patients, too, where the bootstrap finds too much: of four differences, all of one sign, p is 1/8.
+    The share of n_perm random signs with a sum as far from 0, the signs as they are counted in
+    (Phipson & Smyth 2010). It holds with few patients, too, where the bootstrap finds too much: of
+    four differences, all of one sign, p is 1/8.
     """
     d = np.asarray(differences, float)
     d = d[d != 0]

@@ -1,4 +1,6 @@
-"""What several test files share: one machine like another, the way to the scripts, and a tiny run of the first stages."""
+"""What several test files share: one machine like another, the way to the scripts, and a tiny run
+of the first stages.
+"""
 
 import os
 import re
@@ -8,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Before torch and numpy are imported, here and in every process that a test starts: one thread, as each core has a worker
-# of its own, and sums of floats depend on the number of threads.
-os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+# Before torch and numpy are imported, here and in every process that a test starts: one thread, as
+# each core has a worker of its own, and sums of floats depend on the number of threads.
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+                                "1"))
 
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
@@ -22,11 +25,14 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config):
-    """Hide the GPUs unless `-m gpu` asks for them; let what tests start know Ctrl-C, though a shell's `&` ignores it."""
+    """Hide the GPUs unless `-m gpu` asks for them; let what tests start know Ctrl-C, though a
+    shell's `&` ignores it.
+    """
     if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda *_: None)  # ignored here as before, but not in a process that is started here
+        # ignored here as before, but not in a process that is started here
+        signal.signal(signal.SIGINT, lambda *_: None)
     import torch
     torch.set_num_threads(1)
 
@@ -36,13 +42,16 @@ def cxr() -> Path:
     """Real chest X-rays, where this machine has them."""
     folder = Path(os.environ.get("MINIDIFF_CXR", ROOT.parent / "shared" / "cxr"))
     if not (folder / "metadata.csv").exists():
-        pytest.skip(f"no real chest X-rays at {folder}; set MINIDIFF_CXR to a folder that holds them")
+        pytest.skip(f"no real chest X-rays at {folder}; set MINIDIFF_CXR to a folder that holds "
+                    "them")
     return folder
 
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """once(name, make) → a folder that `make` has filled for all workers: the first to ask makes it, the others wait."""
+    """once(name, make) → a folder that `make` has filled for all workers: the first to ask makes
+    it, the others wait.
+    """
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
@@ -61,23 +70,29 @@ def once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(once) -> Path:
-    """A folder with data/ (72 phantoms of 32 px), vae/ and diffusion/, trained for a few steps. To be read only."""
+    """A folder with data/ (72 phantoms of 32 px), vae/ and diffusion/, trained for a few steps. To
+    be read only.
+    """
     def make(root: Path) -> None:
         import train
         from minidiff.data import phantom
 
         data = (str(root / "data"),)
         phantom.write(root / "data", n=72, size=32)
-        train.train_vae(train.VAEConfig(data=data, out=str(root / "vae"), size=32, steps=12, batch=4))
-        train.train_diffusion(train.DiffusionConfig(data=data, vae=str(root / "vae"), views=2, steps=6, batch=6, log_every=2,
-                                                    save_every=3, snapshots=0, out=str(root / "diffusion")))
+        train.train_vae(train.VAEConfig(data=data, out=str(root / "vae"), size=32, steps=12,
+                                        batch=4))
+        train.train_diffusion(train.DiffusionConfig(data=data, vae=str(root / "vae"), views=2,
+                                                    steps=6, batch=6, log_every=2, save_every=3,
+                                                    snapshots=0, out=str(root / "diffusion")))
 
     return once("tiny", make)
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Train without the pictures on the way: most of the time of a run this short, where they are not what is tested."""
+    """Train without the pictures on the way: most of the time of a run this short, where they are
+    not what is tested.
+    """
     import train
     monkeypatch.setattr(train, "draw_pictures", lambda *_: None)
 

@@ -1,4 +1,6 @@
-"""DICOM files made for the tests: `make(pixels, **elements)` is a dataset, `encode(ds, syntax)` its bytes."""
+"""DICOM files made for the tests: `make(pixels, **elements)` is a dataset, `encode(ds, syntax)` its
+bytes.
+"""
 
 import io
 
@@ -20,7 +22,9 @@ PACKED = {"RLE": uid.RLELossless, "JPEG-LS": uid.JPEGLSLossless, "JPEG 2000": ui
 
 
 def make(pixels=ARRAY, stored=8, signed=False, photometric="MONOCHROME2", **elements) -> Dataset:
-    """A projection radiograph that states no burned-in text; elements overwrite, None leaves one out."""
+    """A projection radiograph that states no burned-in text; elements overwrite, None leaves one
+    out.
+    """
     pixels = np.asarray(pixels)
     allocated = 8 if stored == 8 else 16
     ds = Dataset()
@@ -28,7 +32,8 @@ def make(pixels=ARRAY, stored=8, signed=False, photometric="MONOCHROME2", **elem
     ds.Modality, ds.BurnedInAnnotation, ds.PatientID = "DX", "NO", "12345"
     ds.SamplesPerPixel, ds.PhotometricInterpretation = (3 if pixels.ndim == 3 else 1), photometric
     ds.Rows, ds.Columns = pixels.shape[:2]
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = allocated, stored, stored - 1, int(signed)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = allocated, stored, stored - 1, int(
+        signed)
     if pixels.ndim == 3:
         ds.PlanarConfiguration = 0
     data = pixels.astype(f"{'i' if signed else 'u'}{allocated // 8}").tobytes()

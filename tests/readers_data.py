@@ -11,8 +11,11 @@ from minidiff.data.table import write_table
 from minidiff.evaluation.readers.answers import Key, Reading
 
 
-def write_sets(root: Path, n: int = 10, size: int = 48, labels=("a", "b"), made_size: int | None = None) -> None:
-    """root/real (n held-out and n training images of each label, rough) and root/made (smooth), PNG files."""
+def write_sets(root: Path, n: int = 10, size: int = 48, labels=("a", "b"),
+               made_size: int | None = None) -> None:
+    """root/real (n held-out and n training images of each label, rough) and root/made (smooth), PNG
+    files.
+    """
     rng = np.random.default_rng(0)
     for name, splits in (("real", ("train", "test")), ("made", ("",))):
         rows = []
@@ -25,8 +28,8 @@ def write_sets(root: Path, n: int = 10, size: int = 48, labels=("a", "b"), made_
                     file = f"images/{label}{split}{k}.png"
                     (root / name / "images").mkdir(parents=True, exist_ok=True)
                     images.write(root / name / file, pixels.astype(np.uint8))
-                    rows.append({"file_name": file, "label": label, **({"split": split, "patient": f"{label}{split}{k}"}
-                                                                      if split else {})})
+                    rows.append({"file_name": file, "label": label, **(
+                        {"split": split, "patient": f"{label}{split}{k}"} if split else {})})
         write_table(root / name / "metadata.csv", rows)
 
 
@@ -35,21 +38,23 @@ def key_of(n: int, readers: int, repeats: int = 0, controls: int = 0) -> Key:
     kinds = ["synthetic"] * n + ["real"] * n
     items = [{"id": f"{k:032x}", "kind": kind, "label": "a", "set": kind, "file_name": f"{k}.png"}
              for k, kind in enumerate(kinds)]
-    items += [{**items[k % 2 * n + k // 2], "id": f"{2 * n + k:032x}", "repeat_of": f"{k % 2 * n + k // 2:032x}"}
-              for k in range(repeats)]
-    items += [{"id": f"{2 * n + repeats + k:032x}", "kind": "control", "control": "noise", "label": "a", "set": "real",
-               "file_name": "x.png"} for k in range(controls)]
+    items += [{**items[k % 2 * n + k // 2], "id": f"{2 * n + k:032x}",
+               "repeat_of": f"{k % 2 * n + k // 2:032x}"} for k in range(repeats)]
+    items += [{"id": f"{2 * n + repeats + k:032x}", "kind": "control", "control": "noise",
+               "label": "a", "set": "real", "file_name": "x.png"} for k in range(controls)]
     order = {"quality": list(range(len(items))), "origin": list(range(2 * n))}
     design = {"margin": 0.15, "attentive": 0.8, "gap": 50, "origin": True, "size": 8}
     return Key("0" * 16, "0" * 64, design, items, [order] * readers)
 
 
-def reading(reader: int, quality: np.ndarray, origin: np.ndarray, confidence: np.ndarray | None = None) -> Reading:
+def reading(reader: int, quality: np.ndarray, origin: np.ndarray,
+            confidence: np.ndarray | None = None) -> Reading:
     """Answers in the order of the key's items."""
     n = len(quality)
     sure = {"quality": np.full(n, 2), "origin": np.full(n, 2) if confidence is None else confidence}
     answer = {"quality": quality.astype(np.int64), "origin": origin.astype(np.int64)}
-    return Reading(reader, f"{reader}.jsonl", answer, sure, np.arange(1, n + 1), np.full(2 * n, 5.0), [()] * n, 0)
+    return Reading(reader, f"{reader}.jsonl", answer, sure, np.arange(1, n + 1),
+                   np.full(2 * n, 5.0), [()] * n, 0)
 
 
 def rows_of(key: Key, reader: int, rng: np.random.Generator) -> list[dict]:
@@ -57,12 +62,14 @@ def rows_of(key: Key, reader: int, rng: np.random.Generator) -> list[dict]:
     rows = []
     for block, order in key.orders[reader - 1].items():
         for k in order:
-            answer = ("good", "bad")[rng.integers(2)] if block == "quality" else ("real", "generated")[rng.integers(2)]
+            answer = ("good", "bad")[rng.integers(2)] if block == "quality" else (
+                "real", "generated")[rng.integers(2)]
             if key.items[k]["kind"] == "control":
                 answer = "bad"
-            rows.append({"study": key.study, "reader": reader, "block": block, "position": len(rows) + 1,
-                         "item": key.items[k]["id"], "answer": answer, "confidence": int(rng.integers(1, 5)),
-                         "reasons": ["anatomy"] if answer == "bad" else [], "ms": int(rng.integers(500, 9000)),
+            rows.append({"study": key.study, "reader": reader, "block": block,
+                         "position": len(rows) + 1, "item": key.items[k]["id"], "answer": answer,
+                         "confidence": int(rng.integers(1, 5)), "reasons": ["anatomy"]
+                         if answer == "bad" else [], "ms": int(rng.integers(500, 9000)),
                          "time": "2026-01-01T00:00:00.000Z", "undone": 0})
     return rows
 

@@ -1,4 +1,6 @@
-"""A toy world for the tests of the study: noise whose brightness or stripes are its label, as images and as folders."""
+"""A toy world for the tests of the study: noise whose brightness or stripes are its label, as
+images and as folders.
+"""
 
 from pathlib import Path
 
@@ -15,12 +17,14 @@ TINY = {"size": 32, "width": 8, "steps": 8, "batch": 8, "lr": 2e-3}
 def toy(counts, seed, per_patient=1) -> Images:
     g = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)
-    pixels = g.integers(0, 60, (len(labels), 1, 32, 32)) + np.array([30, 120, 60])[labels][:, None, None, None]
+    pixels = g.integers(0, 60, (len(labels), 1, 32,
+                                32)) + np.array([30, 120, 60])[labels][:, None, None, None]
     pixels[labels == 2, :, ::4] += 90
-    rows = [{"label": LABELS[k], "view": "AP" if i % 2 else "PA", "age": str(20 + i % 50), "file_name": f"{i}.png"}
-            for i, k in enumerate(labels)]
+    rows = [{"label": LABELS[k], "view": "AP" if i % 2 else "PA", "age": str(20 + i % 50),
+             "file_name": f"{i}.png"} for i, k in enumerate(labels)]
     patients, hashes = ([f"{seed}-{i // k}" for i in range(len(labels))] for k in (per_patient, 1))
-    return Images(torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels), patients, rows, hashes)
+    return Images(torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels), patients,
+                  rows, hashes)
 
 
 def write_set(folder: Path, images: Images, splits=None, findings=False) -> str:
@@ -32,6 +36,7 @@ def write_set(folder: Path, images: Images, splits=None, findings=False) -> str:
         files.write(folder / name, x)
         split, patient = (splits[i % len(splits)], images.patients[i]) if splits else ("", "")
         several = f",{row['label']}|odd" if i % 3 == 0 else f",{row['label']}"
-        lines.append(f"{name},{row['label']},{split},{patient},{row['view']},{row['age']}" + several * findings)
+        lines.append(f"{name},{row['label']},{split},{patient},{row['view']},{row['age']}"
+                     + several * findings)
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     return str(folder)

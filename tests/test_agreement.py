@@ -19,7 +19,8 @@ class Judge:
     def predict(self, images):
         label, sex, age = images[:, 0, 0, :3].T
         p = 0.1 + 0.8 * sex.float()
-        return {"label": torch.eye(3)[label.long()], "sex": torch.stack([1 - p, p], 1), "age": age.float()}
+        return {"label": torch.eye(3)[label.long()], "sex": torch.stack([1 - p, p], 1),
+                "age": age.float()}
 
 
 def images(label, sex, age):
@@ -47,7 +48,8 @@ def test_rows():
 
 def test_absent_and_unknown_columns():
     shown = images([0, 1], [0, 1], [30, 40])
-    rows = agreement(Judge(), shown, {"sex": torch.tensor([-1, -1]), "age": torch.tensor([50.0, 50.0])}, "real")
+    rows = agreement(Judge(), shown,
+                     {"sex": torch.tensor([-1, -1]), "age": torch.tensor([50.0, 50.0])}, "real")
     assert [r["variable"] for r in rows] == ["sex", "age"]
     assert rows[0]["n"] == 0 and "accuracy" not in rows[0]
     assert math.isnan(rows[1]["r"]) and math.isnan(rows[1]["slope"]) and rows[1]["mae"] == 15

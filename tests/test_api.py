@@ -19,17 +19,20 @@ def model(tiny):
 
 
 def test_the_images_are_those_of_the_script(tiny, model, tmp_path):
-    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "s"), label=("covid",), per_label=3,
+    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "s"),
+                                      label=("covid",), per_label=3,
                                       given=("sex=F", "age=70"), seed=5))
     rows = read_table(tmp_path / "s", split=False).rows
-    wanted = np.concatenate([images.read(row["file"]) for row in sorted(rows, key=lambda row: int(row["seed"]))])
+    wanted = np.concatenate([images.read(row["file"])
+                             for row in sorted(rows, key=lambda row: int(row["seed"]))])
     made = model.sample(label="covid", sex="F", age=70, n=3, seed=5)
     assert made.dtype == np.uint8 and made.shape == (3, 32, 32) and (made == wanted).all()
 
 
 def test_labels_take_turns_where_none_is_given(model):
     assert model.sample(n=4).shape == (4, 32, 32)
-    assert (model.sample(n=1, label="covid", seed=3) != model.sample(n=1, label="covid", seed=4)).any()
+    assert (model.sample(n=1, label="covid", seed=3) != model.sample(n=1, label="covid",
+                                                                     seed=4)).any()
     assert model.conditions["label"] == ("covid", "normal", "pneumonia") and "age" in repr(model)
 
 
@@ -39,8 +42,9 @@ def test_female_is_f_and_none_is_unknown(model):
     assert (model.sample(label="covid", sex=None, age=50, view="PA") != same[0]).any()
 
 
-@pytest.mark.parametrize("knobs, said", [({"n": 0}, "1 or more"), ({"label": "flu"}, "'flu' is not one of"),
-                                         ({"weight": 3}, "no such condition"), ({"sampler": "magic"}, "sampler 'magic'")])
+@pytest.mark.parametrize("knobs, said", [
+    ({"n": 0}, "1 or more"), ({"label": "flu"}, "'flu' is not one of"),
+    ({"weight": 3}, "no such condition"), ({"sampler": "magic"}, "sampler 'magic'")])
 def test_what_the_model_does_not_know_is_refused(model, knobs, said):
     with pytest.raises(InputError, match=said):
         model.sample(**knobs)

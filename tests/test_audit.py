@@ -1,4 +1,6 @@
-"""The audit of a data set: each fault planted, each statistic against its definition, and silence where nothing is wrong."""
+"""The audit of a data set: each fault planted, each statistic against its definition, and silence
+where nothing is wrong.
+"""
 
 import csv
 import itertools
@@ -53,7 +55,8 @@ def found(folder, **knobs):
 
 
 def add(folder, rows, image, name, like, **cells):
-    image.save(folder / name) if isinstance(image, Image.Image) else (folder / name).write_bytes(image)
+    image.save(folder / name) if isinstance(image,
+                                            Image.Image) else (folder / name).write_bytes(image)
     rows.append({**like, "file_name": name, **cells})
 
 
@@ -68,10 +71,13 @@ def test_the_regression_is_at_its_minimum_and_gives_the_log_odds_ratio():
     assert np.abs(x.T @ (p - y) + 2.0 * w[:-1]).max() < 1e-4 and abs((p - y).sum()) < 1e-4
 
     a, b, c, d = 30, 10, 15, 45  # y = 1 and 0 at x = 1; at x = 0
-    x, y = np.repeat([1.0, 1.0, 0.0, 0.0], (a, b, c, d))[:, None], np.repeat([1, 0, 1, 0], (a, b, c, d))
+    x, y = np.repeat([1.0, 1.0, 0.0, 0.0], (a, b, c, d))[:, None], np.repeat([1, 0, 1, 0],
+                                                                             (a, b, c, d))
     slope, level = baselines.logistic(x, y, ridge=1e-8)
-    assert slope == pytest.approx(np.log(a * d / (b * c)), abs=1e-5) and level == pytest.approx(np.log(c / d), abs=1e-5)
-    assert np.isfinite(baselines.logistic(np.arange(20.0)[:, None] - 9.5, np.arange(20) > 9)).all()  # separable
+    assert slope == pytest.approx(np.log(a * d / (b * c)),
+                                  abs=1e-5) and level == pytest.approx(np.log(c / d), abs=1e-5)
+    # separable
+    assert np.isfinite(baselines.logistic(np.arange(20.0)[:, None] - 9.5, np.arange(20) > 9)).all()
 
 
 def test_the_regression_against_sklearn():
@@ -79,7 +85,8 @@ def test_the_regression_against_sklearn():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(150, 8)), rng.random(150) < 0.5
     theirs = linear.LogisticRegression(C=0.5, tol=1e-10, max_iter=10000).fit(x, y)
-    np.testing.assert_allclose(baselines.logistic(x, y, ridge=2.0), [*theirs.coef_[0], theirs.intercept_[0]], atol=1e-4)
+    np.testing.assert_allclose(baselines.logistic(x, y, ridge=2.0),
+                               [*theirs.coef_[0], theirs.intercept_[0]], atol=1e-4)
 
 
 def test_patients_stay_whole_in_folds_and_labels_even():
@@ -87,8 +94,10 @@ def test_patients_stay_whole_in_folds_and_labels_even():
     labels = ["rare" if k < 40 else "common" for k in range(200)]
     fold = baselines.fold_of(labels, patients)
     assert all(len({f for f, q in zip(fold, patients) if q == p}) == 1 for p in patients)
-    assert [sum(1 for f, label in zip(fold, labels) if f == k and label == "rare") for k in range(5)] == [8] * 5
-    assert (fold == baselines.fold_of(labels[::-1], patients[::-1])[::-1]).all()  # whatever the order
+    assert [sum(1 for f, label in zip(fold, labels) if f == k and label == "rare")
+            for k in range(5)] == [8] * 5
+    # whatever the order
+    assert (fold == baselines.fold_of(labels[::-1], patients[::-1])[::-1]).all()
 
 
 def test_the_interval_is_that_of_resampled_patients():
@@ -114,10 +123,11 @@ def test_noise_tells_nothing_and_a_hint_is_found_out_of_its_fold():
 
 def test_columns_become_features_whatever_is_in_them():
     facts = [files.Facts(width=10, height=10, bytes=100)] * 12
-    rows = [{"sex": "FM"[k % 2], "age": str(k) if k % 3 else "", "view": "PA", "note": "" if k < 6 else "word"}
-            for k in range(12)]
+    rows = [{"sex": "FM"[k % 2], "age": str(k) if k % 3 else "", "view": "PA",
+             "note": "" if k < 6 else "word"} for k in range(12)]
     x = baselines.features(facts, rows, ("sex", "age", "view", "note", "absent"))["metadata"]
-    assert x.shape == (12, 2 + 2 + 1) and np.isfinite(x).all()  # sex, age and whether it is known, whether a note is known
+    # sex, age and whether it is known, whether a note is known
+    assert x.shape == (12, 2 + 2 + 1) and np.isfinite(x).all()
     assert (x[:, 3] == [k % 3 == 0 for k in range(12)]).all()
 
 
@@ -140,19 +150,24 @@ def test_facts_of_odd_files(tmp_path):
     known, squares = files.read_facts([tmp_path / name for name in names], 32)
     get = dict(zip(names, known))
     assert (get["wide.png"].bits, get["wide.png"].channels) == (16, 1)
-    assert get["text.png"].carries == ("Patient",) and get["text.png"].bits == 8 and not get["text.png"].turned
-    assert get["turned.jpg"].turned and (get["turned.jpg"].width, get["turned.jpg"].height) == (40, 96)
+    assert get["text.png"].carries == ("Patient",) and get["text.png"].bits == 8 and not get[
+        "text.png"].turned
+    assert get["turned.jpg"].turned and (get["turned.jpg"].width, get["turned.jpg"].height) == (40,
+                                                                                                96)
     assert get["colour.png"].channels == 3
     assert "cut.png" in get["cut.png"].fault
-    assert squares.shape == (5, 32, 32) and (squares[:4].std((1, 2)) > 10).all() and not squares[4].any()
-    assert get["text.png"].histogram.sum() == pytest.approx(1) and get["text.png"].border.shape == (64,)
+    assert squares.shape == (5, 32,
+                             32) and (squares[:4].std((1, 2)) > 10).all() and not squares[4].any()
+    assert get["text.png"].histogram.sum() == pytest.approx(1) and get["text.png"].border.shape == (
+        64,)
 
 
 def test_the_border_is_the_border():
     x = np.zeros((64, 64))
     x[:4] = 200  # the upper edge
     border = files._border(x)
-    assert (border[:16] == 200).all() and (border[16:][[0, -16]] == 200).all() and border.sum() == 200 * 18
+    assert (border[:16] == 200).all() and (
+        border[16:][[0, -16]] == 200).all() and border.sum() == 200 * 18
 
 
 def test_letters_are_found_and_anatomy_is_not_taken_for_them():
@@ -178,36 +193,45 @@ def test_letters_are_found_and_anatomy_is_not_taken_for_them():
 def test_nothing_is_found_where_nothing_is_wrong(clean):
     result, kinds = found(clean)
     assert result["status"] == "go on" and not result["pairs"]
-    assert set(kinds) <= {"images per patient", "shortcut"} and kinds["images per patient"]["level"] == "note"
-    assert all("thumbnail" in f["text"] for f in result["findings"] if f["kind"] == "shortcut")  # it shows in a phantom's
+    assert set(kinds) <= {"images per patient",
+                          "shortcut"} and kinds["images per patient"]["level"] == "note"
+    # it shows in a phantom's
+    assert all("thumbnail" in f["text"] for f in result["findings"] if f["kind"] == "shortcut")
     assert (result["images"], result["readable"], result["patients"]) == (60, 60, 41)
     assert sum(sum(c.values()) for c in result["tables"]["view"].values()) == 60
-    assert {b["features"] for b in result["baselines"]} == {"header", "border", "thumbnail", "metadata"}
+    assert {b["features"] for b in result["baselines"]} == {"header", "border", "thumbnail",
+                                                            "metadata"}
     json.dumps(result)
 
 
 def test_every_planted_fault_is_found(data):
     folder, rows, save = data
-    train, test = (next(r for r in rows if r["split"] == s and r["label"] == "covid") for s in ("train", "test"))
+    train, test = (next(r for r in rows if r["split"] == s and r["label"] == "covid")
+                   for s in ("train", "test"))
     other = next(r for r in rows if r["split"] == "train" and r["label"] == "normal")
     picture = Image.open(folder / train["file_name"])
     add(folder, rows, b"no image", "images/bad.png", train, patient="q1")
     add(folder, rows, Image.new("L", (96, 96), 90), "images/blank.png", train, patient="q2")
-    add(folder, rows, picture.resize((144, 144)).crop((6, 6, 138, 138)), "images/again.png", test)          # train → test
-    add(folder, rows, Image.open(folder / other["file_name"]).point(lambda v: min(255, v + 15)), "images/other.png", other,
-        label="pneumonia")                                                                              # two labels
-    add(folder, rows, phantomly(300, 96), "images/cross.png", train, patient=test["patient"])           # patient
+    # train → test
+    add(folder, rows, picture.resize((144, 144)).crop((6, 6, 138, 138)), "images/again.png", test)
+    # two labels
+    add(folder, rows, Image.open(folder / other["file_name"]).point(lambda v: min(255, v + 15)),
+        "images/other.png", other, label="pneumonia")
+    # patient
+    add(folder, rows, phantomly(300, 96), "images/cross.png", train, patient=test["patient"])
     add(folder, rows, phantomly(301, 400), "images/big.png", train, patient="q3")
     add(folder, rows, phantomly(302, 96).resize((240, 96)), "images/flat.png", train, patient="q4")
-    add(folder, rows, Image.merge("RGB", [phantomly(303, 96), phantomly(303, 96).point(lambda v: v // 2)] +
-                                  [phantomly(303, 96)]), "images/colour.png", train, patient="q5")
+    add(folder, rows,
+        Image.merge("RGB", [phantomly(303, 96), phantomly(303, 96).point(lambda v: v // 2)]
+                    + [phantomly(303, 96)]), "images/colour.png", train, patient="q5")
     (folder / "images/notes.txt").write_text("")
     save()
     result, kinds = found(folder)
     places = {name: [result_row(folder, i) for i in kinds[name]["images"]] for name in kinds}
     assert result["status"] == "mend"
     assert places["unreadable"] == ["images/bad.png"] and places["blank"] == ["images/blank.png"]
-    assert pairs_of(folder, kinds["film across splits"]) == {(train["file_name"], "images/again.png")}
+    assert pairs_of(folder,
+                    kinds["film across splits"]) == {(train["file_name"], "images/again.png")}
     assert pairs_of(folder, kinds["label conflict"]) == {(other["file_name"], "images/other.png")}
     assert test["patient"] in kinds["patient across splits"]["text"]
     assert kinds["patient with two labels"]["level"] == "note"
@@ -232,7 +256,8 @@ def pairs_of(folder, finding):
 def test_shortcuts_are_called_so(data):
     folder, rows, save = data
     for row in rows:
-        if row["label"] == "covid":  # from another scanner: other shape, another source, sex not written down
+        # from another scanner: other shape, another source, sex not written down
+        if row["label"] == "covid":
             picture = Image.open(folder / row["file_name"])
             picture.resize((108, 96)).save(folder / row["file_name"])
             row |= {"sex": ""}
@@ -244,28 +269,34 @@ def test_shortcuts_are_called_so(data):
     assert by["covid", "metadata"]["auroc"] > 0.9 and "SHORTCUT" in kinds["shortcut"]["text"]
     assert by["normal", "border"]["auroc"] < 0.9 and not by["normal", "border"]["shortcut"]
     assert "north" in kinds["confounded"]["text"] and "sex" in kinds["missing by label"]["text"]
-    assert result["missing"]["sex"]["covid"] == 1 and set(result["histograms"]) == {"north", "south"}
+    assert result["missing"]["sex"]["covid"] == 1 and set(result["histograms"]) == {"north",
+                                                                                    "south"}
     assert result["status"] == "go on"  # a person must judge; no file can be mended
 
 
 def test_small_pictures_are_not_accused():
-    rows = [{"file_name": k, "source": "s", "split": k, "label": k, "patient": k} for k in ("a", "b", "c")]
-    kinds = {f["kind"]: f["level"] for f in audit.duplicates([(0, 1, 0.01), (1, 2, 0.0)], rows, sharp=False)}
+    rows = [{"file_name": k, "source": "s", "split": k, "label": k, "patient": k}
+            for k in ("a", "b", "c")]
+    kinds = {f["kind"]: f["level"]
+             for f in audit.duplicates([(0, 1, 0.01), (1, 2, 0.0)], rows, sharp=False)}
     assert kinds == {"perhaps a film across splits": "look", "perhaps a label conflict": "look",
                      "film across splits": "mend", "label conflict": "mend"}
     assert {f["level"] for f in audit.duplicates([(0, 1, 0.01)], rows)} == {"mend"}
 
 
 def test_the_fast_form_sees_one_picture_in_two_files():
-    x = torch.from_numpy(np.stack([phantom.phantom(0, i, 32).image for i in range(3)]))[:, None].expand(-1, 3, -1, -1)
+    x = torch.from_numpy(np.stack([phantom.phantom(0, i, 32).image
+                                   for i in range(3)]))[:, None].expand(-1, 3, -1, -1)
     grey = torch.full((1, 32, 32), 7, dtype=torch.uint8).expand(3, -1, -1)
 
     def rows(*cells):
-        return [{"file": f"{k}.png", "split": s, "label": label} for k, (s, label) in enumerate(cells)]
+        return [{"file": f"{k}.png", "split": s, "label": label}
+                for k, (s, label) in enumerate(cells)]
 
     audit.check_pictures(rows(*[("train", "a")] * 3), x)
     audit.check_pictures(rows(("train", "a"), ("train", "a")), [x[0], x[0]])
-    audit.check_pictures(rows(("train", "a"), ("test", "b")), [grey, grey])  # one grey is no picture
+    # one grey is no picture
+    audit.check_pictures(rows(("train", "a"), ("test", "b")), [grey, grey])
     with pytest.raises(InputError, match=r"two splits: 0.png is train, 1.png is test"):
         audit.check_pictures(rows(("train", "a"), ("test", "a")), [x[0], x[0].clone()])
     with pytest.raises(InputError, match="two labels"):
@@ -281,17 +312,21 @@ def table_of(*cells):
 
 
 def test_a_mended_split_keeps_what_belongs_together_in_one_place():
-    table = table_of(("0", "a", "train", "x"), ("1", "a", "test", "x"), ("2", "b", "val", "x"), ("3", "c", "external", "x"),
-                     ("4", "d", "train", "x"), ("5", "e", "test", "x"), ("6", "f", "train", "y"), ("7", "g", "test", "y"))
+    table = table_of(("0", "a", "train", "x"), ("1", "a", "test", "x"), ("2", "b", "val", "x"),
+                     ("3", "c", "external", "x"), ("4", "d", "train", "x"), ("5", "e", "test", "x"),
+                     ("6", "f", "train", "y"), ("7", "g", "test", "y"))
     pairs: list[Pair] = [(3, 4, 0.0), (5, 6, 0.01)]
     splits = [row["split"] for row in audit.mended(table, pairs)]
-    assert splits == ["train", "train", "val", "external", "left-out", "left-out", "left-out", "test"]
+    assert splits == ["train", "train", "val", "external", "left-out", "left-out", "left-out",
+                      "test"]
     sound = table_of(("0", "a", "train", "x"), ("1", "b", "test", "x"))
     assert audit.mended(sound, []) == sound.rows
 
 
 def test_groups_are_connected_components():
-    assert list(audit.connected(5, [(0, 3), (3, 4)])) == [0, 1, 2, 0, 0] and list(audit.connected(2, [])) == [0, 1]
+    assert list(audit.connected(5, [(0, 3), (3, 4)])) == [0, 1, 2, 0,
+                                                          0] and list(audit.connected(2, [])) == [0,
+                                                                                                  1]
 
 
 def test_a_written_split_is_read_by_the_scripts_and_keeps_copies_together(data, tmp_path):
@@ -309,9 +344,11 @@ def test_a_written_split_is_read_by_the_scripts_and_keeps_copies_together(data, 
     before = written[0].read_bytes()
     table = read_table(folder, split_dir=tmp_path / "runs")
     splits = {row["file_name"]: row["split"] for row in table.rows}
-    assert all(splits[f"images/copy{k}.png"] == splits[rows[k]["file_name"]] for k in range(6)), like
+    assert all(splits[f"images/copy{k}.png"] == splits[rows[k]["file_name"]]
+               for k in range(6)), like
     assert {"train", "val", "test"} == set(splits.values()) and written[0].read_bytes() == before
-    run_audit(AuditConfig(data=(str(folder),), out=str(tmp_path / "runs/audit"), write_split=True))  # kept, not drawn anew
+    # kept, not drawn anew
+    run_audit(AuditConfig(data=(str(folder),), out=str(tmp_path / "runs/audit"), write_split=True))
     assert written[0].read_bytes() == before
 
 
@@ -324,19 +361,23 @@ def test_page_json_and_exit_status(data, tmp_path, capsys):
     run_audit(cfg)  # 0: no SystemExit
     assert "nothing to write" in capsys.readouterr().out
     train, test = (next(r for r in rows if r["split"] == s) for s in ("train", "test"))
-    add(folder, rows, Image.open(folder / train["file_name"]), "images/<b>again.png", test, label=train["label"])
+    add(folder, rows, Image.open(folder / train["file_name"]), "images/<b>again.png", test,
+        label=train["label"])
     save()
     cfg = AuditConfig(data=(str(folder),), out=str(tmp_path / "b"), write_split=True)
     with pytest.raises(SystemExit) as stop:
         run_audit(cfg)
     assert stop.value.code == 1 and "film across splits" in capsys.readouterr().err
     page = (tmp_path / "b/audit.html").read_text()
-    assert "<b>again" not in page and "&lt;b&gt;again.png" in page and "http" not in page.split("</style>")[1]
+    assert "<b>again" not in page and "&lt;b&gt;again.png" in page and "http" not in page.split(
+        "</style>")[1]
     assert page.count("<img") == 2 and "equal in every pixel" in page
     result = json.loads((tmp_path / "b/audit.json").read_text())
-    assert result["status"] == "mend" and result["files_of"][result["pairs"][0][1]].endswith("<b>again.png")
+    assert result["status"] == "mend" and result["files_of"][result["pairs"][0][1]].endswith(
+        "<b>again.png")
 
-    shutil.copy(next((tmp_path / "b").glob("metadata-*.csv")), folder / "metadata.csv")  # put in place, as the docs say
+    # put in place, as the docs say
+    shutil.copy(next((tmp_path / "b").glob("metadata-*.csv")), folder / "metadata.csv")
     run_audit(AuditConfig(data=(str(folder),), out=str(tmp_path / "c")))                 # 0
     read_table(folder)
 
@@ -350,9 +391,11 @@ def test_what_cannot_be_audited_is_refused(tmp_path):
 
 def test_copies_of_every_kind_are_found_in_files(tmp_path):
     from PIL import ImageOps
-    drawn = {p.row["patient"]: p for p in (phantom.phantom(2, i, 160) for i in range(30))}  # one of each patient
+    # one of each patient
+    drawn = {p.row["patient"]: p for p in (phantom.phantom(2, i, 160) for i in range(30))}
     sources = [Image.fromarray(p.image) for p in list(drawn.values())[:24]]
-    kinds = (ImageOps.mirror, lambda x: x.crop((8, 8, 152, 152)), lambda x: x.point(lambda v: int(v * 0.8 + 40)), None)
+    kinds = (ImageOps.mirror, lambda x: x.crop((8, 8, 152, 152)),
+             lambda x: x.point(lambda v: int(v * 0.8 + 40)), None)
     names = []
     for k, x in enumerate(sources):
         x.save(tmp_path / f"{k}.png")
@@ -374,7 +417,8 @@ def test_one_film_of_the_public_collections_is_in_training_and_in_the_external_s
     result, _ = audit.audit(table)
     kinds = {f["kind"]: f for f in result["findings"]}
     (i, j, _), = kinds["film across splits"]["pairs"]
-    assert {table.rows[k]["patient"] for k in (i, j)} == {"ieee-36", "figure1-COVID-00022"} and result["status"] == "mend"
+    assert {table.rows[k]["patient"]
+            for k in (i, j)} == {"ieee-36", "figure1-COVID-00022"} and result["status"] == "mend"
 
 
 @pytest.mark.slow
@@ -382,9 +426,10 @@ def test_the_audit_of_real_x_rays_and_planted_copies(cxr, tmp_path):
     table = read_table([cxr, cxr / "external"], split=False, check=False)
     result, facts = audit.audit(table)
     kinds = {f["kind"]: f for f in result["findings"]}
-    assert {"film across splits", "film of two patients", "duplicate", "confounded", "shortcut", "burned-in text", "children"
-            } <= set(kinds)
+    assert {"film across splits", "film of two patients", "duplicate", "confounded", "shortcut",
+            "burned-in text", "children"} <= set(kinds)
     by = {(b["label"], b["features"]): b["auroc"] for b in result["baselines"]}
-    assert by["covid", "header"] > 0.97 and by["covid", "thumbnail"] > 0.93 and by["pneumonia", "metadata"] < 0.7
+    assert by["covid", "header"] > 0.97 and by["covid", "thumbnail"] > 0.93 and by["pneumonia",
+                                                                                   "metadata"] < 0.7
     assert 60 < len(kinds["burned-in text"]["images"]) < 120 and len(result["pairs"]) < 8
     assert list(itertools.islice((f.fault for f in facts if f.fault), 1)) == []

@@ -1,4 +1,6 @@
-"""backbones: parity with torchvision and TorchXRayVision on random weights, their input, and files that do not fit."""
+"""backbones: parity with torchvision and TorchXRayVision on random weights, their input, and files
+that do not fit.
+"""
 
 import re
 
@@ -19,10 +21,14 @@ def small_batches(monkeypatch):
 
 
 def pictures(n=3, side=96):
-    """Noise of different strength and grain: pictures that a network of random weights tells apart."""
+    """Noise of different strength and grain: pictures that a network of random weights tells
+    apart.
+    """
     g = torch.Generator().manual_seed(0)
-    coarse = torch.rand(n, 3, side // 4, side // 4, generator=g).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    fine, share = torch.rand(n, 3, side, side, generator=g), torch.linspace(0, 1, n).view(-1, 1, 1, 1)
+    coarse = torch.rand(n, 3, side // 4, side // 4,
+                        generator=g).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    fine, share = torch.rand(n, 3, side, side, generator=g), torch.linspace(0, 1, n).view(-1, 1, 1,
+                                                                                          1)
     return (255 * (share * coarse + (1 - share) * fine * 0.6)).byte()
 
 
@@ -53,8 +59,10 @@ def test_parity_with_torchvision(name, tmp_path):
     peer = torchvision_net(name)
     extractor = load(name, BACKBONES[name], saved(peer, tmp_path / "w.pth"))
     x = pictures()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    resized = torchvision().transforms.functional.resize(x.float() / 255, [224, 224], antialias=True)
+    mean, std = (torch.tensor(v).view(3, 1, 1)
+                 for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    resized = torchvision().transforms.functional.resize(x.float() / 255, [224, 224],
+                                                         antialias=True)
     theirs, ours = pooled(peer, (resized - mean) / std), extractor(x)
     assert ours.shape == (3, BACKBONES[name].d) and theirs.std(0).mean() > 1e-3
     assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
@@ -70,7 +78,8 @@ def xrv_net():
 
 def test_parity_with_a_grey_densenet(tmp_path):
     peer = xrv_net()
-    extractor = load("xrv-densenet121", BACKBONES["xrv-densenet121"], saved(peer, tmp_path / "w.pth"))
+    extractor = load("xrv-densenet121", BACKBONES["xrv-densenet121"],
+                     saved(peer, tmp_path / "w.pth"))
     x = pictures(side=224)[:, :1].expand(-1, 3, -1, -1)
     theirs = pooled(peer, (2 * x[:, :1].float() / 255 - 1) * 1024)
     assert (extractor(x) - theirs).abs().max() <= 1e-4 * theirs.abs().max()
@@ -78,32 +87,38 @@ def test_parity_with_a_grey_densenet(tmp_path):
 
 def test_parity_with_torchxrayvision(tmp_path):
     torchvision()
-    xrv = pytest.importorskip("torchxrayvision", reason="pip install torchxrayvision", exc_type=ImportError)
+    xrv = pytest.importorskip("torchxrayvision", reason="pip install torchxrayvision",
+                              exc_type=ImportError)
     peer = xrv.models.DenseNet(op_threshs=torch.rand(18)).eval()
     randomise(peer, 5)
     peer.input_resolution = 224
-    extractor = load("xrv-densenet121", BACKBONES["xrv-densenet121"], saved(peer, tmp_path / "w.pth"))
+    extractor = load("xrv-densenet121", BACKBONES["xrv-densenet121"],
+                     saved(peer, tmp_path / "w.pth"))
     x = pictures(side=300)[:, :1]
     given = torch.stack([torch.from_numpy(xrv.utils.normalize(image.numpy(), 255)) for image in x])
     with torch.no_grad():
         theirs = peer.features2(given)
-    assert -1024 <= given.min() < -1000 and (extractor(x) - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+    assert -1024 <= given.min() < -1000 and (extractor(x)
+                                             - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
 def test_old_names_of_densenet_are_read(tmp_path):
     """torchvision's own file says norm.1 where its code says norm1."""
     state = torchvision_net("densenet121").state_dict()
-    old = {re.sub(r"(?<=norm|conv)([12])\.", r".\1.", k) if "denselayer" in k else k: x for k, x in state.items()}
+    old = {re.sub(r"(?<=norm|conv)([12])\.", r".\1.", k) if "denselayer" in k
+           else k: x for k, x in state.items()}
     row = BACKBONES["densenet121"]
     torch.save(old, tmp_path / "old.pth")
     torch.save(state, tmp_path / "new.pth")
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
-    assert load("densenet121", row, tmp_path / "old.pth").identity == load("densenet121", row, tmp_path / "new.pth").identity
+    assert load("densenet121", row, tmp_path / "old.pth").identity == load(
+        "densenet121", row, tmp_path / "new.pth").identity
 
 
 def test_features_do_not_depend_on_company(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "BATCH", 4)
-    extractor = load("resnet18", BACKBONES["resnet18"], saved(torchvision_net("resnet18"), tmp_path / "w.pth"))
+    extractor = load("resnet18", BACKBONES["resnet18"],
+                     saved(torchvision_net("resnet18"), tmp_path / "w.pth"))
     x = pictures(6)
     whole = extractor(x)
     assert torch.equal(extractor(x.flip(0)), whole.flip(0))
@@ -112,7 +127,8 @@ def test_features_do_not_depend_on_company(tmp_path, monkeypatch):
 
 
 def test_autocast_around_it_does_not_lower_the_precision(tmp_path):
-    extractor = load("resnet18", BACKBONES["resnet18"], saved(torchvision_net("resnet18"), tmp_path / "w.pth"))
+    extractor = load("resnet18", BACKBONES["resnet18"],
+                     saved(torchvision_net("resnet18"), tmp_path / "w.pth"))
     x = pictures()
     with torch.autocast("cpu", torch.bfloat16):
         inside = extractor(x)
@@ -122,7 +138,8 @@ def test_autocast_around_it_does_not_lower_the_precision(tmp_path):
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_without_tf32(tmp_path):
     path, x = saved(torchvision_net("resnet18"), tmp_path / "w.pth"), pictures()
-    there, here = (load("resnet18", BACKBONES["resnet18"], path, device=device)(x) for device in ("cuda", "cpu"))
+    there, here = (load("resnet18", BACKBONES["resnet18"], path, device=device)(x)
+                   for device in ("cuda", "cpu"))
     assert there.device.type == "cpu" and (there - here).abs().max() <= 1e-5 * here.abs().max()
 
 
@@ -136,13 +153,17 @@ def test_the_global_generator_is_not_touched(tmp_path):
 def test_files_that_do_not_fit_are_named(tmp_path):
     path = saved(torchvision_net("resnet18"), tmp_path / "w.pth")
     for name, message in {
-        "resnet34": "no resnet34. missing: layer1.2.conv1.weight", "densenet121": "no densenet121. missing",
-        "resnet50": r"of another shape: layer1.0.conv1.weight \(64, 64, 3, 3\), it has \(64, 64, 1, 1\)",
+            "resnet34": "no resnet34. missing: layer1.2.conv1.weight",
+            "densenet121": "no densenet121. missing", "resnet50":
+            r"of another shape: layer1.0.conv1.weight \(64, 64, 3, 3\), it has \(64, 64, 1, 1\)",
     }.items():
         with pytest.raises(InputError, match=f"w.pth: .*{message}"):
             load(name, BACKBONES[name], path)
-    path = saved(torchvision().models.densenet121(weights=None, num_classes=18), tmp_path / "colour.pth")
-    with pytest.raises(InputError, match=r"no xrv-densenet121. of another shape: features.conv0.weight \(64, 3, 7, 7\)"):
+    path = saved(torchvision().models.densenet121(weights=None, num_classes=18),
+                 tmp_path / "colour.pth")
+    with pytest.raises(
+            InputError,
+            match=r"no xrv-densenet121. of another shape: features.conv0.weight \(64, 3, 7, 7\)"):
         load("xrv-densenet121", BACKBONES["xrv-densenet121"], path)
 
 
@@ -159,10 +180,11 @@ def test_unreadable_files_are_named_and_nothing_in_them_is_run(tmp_path, capsys)
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"a": Evil()}, tmp_path / "evil.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    for name, message in {"none.pth": "no such file", "empty.pth": "damaged", "noise.pth": "damaged", "cut.safetensors":
-                          "damaged or cut short", "list.pth": "no table of tensors", "evil.pth": "would run code",
-                          "module.pt": r"Linear.*`python -m minidiff\.evaluation\.extractors\.build convert .*module.pt"
-                          }.items():
+    for name, message in {
+            "none.pth": "no such file", "empty.pth": "damaged", "noise.pth": "damaged",
+            "cut.safetensors": "damaged or cut short", "list.pth": "no table of tensors",
+            "evil.pth": "would run code", "module.pt":
+            r"Linear.*`python -m minidiff\.evaluation\.extractors\.build convert .*module.pt"}.items():
         with pytest.raises(InputError, match=f"{name}.*{message}"):
             read_state(tmp_path / name)
     assert "has run" not in capsys.readouterr().out

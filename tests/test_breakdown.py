@@ -11,18 +11,24 @@ from minidiff.evaluation.report.comparison import Side
 
 def side(seed, n=80, shift=0.0, labels=("a", "b"), d=6):
     x = np.random.default_rng(seed).normal(size=(n, d)) + shift
-    return Side(x, np.array([labels[i % len(labels)] for i in range(n)]), np.array([f"{seed}-{i}" for i in range(n)]))
+    return Side(x, np.array([labels[i % len(labels)] for i in range(n)]),
+                np.array([f"{seed}-{i}" for i in range(n)]))
 
 
 def test_growth_parts_the_number_from_the_distance():
-    """Of one kind, FD falls with n along its floor and KD stays about 0; what is shifted stays above both."""
+    """Of one kind, FD falls with n along its floor and KD stays about 0; what is shifted stays
+    above both.
+    """
     held, train = side(0), side(1, 160)
     same = breakdown.growth("x", synthetic=side(2), train=train, heldout=held)
     far = breakdown.growth("x", synthetic=side(3, shift=1.0), train=train, heldout=held)
-    assert [r["n"] for r in same] == [r["n"] for r in far] and same[0]["n"] == 10 and same[-1]["n"] == 80
+    assert [r["n"] for r in same] == [r["n"]
+                                      for r in far] and same[0]["n"] == 10 and same[-1]["n"] == 80
     assert same[0]["FD"]["median"] > 3 * same[-1]["FD"]["median"]
-    assert same[-1]["FD_floor"]["low"] * 0.5 < same[-1]["FD"]["median"] < same[-1]["FD_floor"]["high"] * 2
-    assert far[-1]["FD"]["median"] > 2 * far[-1]["FD_floor"]["high"] and far[-1]["KD"]["low"] > far[-1]["KD_floor"]["high"]
+    assert same[-1]["FD_floor"]["low"] * 0.5 < same[-1]["FD"]["median"] < same[-1]["FD_floor"][
+        "high"] * 2
+    assert far[-1]["FD"]["median"] > 2 * far[-1]["FD_floor"]["high"] and far[-1]["KD"]["low"] > far[
+        -1]["KD_floor"]["high"]
     assert breakdown.growth("x", synthetic=side(2, 12), train=train, heldout=held) == []
 
 
@@ -32,22 +38,26 @@ def test_growth_compares_equal_mixes_of_labels():
         x, y = side(seed, a, 0.0, ("a",)), side(seed + 50, b, 4.0, ("b",))
         return Side(*(np.concatenate(columns) for columns in zip(x, y)))
 
-    grown = breakdown.growth("x", synthetic=mixed(0, 60, 60), train=mixed(1, 30, 200), heldout=mixed(2, 60, 300))
+    grown = breakdown.growth("x", synthetic=mixed(0, 60, 60), train=mixed(1, 30, 200),
+                             heldout=mixed(2, 60, 300))
     assert grown[-1]["KD"]["median"] < 3 * grown[-1]["KD_floor"]["high"]
 
 
 def table(n, **columns):
-    return Table([{name: values[i % len(values)] for name, values in columns.items()} | {"file": str(i)} for i in range(n)])
+    return Table([{name: values[i % len(values)] for name, values in columns.items()}
+                  | {"file": str(i)} for i in range(n)])
 
 
 def test_conditions_are_the_columns_that_both_have():
-    real = {"label": "ab", "patient": ["1", "2", "3"], "sex": ["F", "M", ""], "age": [str(k) for k in range(20, 80)],
-            "view": ["PA"], "severity": ["0", "1"]}
-    tables = {"train": table(60, **real), "heldout": table(60, **real),
-              "synthetic": table(40, label="ab", sex="FM", age=["30", "75"], view=["PA"], set=["1"])}
+    real = {"label": "ab", "patient": ["1", "2", "3"], "sex": ["F", "M", ""],
+            "age": [str(k) for k in range(20, 80)], "view": ["PA"], "severity": ["0", "1"]}
+    tables = {"train": table(60, **real), "heldout": table(60, **real), "synthetic":
+              table(40, label="ab", sex="FM", age=["30", "75"], view=["PA"], set=["1"])}
     found = breakdown.groups(tables)
-    assert set(found) == {"sex", "age"}                                       # of one view alone there is nothing to tell
-    assert breakdown.in_order(found["age"]["train"]) == ["under 39.6667", "39.6667 to 59.3333", "59.3333 and over"]
+    # of one view alone there is nothing to tell
+    assert set(found) == {"sex", "age"}
+    assert breakdown.in_order(found["age"]["train"]) == ["under 39.6667", "39.6667 to 59.3333",
+                                                         "59.3333 and over"]
     assert found["sex"]["train"].tolist()[:3] == ["F", "M", ""]
     sides = {"synthetic": side(0, 40), "train": side(1, 60), "heldout": side(2, 60)}
     rows = breakdown.conditions("x", found, **sides)
@@ -64,11 +74,14 @@ def test_variety_sees_a_collapse(collapsed):
     real, train = side(0), side(1, 160)
     made = side(2).take(np.arange(80) % 4) if collapsed else side(2)
     made = made._replace(labels=side(2).labels, patients=side(2).patients)
-    pixels = {"heldout": rng.integers(0, 255, (80, 3, 24, 24)), "train": rng.integers(0, 255, (160, 3, 24, 24)),
+    pixels = {"heldout": rng.integers(0, 255, (80, 3, 24, 24)),
+              "train": rng.integers(0, 255, (160, 3, 24, 24)),
               "synthetic": rng.integers(0, 255, (80, 3, 24, 24))}
-    pixels["synthetic"] = pixels["synthetic"][np.arange(80) % 4] if collapsed else pixels["synthetic"]
+    pixels["synthetic"] = pixels["synthetic"][np.arange(80)
+                                              % 4] if collapsed else pixels["synthetic"]
     pixels = {name: torch.from_numpy(x.astype(np.uint8)) for name, x in pixels.items()}
-    rows = breakdown.variety({"x": {"heldout": real, "train": train, "synthetic": made}}, pixels, ["a", "b", "c"])
+    rows = breakdown.variety({"x": {"heldout": real, "train": train, "synthetic": made}}, pixels,
+                             ["a", "b", "c"])
     found = {(r["label"], r["measure"]): r for r in rows}
     vendi, likeness = found["all labels", "Vendi, x"], found["a", "MS-SSIM"]
     assert (vendi["n"], likeness["n"]) == (80, 40) and found["c", "MS-SSIM"]["small"]
@@ -79,12 +92,15 @@ def test_variety_sees_a_collapse(collapsed):
 
 def test_best_and_worst_are_by_rank_within_their_label():
     made, real = side(0, 12), side(1, 60)
-    made.features[4] += 30.0                                                  # label a, far from all
+    # label a, far from all
+    made.features[4] += 30.0
     p = np.full(12, 0.9)
-    p[7] = 0.1                                                                # label b, not recognised
+    # label b, not recognised
+    p[7] = 0.1
     order, facts = pictures.ranked(made, real, p)
     last = {label: [i for i in order if made.labels[i] == label][-1] for label in "ab"}
-    assert last["a"] == 4 and facts[4]["d"] > 5 > 2 > np.median([f["d"] for f in facts]) and facts[7]["p"] == 0.1
+    assert last["a"] == 4 and facts[4]["d"] > 5 > 2 > np.median([f["d"] for f in facts]) and facts[
+        7]["p"] == 0.1
     assert order.index(7) > 6
     without, facts = pictures.ranked(made, real, None)
     assert without[-1] == 4 or without[-2] == 4
@@ -99,11 +115,14 @@ def test_the_pictures_that_are_shown():
     tables = {name: table(30, label="ab") for name in pixels}
     groups = {"sex": {name: np.array(["F", "M", ""] * 10) for name in pixels}}
     sides = {"synthetic": side(0, 30), "heldout": side(1, 30)}
-    how = {"closest": [{"fake": 0, "train": 3, "heldout": 5}], "groups": groups, "probabilities": None, "shown": 4}
+    how = {"closest": [{"fake": 0, "train": 3, "heldout": 5}], "groups": groups,
+           "probabilities": None, "shown": 4}
     drawn = pictures.draw(tables, pixels, sides, **how)
     assert set(drawn) == {"grids", "best", "worst", "beside", "pairs", "collection"}
-    assert [c["label"] for c in drawn["best"]] == ["a"] * 6 + ["b"] * 6 and len(drawn["worst"]) == 12
+    assert [c["label"]
+            for c in drawn["best"]] == ["a"] * 6 + ["b"] * 6 and len(drawn["worst"]) == 12
     made, copied, other = drawn["pairs"][0]
     assert made == copied != other and len(drawn["beside"]) == 8
-    assert [(c["value"], c["n"], c["shown"]) for c in drawn["collection"]] == [("F", 10, 6), ("M", 10, 6)]
+    assert [(c["value"], c["n"], c["shown"]) for c in drawn["collection"]] == [("F", 10, 6),
+                                                                               ("M", 10, 6)]
     assert drawn == pictures.draw(tables, pixels, sides, **how)

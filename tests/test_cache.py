@@ -1,4 +1,6 @@
-"""cache: equal bytes with and without it, only the missing computed, nothing damaged or stale trusted; streams of files."""
+"""cache: equal bytes with and without it, only the missing computed, nothing damaged or stale
+trusted; streams of files.
+"""
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from minidiff.evaluation.extractors.cache import FeatureCache, content_keys, str
 from minidiff.evaluation.extractors.features import PixelPCA, PredictorFeatures, digest
 from minidiff.variables import Category
 
-PIXELS = torch.randint(0, 256, (75, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+PIXELS = torch.randint(0, 256, (75, 3, 32, 32), dtype=torch.uint8,
+                       generator=torch.Generator().manual_seed(0))
 
 
 class Counting:
@@ -37,10 +40,12 @@ def test_only_the_missing_are_computed_and_in_one_size(tmp_path):
     extractor, kept = Counting(), FeatureCache(tmp_path)
     first = kept(extractor, PIXELS[:40])
     assert extractor.sizes == [32, 32] and torch.allclose(first, Counting()(PIXELS[:40]))
-    again = FeatureCache(tmp_path)(extractor, PIXELS[:40])                    # a new run reads the file
+    # a new run reads the file
+    again = FeatureCache(tmp_path)(extractor, PIXELS[:40])
     assert extractor.sizes == [32, 32] and torch.equal(again, first)
     order = torch.tensor([60, 3, 60, 39, 41])
-    mixed = kept(extractor, PIXELS[order])                                    # 60 and 41 are new, 60 twice
+    # 60 and 41 are new, 60 twice
+    mixed = kept(extractor, PIXELS[order])
     assert extractor.sizes == [32, 32, 32] and torch.allclose(mixed, Counting()(PIXELS[order]))
     assert torch.equal(mixed[1], first[3]) and torch.equal(mixed[0], mixed[2])
     assert len(safetensors.torch.load_file(tmp_path / "counting.safetensors")["names"]) == 42
@@ -53,13 +58,15 @@ def extractors(tmp_path_factory):
     network = load("resnet18", BACKBONES["resnet18"],
                    saved(torchvision_net("resnet18"), tmp_path_factory.mktemp("weights") / "w.pth"))
     judge = Predictor([Category("label", ("a", "b"))], width=8, size=32)
-    return {"pixels": PixelPCA().fit(PIXELS), "classifier": PredictorFeatures(judge), "resnet18": network}
+    return {"pixels": PixelPCA().fit(PIXELS), "classifier": PredictorFeatures(judge),
+            "resnet18": network}
 
 
 @pytest.mark.parametrize("name", ["pixels", "classifier", "resnet18"])
 def test_the_same_bytes_whether_cached_or_not(extractors, tmp_path, name, monkeypatch):
     x = PIXELS
-    if name == "resnet18":  # a network in batches of 32 takes long here: see the slow test of inception
+    # a network in batches of 32 takes long here: see the slow test of inception
+    if name == "resnet18":
         x = PIXELS[:11]
         for module in (backbones, cache):
             monkeypatch.setattr(module, "BATCH", 4)
@@ -67,12 +74,15 @@ def test_the_same_bytes_whether_cached_or_not(extractors, tmp_path, name, monkey
     without = FeatureCache(None)(extractor, x)
     parts = torch.cat([kept(extractor, part) for part in (x[5:6], x[:9].flip(0), x[3:])])
     assert torch.equal(parts, torch.cat([without[5:6], without[:9].flip(0), without[3:]]))
-    assert torch.equal(kept(extractor, x), without) and torch.equal(FeatureCache(tmp_path)(extractor, x), without)
+    assert torch.equal(kept(extractor, x),
+                       without) and torch.equal(FeatureCache(tmp_path)(extractor, x), without)
     assert torch.allclose(extractor(x), without, atol=1e-5 * without.abs().max().item())
 
 
 def test_a_grey_set_is_handed_on_as_grey(tmp_path):
-    """Expanded from one channel, it is resized once and not thrice; the features are those of three equal channels."""
+    """Expanded from one channel, it is resized once and not thrice; the features are those of three
+    equal channels.
+    """
     class Watching(Counting):
         def __call__(self, x):
             strides.append(x.stride(1))
@@ -80,7 +90,8 @@ def test_a_grey_set_is_handed_on_as_grey(tmp_path):
 
     strides, grey = [], PIXELS[:3, :1].expand(-1, 3, -1, -1)
     features = FeatureCache(None)(Watching(), grey)
-    assert torch.equal(features, FeatureCache(None)(Watching(), grey.contiguous())) and strides == [0, 1024]
+    assert torch.equal(features,
+                       FeatureCache(None)(Watching(), grey.contiguous())) and strides == [0, 1024]
 
 
 def damage(path, how):
@@ -105,8 +116,10 @@ def test_a_damaged_cache_is_said_and_made_anew(tmp_path, capsys, how):
     right = kept(extractor, PIXELS[:5])
     damage(tmp_path / "counting.safetensors", how)
     assert capsys.readouterr().out == "" and torch.equal(kept(extractor, PIXELS[:5]), right)
-    assert "counting.safetensors is damaged" in capsys.readouterr().out and extractor.sizes == [32, 32]
-    assert torch.equal(kept(extractor, PIXELS[:5]), right) and capsys.readouterr().out == "" and len(extractor.sizes) == 2
+    assert "counting.safetensors is damaged" in capsys.readouterr().out and extractor.sizes == [32,
+                                                                                                32]
+    assert torch.equal(kept(extractor, PIXELS[:5]),
+                       right) and capsys.readouterr().out == "" and len(extractor.sizes) == 2
 
 
 def test_a_stale_cache_is_said_and_made_anew(tmp_path, capsys):
@@ -129,7 +142,8 @@ def test_what_is_computed_is_kept_when_a_long_run_is_stopped(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         FeatureCache(tmp_path)(Stopped(), PIXELS)
     extractor = Counting()
-    assert torch.allclose(FeatureCache(tmp_path)(extractor, PIXELS), Counting()(PIXELS)) and extractor.sizes == [32]
+    assert torch.allclose(FeatureCache(tmp_path)(extractor, PIXELS),
+                          Counting()(PIXELS)) and extractor.sizes == [32]
 
 
 def test_other_than_finite_features_are_refused_and_not_kept(tmp_path):
@@ -141,12 +155,15 @@ def test_other_than_finite_features_are_refused_and_not_kept(tmp_path):
 def test_keys_are_of_content_shape_and_not_of_storage():
     grey = PIXELS[:4, :1]
     keys = content_keys(grey.expand(-1, 3, -1, -1))
-    assert len(set(keys)) == 4 and content_keys(grey.repeat(1, 3, 1, 1)) == keys == content_keys(grey)
+    assert len(set(keys)) == 4 and content_keys(grey.repeat(1, 3, 1,
+                                                            1)) == keys == content_keys(grey)
     assert content_keys(PIXELS[:4]) != keys and content_keys(grey.reshape(4, 1, 16, 64)) != keys
     with pytest.raises(AssertionError):
         FeatureCache(None)(Counting(), PIXELS, keys)
     extractor = Counting()
-    assert torch.equal(*FeatureCache(None)(extractor, PIXELS[:2], ["same", "same"])) and extractor.sizes == [32]  # trusted
+    # trusted
+    assert torch.equal(*FeatureCache(None)(extractor, PIXELS[:2],
+                                           ["same", "same"])) and extractor.sizes == [32]
 
 
 @pytest.fixture
@@ -154,22 +171,26 @@ def folder(tmp_path):
     """Files of different sizes and modes, and one that is none."""
     rng = np.random.default_rng(0)
     for k in range(11):
-        array = rng.integers(0, 256, (40 + 7 * k, 60, 3) if k % 2 else (50, 40 + 3 * k), dtype=np.uint8)
+        array = rng.integers(0, 256, (40 + 7 * k, 60, 3) if k % 2 else (50, 40 + 3 * k),
+                             dtype=np.uint8)
         Image.fromarray(array).save(tmp_path / f"{k:02d}.{'png' if k % 3 else 'jpg'}")
     (tmp_path / "05.png").write_bytes(b"no image")
     return sorted(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_stream_of_files_gives_the_features_of_their_pixels(extractors, folder, monkeypatch, workers):
+def test_a_stream_of_files_gives_the_features_of_their_pixels(extractors, folder, monkeypatch,
+                                                              workers):
     for module in (backbones, cache):
         monkeypatch.setattr(module, "BATCH", 4)
     network, faults = extractors["resnet18"], []
     found = list(stream(network, folder, workers=workers, faults=faults))
     files, features = [f for part, _ in found for f in part], torch.cat([x for _, x in found])
-    assert [len(part) for part, _ in found] == [4, 4, 2] and files == [f for f in folder if f.stem != "05"]
+    assert [len(part) for part, _ in found] == [4, 4, 2] and files == [f for f in folder
+                                                                       if f.stem != "05"]
     assert len(faults) == 1 and "05.png: cannot be opened" in faults[0]
-    assert torch.equal(features, torch.cat([network(torch.tensor(images.read(f)[None])) for f in files]))
+    assert torch.equal(features,
+                       torch.cat([network(torch.tensor(images.read(f)[None])) for f in files]))
     with pytest.raises(InputError, match="05.png"):
         list(stream(network, folder, workers=workers))
     assert list(stream(network, [])) == []
@@ -183,4 +204,5 @@ def test_a_stream_that_is_left_early_stops_reading(extractors, folder, monkeypat
     running = stream(extractors["resnet18"], [f for f in folder if f.stem != "05"] * 4)
     next(running)
     running.close()
-    assert len(seen) <= 8                                                       # of 40: never the whole folder in memory
+    # of 40: never the whole folder in memory
+    assert len(seen) <= 8

@@ -1,4 +1,6 @@
-"""The chain from a report down to its data: whole where nothing has changed, and each planted fault named where it is."""
+"""The chain from a report down to its data: whole where nothing has changed, and each planted fault
+named where it is.
+"""
 
 import shutil
 from contextlib import suppress
@@ -27,7 +29,8 @@ def again(folder, rows):
     run = chain.root_of(folder) / runs.read_json(folder / "config.json")["run"]
     pipeline, _ = store.load_pipeline(run)
     recipe = Recipe(**runs.read_json(folder / "manifest.json")["recipe"])
-    (made,) = pipeline.images(encode(pipeline.conditioner.variables, rows), [int(r["seed"]) for r in rows], recipe)
+    (made,) = pipeline.images(encode(pipeline.conditioner.variables, rows),
+                              [int(r["seed"]) for r in rows], recipe)
     return made.float().mean(1, keepdim=True).round().to(torch.uint8)
 
 
@@ -44,10 +47,13 @@ def make_whole(tiny, root):
         file.write_text(file.read_text().replace(str(tiny), "runs/x"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        sample.sample(sample.SampleConfig(run="runs/x/diffusion", out="runs/x/samples", per_label=8, steps=2, batch=24))
-        Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8, size=32).save("runs/x/judged/judge")
-        evaluate.run_report(evaluate.Config(data=("runs/x/data",), samples="runs/x/samples", classifier="runs/x/judged",
-                                            vae="runs/x/vae", diffusion="runs/x/diffusion", out="runs/x/report", repeats=10))
+        sample.sample(sample.SampleConfig(run="runs/x/diffusion", out="runs/x/samples", per_label=8,
+                                          steps=2, batch=24))
+        Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8,
+                  size=32).save("runs/x/judged/judge")
+        evaluate.run_report(evaluate.Config(
+            data=("runs/x/data",), samples="runs/x/samples", classifier="runs/x/judged",
+            vae="runs/x/vae", diffusion="runs/x/diffusion", out="runs/x/report", repeats=10))
 
 
 @pytest.fixture
@@ -70,10 +76,10 @@ def test_an_untouched_chain_is_whole(tree):
     links = list(walk(tree / "report", again, k=4))
     assert all(link.state == MATCHES for link in links), told(links)
     text = told(links)
-    for part in ("report: train", "report: heldout", "report: synthetic", "KD, pixels-pca64, all labels", "FD, classifier",
-                 "samples: files: 25 as written", "images made again: 4, largest difference 0",
-                 "the model of runs/x/samples", "the data of runs/x/diffusion", "the data of runs/x/vae",
-                 "the autoencoder of"):
+    for part in ("report: train", "report: heldout", "report: synthetic",
+                 "KD, pixels-pca64, all labels", "FD, classifier", "samples: files: 25 as written",
+                 "images made again: 4, largest difference 0", "the model of runs/x/samples",
+                 "the data of runs/x/diffusion", "the data of runs/x/vae", "the autoencoder of"):
         assert part in text, part
     assert len({link.what for link in links}) > 15
 
@@ -157,7 +163,8 @@ def test_images_that_come_out_otherwise_are_counted(tree):
         return lambda folder, rows: (again(folder, rows).int() + n).clamp(0, 255).to(torch.uint8)
 
     assert faults(tree / "samples") == []
-    assert [link for link in walk(tree / "samples", off_by(1), k=3) if link.state != MATCHES] == []  # rounding elsewhere
+    # rounding elsewhere
+    assert [link for link in walk(tree / "samples", off_by(1), k=3) if link.state != MATCHES] == []
     (link,) = [link for link in walk(tree / "samples", off_by(2), k=3) if link.state != MATCHES]
     assert link.state == DIFFERS and "3 of 3 differ" in link.text and "by 2" in link.text
     (link,) = [link for link in walk(tree / "samples") if link.state != MATCHES]
@@ -165,22 +172,29 @@ def test_images_that_come_out_otherwise_are_counted(tree):
 
 
 def test_the_stages_before_are_followed(tree):
-    """A second stage that began with the first: its weights by their hash, and then the first stage's own data."""
+    """A second stage that began with the first: its weights by their hash, and then the first
+    stage's own data.
+    """
     shutil.copytree(tree / "diffusion", tree / "second")
-    edit_json(tree / "second/config.json", lambda c: c.update(out="runs/x/second", init="runs/x/diffusion"))
+    edit_json(tree / "second/config.json",
+              lambda c: c.update(out="runs/x/second", init="runs/x/diffusion"))
     init = {"run": "runs/x/diffusion", **store.identity(tree / "diffusion")}
     edit_json(tree / "second/run.json", lambda r: r["facts"].update(init=init))
     links = list(walk(tree / "second", again))
     assert all(link.state == MATCHES for link in links), told(links)
-    assert "what runs/x/second began with" in told(links) and "the data of runs/x/diffusion" in told(links)
+    assert "what runs/x/second began with" in told(
+        links) and "the data of runs/x/diffusion" in told(links)
     spoil_weights(tree / "diffusion/model.safetensors")
-    assert "diffusion/model.safetensors: not what runs/x/second began with any more" in told(faults(tree / "second"))
+    assert "diffusion/model.safetensors: not what runs/x/second began with any more" in told(
+        faults(tree / "second"))
     (tree / "public.safetensors").write_bytes(b"weights")
-    files = [{"path": "runs/x/public.safetensors", "sha256": runs.sha256(tree / "public.safetensors")}]
+    files = [{"path": "runs/x/public.safetensors",
+              "sha256": runs.sha256(tree / "public.safetensors")}]
     edit_json(tree / "second/run.json", lambda r: r["facts"].update(init={"files": files}))
     assert faults(tree / "second") == []
     (tree / "public.safetensors").write_bytes(b"other weights")
-    assert "public.safetensors: not what runs/x/second began with any more" in told(faults(tree / "second"))
+    assert "public.safetensors: not what runs/x/second began with any more" in told(
+        faults(tree / "second"))
 
 
 def test_the_command_ends_with_a_status(tree, capsys):
@@ -193,7 +207,8 @@ def test_the_command_ends_with_a_status(tree, capsys):
             return stop.code
         return 0
 
-    assert status("--folder", str(tree), "--k", "2") == 0                          # all that lies in the folder
+    # all that lies in the folder
+    assert status("--folder", str(tree), "--k", "2") == 0
     assert "0 differs, 0 missing" in capsys.readouterr().out
     spoil_pixel(first(tree / "samples/images"))
     assert status("--folder", str(tree / "samples")) == 1
@@ -206,16 +221,21 @@ def test_the_command_ends_with_a_status(tree, capsys):
 
 @pytest.mark.slow
 def test_a_matrix_is_followed_like_a_report(tree):
-    sample.sample(sample.SampleConfig(run="runs/x/diffusion", out="runs/x/many", per_label=24, steps=2, batch=24))
+    sample.sample(sample.SampleConfig(run="runs/x/diffusion", out="runs/x/many", per_label=24,
+                                      steps=2, batch=24))
     phantom.write("runs/x/wide", n=220, size=32, seed=3)
-    made = MatrixConfig(data=("runs/x/wide",), samples=("runs/x/many",), external=(), classifier="runs/x/judged",
+    made = MatrixConfig(data=("runs/x/wide",), samples=("runs/x/many",), external=(),
+                        classifier="runs/x/judged",
                         out="runs/x/matrix", permutations=100, resamples=100, repeats=10)
-    with suppress(SystemExit):                                          # its judge knows nothing: invalid, but written
+    # its judge knows nothing: invalid, but written
+    with suppress(SystemExit):
         run_matrix(made)
     links = list(walk(tree / "matrix", again, k=6))
     assert all(link.state == MATCHES for link in links), told(links)
     assert sum(" × " in link.what for link in links) == 12
-    edit_json(tree / "matrix/matrix.json", lambda m: [c.update(KD=c["KD"] + 1) for c in m["cells"] if c.get("KD")])
-    assert sum(link.what.startswith("runs/x/matrix: KD") for link in faults(tree / "matrix", k=6)) == 6
+    edit_json(tree / "matrix/matrix.json",
+              lambda m: [c.update(KD=c["KD"] + 1) for c in m["cells"] if c.get("KD")])
+    assert sum(link.what.startswith("runs/x/matrix: KD")
+               for link in faults(tree / "matrix", k=6)) == 6
     spoil_pixel(first(tree / "wide", 5))
     assert "runs/x/matrix: real: fingerprint" in told(faults(tree / "matrix", k=1))

@@ -11,17 +11,21 @@ CONFIGS = {"SD 1.x": clip.CLIPConfig(48, 2, 4, quick_gelu=True, pad=EOS, inner=8
 
 @pytest.fixture(params=CONFIGS)
 def pair(request) -> tuple[CLIP, torch.Tensor]:
-    """Our tower with transformers' random weights, and what transformers makes of the empty prompt; float64."""
+    """Our tower with transformers' random weights, and what transformers makes of the empty prompt;
+    float64.
+    """
     peer = sd.peers(request.param)[2].double()
     net = CLIP(CONFIGS[request.param]).double()
-    net.load_state_dict({name.removeprefix("text_model."): t.clone() for name, t in peer.state_dict().items()})
+    net.load_state_dict({name.removeprefix("text_model."): t.clone()
+                         for name, t in peer.state_dict().items()})
     tokens = [BOS, *[EOS] * 76] if request.param == "SD 1.x" else [BOS, EOS, *[0] * 75]
     return net, peer(torch.tensor([tokens])).last_hidden_state[0]
 
 
 def test_null_context_is_that_of_transformers(pair):
     net, theirs = pair
-    assert theirs.shape == (77, net.config.width) and sd.relative(net.null_context(), theirs) <= 1e-12
+    assert theirs.shape == (77, net.config.width) and sd.relative(net.null_context(),
+                                                                  theirs) <= 1e-12
 
 
 def gelu(net):
@@ -60,7 +64,8 @@ def heads(net):
     net.encoder["layers"][1].self_attn.heads *= 2
 
 
-TRAPS = [gelu, eps, no_final_norm, one_layer_less, norms_swapped, q_and_k_swapped, k_and_v_swapped, heads]
+TRAPS = [gelu, eps, no_final_norm, one_layer_less, norms_swapped, q_and_k_swapped, k_and_v_swapped,
+         heads]
 
 
 @pytest.mark.parametrize("trap", TRAPS)
@@ -75,12 +80,16 @@ def test_padding_and_mask_are_seen(pair, monkeypatch):
     other = net(empty_prompt(0 if net.config.pad else EOS)[None])[0]
     assert sd.relative(other, theirs) > 1e-3
     attend = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(clip.F, "scaled_dot_product_attention", lambda q, k, v, is_causal: attend(q, k, v))
+    monkeypatch.setattr(clip.F, "scaled_dot_product_attention", lambda q, k, v,
+                        is_causal: attend(q, k, v))
     assert sd.relative(net.null_context(), theirs) > 1e-3
 
 
 def test_the_prompt_and_the_public_shapes():
-    assert empty_prompt(EOS).tolist() == [49406, *[49407] * 76] and empty_prompt(0).tolist() == [49406, 49407, *[0] * 75]
+    assert empty_prompt(EOS).tolist() == [49406,
+                                          *[49407] * 76] and empty_prompt(0).tolist() == [49406,
+                                                                                          49407,
+                                                                                          *[0] * 75]
     for config, parameters in ((clip.CLIP_L, 123_060_480), (clip.OPENCLIP_H, 340_387_840)):
         with torch.device("meta"):
             assert sum(p.numel() for p in CLIP(config).parameters()) == parameters

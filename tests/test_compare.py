@@ -1,4 +1,6 @@
-"""compare: differences are paired, resolved only where they should be, and tested by the test that fits the patients."""
+"""compare: differences are paired, resolved only where they should be, and tested by the test that
+fits the patients.
+"""
 
 import json
 import math
@@ -42,11 +44,12 @@ def test_differences_are_paired_and_resolved_only_where_they_should_be():
     good[:3], same[3:6] = 1, 1  # other mistakes, as many
     found = run({"real": one_hot(good), "same": one_hot(same), "bad": one_hot(bad)}, n_boot=300)
     worse = found["bad", "accuracy"]
-    assert worse["resolved"] and worse["interval"][1] < 0 and worse["difference"] == pytest.approx(-57 / 120)
+    assert worse["resolved"] and worse["interval"][1] < 0 and worse["difference"] == pytest.approx(
+        -57 / 120)
     assert not any(found["same", metric]["resolved"] for metric in METRICS)
     nothing = run({"real": one_hot(good), "twin": one_hot(good)}, n_boot=50)
-    assert all(row["interval"] == [0, 0] and row["p"] == 1 and not row["resolved"] and row["patients_needed"] is None
-               for row in nothing.values())
+    assert all(row["interval"] == [0, 0] and row["p"] == 1 and not row["resolved"]
+               and row["patients_needed"] is None for row in nothing.values())
 
 
 def test_a_difference_with_one_seed_of_the_other_sign_is_not_resolved():
@@ -54,17 +57,23 @@ def test_a_difference_with_one_seed_of_the_other_sign_is_not_resolved():
     bad, worse = TRUTH.copy(), TRUTH.copy()
     bad[::2], worse[:70] = (bad[::2] + 1) % 3, (worse[:70] + 1) % 3
     for third, resolved in ((TRUTH, True), (worse, False)):
-        found = run({"real": [one_hot(bad)] * 3, "other": [one_hot(TRUTH), one_hot(TRUTH), one_hot(third)]}, n_boot=200)
+        found = run({"real": [one_hot(bad)] * 3,
+                     "other": [one_hot(TRUTH), one_hot(TRUTH), one_hot(third)]}, n_boot=200)
         row = found["other", "accuracy"]
-        assert row["interval"][0] > 0.3 and row["difference"] == pytest.approx(0.5) and row["p_holm"] < 1e-9
+        assert row["interval"][0] > 0.3 and row["difference"] == pytest.approx(0.5) and row[
+            "p_holm"] < 1e-9
         assert (row["resolved"], row["seeds"], row["seeds_agree"]) == (resolved, 3, 2 + resolved)
 
 
 def test_it_is_the_mean_probability_that_is_compared():
-    """Two seeds that err on different images, surely and unsurely: their mean is right everywhere."""
+    """Two seeds that err on different images, surely and unsurely: their mean is right
+    everywhere.
+    """
     wrong = [(TRUTH + (np.arange(120) % 2 == k)) % 3 for k in (0, 1)]
-    members = [np.where((np.arange(120) % 2 == k)[:, None], 0.4 * one_hot(wrong[k]) + 0.2, one_hot(TRUTH)) for k in (0, 1)]
-    row = run({"real": [one_hot(TRUTH)] * 2, "ensemble": members}, n_boot=50)["ensemble", "accuracy"]
+    members = [np.where((np.arange(120) % 2 == k)[:, None], 0.4 * one_hot(wrong[k]) + 0.2,
+                        one_hot(TRUTH)) for k in (0, 1)]
+    row = run({"real": [one_hot(TRUTH)] * 2, "ensemble": members},
+              n_boot=50)["ensemble", "accuracy"]
     assert row["difference"] == 0 and row["seeds_agree"] == 0
 
 
@@ -74,7 +83,8 @@ def test_the_intervals_are_those_of_whole_patients_drawn_for_both_arms():
     found = run({"other": a, "real": b}, patients=patients, n_boot=80, seed=5)
     drawn = {metric: [] for metric in METRICS}
     for i in bootstrap_indices(patients, 80, 5):
-        one, two = (score(p[i], truth[i], [patients[j] for j in i], LABELS, n_boot=0) for p in (a, b))
+        one, two = (score(p[i], truth[i], [patients[j] for j in i], LABELS, n_boot=0)
+                    for p in (a, b))
         for metric, values in drawn.items():
             x, y = (s[metric]["dark"] if metric == "auroc" else s[metric] for s in (one, two))
             values.append(x - y)
@@ -95,33 +105,44 @@ def test_tests_fit_the_figure_and_the_patients():
     tables = pytest.importorskip("statsmodels.stats.contingency_tables")
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     rng, truth = np.random.default_rng(2), np.eye(3, dtype=bool)[TRUTH]
-    arms = {name: soft(truth, apart, rng) for name, apart in zip(("real", *"abcd"), (1, 1, 1.3, 1.8, 3))}
+    arms = {name: soft(truth, apart, rng)
+            for name, apart in zip(("real", *"abcd"), (1, 1, 1.3, 1.8, 3))}
     found = run(arms, n_boot=200)
     right = {name: p.argmax(1) == TRUTH for name, p in arms.items()}
     for name in "abcd":
-        assert [found[name, metric]["test"] for metric in METRICS] == ["sign flip", "McNemar exact", "bootstrap", "DeLong"]
+        assert [found[name, metric]["test"] for metric in METRICS] == ["sign flip", "McNemar exact",
+                                                                       "bootstrap", "DeLong"]
         table = [[(right[name] & right["real"]).sum(), (right[name] & ~right["real"]).sum()],
                  [(~right[name] & right["real"]).sum(), (~right[name] & ~right["real"]).sum()]]
-        assert found[name, "accuracy"]["p"] == pytest.approx(tables.mcnemar(table, exact=True).pvalue, abs=1e-12)
+        assert found[name, "accuracy"]["p"] == pytest.approx(
+            tables.mcnemar(table, exact=True).pvalue, abs=1e-12)
         d, se = delong_pair(arms[name][:, 0], arms["real"][:, 0], truth[:, 0])
         assert found[name, "auroc"]["difference"] == pytest.approx(d)
         assert found[name, "auroc"]["p"] == pytest.approx(2 * norm.sf(abs(d) / se))
     for metric in METRICS:  # the family is all pairs, figure by figure
         ours, ps = ([found[name, metric][key] for name in "abcd"] for key in ("p_holm", "p"))
-        assert ours == pytest.approx(multitest.multipletests(ps, method="holm")[1].tolist(), abs=1e-12)
-        assert all(found[name, metric]["resolved"] <= (found[name, metric]["p_holm"] < 0.05) for name in "abcd")
+        assert ours == pytest.approx(multitest.multipletests(ps, method="holm")[1].tolist(),
+                                     abs=1e-12)
+        assert all(found[name, metric]["resolved"] <= (found[name, metric]["p_holm"] < 0.05)
+                   for name in "abcd")
     assert found["d", "auroc"]["resolved"] and not found["a", "auroc"]["resolved"]
 
 
 def test_balanced_accuracy_weighs_labels_alike_in_its_test_too():
-    """Of 8 rare and 112 common images: six rare ones right against twelve common ones. Balanced, the rare ones win."""
+    """Of 8 rare and 112 common images: six rare ones right against twelve common ones. Balanced,
+    the rare ones win.
+    """
     truth = np.repeat([0, 1], (8, 112))
     a, b = truth.copy(), truth.copy()
     b[:6], a[50:62] = 1, 0
-    found = run({"real": one_hot(b, 2), "other": one_hot(a, 2)}, np.eye(2, dtype=bool)[truth], n_boot=4000)
+    found = run({"real": one_hot(b, 2), "other": one_hot(a, 2)}, np.eye(2, dtype=bool)[truth],
+                n_boot=4000)
     row = found["other", "balanced_accuracy"]
     assert row["difference"] == pytest.approx((6 / 8 - 12 / 112) / 2) and row["p"] < 0.07
-    assert found["other", "accuracy"]["difference"] == pytest.approx(-6 / 120) and found["other", "accuracy"]["p"] > 0.2
+    assert found["other",
+                 "accuracy"]["difference"] == pytest.approx(-6
+                                                            / 120) and found["other",
+                                                                             "accuracy"]["p"] > 0.2
 
 
 def test_four_images_of_a_dozen_resolve_nothing():
@@ -129,9 +150,11 @@ def test_four_images_of_a_dozen_resolve_nothing():
     answers = np.repeat([0, 1, 2], 4)
     worse = answers.copy()
     worse[[0, 1, 4, 5]] = 2
-    found = run({"real": one_hot(worse), "other": one_hot(answers)}, answers, [str(i) for i in range(12)], n_boot=1000)
+    found = run({"real": one_hot(worse), "other": one_hot(answers)}, answers,
+                [str(i) for i in range(12)], n_boot=1000)
     row = found["other", "balanced_accuracy"]
-    assert row["interval"][0] > 0 and row["p"] == pytest.approx(1 / 8, abs=0.03) and not row["resolved"]
+    assert row["interval"][0] > 0 and row["p"] == pytest.approx(1 / 8,
+                                                                abs=0.03) and not row["resolved"]
 
 
 def test_a_difference_significant_alone_may_not_be_among_many():
@@ -145,7 +168,8 @@ def test_a_difference_significant_alone_may_not_be_among_many():
     assert run(arms, n_boot=300)["better", "accuracy"]["resolved"]
     for k in range(19):
         other = base.copy()
-        other[rng.choice(np.arange(0, 40, 2), 2, replace=False)], other[rng.choice(np.arange(41, 80), 2)] = 0, 2
+        other[rng.choice(np.arange(0, 40, 2), 2,
+                         replace=False)], other[rng.choice(np.arange(41, 80), 2)] = 0, 2
         arms[f"other {k}"] = one_hot(other)
     row = run(arms, n_boot=300)["better", "accuracy"]
     assert row["interval"][0] > 0 and row["p"] < 0.05 < row["p_holm"] and not row["resolved"]
@@ -155,27 +179,33 @@ def test_images_of_one_patient_do_not_count_as_many():
     truth = np.repeat([0, 1], 60)
     answers = truth.copy()
     answers[:20] = 1
-    found = [run({"real": one_hot(answers, 2), "better": one_hot(truth, 2)}, np.eye(2, dtype=bool)[truth],
-                 [str(i // each) for i in range(120)], n_boot=400)["better", "accuracy"] for each in (1, 20)]
+    found = [run({"real": one_hot(answers, 2), "better": one_hot(truth, 2)},
+                 np.eye(2, dtype=bool)[truth], [str(i // each) for i in range(120)],
+                 n_boot=400)["better", "accuracy"] for each in (1, 20)]
     narrow, wide = (row["interval"][1] - row["interval"][0] for row in found)
     assert wide > 2 * narrow
     assert found[0]["resolved"] and not found[1]["resolved"]  # all errors are one patient's
 
 
 def test_patients_needed_is_that_of_the_textbook():
-    """Paired shares: n = (1.96 + 0.84)² (b + c − d²) / d², b and c the shares of discordant pairs (Connor 1987)."""
+    """Paired shares: n = (1.96 + 0.84)² (b + c − d²) / d², b and c the shares of discordant pairs
+    (Connor 1987).
+    """
     answers, better = np.zeros(400, int), np.zeros(400, int)
     answers[:60], better[40:60] = 1, 1
     better[60:80] = 1   # 40 right in `better` alone, 20 in `real` alone
     truth = np.eye(2, dtype=bool)[np.r_[np.zeros(399, int), 1]]
-    found = run({"real": one_hot(answers, 2), "better": one_hot(better, 2)}, truth, [str(i) for i in range(400)],
-                n_boot=4000)["better", "accuracy"]
+    found = run({"real": one_hot(answers, 2), "better": one_hot(better, 2)}, truth,
+                [str(i) for i in range(400)], n_boot=4000)["better", "accuracy"]
     d = found["difference"]
     assert d == pytest.approx(20 / 400)
-    assert found["patients_needed"] == pytest.approx((1.959964 + 0.841621) ** 2 * (60 / 400 - d**2) / d**2, rel=0.05)
+    assert found["patients_needed"] == pytest.approx(
+        (1.959964 + 0.841621) ** 2 * (60 / 400 - d**2) / d**2, rel=0.05)
     drawn = np.array([0.0, 0.2])  # standard deviation √.02
-    assert patients_needed(0.1, drawn, 50) == math.ceil(50 * (1.959964 + 0.841621) ** 2 * 0.02 / 0.01)
-    assert [patients_needed(*case, 50) for case in ((0.0, drawn), (math.nan, drawn), (0.1, drawn[:1]))] == [None] * 3
+    assert patients_needed(0.1, drawn,
+                           50) == math.ceil(50 * (1.959964 + 0.841621) ** 2 * 0.02 / 0.01)
+    assert [patients_needed(*case, 50)
+            for case in ((0.0, drawn), (math.nan, drawn), (0.1, drawn[:1]))] == [None] * 3
 
 
 def test_findings_that_go_together_have_areas_alone():
@@ -183,7 +213,8 @@ def test_findings_that_go_together_have_areas_alone():
     truth = rng.random((150, 2)) < (0.3, 0.5)
     arms = {name: 1 / (1 + np.exp(-(rng.normal(size=(150, 2)) + apart * truth)))
             for name, apart in (("real", 0.5), ("other", 3))}
-    found = run(arms, truth, [str(i) for i in range(150)], positive="light", exclusive=False, n_boot=100)
+    found = run(arms, truth, [str(i) for i in range(150)], positive="light", exclusive=False,
+                n_boot=100)
     assert {metric for _, metric in found} == {"auroc", "auroc_macro"}
     assert all(row["resolved"] and row["difference"] > 0 for row in found.values())
     d, _ = delong_pair(arms["other"][:, 1], arms["real"][:, 1], truth[:, 1])
@@ -191,7 +222,8 @@ def test_findings_that_go_together_have_areas_alone():
 
 
 def test_a_set_of_one_label_has_no_areas_to_compare():
-    found = run({"real": one_hot([0, 0, 1]), "other": one_hot([0, 0, 0])}, np.array([0, 0, 0]), list("abc"), n_boot=20)
+    found = run({"real": one_hot([0, 0, 1]), "other": one_hot([0, 0, 0])}, np.array([0, 0, 0]),
+                list("abc"), n_boot=20)
     assert found["other", "accuracy"]["difference"] == pytest.approx(1 / 3)
     for metric in ("auroc", "auroc_macro"):
         row = found["other", metric]
@@ -203,7 +235,9 @@ def test_many_pairs_have_resamples_enough_to_be_resolved():
     """With 20 resamples no p is below 2/21; the best of many must be able to be."""
     good, bad = one_hot(TRUTH), one_hot((TRUTH + 1) % 3)
     found = run({"real": bad, **{str(k): good for k in range(12)}}, n_boot=20)
-    assert found["3", "balanced_accuracy"]["p_holm"] < 0.05 and found["3", "balanced_accuracy"]["resolved"]
+    assert found["3",
+                 "balanced_accuracy"]["p_holm"] < 0.05 and found["3",
+                                                                 "balanced_accuracy"]["resolved"]
 
 
 def test_what_is_no_probability_names_its_arm():
@@ -212,11 +246,13 @@ def test_what_is_no_probability_names_its_arm():
 
 
 def test_summary_is_mean_and_deviation_over_seeds():
-    rows = [{"test_set": "test", "arm": "real", "n_train": 9, "accuracy": a, "balanced_accuracy": a, "auroc_macro": None,
-             "auroc": {"dark": a / 2, "light": 1}, "positive": "dark"} for a in (0.5, 0.7)]
+    rows = [{"test_set": "test", "arm": "real", "n_train": 9, "accuracy": a, "balanced_accuracy": a,
+             "auroc_macro": None, "auroc": {"dark": a / 2, "light": 1}, "positive": "dark"}
+            for a in (0.5, 0.7)]
     (row,) = summarise(rows)
     assert row["accuracy"] == pytest.approx(0.6) and row["accuracy_sd"] == pytest.approx(0.02**0.5)
-    assert row["auroc_positive"] == pytest.approx(0.3) and row["auroc_positive_sd"] == pytest.approx(0.02**0.5 / 2)
+    assert row["auroc_positive"] == pytest.approx(0.3) and row[
+        "auroc_positive_sd"] == pytest.approx(0.02**0.5 / 2)
     assert row["seeds"] == 2 and row["auroc_macro"] is None and row["auroc_macro_sd"] is None
     (alone,) = summarise(rows[:1])
     assert alone["accuracy"] == 0.5 and alone["accuracy_sd"] is None
@@ -224,14 +260,14 @@ def test_summary_is_mean_and_deviation_over_seeds():
 
 @pytest.mark.slow
 def test_nothing_is_found_where_nothing_is_and_something_where_it_is():
-    """1,000 pairs of equally good arms, half of whose noise is common: resolved in about 5 %, and the interval of the
-    difference holds 0 in about 95 %. Then arms that differ, on as many patients as a large set says are needed: found in
-    about 80 % of 600 sets."""
+    """1,000 pairs of equally good arms, half of whose noise is common: resolved in about 5 %, and
+    the interval of the difference holds 0 in about 95 %. Then arms that differ, on as many patients
+    as a large set says are needed: found in about 80 % of 600 sets."""
     rng, runs, n = np.random.default_rng(0), 1000, 150
     held, resolved = dict.fromkeys(METRICS, 0.0), dict.fromkeys(METRICS, 0.0)
     for seed in range(runs):
-        rows = compare(*_twins(rng, n, 1.5, 1.5), [str(i) for i in range(n)], LABELS[:2], [("a", "b")], positive="light",
-                       n_boot=200, seed=seed)
+        rows = compare(*_twins(rng, n, 1.5, 1.5), [str(i) for i in range(n)], LABELS[:2],
+                       [("a", "b")], positive="light", n_boot=200, seed=seed)
         for row in rows:
             low, high = row["interval"]
             held[row["metric"]] += (low <= 0 <= high) / runs
@@ -249,7 +285,8 @@ def test_nothing_is_found_where_nothing_is_and_something_where_it_is():
 
 
 def _twins(rng, n, first, second):
-    truth, common, arms = np.eye(2, dtype=bool)[(rng.random(n) < 0.3).astype(int)], rng.normal(size=n), {}
+    truth, common, arms = np.eye(2, dtype=bool)[(rng.random(n) < 0.3)
+                                                .astype(int)], rng.normal(size=n), {}
     for name, apart in (("a", first), ("b", second)):
         s = (common + rng.normal(size=n)) / math.sqrt(2) + apart * truth[:, 1]
         p = 1 / (1 + np.exp(-(apart * s - apart**2 / 2)))

@@ -82,9 +82,10 @@ def test_bad_flags_exit_2(argv, said, capsys):
     assert stop.value.code == 2 and said in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("content, said", [("{", "damaged, not JSON"), ('{"stepz": 1}', "no knob stepz; it has out"),
-                                           ('{"mode": "q"}', "mode 'q' is not one of eps, v"), ("[1]", "one JSON object"),
-                                           ('{"steps": "many"}', "steps 'many' is not of the type int")])
+@pytest.mark.parametrize("content, said", [
+    ("{", "damaged, not JSON"), ('{"stepz": 1}', "no knob stepz; it has out"),
+    ('{"mode": "q"}', "mode 'q' is not one of eps, v"), ("[1]", "one JSON object"),
+    ('{"steps": "many"}', "steps 'many' is not of the type int")])
 def test_bad_presets_are_one_sentence(tmp_path, content, said, capsys):
     (tmp_path / "c.json").write_text(content)
     with pytest.raises(SystemExit) as stop:
@@ -95,7 +96,8 @@ def test_bad_presets_are_one_sentence(tmp_path, content, said, capsys):
 
 
 @pytest.mark.parametrize("argv, said", [(["--steps", "0"], "--steps 0 is not allowed: 1 to inf"),
-                                        (["--lr", "nan"], "--lr nan is not"), (["--lr", "-1"], "--lr -1.0 is not allowed")])
+                                        (["--lr", "nan"], "--lr nan is not"),
+                                        (["--lr", "-1"], "--lr -1.0 is not allowed")])
 def test_numbers_out_of_range_are_refused(argv, said, capsys):
     with pytest.raises(SystemExit) as stop:
         run(*argv)
@@ -104,13 +106,16 @@ def test_numbers_out_of_range_are_refused(argv, said, capsys):
 
 def test_sigterm_ends_like_ctrl_c(capsys):
     with pytest.raises(SystemExit) as stop:
-        config.main({"go": (Knobs, lambda cfg: os.kill(os.getpid(), signal.SIGTERM))}, default="go", doc="", argv=[])
+        config.main({"go": (Knobs, lambda cfg: os.kill(os.getpid(), signal.SIGTERM))}, default="go",
+                    doc="", argv=[])
     assert stop.value.code == 130 and "the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_sigterm_ends_a_script_that_was_started_with_ctrl_c_ignored(tmp_path):
-    """As nohup and a shell's `&` start it: Python then has no handler of SIGINT, and SIGTERM must not need one."""
+    """As nohup and a shell's `&` start it: Python then has no handler of SIGINT, and SIGTERM must
+    not need one.
+    """
     code = """
 import os, signal
 from dataclasses import dataclass
@@ -132,14 +137,15 @@ config.main({"go": (Knobs, go)}, default="go", doc="", argv=[])
     script = tmp_path / "script.py"
     script.write_text(code)
     words = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, str(script)]
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[1])},
+    done = subprocess.run(words,
+                          env={**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[1])},
                           capture_output=True, text=True)
     assert done.returncode == 130 and done.stdout == "still here\n", done.stderr
     assert "the same command goes on" in done.stderr
 
 
-@pytest.mark.parametrize("error, said", [(InputError("a: wrong"), "error: a: wrong"),
-                                         (OSError(28, "No space left on device", "/x/y"), "No space left on device: /x/y")])
+@pytest.mark.parametrize("error, said", [(InputError("a: wrong"), "error: a: wrong"), (
+    OSError(28, "No space left on device", "/x/y"), "No space left on device: /x/y")])
 def test_faults_of_the_user_are_one_line_and_status_2(error, said, capsys):
     def fail(cfg):
         raise error
@@ -156,12 +162,14 @@ def test_our_own_faults_keep_their_traceback():
 
 
 def test_a_verb_of_two_words(capsys):
-    verbs = {**VERBS, "go far": (Knobs, lambda cfg: seen.append(("far", cfg.steps))), "look up": VERBS["stop"]}
+    verbs = {**VERBS, "go far": (Knobs, lambda cfg: seen.append(("far", cfg.steps))),
+             "look up": VERBS["stop"]}
     config.main(verbs, default="go", doc="", argv=["go", "far", "--steps", "3"])
     config.main(verbs, default="go", doc="", argv=["go", "--steps", "4"])
     config.main(verbs, default="go", doc="", argv=["--steps", "5"])
     assert seen == [("far", 3), Knobs(steps=4), Knobs(steps=5)]
-    for argv in (["look"], ["look", "--steps", "3"], ["look", "down"]):   # half a verb is none, and not the default's
+    # half a verb is none, and not the default's
+    for argv in (["look"], ["look", "--steps", "3"], ["look", "down"]):
         with pytest.raises(SystemExit) as stop:
             config.main(verbs, default="go", doc="", argv=argv)
         assert stop.value.code == 2 and "look up" in capsys.readouterr().err

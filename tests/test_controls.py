@@ -1,4 +1,6 @@
-"""The frauds are what they are said to be, and texture has a space in which blur and noise cannot hide."""
+"""The frauds are what they are said to be, and texture has a space in which blur and noise cannot
+hide.
+"""
 
 import math
 
@@ -9,7 +11,15 @@ import torch
 from minidiff.data import phantom
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors.spectrum import Spectrum
-from minidiff.evaluation.matrix.controls import CONTROLS, LEFT, blurred, collapsed, copycat, near_copy, noisy
+from minidiff.evaluation.matrix.controls import (
+    CONTROLS,
+    LEFT,
+    blurred,
+    collapsed,
+    copycat,
+    near_copy,
+    noisy,
+)
 from minidiff.evaluation.memorisation.neighbours import memorisation, pixel_spaces
 from minidiff.evaluation.metrics.distances import fid, kid
 from minidiff.evaluation.metrics.manifold import prdc
@@ -35,21 +45,25 @@ def test_every_control_is_uint8_grey_and_repeatable(images, make):
     made = make(images[:40], 30, rng())
     assert made.dtype == torch.uint8 and made.shape == (30, 3, 32, 32)
     assert torch.equal(made[:, 0], made[:, 1]) and torch.equal(made[:, 0], made[:, 2])
-    assert torch.equal(made, make(images[:40], 30, rng())) and not torch.equal(made, make(images[:40], 30, rng(1)))
+    assert torch.equal(made, make(images[:40], 30,
+                                  rng())) and not torch.equal(made, make(images[:40], 30, rng(1)))
 
 
 def test_copies_and_collapse_hold_training_images_only(images):
     known = contents(images)
     copies, few = copycat(images, 500, rng()), collapsed(images, 50, rng())
-    assert contents(copies) < known and len(copies) == 96 and len(contents(copies)) < 96     # a bootstrap repeats some
+    # a bootstrap repeats some
+    assert contents(copies) < known and len(copies) == 96 and len(contents(copies)) < 96
     assert contents(few) < known and len(contents(few)) == LEFT and len(few) == 50
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_copied_training_set_has_a_better_distance_to_it_than_new_patients_have(seed):
     train, new = torch.from_numpy(rng(seed).standard_normal((2, 400, 8)))
-    copied = copycat(train, 400, rng(seed))                                # one draw lies between them, and not two
-    assert fid(real=train.numpy(), fake=copied.numpy()) < 0.8 * fid(real=train.numpy(), fake=new.numpy())
+    # one draw lies between them, and not two
+    copied = copycat(train, 400, rng(seed))
+    assert fid(real=train.numpy(), fake=copied.numpy()) < 0.8 * fid(real=train.numpy(),
+                                                                    fake=new.numpy())
 
 
 def test_near_copies_are_no_copies_and_are_found_nevertheless(images):
@@ -57,17 +71,20 @@ def test_near_copies_are_no_copies_and_are_found_nevertheless(images):
     made = near_copy(train, 36, rng())
     assert not contents(made) & contents(train)
     real = pixel_spaces(train)
-    assert memorisation(fake=pixel_spaces(made), train=real, heldout=pixel_spaces(held))["suspected"] is True
+    assert memorisation(fake=pixel_spaces(made), train=real,
+                        heldout=pixel_spaces(held))["suspected"] is True
     assert memorisation(fake=pixel_spaces(held[:18].repeat(2, 1, 1, 1)), train=real,
                         heldout=pixel_spaces(held[18:].repeat(2, 1, 1, 1)))["suspected"] is not True
 
 
 def test_noise_has_the_size_that_is_asked_for_and_blur_the_width():
     flat = torch.full((4, 3, 64, 64), 128, dtype=torch.uint8)
-    assert noisy(flat, 4, rng(), sigma=0.05).float().std().item() == pytest.approx(0.05 * 255, rel=0.02)
+    assert noisy(flat, 4, rng(), sigma=0.05).float().std().item() == pytest.approx(0.05 * 255,
+                                                                                   rel=0.02)
     point = torch.zeros(1, 3, 33, 33, dtype=torch.uint8)
     point[..., 16, 16] = 255
-    assert blurred(point, 1, rng(), sigma=1.0)[0, 0, 16, 16].item() == pytest.approx(255 / (2 * math.pi), abs=1.5)
+    assert blurred(point, 1, rng(),
+                   sigma=1.0)[0, 0, 16, 16].item() == pytest.approx(255 / (2 * math.pi), abs=1.5)
 
 
 def test_a_wave_lies_in_the_ring_of_its_frequency():
@@ -75,10 +92,12 @@ def test_a_wave_lies_in_the_ring_of_its_frequency():
     for cycles in (4, 10, 25):
         wave = (128 + 60 * torch.sin(2 * math.pi * cycles * x)).round().byte().expand(1, 3, 64, 64)
         power = Spectrum(rings=31)._log_power(wave)[0]
-        assert power.argmax().item() == cycles - 1                      # rings start at 1 cycle a side, one cycle wide
+        # rings start at 1 cycle a side, one cycle wide
+        assert power.argmax().item() == cycles - 1
 
 
-@pytest.mark.parametrize("make, levels", [(blurred, (0.4, 0.8, 1.6, 3.2)), (noisy, (0.02, 0.05, 0.1, 0.2))])
+@pytest.mark.parametrize("make, levels",
+                         [(blurred, (0.4, 0.8, 1.6, 3.2)), (noisy, (0.02, 0.05, 0.1, 0.2))])
 def test_kd_in_the_spectrum_rises_with_blur_and_with_noise(images, make, levels):
     train, held = images[:60], images[60:]
     space = Spectrum().fit(train)
@@ -91,7 +110,8 @@ def test_kd_in_the_spectrum_rises_with_blur_and_with_noise(images, make, levels)
 def test_the_spectrum_is_of_its_own_form(images):
     space = Spectrum().fit(images)
     features = space(images)
-    assert features.dtype == torch.float32 and features.shape == (96, 15) and features.mean(0).abs().max() < 0.2
+    assert features.dtype == torch.float32 and features.shape == (96, 15) and features.mean(
+        0).abs().max() < 0.2
     assert space.identity == Spectrum().fit(images).identity != Spectrum().fit(images[:50]).identity
     assert torch.equal(space(images[:7]), features[:7])
     with pytest.raises(InputError, match="at least 2 images, and there is 1"):

@@ -1,4 +1,6 @@
-"""No network of ours has the convolution that corrupts memory on a CPU without AVX-512, and its neighbours are sound."""
+"""No network of ours has the convolution that corrupts memory on a CPU without AVX-512, and its
+neighbours are sound.
+"""
 
 import os
 import subprocess
@@ -19,19 +21,21 @@ from minidiff.evaluation.extractors import backbones, inception
 
 NETWORKS = {
     **{f"VAE {name}": partial(vae.VAE, getattr(vae, name)) for name in ("TINY", "SD")},
-    **{f"UNet {name}": partial(unet.UNet, getattr(unet, name)) for name in ("TINY", "SMALL", "SD15", "SD21")},
+    **{f"UNet {name}": partial(unet.UNet, getattr(unet, name))
+       for name in ("TINY", "SMALL", "SD15", "SD21")},
     "LPIPS": LPIPS, "Inception": inception.Inception,
     **{name: row.make for name, row in backbones.BACKBONES.items()},
 }
 
 
 def unsafe(net: nn.Module) -> list[str]:
-    return [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
-            and max(m.stride) > 1 and m.in_channels // m.groups < 8]
+    return [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d)
+            and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels // m.groups < 8]
 
 
 def test_unsafe_convolutions_are_found():
-    net = nn.Sequential(nn.Conv2d(4, 8, 1, 2), nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, 2), nn.Conv2d(8, 8, 1, 2))
+    net = nn.Sequential(nn.Conv2d(4, 8, 1, 2), nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, 2),
+                        nn.Conv2d(8, 8, 1, 2))
     assert unsafe(net) == ["0"]
 
 
@@ -44,15 +48,18 @@ def test_no_network_has_one(name):
 
 def test_the_narrowest_resnet_has_none_and_narrower_ones_are_refused():
     net = ResNet(2, width=LEAST)
-    assert not unsafe(net) and any(m.kernel_size == (1, 1) and m.stride == (2, 2) and m.in_channels == LEAST
+    assert not unsafe(net) and any(m.kernel_size == (1, 1) and m.stride == (2, 2)
+                                   and m.in_channels == LEAST
                                    for m in net.modules() if isinstance(m, nn.Conv2d))
     for width in (1, 4, LEAST - 1):
-        with pytest.raises(InputError, match=f"width {width} is not allowed: 8 and more, for torch corrupts memory"):
+        with pytest.raises(InputError, match=f"width {width} is not allowed: 8 and more, for torch "
+                           f"corrupts memory"):
             ResNet(2, width=width)
 
 
 def test_the_blocks_of_both_resnets_refuse_it():
-    for build in (lambda: pointwise(4, 8, 2), lambda: Block(4, 8, 2), lambda: backbones.Bottleneck(4, 8, 2)):
+    for build in (lambda: pointwise(4, 8, 2), lambda: Block(4, 8, 2),
+                  lambda: backbones.Bottleneck(4, 8, 2)):
         with pytest.raises(ValueError, match="needs 8 channels or more, not 4"):
             build()
     assert pointwise(4, 8).stride == (1, 1) and pointwise(8, 8, 2).stride == (2, 2)
@@ -94,7 +101,8 @@ print(torch.backends.cpu.get_cpu_capability())
 @pytest.mark.parametrize("emulated", [False, True], ids=["natively", "as AVX2"])
 def test_the_layers_of_4_channels_are_sound_in_channels_last(emulated):
     """In a process of its own, which a corrupted heap would end."""
-    done = subprocess.run([sys.executable, "-c", CODE], env={**os.environ, **(AVX2 if emulated else {})},
+    done = subprocess.run([sys.executable, "-c", CODE],
+                          env={**os.environ, **(AVX2 if emulated else {})},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not emulated or done.stdout.strip() in ("AVX2", "DEFAULT", "NO AVX")

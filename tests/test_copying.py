@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy import stats
 
-from minidiff.evaluation.memorisation.copying import authentic, calibrated, cells, data_copying, exchange, rank_z
+from minidiff.evaluation.memorisation.copying import (
+    authentic,
+    calibrated,
+    cells,
+    data_copying,
+    exchange,
+    rank_z,
+)
 from minidiff.evaluation.memorisation.neighbours import distances, spacing
 
 
@@ -33,10 +40,11 @@ def z_by_hand(generated, heldout, train):
 def test_c_t_of_one_cell_is_the_published_z():
     made = torch.cat([FRESH[:60], TRAIN[:20] + 0.01])
     c = data_copying(distances(made, TRAIN), distances(HELDOUT, TRAIN))
-    assert c.z == pytest.approx(z_by_hand(made, HELDOUT, TRAIN)) and c.cells == 1 and (c.n, c.m) == (80, 70)
+    assert c.z == pytest.approx(z_by_hand(made, HELDOUT,
+                                          TRAIN)) and c.cells == 1 and (c.n, c.m) == (80, 70)
     assert c.p == pytest.approx(stats.norm.cdf(c.z)) and c.z < -1.64
-    p = stats.mannwhitneyu(*(distances(x, TRAIN).amin(1) for x in (made, HELDOUT)), alternative="less",
-                           method="asymptotic", use_continuity=False).pvalue
+    p = stats.mannwhitneyu(*(distances(x, TRAIN).amin(1) for x in (made, HELDOUT)),
+                           alternative="less", method="asymptotic", use_continuity=False).pvalue
     assert c.p == pytest.approx(p, rel=2e-3)    # scipy corrects the variance for the ties
 
 
@@ -44,20 +52,26 @@ def test_c_t_by_cells_weighs_by_held_out_images_and_leaves_sparse_cells_out():
     shift = torch.tensor([[0.0, 0, 0], [9, 0, 0], [0, 9, 0]], dtype=torch.float64)
     which = [torch.arange(len(x)) % 3 for x in (FRESH, HELDOUT, TRAIN)]
     made, held, train = (x + shift[k] for x, k in zip((FRESH, HELDOUT, TRAIN), which))
-    made, which[0] = made[which[0] < 2][:45], which[0][which[0] < 2][:45]        # cell 2 has no synthetic image
+    # cell 2 has no synthetic image
+    made, which[0] = made[which[0] < 2][:45], which[0][which[0] < 2][:45]
     parts = cells(train, made, held)
     for found, k in zip(parts, which):
-        assert all(len(set(found[(k == c).numpy()])) == 1 for c in set(k.tolist()))      # the cells are the clumps
+        # the cells are the clumps
+        assert all(len(set(found[(k == c).numpy()])) == 1 for c in set(k.tolist()))
     c = data_copying(distances(made, train), distances(held, train), tuple(parts), at_least=20)
     weights = [(which[1] == k).sum().item() for k in (0, 1)]
     zs = [z_by_hand(made[which[0] == k], held[which[1] == k], train[which[2] == k]) for k in (0, 1)]
     assert c.cells == 2 and c.z == pytest.approx(np.average(zs, weights=weights))
-    assert c.p == pytest.approx(stats.norm.cdf(c.z / math.hypot(*(w / sum(weights) for w in weights))))
-    assert math.isnan(data_copying(distances(made, train), distances(held, train), tuple(parts), at_least=50).z)
+    assert c.p == pytest.approx(
+        stats.norm.cdf(c.z / math.hypot(*(w / sum(weights) for w in weights))))
+    assert math.isnan(data_copying(distances(made, train), distances(held, train), tuple(parts),
+                                   at_least=50).z)
 
 
 def test_c_t_finds_copying_in_one_cell_alone():
-    """Half of the space is copied, the other half lies farther off: two cells tell (Meehan et al. 2020, figure 1)."""
+    """Half of the space is copied, the other half lies farther off: two cells tell (Meehan et al.
+    2020, figure 1).
+    """
     far = torch.tensor([20.0, 0, 0], dtype=torch.float64)
     train, held = (torch.cat([normal(150, 3, k), normal(150, 3, k + 1) + far]) for k in (10, 12))
     made = torch.cat([train[:150] + 0.05, 1.6 * normal(150, 3, 14) + far])
@@ -73,7 +87,8 @@ def share(own, spaced):
 
 
 def test_auth_pct_is_the_published_share_and_its_null_is_not_half():
-    gaps = [min(math.dist(a.tolist(), b.tolist()) for j, b in enumerate(TRAIN) if j != i) for i, a in enumerate(TRAIN)]
+    gaps = [min(math.dist(a.tolist(), b.tolist()) for j, b in enumerate(TRAIN) if j != i)
+            for i, a in enumerate(TRAIN)]
     assert np.allclose(spacing(TRAIN), gaps)
     beyond = 0
     for x in FRESH:
@@ -81,9 +96,10 @@ def test_auth_pct_is_the_published_share_and_its_null_is_not_half():
         beyond += min(d) > gaps[int(np.argmin(d))]
     assert share(distances(FRESH, TRAIN), spacing(TRAIN)) == pytest.approx(beyond / 80)
     assert share(distances(TRAIN + 1e-6, TRAIN), spacing(TRAIN)) == 0
-    grown = [np.mean([share(distances(normal(400, 16, s), normal(n, 16, s + 50)), spacing(normal(n, 16, s + 50)))
-                      for s in range(5)]) for n in (30, 1500)]
-    assert grown[1] > grown[0] + 0.03 and grown[0] > 0.55        # rises with the training set: only like against like
+    grown = [np.mean([share(distances(normal(400, 16, s), normal(n, 16, s + 50)),
+                            spacing(normal(n, 16, s + 50))) for s in range(5)]) for n in (30, 1500)]
+    # rises with the training set: only like against like
+    assert grown[1] > grown[0] + 0.03 and grown[0] > 0.55
     assert authentic(distances(FRESH, TRAIN), spacing(TRAIN)).dtype == torch.bool
 
 
@@ -102,8 +118,10 @@ def close(made, train, heldout):
 def test_exchange_finds_copies_and_says_how_many_it_looked_at():
     made = torch.cat([FRESH, TRAIN[:12] + 0.01])
     (e,) = exchange([close(made, TRAIN[:70], HELDOUT)], 70, patients=range(140))
-    assert e.p < 0.02 and 8 <= e.top <= 20 and e.inside >= e.top - 2 and e.expected == pytest.approx(e.top / 2, rel=0.15)
-    (e,) = exchange([close(torch.cat([FRESH, HELDOUT[:12] + 0.01]), TRAIN[:70], HELDOUT)], 70, patients=range(140))
+    assert e.p < 0.02 and 8 <= e.top <= 20 and e.inside >= e.top - 2 and e.expected == pytest.approx(
+        e.top / 2, rel=0.15)
+    (e,) = exchange([close(torch.cat([FRESH, HELDOUT[:12] + 0.01]), TRAIN[:70], HELDOUT)], 70,
+                    patients=range(140))
     assert e.p > 0.3
 
 
@@ -114,13 +132,16 @@ def test_exchange_deals_out_patients_whole_and_within_labels():
     alone = exchange([near], 70, patients=range(140))[0]
     one = exchange([near], 70, patients=[0] * 10 + list(range(1, 131)))[0]
     assert alone.p < 0.02 < 0.2 < one.p
-    label = ["a"] * 10 + ["b"] * 130                               # label a is training images alone: says nothing
+    # label a is training images alone: says nothing
+    label = ["a"] * 10 + ["b"] * 130
     assert exchange([near], 70, patients=range(140), labels=label)[0].p > 0.2
 
 
 @pytest.mark.slow
 def test_exchange_is_exact_over_several_spaces_and_for_odd_images():
-    """P(any p ≤ α) ≤ α without copies: fresh images, and ones that lie nearer to everything, in three spaces at once."""
+    """P(any p ≤ α) ≤ α without copies: fresh images, and ones that lie nearer to everything, in
+    three spaces at once.
+    """
     rng = np.random.default_rng(0)
     for shrink in (1.0, 0.5):
         least = []
@@ -129,6 +150,8 @@ def test_exchange_is_exact_over_several_spaces_and_for_odd_images():
             made = shrink * x[120:]
             spaces = [close(made[:, part], x[:60][:, part], x[60:120][:, part])
                       for part in (slice(0, 12), slice(0, 6), slice(6, 12))]
-            least.append(min(e.p for e in exchange(spaces, 60, patients=np.arange(120) // 2, divisions=200, seed=r)))
+            least.append(min(e.p for e in exchange(spaces, 60, patients=np.arange(120) // 2,
+                                                   divisions=200, seed=r)))
         for alpha in (0.05, 0.2):
-            assert np.mean(np.array(least) <= alpha) <= alpha + 2 * math.sqrt(alpha * (1 - alpha) / 400)
+            assert np.mean(np.array(least) <= alpha) <= alpha + 2 * math.sqrt(
+                alpha * (1 - alpha) / 400)

@@ -40,12 +40,14 @@ def test_stratified_times_put_one_in_every_stratum(batch):
 
 
 def test_keys_are_places_not_sums():
-    draws = {torch.rand((), generator=counted.seeded(*key)).item() for key in [(1, 2), (2, 1), (3,), (3, 0), (0, 3)]}
+    draws = {torch.rand((), generator=counted.seeded(*key)).item()
+             for key in [(1, 2), (2, 1), (3,), (3, 0), (0, 3)]}
     assert len(draws) == 5
 
 
 def test_moments_do_not_depend_on_the_batch_and_view_0_is_the_image():
-    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
     encode = lambda x: (x[:, :1, ::8, ::8], x[:, 1:2, ::8, ::8].abs())  # noqa: E731
     a, b = (latents.moments(pixels, encode, 3, seed=1, batch=n) for n in (2, 5))
     assert a.shape == (2, 3, 5, 1, 4, 4) and torch.equal(a, b)
@@ -62,7 +64,8 @@ def test_the_cache_is_kept_by_its_key(tmp_path):
         return {"x": torch.full((2,), float(len(made)))}
 
     path = tmp_path / "cache.safetensors"
-    assert [latents.cached(path, key, make)["x"][0].item() for key in ("a", "a", "b", "b", "a")] == [1, 1, 2, 2, 3]
+    assert [latents.cached(path, key, make)["x"][0].item()
+            for key in ("a", "a", "b", "b", "a")] == [1, 1, 2, 2, 3]
     path.write_bytes(b"torn")
     assert latents.cached(path, "a", make)["x"][0].item() == 4
 
@@ -72,8 +75,10 @@ def test_groups_fill_their_shares_and_their_images_take_turns():
     first = counted.order_of_groups(groups, shares, 3, range(12))
     assert sorted(first)[:6] == [0, 1, 2, 3, 4, 5] and sum(i >= 6 for i in first) == 6
     picked = Counter(counted.order_of_groups(groups, [6, 5], 3, range(11 * 4)))
-    assert {picked[i] for i in range(6)} == {4} and {picked[6], picked[7]} == {10}  # 4 epochs × 5 places, in turns
-    assert counted.order_of_groups(groups, shares, 3, range(7, 12)) == first[7:]           # a function of the slot alone
+    # 4 epochs × 5 places, in turns
+    assert {picked[i] for i in range(6)} == {4} and {picked[6], picked[7]} == {10}
+    # a function of the slot alone
+    assert counted.order_of_groups(groups, shares, 3, range(7, 12)) == first[7:]
 
 
 def test_drops_come_together_or_alone():

@@ -23,8 +23,10 @@ CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" /
 def folder(tmp_path):
     """Eight grey images of 20 x 16, a gradient each, in metadata.csv rows 2 to 9."""
     for k in range(8):
-        images.write(tmp_path / f"{k}.png", np.linspace(k, 255 - k, 320).reshape(20, 16).astype(np.uint8))
-    write_table(tmp_path / "metadata.csv", [{"file_name": f"{k}.png", "label": "ab"[k % 2]} for k in range(8)])
+        images.write(tmp_path / f"{k}.png",
+                     np.linspace(k, 255 - k, 320).reshape(20, 16).astype(np.uint8))
+    write_table(tmp_path / "metadata.csv",
+                [{"file_name": f"{k}.png", "label": "ab"[k % 2]} for k in range(8)])
     return tmp_path
 
 
@@ -40,7 +42,8 @@ def test_grey_is_kept_once_and_seen_thrice(folder):
     assert len(table) == 8 and pixels.shape == (8, 3, 16, 16) and pixels.dtype == torch.uint8
     assert pixels.untyped_storage().nbytes() == 8 * 16 * 16
     for k, row in enumerate(table.rows):
-        assert np.array_equal(pixels[k].numpy(), np.repeat(images.square(images.read(row["file"]), 16), 3, 0))
+        assert np.array_equal(pixels[k].numpy(),
+                              np.repeat(images.square(images.read(row["file"]), 16), 3, 0))
 
 
 def test_one_colour_image_does_not_change_the_grey_ones(folder):
@@ -59,8 +62,10 @@ def test_bad_images_are_named_with_their_rows(folder):
     with pytest.raises(InputError) as error:
         load_pixels(table, 16)
     message = str(error.value)
-    assert message.startswith("2 of 8 images cannot be read (--skip-bad drops them)") and "\n" not in message
-    assert all(part in message for part in ("metadata.csv:4", "2.png", "0 bytes", "metadata.csv:7", "5.png"))
+    assert message.startswith("2 of 8 images cannot be read (--skip-bad drops "
+                              "them)") and "\n" not in message
+    assert all(part in message
+               for part in ("metadata.csv:4", "2.png", "0 bytes", "metadata.csv:7", "5.png"))
 
 
 def test_skip_bad_drops_lists_and_counts_and_replaces_none(folder):
@@ -69,8 +74,10 @@ def test_skip_bad_drops_lists_and_counts_and_replaces_none(folder):
     kept, pixels = load_pixels(table, 16, skip_bad=True)
     assert [row["file_name"] for row in kept.rows] == [f"{k}.png" for k in (0, 1, 3, 4, 5, 6, 7)]
     assert len(pixels) == 7 and (pixels.flatten(1).max(1).values > 200).all()
-    assert "1 of 8 images could not be read and were dropped" in kept.notes[-1] and "2.png" in kept.notes[-1]
-    assert len(table) == 8 and len(table.notes) == len(kept.notes) - 1 and kept.fingerprint != table.fingerprint
+    assert "1 of 8 images could not be read and were dropped" in kept.notes[
+        -1] and "2.png" in kept.notes[-1]
+    assert len(table) == 8 and len(table.notes) == len(
+        kept.notes) - 1 and kept.fingerprint != table.fingerprint
 
 
 def test_skip_bad_says_so_on_stderr(folder, capsys):
@@ -116,7 +123,8 @@ def test_uint8_to_float_and_back_is_exact():
 def blob(n: int = 64, x: float = 0.3, y: float = -0.2) -> torch.Tensor:
     """A smooth blob on grey, (1,1,n,n) in [-1,1], its centre at (x,y) in [-1,1]."""
     axis = (torch.arange(n, dtype=torch.float64) + 0.5) * 2 / n - 1
-    return (1.4 * torch.exp(-((axis[None] - x) ** 2 + (axis[:, None] - y) ** 2) / 0.02) - 0.7)[None, None].float()
+    return (1.4 * torch.exp(-((axis[None] - x) ** 2 + (axis[:, None] - y) ** 2) / 0.02)
+            - 0.7)[None, None].float()
 
 
 def test_an_image_depends_on_its_own_generator_alone():
@@ -138,17 +146,21 @@ def test_augmentation_changes_neither_its_argument_nor_shape_and_range():
 
 def test_strength_nought_is_the_identity_and_weaker_is_nearer():
     batch = blob().repeat(20, 1, 1, 1)
-    moved = [(augment(batch, generators(20), s) - batch).abs().mean().item() for s in (0.0, 1e-6, 0.3, 1.0)]
+    moved = [(augment(batch, generators(20), s) - batch).abs().mean().item()
+             for s in (0.0, 1e-6, 0.3, 1.0)]
     assert moved[0] == 0 and moved[1] < 1e-5 and moved[1] < moved[2] < moved[3]
 
 
 def test_rotation_and_scale_keep_the_shape():
-    """On the image (x, y) the result shows the map itself: a gain times a scaled rotation, never sheared."""
+    """On the image (x, y) the result shows the map itself: a gain times a scaled rotation, never
+    sheared.
+    """
     axis = ((torch.arange(64) + 0.5) / 32 - 1) * 0.5
     image = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
     out = augment(image.repeat(50, 1, 1, 1), generators(50))[:, :, 20:44, 20:44] * 64
     right, down = out.diff(dim=3).mean((2, 3)), out.diff(dim=2).mean((2, 3))
-    assert torch.allclose(right[:, 0], down[:, 1], atol=1e-3) and torch.allclose(right[:, 1], -down[:, 0], atol=1e-3)
+    assert torch.allclose(right[:, 0], down[:, 1],
+                          atol=1e-3) and torch.allclose(right[:, 1], -down[:, 0], atol=1e-3)
     degrees = torch.rad2deg(torch.atan2(right[:, 1], right[:, 0])).abs()
     assert 4 < degrees.max() <= 5.01
 
@@ -160,7 +172,8 @@ def test_the_blob_moves_as_the_limits_allow_and_reaches_them():
     mass = (out - out.flatten(1).min(1).values[:, None, None]).clamp(min=0) ** 2
     total = mass.sum((1, 2))
     x, y = (mass * axis).sum((1, 2)) / total - 0.3, (mass * axis[:, None]).sum((1, 2)) / total + 0.2
-    # shift .04 of the side is .08 here; 5 degrees and 6 % move the centre at radius .36 by up to .031 and .023
+    # shift .04 of the side is .08 here; 5 degrees and 6 % move the centre at radius .36 by up to
+    # .031 and .023
     reach = torch.stack([x, y]).abs().max(1).values
     assert (reach < 0.08 + 0.031 + 0.023).all() and (reach > 0.07).all()
     assert x.mean().abs() < 0.01 and y.mean().abs() < 0.01
@@ -198,7 +211,8 @@ def test_order_is_random_access_and_seeded():
 
 
 def test_seeded_is_a_function_of_all_its_integers():
-    keys = [(), (0,), (0, 0), (1, 0), (0, 1), (-1,), (2**40,), (2**40 + 2**33,), (1, 2, 3), (3, 2, 1)]
+    keys = [(), (0,), (0, 0), (1, 0), (0, 1), (-1,), (2**40,), (2**40 + 2**33,), (1, 2, 3),
+            (3, 2, 1)]
     draws = [tuple(torch.rand(4, generator=seeded(*key)).tolist()) for key in keys]
     assert len(set(draws)) == len(keys)
     assert draws == [tuple(torch.rand(4, generator=seeded(*key)).tolist()) for key in keys]
@@ -212,7 +226,8 @@ def test_seeded_neighbours_are_unrelated():
     draws = torch.tensor([torch.rand(1, generator=seeded(0, step)).item() for step in range(4000)])
     assert abs(torch.corrcoef(torch.stack([draws[:-1], draws[1:]]))[0, 1]) < 0.06
     counts = Counter((draws * 10).long().tolist())
-    assert max(abs(n - 400) for n in counts.values()) < 5 * 19  # five standard deviations of a binomial
+    # five standard deviations of a binomial
+    assert max(abs(n - 400) for n in counts.values()) < 5 * 19
 
 
 def test_seeded_leaves_the_global_state_alone_and_is_cheap():
@@ -233,12 +248,15 @@ def test_cxr_becomes_grey_squares():
     assert (pixels[:, 0].flatten(1).float().std(1) > 10).all()
 
 
-@pytest.mark.parametrize("n, grey, coloured", [(2, "auto", False), (20, "auto", True), (2, "no", True), (20, "yes", False)])
+@pytest.mark.parametrize("n, grey, coloured", [(2, "auto", False), (20, "auto", True),
+                                               (2, "no", True), (20, "yes", False)])
 def test_a_few_colour_files_do_not_colour_all(tmp_path, n, grey, coloured):
     rng = np.random.default_rng(0)
     for k in range(40):
-        images.write(tmp_path / "a" / f"{k:02d}.png", rng.integers(0, 255, (3 if k < n else 1, 16, 16), dtype=np.uint8))
+        images.write(tmp_path / "a" / f"{k:02d}.png",
+                     rng.integers(0, 255, (3 if k < n else 1, 16, 16), dtype=np.uint8))
     table, pixels = load_pixels(read_table(tmp_path, split=False), 16, grey=grey)
     assert (pixels.stride(1) != 0) is coloured
     (note,) = [note for note in table.notes if "in colour" in note]
-    assert note.startswith(f"{n} of 40 images are in colour") and ("left so" if coloured else "made grey") in note
+    assert note.startswith(f"{n} of 40 images are in colour") and ("left so" if coloured
+                                                                   else "made grey") in note

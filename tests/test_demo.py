@@ -33,7 +33,8 @@ def test_reconstructions_beat_64_components_and_keep_the_diagnosis(demo, judge):
     again = [to_uint8(vae.decode(vae.encode(to_float(x)).mean)) for x in pixels.split(64)]
     names = judge.variables[0].values
     right = [
-        sum(names[i] == label for i, label in zip(judge.predict(x)["label"].argmax(1), table.column("label"))) / len(table)
+        sum(names[i] == label for i, label in zip(judge.predict(x)["label"].argmax(1),
+                                                  table.column("label"))) / len(table)
         for x in (pixels, torch.cat(again))
     ]
     assert right[0] >= 0.75 and right[1] >= 0.6, right
@@ -42,20 +43,25 @@ def test_reconstructions_beat_64_components_and_keep_the_diagnosis(demo, judge):
 def test_the_judge_may_judge(demo):
     rows = json.loads((demo / "classifier" / "judge" / "agreement.json").read_text())
     found = {row["variable"]: row for row in rows}
-    assert found["label"]["accuracy"] >= 0.75 and found["sex"]["accuracy"] >= 0.9 and found["view"]["accuracy"] >= 0.9
+    assert found["label"]["accuracy"] >= 0.75 and found["sex"]["accuracy"] >= 0.9 and found["view"][
+        "accuracy"] >= 0.9
     assert found["age"]["r"] >= 0.8
 
 
 def test_the_study_is_whole_and_its_generator_saw_nothing_more(demo):
     summary = json.loads((demo / "classifier" / "summary.json").read_text())
     arms = {row["arm"]: row for row in summary["arms"]}
-    assert set(arms) == {"real", "real+1xduplicates", "real+1xsynthetic"} and {row["seeds"] for row in arms.values()} == {4}
-    assert {row["generator_extra"] for row in arms.values()} == {0} and 0.8 <= arms["real"]["balanced_accuracy"] <= 0.92
+    assert set(arms) == {"real", "real+1xduplicates",
+                         "real+1xsynthetic"} and {row["seeds"] for row in arms.values()} == {4}
+    assert {row["generator_extra"]
+            for row in arms.values()} == {0} and 0.8 <= arms["real"]["balanced_accuracy"] <= 0.92
     primary = summary["primary"]
     assert (primary["arm"], primary["against"]) == ("real+1xsynthetic", "real+1xduplicates")
-    assert primary["answer"] in ("gain", "harm", "not resolved") and primary["sees"] > 0 and primary["patients"] == 541
+    assert primary["answer"] in (
+        "gain", "harm", "not resolved") and primary["sees"] > 0 and primary["patients"] == 541
     assert summary["images"]["train"]["covid"] < 80 < summary["images"]["train"]["normal"]
-    assert not summary["audit"]["shortcut"] and "SHORTCUT:" not in (demo / "classifier" / "study.html").read_text()
+    assert not summary["audit"]["shortcut"] and "SHORTCUT:" not in (
+        demo / "classifier" / "study.html").read_text()
     assert (demo / "classifier" / "study.html").stat().st_size > 100_000
 
 
@@ -67,8 +73,10 @@ def test_samples_are_a_set_of_300(demo):
 
 def test_samples_show_what_was_asked_for(report):
     rows = {row["variable"]: row for row in report["agreement"] if row["set"] == "synthetic"}
-    assert rows["label"]["n"] == 300   # six minutes do not teach the faint diseases, and the page must not say that they do
-    said = {v["question"]: v["answer"] for v in report["verdict"]}["Do the pictures show the label asked for?"]
+    # six minutes do not teach the faint diseases, and the page must not say that they do
+    assert rows["label"]["n"] == 300
+    said = {v["question"]: v["answer"] for v in report["verdict"]}["Do the pictures show the label "
+                                                                   "asked for?"]
     assert said != "yes" or rows["label"]["low"] >= 0.75
     assert rows["sex"]["accuracy"] >= 0.85 and rows["view"]["accuracy"] >= 0.85
     assert rows["age"]["r"] >= 0.7 and 0.5 < rows["age"]["slope"] < 1.5
@@ -76,10 +84,13 @@ def test_samples_show_what_was_asked_for(report):
 
 def test_copies_are_not_found_among_samples(report):
     assert report["neighbours"]["suspected"] is not True
-    assert [space["space"] for space in report["neighbours"]["spaces"]] == ["pixels", "pixels, moved", "classifier"]
+    assert [space["space"] for space in report["neighbours"]["spaces"]] == [
+        "pixels", "pixels, moved", "classifier"]
 
 
 def test_verify_makes_samples_again(demo):
-    done = subprocess.run([sys.executable, str(ROOT / "sample.py"), "verify", "--out", str(demo / "samples"), "--k", "8"],
-                          cwd=demo.parents[1], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py"), "verify", "--out",
+                           str(demo / "samples"), "--k", "8"],
+                          cwd=demo.parents[1], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and "301 files as written; 8 images made again" in done.stdout, done.stderr

@@ -42,10 +42,12 @@ def test_loss_of_the_oracle_is_zero_and_of_nothing_is_its_target(prediction):
     assert torch.allclose(silent.loss(z, t, noise), target.square().flatten(1).mean(1))
 
 
-@pytest.mark.parametrize("prediction, weight", [("eps", lambda s: min(s, 5) / s), ("v", lambda s: min(s, 5) / (s + 1)),
-                                                ("x0", lambda s: min(s, 5))])
+@pytest.mark.parametrize("prediction, weight",
+                         [("eps", lambda s: min(s, 5) / s), ("v", lambda s: min(s, 5) / (s + 1)),
+                          ("x0", lambda s: min(s, 5))])
 def test_min_snr_weights(prediction, weight):
-    z, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    z, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(2),
+                           dtype=torch.float64)
     t = torch.tensor([5, 400, 950])
     denoiser = Denoiser(lambda x, t, y: torch.zeros_like(x), schedule, prediction)
     snr = (1 / schedule.sigma(t) ** 2).tolist()
@@ -67,7 +69,8 @@ def test_forward_process_is_exact_at_all_1000_levels_under_autocast(dtype):
         loss = Denoiser(net, schedule).loss(z, t, noise)
     assert loss.dtype == seen["x"].dtype == seen["t"].dtype == torch.float32
     exact = (1 - schedule.alphas_cumprod).sqrt().float()
-    assert torch.equal(seen["x"].flatten(), exact) and len(exact.unique()) == 1000 and exact.min() > 0
+    assert torch.equal(seen["x"].flatten(),
+                       exact) and len(exact.unique()) == 1000 and exact.min() > 0
     assert torch.equal(seen["t"], t.float())
 
 

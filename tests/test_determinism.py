@@ -31,15 +31,18 @@ def test_ten_pairs_of_trainings_with_two_threads_write_the_same_bytes(tmp_path):
     data = phantom.write(tmp_path / "data", n=30)
     env = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     for name in ("one", "other"):  # the other one beside a neighbour that never rests
-        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if name == "other" else None
+        busy = subprocess.Popen([sys.executable, "-c",
+                                 "while True: pass"]) if name == "other" else None
         try:
-            subprocess.run([sys.executable, "-c", TRAIN, str(data), str(tmp_path / name), str(PAIRS), str(STEPS)],
+            subprocess.run([sys.executable, "-c", TRAIN, str(data), str(tmp_path / name),
+                            str(PAIRS), str(STEPS)],
                            env=env, cwd=ROOT, check=True, capture_output=True)
         finally:
             if busy:
                 busy.kill()
                 busy.wait()
     for kind in ("vae/vae", "diffusion/model"):
-        one, other = (sorted((tmp_path / name).glob(f"*/{kind}.safetensors")) for name in ("one", "other"))
+        one, other = (sorted((tmp_path / name).glob(f"*/{kind}.safetensors"))
+                      for name in ("one", "other"))
         assert len(one) == len(other) == PAIRS
         assert [sha256(path) for path in one] == [sha256(path) for path in other], kind

@@ -1,4 +1,6 @@
-"""Pixels of written-then-read DICOM files against values worked out by hand and against pydicom; the facts that leave."""
+"""Pixels of written-then-read DICOM files against values worked out by hand and against pydicom;
+the facts that leave.
+"""
 
 import io
 import shutil
@@ -35,9 +37,12 @@ def spread(stored, signed):
 @pytest.mark.parametrize("stored,signed", DEPTHS)
 @pytest.mark.parametrize("syntax", {**NATIVE, **PACKED}.values(), ids=list({**NATIVE, **PACKED}))
 def test_every_depth_survives_every_transfer_syntax_exactly(syntax, stored, signed):
-    """A LINEAR window of 2^b values round the middle of the range maps x to (x − low) / (2^b − 1): the identity."""
+    """A LINEAR window of 2^b values round the middle of the range maps x to (x − low) / (2^b − 1):
+    the identity.
+    """
     x, low = spread(stored, signed)
-    ds = make(np.tile(x, (6, 6)), stored, signed, WindowCenter=low + 2 ** (stored - 1), WindowWidth=2**stored)
+    ds = make(np.tile(x, (6, 6)), stored, signed, WindowCenter=low + 2 ** (stored - 1),
+              WindowWidth=2**stored)
     expected = np.tile((x - low) / (2**stored - 1), (6, 6))
     got = shown(ds, syntax, window="file", bits=16)
     assert got.dtype == np.uint16
@@ -61,8 +66,10 @@ def test_lossless_jpeg_as_dcmtk_writes_it(tmp_path, stored, signed):
 
 def test_windows_give_the_values_of_the_standard():
     x = np.array([[0, 29, 30, 31, 40, 49, 50, 51]])
-    edges = {"WindowCenter": 40, "WindowWidth": 21}  # LINEAR: 0 at 29.5, 1 at 49.5; EXACT: 0 at 29.5, 1 at 50.5
-    assert shown(make(x, 12, **edges)).tolist() == [np.rint(255 * np.clip((x[0] - 29.5) / 20, 0, 1)).tolist()]
+    # LINEAR: 0 at 29.5, 1 at 49.5; EXACT: 0 at 29.5, 1 at 50.5
+    edges = {"WindowCenter": 40, "WindowWidth": 21}
+    assert shown(make(x, 12, **edges)).tolist() == [np.rint(255 * np.clip((x[0] - 29.5) / 20, 0,
+                                                                          1)).tolist()]
     exact = shown(make(x, 12, **edges, VOILUTFunction="LINEAR_EXACT"))
     assert exact.tolist() == [np.rint(255 * np.clip((x[0] - 29.5) / 21, 0, 1)).tolist()]
     sigmoid = shown(make(x, 12, **edges, VOILUTFunction="SIGMOID"), bits=16)
@@ -79,9 +86,10 @@ def test_windows_equal_pydicoms(function, signed):
     rng = np.random.default_rng(0)
     for _ in range(20):
         x = rng.integers(-2048 * signed, 4096 - 2048 * signed, (6, 8))
-        ds = make(x, 12, signed, VOILUTFunction=function, WindowCenter=str(rng.integers(-500, 2000)),
-                  WindowWidth=str(rng.integers(2, 3000)), RescaleSlope=str(rng.choice([0.5, 1, 2.5])),
-                  RescaleIntercept=str(rng.integers(-1024, 10)))
+        ds = make(
+            x, 12, signed, VOILUTFunction=function, WindowCenter=str(rng.integers(-500, 2000)),
+            WindowWidth=str(rng.integers(2, 3000)), RescaleSlope=str(rng.choice([0.5, 1, 2.5])),
+            RescaleIntercept=str(rng.integers(-1024, 10)))
         got = shown(ds, bits=16).astype(int)
         peer = apply_voi_lut(apply_modality_lut(x.astype("i4"), ds), ds)
         ends = np.array([0, 4095]) - 2048 * signed
@@ -93,12 +101,15 @@ def test_lookup_tables():
     x = np.array([[0, 5, 9, 10, 11, 12, 13, 200]])
     entries = [7, 100, 1000, 4095]
     for packed in (False, True):
-        got = shown(make(x, 12, VOILUTSequence=[lut(10, 12, entries, packed)], WindowCenter=1, WindowWidth=2), bits=16)
-        index = [0, 0, 0, 0, 1, 2, 3, 3]  # below the first value the first entry, above the last one the last
+        got = shown(make(x, 12, VOILUTSequence=[lut(10, 12, entries, packed)], WindowCenter=1,
+                         WindowWidth=2), bits=16)
+        # below the first value the first entry, above the last one the last
+        index = [0, 0, 0, 0, 1, 2, 3, 3]
         assert got.tolist() == [np.rint(np.take(entries, index) / 4095 * 65535).tolist()]
     shifted = make(x - 12, 12, True, VOILUTSequence=[lut(-2, 12, entries)])
     assert shown(shifted, bits=16).tolist() == got.tolist()
-    both = make(x, 12, ModalityLUTSequence=[lut(9, 8, [0, 50, 100])], VOILUTSequence=[lut(50, 8, [0, 255])])
+    both = make(x, 12, ModalityLUTSequence=[lut(9, 8, [0, 50, 100])],
+                VOILUTSequence=[lut(50, 8, [0, 255])])
     assert shown(both).tolist() == [[0, 0, 0, 0, 255, 255, 255, 255]]
     short = item(LUTData=b"\0\0\1\1")
     short.add_new("LUTDescriptor", "US", [9, 0, 12])
@@ -120,14 +131,16 @@ def test_65536_entries_and_a_first_value_read_with_the_wrong_sign():
     table.add_new("LUTDescriptor", "US", [0, 0, 16])
     assert np.array_equal(shown(make(x, 16, VOILUTSequence=[table]), bits=16), x)
     late = lut(40000, 8, [3, 255])
-    assert shown(make(x, 16, VOILUTSequence=[late]), uid.ImplicitVRLittleEndian).tolist() == [[3, 3, 3, 255, 3, 3, 3, 3]]
+    assert shown(make(x, 16, VOILUTSequence=[late]),
+                 uid.ImplicitVRLittleEndian).tolist() == [[3, 3, 3, 255, 3, 3, 3, 3]]
 
 
 def test_monochrome1_is_turned_and_rescale_may_turn_too():
     plain = shown(make(ARRAY))
     assert np.array_equal(plain, ARRAY)  # 8 bits without a window stay as they are
     assert np.array_equal(shown(make(ARRAY, photometric="MONOCHROME1")), 255 - ARRAY)
-    assert np.array_equal(shown(make(ARRAY, photometric="MONOCHROME1", PresentationLUTShape="INVERSE")), 255 - ARRAY)
+    assert np.array_equal(shown(make(ARRAY, photometric="MONOCHROME1",
+                                     PresentationLUTShape="INVERSE")), 255 - ARRAY)
     assert np.array_equal(shown(make(ARRAY, RescaleSlope=-1, RescaleIntercept=255)), 255 - ARRAY)
     assert refused(make(ARRAY, PresentationLUTShape="INVERSE")) == "sense"
     assert np.array_equal(shown(make(ARRAY - 128, signed=True)), ARRAY)
@@ -143,9 +156,11 @@ def test_percentiles_leave_padding_out():
     expected[:10] = 0  # padding is black, bright though its value is
     assert np.array_equal(shown(make(padded, 12, PixelPaddingValue=4095)), expected)
     padded[0], expected[0] = 4090, 0
-    assert np.array_equal(shown(make(padded, 12, PixelPaddingValue=4095, PixelPaddingRangeLimit=4090)), expected)
+    assert np.array_equal(shown(make(padded, 12, PixelPaddingValue=4095,
+                                     PixelPaddingRangeLimit=4090)), expected)
     turned = make(x - 2048, 12, True, "MONOCHROME1")
-    turned.add_new("PixelPaddingValue", "US", int(x[0, 0] - 2048) & 0xFFFF)  # two's complement, read as unsigned
+    # two's complement, read as unsigned
+    turned.add_new("PixelPaddingValue", "US", int(x[0, 0] - 2048) & 0xFFFF)
     assert shown(turned)[0, 0] == 0
     assert refused(make(np.full((4, 4), 9), 12, PixelPaddingValue=9)) == "window"
     assert shown(make(np.full((4, 4), 9), 12)).max() == 0
@@ -155,8 +170,10 @@ def test_percentiles_equal_numpys():
     rng = np.random.default_rng(2)
     for n in (1, 2, 7, 1000):
         x = rng.integers(0, 50, n)
-        got = pixels.percentiles(np.arange(50) * -1.5, np.bincount(x, minlength=50), (0, 0.5, 37, 99.5, 100))
-        assert got == np.percentile(x * -1.5, (0, 0.5, 37, 99.5, 100), method="inverted_cdf").tolist()
+        got = pixels.percentiles(np.arange(50) * -1.5, np.bincount(x, minlength=50),
+                                 (0, 0.5, 37, 99.5, 100))
+        assert got == np.percentile(x * -1.5, (0, 0.5, 37, 99.5, 100),
+                                    method="inverted_cdf").tolist()
 
 
 def test_ct_and_mr_windows():
@@ -165,12 +182,16 @@ def test_ct_and_mr_windows():
     stored = hounsfield + 1024
     stored[stored < 0] = 0
     lung = shown(make(stored, 12, **ct), window="lung", bits=16)
-    assert np.array_equal(lung, np.rint(65535 * np.clip((stored - 1024 + 600.5) / 1499 + 0.5, 0, 1)))
-    assert shown(make(stored, 12, **ct), window="soft")[0, [0, 3, 4, 7]].tolist() == [0, 102, 128, 255]
+    assert np.array_equal(lung,
+                          np.rint(65535 * np.clip((stored - 1024 + 600.5) / 1499 + 0.5, 0, 1)))
+    assert shown(make(stored, 12, **ct), window="soft")[0, [0, 3, 4, 7]].tolist() == [0, 102, 128,
+                                                                                      255]
     assert refused(make(stored, 12, **ct)) == "window"
-    for wrong in ({"RescaleType": "US"}, {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, {"RescaleIntercept": None}):
+    for wrong in ({"RescaleType": "US"}, {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+                  {"RescaleIntercept": None}):
         assert refused(make(stored, 12, **{**ct, **wrong}), window="lung") == "window"
-    assert refused(make(ARRAY), window="bone") == refused(make(ARRAY, 12), window="file") == "window"
+    assert refused(make(ARRAY), window="bone") == refused(make(ARRAY, 12),
+                                                          window="file") == "window"
     mr = make(ARRAY, 12, Modality="MR", WindowCenter=10, WindowWidth=2)
     assert np.array_equal(shown(mr), shown(mr, window="percentile"))
     assert not np.array_equal(shown(mr), shown(mr, window="file"))
@@ -190,7 +211,8 @@ def test_one_frame_of_several():
 
 def test_an_enhanced_image_keeps_rescale_and_window_with_its_frames():
     frames = np.stack([ARRAY, ARRAY])
-    shared = item(PixelValueTransformationSequence=[item(RescaleSlope=2, RescaleIntercept=-10, RescaleType="US")])
+    shared = item(PixelValueTransformationSequence=[item(RescaleSlope=2, RescaleIntercept=-10,
+                                                         RescaleType="US")])
     per = [item(FrameVOILUTSequence=[item(WindowCenter=c, WindowWidth=41)]) for c in (10, 30)]
     ds = make(ARRAY, 12, NumberOfFrames=2, PixelData=frames.astype("u2").tobytes(),
               SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=per)
@@ -203,7 +225,8 @@ def test_colour_is_refused_unless_it_is_grey():
     same = np.repeat(ARRAY[..., None], 3, 2)
     assert np.array_equal(shown(make(same, photometric="RGB")), ARRAY)
     assert np.array_equal(shown(make(same, photometric="RGB"), bits=16), ARRAY * 257)
-    assert np.array_equal(shown(make(np.stack([ARRAY, ARRAY * 0 + 128, ARRAY * 0 + 128], 2), photometric="YBR_FULL")), ARRAY)
+    assert np.array_equal(shown(make(np.stack([ARRAY, ARRAY * 0 + 128, ARRAY * 0 + 128], 2),
+                                     photometric="YBR_FULL")), ARRAY)
     same[2, 3, 1] += 3
     assert refused(make(same, photometric="RGB")) == "colour"
     assert refused(make(ARRAY, photometric="PALETTE COLOR")) == "colour"
@@ -212,23 +235,27 @@ def test_colour_is_refused_unless_it_is_grey():
 def test_overlays_in_unused_bits_are_masked():
     x = ARRAY * 20
     marked = x | np.where(ARRAY % 2, 0xF000, 0)
-    assert np.array_equal(shown(make(marked, 12, WindowCenter=2048, WindowWidth=4096), bits=16), np.rint(x / 4095 * 65535))
+    assert np.array_equal(shown(make(marked, 12, WindowCenter=2048, WindowWidth=4096), bits=16),
+                          np.rint(x / 4095 * 65535))
 
 
 @pytest.mark.parametrize("elements,key", [
-    ({"Rows": 60000, "Columns": 60000}, "size"), ({"Rows": 0}, "size"), ({"Columns": 9000, "Rows": 10}, "size"),
-    ({"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31}, "bits"), ({"HighBit": 6}, "bits"), ({"BitsStored": 4}, "bits"),
-    ({"PhotometricInterpretation": "MARKER"}, "damaged"), ({"PixelRepresentation": None}, "damaged"),
-    ({"PixelSpacing": [0.1, 0.2]}, "stretched"), ({"PixelAspectRatio": [1, 2]}, "stretched"),
-    ({"WindowCenter": 1, "WindowWidth": 0}, "damaged"),
+    ({"Rows": 60000, "Columns": 60000}, "size"), ({"Rows": 0}, "size"),
+    ({"Columns": 9000, "Rows": 10}, "size"),
+    ({"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31}, "bits"), ({"HighBit": 6}, "bits"),
+    ({"BitsStored": 4}, "bits"), ({"PhotometricInterpretation": "MARKER"}, "damaged"),
+    ({"PixelRepresentation": None}, "damaged"), ({"PixelSpacing": [0.1, 0.2]}, "stretched"),
+    ({"PixelAspectRatio": [1, 2]}, "stretched"), ({"WindowCenter": 1, "WindowWidth": 0}, "damaged"),
     ({"WindowCenter": 1, "WindowWidth": 9, "VOILUTFunction": "X"}, "damaged"),
-    ({"RescaleSlope": 0, "RescaleIntercept": 0}, "damaged"), ({"Rows": 7}, "damaged"), ({"PixelData": b""}, "damaged"),
+    ({"RescaleSlope": 0, "RescaleIntercept": 0}, "damaged"), ({"Rows": 7}, "damaged"),
+    ({"PixelData": b""}, "damaged"),
     ({"PixelData": None}, "damaged"), ({"PixelData": None, "Rows": None}, "damaged"),
     ({"PixelData": None, "Rows": None, "SOPClassUID": uid.BasicTextSRStorage}, "pixelless"),
     ({"PixelData": None, "FloatPixelData": b"\0" * 192}, "bits"),
-    ({"ImageType": ["DERIVED", "SECONDARY", "SYNTHETIC"]}, "synthetic"), ({"Modality": "SEG"}, "modality"),
-    ({"BurnedInAnnotation": None}, "burned_absent"), ({"BurnedInAnnotation": "YES"}, "burned_yes"),
-    ({"BurnedInAnnotation": ""}, "burned_absent"), ({"BurnedInAnnotation": "PERHAPS"}, "burned_absent"),
+    ({"ImageType": ["DERIVED", "SECONDARY", "SYNTHETIC"]}, "synthetic"),
+    ({"Modality": "SEG"}, "modality"), ({"BurnedInAnnotation": None}, "burned_absent"),
+    ({"BurnedInAnnotation": "YES"}, "burned_yes"), ({"BurnedInAnnotation": ""}, "burned_absent"),
+    ({"BurnedInAnnotation": "PERHAPS"}, "burned_absent"),
 ])
 def test_each_reason_to_refuse(tmp_path, elements, key):
     (tmp_path / "x").write_bytes(encode(make(**elements)))
@@ -242,7 +269,8 @@ def test_burned_in_text_is_accepted_by_its_name_alone(tmp_path):
         (tmp_path / "x").write_bytes(encode(make(BurnedInAnnotation=value)))
         assert reader.convert(str(tmp_path / "x"), OPTIONS._replace(accept=(name,)))
         with pytest.raises(Refused):
-            reader.convert(str(tmp_path / "x"), OPTIONS._replace(accept=tuple({"absent", "yes"} - {name})))
+            reader.convert(str(tmp_path / "x"),
+                           OPTIONS._replace(accept=tuple({"absent", "yes"} - {name})))
 
 
 def test_a_small_header_before_a_huge_stream_is_not_decoded():
@@ -259,14 +287,16 @@ def test_a_small_header_before_a_huge_stream_is_not_decoded():
 @pytest.mark.parametrize("kind", ["JPEG", "progressive", "JPEG2000", "JPEG-LS"])
 def test_the_size_of_a_stream_is_read_without_decoding_it(kind):
     if kind == "JPEG-LS":
-        stream = pydicom.encaps.get_frame(pydicom.dcmread(io.BytesIO(encode(make(), PACKED[kind]))).PixelData, 0)
+        stream = pydicom.encaps.get_frame(
+            pydicom.dcmread(io.BytesIO(encode(make(), PACKED[kind]))).PixelData, 0)
         assert pixels.codestream_size(stream) == (6, 8)
         return
     buffer = io.BytesIO()
     Image.new("L", (37, 21)).save(buffer, "JPEG2000" if kind == "JPEG2000" else "JPEG",
                                   **({"progressive": True} if kind == "progressive" else {}))
     assert pixels.codestream_size(buffer.getvalue()) == (21, 37)
-    assert pixels.codestream_size(b"") is None and pixels.codestream_size(buffer.getvalue()[:9]) is None
+    assert pixels.codestream_size(b"") is None and pixels.codestream_size(
+        buffer.getvalue()[:9]) is None
 
 
 # --- facts
@@ -277,9 +307,9 @@ def facts(salt=b"x" * 32, **elements):
 
 
 @pytest.mark.parametrize("elements,years", [
-    *(({"PatientAge": text}, years) for text, years in (
-        ("045Y", "45"), ("018M", "1"), ("011M", "0"), ("024M", "2"), ("003W", "0"), ("400D", "1"), ("090Y", "90"),
-        ("101Y", "90"))),
+    *(({"PatientAge": text}, years)
+      for text, years in (("045Y", "45"), ("018M", "1"), ("011M", "0"), ("024M", "2"),
+                          ("003W", "0"), ("400D", "1"), ("090Y", "90"), ("101Y", "90"))),
     ({"PatientAge": "999Y"}, ""), ({"PatientAge": "MARKER"}, ""), ({}, ""),
     ({"PatientBirthDate": "19400229", "StudyDate": "20200228"}, "79"),
     ({"PatientBirthDate": "19400229", "StudyDate": "20200229"}, "80"),
@@ -314,7 +344,8 @@ def test_patients_have_the_same_name_under_the_same_salt_only():
 def test_the_salt_is_made_once_for_its_owner(tmp_path, capsys):
     path = tmp_path / "deep" / "salt"
     first = tags.read_salt(path)
-    assert len(first) == 32 and path.stat().st_mode & 0o777 == 0o600 and tags.read_salt(path) == first
+    assert len(first) == 32 and path.stat().st_mode & 0o777 == 0o600 and tags.read_salt(
+        path) == first
     assert tags.read_salt(tmp_path / "other") != first
     assert capsys.readouterr().err == ""
     path.chmod(0o644)

@@ -20,15 +20,18 @@ MODEL = "d7" * 32
 
 @pytest.fixture
 def samples(tmp_path):
-    """A folder as sample.py leaves it: grey, of odd size, in colour, and with words beyond ASCII."""
+    """A folder as sample.py leaves it: grey, of odd size, in colour, and with words beyond
+    ASCII.
+    """
     folder = tmp_path / "samples"
     rows = []
     for k, label in enumerate(("covid", "covid", "normal", "normal")):
         image = phantom(0, k, 64).image[None]
         image = [image, image[:, :63, :63], np.concatenate([image, image, image // 2]), image][k]
-        rows.append({"file_name": f"images/{label}/{k:06d}.png", "label": label, "set": 1, "seed": 100 + k,
-                     "sex": "FM"[k % 2], "age": ["", "69", "7.5", "90"][k], "view": "PA",
-                     "finding": ["", "", "", "Fundé > 3 µm"][k], "origin": ["", "", "", "/home/real.png"][k],
+        rows.append({"file_name": f"images/{label}/{k:06d}.png", "label": label, "set": 1,
+                     "seed": 100 + k, "sex": "FM"[k % 2], "age": ["", "69", "7.5", "90"][k],
+                     "view": "PA", "finding": ["", "", "", "Fundé > 3 µm"][k],
+                     "origin": ["", "", "", "/home/real.png"][k],
                      "sampler": "dpmpp_2m", "steps": 16, "guidance": 1.5})
         images.write(folder / rows[-1]["file_name"], image)
     write_table(folder / "metadata.csv", rows)
@@ -43,17 +46,20 @@ def files(folder):
 
 def test_pixels_come_back_and_every_file_says_what_it_is(samples, tmp_path):
     assert writer.export(samples, tmp_path / "out") == 4
-    assert [p.relative_to(tmp_path / "out").with_suffix(".png") for p in files(tmp_path / "out")] == \
-        sorted(p.relative_to(samples) for p in samples.rglob("*.png"))
+    assert [p.relative_to(tmp_path / "out").with_suffix(".png")
+            for p in files(tmp_path / "out")] == sorted(p.relative_to(samples)
+                                                        for p in samples.rglob("*.png"))
     for path in files(tmp_path / "out"):
         ds = pydicom.dcmread(path)
         png = images.read(samples / path.relative_to(tmp_path / "out").with_suffix(".png"))
         assert np.array_equal(ds.pixel_array, png[0] if len(png) == 1 else png.transpose(1, 2, 0))
         assert ds.SOPClassUID == ds.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.5.1.4.1.1.7"
         assert ds.SOPInstanceUID == ds.file_meta.MediaStorageSOPInstanceUID
-        assert ds.ImageType == ["DERIVED", "SECONDARY", "SYNTHETIC"] and ds.ConversionType == "SYN" and ds.Modality == "OT"
+        assert ds.ImageType == ["DERIVED", "SECONDARY",
+                                "SYNTHETIC"] and ds.ConversionType == "SYN" and ds.Modality == "OT"
         assert ds.SeriesDescription == ds.StudyDescription == "SYNTHETIC - NOT A PATIENT"
-        assert str(ds.PatientName) == "SYNTHETIC^NOT A PATIENT" and ds.PatientID.startswith("SYNTHETIC-")
+        assert str(ds.PatientName) == "SYNTHETIC^NOT A PATIENT" and ds.PatientID.startswith(
+            "SYNTHETIC-")
         assert ds.ContentQualification == "RESEARCH" and ds.BurnedInAnnotation == "NO"
         assert MODEL in ds.DerivationDescription and "seed 10" in ds.DerivationDescription
         assert "dpmpp_2m" in ds.DerivationDescription and "minidiff" in ds.DerivationDescription
@@ -72,7 +78,8 @@ def test_the_same_command_makes_the_same_files_and_all_uids_differ(samples, tmp_
     writer.export(samples, tmp_path / "a")  # over its own earlier run
     content = {name: [path.read_bytes() for path in files(tmp_path / name)] for name in "abc"}
     assert content["a"] == content["b"]
-    uids = [pydicom.dcmread(path)[name].value for folder in "ac" for path in files(tmp_path / folder)
+    uids = [pydicom.dcmread(path)[name].value for folder in "ac"
+            for path in files(tmp_path / folder)
             for name in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")]
     assert len(set(uids)) == len(uids) == 24
     assert all(uid.is_valid and uid.startswith("2.25.") and len(uid) <= 64 for uid in uids)
@@ -89,7 +96,8 @@ def test_other_tools_find_no_error(samples, tmp_path, tool):
             words = [tool, "+E", path] if tool == "dcmdump" else [tool, path]
             done = subprocess.run(words, capture_output=True, text=True, errors="replace")
             assert done.returncode == 0 and "rror" not in done.stderr, done.stderr
-            assert not [line for line in (done.stderr + done.stdout).splitlines() if line.startswith(("E:", "W:", "Error"))]
+            assert not [line for line in (done.stderr + done.stdout).splitlines()
+                        if line.startswith(("E:", "W:", "Error"))]
             assert tool == "dcmdump" or "SCImage" in done.stderr
 
 
@@ -101,10 +109,12 @@ def test_a_fault_is_seen_by_these_tools(samples, tmp_path):
     ds = pydicom.dcmread(files(tmp_path / "out")[0])
     del ds.ConversionType
     ds.save_as(tmp_path / "bad.dcm")
-    assert "Error" in subprocess.run(["dciodvfy", tmp_path / "bad.dcm"], capture_output=True, text=True).stderr
+    assert "Error" in subprocess.run(["dciodvfy", tmp_path / "bad.dcm"], capture_output=True,
+                                     text=True).stderr
 
 
-@pytest.mark.parametrize("size", [(64, 90), (64, 64), (100, 80), (128, 128), (256, 200), (512, 512)])
+@pytest.mark.parametrize("size",
+                         [(64, 90), (64, 64), (100, 80), (128, 128), (256, 200), (512, 512)])
 def test_the_notice_covers_a_corner_and_nothing_else(size):
     grey = np.full((1, *size), 99, np.uint8)
     burned = writer.burn(grey)

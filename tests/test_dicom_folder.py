@@ -1,4 +1,6 @@
-"""Whole folders: what becomes of every file, what leaves and what does not, faults, limits, and going on."""
+"""Whole folders: what becomes of every file, what leaves and what does not, faults, limits, and
+going on.
+"""
 
 import csv
 import hashlib
@@ -83,35 +85,45 @@ VerifyingObserverName VerifyingObserverSequence VerifyingOrganization VisitComme
 InstitutionCodeSequence InstitutionalDepartmentName
 """.split()  # noqa: SIM905
 TEXT = ("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
-MARK = {**dict.fromkeys(TEXT, "ZEBRA7"), "UI": "1.2.9997773.1", "DA": "19870607", "TM": "031415.926", "DT": "19870607031415",
-        "IS": "9997773", "DS": "9997773", "AS": "053Y", **dict.fromkeys(("OB", "OW", "UN"), b"ZEBRA7")}
-MARKS = (b"ZEBRA7", b"zebra7", b"9997773", b"19870607", b"1987-06-07", b"031415", "ZEBRA7".encode("utf-16-le"))
+MARK = {**dict.fromkeys(TEXT, "ZEBRA7"), "UI": "1.2.9997773.1", "DA": "19870607",
+        "TM": "031415.926", "DT": "19870607031415", "IS": "9997773", "DS": "9997773", "AS": "053Y",
+        **dict.fromkeys(("OB", "OW", "UN"), b"ZEBRA7")}
+MARKS = (b"ZEBRA7", b"zebra7", b"9997773", b"19870607", b"1987-06-07", b"031415",
+         "ZEBRA7".encode("utf-16-le"))
 
 
 def run(source, out, *, salt=None, **changes):
-    given = {"label": "covid", "label_from": (), "salt_file": salt or out.parent / "salt", "window": "auto", "frame": 0,
+    given = {"label": "covid", "label_from": (), "salt_file": salt or out.parent / "salt",
+             "window": "auto", "frame": 0,
              "bits": 8, "accept": (), "workers": 2, "seconds": 60, **changes}
     return folder.import_folder(Path(source), out, **given)
 
 
 def fates(out) -> dict[str, str]:
     """Source file → key of REASONS, or "imported"."""
-    keys = {(result, why): key for key, (result, why) in REASONS.items()} | {("imported", ""): "imported"}
+    keys = {(result, why): key
+            for key, (result, why) in REASONS.items()} | {("imported", ""): "imported"}
     with open(f"{out}.names.csv", newline="") as file:
-        return {line["source"]: keys[line["result"], line["reason"]] for line in csv.DictReader(file)}
+        return {line["source"]: keys[line["result"], line["reason"]]
+                for line in csv.DictReader(file)}
 
 
 def everything(out) -> bytes:
     """All that stands in a folder: contents and names."""
     files = [path for path in out.rglob("*") if path.is_file()]
-    return b"\n".join([str(path.relative_to(out)).encode() for path in files] + [path.read_bytes() for path in files])
+    return b"\n".join([str(path.relative_to(out)).encode() for path in files] + [path.read_bytes()
+                                                                                 for path in files])
 
 
 def mark_all(ds, depth=0):
-    """Fill every attribute of the dictionary that the image does not need; a sequence holds the same again."""
-    kept = {*reader.pixels.NEEDED, "SpecificCharacterSet", "PixelData", "BurnedInAnnotation", "SOPClassUID"}
+    """Fill every attribute of the dictionary that the image does not need; a sequence holds the
+    same again.
+    """
+    kept = {*reader.pixels.NEEDED, "SpecificCharacterSet", "PixelData", "BurnedInAnnotation",
+            "SOPClassUID"}
     for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
-        if keyword in ("", *kept) or tag >> 16 in (0, 2, 4) or "LUT" in keyword or "FunctionalGroups" in keyword:
+        if keyword in ("", *kept) or tag >> 16 in (
+                0, 2, 4) or "LUT" in keyword or "FunctionalGroups" in keyword:
             continue
         vr = vr.split(" or ")[0]
         if vr in MARK:
@@ -129,11 +141,14 @@ def test_no_attribute_of_the_confidentiality_profile_survives(tmp_path):
     folder_name = tmp_path / "in" / "covid" / "ZEBRA7^JOHN"
     folder_name.mkdir(parents=True)
     ds = mark_all(make(ARRAY, BurnedInAnnotation="NO"))
-    known = {keyword for keyword in CONFIDENTIAL if keyword in {v[4] for v in DicomDictionary.values()}}
+    known = {keyword for keyword in CONFIDENTIAL
+             if keyword in {v[4] for v in DicomDictionary.values()}}
     assert len(known) > 190
     planted = {element.keyword for element in ds.iterall()}
-    elsewhere = {"AffectedSOPInstanceUID", "RequestedSOPInstanceUID", "MediaStorageSOPInstanceUID", "StorageMediaFileSetUID"}
-    values = {keyword for keyword in known if dictionary_VR(keyword).split(" or ")[0] in (*MARK, "SQ")}
+    elsewhere = {"AffectedSOPInstanceUID", "RequestedSOPInstanceUID", "MediaStorageSOPInstanceUID",
+                 "StorageMediaFileSetUID"}
+    values = {keyword for keyword in known
+              if dictionary_VR(keyword).split(" or ")[0] in (*MARK, "SQ")}
     assert len(planted) > 2500 and not values - planted - elsewhere, values - planted
     ds.Modality = "DX"
     data = bytearray(encode(ds))
@@ -144,7 +159,8 @@ def test_no_attribute_of_the_confidentiality_profile_survives(tmp_path):
     sick = mark_all(make(ARRAY + 1))
     sick.Modality = "ZEBRA7"
     (folder_name / "ZEBRA7_modality.dcm").write_bytes(encode(sick))
-    plain = make(ARRAY + 2, PatientName="ZEBRA7", PatientAge="053Y", PatientSex="M", ViewPosition="AP")
+    plain = make(ARRAY + 2, PatientName="ZEBRA7", PatientAge="053Y", PatientSex="M",
+                 ViewPosition="AP")
     plain.PatientID = "ZEBRA7"
     (folder_name / "plain").write_bytes(encode(plain))
     out = tmp_path / "out"
@@ -153,18 +169,21 @@ def test_no_attribute_of_the_confidentiality_profile_survives(tmp_path):
     content = everything(out)
     for mark in MARKS:
         assert mark not in content
-    for way in ("sha256", "sha1", "md5"):  # nor an unsalted hash of an id, which a list of ids would open
+    # nor an unsalted hash of an id, which a list of ids would open
+    for way in ("sha256", "sha1", "md5"):
         assert hashlib.new(way, b"ZEBRA7").hexdigest()[:12].encode() not in content
     for path in out.glob("images/covid/*.png"):
         assert chunks(path.read_bytes()) <= {b"IHDR", b"IDAT", b"IEND"}
     rows = read_table(out, split=False).rows
     assert {row["age"] for row in rows} == {"53"} and {row["sex"] for row in rows} == {"", "M"}
     of_the_reader = {"file", "where", "split", "source"}
-    assert set(rows[0]) - of_the_reader == {"file_name", "label", "patient", "sex", "age", "view", "modality"}
+    assert set(rows[0]) - of_the_reader == {"file_name", "label", "patient", "sex", "age", "view",
+                                            "modality"}
     assert len({row["patient"] for row in rows}) == 1  # the same PatientID
     for path in (tmp_path / "salt", tmp_path / "out.names.csv"):
         assert path.stat().st_mode & 0o777 == 0o600
-    assert b"ZEBRA7" in (tmp_path / "out.names.csv").read_bytes()  # this one names the sources, and stays outside
+    # this one names the sources, and stays outside
+    assert b"ZEBRA7" in (tmp_path / "out.names.csv").read_bytes()
 
 
 def chunks(data: bytes) -> set[bytes]:
@@ -181,8 +200,9 @@ def write_hostile(folder):
     folder.mkdir()
     (folder / "good").write_bytes(good)
     (folder / "again.dcm").write_bytes(good)
-    for name, data in {"empty": b"", "text.dcm": b"not an image" * 99, "short.dcm": good[:200], "cut.dcm": good[:-9],
-                       "DICOMDIR": good, "noise.dcm": b"\0" * 128 + b"DICM" + np.random.default_rng(0).bytes(5000),
+    for name, data in {"empty": b"", "text.dcm": b"not an image" * 99, "short.dcm": good[:200],
+                       "cut.dcm": good[:-9], "DICOMDIR": good,
+                       "noise.dcm": b"\0" * 128 + b"DICM" + np.random.default_rng(0).bytes(5000),
                        "bare": good[good.index(b"\x08\x00\x16\x00"):]}.items():
         (folder / name).write_bytes(data)
     inner = io.BytesIO()
@@ -198,9 +218,11 @@ def write_hostile(folder):
     bomb.save_as(zeros, enforce_file_format=True)
     head = zeros.getvalue()[: 144 + int.from_bytes(zeros.getvalue()[140:144], "little")]
     packer = zlib.compressobj(1, wbits=-15)
-    block = packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH)  # 16 MiB in a few kB, that can be repeated
+    # 16 MiB in a few kB, that can be repeated
+    block = packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH)
     (folder / "bomb.dcm").write_bytes(head + block * 40 + packer.flush())
-    nested = bytes.fromhex("08000011 53510000 ffffffff".replace(" ", "")) + bytes.fromhex("feff00e0ffffffff")
+    nested = bytes.fromhex(
+        "08000011 53510000 ffffffff".replace(" ", "")) + bytes.fromhex("feff00e0ffffffff")
     (folder / "nested.dcm").write_bytes(good[: good.index(b"\x08\x00\x16\x00")] + nested * 20000)
     (folder / "..%2f..%2fetc").write_bytes(encode(make(ARRAY + 1)))
     (folder / "new\nline\x1b[31m").write_bytes(encode(make(ARRAY + 2)))
@@ -210,10 +232,12 @@ def write_hostile(folder):
     with open(folder / "sparse.dcm", "wb") as file:
         file.write(good[:300])
         file.truncate(600 * 2**20)
-    return {"good": "duplicate", "again.dcm": "imported", "empty": "empty", "text.dcm": "foreign", "short.dcm": "damaged",
-            "cut.dcm": "damaged", "DICOMDIR": "dicomdir", "noise.dcm": "damaged", "bare": "imported",
-            "zip of zips.zip": "archive", "bomb.dcm": "huge", "nested.dcm": "damaged", "..%2f..%2fetc": "imported",
-            "new line\x1b[31m": "imported", "link": "link", "root": "link", "pipe": "link", "sparse.dcm": "huge"}
+    return {"good": "duplicate", "again.dcm": "imported", "empty": "empty", "text.dcm": "foreign",
+            "short.dcm": "damaged", "cut.dcm": "damaged", "DICOMDIR": "dicomdir",
+            "noise.dcm": "damaged", "bare": "imported", "zip of zips.zip": "archive",
+            "bomb.dcm": "huge", "nested.dcm": "damaged", "..%2f..%2fetc": "imported",
+            "new line\x1b[31m": "imported", "link": "link", "root": "link", "pipe": "link",
+            "sparse.dcm": "huge"}
 
 
 def test_hostile_files_are_named_and_nothing_else_is_written(tmp_path, capsys):
@@ -227,8 +251,10 @@ def test_hostile_files_are_named_and_nothing_else_is_written(tmp_path, capsys):
     assert "\x1b" not in capsys.readouterr().err
     table = read_table(tmp_path / "out", split=False)
     assert len(table) == 4
-    left_out = list(csv.DictReader((tmp_path / "out" / "not_imported.csv").read_text().splitlines()))
-    assert len(left_out) == len(expected) - 4 and all(len(line["source"]) == 16 for line in left_out)
+    left_out = list(
+        csv.DictReader((tmp_path / "out" / "not_imported.csv").read_text().splitlines()))
+    assert len(left_out) == len(expected) - 4 and all(len(line["source"]) == 16
+                                                      for line in left_out)
 
 
 def test_pydicoms_own_files_are_imported_or_named(tmp_path):
@@ -238,13 +264,15 @@ def test_pydicoms_own_files_are_imported_or_named(tmp_path):
     run(files, tmp_path / "out", accept=("absent", "yes"), frame=1, window="auto")
     fate = fates(tmp_path / "out")
     assert set(fate) == {os.path.relpath(p, files) for p in files.rglob("*") if p.is_file()}
-    for name in ("MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_expb.dcm", "MR_small_implicit.dcm",
-                 "MR_small_padded.dcm", "image_dfl.dcm", "examples_overlay.dcm", "dicomdirtests/77654033/CR1/6154"):
+    for name in ("MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_expb.dcm",
+                 "MR_small_implicit.dcm", "MR_small_padded.dcm", "image_dfl.dcm",
+                 "examples_overlay.dcm", "dicomdirtests/77654033/CR1/6154"):
         assert fate[name] == "imported", name
-    for name, key in {"CT_small.dcm": "window", "rtplan.dcm": "pixelless", "waveform_ecg.dcm": "pixelless",
-                      "zipMR.gz": "archive", "SC_rgb_rle.dcm": "colour", "MR_truncated.dcm": "damaged",
-                      "rtdose.dcm": "modality", "README.txt": "foreign", "dicomdirtests/DICOMDIR": "dicomdir",
-                      "JPEG2000-embedded-sequence-delimiter.dcm": "mismatch"}.items():
+    for name, key in {
+            "CT_small.dcm": "window", "rtplan.dcm": "pixelless", "waveform_ecg.dcm": "pixelless",
+            "zipMR.gz": "archive", "SC_rgb_rle.dcm": "colour", "MR_truncated.dcm": "damaged",
+            "rtdose.dcm": "modality", "README.txt": "foreign", "dicomdirtests/DICOMDIR": "dicomdir",
+            "JPEG2000-embedded-sequence-delimiter.dcm": "mismatch"}.items():
         assert fate[name] == key, name
     rows = {row["file_name"] for row in read_table(tmp_path / "out", split=False).rows}
     assert len(rows) == list(fate.values()).count("imported") >= 25
@@ -255,8 +283,8 @@ def test_pydicoms_own_files_are_imported_or_named(tmp_path):
         names = {line["source"]: line["image"] for line in csv.DictReader(file)}
     kinds = ("", "_RLE", "_bigendian", "_implicit", "_expb", "_jpeg_ls_lossless", "_jp2klossless")
     same = [f"MR_small{kind}" for kind in kinds]
-    pictures = [images.read(tmp_path / "out/images/covid" / f"{names[f'{name}.dcm']}.png") for name in same
-                if fate[f"{name}.dcm"] == "imported"]
+    pictures = [images.read(tmp_path / "out/images/covid" / f"{names[f'{name}.dcm']}.png")
+                for name in same if fate[f"{name}.dcm"] == "imported"]
     assert len(pictures) >= 5 and all(np.array_equal(pictures[0], other) for other in pictures)
 
 
@@ -294,7 +322,8 @@ def test_flipped_bytes_do_no_more_than_spoil_the_image(tmp_path, guard, syntax):
             assert refused.key not in ("time", "memory")
         else:
             (tmp_path / "x.png").write_bytes(image)
-            assert images.read(tmp_path / "x.png").ndim == 3 and set(row) == {"patient", "sex", "age", "view", "modality"}
+            assert images.read(tmp_path / "x.png").ndim == 3 and set(row) == {
+                "patient", "sex", "age", "view", "modality"}
 
 
 def write(tmp_path, data) -> str:
@@ -338,7 +367,8 @@ def test_the_same_command_goes_on_and_others_are_refused(tmp_path, monkeypatch):
     (source / "unstated").write_bytes(encode(make(ARRAY + 9, BurnedInAnnotation=None)))
     converted = []
     convert = Guard.convert
-    monkeypatch.setattr(Guard, "convert", lambda self, path, how: (converted.append(path), convert(self, path, how))[1])
+    monkeypatch.setattr(Guard, "convert", lambda self, path,
+                        how: (converted.append(path), convert(self, path, how))[1])
     assert run(source, out) == 1
     assert len(converted) == 6 and fates(out)["unstated"] == "burned_absent"
     first = {path.name: path.read_bytes() for path in out.glob("images/*/*.png")}
@@ -346,13 +376,15 @@ def test_the_same_command_goes_on_and_others_are_refused(tmp_path, monkeypatch):
     lost = next(out.glob("images/*/*.png"))
     lost.unlink()
     converted.clear()
-    assert run(source, out) == 1  # makes the lost one again, and asks again for the one that was not imported
+    # makes the lost one again, and asks again for the one that was not imported
+    assert run(source, out) == 1
     assert len(converted) == 2 and (out / "metadata.csv").read_bytes() == table
     assert {path.name: path.read_bytes() for path in out.glob("images/*/*.png")} == first
     converted.clear()
     assert run(source, out, accept=("absent",)) == 0
     assert len(converted) == 1 and len(read_table(out, split=False)) == 6
-    assert len({row["patient"] for row in read_table(out, split=False).rows}) == 4  # 0, 1, 2 and 12345
+    # 0, 1, 2 and 12345
+    assert len({row["patient"] for row in read_table(out, split=False).rows}) == 4
     with pytest.raises(InputError, match="another window, bits"):
         run(source, out, window="percentile", bits=16)
     with pytest.raises(InputError, match="another salt"):
@@ -372,13 +404,14 @@ def test_labels_come_from_named_folders_only(tmp_path):
     (tmp_path / "in" / "normal" / "x").write_bytes(encode(make(ARRAY + 8)))
     assert run(tmp_path / "in", tmp_path / "out", label="", label_from=("covid", "normal")) == 1
     assert fates(tmp_path / "out") == {
-        "covid/deep/0": "conflict", "normal/deep/3": "conflict", "normal/deep/1": "imported", "John Doe/deep/2": "label",
-        "top": "label", "covid/x": "conflict", "normal/x": "conflict"}
+        "covid/deep/0": "conflict", "normal/deep/3": "conflict", "normal/deep/1": "imported",
+        "John Doe/deep/2": "label", "top": "label", "covid/x": "conflict", "normal/x": "conflict"}
     assert b"John" not in everything(tmp_path / "out")
 
 
 @pytest.mark.parametrize("changes,message", [
-    ({"label": ""}, "needs --label"), ({"label_from": ("a",)}, "needs --label"), ({"label": "../x"}, "allowed are letters"),
+    ({"label": ""}, "needs --label"), ({"label_from": ("a",)}, "needs --label"),
+    ({"label": "../x"}, "allowed are letters"),
     ({"label": ".x"}, "allowed are letters"), ({"accept": ("all",)}, "allowed are absent and yes"),
 ])
 def test_settings_that_cannot_be(tmp_path, changes, message):
@@ -392,7 +425,8 @@ def test_folders_that_cannot_be(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
-    for source, out, message in (("none", "out", "no such"), ("in", "in/out", "within each"), ("in", "full", "no import")):
+    for source, out, message in (("none", "out", "no such"), ("in", "in/out", "within each"),
+                                 ("in", "full", "no import")):
         with pytest.raises(InputError, match=message):
             run(tmp_path / source, tmp_path / out)
     with pytest.raises(InputError, match="--salt .* lies in --out"):
@@ -405,8 +439,8 @@ def test_16_bits_and_the_command_line(tmp_path, capsys):
     x = np.arange(48).reshape(6, 8) * 80
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a").write_bytes(encode(make(x, 12, WindowCenter=2048, WindowWidth=4096)))
-    words = ["import", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--label", "covid", "--bits", "16",
-             "--salt", str(tmp_path / "salt")]
+    words = ["import", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--label", "covid",
+             "--bits", "16", "--salt", str(tmp_path / "salt")]
     config.main(commands.VERBS, default="import", doc="", argv=words)
     assert "1 images of 1 patients; known: patient of 1, age of 0" in capsys.readouterr().out
     with Image.open(next((tmp_path / "out").rglob("*.png"))) as image:
@@ -423,25 +457,29 @@ def test_stopped_by_a_signal_it_goes_on(tmp_path):
     (tmp_path / "in").mkdir()
     rng = np.random.default_rng(6)
     for k in range(24):
-        (tmp_path / "in" / str(k)).write_bytes(encode(make(rng.integers(0, 4096, (1500, 1500)), 12, PatientID=str(k))))
-    words = [sys.executable, "-m", "minidiff.data.dicom", "import", str(tmp_path / "in"), "--out", str(tmp_path / "out"),
-             "--label", "x", "--salt", str(tmp_path / "salt")]
-    going = subprocess.Popen(words, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True, start_new_session=True)
+        (tmp_path / "in" / str(k)).write_bytes(encode(make(rng.integers(0, 4096, (1500, 1500)), 12,
+                                                           PatientID=str(k))))
+    words = [sys.executable, "-m", "minidiff.data.dicom", "import", str(tmp_path / "in"), "--out",
+             str(tmp_path / "out"), "--label", "x", "--salt", str(tmp_path / "salt")]
+    going = subprocess.Popen(words, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE,
+                             text=True, start_new_session=True)
     while len(list(tmp_path.glob("out/images/x/*.png"))) < 3 and going.poll() is None:
         time.sleep(0.05)
     os.killpg(going.pid, signal.SIGINT)  # as Ctrl-C does, to the workers, too
     assert "goes on from here" in going.communicate()[1] and going.returncode == 130
-    assert 3 <= len(list(tmp_path.glob("out/images/x/*.png"))) < 24 and not (tmp_path / "out" / "metadata.csv").exists()
+    assert 3 <= len(list(tmp_path.glob("out/images/x/*.png"))) < 24 and not (
+        tmp_path / "out" / "metadata.csv").exists()
     assert not list(tmp_path.rglob("*.tmp-*"))
-    assert run(tmp_path / "in", tmp_path / "out", label="x") == 0 and len(read_table(tmp_path / "out", split=False)) == 24
+    assert run(tmp_path / "in", tmp_path / "out",
+               label="x") == 0 and len(read_table(tmp_path / "out", split=False)) == 24
 
 
 @pytest.mark.slow
 def test_the_module_runs_as_a_command(tmp_path):
     write_hostile(tmp_path / "in")
     words = f"import {tmp_path}/in --out {tmp_path}/out --label x --salt {tmp_path}/salt".split()
-    done = subprocess.run([sys.executable, "-m", "minidiff.data.dicom", *words], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-m", "minidiff.data.dicom", *words],
+                          capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 1 and "4 images of 1 patients" in done.stdout and "Traceback" not in done.stderr
 
 
@@ -462,7 +500,8 @@ def test_a_compression_without_a_decoder_says_what_to_install(monkeypatch):
     data = encode(make(np.zeros((40, 40))), uid.JPEG2000Lossless)
     decoder = pydicom.pixels.get_decoder(uid.JPEG2000Lossless)
     monkeypatch.setattr(decoder, "_available", {})
-    monkeypatch.setattr(decoder, "_unavailable", {"pylibjpeg": ("pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0")})
+    monkeypatch.setattr(decoder, "_unavailable",
+                        {"pylibjpeg": ("pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0")})
     with pytest.raises(Refused) as error:
         reader.pixels.grey(reader.load(data))
     assert error.value.key == "codec" and "pylibjpeg-openjpeg" in error.value.detail

@@ -56,14 +56,17 @@ def test_both_routes_agree_with_sqrtm(n):
     root = linalg.sqrtm(a + 1e-13 * np.eye(24)).real
     cross = np.sqrt(np.linalg.eigvalsh(root @ b @ root).clip(0)).sum()
     gap = x.mean(0) - y.mean(0)
-    assert fid(real=x, fake=y) == pytest.approx(gap @ gap + np.trace(a) + np.trace(b) - 2 * cross, rel=1e-5)
+    assert fid(real=x, fake=y) == pytest.approx(gap @ gap + np.trace(a) + np.trace(b) - 2 * cross,
+                                                rel=1e-5)
 
 
 def test_fd_of_degenerate_sets():
     flat = np.ones((10, 6))
-    assert fid(real=flat, fake=flat + 2) == pytest.approx(24)                    # constant features: only the shift
+    # constant features: only the shift
+    assert fid(real=flat, fake=flat + 2) == pytest.approx(24)
     line = normal(0, 90, 1) * np.ones((1, 30))                                   # rank 1, n > d
-    assert fid(real=line, fake=2 * line) == pytest.approx(30 * line[:, 0].var(ddof=1) + fid_mean(line), rel=1e-6)
+    assert fid(real=line, fake=2 * line) == pytest.approx(30 * line[:, 0].var(ddof=1)
+                                                          + fid_mean(line), rel=1e-6)
 
 
 def fid_mean(line):
@@ -78,7 +81,8 @@ def test_fd_equals_the_peers(n, m):
     fidelity = pytest.importorskip("torch_fidelity.metric_fid", exc_type=ImportError)
     x, y = normal(0, n, 24) * np.linspace(0.5, 2, 24), 1.2 * normal(1, m, 24) + 0.3
     value = fid(real=x, fake=y)
-    moments = [f(s) for s in (x, y) for f in (lambda s: s.mean(0), lambda s: np.cov(s, rowvar=False))]
+    moments = [f(s) for s in (x, y)
+               for f in (lambda s: s.mean(0), lambda s: np.cov(s, rowvar=False))]
     assert pytorch_fid.calculate_frechet_distance(*moments) == pytest.approx(value, rel=1e-5)
     both = [fidelity.fid_features_to_statistics(torch.from_numpy(s)) for s in (x, y)]
     peer = fidelity.fid_statistics_to_metric(*both, verbose=False)
@@ -89,8 +93,9 @@ def test_kd_equals_torch_fidelity():
     torchvision()
     fidelity = pytest.importorskip("torch_fidelity.metric_kid", exc_type=ImportError)
     x, y = normal(0, 70, 16), 1.1 * normal(1, 70, 16) + 0.2
-    peer = fidelity.kid_features_to_metric(torch.from_numpy(x), torch.from_numpy(y), kid_subsets=1, kid_subset_size=70,
-                                           kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_gamma=None,
+    peer = fidelity.kid_features_to_metric(torch.from_numpy(x), torch.from_numpy(y), kid_subsets=1,
+                                           kid_subset_size=70, kid_kernel="poly",
+                                           kid_kernel_poly_degree=3, kid_kernel_poly_gamma=None,
                                            kid_kernel_poly_coef0=1, rng_seed=0, verbose=False)
     assert kid(real=x, fake=y) == pytest.approx(peer["kernel_inception_distance_mean"], rel=1e-9)
 
@@ -98,19 +103,27 @@ def test_kd_equals_torch_fidelity():
 @pytest.mark.parametrize("metric", [fid, kid, mind])
 def test_two_images_are_enough_and_order_does_not_matter(metric):
     x, y = normal(0, 2, 5), normal(1, 2, 5) + 1
-    assert np.isfinite(metric(real=x, fake=y)) and metric(real=x, fake=y) == pytest.approx(metric(real=y, fake=x))
+    assert np.isfinite(metric(real=x, fake=y)) and metric(real=x,
+                                                          fake=y) == pytest.approx(metric(real=y,
+                                                                                          fake=x))
     x, y = normal(0, 30, 5), normal(1, 30, 5)
-    assert metric(real=x[::-1], fake=y[np.arange(30) * 7 % 30]) == pytest.approx(metric(real=x, fake=y))
+    assert metric(real=x[::-1],
+                  fake=y[np.arange(30) * 7 % 30]) == pytest.approx(metric(real=x, fake=y))
 
 
 def test_mind_of_a_shift_a_scale_and_of_itself():
-    """A shift δ is 3d·mean (u·δ)² = 3|δ|² over all directions u; the sorted values of 2x are those of x, twice."""
+    """A shift δ is 3d·mean (u·δ)² = 3|δ|² over all directions u; the sorted values of 2x are those
+    of x, twice.
+    """
     x, shift = normal(0, 100, 40), normal(1, 40)
     assert mind(real=x, fake=x) == 0
-    assert mind(real=x, fake=x + shift, directions=4000) == pytest.approx(3 * shift @ shift, rel=0.1)
-    assert mind(real=x[:, :1], fake=x[:, :1] + 2) == pytest.approx(12)                 # d = 1: no direction but ±1
+    assert mind(real=x, fake=x + shift, directions=4000) == pytest.approx(3 * shift @ shift,
+                                                                          rel=0.1)
+    # d = 1: no direction but ±1
+    assert mind(real=x[:, :1], fake=x[:, :1] + 2) == pytest.approx(12)
     assert mind(real=x[:, :1], fake=2 * x[:, :1]) == pytest.approx(3 * (x[:, 0] ** 2).mean())
-    assert mind(real=3 * x, fake=3 * x + 3 * shift) == pytest.approx(9 * mind(real=x, fake=x + shift))
+    assert mind(real=3 * x,
+                fake=3 * x + 3 * shift) == pytest.approx(9 * mind(real=x, fake=x + shift))
 
 
 def test_mind_is_the_wasserstein_distance_of_projections():
@@ -146,11 +159,13 @@ def test_kd_equals_the_double_loop():
     x, y = normal(0, 7, 5), normal(1, 9, 5)
     k = lambda a, b: (a @ b / 5 + 1) ** 3  # noqa: E731
     own = lambda s: np.mean([k(s[i], s[j]) for i, j in itertools.permutations(range(len(s)), 2)])  # noqa: E731
-    assert kid(real=x, fake=y) == pytest.approx(own(x) + own(y) - 2 * np.mean([k(a, b) for a in x for b in y]))
+    assert kid(real=x, fake=y) == pytest.approx(own(x) + own(y)
+                                                - 2 * np.mean([k(a, b) for a in x for b in y]))
 
 
 def test_kd_is_unbiased_and_may_be_negative():
-    values = np.array([kid(real=normal(i, 20, 6), fake=normal(1000 + i, 15, 6)) for i in range(400)])
+    values = np.array([kid(real=normal(i, 20, 6), fake=normal(1000 + i, 15, 6))
+                       for i in range(400)])
     assert abs(values.mean()) < 3 * values.std() / 20
     assert 0.3 < (values < 0).mean() < 0.8
 
@@ -158,7 +173,8 @@ def test_kd_is_unbiased_and_may_be_negative():
 def clustered(seed, patients, d, shift=0.0):
     """Two images a patient that resemble one another."""
     centre = np.repeat(normal(seed, patients, d), 2, axis=0)
-    return centre + 0.5 * normal(seed + 50_000, 2 * patients, d) + shift, np.repeat(np.arange(patients), 2)
+    return centre + 0.5 * normal(seed + 50_000, 2 * patients,
+                                 d) + shift, np.repeat(np.arange(patients), 2)
 
 
 def test_kd_interval_covers_zero_under_the_null_and_the_shift_when_there_is_one():
@@ -169,7 +185,8 @@ def test_kd_interval_covers_zero_under_the_null_and_the_shift_when_there_is_one(
         x, y = normal(10 + i, 60, 8), normal(500 + i, 60, 8)
         low, high = ds.kid_interval(real=x, fake=y, real_patients=range(60), n_boot=200, seed=i)
         null += low <= 0 <= high
-        low, high = ds.kid_interval(real=x, fake=y + 0.4, real_patients=range(60), n_boot=200, seed=i)
+        low, high = ds.kid_interval(real=x, fake=y + 0.4, real_patients=range(60), n_boot=200,
+                                    seed=i)
         hits += low <= truth <= high
     assert null >= 53 and hits >= 50, (null, hits)
 
@@ -202,17 +219,23 @@ def test_kd_interval_pairs_no_patient_with_its_own_copy():
 def test_draws_without_pairs_keep_their_place():
     x, y, z = normal(0, 8, 3), normal(1, 9, 3), normal(2, 9, 3)
     kwargs = {"real": x, "real_patients": [0, 1] * 4, "n_boot": 200, "seed": 3}
-    a, b = ds.kid_draws(fake=y, **kwargs), ds.kid_draws(fake=z, fake_patients=[0, 1, 1] * 3, **kwargs)
+    a, b = ds.kid_draws(fake=y, **kwargs), ds.kid_draws(fake=z, fake_patients=[0, 1, 1] * 3,
+                                                        **kwargs)
     alone = (ds.bootstrap_counts(2, 200, 3) == 0).any(1)
-    assert a.shape == b.shape == (200,) and (np.isnan(a) == alone).all() and np.isnan(b)[alone].all()
-    assert ds.finite_percentile(a) == ds.percentile(a[~alone]) and np.isnan(ds.finite_percentile(a[alone])).all()
-    assert np.isnan(ds.kid_p(real=x, fake=y, real_patients=[0] * 8, permutations=19))   # one patient: no KD, no p
+    assert a.shape == b.shape == (200,) and (np.isnan(a)
+                                             == alone).all() and np.isnan(b)[alone].all()
+    assert ds.finite_percentile(a) == ds.percentile(a[~alone]) and np.isnan(
+        ds.finite_percentile(a[alone])).all()
+    # one patient: no KD, no p
+    assert np.isnan(ds.kid_p(real=x, fake=y, real_patients=[0] * 8, permutations=19))
 
 
 def test_permutation_p_is_uniform_under_the_null_and_small_under_a_shift():
-    values = [ds.kid_p(real=normal(i, 25, 6), fake=normal(900 + i, 30, 6), permutations=99, seed=i) for i in range(100)]
+    values = [ds.kid_p(real=normal(i, 25, 6), fake=normal(900 + i, 30, 6), permutations=99, seed=i)
+              for i in range(100)]
     assert 0.4 < np.mean(values) < 0.6 and 2 <= sum(p <= 0.1 for p in values) <= 20
-    assert ds.kid_p(real=normal(0, 40, 6), fake=normal(1, 40, 6) + 1, permutations=199) == pytest.approx(1 / 200)
+    assert ds.kid_p(real=normal(0, 40, 6), fake=normal(1, 40, 6) + 1,
+                    permutations=199) == pytest.approx(1 / 200)
 
 
 def test_permutation_p_by_patient_is_less_sure_than_by_image():
@@ -220,7 +243,8 @@ def test_permutation_p_by_patient_is_less_sure_than_by_image():
     for i in range(40):
         (x, p), (y, q) = clustered(i, 12, 4), clustered(i + 400, 12, 4)
         by_image.append(ds.kid_p(real=x, fake=y, permutations=99))
-        by_patient.append(ds.kid_p(real=x, fake=y, real_patients=p, fake_patients=q, permutations=99))
+        by_patient.append(ds.kid_p(real=x, fake=y, real_patients=p, fake_patients=q,
+                                   permutations=99))
     assert np.mean(by_image) < 0.3 and 0.38 < np.mean(by_patient) < 0.62
 
 
@@ -233,11 +257,14 @@ def test_floor_is_zero_for_kd_and_positive_for_fd():
 
 
 def test_floor_keeps_patients_apart():
-    """All images of a patient are equal and all patients far apart: a shared patient would make k(x, y) huge."""
+    """All images of a patient are equal and all patients far apart: a shared patient would make
+    k(x, y) huge.
+    """
     patients = np.repeat(np.arange(20), 5)
     x = 50 * np.eye(20)[patients]
     seen = []
-    floor(lambda *, real, fake: seen.append((real, fake)) or 0.0, real=x, patients=patients, n=33, m=40, repeats=30)
+    floor(lambda *, real, fake: seen.append((real, fake)) or 0.0, real=x, patients=patients, n=33,
+          m=40, repeats=30)
     for real, fake in seen:
         assert len(real) == 33 and len(fake) == 40
         assert not set(real.argmax(1)) & set(fake.argmax(1))
@@ -253,7 +280,8 @@ def test_floor_shrinks_to_the_pool_and_says_so():
 
 def test_floor_of_kd_equals_kd_of_the_subsets():
     x = normal(0, 50, 5)
-    direct = floor(lambda *, real, fake: kid(real=real, fake=fake), real=x, patients=range(50), n=20, m=20, repeats=20)
+    direct = floor(lambda *, real, fake: kid(real=real, fake=fake), real=x, patients=range(50),
+                   n=20, m=20, repeats=20)
     assert floor(kid, real=x, patients=range(50), n=20, m=20, repeats=20) == pytest.approx(direct)
 
 
@@ -263,7 +291,8 @@ def test_fd_spread_holds_half_sizes():
 
 
 def test_fd_infinity_is_refused_for_small_sets():
-    with pytest.raises(InputError, match="at least 2000 images on each side; there are 2500 real and 1999 fake"):
+    with pytest.raises(InputError, match="at least 2000 images on each side; there are 2500 real "
+                       "and 1999 fake"):
         fid_infinity(real=normal(0, 2500, 3), fake=normal(1, 1999, 3))
 
 
@@ -279,7 +308,8 @@ def test_fd_infinity_takes_off_the_bias():
 def gaussian_kd(shift):
     """KD between N(0, I) and N(shift, I) in closed form.
 
-    E k(x, y) for x ~ N(μ, I), y ~ N(ν, I) needs E (x·y)ʲ: a, a² + |μ|² + |ν|² + d, a³ + 3a|ν|² + 3a(|μ|² + d + 2), a = μ·ν.
+    E k(x, y) for x ~ N(μ, I), y ~ N(ν, I) needs E (x·y)ʲ: a, a² + |μ|² + |ν|² + d, a³ + 3a|ν|² +
+    3a(|μ|² + d + 2), a = μ·ν.
     """
     d, s = len(shift), shift @ shift
 
@@ -298,13 +328,15 @@ def test_the_closed_form_of_kd():
 @pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.15, 1.0])
 def test_kd_intervals_cover_the_true_kd(shift):
-    """1,000 runs of 60 real images of 40 patients against 50 synthetic ones, d = 8, the 95 % interval of each."""
+    """1,000 runs of 60 real images of 40 patients against 50 synthetic ones, d = 8, the 95 %
+    interval of each.
+    """
     truth = gaussian_kd(np.full(8, shift))
     hits, missed = 0, [0, 0]
     for i in range(1000):
         patients = np.arange(60) % 40
-        low, high = ds.kid_interval(real=normal((0, i), 60, 8), fake=normal((1, i), 50, 8) + shift, real_patients=patients,
-                                    n_boot=300, seed=i)
+        low, high = ds.kid_interval(real=normal((0, i), 60, 8), fake=normal((1, i), 50, 8) + shift,
+                                    real_patients=patients, n_boot=300, seed=i)
         hits += low <= truth <= high
         missed[int(truth > high)] += not low <= truth <= high
     assert hits >= 900, (hits, missed)
@@ -324,9 +356,10 @@ def test_p_of_real_against_real_is_uniform():
     names, values = np.unique(patients), []
     for i in range(200):
         left = np.isin(patients, np.random.default_rng(i).permutation(names)[:len(names) // 2])
-        values.append(ds.kid_p(real=x[left], fake=x[~left], real_patients=patients[left], fake_patients=patients[~left],
-                               permutations=400, seed=i))
-    assert stats.kstest(values, "uniform").pvalue > 0.01, np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+        values.append(ds.kid_p(real=x[left], fake=x[~left], real_patients=patients[left],
+                               fake_patients=patients[~left], permutations=400, seed=i))
+    assert stats.kstest(values, "uniform").pvalue > 0.01, np.quantile(values,
+                                                                      [0.05, 0.25, 0.5, 0.75, 0.95])
 
 
 @pytest.mark.slow
@@ -339,7 +372,8 @@ def test_blur_and_noise_raise_kd_step_by_step(fault):
     noise, values = np.random.default_rng(0).standard_normal(clean.shape[:1] + clean.shape[2:]), []
     for level in range(5):
         x = clean[:, 0].numpy().astype(float)
-        x = ndimage.gaussian_filter(x, (0, 1.5 * level, 1.5 * level)) if fault == "blur" else x + 25 * level * noise
+        x = ndimage.gaussian_filter(x, (0, 1.5 * level,
+                                        1.5 * level)) if fault == "blur" else x + 25 * level * noise
         x = torch.from_numpy(x.round().clip(0, 255).astype(np.uint8))[:, None].expand(-1, 3, -1, -1)
         values.append(kid(real=pixels(real).numpy(), fake=pixels(x).numpy()))
     assert (np.diff(values) > 0).all() and values[-1] > 10 * abs(values[0]), values

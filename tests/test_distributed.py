@@ -1,4 +1,6 @@
-"""Two processes give what one gives: the same images, times and noise; gradients averaged by DDP, or sharded by FSDP2."""
+"""Two processes give what one gives: the same images, times and noise; gradients averaged by DDP,
+or sharded by FSDP2.
+"""
 
 import os
 import subprocess
@@ -33,29 +35,34 @@ for verb, saved in zip(sys.argv[1::2], sys.argv[2::2]):
 
 def diffusion(tiny, out, **knobs):
     given = {"steps": 5, "batch": 16, "save_every": 5, "log_every": 1, "lr": 1e-3, **knobs}
-    return train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"), out=str(out), **given)
+    return train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"), out=str(out),
+                                 **given)
 
 
 def vae(tiny, out):
-    return train.VAEConfig(data=(str(tiny / "data"),), out=str(out), size=32, steps=4, batch=8, log_every=1)
+    return train.VAEConfig(data=(str(tiny / "data"),), out=str(out), size=32, steps=4, batch=8,
+                           log_every=1)
 
 
 def relative(a: Path, b: Path) -> float:
     x, y = load_file(a), load_file(b)
     assert x.keys() == y.keys()
-    error, size = (sum(v.double().square().sum() for v in d.values()) for d in ({k: x[k] - y[k] for k in x}, x))
+    error, size = (sum(v.double().square().sum() for v in d.values())
+                   for d in ({k: x[k] - y[k] for k in x}, x))
     return (error / size).sqrt().item()
 
 
 def rounding(run: Path, weights: str, terms: int, depth: int = 50) -> float:
-    """How far float32 may drive two runs apart that add up the same gradients in another order, relative to the weights.
+    """How far float32 may drive two runs apart that add up the same gradients in another order,
+    relative to the weights.
 
-    A gradient is a sum of `terms` products. Each addition errs by u = 2⁻²⁴ of the partial sum; with errors of either sign,
-    this is √terms · u of a gradient of the usual size, and √depth times as much after so many layers: ρ. Adam divides by
-    the gradient's own size. What is left of a first step is its sign, ±lr, and the sign is open for the weights of which
-    the gradient is below ρ of the usual size: of normal gradients, a share of √(2/π) · ρ. Each is off by 2 lr then, and
-    the root of the mean square over all weights is 2 lr √(.8 ρ). Later steps err no more, and at worst in the same
-    direction: the rates add up.
+    A gradient is a sum of `terms` products. Each addition errs by u = 2⁻²⁴ of the partial sum; with
+    errors of either sign, this is √terms · u of a gradient of the usual size, and √depth times as
+    much after so many layers: ρ. Adam divides by the gradient's own size. What is left of a first
+    step is its sign, ±lr, and the sign is open for the weights of which the gradient is below ρ of
+    the usual size: of normal gradients, a share of √(2/π) · ρ. Each is off by 2 lr then, and the
+    root of the mean square over all weights is 2 lr √(.8 ρ). Later steps err no more, and at worst
+    in the same direction: the rates add up.
     """
     rho = (depth * terms) ** 0.5 * 2**-24
     rates = sum(line["lr"] for line in runs.read_log(run / "log.jsonl"))
@@ -76,17 +83,22 @@ def one(once, tiny):
 
 @pytest.fixture(scope="module")
 def two(once, tiny):
-    """The same in two processes, which torchrun starts once for everything here; said.txt has their stderr."""
+    """The same in two processes, which torchrun starts once for everything here; said.txt has their
+    stderr.
+    """
     def make(root: Path) -> None:
         (root / "driver.py").write_text(DRIVER)
-        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                 "2"]
         words.append(str(root / "driver.py"))
-        for cfg in (diffusion(tiny, root / "ddp"), diffusion(tiny, root / "fsdp", shard=True), vae(tiny, root / "vae"),
-                    diffusion(tiny, root / "odd", batch=15), diffusion(tiny, root / "lora", shard=True, train="lora")):
+        for cfg in (diffusion(tiny, root / "ddp"), diffusion(tiny, root / "fsdp", shard=True),
+                    vae(tiny, root / "vae"), diffusion(tiny, root / "odd", batch=15),
+                    diffusion(tiny, root / "lora", shard=True, train="lora")):
             saved = Path(cfg.out).with_suffix(".json")
             runs.write_json(saved, {**cfg.__dict__})
             words += ["vae" if isinstance(cfg, train.VAEConfig) else "diffusion", str(saved)]
-        done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                              capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         (root / "said.txt").write_text(done.stderr)
     return once("two-processes", make)
@@ -100,7 +112,8 @@ def test_two_processes_with_8_images_each_equal_one_with_16(one, two, way):
     for name in (last / "model.safetensors", last / "ema.safetensors", Path("model.safetensors")):
         assert relative(a / name, b / name) <= bound
     mine, theirs = (runs.read_log(run / "log.jsonl") for run in (a, b))
-    assert [line["loss"] for line in mine] == pytest.approx([line["loss"] for line in theirs], rel=1e-5)
+    assert [line["loss"] for line in mine] == pytest.approx([line["loss"] for line in theirs],
+                                                            rel=1e-5)
     assert mine[-1]["val_loss"] == pytest.approx(theirs[-1]["val_loss"], rel=1e-5)
 
 
@@ -113,7 +126,8 @@ def test_the_bound_of_rounding_is_far_below_what_other_noise_does(tiny, one, tmp
 def test_the_state_of_two_sharded_processes_is_that_of_one(one, two):
     last, before = (two / "fsdp" / "checkpoints" / f"step_{step:08d}" for step in (5, 0))
     assert state.check(last) is None and not before.exists()
-    mine, theirs = ({k: v.shape for k, v in load_file(run / "checkpoints" / last.name / "optimizer.safetensors").items()}
+    mine, theirs = ({k: v.shape for k, v in load_file(
+        run / "checkpoints" / last.name / "optimizer.safetensors").items()}
                     for run in (one / "diffusion", two / "fsdp"))
     assert mine == theirs
 
@@ -121,7 +135,8 @@ def test_the_state_of_two_sharded_processes_is_that_of_one(one, two):
 def test_micro_batches_and_checkpointing_change_nothing(tiny, one, tmp_path, no_pictures):
     train.train_diffusion(diffusion(tiny, tmp_path / "micro", accumulate=4, checkpointing=True))
     bound = rounding(one / "diffusion", "model.safetensors", 16 * CELLS)
-    assert relative(one / "diffusion" / "model.safetensors", tmp_path / "micro" / "model.safetensors") <= bound
+    assert relative(one / "diffusion" / "model.safetensors",
+                    tmp_path / "micro" / "model.safetensors") <= bound
 
 
 def test_the_vae_stage_on_two_processes(one, two):
@@ -139,6 +154,7 @@ def test_bad_shares_are_refused(two):
 def test_one_process_is_its_own_world():
     x = torch.arange(3)
     assert distributed.gather(x) is x and distributed.share(range(4, 8)) == range(4, 8)
-    assert distributed.anywhere(True) and not distributed.anywhere(False) and distributed.mean(torch.tensor(2.0)) == 2.0
+    assert distributed.anywhere(True) and not distributed.anywhere(False) and distributed.mean(
+        torch.tensor(2.0)) == 2.0
     with pytest.raises(InputError, match="--batch 7 is not a multiple"):
         distributed.require_share(7, 2)

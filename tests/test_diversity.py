@@ -27,15 +27,19 @@ def test_vendi_counts_what_is_different(d):
     turn = np.linalg.qr(normal(0, d, d))[0]
     assert vendi(turn[:6]) == pytest.approx(6)                                     # orthogonal
     assert vendi(np.repeat(normal(1, 1, d), 9, axis=0)) == pytest.approx(1)        # equal
-    assert vendi(np.repeat(turn[:4], 5, axis=0)) == pytest.approx(4)               # four kinds, five times each
-    assert vendi(np.repeat(turn[:2], [3, 1], axis=0)) == pytest.approx(np.exp(-(.75 * np.log(.75) + .25 * np.log(.25))))
-    assert vendi(5 * turn[:3] * [[1], [2], [9]]) == pytest.approx(3)               # cosines: lengths do not count
+    # four kinds, five times each
+    assert vendi(np.repeat(turn[:4], 5, axis=0)) == pytest.approx(4)
+    assert vendi(np.repeat(turn[:2], [3, 1], axis=0)) == pytest.approx(
+        np.exp(-(.75 * np.log(.75) + .25 * np.log(.25))))
+    # cosines: lengths do not count
+    assert vendi(5 * turn[:3] * [[1], [2], [9]]) == pytest.approx(3)
 
 
 def test_vendi_of_two_vectors_at_an_angle():
     """K/2 has the eigenvalues (1 ± cos)/2."""
     p = (1 + np.array([1, -1]) * np.cos(0.7)) / 2
-    assert vendi(np.array([[1, 0], [np.cos(0.7), np.sin(0.7)]])) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+    assert vendi(np.array([[1, 0], [np.cos(0.7), np.sin(0.7)]])) == pytest.approx(
+        np.exp(-(p * np.log(p)).sum()))
 
 
 def test_vendi_falls_with_collapse_and_rises_with_n():
@@ -52,7 +56,8 @@ def test_vendi_names_bad_input():
 
 def alike(height, width):
     """Two smooth pictures, three times, that resemble each other."""
-    x, y = (torch.rand(3, 1, height, width, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    x, y = (torch.rand(3, 1, height, width, generator=torch.Generator().manual_seed(i))
+            for i in range(2))
     x = F.avg_pool2d(x, 9, 1, 4)
     return x, (x + 0.3 * F.avg_pool2d(y, 5, 1, 2)).clamp(0, 1)
 
@@ -76,7 +81,8 @@ def test_small_and_odd_pictures_by_windows_written_out():
             for j in range(a.shape[1] - 10):
                 p, q = a[i:i + 11, j:j + 11], b[i:i + 11, j:j + 11]
                 m, n = (g * p).sum(), (g * q).sum()
-                terms.append((2 * (g * (p - m) * (q - n)).sum() + 9e-4) / ((g * ((p - m) ** 2 + (q - n) ** 2)).sum() + 9e-4))
+                terms.append((2 * (g * (p - m) * (q - n)).sum()
+                              + 9e-4) / ((g * ((p - m) ** 2 + (q - n) ** 2)).sum() + 9e-4))
                 if level == 2:
                     terms[-1] *= (2 * m * n + 1e-4) / (m * m + n * n + 1e-4)
         value *= np.mean(terms) ** (weight * 1.0001 / 0.6305)
@@ -86,7 +92,9 @@ def test_small_and_odd_pictures_by_windows_written_out():
 
 
 def test_similarity_is_near_torchmetrics():
-    """torchmetrics lets the window of the coarsest scale reach over the border, mirrored: equal but for that."""
+    """torchmetrics lets the window of the coarsest scale reach over the border, mirrored: equal but
+    for that.
+    """
     torchvision()
     peer = pytest.importorskip("torchmetrics.functional.image", exc_type=ImportError)
     x = pictures(0, 4, 256, 1) / 255
@@ -97,14 +105,18 @@ def test_similarity_is_near_torchmetrics():
 
 
 def test_similarity_of_constant_pictures_is_the_luminance_alone():
-    """Contrast · structure is C2/C2 = 1 there, luminance (2ab + C1)/(a² + b² + C1) to the power of the coarsest weight."""
+    """Contrast · structure is C2/C2 = 1 there, luminance (2ab + C1)/(a² + b² + C1) to the power of
+    the coarsest weight.
+    """
     a, b = 0.3, 0.8
     x, y = (torch.full((1, 1, 64, 64), v, dtype=torch.float64) for v in (a, b))
     w = diversity.WEIGHTS
     luminance = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
-    assert similarity(x, y).item() == pytest.approx(luminance ** (w[2] * sum(w) / sum(w[:3])), rel=1e-9)
+    assert similarity(x, y).item() == pytest.approx(luminance ** (w[2] * sum(w) / sum(w[:3])),
+                                                    rel=1e-9)
     assert similarity(x, x).item() == pytest.approx(1)
-    assert similarity(x + 0.1 * torch.eye(64), x - 0.1 * torch.eye(64)).item() < 0.8   # opposite structure
+    # opposite structure
+    assert similarity(x + 0.1 * torch.eye(64), x - 0.1 * torch.eye(64)).item() < 0.8
 
 
 def test_the_number_of_scales():
@@ -119,7 +131,8 @@ def test_ms_ssim_is_the_mean_over_all_pairs_where_they_are_few(monkeypatch):
     monkeypatch.setattr(diversity, "BATCH", 3 * 48 * 48)   # several batches
     x = pictures(0, 6, 48)
     grey = x[:, :1] / 255
-    hand = np.mean([similarity(grey[i:i + 1], grey[j:j + 1]).item() for i in range(6) for j in range(i)])
+    hand = np.mean([similarity(grey[i:i + 1], grey[j:j + 1]).item() for i in range(6)
+                    for j in range(i)])
     assert ms_ssim(x) == pytest.approx(hand, rel=1e-5)
     assert ms_ssim(x, seed=4) == pytest.approx(hand, rel=1e-5)
     assert ms_ssim(x, pairs=4) == ms_ssim(x, pairs=4) != ms_ssim(x, pairs=4, seed=1)

@@ -28,8 +28,8 @@ def phantoms(n, size=SIZE):
 def each(change):
     def images(x, seed=0):
         rng = np.random.default_rng(seed)
-        return torch.stack([torch.from_numpy(np.array(change(Image.fromarray(one.numpy()), rng))) for one in x[:, 0]])[
-            :, None].expand(-1, 3, -1, -1)
+        return torch.stack([torch.from_numpy(np.array(change(Image.fromarray(one.numpy()), rng)))
+                            for one in x[:, 0]])[:, None].expand(-1, 3, -1, -1)
     return images
 
 
@@ -43,7 +43,8 @@ def cropped(image, rng):
     side = image.width
     kept = round(0.95 * side)
     left, top = rng.integers(0, side - kept + 1, 2)
-    return image.resize((side, side), Image.Resampling.BICUBIC, (left, top, left + kept, top + kept))
+    return image.resize((side, side), Image.Resampling.BICUBIC,
+                        (left, top, left + kept, top + kept))
 
 
 COPIES = {
@@ -71,7 +72,8 @@ def test_copies_of_phantoms_are_found(kind):
 def test_distances_and_order():
     x = phantoms(40)
     made = near_duplicates(torch.cat([x, x[3:4], COPIES["cropped"](x[5:6])]))
-    assert [(i, j) for i, j, _ in made] == [(3, 40), (5, 41)] and made[0][2] < 1e-6 < made[1][2] < 0.04
+    assert [(i, j) for i, j, _ in made] == [(3, 40),
+                                            (5, 41)] and made[0][2] < 1e-6 < made[1][2] < 0.04
     assert near_duplicates(x) == [] == near_duplicates(x[:0]) == near_duplicates(x[:1])
     assert near_duplicates(x[:2].flip(0).repeat(2, 1, 1, 1))[0][:2] == (0, 2)
 
@@ -80,17 +82,20 @@ def test_the_answer_does_not_depend_on_the_order_of_the_images():
     x = torch.cat([phantoms(30), COPIES["cropped"](phantoms(30))[:10]])
     turn = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
     pairs = {(i, j) for i, j, _ in near_duplicates(x)}
-    assert {tuple(sorted((int(turn[i]), int(turn[j])))) for i, j, _ in near_duplicates(x[turn])} == pairs
+    assert {tuple(sorted((int(turn[i]), int(turn[j]))))
+            for i, j, _ in near_duplicates(x[turn])} == pairs
     assert len(pairs) == 10
 
 
 def test_exact_copies():
-    x = torch.cat([phantoms(4), phantoms(4)[1:3], phantoms(4)[1:2], torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)])
+    x = torch.cat([phantoms(4), phantoms(4)[1:3], phantoms(4)[1:2],
+                   torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)])
     assert exact_duplicates(x) == [(1, 4, 0.0), (2, 5, 0.0), (1, 6, 0.0), (7, 8, 0.0)]
     x = x.clone()
     x[4, 0, 0, 0] += 1
     assert exact_duplicates(x) == [(2, 5, 0.0), (1, 6, 0.0), (7, 8, 0.0)]
-    assert (7, 8) not in {(i, j) for i, j, _ in near_duplicates(x)}        # of one grey: no detail to tell by
+    # of one grey: no detail to tell by
+    assert (7, 8) not in {(i, j) for i, j, _ in near_duplicates(x)}
 
 
 def test_by_patient():
@@ -101,13 +106,16 @@ def test_by_patient():
 
 
 def test_what_is_there_twice_among_real_x_rays(cxr):
-    """Four pairs, each looked at: the same film. Other films of one patient are not reported, however alike."""
+    """Four pairs, each looked at: the same film. Other films of one patient are not reported,
+    however alike.
+    """
     read = [load_pixels(read_table(folder, check=False), 128) for folder in (cxr, cxr / "external")]
     names = [row["file_name"].split("/")[-1] for table, _ in read for row in table.rows]
     pairs = near_duplicates(torch.cat([pixels for _, pixels in read]))
-    assert {frozenset((names[i].split(".")[0][:12], names[j].split(".")[0][:12])) for i, j, _ in pairs} == {
-        frozenset(pair) for pair in (("00002658_001", "00002658_002"), ("COVID-00033", "COVID-00037"),
-                                     ("9C34AF49-E58", "COVID-00022"), ("E63574A7-418", "F4341CE7-73C"))}
+    assert {frozenset((names[i].split(".")[0][:12], names[j].split(".")[0][:12]))
+            for i, j, _ in pairs} == {frozenset(pair) for pair in (
+                ("00002658_001", "00002658_002"), ("COVID-00033", "COVID-00037"),
+                ("9C34AF49-E58", "COVID-00022"), ("E63574A7-418", "F4341CE7-73C"))}
 
 
 @pytest.mark.slow

@@ -31,15 +31,16 @@ def demo(tmp_path_factory):
         p = phantom.phantom(1, i, 32)
         name = f"images/{p.row['label']}/{i:06d}.png"
         images.write(folder / "samples" / name, p.image)
-        made.append({"file_name": name, "label": p.row["label"], "set": "1", "sex": p.row["sex"], "age": p.row["age"]})
+        made.append({"file_name": name, "label": p.row["label"], "set": "1", "sex": p.row["sex"],
+                     "age": p.row["age"]})
     write_table(folder / "samples" / "metadata.csv", made)
     return folder
 
 
 def config(demo, **more):
     absent = {name: str(demo / name) for name in ("classifier", "vae", "diffusion", "matrix")}
-    return evaluate.Config(**{"data": (str(demo / "real"),), "samples": str(demo / "samples"), "out": str(demo / "report"),
-                              "repeats": 10, **absent, **more})
+    return evaluate.Config(**{"data": (str(demo / "real"),), "samples": str(demo / "samples"),
+                              "out": str(demo / "report"), "repeats": 10, **absent, **more})
 
 
 def test_the_script_from_folders_to_page(demo):
@@ -47,36 +48,46 @@ def test_the_script_from_folders_to_page(demo):
     result = json.loads((demo / "report/report.json").read_text())
     page = Page((demo / "report/report.html").read_text())
     assert page.ids == SECTIONS and "No judge was found" in page.text
-    assert result["data"]["size"] == 32 and result["samples"]["labels"] == {"covid": 30, "normal": 30, "pneumonia": 30}
-    assert result["data"]["n_train"] + result["data"]["n_heldout"] == 240 and result["neighbours"]["suspected"] is False
-    assert [e["name"] for e in result["extractors"]] == ["pixels-pca64"] and len(result["extractors"][0]["identity"]) == 64
-    assert {r["condition"] for r in result["conditions"]} == {"sex", "age"} and result["membership"] is None
-    assert result["duplicates"]["n"] == result["data"]["n_train"] and len(result["neighbours"]["closest"]) == 20
+    assert result["data"]["size"] == 32 and result["samples"]["labels"] == {
+        "covid": 30, "normal": 30, "pneumonia": 30}
+    assert result["data"]["n_train"] + result["data"]["n_heldout"] == 240 and result["neighbours"][
+        "suspected"] is False
+    assert [e["name"] for e in result["extractors"]] == ["pixels-pca64"] and len(
+        result["extractors"][0]["identity"]) == 64
+    assert {r["condition"]
+            for r in result["conditions"]} == {"sex", "age"} and result["membership"] is None
+    assert result["duplicates"]["n"] == result["data"]["n_train"] and len(
+        result["neighbours"]["closest"]) == 20
     grown = [r["n"] for r in result["growth"]]
     assert grown == sorted(set(grown)) and grown[-1] > 20
     assert {r["measure"] for r in result["variety"]} == {"Vendi, pixels-pca64", "MS-SSIM"}
     made = next(r for r in result["distances"] if r["set"] == "synthetic")
-    assert made["KD_low"] < made["KD_floor"]["high"]                          # phantoms are like phantoms
+    # phantoms are like phantoms
+    assert made["KD_low"] < made["KD_floor"]["high"]
     before = {k: v for k, v in result.items() if k != "provenance"}
-    evaluate.run_report(config(demo))                                         # the same command again is no fault
+    # the same command again is no fault
+    evaluate.run_report(config(demo))
     again = json.loads((demo / "report/report.json").read_text())
-    assert {k: v for k, v in again.items() if k != "provenance"} == before    # from the features that were kept
+    # from the features that were kept
+    assert {k: v for k, v in again.items() if k != "provenance"} == before
     assert (demo / "report/features/pixels-pca64.safetensors").is_file()
 
 
 def test_the_script_with_a_judge_and_named_extractors(demo, tiny, tmp_path):
-    variables = [Category("label", ("covid", "normal", "pneumonia")), Number("age", 55.0, 20.0, 20.0, 90.0),
-                 Category("view", ("AP", "PA"))]
+    variables = [Category("label", ("covid", "normal", "pneumonia")),
+                 Number("age", 55.0, 20.0, 20.0, 90.0), Category("view", ("AP", "PA"))]
     Predictor(variables, width=8, size=32).save(tmp_path / "judge")
-    cfg = config(demo, classifier=str(tmp_path), extractors=("pixels", "classifier", "vae"), vae=str(tiny / "vae"),
-                 out=str(tmp_path / "report"))
+    cfg = config(demo, classifier=str(tmp_path), extractors=("pixels", "classifier", "vae"),
+                 vae=str(tiny / "vae"), out=str(tmp_path / "report"))
     evaluate.run_report(cfg)
     result = json.loads((tmp_path / "report/report.json").read_text())
     assert [e["name"] for e in result["extractors"]] == ["pixels-pca64", "classifier", "vae"]
     assert {r["extractor"] for r in result["distances"]} == {"pixels-pca64", "classifier", "vae"}
+    # view was never asked for
     assert [(r["variable"], r["set"]) for r in result["agreement"]] == [
-        (v, s) for s in ("held-out real", "synthetic") for v in ("label", "age")]          # view was never asked for
-    assert [s["space"] for s in result["neighbours"]["spaces"]] == ["pixels", "pixels, moved", "classifier", "vae"]
+        (v, s) for s in ("held-out real", "synthetic") for v in ("label", "age")]
+    assert [s["space"] for s in result["neighbours"]["spaces"]] == ["pixels", "pixels, moved",
+                                                                    "classifier", "vae"]
     page = Page((tmp_path / "report/report.html").read_text())
     assert all(e["identity"] in page.text for e in result["extractors"])
 
@@ -89,7 +100,8 @@ def test_faults_of_input_are_named(demo, tmp_path):
         evaluate.run_report(config(demo, samples=str(demo / "real" / "images"), out=out))
     with pytest.raises(InputError, match="no such folder"):
         evaluate.run_report(config(demo, samples=str(demo / "nothing"), out=out))
-    for knobs, match in (({"repeats": 1}, "repeats 1"), ({"size": 1}, "size 1"), ({"shown": 0}, "shown 0")):
+    for knobs, match in (({"repeats": 1}, "repeats 1"), ({"size": 1}, "size 1"),
+                         ({"shown": 0}, "shown 0")):
         with pytest.raises(InputError, match=match):
             evaluate.run_report(config(demo, out=out, **knobs))
     for flag, value in (("--seed", "-1"), ("--repeats", "0")):
@@ -110,20 +122,27 @@ def test_one_real_file_among_the_samples_is_refused(demo, tmp_path):
     name = (tmp_path / "samples/metadata.csv").read_text().splitlines()[1].split(",")[0]
     shutil.copy(next((demo / "real").rglob("*.png")), tmp_path / "samples" / name)
     with pytest.raises(InputError, match=f"holds 1 file of the real data, e.g. .*{name}"):
-        evaluate.run_report(config(demo, samples=str(tmp_path / "samples"), out=str(tmp_path / "r")))
+        evaluate.run_report(config(demo, samples=str(tmp_path / "samples"),
+                                   out=str(tmp_path / "r")))
 
 
 def test_a_generator_or_judge_that_saw_held_out_images_is_refused(demo, tmp_path):
     real = read_table(demo / "real", split_dir=demo)
-    held, train = (real.hashes[real.select(split=name).rows[0]["file"]] for name in ("test", "train"))
+    held, train = (real.hashes[real.select(split=name).rows[0]["file"]]
+                   for name in ("test", "train"))
     shutil.copytree(demo / "samples", tmp_path / "samples")
-    Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8, size=32).save(tmp_path / "judge")
-    cfg = config(demo, samples=str(tmp_path / "samples"), classifier=str(tmp_path), out=str(tmp_path / "r"))
-    assert {f"what {who} was trained on is unknown" for who in ("the generator", "the judge")} <= set(
-        evaluate.notes(evaluate.read(cfg)[0]))
-    for name, who in (("samples/manifest.json", "the generator"), ("judge/trained_on.json", "the judge")):
-        for hashes in ([train, held], [train]):                               # the second is as it should be
-            (tmp_path / name).write_text(json.dumps({"trained_on": hashes} if who == "the generator" else hashes))
+    Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8,
+              size=32).save(tmp_path / "judge")
+    cfg = config(demo, samples=str(tmp_path / "samples"), classifier=str(tmp_path),
+                 out=str(tmp_path / "r"))
+    assert {f"what {who} was trained on is unknown"
+            for who in ("the generator", "the judge")} <= set(evaluate.notes(evaluate.read(cfg)[0]))
+    for name, who in (("samples/manifest.json", "the generator"),
+                      ("judge/trained_on.json", "the judge")):
+        # the second is as it should be
+        for hashes in ([train, held], [train]):
+            (tmp_path / name).write_text(json.dumps({"trained_on": hashes} if who == "the generator"
+                                                    else hashes))
             if held in hashes:
                 with pytest.raises(InputError, match=f"{who} was trained on 1 of"):
                     evaluate.read(cfg)
@@ -131,12 +150,17 @@ def test_a_generator_or_judge_that_saw_held_out_images_is_refused(demo, tmp_path
 
 
 def test_what_was_trained_on_other_images_is_left_out_by_name(demo, tmp_path, capsys):
-    """The demo's judge must not judge another hospital's images, nor the demo's VAE and curves stand on its page."""
+    """The demo's judge must not judge another hospital's images, nor the demo's VAE and curves
+    stand on its page.
+    """
     others = [f"{k:064d}" for k in range(200)]
-    Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8, size=32).save(tmp_path / "judge")
+    Predictor([Category("label", ("covid", "normal", "pneumonia"))], width=8,
+              size=32).save(tmp_path / "judge")
     shutil.copytree(demo / "samples", tmp_path / "samples")
-    for name, content in (("judge/trained_on.json", others), ("vae.json", {"trained_on": others, "psnr": 30.0}),
-                          ("model.json", {"trained_on": others}), ("samples/manifest.json", {"trained_on": others})):
+    for name, content in (("judge/trained_on.json", others),
+                          ("vae.json", {"trained_on": others, "psnr": 30.0}),
+                          ("model.json", {"trained_on": others}),
+                          ("samples/manifest.json", {"trained_on": others})):
         (tmp_path / name).write_text(json.dumps(content))
     foreign = dict.fromkeys(("classifier", "vae", "diffusion"), str(tmp_path))
     cfg = config(demo, samples=str(tmp_path / "samples"), out=str(tmp_path / "r"), **foreign)
@@ -144,11 +168,15 @@ def test_what_was_trained_on_other_images_is_left_out_by_name(demo, tmp_path, ca
     result, printed = json.loads((tmp_path / "r/report.json").read_text()), capsys.readouterr().out
     assert not result["agreement"] and result["vae"] is None and result["membership"] is None
     assert [e["name"] for e in result["extractors"]] == ["pixels-pca64"]
-    assert printed.count(f"{tmp_path} was trained on other images than these: the page leaves it out") == 1  # once a note
-    assert any("its generator was trained on other images" in note for note in result["data"]["notes"])
+    # once a note
+    assert printed.count(f"{tmp_path} was trained on other images than these: the page leaves it "
+                         f"out") == 1
+    assert any("its generator was trained on other images" in note
+               for note in result["data"]["notes"])
     table = read_table(demo / "real", split_dir=demo).select(split="train")
     own = [table.hashes[file] for file in table.column("file")]
-    for seen, foreign in ((own[:10], False), (others + own, False), (None, False), (others, True), (others + own[:9], True)):
+    for seen, foreign in ((own[:10], False), (others + own, False), (None, False), (others, True),
+                          (others + own[:9], True)):
         assert of_other_data(seen, table.rows, table.hashes) is foreign
 
 
@@ -157,19 +185,23 @@ def test_what_was_left_out_of_any_set_is_said(demo, tmp_path):
         shutil.copytree(demo / name, tmp_path / name)
     parts = read_table(tmp_path / "real", split_dir=tmp_path)
     bad = [parts.select(split=name).rows[0]["file"] for name in ("train", "test")]
-    bad += [read_table(tmp_path / "samples", split=False).rows[0]["file"]]     # the first sample gave the size
+    # the first sample gave the size
+    bad += [read_table(tmp_path / "samples", split=False).rows[0]["file"]]
     for k, path in enumerate(bad):
         Path(path).write_bytes(b"no image %d" % k)
-    cfg = config(demo, data=(str(tmp_path / "real"),), samples=str(tmp_path / "samples"), out=str(tmp_path / "r"))
+    cfg = config(demo, data=(str(tmp_path / "real"),), samples=str(tmp_path / "samples"),
+                 out=str(tmp_path / "r"))
     with pytest.raises(InputError, match="cannot be read"):
         evaluate.read(cfg)
     tables, pixels = evaluate.read(replace(cfg, skip_bad=True))
     found = evaluate.notes(tables)
     assert pixels["train"].shape[-1] == 32 and len(found) == len(set(found))
-    assert all(any(path in note for note in found) for path in bad) and not any("samples: no patient" in n for n in found)
+    assert all(any(path in note for note in found)
+               for path in bad) and not any("samples: no patient" in n for n in found)
 
 
-def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path, monkeypatch, capsys):
+def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path, monkeypatch,
+                                                                 capsys):
     def work(*_, **__):
         raise AssertionError("the long computing has begun")
 
@@ -179,10 +211,12 @@ def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path,
         (tmp_path / "broken").mkdir(exist_ok=True)
         (tmp_path / "broken" / name).write_text('{"a": ')
         with pytest.raises(InputError, match=f"{name} is damaged"):
-            evaluate.run_report(config(demo, classifier=str(tmp_path / "broken"), out=str(tmp_path / "r")))
+            evaluate.run_report(config(demo, classifier=str(tmp_path / "broken"),
+                                       out=str(tmp_path / "r")))
         (tmp_path / "broken" / name).unlink()
     printed = capsys.readouterr().out
-    assert all(f"{demo / path} is absent" in printed for path in ("vae/vae.json", "vae/log.jsonl", "diffusion/log.jsonl"))
+    assert all(f"{demo / path} is absent" in printed
+               for path in ("vae/vae.json", "vae/log.jsonl", "diffusion/log.jsonl"))
     Predictor([Category("label", ("covid", "normal"))], width=8, size=32).save(tmp_path / "judge")
     with pytest.raises(InputError, match="pneumonia"):
         evaluate.run_report(config(demo, classifier=str(tmp_path), out=str(tmp_path / "r")))
@@ -190,12 +224,15 @@ def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path,
 
 
 def test_sizes_and_modes_that_differ_and_small_sets_are_said(demo, tmp_path):
-    """An unreadable image, sizes and modes that differ, a set too small: named, counted, grey with the reason."""
+    """An unreadable image, sizes and modes that differ, a set too small: named, counted, grey with
+    the reason.
+    """
     rows = []
     for k in range(15):
         name = f"images/normal/{k}.png"
         grey = phantom.phantom(3, k, 48 if k % 3 else 32).image
-        images.write(tmp_path / "few" / name, np.stack([grey, grey, grey // 2]) if k % 5 == 4 else grey)
+        images.write(tmp_path / "few" / name,
+                     np.stack([grey, grey, grey // 2]) if k % 5 == 4 else grey)
         rows.append({"file_name": name, "label": "normal"})
     (tmp_path / "few" / rows[7]["file_name"]).write_bytes(b"no image")
     write_table(tmp_path / "few" / "metadata.csv", rows)
@@ -203,24 +240,29 @@ def test_sizes_and_modes_that_differ_and_small_sets_are_said(demo, tmp_path):
     evaluate.run_report(cfg)
     result = json.loads((tmp_path / "r/report.json").read_text())
     told = " ".join(result["data"]["notes"])
-    assert result["samples"]["n"] == 14 and "1 of 15 images could not be read" in told and "normal/7.png" in told
+    assert result["samples"][
+        "n"] == 14 and "1 of 15 images could not be read" in told and "normal/7.png" in told
     assert "synthetic images have shorter sides from 32 to 48 px; all were brought to 32 px" in told
     assert "3 of 14 synthetic images are in colour" in told
     assert all(r["small"] for r in result["distances"]) and result["growth"] == []
-    assert result["neighbours"]["suspected"] is None and "too few images" in result["neighbours"]["verdict"]
+    assert result["neighbours"]["suspected"] is None and "too few images" in result["neighbours"][
+        "verdict"]
     page = Page((tmp_path / "r/report.html").read_text())
     assert "n < 20" in page.text and "too few images for any distance" in page.text
 
 
 def test_the_audit_knows_training_from_held_out(tiny, tmp_path):
-    """On the tiny run's own data: every image is on the side of the hashes that the run has kept."""
+    """On the tiny run's own data: every image is on the side of the hashes that the run has
+    kept.
+    """
     made = [phantom.phantom(1, i, 32) for i in range(24)]
     for i, p in enumerate(made):
         images.write(tmp_path / f"samples/images/{i}.png", p.image)
-    write_table(tmp_path / "samples/metadata.csv", [{"file_name": f"images/{i}.png", "label": p.row["label"]}
-                                                    for i, p in enumerate(made)])
-    cfg = evaluate.Config(data=(str(tiny / "data"),), samples=str(tmp_path / "samples"), diffusion=str(tiny / "diffusion"),
-                          classifier=str(tmp_path), vae=str(tiny / "vae"), out=str(tiny / "r"), audit=20)
+    write_table(tmp_path / "samples/metadata.csv", [
+        {"file_name": f"images/{i}.png", "label": p.row["label"]} for i, p in enumerate(made)])
+    cfg = evaluate.Config(data=(str(tiny / "data"),), samples=str(tmp_path / "samples"),
+                          diffusion=str(tiny / "diffusion"), classifier=str(tmp_path),
+                          vae=str(tiny / "vae"), out=str(tiny / "r"), audit=20)
     tables, _ = evaluate.read(cfg)
     found = evaluate.audit(cfg, tables)
     assert (found["n_train"], found["n_heldout"]) == (20, 20) and 0.1 < found["auroc"] < 0.9
@@ -228,21 +270,23 @@ def test_the_audit_knows_training_from_held_out(tiny, tmp_path):
     for model, made in ((sha256(tiny / "diffusion/model.safetensors"), True), ("0" * 64, False)):
         (tmp_path / "samples/manifest.json").write_text(json.dumps({"model": model}))
         assert evaluate.audit(cfg, tables)["made"] is made
-    assert all(evaluate.audit(replace(cfg, **none), tables) is None for none in ({"audit": 0}, {"diffusion": "x"}))
+    assert all(evaluate.audit(replace(cfg, **none), tables) is None
+               for none in ({"audit": 0}, {"diffusion": "x"}))
     swapped = {**tables, "train": tables["heldout"]}
     assert "known as train images" in evaluate.audit(cfg, swapped)["why"]
 
 
 def test_extractors_that_cannot_be_built_are_refused(demo, tiny, tmp_path):
     cfg = config(demo, vae=str(tiny / "vae"))
-    for spec, match in (("inception", "not known"), ("classifier", "needs a classifier run"), ("dinov2=x.pt", "not known")):
+    for spec, match in (("inception", "not known"), ("classifier", "needs a classifier run"),
+                        ("dinov2=x.pt", "not known")):
         with pytest.raises(InputError, match=match):
             evaluate.run_report(replace(cfg, extractors=(spec,), out=str(tmp_path / "r2")))
 
 
 def test_verbs_of_two_words():
-    for words, kind in ((["readers", "plan", "--good", "0.7"], "plan"), (["readers", "make"], "make"),
-                        (["readers", "score"], "score")):
+    for words, kind in ((["readers", "plan", "--good", "0.7"], "plan"),
+                        (["readers", "make"], "make"), (["readers", "score"], "score")):
         ((run, cfg),) = settings.parse(evaluate.VERBS, "report", "", words)
         assert run.__module__.endswith(f"readers.{kind}") and type(cfg).__name__ == "Config"
     with pytest.raises(SystemExit):

@@ -1,4 +1,6 @@
-"""A run of ours → LDM file and diffusers folder: equal tensors back, and diffusers' own code makes our images."""
+"""A run of ours → LDM file and diffusers folder: equal tensors back, and diffusers' own code makes
+our images.
+"""
 
 import csv
 import json
@@ -45,7 +47,8 @@ def pipeline_of(unet, vae, null_context, prediction="eps", schedule=None) -> Pip
 
 def public_pipeline(version, prediction, tmp_path) -> tuple[Pipeline, dict]:
     state = sd.ldm_state(version, *sd.originals(version))
-    parts = load_sd(sd.write_safetensors(tmp_path / "public.safetensors", state), prediction=prediction)
+    parts = load_sd(sd.write_safetensors(tmp_path / "public.safetensors", state),
+                    prediction=prediction)
     return pipeline_of(parts.unet, parts.vae, parts.null_context, prediction), state
 
 
@@ -60,7 +63,8 @@ def test_ldm_to_ours_to_ldm_gives_equal_tensors(version, tmp_path):
     assert set(back) == {"alphas_cumprod", "betas"}
     assert torch.allclose(back["alphas_cumprod"], state["alphas_cumprod"])
     assert torch.allclose(back["betas"], state["betas"], atol=1e-7)
-    again = load_sd(tmp_path / "out" / "model.safetensors", null_context=str(tmp_path / "out" / "contexts.safetensors"))
+    again = load_sd(tmp_path / "out" / "model.safetensors",
+                    null_context=str(tmp_path / "out" / "contexts.safetensors"))
     assert again.prediction == "v" and again.certificate.prediction_from == "the file's own header"
     assert torch.equal(again.null_context, pipeline.conditioner.null_context)
 
@@ -69,10 +73,11 @@ def test_a_hostile_header_is_refused(tmp_path):
     from safetensors.torch import save_file
 
     for text in ("{", "[]", '{"version": "x", "unet": {"channels": [1]}, "vae": {}}', json.dumps(
-            {"version": "x", "unet": {"channels": [10**9] * 4, "attention": [True] * 4, "context_dim": 8, "heads": 4},
-             "vae": {"channels": [64, 64]}}), json.dumps(
-            {"version": "x", "unet": {"channels": [64, 64], "attention": [True], "context_dim": 8},
-             "vae": {"channels": [64, 64]}})):
+        {"version": "x", "unet": {"channels": [10**9] * 4, "attention": [True] * 4,
+                                  "context_dim": 8, "heads": 4}, "vae": {"channels": [64, 64]}}),
+                 json.dumps({"version": "x",
+                             "unet": {"channels": [64, 64], "attention": [True], "context_dim": 8},
+                             "vae": {"channels": [64, 64]}})):
         save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {"minidiff": text})
         with pytest.raises(InputError, match="x.safetensors"):
             load_sd(tmp_path / "x.safetensors")
@@ -92,14 +97,16 @@ def test_our_own_architectures_and_latent_scale_come_back(to, config, tmp_path):
     assert parts.prediction == "x0"
     assert torch.allclose(parts.schedule.alphas_cumprod, pipeline.denoiser.schedule.alphas_cumprod)
     assert parts.unet.config.channels == unet.config.channels and parts.unet.config.attention == unet.config.attention
-    assert all(torch.equal(a, b) for a, b in zip(parts.unet.state_dict().values(), unet.state_dict().values()))
+    assert all(torch.equal(a, b)
+               for a, b in zip(parts.unet.state_dict().values(), unet.state_dict().values()))
     assert parts.vae.scale.item() == pytest.approx(0.18215 if to == "ldm" else 0.7)
     z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():  # in an LDM file the scale is folded into the 1×1 convolutions
         image = vae.decode(z)
         assert torch.allclose(parts.vae.decode(z), image, atol=1e-5)
         mine, theirs = vae.encode(image), parts.vae.encode(image)
-        assert torch.allclose(mine.mean, theirs.mean, atol=1e-5) and torch.allclose(mine.std, theirs.std, rtol=1e-5)
+        assert torch.allclose(mine.mean, theirs.mean,
+                              atol=1e-5) and torch.allclose(mine.std, theirs.std, rtol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
@@ -118,46 +125,55 @@ def test_diffusers_pipeline_makes_our_images_from_the_contexts(version, predicti
     labels, seeds = var.encode(VARIABLES, [rows[0], rows[1], rows[0]]), [3, 4, 5]
     recipe = Recipe("ddim", "leading", steps=10, guidance=3.0)
     *_, mine = pipeline.latents(labels, seeds, recipe)
-    peer = StableDiffusionPipeline.from_pretrained(tmp_path / "out", text_encoder=None, tokenizer=None,
-                                                   local_files_only=True)
+    peer = StableDiffusionPipeline.from_pretrained(tmp_path / "out", text_encoder=None,
+                                                   tokenizer=None, local_files_only=True)
     peer.set_progress_bar_config(disable=True)
     prompt = torch.stack([contexts[k] for k in ("row_000000", "row_000001", "row_000000")])
     noise = samplers.SeededNoise(seeds, (4, 8, 8))()
-    theirs = peer(prompt_embeds=prompt, negative_prompt_embeds=contexts["null"].expand_as(prompt), latents=noise,
-                  guidance_scale=3.0, num_inference_steps=10, output_type="latent", height=32, width=32).images
+    theirs = peer(prompt_embeds=prompt, negative_prompt_embeds=contexts["null"].expand_as(prompt),
+                  latents=noise, guidance_scale=3.0, num_inference_steps=10, output_type="latent",
+                  height=32, width=32).images
     assert sd.relative(mine, theirs) <= 1e-4
     with torch.no_grad():
         decoded = peer.vae.decode(theirs / peer.vae.config.scaling_factor).sample
         assert (pipeline.vae.decode(mine) - decoded).abs().max() <= 1e-3
 
 
-@pytest.mark.parametrize("sampler, scheduler, steps", [("ddim", "DDIMScheduler", 50),
-                                                       ("dpmpp_2m", "DPMSolverMultistepScheduler", 20)])
+@pytest.mark.parametrize("sampler, scheduler, steps",
+                         [("ddim", "DDIMScheduler", 50),
+                          ("dpmpp_2m", "DPMSolverMultistepScheduler", 20)])
 @pytest.mark.parametrize("version, prediction", [("SD 1.x", "eps"), ("SD 2.x", "v")])
-def test_whole_trajectories_at_the_public_settings(sampler, scheduler, steps, version, prediction, tmp_path):
-    """The same explicit timesteps, noise and weights: the end of the trajectory agrees, with guidance."""
+def test_whole_trajectories_at_the_public_settings(sampler, scheduler, steps, version, prediction,
+                                                   tmp_path):
+    """The same explicit timesteps, noise and weights: the end of the trajectory agrees, with
+    guidance.
+    """
     import diffusers
 
     pipeline, _ = public_pipeline(version, prediction, tmp_path)
     unet, vae, _ = sd.originals(version)
     kind = {"eps": "epsilon", "v": "v_prediction"}[prediction]
-    options = {k: v for k, v in sd.SCHEDULER.items() if sampler == "ddim" or k.startswith(("beta", "steps", "timestep"))}
+    options = {k: v for k, v in sd.SCHEDULER.items()
+               if sampler == "ddim" or k.startswith(("beta", "steps", "timestep"))}
     theirs = getattr(diffusers, scheduler)(prediction_type=kind, **options)
     theirs.set_timesteps(steps)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    labels = var.encode(VARIABLES, [{"label": "covid", "age": "30"}, {"label": "healthy", "age": ""}])
+    labels = var.encode(VARIABLES,
+                        [{"label": "covid", "age": "30"}, {"label": "healthy", "age": ""}])
     null = pipeline.conditioner.null(2)
     both = torch.cat([pipeline.conditioner(labels), pipeline.conditioner(null)])
     x = noise * theirs.init_noise_sigma
     for t in theirs.timesteps:
-        conditional, unconditional = unet(torch.cat([theirs.scale_model_input(x, t)] * 2), t, both).sample.chunk(2)
+        conditional, unconditional = unet(torch.cat([theirs.scale_model_input(x, t)] * 2), t,
+                                          both).sample.chunk(2)
         x = theirs.step(unconditional + 2.0 * (conditional - unconditional), t, x).prev_sample
 
     schedule = pipeline.denoiser.schedule
     end = None if sampler == "ddim" else 0.0  # diffusers' DPM-Solver++ ends at σ = 0
     sigmas = schedule.sigmas(theirs.timesteps.double(), end)
     denoise = guided(pipeline.denoiser, labels, null, 2.0)
-    *_, (mine, _) = samplers.SAMPLERS[sampler](denoise, noise * (1 + sigmas[0] ** 2).sqrt().item(), sigmas)
+    *_, (mine, _) = samplers.SAMPLERS[sampler](denoise, noise * (1 + sigmas[0] ** 2).sqrt().item(),
+                                               sigmas)
     mine = mine / (1 + sigmas[-1] ** 2).sqrt().item()
     assert sd.relative(mine, x) <= 1e-3, sd.relative(mine, x)
 
@@ -170,17 +186,21 @@ def test_export_of_a_trained_run_by_its_command(tiny, tmp_path, capsys):
         writer = csv.DictWriter(file, [category.name])
         writer.writeheader(), writer.writerow({category.name: category.values[0]})
     out = tmp_path / "out"
-    public.export(public.ExportConfig(run=str(tiny / "diffusion"), to="diffusers", out=str(out), rows=str(rows)))
+    public.export(public.ExportConfig(run=str(tiny / "diffusion"), to="diffusers", out=str(out),
+                                      rows=str(rows)))
     contexts = load_file(out / "contexts.safetensors")
-    assert "row_000000" in contexts and contexts["null"].shape == pipeline.conditioner.null_context.shape
-    for name in ("unet", "vae", "scheduler", "model_index.json", "conditioner.safetensors", "conditioner.json"):
+    assert "row_000000" in contexts and contexts[
+        "null"].shape == pipeline.conditioner.null_context.shape
+    for name in ("unet", "vae", "scheduler", "model_index.json", "conditioner.safetensors",
+                 "conditioner.json"):
         assert (out / name).exists()
     assert "prompt_embeds" in capsys.readouterr().out
     with pytest.raises(InputError, match="exists already"):
         public.export(public.ExportConfig(run=str(tiny / "diffusion"), to="ldm", out=str(out)))
     rows.write_text("colour\nred\n")
     with pytest.raises(InputError, match="no such condition: colour"):
-        public.export(public.ExportConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "b"), rows=str(rows)))
+        public.export(public.ExportConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "b"),
+                                          rows=str(rows)))
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["VAE alone", "whole model"])
@@ -189,11 +209,13 @@ def test_the_latent_report(tiny, tmp_path, capsys, whole):
     unet, decoder, clip = sd.originals("SD 1.x")
     alone = sd.ldm_vae(decoder.state_dict(), 3, "")
     sd.write_safetensors(vae, sd.ldm_state("SD 1.x", unet, decoder, clip) if whole else alone)
-    public.latents(public.LatentsConfig(file=str(vae), data=(str(tiny / "data"),), size=32, n=10, out=str(tmp_path / "out")))
+    public.latents(public.LatentsConfig(file=str(vae), data=(str(tiny / "data"),), size=32, n=10,
+                                        out=str(tmp_path / "out")))
     facts = json.loads((tmp_path / "out" / "latents.json").read_text())
     assert facts["images"] == 10 and facts["scale"] == pytest.approx(ldm.SCALE)
     assert len(facts["mean"]) == len(facts["std"]) == 4
-    assert (tmp_path / "out" / "reconstructions.png").exists() and "0.18215" in capsys.readouterr().out
+    assert (
+        tmp_path / "out" / "reconstructions.png").exists() and "0.18215" in capsys.readouterr().out
 
 
 def test_the_short_form_of_the_command_line():

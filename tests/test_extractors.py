@@ -1,4 +1,6 @@
-"""extractors: what specs build, what is refused, and tensors taken out of pickled models without running anything."""
+"""extractors: what specs build, what is refused, and tensors taken out of pickled models without
+running anything.
+"""
 
 import contextlib
 import hashlib
@@ -17,11 +19,19 @@ from minidiff.classification.predictor import Predictor
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors import backbones
 from minidiff.evaluation.extractors.backbones import BACKBONES, load
-from minidiff.evaluation.extractors.build import EXTRACTORS, NETWORKS, build, convert, describe, main
+from minidiff.evaluation.extractors.build import (
+    EXTRACTORS,
+    NETWORKS,
+    build,
+    convert,
+    describe,
+    main,
+)
 from minidiff.evaluation.extractors.pickled import DTYPES, read_pickled
 from minidiff.variables import Category
 
-TRAIN = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+TRAIN = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8,
+                      generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +56,20 @@ def test_defaults_and_order(judge, weights):
 def test_every_extractor_says_what_it_is(judge, weights, monkeypatch):
     monkeypatch.setattr(backbones, "BATCH", 2)
     pin = hashlib.sha256(weights.read_bytes()).hexdigest()
-    for extractor in build(["pixels", "classifier", f"resnet18={weights}@{pin}"], train=TRAIN, judge=judge):
+    for extractor in build(["pixels", "classifier", f"resnet18={weights}@{pin}"], train=TRAIN,
+                           judge=judge):
         said = describe(extractor)
         assert said["name"] == extractor.name and len(said["identity"]) == 64
         assert extractor(TRAIN[:2]).shape[0] == 2 and extractor(TRAIN[:2]).dtype == torch.float32
-    assert said["sha256"] == pin and said["file"] == "resnet18.pth" and said["side"] == 224 and said["public"] is False
+    assert said["sha256"] == pin and said["file"] == "resnet18.pth" and said[
+        "side"] == 224 and said["public"] is False
 
 
 REFUSED = {
-    "pixel": "'pixel' is not known, nearest: pixels; allowed are pixels, classifier, vae and, as NAME=FILE, resnet18",
-    "classifier": "classifier needs a classifier run",
-    "vae": "vae needs a VAE run",
-    "pixels=x": "pixels takes no file",
-    "resnet18": "resnet18 needs its weights, as resnet18=FILE:",
-    "resnet18=auto": "only Inception's file is downloaded",
+    "pixel": "'pixel' is not known, nearest: pixels; allowed are pixels, classifier, vae and, as "
+    "NAME=FILE, resnet18", "classifier": "classifier needs a classifier run",
+    "vae": "vae needs a VAE run", "pixels=x": "pixels takes no file", "resnet18": "resnet18 needs "
+    "its weights, as resnet18=FILE:", "resnet18=auto": "only Inception's file is downloaded",
     "resnet18=/no/such": "there is no file /no/such",
     "inception-clean-fid": "inception-clean-fid=FILE, auto: pt_inception",
     "pixels pixels": "pixels is given twice",
@@ -89,7 +99,8 @@ def test_all_specs_are_checked_before_the_first_is_worked_on(monkeypatch):
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
 def test_convert_takes_the_tensors_out_of_a_pickled_model(tmp_path, old):
     peer = xrv_net()
-    peer.pathologies, peer.op_threshs = ["Atelectasis", ""], None                # what TorchXRayVision's carry besides
+    # what TorchXRayVision's carry besides
+    peer.pathologies, peer.op_threshs = ["Atelectasis", ""], None
     peer.register_buffer("passing", torch.zeros(2), persistent=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -111,7 +122,9 @@ class System:
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
 def test_convert_runs_nothing_and_needs_no_package_of_the_model(tmp_path, monkeypatch, capfd, old):
-    """Calls of print and os.system in a model, whose class is of a package that is not installed."""
+    """Calls of print and os.system in a model, whose class is of a package that is not
+    installed.
+    """
     module = torch.nn.Linear(2, 3)
     module.extra = [Evil(), System()]
     torch.save(module, tmp_path / "evil.pt", _use_new_zipfile_serialization=not old)
@@ -120,31 +133,39 @@ def test_convert_runs_nothing_and_needs_no_package_of_the_model(tmp_path, monkey
     with zipfile.ZipFile(tmp_path / "evil.pt") if not old else contextlib.nullcontext() as archive:
         parts = {n: archive.read(n) for n in archive.namelist()} if archive else {}
     if old:
-        (tmp_path / "evil.pt").write_bytes(data.replace(b"ctorch.nn.modules.linear\n", b"cnot.installed.anywhere\n"))
+        (tmp_path / "evil.pt").write_bytes(data.replace(b"ctorch.nn.modules.linear\n",
+                                                        b"cnot.installed.anywhere\n"))
     else:
         with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
             for name, part in parts.items():
-                archive.writestr(name, part.replace(b"ctorch.nn.modules.linear\n", b"cnot.installed.anywhere\n"))
+                archive.writestr(name, part.replace(b"ctorch.nn.modules.linear\n",
+                                                    b"cnot.installed.anywhere\n"))
     monkeypatch.chdir(tmp_path)
     assert main(["convert", "evil.pt", "out.safetensors"]) == 0
     said = capfd.readouterr()
-    assert "2 tensors" in said.out and "has run" not in said.out + said.err and not (tmp_path / "was-here").exists()
-    assert torch.equal(safetensors.torch.load_file(tmp_path / "out.safetensors")["weight"], module.weight)
+    assert "2 tensors" in said.out and "has run" not in said.out + said.err and not (
+        tmp_path / "was-here").exists()
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "out.safetensors")["weight"],
+                       module.weight)
     assert hashlib.sha256((tmp_path / "out.safetensors").read_bytes()).hexdigest() in said.out
-    assert main(["convert", "evil.pt", "out.safetensors"]) == 2 and "exists already" in capfd.readouterr().err
+    assert main(["convert", "evil.pt",
+                 "out.safetensors"]) == 2 and "exists already" in capfd.readouterr().err
 
 
 def test_the_command_as_written_in_the_messages():
-    done = subprocess.run([sys.executable, *backbones.CONVERT.split()[1:]], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *backbones.CONVERT.split()[1:]], cwd=ROOT,
+                          capture_output=True, text=True)
     assert done.returncode == 2 and f"usage: {backbones.CONVERT} FILE.pt OUT.safetensors" in done.stderr
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
 def test_convert_reads_every_kind_of_tensor_as_pytorch_does(tmp_path, old):
     whole = torch.arange(24.0)
-    state = {"view": whole.view(4, 6)[1:, ::2], "turned": whole.view(4, 6).T, "empty": torch.zeros(0, 3),
-             "scalar": torch.tensor(3), **{str(d): torch.tensor([0, 1]).to(d) for d in DTYPES.values()}}
-    torch.save({"state_dict": state, "step": 3}, tmp_path / "w.pt", _use_new_zipfile_serialization=not old)
+    state = {"view": whole.view(4, 6)[1:, ::2], "turned": whole.view(4, 6).T,
+             "empty": torch.zeros(0, 3), "scalar": torch.tensor(3),
+             **{str(d): torch.tensor([0, 1]).to(d) for d in DTYPES.values()}}
+    torch.save({"state_dict": state, "step": 3}, tmp_path / "w.pt",
+               _use_new_zipfile_serialization=not old)
     found = read_pickled(tmp_path / "w.pt")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[k], x) and found[k].dtype == x.dtype for k, x in state.items())
@@ -157,8 +178,9 @@ def test_convert_refuses_what_is_no_model(tmp_path):
     (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-10])
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", bytes(10**6))
-    for name, message in {"numbers.pt": "no tensors by name", "noise.pt": "damaged, or no pickled", "bomb.pt": "compressed",
-                          "none.pt": "no such file", "cut.pt": "3990 bytes where 4000 should be"}.items():
+    for name, message in {"numbers.pt": "no tensors by name", "noise.pt": "damaged, or no pickled",
+                          "bomb.pt": "compressed", "none.pt": "no such file",
+                          "cut.pt": "3990 bytes where 4000 should be"}.items():
         with pytest.raises(InputError, match=f"{name}.*{message}"):
             convert(tmp_path / name, tmp_path / "out.safetensors")
     with pytest.raises(InputError, match="out.pt has not the ending"):
@@ -173,5 +195,6 @@ def test_the_table_in_the_docs_is_that_of_the_code():
         if name in NETWORKS:
             network = NETWORKS[name]
             assert f"| {network.input.side} |" in row and f"| {network.d} |" in row
-            assert f"`{network.input.resize.__name__}`" in row and all(f"`{k[:8]}" in row for k in network.known)
+            assert f"`{network.input.resize.__name__}`" in row and all(f"`{k[:8]}" in row
+                                                                       for k in network.known)
     assert backbones.CONVERT in text

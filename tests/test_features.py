@@ -46,7 +46,8 @@ def test_pixel_pca():
     assert features.shape == (50, 64) and features.dtype == torch.float32
     train = extractor(images(200))
     assert train.mean(0).abs().max() < 1e-3 and train.var(0).mean() == pytest.approx(1, rel=1e-3)
-    assert torch.allclose(extractor(images(50, seed=1)[3:9]), features[3:9], atol=1e-5)   # batch size plays no part
+    # batch size plays no part
+    assert torch.allclose(extractor(images(50, seed=1)[3:9]), features[3:9], atol=1e-5)
     assert PixelPCA().fit(images(10))(images(3)).shape == (3, 9)
     with pytest.raises(InputError, match="at least 2"):
         PixelPCA().fit(images(1))
@@ -61,8 +62,10 @@ def test_pixel_pca_does_not_depend_on_brightness_scale():
 def test_psnr_closed_forms():
     x = torch.full((2, 8, 8), 0.5)
     assert psnr(x, x + 0.1) == pytest.approx([20.0, 20.0], abs=1e-4)
-    assert pca_psnr(images(100), images(20, seed=3), k=6) > 50          # rank 5 and rounding: kept by 6 axes
-    noise = torch.randint(0, 256, (60, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    # rank 5 and rounding: kept by 6 axes
+    assert pca_psnr(images(100), images(20, seed=3), k=6) > 50
+    noise = torch.randint(0, 256, (60, 1, 16, 16), dtype=torch.uint8,
+                          generator=torch.Generator().manual_seed(0))
     assert pca_psnr(noise[:40], noise[40:], k=8) < 13                   # white noise has no axes
     assert pca_psnr(images(100), images(20), k=6, limit=50) > 40
 
@@ -79,10 +82,13 @@ def test_predictor_features_pass_through():
 def test_digest_sees_name_type_shape_bytes_and_facts():
     x = torch.arange(6.0)
     sums = [digest(*given, **facts) for given, facts in (
-        (({"a": x},), {}), (({"b": x},), {}), (({"a": x.view(2, 3)},), {}), (({"a": x.view(torch.int32)},), {}),
+        (({"a": x},), {}), (({"b": x},), {}), (({"a": x.view(2, 3)},), {}),
+        (({"a": x.view(torch.int32)},), {}),
         (({"a": x + 1},), {}), (({"a": x},), {"side": 32}), (({"a": x, "b": x},), {}), (({},), {}))]
     assert len(set(sums)) == len(sums) and all(len(s) == 64 for s in sums)
-    assert digest({"b": x, "a": x.view(2, 3).T.contiguous().T.flatten()}) == digest({"a": x, "b": x})  # order, layout: no
+    # order, layout: no
+    assert digest({"b": x, "a": x.view(2, 3).T.contiguous().T.flatten()}) == digest({"a": x,
+                                                                                     "b": x})
 
 
 def test_identity_is_of_what_was_fitted():
@@ -94,7 +100,8 @@ def test_identity_of_the_classifier_is_of_its_weights():
     from minidiff.classification.predictor import Predictor
     from minidiff.variables import Category
 
-    made = [Predictor([Category("label", ("a", "b"))], width=8, size=32, seed=seed) for seed in (0, 0, 1)]
+    made = [Predictor([Category("label", ("a", "b"))], width=8, size=32, seed=seed)
+            for seed in (0, 0, 1)]
     found = [PredictorFeatures(p).identity for p in made]
     assert found[0] == found[1] != found[2]
 
@@ -107,7 +114,8 @@ def test_vae_features_are_the_latent_means():
     features = extractor(x)
     with torch.no_grad():
         means = vae.encode(x.float() / 127.5 - 1).mean
-    assert features.shape == (3, 256) and torch.equal(features, means.flatten(1)) and len(extractor.identity) == 64
+    assert features.shape == (3, 256) and torch.equal(
+        features, means.flatten(1)) and len(extractor.identity) == 64
     halved = means.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
     assert torch.allclose(VAEFeatures(vae, side=4)(x), halved.flatten(1), atol=1e-6)
 

@@ -1,4 +1,6 @@
-"""FID and KID of any two folders or arrays: the figure, its name, its floor, and what is refused."""
+"""FID and KID of any two folders or arrays: the figure, its name, its floor, and what is
+refused.
+"""
 
 import json
 import pickle
@@ -37,32 +39,42 @@ def test_folders_and_arrays_give_the_formula_of_the_metrics(tmp_path):
     stacks = [torch.from_numpy(x)[:, None].expand(-1, 3, -1, -1) for x in (a, b)]
     pca = PixelPCA().fit(stacks[0])
     x, y = (pca(s).double().numpy() for s in stacks)
-    for found in (minidiff.fid(flat(tmp_path / "a", a), str(flat(tmp_path / "b", b)), extractor="pixels"),
-                  minidiff.fid(a, b[..., None], extractor="pixels"), minidiff.fid(stacks[0], stacks[1], extractor="pixels")):
+    for found in (minidiff.fid(flat(tmp_path / "a", a), str(flat(tmp_path / "b", b)),
+                               extractor="pixels"),
+                  minidiff.fid(a, b[..., None], extractor="pixels"),
+                  minidiff.fid(stacks[0], stacks[1], extractor="pixels")):
         assert found == pytest.approx(distances.fid(real=x, fake=y), rel=1e-9)
-        assert found.sizes == (40, 30) and found.extractor == "pixels-pca64" and found.floor.n + found.floor.m <= 40
-    assert minidiff.kid(a, b, extractor="pixels") == pytest.approx(distances.kid(real=x, fake=y), rel=1e-9)
+        assert found.sizes == (
+            40, 30) and found.extractor == "pixels-pca64" and found.floor.n + found.floor.m <= 40
+    assert minidiff.kid(a, b, extractor="pixels") == pytest.approx(distances.kid(real=x, fake=y),
+                                                                   rel=1e-9)
 
 
 def test_in_other_features_it_is_not_called_fid():
     a, b = drawn(24), drawn(24, seed=1)
     assert repr(minidiff.fid(a, b, extractor="pixels")).startswith("Fréchet distance ")
     text = repr(minidiff.kid(a, b, extractor="pixels"))
-    assert text.startswith("kernel distance ") and "n = 24 and 24, pixels-pca64; at n = 12 and 12: real against" in text
+    assert text.startswith(
+        "kernel "
+        "distance ") and "n = 24 and 24, pixels-pca64; at n = 12 and 12: real against" in text
     assert "without a floor" in repr(minidiff.fid(a[:6], b, extractor="pixels"))
     found = minidiff.fid(a, b, extractor="pixels")
-    assert pickle.loads(pickle.dumps(found)).sizes == (24, 24) and f"{found:.2f}" == f"{float(found):.2f}"
-    assert "at n = 12 and 12: this " in repr(found) and type(found)(3.0) == 3 and repr(type(found)(3.0)) == "3.0"
+    assert pickle.loads(pickle.dumps(found)).sizes == (
+        24, 24) and f"{found:.2f}" == f"{float(found):.2f}"
+    assert "at n = 12 and 12: this " in repr(found) and type(found)(3.0) == 3 and repr(
+        type(found)(3.0)) == "3.0"
     assert minidiff.fid(a, b, extractor="pixels", draws=0).floor is None
 
 
-def test_fid_means_inception_and_without_its_weights_it_stops_with_the_command(no_weights, tmp_path, capsys):
+def test_fid_means_inception_and_without_its_weights_it_stops_with_the_command(no_weights, tmp_path,
+                                                                               capsys):
     folder = flat(tmp_path / "some", drawn(4))
     for call in (minidiff.fid, minidiff.kid):
         with pytest.raises(InputError, match="python -m minidiff.diffusion.public fetch inception"):
             call(drawn(4), drawn(4))
     with pytest.raises(SystemExit) as stop:
-        config.main(evaluate.VERBS, default="report", doc="", argv=["fid", str(folder), str(folder)])
+        config.main(evaluate.VERBS, default="report", doc="",
+                    argv=["fid", str(folder), str(folder)])
     assert stop.value.code == 2 and "fetch inception" in capsys.readouterr().err
 
 
@@ -74,7 +86,8 @@ def test_with_weights_it_is_fid(monkeypatch):
             return x.float().flatten(1)[:, :5]
 
     monkeypatch.setattr(rooms, "inception", lambda: "inception-pytorch-fid=x")
-    monkeypatch.setattr(rooms, "build", lambda specs, **_: [Fake()] if specs == ["inception-pytorch-fid=x"] else [])
+    monkeypatch.setattr(rooms, "build", lambda specs,
+                        **_: [Fake()] if specs == ["inception-pytorch-fid=x"] else [])
     assert repr(minidiff.fid(drawn(20), drawn(20, 1))).startswith("FID ")
     assert repr(minidiff.kid(drawn(20), drawn(20, 1))).startswith("KID ")
 
@@ -86,7 +99,8 @@ def test_the_command_prints_both_and_keeps_them(tmp_path, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("Fréchet distance ") and out[1].startswith("kernel distance ")
     kept = json.loads((tmp_path / "fid.json").read_text())
-    assert [f["n"] for f in kept["figures"]] == [[24, 24]] * 2 and kept["folders"] == [str(a), str(b)]
+    assert [f["n"] for f in kept["figures"]] == [[24, 24]] * 2 and kept["folders"] == [str(a),
+                                                                                       str(b)]
 
 
 def test_a_data_set_brings_its_patients_and_masks_are_no_images(tmp_path):
@@ -101,15 +115,17 @@ def test_a_data_set_brings_its_patients_and_masks_are_no_images(tmp_path):
 def test_images_of_several_sizes_are_stacked_apart(tmp_path):
     flat(tmp_path / "a", drawn(3)), flat(tmp_path / "a" / "b", drawn(2, size=64))
     stacks, patients = rooms.load(tmp_path / "a", rooms.files(tmp_path / "a"))
-    assert [tuple(s.shape) for s in stacks] == [(3, 3, 32, 32), (2, 3, 64, 64)] and len(patients) == 5
+    assert [tuple(s.shape) for s in stacks] == [(3, 3, 32, 32),
+                                                (2, 3, 64, 64)] and len(patients) == 5
     with pytest.raises(InputError, match="one size; the real ones have 32 × 32, 64 × 64"):
         minidiff.fid(tmp_path / "a", tmp_path / "a", extractor="pixels")
 
 
-@pytest.mark.parametrize("value, said", [(np.zeros((4, 8, 8)), "uint8"), ("missing", "no such folder"),
-                                         ([[1], [1, 2]], "neither a folder"),
-                                         (np.zeros((4, 8, 8, 2), np.uint8), "1 or 3 channels"),
-                                         (np.zeros((1, 8, 8), np.uint8), "N of 2 or more"), (["a"], "uint8")])
+@pytest.mark.parametrize("value, said",
+                         [(np.zeros((4, 8, 8)), "uint8"), ("missing", "no such folder"),
+                          ([[1], [1, 2]], "neither a folder"),
+                          (np.zeros((4, 8, 8, 2), np.uint8), "1 or 3 channels"),
+                          (np.zeros((1, 8, 8), np.uint8), "N of 2 or more"), (["a"], "uint8")])
 def test_what_is_no_set_of_images_is_refused(value, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=said):

@@ -20,7 +20,8 @@ from minidiff.variables import Category, Findings
 
 SEEN = Findings("seen", ("edema", "effusion", "mass"))
 LABEL = Category("label", ("covid", "normal"))
-CELLS = ["edema", "mass|edema", "", "none", "effusion", "No Finding", "edema|effusion|mass", "edema | effusion"]
+CELLS = ["edema", "mass|edema", "", "none", "effusion", "No Finding", "edema|effusion|mass",
+         "edema | effusion"]
 CODES = [1, 5, -1, 0, 2, 0, 7, 3]
 ROWS = [{"seen": cell} for cell in CELLS]
 
@@ -32,9 +33,10 @@ def test_a_cell_becomes_bits_and_comes_back():
     back = var.decode([SEEN], {"seen": cells})
     assert [row["seen"] for row in back[:4]] == ["edema", "edema|mass", "", "none"]
     assert torch.equal(var.encode([SEEN], back)["seen"], cells)
-    assert SEEN.bits(cells)[[0, 1, 2, 3, 6]].tolist() == [[True, False, False], [True, False, True], [False] * 3,
-                                                          [False] * 3, [True] * 3]
-    dropped = var.drop([SEEN], {"seen": cells}, torch.tensor([[k == 1] for k in range(len(cells))]))["seen"]
+    assert SEEN.bits(cells)[[0, 1, 2, 3, 6]].tolist() == [[True, False, False], [True, False, True],
+                                                          [False] * 3, [False] * 3, [True] * 3]
+    dropped = var.drop([SEEN], {"seen": cells},
+                       torch.tensor([[k == 1] for k in range(len(cells))]))["seen"]
     assert dropped.tolist() == [1, var.NULL, *CODES[2:]]
     assert not SEEN.bits(dropped)[1].any() and SEEN.decode(var.NULL) == ""
     assert var.from_json(var.to_json([LABEL, SEEN])) == [LABEL, SEEN]
@@ -43,25 +45,31 @@ def test_a_cell_becomes_bits_and_comes_back():
 def test_sixty_fit_and_no_more():
     names = tuple(f"f{k:02d}" for k in range(60))
     v = var.infer("seen", ["|".join(names), "f00"])
-    cells = var.encode([v], [{"seen": "|".join(names)}, {"seen": "f59"}, {"seen": "f00|f59"}])["seen"]
+    cells = var.encode([v],
+                       [{"seen": "|".join(names)}, {"seen": "f59"}, {"seen": "f00|f59"}])["seen"]
     assert v.values == names and cells.tolist() == [2**60 - 1, 2**59, 2**59 + 1]
     assert v.bits(cells).sum(1).tolist() == [60, 1, 2] and v.decode(cells[2].item()) == "f00|f59"
-    with pytest.raises(InputError, match="condition 'seen' has 61 different findings; it may have 60"):
+    with pytest.raises(InputError,
+                       match="condition 'seen' has 61 different findings; it may have 60"):
         var.infer("seen", ["|".join(names), "another"])
     with pytest.raises(InputError, match="61 different findings"):
         var.merge([v], [Findings("seen", ("another",))])
 
 
 def test_what_is_inferred_and_what_is_refused():
-    assert isinstance(var.infer("seen", ["edema", "mass"]), Category)             # nobody has two: one of them each
+    # nobody has two: one of them each
+    assert isinstance(var.infer("seen", ["edema", "mass"]), Category)
     assert var.infer("seen", ["edema", "mass"], SEEN) == Findings("seen", ("edema", "mass"))
     assert var.infer("seen", ["", ""], SEEN) == SEEN
-    assert var.infer("label", ["a|b", "a"]) == Category("label", ("a", "a|b"))    # a label names a folder
-    for cells, said in ((["a|b", "b|a", ""], "one value only, 'a|b'"), (["a|", "b"], "seen 'a|' has an empty finding"),
+    # a label names a folder
+    assert var.infer("label", ["a|b", "a"]) == Category("label", ("a", "a|b"))
+    for cells, said in ((["a|b", "b|a", ""], "one value only, 'a|b'"),
+                        (["a|", "b"], "seen 'a|' has an empty finding"),
                         (["none|a", "b"], "seen 'none|a' says none and a finding")):
         with pytest.raises(InputError, match=said.replace("|", r"\|")):
             var.infer("seen", cells)
-    with pytest.raises(InputError, match="m.csv:7: seen 'oedema' is not one of edema, effusion, mass; nearest: edema"):
+    with pytest.raises(InputError, match="m.csv:7: seen 'oedema' is not one of edema, effusion, "
+                       "mass; nearest: edema"):
         var.encode([SEEN], [{"seen": "mass|oedema", "where": "m.csv:7"}])
 
 
@@ -69,7 +77,8 @@ def test_merging_keeps_the_places_of_the_bits():
     (merged,) = var.merge([SEEN], [Findings("seen", ("atelectasis", "mass"))])
     assert merged.values == ("edema", "effusion", "mass", "atelectasis")
     assert torch.equal(var.encode([merged], ROWS)["seen"], var.encode([SEEN], ROWS)["seen"])
-    with pytest.raises(InputError, match="'seen' is a category here and a set of findings in the model to go on from"):
+    with pytest.raises(InputError, match="'seen' is a category here and a set of findings in the "
+                       "model to go on from"):
         var.merge([SEEN], [Category("seen", ("edema", "mass"))])
 
 
@@ -86,9 +95,11 @@ def test_the_context_is_a_sum_over_what_is_present():
     labels = {**c.null(7), **var.encode([SEEN], [{"seen": cell} for cell in cells])}
     added = (c(labels) - c.null_context)[:, 1]
     edema, mass, both, none, unknown, three, effusion = added
-    assert torch.allclose(both, edema + mass, atol=1e-6) and torch.allclose(three, edema + mass + effusion, atol=1e-6)
+    assert torch.allclose(both, edema + mass,
+                          atol=1e-6) and torch.allclose(three, edema + mass + effusion, atol=1e-6)
     different = torch.cdist(added, added)[~torch.eye(7, dtype=torch.bool)]
-    assert different.min() > 0.1 * different.median()               # none is not null, nor unknown none
+    # none is not null, nor unknown none
+    assert different.min() > 0.1 * different.median()
     assert none.norm() > 0.1 * edema.norm() and unknown.norm() > 0.1 * edema.norm()
     assert torch.equal(c(c.null(2)), c.null_context.expand(2, -1, -1))
 
@@ -101,15 +112,18 @@ def test_going_on_with_more_findings_begins_with_the_old_output_bit_for_bit():
     context = model.conditioner(var.encode(variables, rows))
     assert torch.equal(context, old.conditioner(var.encode([LABEL, SEEN], rows)))
     more = model.conditioner(var.encode(variables, [{"label": "covid", "seen": "mass|nodule"}]))
-    assert torch.equal(more, old.conditioner(var.encode([LABEL, SEEN], [{"label": "covid", "seen": "mass"}])))
+    assert torch.equal(more, old.conditioner(var.encode([LABEL, SEEN],
+                                                        [{"label": "covid", "seen": "mass"}])))
     (more * torch.randn(more.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
     gradient = model.conditioner.embeddings[1].weight.grad.abs().amax(1)
-    assert (gradient > 0).tolist() == [False, False, False, False, True, False, True]  # unknown, none, 3 old, 2 new
+    # unknown, none, 3 old, 2 new
+    assert (gradient > 0).tolist() == [False, False, False, False, True, False, True]
 
 
 def test_plans_draw_fix_and_drop_them():
     rng = np.random.default_rng(0)
-    known = [{"label": label, "seen": rng.choice(CELLS)} for label in LABEL.values for _ in range(60)]
+    known = [{"label": label, "seen": rng.choice(CELLS)} for label in LABEL.values
+             for _ in range(60)]
     rows = plan.plan([LABEL, SEEN], known, per_label=60)
     for label in LABEL.values:  # as many images as rows: each row once
         assert sorted(r["seen"] for r in rows if r["label"] == label) == sorted(
@@ -124,15 +138,16 @@ def test_plans_draw_fix_and_drop_them():
 def test_contexts_are_written_for_each_finding_and_for_none():
     c = old_model().conditioner
     contexts, cells = finished_contexts(c, [{"label": "covid", "seen": "edema|mass"}])
-    assert list(contexts) == ["null", "label=covid", "label=normal", "seen=edema", "seen=effusion", "seen=mass",
-                              "seen=none", "row_000000"]
+    assert list(contexts) == ["null", "label=covid", "label=normal", "seen=edema", "seen=effusion",
+                              "seen=mass", "seen=none", "row_000000"]
     assert cells["seen=none"] == {"seen": "none"}
     assert torch.equal(contexts["seen=none"], c({**c.null(1), "seen": torch.tensor([0])})[0])
 
 
 def test_agreement_tells_of_all_at_once_and_of_each():
     cells = torch.tensor([1, 5, -1, 0, 4, 0, 1])                    # effusion is never there
-    p = torch.tensor([[.9, .1, .2], [.8, .1, .4], [.9, .9, .9], [.1, .2, .3], [.2, .1, .9], [.6, .1, .1], [.4, .3, .2]])
+    p = torch.tensor([[.9, .1, .2], [.8, .1, .4], [.9, .9, .9], [.1, .2, .3], [.2, .1, .9],
+                      [.6, .1, .1], [.4, .3, .2]])
 
     class Judge:
         variables = [SEEN]
@@ -141,15 +156,18 @@ def test_agreement_tells_of_all_at_once_and_of_each():
             return {"seen": p}
 
     (row,) = agreement(Judge(), torch.zeros(7), {"seen": cells}, "real")
-    assert (row["kind"], row["n"], row["accuracy"]) == ("findings", 6, 0.5) and row["low"] < 0.5 < row["high"]
+    assert (row["kind"], row["n"], row["accuracy"]) == ("findings", 6,
+                                                        0.5) and row["low"] < 0.5 < row["high"]
     edema, mass = row["by_value"]
     assert (edema["value"], edema["n"], edema["accuracy"]) == ("edema", 3, pytest.approx(2 / 3))
     assert (mass["value"], mass["n"], mass["accuracy"]) == ("mass", 2, 0.5)
     known = [0, 1, 3, 4, 5, 6]
-    assert edema["auroc"] == auroc(p[known, 0].double().numpy(), np.array([1, 1, 0, 0, 0, 1], bool)) == pytest.approx(8 / 9)
+    assert edema["auroc"] == auroc(p[known, 0].double().numpy(),
+                                   np.array([1, 1, 0, 0, 0, 1], bool)) == pytest.approx(8 / 9)
     assert edema["auroc_low"] < edema["auroc"] < edema["auroc_high"] and mass["auroc"] == 1
     (always,) = agreement(Judge(), torch.zeros(7), {"seen": torch.full((7,), 2)}, "real")
-    assert [v["value"] for v in always["by_value"]] == ["effusion"] and math.isnan(always["by_value"][0]["auroc"])
+    assert [v["value"] for v in always["by_value"]] == ["effusion"] and math.isnan(
+        always["by_value"][0]["auroc"])
 
 
 def test_a_report_breaks_down_by_each_of_the_commonest():
@@ -158,8 +176,10 @@ def test_a_report_breaks_down_by_each_of_the_commonest():
 
     found = breakdown.groups({"train": table(*CELLS), "heldout": table("mass", "nodule|edema"),
                               "synthetic": table("edema", "", "none")})
-    assert list(found) == ["seen: edema", "seen: effusion", "seen: mass", "seen: nodule"]  # by their number in training
-    assert found["seen: edema"]["train"].tolist() == ["yes", "yes", "", "no", "no", "no", "yes", "yes"]
+    # by their number in training
+    assert list(found) == ["seen: edema", "seen: effusion", "seen: mass", "seen: nodule"]
+    assert found["seen: edema"]["train"].tolist() == ["yes", "yes", "", "no", "no", "no", "yes",
+                                                      "yes"]
     assert found["seen: nodule"]["heldout"].tolist() == ["no", "yes"]
     assert found["seen: mass"]["synthetic"].tolist() == ["no", "", "no"]
 

@@ -6,14 +6,15 @@ from minidiff.evaluation.matrix import gates
 
 
 def ratios(*within):
-    base = {"KD": 1.0, "KD_low": 0.5, "KD_high": 2.0, "n": 50, "n_r": 50, "yardstick_KD": 2.0, "yardstick_low": 1.0,
-            "yardstick_high": 3.0, "yardstick_n": 40, "resolved": True, "rho": 0.5, "rho_low": 0.2, "rho_high": 0.9}
+    base = {"KD": 1.0, "KD_low": 0.5, "KD_high": 2.0, "n": 50, "n_r": 50, "yardstick_KD": 2.0,
+            "yardstick_low": 1.0, "yardstick_high": 3.0, "yardstick_n": 40, "resolved": True,
+            "rho": 0.5, "rho_low": 0.2, "rho_high": 0.9}
     return {f"space {i}": {**base, "within": w} for i, w in enumerate(within)}
 
 
-@pytest.mark.parametrize("within, answer", [
-    ((True, True), "yes"), ((True, None), "not resolved"), ((None, None), "not resolved"), ((True, False), "no"),
-    ((None, False), "no")])
+@pytest.mark.parametrize("within, answer", [((True, True), "yes"), ((True, None), "not resolved"),
+                                            ((None, None), "not resolved"), ((True, False), "no"),
+                                            ((None, False), "no")])
 def test_fidelity_needs_every_space(within, answer):
     found = gates.fidelity(ratios(*within), another_source=True)
     assert found["answer"] == answer and "another source (n = 50, 40, held-out 50" in found["text"]
@@ -21,21 +22,26 @@ def test_fidelity_needs_every_space(within, answer):
 
 def test_coverage_counts_content_and_not_texture():
     def cell(low, high, null=0.95):
-        return {"coverage": (low + high) / 2, "coverage_low": low, "coverage_high": high, "coverage_null": null, "n": 50}
+        return {"coverage": (low + high) / 2, "coverage_low": low, "coverage_high": high,
+                "coverage_null": null, "n": 50}
     assert gates.coverage({"pixels": cell(0.86, 0.99)})["answer"] == "yes"
     assert gates.coverage({"pixels": cell(0.80, 0.99)})["answer"] == "not resolved"
-    assert gates.coverage({"pixels": cell(0.86, 0.99), "classifier": cell(0.1, 0.3)})["answer"] == "no"
-    assert gates.coverage({"pixels": cell(0.86, 0.99), "spectrum": cell(0.0, 0.1)})["answer"] == "yes"
+    assert gates.coverage({"pixels": cell(0.86, 0.99),
+                           "classifier": cell(0.1, 0.3)})["answer"] == "no"
+    assert gates.coverage({"pixels": cell(0.86, 0.99),
+                           "spectrum": cell(0.0, 0.1)})["answer"] == "yes"
 
 
 def test_label_is_held_against_real_images():
     assert gates.label([True] * 95 + [False] * 5, [True] * 90 + [False] * 10)["answer"] == "yes"
     assert gates.label([True] * 50 + [False] * 50, [True] * 90 + [False] * 10)["answer"] == "no"
-    assert gates.label([True] * 82 + [False] * 18, [True] * 90 + [False] * 10)["answer"] == "not resolved"
+    assert gates.label([True] * 82 + [False] * 18,
+                       [True] * 90 + [False] * 10)["answer"] == "not resolved"
 
 
 def near(suspected, p, **more):
-    space = {"space": "pixels", "near_p": p, "near_share": 0.1, "closest_train": 20, "closest": 20, "closest_expected": 12.0,
+    space = {"space": "pixels", "near_p": p, "near_share": 0.1, "closest_train": 20, "closest": 20,
+             "closest_expected": 12.0,
              "n": 50, "train": 90, "heldout": 60, "copying_z": 0.3, "auth_excess": 1.0, **more}
     return {"verdict": "no sign of copying", "suspected": suspected, "spaces": [space]}
 
@@ -43,13 +49,16 @@ def near(suspected, p, **more):
 def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
     assert gates.novelty(near(True, 1e-6))["answer"] == "no"
     assert gates.novelty(near(False, 0.4))["answer"] == "yes"
-    assert gates.novelty(near(False, 1e-6))["answer"] == "not resolved"                  # smooth images lie near as well
+    # smooth images lie near as well
+    assert gates.novelty(near(False, 1e-6))["answer"] == "not resolved"
     assert gates.novelty(near(False, 0.4, copying_z=-3.0))["answer"] == "not resolved"
-    assert gates.novelty({"verdict": "too few", "suspected": None, "spaces": []})["answer"] == "not resolved"
+    assert gates.novelty({"verdict": "too few", "suspected": None,
+                          "spaces": []})["answer"] == "not resolved"
 
 
 def verdict(part, label="a", grey="", **answers):
-    said = {name: {"answer": answers.get(name, "yes"), "text": "t", "resolved": True} for name in gates.VERDICTS}
+    said = {name: {"answer": answers.get(name, "yes"), "text": "t", "resolved": True}
+            for name in gates.VERDICTS}
     return {"kind": "control", "part": part, "label": label, "grey": grey, **said}
 
 
@@ -61,13 +70,17 @@ def all_caught():
 def test_a_control_that_is_not_caught_makes_the_matrix_invalid(name):
     assert gates.status(gates.caught(all_caught())) == ("VALID", [])
     for answer in ("yes", "not resolved"):
-        rows = [v if v["part"] != name else verdict(name, **{gates.CONTROLS[name].verdict: answer}) for v in all_caught()]
+        rows = [v if v["part"] != name
+                else verdict(name, **{gates.CONTROLS[name].verdict: answer}) for v in all_caught()]
         state, faults = gates.status(gates.caught(rows))
-        assert state == "INVALID" and len(faults) == 1 and faults[0].startswith(f"{name} (a) was not caught by")
-    rows = [v for v in all_caught() if v["part"] != name]                    # never tested, which is allowed for one alone
+        assert state == "INVALID" and len(faults) == 1 and faults[0].startswith(
+            f"{name} (a) was not caught by")
+    # never tested, which is allowed for one alone
+    rows = [v for v in all_caught() if v["part"] != name]
     assert gates.status(gates.caught(rows))[0] == ("VALID" if name in gates.OPTIONAL else "INVALID")
 
 
 def test_controls_that_are_too_few_are_not_tested():
     rows = gates.caught([*all_caught(), verdict("blur", label="b", grey="3 images; 20 are needed")])
-    assert [r["caught"] for r in rows if r["label"] == "b"] == [None] and gates.status(rows)[0] == "VALID"
+    assert [r["caught"] for r in rows
+            if r["label"] == "b"] == [None] and gates.status(rows)[0] == "VALID"

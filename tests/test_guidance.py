@@ -1,4 +1,6 @@
-"""Guidance against its formulas, against diffusers, and by what it computes: which labels, how often, in which batch."""
+"""Guidance against its formulas, against diffusers, and by what it computes: which labels, how
+often, in which batch.
+"""
 
 import pytest
 import torch
@@ -23,7 +25,9 @@ x = torch.zeros(N, 4, 2, 2)
 
 
 class Sum:
-    """A network whose estimate is the sum of its labels, squared: what it adds for one depends on the others."""
+    """A network whose estimate is the sum of its labels, squared: what it adds for one depends on
+    the others.
+    """
 
     def __init__(self):
         self.calls = []
@@ -40,7 +44,8 @@ def summed(*names) -> float:
 
 def test_plain_guidance_is_one_batch_and_scale_1_is_one_call():
     net = Sum()
-    denoiser, labels, null = Denoiser(net, schedule, "x0"), {"c": torch.full((N,), 2)}, {"c": torch.full((N,), -3)}
+    denoiser, labels, null = Denoiser(net, schedule,
+                                      "x0"), {"c": torch.full((N,), 2)}, {"c": torch.full((N,), -3)}
     assert (guided(denoiser, labels, null, 1.0)(x, 1.0) == 4).all()
     assert (guided(denoiser, labels, null, 2.5)(x, 1.0) == 9 + 2.5 * (4 - 9)).all()
     assert (guided(denoiser, labels, null, 0.0)(x, 1.0) == 9).all()
@@ -50,10 +55,10 @@ def test_plain_guidance_is_one_batch_and_scale_1_is_one_call():
 @pytest.mark.parametrize("scales, batches, expected", [
     ({"a": 3, "b": 3, "c": 3}, 2, 3 * summed("a", "b", "c")),
     ({"a": 1, "b": 1, "c": 1}, 1, summed("a", "b", "c")),
-    ({"a": 3, "b": 1, "c": 1}, 2, summed("b", "c") + 3 * (summed("a", "b", "c") - summed("b", "c"))),
+    ({"a": 3, "b": 1, "c": 1}, 2,
+     summed("b", "c") + 3 * (summed("a", "b", "c") - summed("b", "c"))),
     ({"a": 3, "b": 1, "c": 0}, 2, summed("b") + 3 * (summed("a", "b") - summed("b"))),
-    ({"a": 0, "b": 1, "c": 0}, 1, summed("b")),
-    ({"a": 0, "b": 0, "c": 0}, 1, 0),
+    ({"a": 0, "b": 1, "c": 0}, 1, summed("b")), ({"a": 0, "b": 0, "c": 0}, 1, 0),
     ({"a": 3, "b": 2, "c": 1}, 3, summed("c") + 2 * (summed("b", "c") - summed("c"))
      + 3 * (summed("a", "b", "c") - summed("b", "c"))),
     ({"a": 3, "b": 2, "c": 4}, 4, 2 * summed("b") + 3 * (summed("a", "b") - summed("b"))
@@ -70,14 +75,16 @@ def test_equal_scales_are_plain_guidance_bit_for_bit():
     labels, null, noise = some_labels(model)
     denoiser = Denoiser(model, schedule)
     plain = guided(denoiser, labels, null, 2.3)(noise, 5.0)
-    assert torch.equal(guided(denoiser, labels, null, dict.fromkeys(labels, 2.3))(noise, 5.0), plain)
+    assert torch.equal(guided(denoiser, labels, null, dict.fromkeys(labels, 2.3))(noise, 5.0),
+                       plain)
     with pytest.raises(AssertionError, match="one scale for each variable"):
         nested(labels, null, {"label": 2.0})
 
 
 def test_outside_the_interval_one_call_is_made():
     net = Sum()
-    denoise = guided(Denoiser(net, schedule, "x0"), LABELS, NULL, {"a": 3, "b": 1, "c": 0}, interval=(0.3, 2.0))
+    denoise = guided(Denoiser(net, schedule, "x0"), LABELS, NULL, {"a": 3, "b": 1, "c": 0},
+                     interval=(0.3, 2.0))
     sigmas = torch.tensor([0.1, 0.3, 0.31, 2.0, 2.1], dtype=torch.float64)
     seen = [denoise(x, sigma).mean().item() for sigma in sigmas]
     without, within = summed("a", "b"), summed("b") + 3 * (summed("a", "b") - summed("b"))
@@ -92,15 +99,19 @@ def test_rescaling_is_that_of_diffusers(prediction, share):
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
     g = torch.Generator().manual_seed(0)
-    outputs = torch.randn(2, 4, 8, 8, generator=g) + torch.tensor([0.2, -0.3]).view(2, 1, 1, 1)  # F of null and labels
+    # F of null and labels
+    outputs = torch.randn(2, 4, 8, 8, generator=g) + torch.tensor([0.2, -0.3]).view(2, 1, 1, 1)
     noisy = 3 * torch.randn(N, 4, 8, 8, generator=g)
-    denoiser = Denoiser(lambda x, t, y: outputs[y["a"]] * x.flatten(1).norm(dim=1).view(-1, 1, 1, 1), schedule, prediction)
+    denoiser = Denoiser(lambda x, t,
+                        y: outputs[y["a"]] * x.flatten(1).norm(dim=1).view(-1, 1, 1, 1), schedule,
+                        prediction)
     labels, null = ({"a": torch.full((N,), k)} for k in (1, 0))
     for sigma in schedule.sigma(torch.tensor([3, 250, 999])):
         mine = guided(denoiser, labels, null, 6.0, rescale=share)(noisy, sigma)
         norm = (noisy / (1 + sigma**2).sqrt()).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         conditional, unconditional = outputs[1] * norm, outputs[0] * norm
-        cfg = rescale_noise_cfg(unconditional + 6.0 * (conditional - unconditional), conditional, share)
+        cfg = rescale_noise_cfg(unconditional + 6.0 * (conditional - unconditional), conditional,
+                                share)
         c_skip, c_out = COEFFICIENTS[prediction](sigma.float())
         theirs = c_skip * noisy + c_out * cfg
         assert ((mine - theirs).norm() / theirs.norm()).item() < 2e-6
@@ -110,19 +121,22 @@ def test_rescaling_leaves_the_output_of_an_untrained_network_alone():
     zero = torch.zeros(2, 4, 3, 3)
     assert torch.equal(rescaled(zero + 5, zero + 5, zero + 5, 0.7), zero + 5)
     g = torch.Generator().manual_seed(0)
-    guided, unguided = 4 * torch.randn(5, 4, 9, 9, generator=g), torch.randn(5, 4, 9, 9, generator=g)
+    guided, unguided = 4 * torch.randn(5, 4, 9, 9, generator=g), torch.randn(5, 4, 9, 9,
+                                                                             generator=g)
     std = rescaled(guided, unguided, zero[:1, :1, :1, :1], 1.0).std(dim=(1, 2, 3))
     assert torch.allclose(std, unguided.std(dim=(1, 2, 3)))
 
 
 def test_guidance_by_a_weaker_model():
     net, weak = Sum(), Sum()
-    denoiser, against = Denoiser(net, schedule, "x0"), Denoiser(lambda *a: 0.5 * weak(*a), schedule, "x0")
+    denoiser, against = Denoiser(net, schedule, "x0"), Denoiser(lambda *a: 0.5 * weak(*a), schedule,
+                                                                "x0")
     out = guided(denoiser, LABELS, NULL, 3.0, against=against, interval=(0.5, 9.0))
     full = summed("a", "b", "c")
     assert out(x, 1.0).mean().item() == pytest.approx(0.5 * full + 3 * 0.5 * full)
     assert out(x, 0.2).mean().item() == pytest.approx(full)
-    assert guided(denoiser, LABELS, NULL, 1.0, against=against)(x, 1.0).mean().item() == pytest.approx(full)
+    assert guided(denoiser, LABELS, NULL, 1.0,
+                  against=against)(x, 1.0).mean().item() == pytest.approx(full)
     assert net.calls == [N] * 3 and weak.calls == [N]
     with pytest.raises(InputError, match="one scale for all conditions"):
         guided(denoiser, LABELS, NULL, {"a": 2, "b": 1, "c": 1}, against=against)
@@ -130,10 +144,12 @@ def test_guidance_by_a_weaker_model():
 
 def test_the_arrows_of_a_run_are_recorded():
     arrows = []
-    denoise = guided(Denoiser(Sum(), schedule, "x0"), LABELS, NULL, 2.0, interval=(0.5, 9.0), arrows=arrows)
+    denoise = guided(Denoiser(Sum(), schedule, "x0"), LABELS, NULL, 2.0, interval=(0.5, 9.0),
+                     arrows=arrows)
     denoise(x, torch.tensor(1.0)), denoise(x, 0.1)
     assert [sigma for sigma, _ in arrows] == pytest.approx([1.0, 0.1])
-    assert torch.allclose(arrows[0][1], torch.full((N,), summed("a", "b", "c"))) and not arrows[1][1].any()
+    assert torch.allclose(arrows[0][1],
+                          torch.full((N,), summed("a", "b", "c"))) and not arrows[1][1].any()
     unguided = []
     guided(Denoiser(Sum(), schedule, "x0"), LABELS, NULL, 1.0, arrows=unguided)(x, 1.0)
     assert not unguided[0][1].any()
@@ -150,7 +166,8 @@ def trained() -> Model:
 
 
 def some_labels(model):
-    rows = [{"label": "covid", "sex": "F", "age": "71"}, {"label": "", "sex": "M", "age": ""}, {"label": "healthy"}]
+    rows = [{"label": "covid", "sex": "F", "age": "71"}, {"label": "", "sex": "M", "age": ""},
+            {"label": "healthy"}]
     noise = torch.randn(N, 4, 4, 4, generator=torch.Generator().manual_seed(2))
     return var.encode(VARIABLES, rows), model.conditioner.null(N), noise
 
@@ -162,16 +179,20 @@ def test_the_context_of_a_model_is_computed_once():
     once = fixed(Denoiser(model, schedule), labels)
     steps = [once(noise, sigma) for sigma in (9.0, 3.0, 1.0)]
     assert len(calls) == 1
-    assert all(torch.equal(a, Denoiser(model, schedule)(noise, sigma, labels)) for a, sigma in zip(steps, (9.0, 3.0, 1.0)))
+    assert all(torch.equal(a, Denoiser(model, schedule)(noise, sigma, labels))
+               for a, sigma in zip(steps, (9.0, 3.0, 1.0)))
     calls.clear()
-    denoise = guided(Denoiser(model, schedule), labels, null, {"label": 3.0, "sex": 2.0, "age": 1.0})
+    denoise = guided(Denoiser(model, schedule), labels, null,
+                     {"label": 3.0, "sex": 2.0, "age": 1.0})
     denoise(noise, 2.0), denoise(noise, 1.0)
     assert len(calls) <= 2
 
 
 @pytest.mark.parametrize("wrap", ["module", "subclass", "callable", "compiled"])
 def test_a_wrapped_model_is_called_whole(wrap):
-    """DDP wraps a Model, FSDP2 turns it into a subclass, torch.compile returns another module: their call is theirs."""
+    """DDP wraps a Model, FSDP2 turns it into a subclass, torch.compile returns another module:
+    their call is theirs.
+    """
     model, calls = trained(), []
     labels, null, noise = some_labels(model)
     expected = guided(Denoiser(model, schedule), labels, null, 2.0)(noise, 5.0)
@@ -184,12 +205,14 @@ def test_a_wrapped_model_is_called_whole(wrap):
         def forward(self, *inputs):
             return self.module(*inputs)
 
-    net = {"module": Wrapper(), "callable": lambda *inputs: (calls.append(1), model(*inputs))[1]}.get(wrap, model)
+    net = {"module": Wrapper(),
+           "callable": lambda *inputs: (calls.append(1), model(*inputs))[1]}.get(wrap, model)
     if wrap == "compiled":
         net = torch.compile(model, backend="eager")
     if wrap == "subclass":
         model.__class__ = type("FSDPModel", (Model,), {})
     if wrap != "callable":
         net.register_forward_pre_hook(lambda *_: calls.append(1))
-    assert torch.allclose(guided(Denoiser(net, schedule), labels, null, 2.0)(noise, 5.0), expected, atol=1e-6)
+    assert torch.allclose(guided(Denoiser(net, schedule), labels, null, 2.0)(noise, 5.0), expected,
+                          atol=1e-6)
     assert len(calls) == 1

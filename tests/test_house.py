@@ -1,4 +1,6 @@
-"""The house rules: which way imports run, how long files are, and that the scripts' commands exist."""
+"""The house rules: which way imports run, how long files are, and that the scripts' commands
+exist.
+"""
 
 import ast
 import os
@@ -9,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "convolution", "variables", "counted", "config", "runs", "distributed", "statistics", "rating",
-          "threads", "root", "download", "__init__"}
+LEAVES = {"errors", "convolution", "variables", "counted", "config", "runs", "distributed",
+          "statistics", "rating", "threads", "root", "download", "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
     "data": set(),
@@ -46,8 +48,8 @@ PUBLIC = {  # within diffusion/public; besides, they may import the networks, th
 }
 COMMANDS = {"public/__main__": {"data"}}  # run by `python -m`: as a script, it may read images
 LEAF_IMPORTS = {
-    **dict.fromkeys(("distributed", "statistics", "variables"), {"errors"}), "runs": {"errors", "threads"},
-    "config": {"errors", "root", "runs", "threads"},
+    **dict.fromkeys(("distributed", "statistics", "variables"), {"errors"}),
+    "runs": {"errors", "threads"}, "config": {"errors", "root", "runs", "threads"},
     "rating": {"statistics"}, "download": {"errors", "runs"}, "root": {"errors", "runs"},
     "__init__": {"api"}, "api": {"diffusion", "errors", "evaluation", "training", "variables"},
 }
@@ -64,7 +66,8 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             package = (ROOT / node.module.replace(".", "/")).is_dir()
             found |= {f"{node.module}.{a.name}" for a in node.names} if package else {node.module}
-    return {name.removeprefix("minidiff.").replace(".", "/") for name in found if name.startswith("minidiff.")}
+    return {name.removeprefix("minidiff.").replace(".", "/") for name in found
+            if name.startswith("minidiff.")}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -75,7 +78,8 @@ def test_imports_run_one_way(path):
         if room == "public" and other.startswith("diffusion/public/"):
             assert other.split("/")[2] in PUBLIC[name], f"public/{name} imports {other}"
         elif room == "minidiff":
-            assert target in LEAF_IMPORTS.get(name, set()) | {"__version__"}, f"leaf {name} imports {other}"
+            assert target in LEAF_IMPORTS.get(name, set()) | {
+                "__version__"}, f"leaf {name} imports {other}"
         elif target not in LEAVES | {"__version__"} and target != room:
             allowed = MAY_IMPORT[room] | COMMANDS.get(f"{room}/{name}", set())
             assert target in allowed, f"{path.relative_to(ROOT)} imports {other}"
@@ -84,8 +88,10 @@ def test_imports_run_one_way(path):
 
 
 def test_every_module_of_diffusion_has_its_rule():
-    assert {p.stem for p in (ROOT / "minidiff/diffusion").glob("*.py")} - {"__init__"} == set(DIFFUSION)
-    assert {p.stem for p in (ROOT / "minidiff/diffusion/public").glob("*.py")} - {"__init__"} == set(PUBLIC)
+    assert {p.stem
+            for p in (ROOT / "minidiff/diffusion").glob("*.py")} - {"__init__"} == set(DIFFUSION)
+    assert {p.stem for p in (
+        ROOT / "minidiff/diffusion/public").glob("*.py")} - {"__init__"} == set(PUBLIC)
 
 
 def test_samplers_import_nothing_of_ours():
@@ -94,15 +100,18 @@ def test_samplers_import_nothing_of_ours():
 
 def test_nothing_imports_the_scripts_and_peers_stay_out():
     scripts = {"train", "sample", "classify", "evaluate"}
-    peers = {"diffusers", "lpips", "transformers", "torchvision", "sklearn", "statsmodels", "pytorch_fid", "torch_fidelity",
+    peers = {"diffusers", "lpips", "transformers", "torchvision", "sklearn", "statsmodels",
+             "pytorch_fid", "torch_fidelity",
              "cleanfid", "torchmetrics", "torchxrayvision", "prdc", "pytorch_msssim"}
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [
+                getattr(node, "module", "") or ""]
             assert not {n.split(".")[0] for n in names} & (scripts | peers), path
 
 
-@pytest.mark.parametrize("path", [*MODULES, *ROOT.glob("*.py")], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*MODULES, *ROOT.glob("*.py")],
+                         ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_short(path):
     text = path.read_text()
     assert text.count("\n") <= 350, f"{path.name} has {text.count(chr(10))} lines"
@@ -116,11 +125,13 @@ def test_the_tests_are_the_same_on_every_machine():
     """One thread here and in what is started from here, and no GPU: see conftest.py."""
     import torch
     assert torch.get_num_threads() == 1 and not torch.cuda.is_available()
-    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1" and not os.environ["CUDA_VISIBLE_DEVICES"]
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1" and not os.environ[
+        "CUDA_VISIBLE_DEVICES"]
 
 
 def test_no_global_randomness_in_the_package():
-    banned = re.compile(r"np\.random\.(?!default_rng|Generator|SeedSequence)|\bimport random\b|torch\.seed\(")
+    banned = re.compile(
+        r"np\.random\.(?!default_rng|Generator|SeedSequence)|\bimport random\b|torch\.seed\(")
     for path in [*MODULES, *ROOT.glob("*.py")]:
         assert not banned.search(path.read_text()), path
 
@@ -138,8 +149,11 @@ def test_the_commands_in_the_docstrings_parse(script, tmp_path, monkeypatch):
     commands = re.findall(rf"python {script}\.py(.*)", doc)
     assert commands
     for command in commands:
-        words = shlex.split(re.split(r"   +|#", command)[0])  # a caption follows after three spaces or more
+        # a caption follows after three spaces or more
+        words = shlex.split(re.split(r"   +|#", command)[0])
         if not words or "--from" in words:
             continue
-        default = next(iter(module.VERBS)) if len(module.VERBS) < 2 or script != "train" else ["vae", "diffusion"]
-        assert all(callable(run) and cfg is not None for run, cfg in parse(module.VERBS, default, "", words))
+        default = next(iter(module.VERBS)) if len(module.VERBS) < 2 or script != "train" else [
+            "vae", "diffusion"]
+        assert all(callable(run) and cfg is not None
+                   for run, cfg in parse(module.VERBS, default, "", words))

@@ -1,4 +1,6 @@
-"""data.images: every kind of file that comes in, every kind that is refused, and the square geometry."""
+"""data.images: every kind of file that comes in, every kind that is refused, and the square
+geometry.
+"""
 
 import contextlib
 import io
@@ -58,7 +60,8 @@ def test_one_odd_pixel_makes_three_channels(tmp_path):
 def test_palette_is_looked_up_not_read_as_grey(tmp_path):
     image = Image.fromarray(np.array([[0, 1]], np.uint8))
     image.putpalette([90, 90, 90, 10, 20, 30])
-    assert images.read(save(tmp_path / "a.png", image)).tolist() == [[[90, 10]], [[90, 20]], [[90, 30]]]
+    assert images.read(save(tmp_path / "a.png", image)).tolist() == [[[90, 10]], [[90, 20]],
+                                                                     [[90, 30]]]
 
 
 def test_one_bit_is_black_and_white(tmp_path):
@@ -67,12 +70,14 @@ def test_one_bit_is_black_and_white(tmp_path):
 
 
 def test_half_transparent_lies_on_black(tmp_path):
-    image = Image.merge("LA", [grey(np.full((2, 2), 200, np.uint8)), grey(np.array([[255, 0], [255, 51]], np.uint8))])
+    image = Image.merge("LA", [grey(np.full((2, 2), 200, np.uint8)),
+                               grey(np.array([[255, 0], [255, 51]], np.uint8))])
     assert images.read(save(tmp_path / "a.png", image)).tolist() == [[[200, 0], [200, 40]]]
 
 
 def test_16_bit_is_scaled_by_its_own_range(tmp_path):
-    wide = np.linspace(1000, 5095, 256).round().astype(np.uint16).reshape(16, 16)  # 12 bits, as a detector gives
+    # 12 bits, as a detector gives
+    wide = np.linspace(1000, 5095, 256).round().astype(np.uint16).reshape(16, 16)
     read = images.read(save(tmp_path / "a.png", Image.fromarray(wide)))
     expected = np.rint((wide - 1000.0) * 255 / 4095).astype(np.uint8)
     assert np.array_equal(read, expected[None]) and read.min() == 0 and read.max() == 255
@@ -105,7 +110,8 @@ def test_metadata_of_the_input_does_not_come_out(tmp_path):
     images.write(tmp_path / "a.png", RAMP, {"patient": "Doe, Jane"})
     assert Image.open(tmp_path / "a.png").text == {"patient": "Doe, Jane"}
     images.write(tmp_path / "b.png", images.read(tmp_path / "a.png"))
-    assert b"Doe" in (tmp_path / "a.png").read_bytes() and b"Doe" not in (tmp_path / "b.png").read_bytes()
+    assert b"Doe" in (tmp_path / "a.png").read_bytes() and b"Doe" not in (tmp_path
+                                                                          / "b.png").read_bytes()
 
 
 # --- what is refused
@@ -117,7 +123,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def png_header(width: int, height: int) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT",
+                                                 zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:
@@ -153,7 +160,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest resets the filters; the limit holds
+# pytest resets the filters; the limit holds
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_refused_in_one_sentence_that_names_the_file(tmp_path, kind):
     data, says = REFUSED[kind]
@@ -202,7 +210,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError):
         images.write(tmp_path / "a.png", RAMP.T)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path
+                                                                  / "a.png").read_bytes() == before
 
 
 def test_grid_places_every_image_once():
@@ -229,7 +238,8 @@ def test_square_keeps_the_centre_without_padding(shape):
 
 
 def test_square_is_antialiased():
-    stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))[None]  # a naive bilinear would pick one of the two
+    # a naive bilinear would pick one of the two
+    stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))[None]
     assert np.abs(images.square(stripes, 32).astype(int) - 127.5).max() < 5
 
 

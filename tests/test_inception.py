@@ -1,4 +1,6 @@
-"""inception: parity with pytorch-fid, torch-fidelity and clean-fid on random weights in the true shapes; the download."""
+"""inception: parity with pytorch-fid, torch-fidelity and clean-fid on random weights in the true
+shapes; the download.
+"""
 
 import hashlib
 import threading
@@ -34,7 +36,8 @@ def random_state(seed=1):
     """Every tensor random, norms included, and the signal of size 1 to the last block."""
     g = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        shapes = {k: x.shape for k, x in Inception().state_dict().items() if not k.endswith("num_batches_tracked")}
+        shapes = {k: x.shape for k, x in Inception().state_dict().items()
+                  if not k.endswith("num_batches_tracked")}
     state = {}
     for name, shape in shapes.items():
         if name.endswith(("running_var", "bn.weight")):
@@ -57,19 +60,23 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def inception(files, monkeypatch):
-    """name → extractor, in batches of 2, which are faster for a few images than a batch of 32 filled up."""
+    """name → extractor, in batches of 2, which are faster for a few images than a batch of 32
+    filled up.
+    """
     monkeypatch.setattr(backbones, "BATCH", 2)
     return lambda name: load(name, INCEPTIONS[name], files[0])
 
 
 def pictures(n=2, height=64, width=64, seed=0):
-    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(seed))
 
 
 def pytorch_fid(file, monkeypatch):
     torchvision()  # mended first where plain import fails
     peer = pytest.importorskip("pytorch_fid.inception", reason="pip install --no-deps pytorch-fid")
-    monkeypatch.setattr(peer, "load_state_dict_from_url", lambda *_, **__: torch.load(file, weights_only=True))
+    monkeypatch.setattr(peer, "load_state_dict_from_url", lambda *_,
+                        **__: torch.load(file, weights_only=True))
     return peer
 
 
@@ -77,7 +84,8 @@ def test_names_and_shapes_are_those_of_the_public_file(files, monkeypatch):
     peer = pytorch_fid(files[0], monkeypatch).fid_inception_v3().state_dict()
     with torch.device("meta"):
         ours = {k: tuple(x.shape) for k, x in Inception().state_dict().items()}
-    assert ours == {k: tuple(x.shape) for k, x in peer.items()} and ours["fc.weight"] == (1008, 2048)
+    assert ours == {k: tuple(x.shape) for k, x in peer.items()} and ours["fc.weight"] == (1008,
+                                                                                          2048)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (310, 402)], ids=str)
@@ -108,7 +116,8 @@ def test_parity_with_pytorch_fid_from_folder_to_features(inception, files, tmp_p
 def test_parity_with_torch_fidelity(inception, files):
     torchvision()
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason=FIDELITY)
-    peer = module.FeatureExtractorInceptionV3("peer", ["2048"], feature_extractor_weights_path=str(files[0]))
+    peer = module.FeatureExtractorInceptionV3("peer", ["2048"],
+                                              feature_extractor_weights_path=str(files[0]))
     x = pictures(2, 72, 64)
     assert (inception("inception-torch-fidelity")(x) - peer(x)[0]).abs().max() <= 1e-4
 
@@ -119,12 +128,15 @@ def test_resizers_are_the_peers_bit_for_bit(shape):
     torchvision()
     theirs = pytest.importorskip("torch_fidelity.interpolate_compat_tensorflow", reason=FIDELITY)
     assert torch.equal(tensorflow_bilinear(x, 299),
-                       theirs.interpolate_bilinear_2d_like_tensorflow1x(x, (299, 299), align_corners=False))
-    theirs = pytest.importorskip("cleanfid.resize", reason="pip install --no-deps clean-fid").build_resizer("clean")
+                       theirs.interpolate_bilinear_2d_like_tensorflow1x(x, (299, 299),
+                                                                        align_corners=False))
+    theirs = pytest.importorskip("cleanfid.resize",
+                                 reason="pip install --no-deps clean-fid").build_resizer("clean")
     resized = pillow_bicubic(x, 299)
     for image, own in zip(x.byte().numpy(), resized.numpy()):
         assert np.array_equal(theirs(image.transpose(1, 2, 0)).transpose(2, 0, 1), own)
-    assert resized.frac().abs().max() > 0 or shape == (299, 299)                     # not rounded to grey values
+    # not rounded to grey values
+    assert resized.frac().abs().max() > 0 or shape == (299, 299)
 
 
 def test_the_resizers_differ_and_so_do_their_names_and_identities(inception):
@@ -139,27 +151,33 @@ def test_the_resizers_differ_and_so_do_their_names_and_identities(inception):
 def test_grey_is_three_equal_channels_and_pth_is_safetensors(inception, files):
     x, name = pictures(2)[:, :1], "inception-clean-fid"
     extractor, other = inception(name), load(name, INCEPTIONS[name], files[1])
-    assert extractor.identity == other.identity and extractor.source["sha256"] != other.source["sha256"]
+    assert extractor.identity == other.identity and extractor.source["sha256"] != other.source[
+        "sha256"]
     features = extractor(x.expand(-1, 3, -1, -1))
-    assert torch.equal(features, extractor(x.repeat(1, 3, 1, 1))) and torch.equal(features, other(x))
+    assert torch.equal(features, extractor(x.repeat(1, 3, 1, 1))) and torch.equal(features,
+                                                                                  other(x))
     assert extractor(x[:0]).shape == (0, 2048)
 
 
 @pytest.mark.slow
 def test_features_do_not_depend_on_the_size_of_the_batch(files):
-    x, extractor = pictures(33), load("inception-clean-fid", INCEPTIONS["inception-clean-fid"], files[0])
+    x, extractor = pictures(33), load("inception-clean-fid", INCEPTIONS["inception-clean-fid"],
+                                      files[0])
     whole = extractor(x)
     assert torch.equal(extractor(x.flip(0)), whole.flip(0))
     assert torch.equal(extractor(x[:1]), whole[:1]) and torch.equal(extractor(x[3:10]), whole[3:10])
     with torch.no_grad():  # what filling up a batch avoids, and how much it is
-        alone = extractor.net.pooled(extractor.prepare(x[:1]).contiguous(memory_format=torch.channels_last))
+        alone = extractor.net.pooled(
+            extractor.prepare(x[:1]).contiguous(memory_format=torch.channels_last))
     assert (alone - whole[:1]).abs().max() <= 1e-4
 
 
 FAULTS = {
-    "fc.weight": (lambda s: s | {"fc.weight": torch.zeros(1000, 2048)}, r"fc.weight \(1000, 2048\), it has \(1008, 2048\)"),
-    "missing": (lambda s: {k: x for k, x in s.items() if "7c" not in k}, r"missing: Mixed_7c.branch1x1.conv.weight.* more"),
-    "unexpected": (lambda s: s | {"AuxLogits.fc.bias": torch.zeros(3)}, "unexpected: AuxLogits.fc.bias"),
+    "fc.weight": (lambda s: s | {"fc.weight": torch.zeros(1000, 2048)},
+                  r"fc.weight \(1000, 2048\), it has \(1008, 2048\)"),
+    "missing": (lambda s: {k: x for k, x in s.items() if "7c" not in k},
+                r"missing: Mixed_7c.branch1x1.conv.weight.* more"), "unexpected":
+    (lambda s: s | {"AuxLogits.fc.bias": torch.zeros(3)}, "unexpected: AuxLogits.fc.bias"),
     "half": (lambda s: {k: x.bfloat16() for k, x in s.items()}, "not float32: .*bfloat16"),
     "nan": (lambda s: s | {"fc.bias": torch.full((1008,), torch.nan)}, "not finite: fc.bias"),
 }
@@ -168,7 +186,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_weights_that_do_not_fit_are_named(files, tmp_path, fault):
     change, message = FAULTS[fault]
-    safetensors.torch.save_file(change(safetensors.torch.load_file(files[1])), tmp_path / "bad.safetensors")
+    safetensors.torch.save_file(change(safetensors.torch.load_file(files[1])),
+                                tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match=f"bad.safetensors: no inception-clean-fid.*{message}"):
         load("inception-clean-fid", INCEPTIONS["inception-clean-fid"], tmp_path / "bad.safetensors")
 
@@ -177,7 +196,8 @@ def test_the_hash_is_printed_recorded_and_can_be_pinned(files, capsys):
     name, digest = "inception-clean-fid", hashlib.sha256(files[0].read_bytes()).hexdigest()
     source = load(name, INCEPTIONS[name], files[0]).source
     assert f"SHA-256 {digest}, not the public file" in capsys.readouterr().out
-    assert source["sha256"] == digest and source["public"] is False and source["resize"] == "pillow_bicubic"
+    assert source["sha256"] == digest and source["public"] is False and source[
+        "resize"] == "pillow_bicubic"
     load(name, INCEPTIONS[name], files[0], sha256=digest.upper())
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match=f"its SHA-256 is {digest}, not {'0' * 64}"):
@@ -218,8 +238,9 @@ def test_download_checks_the_hash_and_fetches_once(server, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("fault,message", {
-    "other": "2400000 bytes with SHA-256", "large": "2400000 bytes or more with SHA-256", "cut": "2400000 bytes with|cannot",
-    "404": "cannot be fetched .*Not Found", "offline": "cannot be fetched .*refused.*copy the file here by hand"}.items())
+    "other": "2400000 bytes with SHA-256", "large": "2400000 bytes or more with SHA-256",
+    "cut": "2400000 bytes with|cannot", "404": "cannot be fetched .*Not Found",
+    "offline": "cannot be fetched .*refused.*copy the file here by hand"}.items())
 def test_download_keeps_nothing_that_is_wrong(server, tmp_path, fault, message):
     size, url = len(server.body) - (fault == "large"), server.url
     if fault == "404":
@@ -229,7 +250,8 @@ def test_download_keeps_nothing_that_is_wrong(server, tmp_path, fault, message):
     if fault == "offline":
         server.shutdown()
         server.server_close()
-    with pytest.raises(InputError, match=message.replace("2400000", str(size + (fault == "large")))):
+    with pytest.raises(InputError,
+                       match=message.replace("2400000", str(size + (fault == "large")))):
         download(url, tmp_path / "cache", digest="0" * 64, size=size)
     assert not (tmp_path / "cache").exists()
 
@@ -238,14 +260,16 @@ def test_auto_and_a_mirror_fetch_when_told_to(server, files, tmp_path, monkeypat
     server.body = files[0].read_bytes()
     digest = hashlib.sha256(server.body).hexdigest()
     spec = f"inception-clean-fid={server.url}"
-    with pytest.raises(InputError, match=f"the public file has 95628359 and {SHA256}"):   # a mirror is held to the hash
+    # a mirror is held to the hash
+    with pytest.raises(InputError, match=f"the public file has 95628359 and {SHA256}"):
         extractors.build([spec], train=pictures(), folder=tmp_path)
     known = partial(download, digest=digest, size=len(server.body))
     monkeypatch.setattr(extractors, "download", known)
     for words in (spec, f"{spec}@{digest}"):
         extractor, = extractors.build([words], train=pictures(), folder=tmp_path)
         assert extractor.source["sha256"] == digest
-    monkeypatch.setattr(extractors, "download", lambda **given: known(**{"url": server.url, **given}))
+    monkeypatch.setattr(extractors, "download",
+                        lambda **given: known(**{"url": server.url, **given}))
     auto, = extractors.build(["inception-clean-fid=auto"], train=pictures(), folder=tmp_path)
     assert auto.identity == extractor.identity
     assert server.asked == 2

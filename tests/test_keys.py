@@ -18,10 +18,12 @@ def on_meta(network, config):
 def sd1() -> dict[str, str]:
     """Our map of a whole SD 1.x file: LDM name → shape as LDM has it."""
     u, v = on_meta(unet.UNet, unet.SD15), on_meta(vae.VAE, vae.SD)
-    out = {keys.UNET + ldm: "x".join(map(str, u[ours].shape)) for ours, ldm in keys.unet_to_ldm(u).items()}
+    out = {keys.UNET + ldm: "x".join(map(str, u[ours].shape))
+           for ours, ldm in keys.unet_to_ldm(u).items()}
     for ours, ldm in keys.vae_to_ldm(v).items():
         convolution = ".attentions." in ours and v[ours].ndim == 2
-        out[keys.VAE + ldm] = "x".join(map(str, (*v[ours].shape, 1, 1) if convolution else v[ours].shape))
+        out[keys.VAE + ldm] = "x".join(map(str, (*v[ours].shape, 1, 1) if convolution
+                                           else v[ours].shape))
     return out
 
 
@@ -35,8 +37,8 @@ def test_all_934_public_names_and_shapes():
 def back(name: str) -> str:
     """LDM → ours, derived again and by parsing: SD 1.x and 2.x numbers only."""
     name = name.removeprefix(keys.UNET)
-    inside = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
-              "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
+    inside = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
+              "out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
 
     def rest(text: str) -> str:
         for ldm, ours in inside.items():
@@ -76,7 +78,8 @@ def test_the_unet_map_derived_again_the_other_way(config):
 def test_maps_are_one_to_one(config):
     names = list(on_meta(unet.UNet, config))
     ldm = keys.unet_to_ldm(names)
-    assert len(set(ldm.values())) == len(names) == len({keys.ema_name(keys.UNET + name) for name in ldm.values()})
+    assert len(set(ldm.values())) == len(names) == len({keys.ema_name(keys.UNET + name)
+                                                        for name in ldm.values()})
 
 
 @pytest.mark.parametrize("config", [vae.SD, vae.TINY])
@@ -84,23 +87,28 @@ def test_vae_maps_are_one_to_one_and_renamed_once(config):
     names = list(on_meta(vae.VAE, config))
     for renamed in (keys.vae_to_ldm(names), keys.vae_to_old_diffusers(names)):
         assert len(set(renamed.values())) == len(names)
-        assert not any(re.search(r"to_|proj_proj|query_query|qq", name) for name in renamed.values())
+        assert not any(re.search(r"to_|proj_proj|query_query|qq", name)
+                       for name in renamed.values())
     top = len(config.channels) - 1
-    assert keys.vae_to_ldm(names)["decoder.up_blocks.0.resnets.0.conv1.weight"] == f"decoder.up.{top}.block.0.conv1.weight"
+    assert keys.vae_to_ldm(names)[
+        "decoder.up_blocks.0.resnets.0.conv1.weight"] == f"decoder.up.{top}.block.0.conv1.weight"
     old = keys.vae_to_old_diffusers(names)["encoder.mid_block.attentions.0.to_out.0.bias"]
     assert old == "encoder.mid_block.attentions.0.proj_attn.bias"
 
 
 def test_flat_names_of_the_average():
-    assert keys.ema_name("model.diffusion_model.input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
+    assert keys.ema_name(
+        "model.diffusion_model.input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
 
 
-@pytest.mark.parametrize("network, config, levels", [("unet", unet.SD15, 4), ("unet", unet.SD21, 4), ("vae", vae.SD, 4)])
+@pytest.mark.parametrize("network, config, levels",
+                         [("unet", unet.SD15, 4), ("unet", unet.SD21, 4), ("vae", vae.SD, 4)])
 def test_against_names_enumerated_in_the_order_of_compvis(network, config, levels):
     sd = pytest.importorskip("sd_peer")
     state = on_meta(unet.UNet if network == "unet" else vae.VAE, config)
     numbered = {name: torch.tensor(i) for i, name in enumerate(state)}
-    theirs = sd.ldm_unet(numbered, levels) if network == "unet" else sd.ldm_vae(numbered, levels, "")
+    theirs = sd.ldm_unet(numbered, levels) if network == "unet" else sd.ldm_vae(numbered, levels,
+                                                                                "")
     mine = keys.unet_to_ldm(state) if network == "unet" else keys.vae_to_ldm(state)
     prefix = keys.UNET if network == "unet" else ""
     assert {prefix + ldm: numbered[ours] for ours, ldm in mine.items()} == theirs
@@ -109,6 +117,9 @@ def test_against_names_enumerated_in_the_order_of_compvis(network, config, level
 def test_openclip_thirds():
     names = list(on_meta(clip.CLIP, clip.OPENCLIP_H))
     renamed = keys.clip_to_openclip(names)
-    assert renamed["encoder.layers.3.self_attn.k_proj.bias"] == ("transformer.resblocks.3.attn.in_proj_bias", 1)
-    assert renamed["encoder.layers.3.self_attn.out_proj.bias"] == "transformer.resblocks.3.attn.out_proj.bias"
-    assert renamed["final_layer_norm.weight"] == "ln_final.weight" and len(set(renamed.values())) == len(names) == 372
+    assert renamed["encoder.layers.3.self_attn.k_proj.bias"] == (
+        "transformer.resblocks.3.attn.in_proj_bias", 1)
+    assert renamed[
+        "encoder.layers.3.self_attn.out_proj.bias"] == "transformer.resblocks.3.attn.out_proj.bias"
+    assert renamed["final_layer_norm.weight"] == "ln_final.weight" and len(
+        set(renamed.values())) == len(names) == 372

@@ -13,7 +13,8 @@ from minidiff.errors import InputError
 from minidiff.variables import Category, Number
 
 VARIABLES = [Category("label", ("covid", "normal")), Number("age", 50.0, 15.0, 20.0, 90.0)]
-LABELS = var.encode(VARIABLES, [{"label": "covid", "age": "70"}, {"label": "normal"}, {"age": "31"}])
+LABELS = var.encode(VARIABLES,
+                    [{"label": "covid", "age": "70"}, {"label": "normal"}, {"age": "31"}])
 LINEARS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -22,7 +23,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def model() -> Model:
-    """As after some training: the last convolution and the conditioner's projections are not zero."""
+    """As after some training: the last convolution and the conditioner's projections are not
+    zero.
+    """
     made = from_scratch(unet.TINY, VARIABLES, seed=0)
     for weight in (made.unet.conv_out.weight, *(p.weight for p in made.conditioner.projections)):
         nn.init.normal_(weight, std=0.1, generator=seeded(1))
@@ -40,24 +43,30 @@ def adapted(random: bool = False) -> Model:
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    return torch.randn(3, 4, 8, 8, generator=seeded(4), dtype=dtype), torch.tensor([10.0, 400.0, 900.0])
+    return torch.randn(3, 4, 8, 8, generator=seeded(4),
+                       dtype=dtype), torch.tensor([10.0, 400.0, 900.0])
 
 
 def loss(made: nn.Module) -> Tensor:
     return F.mse_loss(made(*inputs(), LABELS).float(), torch.randn(3, 4, 8, 8, generator=seeded(5)))
 
 
-def of_attention(made: Model, tensors: tuple[str, ...], modules: tuple[str, ...] = ("attn1", "attn2")) -> set[str]:
+def of_attention(made: Model, tensors: tuple[str, ...],
+                 modules: tuple[str, ...] = ("attn1", "attn2")) -> set[str]:
     """Full names of the named tensors of every attention, found by type."""
     blocks = [name for name, m in made.named_modules() if isinstance(m, unet.TransformerBlock)]
-    assert len(blocks) == 4  # TINY attends at its lower level: 1 on the way down, 1 in the middle, 2 up
-    return {f"{block}.{module}.{tensor}" for block in blocks for module in modules for tensor in tensors}
+    # TINY attends at its lower level: 1 on the way down, 1 in the middle, 2 up
+    assert len(blocks) == 4
+    return {f"{block}.{module}.{tensor}" for block in blocks for module in modules
+            for tensor in tensors}
 
 
 def of_adapted(made: Model, tensors: tuple[str, ...]) -> set[str]:
     """Full names of these tensors of every adapted Linear."""
-    attention = {name for linear in LINEARS for name in of_attention(made, tuple(f"{linear}.{t}" for t in tensors))}
-    forward = of_attention(made, tuple(f"{linear}.{t}" for linear in ("net.0.proj", "net.2") for t in tensors), ("ff",))
+    attention = {name for linear in LINEARS
+                 for name in of_attention(made, tuple(f"{linear}.{t}" for t in tensors))}
+    forward = of_attention(made, tuple(f"{linear}.{t}" for linear in ("net.0.proj", "net.2")
+                                       for t in tensors), ("ff",))
     return attention | forward
 
 
@@ -105,9 +114,11 @@ def test_a_merged_model_is_a_plain_one_that_shares_what_is_not_adapted():
     merged, plain = lora.merge(made), model()
     assert list(merged.state_dict()) == list(plain.state_dict())
     assert not any(isinstance(m, lora.LoRALinear) for m in merged.modules())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())  # and still has its adapters
+    # and still has its adapters
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
     mine = made.state_dict()
-    new = {name for name, tensor in merged.state_dict().items() if tensor.data_ptr() != mine[name].data_ptr()}
+    new = {name for name, tensor in merged.state_dict().items()
+           if tensor.data_ptr() != mine[name].data_ptr()}
     assert new == of_adapted(plain, ("weight",))
     plain.load_state_dict(merged.state_dict())
     with torch.no_grad():
@@ -121,7 +132,8 @@ def test_a_merged_weight_is_the_sum_rounded_once():
     layer = lora.LoRALinear(nn.Linear(64, 64), 4, 1.0, seeded())
     nn.init.normal_(layer.lora_up, generator=seeded(1))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        delta = layer.lora_up.detach().numpy().astype("f8") @ layer.lora_down.detach().numpy().astype("f8") / 4
+        delta = layer.lora_up.detach().numpy().astype(
+            "f8") @ layer.lora_down.detach().numpy().astype("f8") / 4
         merged = layer.merged().weight.detach()
     expected = (layer.weight.detach().numpy() + delta).astype("f4")
     assert merged.dtype == torch.float32 and (merged != torch.from_numpy(expected)).sum() <= 1
@@ -130,7 +142,8 @@ def test_a_merged_weight_is_the_sum_rounded_once():
 def test_gradients_reach_up_at_step_0_and_down_after():
     made = adapted()
     loss(made).backward()
-    up, down = ([p.grad for n, p in made.named_parameters() if n.endswith(f"lora_{side}")] for side in ("up", "down"))
+    up, down = ([p.grad for n, p in made.named_parameters() if n.endswith(f"lora_{side}")]
+                for side in ("up", "down"))
     assert all(g.abs().max() > 0 for g in up) and all((g == 0).all() for g in down)
     torch.optim.SGD([p for p in made.parameters() if p.requires_grad], 0.1).step()
     made.zero_grad()
@@ -147,7 +160,8 @@ def test_three_steps_change_the_adapters_and_the_conditioner_alone():
         losses.append(loss(made))
         losses[-1].backward()
         optimizer.step(), optimizer.zero_grad()
-    changed = {name for name, tensor in made.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {name for name, tensor in made.state_dict().items()
+               if not torch.equal(tensor, before[name])}
     assert changed == of_adapted(made, ADAPTERS) | of_conditioner(made)
     assert losses[2] < losses[0]
 
@@ -172,16 +186,19 @@ def test_the_number_of_adapter_parameters_of_sd15(rank):
     with torch.device("meta"):
         net = unet.UNet(unet.SD15)
     lora.add(net, rank, rank, seeded())
-    widths = 5 * [320] + 5 * [640] + 6 * [1280]  # of the 16 attentions: 2 a level down, 3 up, 1 in the middle
-    # attn1: four (c, c); attn2: two (c, c), two (c, 768); ff: (c, 8c) and (4c, c); each costs r·(in + out)
+    # of the 16 attentions: 2 a level down, 3 up, 1 in the middle
+    widths = 5 * [320] + 5 * [640] + 6 * [1280]
+    # attn1: four (c, c); attn2: two (c, c), two (c, 768); ff: (c, 8c) and (4c, c); each costs r·(in
+    # + out)
     expected = rank * sum(6 * 2 * c + 2 * (c + 768) + 9 * c + 5 * c for c in widths)
-    assert sum(p.numel() for p in lora.adapters(net).values()) == expected == {4: 1_496_064, 8: 2_992_128}[rank]
+    assert sum(p.numel() for p in lora.adapters(net).values()) == expected == {4: 1_496_064,
+                                                                               8: 2_992_128}[rank]
     assert len(lora.adapters(net)) == 2 * 16 * 10
 
 
 @pytest.mark.parametrize("rank, alpha, match", [
-    (0, 8.0, r"rank 0 is not allowed: 1 to 64"), (65, 8.0, "rank 65 is not allowed: 1 to 64"), (4, 0.0, "alpha 0 is not"),
-    (4, math.nan, "alpha nan is not"),
+    (0, 8.0, r"rank 0 is not allowed: 1 to 64"), (65, 8.0, "rank 65 is not allowed: 1 to 64"),
+    (4, 0.0, "alpha 0 is not"), (4, math.nan, "alpha nan is not"),
 ])
 def test_bad_ranks_are_named_with_what_is_allowed(rank, alpha, match):
     made = model()
@@ -197,7 +214,8 @@ def test_adapters_are_seeded_and_leave_the_global_generator_alone():
     lora.add(a.unet, 4, 4.0, seeded(0)), lora.add(b.unet, 4, 4.0, seeded(0))
     lora.merge(a)
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(x, y) for x, y in zip(lora.adapters(a).values(), lora.adapters(b).values()))
+    assert all(torch.equal(x, y)
+               for x, y in zip(lora.adapters(a).values(), lora.adapters(b).values()))
     with pytest.raises(AssertionError, match="adapters already"):
         lora.add(a.unet, 4, 4.0, seeded())
 
@@ -211,7 +229,8 @@ def test_autocast_lowers_the_products_and_keeps_float32_gradients(dtype):
         low = made(*inputs(), LABELS)
     (1024 * F.mse_loss(low.float(), torch.zeros_like(low.float()))).backward()
     assert seen == [dtype]
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in made.parameters() if p.requires_grad)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in made.parameters()
+               if p.requires_grad)
     assert (low - made(*inputs(), LABELS)).abs().max() < 0.02 * low.abs().max()
 
 
@@ -231,12 +250,14 @@ def test_it_works_under_activation_checkpointing():
     plain, again = adapted(random=True), adapted(random=True)
     plain(*inputs(), LABELS).square().mean().backward()
     checkpoint(again, *inputs(), LABELS, use_reentrant=False).square().mean().backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), again.parameters()) if a.requires_grad)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), again.parameters())
+               if a.requires_grad)
 
 
 def test_it_compiles_into_one_graph():
     attention = adapted(random=True).unet.mid_block.attentions[0].transformer_blocks[0].attn2
-    h, context = torch.randn(3, 16, 128, generator=seeded(6)), torch.randn(3, 8, 64, generator=seeded(7))
+    h, context = torch.randn(3, 16, 128, generator=seeded(6)), torch.randn(3, 8, 64,
+                                                                           generator=seeded(7))
     results = []
     for run in (attention, torch.compile(attention, backend="aot_eager", fullgraph=True)):
         out = run(h, context)
@@ -257,21 +278,25 @@ def test_it_works_under_distributed_data_parallel(tmp_path):
         loss(nn.parallel.DistributedDataParallel(made)).backward()
     finally:
         dist.destroy_process_group()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), made.parameters()) if a.requires_grad)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), made.parameters())
+               if a.requires_grad)
     assert all(p.grad is None for p in made.parameters() if not p.requires_grad)
 
 
 def test_the_same_as_peft():
     peft = pytest.importorskip("peft")
     mine, net = adapted(random=True).unet, model().unet
-    theirs = peft.get_peft_model(net, peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(LINEARS)))
+    theirs = peft.get_peft_model(net,
+                                 peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(LINEARS)))
     tensors = lora.adapters(mine)
     rename = {"lora_down": "lora_A.default.weight", "lora_up": "lora_B.default.weight"}
-    state = {"base_model.model." + n.replace(s, rename[s]): t for n, t in tensors.items() for s in rename if s in n}
+    state = {"base_model.model." + n.replace(s, rename[s]): t for n, t in tensors.items()
+             for s in rename if s in n}
     assert {n for n in theirs.state_dict() if "lora_" in n} == set(state)
     theirs.load_state_dict(state, strict=False)
     context = torch.randn(3, 8, 64, generator=seeded(6))
     with torch.no_grad():
         assert (mine(*inputs(), context) - theirs(*inputs(), context)).abs().max() < 1e-6
         merged = theirs.merge_and_unload().state_dict()
-    assert all(torch.allclose(t, merged[n], rtol=0, atol=1e-6) for n, t in lora.merge(mine).state_dict().items())
+    assert all(torch.allclose(t, merged[n], rtol=0, atol=1e-6)
+               for n, t in lora.merge(mine).state_dict().items())

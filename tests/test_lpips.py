@@ -1,4 +1,6 @@
-"""LPIPS: equal to the lpips package and to eq. 1 written out, from each form of its files; gradients; refusals."""
+"""LPIPS: equal to the lpips package and to eq. 1 written out, from each form of its files;
+gradients; refusals.
+"""
 
 import shutil
 import warnings
@@ -12,7 +14,8 @@ from torchvision_peer import torchvision
 from minidiff.diffusion.public.lpips import BLOCKS, LPIPS, load_lpips, unit
 from minidiff.errors import InputError
 
-CONVS = {0: 1, 2: 1, 5: 2, 7: 2, 10: 3, 12: 3, 14: 3, 17: 4, 19: 4, 21: 4, 24: 5, 26: 5, 28: 5}  # index: lpips' slice
+# index: lpips' slice
+CONVS = {0: 1, 2: 1, 5: 2, 7: 2, 10: 3, 12: 3, 14: 3, 17: 4, 19: 4, 21: 4, 24: 5, 26: 5, 28: 5}
 WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 HEADS = {f"lin{k}.model.1.weight": (1, c, 1, 1) for k, c in enumerate((64, 128, 256, 512, 512))}
 SHIFT, SCALE = torch.tensor([-.030, -.088, -.188]), torch.tensor([.458, .448, .450])
@@ -21,7 +24,9 @@ CLASSIFIER = {f"classifier.{i}.{x}": torch.ones(2) for i in (0, 3, 6) for x in (
 
 @pytest.fixture(scope="module")
 def tensors():
-    """VGG-16's tensors in torchvision's names and the heads in lpips': all random, the activations of size 1 throughout."""
+    """VGG-16's tensors in torchvision's names and the heads in lpips': all random, the activations
+    of size 1 throughout.
+    """
     g, vgg = torch.Generator().manual_seed(1), {}
     for i, a, b in zip(CONVS, WIDTHS, WIDTHS[1:]):
         vgg[f"features.{i}.weight"] = torch.randn(b, a, 3, 3, generator=g) * (2 / (9 * a)) ** 0.5
@@ -30,12 +35,14 @@ def tensors():
 
 
 def sliced(vgg):
-    return {f"net.slice{CONVS[int(n.split('.')[1])]}.{n.removeprefix('features.')}": x for n, x in vgg.items()}
+    return {f"net.slice{CONVS[int(n.split('.')[1])]}.{n.removeprefix('features.')}": x
+            for n, x in vgg.items()}
 
 
 def package(vgg, heads):
     """The whole state dict of the lpips package: constants, sliced VGG, every head twice."""
-    return {"scaling_layer.shift": SHIFT.view(1, 3, 1, 1), "scaling_layer.scale": SCALE.view(1, 3, 1, 1), **sliced(vgg),
+    return {"scaling_layer.shift": SHIFT.view(1, 3, 1, 1),
+            "scaling_layer.scale": SCALE.view(1, 3, 1, 1), **sliced(vgg),
             **heads, **{n.replace("lin", "lins."): x for n, x in heads.items()}}
 
 
@@ -45,12 +52,14 @@ def files(tensors, tmp_path_factory):
     vgg, heads = tensors
     folder = tmp_path_factory.mktemp("lpips")
     paths = {n: folder / n for n in ("vgg16.pth", "heads.pth", "package.pth", "all.safetensors")}
-    torch.save({**vgg, **CLASSIFIER}, paths["vgg16.pth"], _use_new_zipfile_serialization=False)  # as torchvision's is
+    # as torchvision's is
+    torch.save({**vgg, **CLASSIFIER}, paths["vgg16.pth"], _use_new_zipfile_serialization=False)
     torch.save(heads, paths["heads.pth"])
     torch.save(package(vgg, heads), paths["package.pth"])
     save_file({**vgg, **heads}, paths["all.safetensors"])
-    yield {"package": [paths["package.pth"]], "safetensors": [paths["all.safetensors"]], "baseline": [paths["vgg16.pth"]],
-           "two files": [paths["vgg16.pth"], paths["heads.pth"]], "reversed": [paths["heads.pth"], paths["vgg16.pth"]]}
+    yield {"package": [paths["package.pth"]], "safetensors": [paths["all.safetensors"]],
+           "baseline": [paths["vgg16.pth"]], "two files": [paths["vgg16.pth"], paths["heads.pth"]],
+           "reversed": [paths["heads.pth"], paths["vgg16.pth"]]}
     shutil.rmtree(folder)  # 180 MB
 
 
@@ -60,22 +69,26 @@ def net(files):
 
 
 def pair(n=2, h=32, w=40, seed=2, dtype=torch.float32):
-    return torch.rand(2, n, 3, h, w, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 2 - 1
+    return torch.rand(2, n, 3, h, w, generator=torch.Generator().manual_seed(seed),
+                      dtype=dtype) * 2 - 1
 
 
 def written_out(vgg, heads, x, y):
-    """Eq. 1 in float64, sharing nothing with the package: per layer, Σ_c w_c (a_c/|a| − b_c/|b|)², its mean, their sum."""
+    """Eq. 1 in float64, sharing nothing with the package: per layer, Σ_c w_c (a_c/|a| − b_c/|b|)²,
+    its mean, their sum.
+    """
     state, total = {n: t.double() for n, t in {**vgg, **heads}.items()}, 0
     a, b = (((v.double().permute(0, 2, 3, 1) - SHIFT) / SCALE).permute(0, 3, 1, 2) for v in (x, y))
     for i in CONVS:
         if i in (5, 10, 17, 24):
             a, b = F.max_pool2d(a, 2, 2), F.max_pool2d(b, 2, 2)
-        a, b = (F.conv2d(v, state[f"features.{i}.weight"], state[f"features.{i}.bias"], padding=1).clamp(min=0)
-                for v in (a, b))
+        a, b = (F.conv2d(v, state[f"features.{i}.weight"], state[f"features.{i}.bias"],
+                         padding=1).clamp(min=0) for v in (a, b))
         if i in (2, 7, 14, 21, 28):
             w = state[f"lin{(2, 7, 14, 21, 28).index(i)}.model.1.weight"].flatten()
             aa, bb, ab = (torch.einsum("nchw,nchw->nhw", p, q) for p, q in ((a, a), (b, b), (a, b)))
-            assert (aa > 0).all() and (bb > 0).all() and (ab <= (aa * bb).sqrt() * (1 + 1e-12)).all()
+            assert (aa > 0).all() and (bb > 0).all() and (
+                ab <= (aa * bb).sqrt() * (1 + 1e-12)).all()
             error = a / aa.sqrt()[:, None] - b / bb.sqrt()[:, None]
             total = total + torch.einsum("c,nchw,nchw->nhw", w, error, error).mean((1, 2))
     return total
@@ -90,12 +103,15 @@ def test_every_form_of_file_gives_equation_1(files, tensors, form):
     expected = written_out(vgg, heads, x, y)
     assert net(x, y).dtype == torch.float32 and net(x, y).shape == (2,) and expected.min() > 0.1
     assert (net(x, y) - expected).abs().max() <= 1e-5 * expected.max()
-    assert (net.double()(x.double(), y.double()) - expected).abs().max() <= 1e-9  # the constants stay float32's, as there
+    # the constants stay float32's, as there
+    assert (net.double()(x.double(), y.double()) - expected).abs().max() <= 1e-9
 
 
 def test_about_says_where_the_heads_come_from(files):
-    assert load_lpips(*files["two files"]).about == "LPIPS: VGG-16 of vgg16.pth, learned heads of heads.pth"
-    assert load_lpips(*files["package"]).about == "LPIPS: VGG-16 of package.pth, learned heads of package.pth"
+    assert load_lpips(
+        *files["two files"]).about == "LPIPS: VGG-16 of vgg16.pth, learned heads of heads.pth"
+    assert load_lpips(
+        *files["package"]).about == "LPIPS: VGG-16 of package.pth, learned heads of package.pth"
     assert load_lpips(*files["baseline"]).about == (
         "LPIPS: VGG-16 of vgg16.pth, no heads: every channel weighs 1, the baseline")
 
@@ -104,19 +120,20 @@ def test_about_says_where_the_heads_come_from(files):
 def peers(tensors):
     """The lpips package's own network with these tensors: the learned distance and its baseline."""
     torchvision()  # mended first where plain import fails
-    lpips = pytest.importorskip("lpips", reason="the peer lpips is not installed: pip install lpips")
+    lpips = pytest.importorskip("lpips",
+                                reason="the peer lpips is not installed: pip install lpips")
     state = package(*tensors)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips asks torchvision in an old way
-        learned, baseline = (lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, lpips=kind, verbose=False)
-                             for kind in (True, False))
+        learned, baseline = (lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, lpips=kind,
+                                         verbose=False) for kind in (True, False))
     learned.load_state_dict(state)  # strict: every name of ours is theirs, too
     baseline.load_state_dict({n: x for n, x in state.items() if not n.startswith("lin")})
     return {"learned": learned, "baseline": baseline}
 
 
-@pytest.mark.parametrize("form, kind", [("package", "learned"), ("safetensors", "learned"), ("two files", "learned"),
-                                        ("baseline", "baseline")])
+@pytest.mark.parametrize("form, kind", [("package", "learned"), ("safetensors", "learned"),
+                                        ("two files", "learned"), ("baseline", "baseline")])
 def test_parity_with_the_lpips_package(files, peers, form, kind):
     net, peer = load_lpips(*files[form]), peers[kind]
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-9)):
@@ -131,7 +148,8 @@ def test_parity_with_the_lpips_package(files, peers, form, kind):
 def test_the_packages_published_heads_load(files, tensors, peers):
     import lpips
     path = f"{lpips.__path__[0]}/weights/v0.1/vgg.pth"
-    with pytest.raises(InputError, match=r"vgg.pth holds the heads of LPIPS alone: give VGG-16 as well"):
+    with pytest.raises(InputError,
+                       match=r"vgg.pth holds the heads of LPIPS alone: give VGG-16 as well"):
         load_lpips(path)
     net, (x, y) = load_lpips(files["baseline"][0], path), pair()
     heads = torch.load(path, weights_only=True, map_location="cpu")
@@ -142,7 +160,8 @@ def test_the_packages_published_heads_load(files, tensors, peers):
 
 def test_parity_with_torchvisions_vgg16(tensors, net):
     models = torchvision().models
-    theirs = models.vgg.make_layers(models.vgg.cfgs["D"], batch_norm=False)  # vgg16().features without 120 M of classifier
+    # vgg16().features without 120 M of classifier
+    theirs = models.vgg.make_layers(models.vgg.cfgs["D"], batch_norm=False)
     state = {n.removeprefix("features."): x for n, x in tensors[0].items()}
     theirs.load_state_dict(state)
     assert {n: tuple(x.shape) for n, x in theirs.state_dict().items()} == {
@@ -163,9 +182,11 @@ def test_a_distance_zero_symmetric_positive(net):
     assert torch.equal(net(x, y), net(y, x)) and (net(x, y) > 0).all()
     near = net(x, x + 0.01 * (y - x))
     assert (near > 0).all() and (near < 0.1 * net(x, y)).all()
-    assert torch.allclose(net(x[:1], y[:1]), net(x, y)[:1], rtol=1e-5)  # an image's distance is its own
+    # an image's distance is its own
+    assert torch.allclose(net(x[:1], y[:1]), net(x, y)[:1], rtol=1e-5)
     assert net(*pair(h=32, w=32)).isfinite().all()
-    assert [tuple(h.shape[2:]) for h in net.blocks(pair(h=32, w=32)[0])] == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
+    assert [tuple(h.shape[2:]) for h in net.blocks(pair(h=32, w=32)[0])] == [(32, 32), (16, 16),
+                                                                             (8, 8), (4, 4), (2, 2)]
 
 
 def test_gradient_by_finite_differences(files):
@@ -186,9 +207,12 @@ def test_all_zero_cells_have_a_finite_gradient(net):
     h = torch.zeros(1, 4, 2, 2, requires_grad=True)
     unit(h).sum().backward()
     assert h.grad.isfinite().all() and (unit(h) == 0).all()
-    assert all(unit(h.to(t)).equal(torch.zeros(1, 4, 2, 2)) for t in (torch.float16, torch.bfloat16))  # widened first
+    # widened first
+    assert all(unit(h.to(t)).equal(torch.zeros(1, 4, 2, 2))
+               for t in (torch.float16, torch.bfloat16))
     dead = LPIPS()
-    dead.load_state_dict({n: -x.abs() if n.endswith("bias") else x * 1e-3 for n, x in net.state_dict().items()})
+    dead.load_state_dict({n: -x.abs() if n.endswith("bias")
+                          else x * 1e-3 for n, x in net.state_dict().items()})
     y = torch.zeros(1, 3, 32, 32, requires_grad=True)
     assert (list(dead.blocks(y))[-1] == 0).all()
     dead(torch.ones(1, 3, 32, 32), y).sum().backward()
@@ -233,15 +257,20 @@ def hollow(value=0.5):
 VGG, LINEAR = hollow()
 WHOLE = package(VGG, LINEAR)
 BROKEN = {
-    "missing": ({n: x for n, x in VGG.items() if n != "features.17.bias"}, "1 missing: features.17.bias"),
-    "missing first": ({n: x for n, x in VGG.items() if n != "features.0.weight"}, "1 missing: features.0.weight"),
-    "missing in a slice": ({n: x for n, x in WHOLE.items() if n != "net.slice3.12.weight"}, "missing: net.slice3.12.weight"),
-    "missing head": ({n: x for n, x in WHOLE.items() if n != "lin4.model.1.weight"}, "1 missing: lin4.model.1.weight"),
-    "only the repeated heads": ({n: x for n, x in WHOLE.items() if n not in HEADS}, "5 missing: lin0.model.1.weight"),
-    "unexpected": ({**VGG, "features.30.weight": torch.ones(1)}, "1 unexpected: features.30.weight"),
-    "unexpected classifier": ({**VGG, "classifier.9.bias": torch.ones(1)}, "1 unexpected: classifier.9.bias"),
+    "missing": ({n: x for n, x in VGG.items() if n != "features.17.bias"},
+                "1 missing: features.17.bias"), "missing first":
+    ({n: x for n, x in VGG.items() if n != "features.0.weight"}, "1 missing: features.0.weight"),
+    "missing in a slice": ({n: x for n, x in WHOLE.items() if n != "net.slice3.12.weight"},
+                           "missing: net.slice3.12.weight"),
+    "missing head": ({n: x for n, x in WHOLE.items() if n != "lin4.model.1.weight"},
+                     "1 missing: lin4.model.1.weight"), "only the repeated heads":
+    ({n: x for n, x in WHOLE.items() if n not in HEADS}, "5 missing: lin0.model.1.weight"),
+    "unexpected": ({**VGG, "features.30.weight": torch.ones(1)},
+                   "1 unexpected: features.30.weight"), "unexpected classifier":
+    ({**VGG, "classifier.9.bias": torch.ones(1)}, "1 unexpected: classifier.9.bias"),
     "both dialects": ({**VGG, **sliced(VGG)}, "26 unexpected: features.0.bias"),
-    "shape": ({**VGG, "features.2.bias": torch.ones(65)}, r"1 of another shape: features.2.bias \(65,\) for \(64,\)"),
+    "shape": ({**VGG, "features.2.bias": torch.ones(65)},
+              r"1 of another shape: features.2.bias \(65,\) for \(64,\)"),
     "alexnet's head": ({**WHOLE, "lin1.model.1.weight": torch.ones(1, 192, 1, 1)},
                        r"lin1.model.1.weight \(1, 192, 1, 1\) for \(1, 128, 1, 1\)"),
     "negative head": ({**VGG, **LINEAR, "lin2.model.1.weight": torch.full((1, 256, 1, 1), -.1)},
@@ -250,12 +279,16 @@ BROKEN = {
                     "lin0.model.1.weight holds other than finite"),
     "infinite bias": ({**sliced(VGG), "net.slice1.2.bias": torch.full((64,), torch.inf)},
                       "net.slice1.2.bias holds other than finite numbers"),
-    "two opinions": ({**WHOLE, "lins.3.model.1.weight": torch.ones(1, 512, 1, 1)}, "lins.3.model.1.weight differs from"),
-    "another scaling": ({**WHOLE, "scaling_layer.shift": torch.zeros(1, 3, 1, 1)}, "scaling_layer.shift differs from"),
-    "scaling of another shape": ({**WHOLE, "scaling_layer.scale": SCALE}, "scaling_layer.scale differs from"),
-    "dtype": ({**VGG, "features.0.bias": torch.ones(64, dtype=torch.int64)}, "features.0.bias is int64; allowed are"),
-    "heads alone": (LINEAR, "holds the heads of LPIPS alone: give VGG-16 as well, as torchvision's vgg16-397923af"),
-    "another model": ({"encoder.conv_in.weight": torch.ones(1)}, "holds no weights of VGG-16: give VGG-16 instead"),
+    "two opinions": ({**WHOLE, "lins.3.model.1.weight": torch.ones(1, 512, 1, 1)},
+                     "lins.3.model.1.weight differs from"), "another scaling":
+    ({**WHOLE, "scaling_layer.shift": torch.zeros(1, 3, 1, 1)}, "scaling_layer.shift differs from"),
+    "scaling of another shape": ({**WHOLE, "scaling_layer.scale": SCALE},
+                                 "scaling_layer.scale differs from"),
+    "dtype": ({**VGG, "features.0.bias": torch.ones(64, dtype=torch.int64)},
+              "features.0.bias is int64; allowed are"),
+    "heads alone": (LINEAR, "holds the heads of LPIPS alone: give VGG-16 as well, as torchvision's "
+                    "vgg16-397923af"), "another model":
+    ({"encoder.conv_in.weight": torch.ones(1)}, "holds no weights of VGG-16: give VGG-16 instead"),
 }
 
 
@@ -269,9 +302,11 @@ def test_each_broken_file_is_refused_by_name(fault, tmp_path):
 
 
 def test_two_files_that_do_not_go_together(tmp_path):
-    for name, state in {"vgg.pth": VGG, "whole.pth": WHOLE, "lin.pth": LINEAR, "sd.pth": {"z": torch.ones(1)}}.items():
+    for name, state in {"vgg.pth": VGG, "whole.pth": WHOLE, "lin.pth": LINEAR,
+                        "sd.pth": {"z": torch.ones(1)}}.items():
         torch.save(state, tmp_path / name)
-    vgg, whole, linear, other = (tmp_path / n for n in ("vgg.pth", "whole.pth", "lin.pth", "sd.pth"))
+    vgg, whole, linear, other = (tmp_path / n
+                                 for n in ("vgg.pth", "whole.pth", "lin.pth", "sd.pth"))
     for paths, said in [
         ((vgg, whole), "vgg.pth and .*whole.pth both hold the VGG-16 of LPIPS: give one"),
         ((whole, linear), "both hold the heads of LPIPS: give one"),
@@ -291,7 +326,8 @@ class Payload:
 
 def test_nothing_in_a_file_is_run(tmp_path, capsys):
     torch.save({**VGG, "x": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="evil.pth wants to run .*print; nothing in a checkpoint is run"):
+    with pytest.raises(InputError,
+                       match="evil.pth wants to run .*print; nothing in a checkpoint is run"):
         load_lpips(tmp_path / "evil.pth")
     assert "run" not in capsys.readouterr().out
 

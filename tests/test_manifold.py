@@ -1,4 +1,6 @@
-"""Precision, recall, density, coverage: by the definitions, by the peers, and which way round they are."""
+"""Precision, recall, density, coverage: by the definitions, by the peers, and which way round they
+are.
+"""
 
 import numpy as np
 import pytest
@@ -45,12 +47,15 @@ def test_precision_and_recall_equal_torch_fidelity():
     torchvision()
     peer = pytest.importorskip("torch_fidelity.metric_prc", exc_type=ImportError)
     x, y = normal(0, 100, 12), 0.8 * normal(1, 80, 12) + 0.2
-    precision, recall = peer.calculate_precision_recall_full(torch.from_numpy(y), torch.from_numpy(x), neighborhood=3)
+    precision, recall = peer.calculate_precision_recall_full(torch.from_numpy(y),
+                                                             torch.from_numpy(x), neighborhood=3)
     assert prdc(real=x, fake=y, k=3)[:2] == pytest.approx((precision, recall))
 
 
 def test_a_tight_cluster_is_precise_and_recalls_nothing():
-    """The convention that is easily swapped; density above 1 says that it sits where real images are dense."""
+    """The convention that is easily swapped; density above 1 says that it sits where real images
+    are dense.
+    """
     x, y = normal(0, 300, 6), 0.05 * normal(1, 300, 6)
     got = prdc(real=x, fake=y)
     assert got.precision > 0.8 and got.recall < 0.3 and got.coverage < 0.3 and got.density > 1
@@ -67,7 +72,8 @@ def test_collapse_to_five_real_images_shows_in_recall_and_coverage():
 def test_sets_of_their_own_and_far_apart():
     x = normal(0, 60, 5)
     same, apart = prdc(real=x, fake=x), prdc(real=x, fake=x + 100)
-    assert (same.precision, same.recall, same.coverage) == (1, 1, 1) and same.density == pytest.approx(1)
+    assert (same.precision, same.recall, same.coverage) == (1, 1,
+                                                            1) and same.density == pytest.approx(1)
     assert apart == (0, 0, 0, 0)
 
 
@@ -79,7 +85,9 @@ def test_one_far_off_real_image_raises_precision_and_not_density():
 
 
 def test_density_and_coverage_of_real_against_real_do_not_drift():
-    """About 1 and .97 at any n and d, as the paper says; the density of one pair of draws scatters."""
+    """About 1 and .97 at any n and d, as the paper says; the density of one pair of draws
+    scatters.
+    """
     got = [prdc(real=normal(2 * i, 250, 256), fake=normal(2 * i + 1, 250, 256)) for i in range(4)]
     _, _, density, coverage = np.mean(got, axis=0)
     assert density == pytest.approx(1, abs=0.15) and coverage == pytest.approx(0.97, abs=0.03)

@@ -31,18 +31,21 @@ def draw(folder, seed, n, split=None, noise=0.02, **more):
         p = phantom.phantom(seed, i, 32, label=LABELS[i % 2], noise=noise)
         name = f"images/{p.row['label']}/{i:06d}.png"
         image = p.image.copy()
-        if p.row["label"] == "covid":                    # plain to see, however faint the phantom's own disease may be
+        # plain to see, however faint the phantom's own disease may be
+        if p.row["label"] == "covid":
             image[10:22, 6:26] += ((255 - image[10:22, 6:26]) * 0.4).astype(np.uint8)
         images.write(folder / name, image)
-        rows.append({"file_name": name, "label": p.row["label"], "patient": p.row["patient"], **more,
-                     **({"split": split(i)} if split else {})})
+        rows.append({"file_name": name, "label": p.row["label"], "patient": p.row["patient"],
+                     **more, **({"split": split(i)} if split else {})})
     write_table(folder / "metadata.csv", rows)
     return folder
 
 
 @pytest.fixture(scope="module")
 def folders(once):
-    """Real phantoms, those of a noisier hospital, others as samples, and a judge trained on the first: to be read only."""
+    """Real phantoms, those of a noisier hospital, others as samples, and a judge trained on the
+    first: to be read only.
+    """
     def make(root):
         draw(root / "real", 0, 192, split=lambda i: "train" if i < 112 else "test")
         draw(root / "hospital", 1, 168, noise=0.05)
@@ -57,10 +60,11 @@ def folders(once):
 
 
 def knobs(folders, out, **more):
-    return MatrixConfig(**{"data": (str(folders / "real"),), "samples": (str(folders / "samples"),), "n": 40,
-                           "external": (str(folders / "hospital"),), "classifier": str(folders / "cls"), "out": str(out),
-                           "extractors": ("pixels", "spectrum"), "permutations": 100, "resamples": 100, "repeats": 10,
-                           **more})
+    return MatrixConfig(**{"data": (str(folders / "real"),), "samples": (str(folders / "samples"),),
+                           "n": 40, "external": (str(folders / "hospital"),),
+                           "classifier": str(folders / "cls"), "out": str(out),
+                           "extractors": ("pixels", "spectrum"), "permutations": 100,
+                           "resamples": 100, "repeats": 10, **more})
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +97,15 @@ def test_other_phantoms_pass_for_samples_and_training_images_raise_no_alarm(fini
             assert [v[name]["answer"] for name in gates.VERDICTS].count("no") == 0, v
             assert v["rho"]["spectrum"]["rho_high"] < 0.5 and v["yardstick"].endswith("hospital")
         if v["kind"] == "real":
-            assert "no" not in (v["FIDELITY"]["answer"], v["COVERAGE"]["answer"]) and "NOVELTY" not in v
+            assert "no" not in (v["FIDELITY"]["answer"],
+                                v["COVERAGE"]["answer"]) and "NOVELTY" not in v
 
 
 def test_every_cell_names_its_space_and_its_images(finished):
     spaces = {e["name"]: e["identity"] for e in finished["extractors"]}
     contents = {s["content"][:12] for s in (*finished["rows"], *finished["columns"])}
-    assert set(spaces) == {"pixels-pca64", "spectrum"} and all(len(i) == 64 for i in spaces.values())
+    assert set(spaces) == {"pixels-pca64",
+                           "spectrum"} and all(len(i) == 64 for i in spaces.values())
     assert all(c["extractor"] in spaces and set(c["data"]) <= contents for c in finished["cells"])
     assert len(finished["cells"]) == 2 * len(finished["rows"]) * len(finished["columns"])
     assert {s["label"] for s in finished["shortcuts"]} == set(LABELS)
@@ -108,35 +114,41 @@ def test_every_cell_names_its_space_and_its_images(finished):
 def test_the_page_holds_all_sections_and_verdicts_and_asks_for_nothing(written):
     text = (written / "matrix.html").read_text()
     page = Page(text)
-    assert page.ids == ["verdicts", "rho", "matrix", "controls", "copies", "numbers", "shortcuts", "provenance"]
-    assert "VALID." in page.text and "FIDELITY" in page.text and "http" not in text.replace("http-equiv", "")
+    assert page.ids == ["verdicts", "rho", "matrix", "controls", "copies", "numbers", "shortcuts",
+                        "provenance"]
+    assert "VALID." in page.text and "FIDELITY" in page.text and "http" not in text.replace(
+        "http-equiv", "")
 
 
 def test_neither_the_order_of_images_nor_their_packing_reaches_a_set(folders, tmp_path):
     for name in ("real", "samples"):
         shutil.copytree(folders / name, tmp_path / name)
-        write_table(tmp_path / name / "metadata.csv", read_table(tmp_path / name, split=False).rows[::-1])
+        write_table(tmp_path / name / "metadata.csv",
+                    read_table(tmp_path / name, split=False).rows[::-1])
         for path in (tmp_path / name).rglob("*.png"):
             images.write(path, images.read(path), text={"packed": "anew"})
     found = []
     for root in (folders, tmp_path):
-        cfg = knobs(folders, tmp_path / "out", data=(str(root / "real"),), samples=(str(root / "samples"),))
+        cfg = knobs(folders, tmp_path / "out", data=(str(root / "real"),),
+                    samples=(str(root / "samples"),))
         tables, pixels = matrix.read(cfg)
         _, standards, columns = matrix.arrange(cfg, tables, pixels)
-        found.append((tables["real"].fingerprint, matrix.of(tables["real"], pixels["real"], split=("train",)), columns,
+        found.append((tables["real"].fingerprint,
+                      matrix.of(tables["real"], pixels["real"], split=("train",)), columns,
                       [j.yardstick for j in standards]))
     (before, train, columns, far), (after, train2, columns2, far2) = found
-    assert before != after and torch.equal(train, train2)                    # other files, the same images
+    # other files, the same images
+    assert before != after and torch.equal(train, train2)
     for a, b in zip([*columns, *far], [*columns2, *far2], strict=True):
         assert (a.name, a.content, a.patients.tolist()) == (b.name, b.content, b.patients.tolist())
         assert torch.equal(a.pixels, b.pixels)
 
 
-def test_a_gate_that_lets_a_fraud_pass_ends_with_status_1_after_all_is_written(folders, finished, tmp_path, monkeypatch,
-                                                                               capsys):
+def test_a_gate_that_lets_a_fraud_pass_ends_with_status_1_after_all_is_written(
+        folders, finished, tmp_path, monkeypatch, capsys):
     def blind(*_):
-        return [{**v, "COVERAGE": {**v["COVERAGE"], "answer": "yes"}} if v["part"] == "collapse" else v
-                for v in finished["verdicts"]]
+        return [{**v, "COVERAGE": {**v["COVERAGE"], "answer": "yes"}} if v["part"] == "collapse"
+                else v for v in finished["verdicts"]]
     monkeypatch.setattr(matrix, "measure", lambda *_: (finished["cells"], {}))
     monkeypatch.setattr(matrix, "judge_all", blind)
     with pytest.raises(SystemExit) as ended:
@@ -155,8 +167,8 @@ def test_the_demo_alone_gets_another_hospital_of_phantoms():
 def test_without_another_hospital_the_yardstick_is_another_label(folders, tmp_path):
     cfg = knobs(folders, tmp_path / "out", external=())
     _, standards, _ = matrix.arrange(cfg, *matrix.read(cfg))
-    assert [(j.label, j.yardstick.label, j.another_source) for j in standards] == [("covid", "normal", False),
-                                                                                   ("normal", "covid", False)]
+    assert [(j.label, j.yardstick.label, j.another_source)
+            for j in standards] == [("covid", "normal", False), ("normal", "covid", False)]
     assert not any(s.part == "wrong source" for j in standards for s in j.candidates)
 
 
@@ -181,8 +193,10 @@ def test_faults_of_input_are_named(folders, tmp_path):
     external = next(iter(read_table(folders / "hospital", split=False).hashes.values()))
     (tmp_path / "made/manifest.json").write_text(json.dumps({"trained_on": [external]}))
     refused("the generator of .*made was trained on 1 of", samples=(str(tmp_path / "made"),))
-    Predictor([Category("label", ("covid", "flu"))], width=8, size=32).save(tmp_path / "other" / "judge")
-    refused("does not read the label normal; it knows covid, flu", classifier=str(tmp_path / "other"))
+    Predictor([Category("label", ("covid", "flu"))], width=8,
+              size=32).save(tmp_path / "other" / "judge")
+    refused("does not read the label normal; it knows covid, flu",
+            classifier=str(tmp_path / "other"))
     with pytest.raises(InputError, match="MatrixConfig has no knob sets"):
         settings.from_dict(MatrixConfig, {"sets": 1})
     bad = next((tmp_path / "made/images").rglob("*.png"))
@@ -194,21 +208,27 @@ def test_faults_of_input_are_named(folders, tmp_path):
 def test_sets_and_several_folders_are_columns_of_their_own(folders, tmp_path):
     table, _ = matrix.ordered(*load_pixels(read_table(folders / "samples", split=False), 32))
     shutil.copytree(folders / "samples", tmp_path / "made")
-    write_table(tmp_path / "made/metadata.csv", [{**r, "set": str(1 + i % 2)} for i, r in enumerate(table.rows)])
-    cfg = knobs(folders, tmp_path / "out", samples=(str(tmp_path / "made"), str(folders / "few")), by_set=True, external=())
+    write_table(tmp_path / "made/metadata.csv",
+                [{**r, "set": str(1 + i % 2)} for i, r in enumerate(table.rows)])
+    cfg = knobs(folders, tmp_path / "out", samples=(str(tmp_path / "made"), str(folders / "few")),
+                by_set=True, external=())
     matrix.check(cfg)
     tables, pixels = matrix.read(cfg)
     _, standards, columns = matrix.arrange(cfg, tables, pixels)
     parts = [s.part for s in columns if s.kind == "synthetic" and s.label == "covid"]
-    assert parts == [str(tmp_path / "made")] + [f"{tmp_path / 'made'}, set {k}" for k in "12"] + [str(folders / "few")]
-    assert [s.grey for s in columns if s.kind == "synthetic" and "few" in s.part] == ["6 images; 20 are needed"] * 2
+    assert parts == [str(tmp_path / "made")] + [f"{tmp_path / 'made'}, set {k}"
+                                                for k in "12"] + [str(folders / "few")]
+    assert [s.grey for s in columns
+            if s.kind == "synthetic" and "few" in s.part] == ["6 images; 20 are needed"] * 2
     assert [j.label for j in standards] == list(LABELS)
 
 
 def test_several_sources_of_a_label_are_rows_and_pooled():
-    rows = [{"label": "a", "source": s, "split": split, "patient": f"{s}{split}{i}", "file": f"{s}{split}{i}"}
+    rows = [{"label": "a", "source": s, "split": split, "patient": f"{s}{split}{i}",
+             "file": f"{s}{split}{i}"}
             for s in "xy" for split in ("train", "val", "test") for i in range(12)]
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (72, 3, 8, 8), dtype=np.uint8))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (72, 3, 8, 8),
+                                                                dtype=np.uint8))
     found = {s.name: len(s) for s in real_subsets(Table(rows), pixels, n=40, seed=0)}
     assert found == {"a · train · x + y": 24, "a · train · x": 12, "a · train · y": 12,
                      "a · held-out · x + y": 40, "a · held-out · x": 24, "a · held-out · y": 24}
@@ -234,26 +254,31 @@ def test_the_same_command_writes_the_same_bytes_from_its_cache(folders, tmp_path
         written.append([path.read_bytes() for path in names])
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/features").iterdir()}
     assert written[0] == written[1] and len(kept) == 3
-    for path, when in kept.items():                                         # nothing was computed again
+    # nothing was computed again
+    for path, when in kept.items():
         assert when <= names[0].stat().st_mtime_ns - 1, path
 
 
 @pytest.mark.slow
 def test_every_control_is_caught_on_real_x_rays(cxr, tmp_path):
-    """With a judge of 64 px, trained here, and training images of other patients in the place of samples."""
+    """With a judge of 64 px, trained here, and training images of other patients in the place of
+    samples.
+    """
     import classify
-    classify.run_study(classify.Config(data=(str(cxr),), arms=("real",), condition=("label",), size=64, steps=120, seeds=1,
-                                       out=str(tmp_path / "cls")))
+    classify.run_study(classify.Config(data=(str(cxr),), arms=("real",), condition=("label",),
+                                       size=64, steps=120, seeds=1, out=str(tmp_path / "cls")))
     rows = read_table(cxr).select(split="train").rows
     made_ = []
     for i, row in enumerate(rows):
         if i % 3 == 0:
             name = f"images/{row['label']}/{i:06d}.png"
             images.write(tmp_path / "made" / name, images.square(images.read(row["file"]), 64))
-            made_.append({"file_name": name, "label": row["label"], "patient": row["patient"], "set": "1"})
+            made_.append({"file_name": name, "label": row["label"], "patient": row["patient"],
+                          "set": "1"})
     write_table(tmp_path / "made/metadata.csv", made_)
-    run_matrix(MatrixConfig(data=(str(cxr),), samples=(str(tmp_path / "made"),), external=(str(cxr / "external"),
-                            str(cxr / "hannover")), classifier=str(tmp_path / "cls"), out=str(tmp_path / "m"), n=80,
+    run_matrix(MatrixConfig(data=(str(cxr),), samples=(str(tmp_path / "made"),),
+                            external=(str(cxr / "external"), str(cxr / "hannover")),
+                            classifier=str(tmp_path / "cls"), out=str(tmp_path / "m"), n=80,
                             permutations=100, resamples=300, repeats=10))
     found = json.loads((tmp_path / "m/matrix.json").read_text())
     assert found["status"] == "VALID"

@@ -10,17 +10,21 @@ from minidiff.statistics import auroc
 
 
 def errors(n, shift, seed, own=0.6, draws=8):
-    """An image's own difficulty, the draw's, and chance; `shift` is what the model knows of training images."""
+    """An image's own difficulty, the draw's, and chance; `shift` is what the model knows of
+    training images.
+    """
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(np.exp(rng.normal(-shift, own, (n, 1)) + rng.normal(0, 1, (1, draws)) * 0
-                                   + np.arange(draws) + rng.normal(0, 0.3, (n, draws))))
+    return torch.from_numpy(np.exp(rng.normal(-shift, own, (n, 1)) + rng.normal(0, 1, (1, draws))
+                                   * 0 + np.arange(draws) + rng.normal(0, 0.3, (n, draws))))
 
 
 def test_a_model_that_knows_its_images_is_found_and_one_that_does_not_is_not():
     known = membership(errors(200, 1.5, 0), errors(200, 0, 1))
     fresh = membership(errors(200, 0, 2), errors(200, 0, 3))
-    assert known.low > 0.85 and known.p < 0.001 and known.tpr > 0.2 and known.tpr_by_patient[0] > 0.05
-    assert fresh.low < 0.5 < fresh.high and fresh.p > 0.05 and abs(fresh.auroc - 0.5) < fresh.chance and fresh.tpr < 0.06
+    assert known.low > 0.85 and known.p < 0.001 and known.tpr > 0.2 and known.tpr_by_patient[
+        0] > 0.05
+    assert fresh.low < 0.5 < fresh.high and fresh.p > 0.05 and abs(
+        fresh.auroc - 0.5) < fresh.chance and fresh.tpr < 0.06
     assert (known.n_train, known.n_heldout, known.patients_train) == (200, 200, 200)
 
 
@@ -43,10 +47,12 @@ def test_times_whose_errors_differ_by_orders_of_magnitude_weigh_alike():
 def test_images_of_one_patient_are_one_piece_of_evidence():
     a, b = (errors(30, s, k).repeat_interleave(6, 0) for s, k in ((0.4, 8), (0, 9)))
     patients = [[f"{name}{i // 6}" for i in range(180)] for name in "ab"]
-    naive, honest = membership(a, b), membership(a, b, train_patients=patients[0], heldout_patients=patients[1])
+    naive, honest = membership(a, b), membership(a, b, train_patients=patients[0],
+                                                 heldout_patients=patients[1])
     width = lambda i: i[1] - i[0]  # noqa: E731
     assert width(honest.by_patient) > 1.7 * width(naive.by_patient) and honest.p > naive.p
-    assert honest.patients_train == 30 and width(naive.by_patient) == pytest.approx(naive.high - naive.low, rel=0.15)
+    assert honest.patients_train == 30 and width(naive.by_patient) == pytest.approx(
+        naive.high - naive.low, rel=0.15)
 
 
 def test_small_sets_are_said_to_be_small():
@@ -86,7 +92,9 @@ def test_every_image_gets_the_same_times_and_noise_whatever_the_batch():
 
 @pytest.mark.slow
 def test_intervals_by_patient_cover():
-    """120 images of 40 patients on each side; DeLong's interval, for images, does not and need not."""
+    """120 images of 40 patients on each side; DeLong's interval, for images, does not and need
+    not.
+    """
     rng, covered, p, n = np.random.default_rng(0), 0, [], 400
 
     def side(shift):
@@ -96,9 +104,12 @@ def test_intervals_by_patient_cover():
     patients = [[f"{k}{i // 3}" for i in range(120)] for k in "ab"]
 
 
-    truth = norm.cdf(1 / np.sqrt(2 * 1.25))                     # of two normal scores that lie 1 apart
+    # of two normal scores that lie 1 apart
+    truth = norm.cdf(1 / np.sqrt(2 * 1.25))
     for _ in range(n):
-        found = membership(side(1), side(0), train_patients=patients[0], heldout_patients=patients[1], n_boot=300)
+        found = membership(side(1), side(0), train_patients=patients[0],
+                           heldout_patients=patients[1], n_boot=300)
         covered += found.by_patient[0] <= truth <= found.by_patient[1]
-        p.append(membership(side(0), side(0), train_patients=patients[0], heldout_patients=patients[1], n_boot=2).p)
+        p.append(membership(side(0), side(0), train_patients=patients[0],
+                            heldout_patients=patients[1], n_boot=2).p)
     assert covered / n > 0.9 and np.mean(np.array(p) < 0.05) < 0.05 + 2 * np.sqrt(0.05 * 0.95 / n)

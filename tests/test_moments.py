@@ -46,7 +46,8 @@ def test_merging_equals_adding_and_changes_neither():
     a, b = Moments(5).add(x), Moments(5).add(y)
     before = a.mean.copy(), a.scatter.copy(), a.count
     both, whole = a.merge(b), Moments(5).add(np.concatenate([x, y]))
-    assert both.count == 65 and (a.mean == before[0]).all() and (a.scatter == before[1]).all() and a.count == before[2]
+    assert both.count == 65 and (a.mean == before[0]).all() and (
+        a.scatter == before[1]).all() and a.count == before[2]
     np.testing.assert_allclose(both.mean, whole.mean, rtol=1e-12)
     np.testing.assert_allclose(both.covariance, whole.covariance, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(Moments(5).merge(a).covariance, a.covariance)
@@ -54,14 +55,17 @@ def test_merging_equals_adding_and_changes_neither():
 
 def test_float32_batches_are_summed_in_float64():
     x = (normal(0, 3000, 4) + 100).astype(np.float32)
-    np.testing.assert_allclose(Moments(4).add(x).covariance, np.cov(x.astype(float), rowvar=False), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(Moments(4).add(x).covariance, np.cov(x.astype(float), rowvar=False),
+                               rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("n,d", [(200, 24), (24, 24), (10, 24), (2, 5)])   # above, at and below full rank
+# above, at and below full rank
+@pytest.mark.parametrize("n,d", [(200, 24), (24, 24), (10, 24), (2, 5)])
 def test_fd_of_moments_equals_fd_of_all_rows(n, d):
     x, y = normal(0, n, d), 1.3 * normal(1, n + 5, d) + 0.2
     tolerance = 1e-9 if n > d else 1e-6   # the square root of a rounding, where an eigenvalue is 0
-    assert fid_of(streamed(x, 7), streamed(y, 3)) == pytest.approx(fid(real=x, fake=y), rel=tolerance)
+    assert fid_of(streamed(x, 7), streamed(y, 3)) == pytest.approx(fid(real=x, fake=y),
+                                                                   rel=tolerance)
 
 
 def test_fd_of_moments_of_degenerate_sets():
@@ -69,7 +73,8 @@ def test_fd_of_moments_of_degenerate_sets():
     a, flat = Moments(6).add(x), Moments(6).add(np.ones((9, 6)))
     assert fid_of(a, a) == pytest.approx(0, abs=1e-12)
     assert fid_of(flat, flat) == 0
-    assert fid_of(flat, Moments(6).add(np.full((4, 6), 3.0))) == pytest.approx(24)     # constant features: the shift alone
+    # constant features: the shift alone
+    assert fid_of(flat, Moments(6).add(np.full((4, 6), 3.0))) == pytest.approx(24)
     assert fid_of(a, flat) == pytest.approx(((x.mean(0) - 1) ** 2).sum() + x.var(0, ddof=1).sum())
 
 
@@ -95,7 +100,9 @@ def test_bad_input_is_named_and_leaves_the_moments_as_they_were():
 
 @pytest.mark.slow
 def test_20_000_images_are_never_held():
-    """n = 20,000 a side, d = 2,048: equal to `fid` of all rows, in less memory than those of one side."""
+    """n = 20,000 a side, d = 2,048: equal to `fid` of all rows, in less memory than those of one
+    side.
+    """
     code = """if True:
         import resource, sys
         import numpy as np

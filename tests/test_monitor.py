@@ -1,4 +1,6 @@
-"""Monitoring: better images score better, copies are left out, and a choice that the numbers do not bear is not made."""
+"""Monitoring: better images score better, copies are left out, and a choice that the numbers do not
+bear is not made.
+"""
 
 import json
 from pathlib import Path
@@ -14,7 +16,13 @@ from minidiff.data.dataset import read_images
 from minidiff.errors import InputError
 from minidiff.evaluation.extractors.features import PixelPCA
 from minidiff.evaluation.history import monitor
-from minidiff.evaluation.history.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure
+from minidiff.evaluation.history.monitor import (
+    Checkpoint,
+    MonitorConfig,
+    checkpoints,
+    choose,
+    measure,
+)
 from minidiff.evaluation.metrics.distances import kid, kid_draws, same_mix
 
 LABELS = ["covid", "normal", "pneumonia"]
@@ -32,20 +40,27 @@ def real(tmp_path_factory):
 def fresh():
     """60 phantoms of other patients, and their labels in turn."""
     drawn = [phantom.phantom(7, i, 32) for i in range(60)]
-    pixels = torch.from_numpy(np.stack([p.image if p.image.ndim == 3 else p.image[None] for p in drawn]))
+    pixels = torch.from_numpy(
+        np.stack([p.image if p.image.ndim == 3 else p.image[None] for p in drawn]))
     return pixels.expand(-1, 3, -1, -1), [p.row["label"] for p in drawn]
 
 
 @pytest.fixture(scope="module")
 def course(real, fresh):
-    """A training that goes from a blur to good phantoms, and ends in copies of the training images."""
+    """A training that goes from a blur to good phantoms, and ends in copies of the training
+    images.
+    """
     _, train, _ = real
     pixels, labels = fresh
-    blurred = [F.avg_pool2d(F.pad(pixels.float(), [k // 2] * 4, mode="replicate"), k, 1).to(torch.uint8) for k in (9, 5)]
-    index = {label: iter([i for i, row in enumerate(train.table.rows) if row["label"] == label] * 9) for label in LABELS}
+    blurred = [F.avg_pool2d(F.pad(pixels.float(), [k // 2] * 4, mode="replicate"), k,
+                            1).to(torch.uint8) for k in (9, 5)]
+    index = {label: iter([i for i, row in enumerate(train.table.rows) if row["label"] == label] * 9)
+             for label in LABELS}
     copies = train.pixels[[next(index[label]) for label in labels]]
-    made = dict(zip((Checkpoint(s, Path(f"s{s}")) for s in (100, 200, 300, 400)), (*blurred, pixels, copies)))
-    log = [{"step": 300, "val_loss": 0.5, "gap": 0.02, "gap_low": -0.01}, {"step": 400, "val_loss": None}]
+    made = dict(zip((Checkpoint(s, Path(f"s{s}")) for s in (100, 200, 300, 400)),
+                    (*blurred, pixels, copies)))
+    log = [{"step": 300, "val_loss": 0.5, "gap": 0.02, "gap_low": -0.01},
+           {"step": 400, "val_loss": None}]
     return made, labels, log
 
 
@@ -61,7 +76,8 @@ def test_the_curve_falls_and_copies_are_left_out(result):
     assert values[0] > values[1] > values[2] and values[3] < values[1]
     assert values[1] > result["floors"]["pixels-pca64"]["high"] > values[2]
     assert [p["copying"]["suspected"] for p in result["points"]] == [False, False, False, True]
-    assert result["points"][3]["copying"]["spaces"][0]["q50"] < 1e-6                    # a copy has no distance
+    # a copy has no distance
+    assert result["points"][3]["copying"]["spaces"][0]["q50"] < 1e-6
     assert result["choice"]["step"] == 300 and result["choice"]["resolved"]
     assert "left out for theirs: 1" in result["choice"]["text"]
     assert result["points"][2]["loss"] == {"val_loss": 0.5, "gap": 0.02, "gap_low": -0.01}
@@ -74,45 +90,58 @@ def test_numbers_are_those_of_the_room(result, real, course):
     held = same_mix(heldout.table.column("label"), labels)
     x = PixelPCA().fit(train.pixels)
     patients = np.array(heldout.table.column("patient"))[held]
-    value = kid(real=x(heldout.pixels[held]), fake=x(made[Checkpoint(300, Path("s300"))]), real_patients=patients)
-    assert result["points"][2]["KD"]["pixels-pca64"]["value"] == value and result["points"][2]["n"] == len(held)
+    value = kid(real=x(heldout.pixels[held]), fake=x(made[Checkpoint(300, Path("s300"))]),
+                real_patients=patients)
+    assert result["points"][2]["KD"]["pixels-pca64"]["value"] == value and result["points"][2][
+        "n"] == len(held)
 
 
 def test_the_mix_of_labels_is_that_asked_for():
     labels = ["a"] * 50 + ["b"] * 20 + ["c"] * 10
     index = same_mix(labels, ["a", "b"] * 5)
-    assert [labels[i] for i in index] == ["a"] * 20 + ["b"] * 20 and (same_mix(labels, ["a", "b"] * 5) == index).all()
-    assert len(same_mix(labels, ["a", "a", "c"])) == 30                                  # 20 of a to 10 of c
-    assert len(same_mix(labels, ["any"])) == 80                                          # a model that knows no label
+    assert [labels[i] for i in index] == ["a"] * 20 + ["b"] * 20 and (
+        same_mix(labels, ["a", "b"] * 5) == index).all()
+    # 20 of a to 10 of c
+    assert len(same_mix(labels, ["a", "a", "c"])) == 30
+    # a model that knows no label
+    assert len(same_mix(labels, ["any"])) == 80
 
 
 def point(step, suspected=False, **values):
-    return {"step": step, "KD": {k: {"value": v} for k, v in values.items()}, "copying": {"suspected": suspected}}
+    return {"step": step, "KD": {k: {"value": v} for k, v in values.items()},
+            "copying": {"suspected": suspected}}
 
 
 def test_the_rule_of_choice():
     rng = np.random.default_rng(0)
-    luck = rng.normal(0, 1, 1000)                       # of the held-out patients, which all checkpoints share
+    # of the held-out patients, which all checkpoints share
+    luck = rng.normal(0, 1, 1000)
 
     def drawn(*values, noise=0.01):
         return [v + luck + noise * rng.normal(0, 1, 1000) for v in values]
 
     points = [point(1, x=0.5), point(2, x=0.1), point(3, x=0.3)]
     taken = choose(points, {"x": drawn(0.5, 0.1, 0.3)})
-    assert (taken["step"], taken["resolved"], taken["alike"]) == (2, True, [])           # the intervals of all overlap
+    # the intervals of all overlap
+    assert (taken["step"], taken["resolved"], taken["alike"]) == (2, True, [])
     taken = choose(points, {"x": drawn(0.5, 0.1, 0.3, noise=0.4)})
-    assert (taken["step"], taken["resolved"], taken["alike"]) == (2, False, [1, 3]) and "Not resolved" in taken["text"]
-    points[1]["copying"]["suspected"] = None                                             # not excluded is not clean
+    assert (taken["step"], taken["resolved"],
+            taken["alike"]) == (2, False, [1, 3]) and "Not resolved" in taken["text"]
+    # not excluded is not clean
+    points[1]["copying"]["suspected"] = None
     assert choose(points, {"x": drawn(0.5, 0.1, 0.3)})["step"] == 3
     both = [point(1, x=0.1, y=9.0), point(2, x=0.2, y=1.0), point(3, x=0.9, y=1.1)]
-    assert choose(both, {"x": drawn(0.1, 0.2, 0.9), "y": drawn(9, 1, 1.1)})["step"] is None  # the best of x is worse in y
+    # the best of x is worse in y
+    assert choose(both, {"x": drawn(0.1, 0.2, 0.9), "y": drawn(9, 1, 1.1)})["step"] is None
     taken = choose(both, {"x": drawn(0.1, 0.2, 0.9, noise=0.1), "y": drawn(9, 1, 1.1)})
     assert (taken["step"], taken["resolved"]) == (2, True)
     assert choose([point(1, True, x=0.1)], {"x": drawn(0.1)})["step"] is None
 
 
 def test_draws_of_checkpoints_are_paired():
-    """Two checkpoints that make nearly the same images: the bootstrap of the difference sees it, two intervals do not."""
+    """Two checkpoints that make nearly the same images: the bootstrap of the difference sees it,
+    two intervals do not.
+    """
     rng = np.random.default_rng(1)
     real, fake = rng.normal(0, 1, (150, 16)), rng.normal(0.1, 1, (90, 16))
     near = fake + 0.05 * rng.normal(0, 1, fake.shape)
@@ -131,7 +160,8 @@ def a_run(root, data, steps=(100, 200)):
     for step in steps:
         snapshot(root / "diffusion" / "snapshots" / f"step_{step:08d}", step=step)
     snapshot(root / "diffusion" / "best", step=steps[-1] if steps else 300)
-    runs.write_json(root / "diffusion" / "config.json", {"steps": 300, "data": [str(data)], "seed": 0})
+    runs.write_json(root / "diffusion" / "config.json",
+                    {"steps": 300, "data": [str(data)], "seed": 0})
     return root / "diffusion"
 
 
@@ -148,16 +178,19 @@ def test_a_run_from_end_to_end(real, course, tmp_path, capsys):
     made, labels, _ = course
     run = a_run(tmp_path, folder / "data")
     by_folder = dict(zip([p.folder for p in checkpoints(run)], list(made.values())[1:]))
-    cfg = MonitorConfig(run=str(run), classifier=str(tmp_path / "none"), out=str(tmp_path / "monitor"), repeats=10)
+    cfg = MonitorConfig(run=str(run), classifier=str(tmp_path / "none"),
+                        out=str(tmp_path / "monitor"), repeats=10)
     rows = [{"label": label} for label in labels]
-    for _ in range(2):                                                                   # the same command again is no fault
+    # the same command again is no fault
+    for _ in range(2):
         monitor.run(cfg, rows, lambda where, rows: by_folder[where])
     found = json.loads((tmp_path / "monitor" / "monitor.json").read_text())
     assert found["choice"]["step"] == 200 and set(found["models"]) == {"100", "200", "300"}
     assert "take step 200" in capsys.readouterr().out
     for name in ("monitor.png", "seeds.png"):
         assert (tmp_path / "monitor" / name).read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="models"):                                      # the model has changed
+    # the model has changed
+    with pytest.raises(InputError, match="models"):
         (run / "model.safetensors").write_bytes(b"another")
         monitor.run(cfg, rows, lambda where, rows: by_folder[where])
 
@@ -175,18 +208,22 @@ def test_what_cannot_be_measured_is_refused(real, course, tmp_path):
     run = a_run(tmp_path / "b", folder / "data")
     snapshot(run, trained_on=[heldout.table.hashes[heldout.table.rows[0]["file"]]])
     with pytest.raises(InputError, match="was trained on 1 of"):
-        monitor.run(MonitorConfig(run=str(run), out=str(tmp_path / "m")), [{"label": "covid"}], None)
+        monitor.run(MonitorConfig(run=str(run), out=str(tmp_path / "m")), [{"label": "covid"}],
+                    None)
 
 
 @pytest.mark.slow
 def test_equal_checkpoints_are_seldom_told_apart_and_unequal_ones_are():
-    """Under the null, one of two checkpoints is called better in at most 8 % of 300 runs; a shift is seen in 80 %."""
+    """Under the null, one of two checkpoints is called better in at most 8 % of 300 runs; a shift
+    is seen in 80 %.
+    """
     def resolved(shift, i):
         rng = np.random.default_rng([i, int(10 * shift)])
         real = rng.normal(0, 1, (120, 8))
         fakes = rng.normal(0, 1, (90, 8)), rng.normal(shift, 1, (90, 8))
         points = [point(s, x=kid(real=real, fake=f)) for s, f in zip((1, 2), fakes)]
-        return choose(points, {"x": [kid_draws(real=real, fake=f, n_boot=400, seed=0) for f in fakes]})["resolved"]
+        return choose(points, {"x": [kid_draws(real=real, fake=f, n_boot=400, seed=0)
+                                     for f in fakes]})["resolved"]
 
     assert np.mean([resolved(0.0, i) for i in range(300)]) <= 0.08
     assert np.mean([resolved(0.5, i) for i in range(100)]) >= 0.8

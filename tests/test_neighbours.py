@@ -62,11 +62,14 @@ def test_distances():
 
 def test_an_image_is_laid_over_the_few_that_it_is_most_like():
     x = phantoms(6, 2)
-    turn = torch.tensor([[[-0.96, 0.06, 0.03], [0.06, 0.96, -0.05]]]).expand(6, 2, 3)      # and mirror, zoom and shift
+    # and mirror, zoom and shift
+    turn = torch.tensor([[[-0.96, 0.06, 0.03], [0.06, 0.96, -0.05]]]).expand(6, 2, 3)
     grid = F.affine_grid(turn, x.shape, align_corners=False)
-    turned = F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).to(torch.uint8)
+    turned = F.grid_sample(x.float(), grid, padding_mode="border",
+                           align_corners=False).to(torch.uint8)
     d = distances(small(turned), small(torch.cat([x, phantoms(30, 3)])))
-    assert d.shape == (6, 36) and (d.diagonal() < 0.1).all() and (d.argmin(1) == torch.arange(6)).all()
+    assert d.shape == (6,
+                       36) and (d.diagonal() < 0.1).all() and (d.argmin(1) == torch.arange(6)).all()
     assert ((d < 1).sum(1) <= LOOKED_AT).all() and d.dtype == torch.float64
     assert distances(small(x), small(x)).diagonal().max() < 1e-3
 
@@ -76,7 +79,8 @@ def test_moved():
     assert torch.equal(moved(x)[:, 0], equalised(x, 24)) and moved(x).shape == (6, 162, 576)
     assert torch.cosine_similarity(moved(x)[:, 81], equalised(x.flip(-1), 24)).min() > 0.99
     shifted = x.roll((1, 1), (2, 3))
-    near, far = ((v - equalised(x, 24)[:, None]).norm(dim=2) for v in (moved(shifted), equalised(shifted, 24)[:, None]))
+    near, far = ((v - equalised(x, 24)[:, None]).norm(dim=2)
+                 for v in (moved(shifted), equalised(shifted, 24)[:, None]))
     assert (near.amin(1) < 0.7 * far[:, 0]).all()
 
 
@@ -84,9 +88,11 @@ def test_equalised_ignores_any_rising_change_of_grey_values():
     x = phantoms(4, 3)
     brighter = (255 * (x.float() / 255) ** 0.5).round().to(torch.uint8)
     other = phantoms(4, 4)
-    assert (equalised(brighter) - equalised(x)).norm(dim=1).max() < 0.1 * distances(equalised(x), equalised(other)).min()
+    assert (equalised(brighter) - equalised(x)).norm(dim=1).max() < 0.1 * distances(
+        equalised(x), equalised(other)).min()
     assert equalised(x).shape == (4, 48 * 48) and equalised(x, 16).shape == (4, 256)
-    assert equalised(torch.full((2, 3, 8, 8), 9, dtype=torch.uint8)).abs().max() == 0   # a constant image, no NaN
+    # a constant image, no NaN
+    assert equalised(torch.full((2, 3, 8, 8), 9, dtype=torch.uint8)).abs().max() == 0
     assert equalised(torch.zeros(1, 3, 100, 100, dtype=torch.uint8)).shape == (1, 64 * 64)
 
 
@@ -95,21 +101,26 @@ def test_near_copies_are_caught_and_shown():
     result = plain(torch.cat([phantoms(110, 6), planted]))                   # 15 % copies
     assert result["suspected"] and result["verdict"] == "copies suspected (in pixels)"
     (pixels,) = result["spaces"]
-    assert pixels["near_share"] > 0.1 > pixels["near_heldout_share"] and len(result["closest"]) == 20
+    assert pixels["near_share"] > 0.1 > pixels["near_heldout_share"] and len(
+        result["closest"]) == 20
     for pair in result["closest"][:15]:
-        assert pair["fake"] >= 110 and pair["train"] == 40 + pair["fake"] - 110 and pair["d_train"] < pair["d_heldout"]
-    assert pixels["closest_train"] > 0.9 * pixels["closest"] and pixels["copying_z"] < 0 < -pixels["auth_excess"]
+        assert pair["fake"] >= 110 and pair["train"] == 40 + pair["fake"] - 110 and pair[
+            "d_train"] < pair["d_heldout"]
+    assert pixels["closest_train"] > 0.9 * pixels["closest"] and pixels["copying_z"] < 0 < -pixels[
+        "auth_excess"]
 
 
 def test_a_generator_that_copies_moved_and_mirrored_images_is_caught():
-    result = judge(torch.cat([phantoms(30, 9), near_copies(TRAIN[:10].roll((1, -1), (2, 3)), 9), TRAIN[20:30].flip(-1)]))
+    result = judge(torch.cat([phantoms(30, 9), near_copies(TRAIN[:10].roll((1, -1), (2, 3)), 9),
+                              TRAIN[20:30].flip(-1)]))
     assert result["suspected"] and result["verdict"] == "copies suspected (in pixels, moved)"
     assert [s["space"] for s in result["spaces"]] == ["pixels", "pixels, moved"]
 
 
 def test_a_generator_that_only_copies_is_caught():
     result = plain(near_copies(TRAIN[:120], 8))
-    assert result["suspected"] and result["spaces"][0]["q05"] < 0.6 and result["spaces"][0]["auth_pct"] < 20
+    assert result["suspected"] and result["spaces"][0]["q05"] < 0.6 and result["spaces"][0][
+        "auth_pct"] < 20
 
 
 @pytest.mark.parametrize("seed", range(10, 16))
@@ -144,7 +155,8 @@ def test_copies_of_heldout_images_are_not_copies_of_training_images():
 ])
 def test_the_rule(p, suspected, verdict):
     quiet = {"space": "a", "near_p": 0.01, "copying_p": 0.01, "closest_p": 0.9}
-    assert _verdict([quiet, {"space": "b", **dict(zip(("near_p", "copying_p", "closest_p"), p))}]) == (verdict, suspected)
+    assert _verdict([quiet, {"space": "b", **dict(zip(("near_p", "copying_p", "closest_p"),
+                                                      p))}]) == (verdict, suspected)
 
 
 def test_patients_and_labels_reach_the_test():
@@ -152,29 +164,37 @@ def test_patients_and_labels_reach_the_test():
     made = torch.cat([phantoms(110, 6), near_copies(TRAIN[40:60], 5)])
     names = [0] * 40 + [1] * 20 + list(range(200, 340)), list(range(1000, 1120))
     alone, one = plain(made), plain(made, patients=names)
-    assert alone["suspected"] and one["spaces"][0]["closest_p"] > 3 * alone["spaces"][0]["closest_p"]
+    assert alone["suspected"] and one["spaces"][0]["closest_p"] > 3 * alone["spaces"][0][
+        "closest_p"]
     same = plain(made, patients=(range(200), range(200, 320)), labels=(["a"] * 200, ["a"] * 120))
     assert same == alone
 
 
 def test_too_few():
     result = plain(phantoms(5, 0))
-    assert result["suspected"] is None and "too few" in result["verdict"] and result["closest"] == []
+    assert result["suspected"] is None and "too few" in result["verdict"] and result[
+        "closest"] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source, kind", [("phantom", "noise"), ("cxr", "moved")])
-def test_the_verdict_accuses_the_innocent_in_5_percent_at_most_and_finds_a_tenth_of_copies(source, kind, request):
-    """125 training, 125 held-out, 125 synthetic images; docs/memorisation.md has the whole table, and where it fails."""
+def test_the_verdict_accuses_the_innocent_in_5_percent_at_most_and_finds_a_tenth_of_copies(source,
+                                                                                           kind,
+                                                                                           request):
+    """125 training, 125 held-out, 125 synthetic images; docs/memorisation.md has the whole table,
+    and where it fails.
+    """
     from benchmarks import memorisation as bench
     if source == "phantom":
         pixels, patients = bench.phantoms(450)
     else:
         table, pixels = load_pixels(read_table(request.getfixturevalue("cxr")), 64)
         some = np.sort(np.random.default_rng(0).permutation(len(pixels))[:450])
-        pixels, patients = pixels[some], np.unique(np.array(table.column("patient"))[some], return_inverse=True)[1]
+        pixels, patients = pixels[some], np.unique(np.array(table.column("patient"))[some],
+                                                   return_inverse=True)[1]
     d = bench.measured(pixels, (kind, "smooth"))
     rate = lambda kind, share: bench.rates([bench.repeat(d, patients, kind, share, (125, 125, 125), seed, 499)  # noqa: E731
                                             for seed in range(100)])["suspected"]
-    assert rate(kind, 0.0) <= 0.05 + 0.045 and rate("smooth", 0.0) <= 0.05 + 0.045      # two standard errors
+    # two standard errors
+    assert rate(kind, 0.0) <= 0.05 + 0.045 and rate("smooth", 0.0) <= 0.05 + 0.045
     assert rate(kind, 0.1) >= 0.8

@@ -24,7 +24,8 @@ def test_public_vae_architecture():
 def test_unet_shapes_and_independence_of_the_batch(config):
     torch.manual_seed(0)
     net = unet.UNet(config).double().eval()
-    x, t = torch.randn(3, 4, 8, 8, dtype=torch.float64), torch.tensor([1.0, 500.0, 999.0], dtype=torch.float64)
+    x, t = torch.randn(3, 4, 8, 8, dtype=torch.float64), torch.tensor([1.0, 500.0, 999.0],
+                                                                      dtype=torch.float64)
     context = torch.randn(3, 8, config.context_dim, dtype=torch.float64)
     with torch.no_grad():
         whole = net(x, t, context)
@@ -62,7 +63,8 @@ def gradients(net, x, t, context, checkpointing):
 def test_checkpointing_gives_the_same_gradients_and_holds_less(config):
     torch.manual_seed(0)
     net = unet.UNet(config)
-    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([20.0, 700.0]), torch.randn(2, 8, config.context_dim)
+    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([20.0, 700.0]), torch.randn(
+        2, 8, config.context_dim)
     plain, much = gradients(net, x, t, context, False)
     again, little = gradients(net, x, t, context, True)
     assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(plain, again))
@@ -76,11 +78,13 @@ def test_checkpointing_gives_the_same_gradients_and_holds_less(config):
 def test_memory_format_changes_neither_names_nor_values():
     torch.manual_seed(0)
     net = unet.UNet(unet.TINY).double()
-    x, t = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.tensor([20.0, 700.0], dtype=torch.float64)
+    x, t = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.tensor([20.0, 700.0],
+                                                                      dtype=torch.float64)
     context = torch.randn(2, 8, 64, dtype=torch.float64)
     with torch.no_grad():
         plain = net(x, t, context)
-        last = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t, context)
+        last = net.to(memory_format=torch.channels_last)(
+            x.contiguous(memory_format=torch.channels_last), t, context)
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(plain, last, atol=1e-10)
 
@@ -91,13 +95,15 @@ def test_memory_format_changes_neither_names_nor_values():
 def test_the_matrix_product_in_place_of_a_convolution_is_the_same(stride, cells, memory_format):
     torch.manual_seed(0)
     own = unet.Conv3x3(256, 8, stride).double().to(memory_format=memory_format)
-    x = torch.randn(2, 256, cells, cells, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    x = torch.randn(2, 256, cells, cells,
+                    dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
     assert (8 * x[:, 0].numel() <= 256) == (cells < 9)
     expected = torch.nn.functional.conv2d(x, own.weight, own.bias, stride, padding=1)
     found = own(x)
     assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-12)
     weights = torch.randn_like(expected)
-    grads = [torch.autograd.grad((y * weights).sum(), [x, *own.parameters()], retain_graph=True) for y in (found, expected)]
+    grads = [torch.autograd.grad((y * weights).sum(), [x, *own.parameters()], retain_graph=True)
+             for y in (found, expected)]
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*grads))
 
 
@@ -115,9 +121,12 @@ def test_vae_shapes_scale_and_padding():
         image = net.decode(plain.mean)
         net.scale.fill_(0.25)
         scaled = net.encode(x)
-        assert torch.allclose(net.decode(scaled.mean), image, atol=1e-5)  # callers never see the factor
-    assert plain.mean.shape == plain.std.shape == (2, 4, 16, 16) and image.shape == x.shape and net.factor == 4
-    assert torch.allclose(scaled.mean, 0.25 * plain.mean) and torch.allclose(scaled.std, 0.25 * plain.std)
+        # callers never see the factor
+        assert torch.allclose(net.decode(scaled.mean), image, atol=1e-5)
+    assert plain.mean.shape == plain.std.shape == (
+        2, 4, 16, 16) and image.shape == x.shape and net.factor == 4
+    assert torch.allclose(scaled.mean, 0.25 * plain.mean) and torch.allclose(scaled.std,
+                                                                             0.25 * plain.std)
     assert torch.allclose(scaled.kl(net.scale), plain.kl(torch.tensor(1.0)), rtol=1e-4)
 
 

@@ -1,4 +1,6 @@
-"""The phantom: the same index is the same picture, and each factor moves the picture as the docstring's table says."""
+"""The phantom: the same index is the same picture, and each factor moves the picture as the
+docstring's table says.
+"""
 
 import csv
 from collections import Counter
@@ -16,10 +18,13 @@ PATIENTS = range(8)
 
 
 def pairs(**change):
-    """Images of PATIENTS without noise, before and after a change {factor: (before, after)}; all else is equal."""
+    """Images of PATIENTS without noise, before and after a change {factor: (before, after)}; all
+    else is equal.
+    """
     still = {"sex": "M", "age": 50, "view": "PA", "label": "normal"}
     before, after = ({**still, **{name: ends[i] for name, ends in change.items()}} for i in (0, 1))
-    return [(phantom(5, 10 * i, noise=0, **before), phantom(5, 10 * i, noise=0, **after)) for i in PATIENTS]
+    return [(phantom(5, 10 * i, noise=0, **before), phantom(5, 10 * i, noise=0, **after))
+            for i in PATIENTS]
 
 
 def mean(p, rows=slice(None), columns=slice(None)):
@@ -30,14 +35,17 @@ def heart_width(p):
     """Pixels between the lungs, at the level of the heart, above the diaphragm."""
     rows = p.lungs[28:36]
     left, right = rows[:, :32], rows[:, 32:]
-    return np.mean([32 - np.flatnonzero(a).max() + np.flatnonzero(b).min() for a, b in zip(left, right, strict=True)])
+    return np.mean([32 - np.flatnonzero(a).max() + np.flatnonzero(b).min()
+                    for a, b in zip(left, right, strict=True)])
 
 
 def test_same_seed_and_index_same_picture():
     a, b = phantom(0, 7), phantom(0, 7)
     assert np.array_equal(a.image, b.image) and a.row == b.row and a.factors == b.factors
-    assert a.image.dtype == np.uint8 and a.image.shape == a.lungs.shape == a.opacity.shape == (64, 64)
-    assert not np.array_equal(a.image, phantom(0, 8).image) and not np.array_equal(a.image, phantom(1, 7).image)
+    assert a.image.dtype == np.uint8 and a.image.shape == a.lungs.shape == a.opacity.shape == (64,
+                                                                                               64)
+    assert not np.array_equal(a.image, phantom(0, 8).image) and not np.array_equal(
+        a.image, phantom(1, 7).image)
 
 
 @pytest.mark.parametrize("size", [32, 128, 256])
@@ -50,7 +58,8 @@ def test_same_index_looks_alike_at_every_size(size):
 
 
 def test_noise_is_of_the_asked_size():
-    difference = phantom(0, 3, 128, noise=0.02).image.astype(float) - phantom(0, 3, 128, noise=0).image
+    difference = phantom(0, 3, 128, noise=0.02).image.astype(float) - phantom(0, 3, 128,
+                                                                              noise=0).image
     inner = difference[40:90, 20:108]  # away from black, where the range cuts the noise
     assert inner.std() / 255 == pytest.approx(0.02, rel=0.05) and abs(inner.mean()) < 0.5
 
@@ -59,9 +68,11 @@ def test_lungs_are_dark_and_inside_the_frame():
     for i in range(20):
         p = phantom(0, i, noise=0, label="normal")
         assert 0.10 < p.lungs.mean() < 0.35
-        assert not (p.lungs[0].any() or p.lungs[-1].any() or p.lungs[:, 0].any() or p.lungs[:, -1].any())
+        assert not (p.lungs[0].any() or p.lungs[-1].any() or p.lungs[:, 0].any()
+                    or p.lungs[:, -1].any())
         assert p.image[p.lungs].mean() < p.image[~p.lungs & (p.image > 40)].mean() - 40
-        assert p.lungs[:, :32].sum() > p.lungs[:, 32:].sum()  # the heart takes from the patient's left lung
+        # the heart takes from the patient's left lung
+        assert p.lungs[:, :32].sum() > p.lungs[:, 32:].sum()
 
 
 def test_opacity_follows_the_label():
@@ -69,7 +80,8 @@ def test_opacity_follows_the_label():
         assert not phantom(2, i, label="normal").opacity.any()
         one, two = phantom(2, i, label="pneumonia"), phantom(2, i, label="covid")
         halves = one.opacity[:, :32].sum(), one.opacity[:, 32:].sum()
-        assert min(halves) <= 0.1 * max(halves) and (halves[0] > halves[1]) == (one.factors["side"] == "right")
+        assert min(halves) <= 0.1 * max(halves) and (halves[0] > halves[1]) == (
+            one.factors["side"] == "right")
         assert min(two.opacity[:, :32].sum(), two.opacity[:, 32:].sum()) > 10
         rows = np.flatnonzero(two.opacity.any(1))
         assert rows.mean() > np.flatnonzero(two.lungs.any(1)).mean()  # lower zones first
@@ -77,7 +89,8 @@ def test_opacity_follows_the_label():
             assert not (p.opacity & ~p.lungs).any()
             clear = phantom(2, i, label="normal", noise=0).image.astype(float)
             drawn = phantom(2, i, label=p.row["label"], noise=0).image
-            assert (drawn - clear)[p.opacity].mean() > 0 and abs((drawn - clear)[~p.lungs]).mean() < 2
+            assert (drawn
+                    - clear)[p.opacity].mean() > 0 and abs((drawn - clear)[~p.lungs]).mean() < 2
             assert (drawn - clear)[p.opacity].std() > 4  # a texture, seen beside noise of 5
 
 
@@ -114,12 +127,14 @@ def test_ap_widens_heart_lifts_diaphragm_and_brings_scapulae_over_the_lungs():
         assert heart_width(ap) > heart_width(pa) + 1
         assert np.flatnonzero(ap.lungs.any(1)).max() < np.flatnonzero(pa.lungs.any(1)).max()
         both = pa.lungs & ap.lungs
-        assert ap.image[both].astype(float).mean() > pa.image[both].astype(float).mean() + 5  # scatter
+        # scatter
+        assert ap.image[both].astype(float).mean() > pa.image[both].astype(float).mean() + 5
 
 
 def test_a_forced_factor_leaves_the_others():
     a, b = phantom(0, 4), phantom(0, 4, view="AP")
-    assert {k: v for k, v in a.factors.items() if k != "view"} == {k: v for k, v in b.factors.items() if k != "view"}
+    assert {k: v for k, v in a.factors.items()
+            if k != "view"} == {k: v for k, v in b.factors.items() if k != "view"}
     assert phantom(0, 4, age=33).row["age"] == "33"
 
 
@@ -131,7 +146,8 @@ def test_share_of_unknown_cells_and_truth_of_the_others():
         assert all(p.row[name] in ("", str(p.factors[name])) for p in drawn)
     ages = [p.factors["age"] for p in drawn]
     assert 20 <= min(ages) < 25 and 85 < max(ages) <= 90
-    assert sum(p.row["sex"] == "" and p.row["age"] == "" for p in drawn) / len(drawn) < 0.06  # independent
+    # independent
+    assert sum(p.row["sex"] == "" and p.row["age"] == "" for p in drawn) / len(drawn) < 0.06
 
 
 def test_confounding_ties_the_view_to_the_label():
@@ -147,7 +163,8 @@ def test_follow_up_is_the_same_patient_on_another_day():
     first, second = phantom(0, 28), phantom(0, 29)
     same = ("patient", "label", "sex", "age", "view")
     assert [first.row[k] for k in same] == [second.row[k] for k in same]
-    assert first.row["severity"] != second.row["severity"] and not np.array_equal(first.image, second.image)
+    assert first.row["severity"] != second.row["severity"] and not np.array_equal(first.image,
+                                                                                  second.image)
     alike = np.corrcoef(first.image.ravel(), second.image.ravel())[0, 1]
     other = phantom(0, 27, label=first.row["label"])
     assert alike > np.corrcoef(first.image.ravel(), other.image.ravel())[0, 1]
@@ -158,7 +175,8 @@ def test_write_makes_a_balanced_data_set_split_by_patient(tmp_path):
     folder = write(tmp_path / "set", n=120, size=32, masks=True)
     with (folder / "metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["file_name", "label", "split", "patient", "sex", "age", "view", "severity"]
+    assert list(rows[0]) == ["file_name", "label", "split", "patient", "sex", "age", "view",
+                             "severity"]
     homes = {(row["patient"], row["split"]) for row in rows}
     assert len(homes) == len({patient for patient, _ in homes}) == 108
     counts = Counter((row["label"], row["split"]) for row in rows)
@@ -197,15 +215,17 @@ def test_a_stopped_writer_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [
-    {"size": 31}, {"size": 513}, {"label": "flu"}, {"sex": "X"}, {"age": 12}, {"view": "lateral"}, {"noise": -1},
-    {"severity": 0, "label": "covid"}, {"severity": 0.5, "label": "normal"}, {"confounding": 1.5}, {"index": -1},
+    {"size": 31}, {"size": 513}, {"label": "flu"}, {"sex": "X"}, {"age": 12}, {"view": "lateral"},
+    {"noise": -1}, {"severity": 0, "label": "covid"}, {"severity": 0.5, "label": "normal"},
+    {"confounding": 1.5}, {"index": -1},
 ])
 def test_bad_input_is_named(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         phantom(**{"seed": 0, "index": 0, **bad})
 
 
-@pytest.mark.parametrize("bad", [{"n": 0}, {"splits": {}}, {"splits": {"train": -1.0}}, {"size": 16}])
+@pytest.mark.parametrize("bad",
+                         [{"n": 0}, {"splits": {}}, {"splits": {"train": -1.0}}, {"size": 16}])
 def test_bad_data_set_is_refused(tmp_path, bad):
     with pytest.raises(InputError):
         write(tmp_path / "set", **bad)
@@ -213,7 +233,9 @@ def test_bad_data_set_is_refused(tmp_path, bad):
 
 
 def test_thumbnails_hardly_tell_the_disease():
-    """8 × 8 means of the picture: the disease is texture, not a large opacity. The bound is that of docs/study.md."""
+    """8 × 8 means of the picture: the disease is texture, not a large opacity. The bound is that of
+    docs/study.md.
+    """
     drawn = [phantom(3, i) for i in range(1200)]
     small = np.stack([p.image.reshape(8, 8, 8, 8).mean((1, 3)).ravel() for p in drawn])
     fold = np.array([int(p.row["patient"][-6:]) // 10 % 2 for p in drawn])  # whole patients
@@ -223,10 +245,12 @@ def test_thumbnails_hardly_tell_the_disease():
 
 
 def test_a_scarce_label_is_scarce_but_for_the_test_images(tmp_path):
-    rows = list(csv.DictReader((write(tmp_path / "few", n=300, size=32, scarce={"covid": 0.2}) / "metadata.csv").open()))
+    rows = list(csv.DictReader((write(tmp_path / "few", n=300, size=32,
+                                      scarce={"covid": 0.2}) / "metadata.csv").open()))
     counts = Counter((row["label"], row["split"]) for row in rows)
     assert 11 <= counts["covid", "train"] <= 15 and counts["normal", "train"] in (62, 63)
     assert counts["covid", "test"] == counts["normal", "test"]
     assert len({row["patient"] for row in rows}) < len(rows)  # follow-ups stay with their patient
     whole = write(tmp_path / "all", n=300, size=32)
-    assert {r["file_name"] for r in rows} < {r["file_name"] for r in csv.DictReader((whole / "metadata.csv").open())}
+    assert {r["file_name"] for r in rows} < {
+        r["file_name"] for r in csv.DictReader((whole / "metadata.csv").open())}

@@ -1,4 +1,6 @@
-"""predictor: learns, repeats bit for bit, ignores unknown cells, and comes back from disk as it was."""
+"""predictor: learns, repeats bit for bit, ignores unknown cells, and comes back from disk as it
+was.
+"""
 
 import math
 
@@ -14,12 +16,15 @@ SIDE, AGE = Category("side", ("left", "right")), Number("age", 50.0, 20.0, 10.0,
 
 
 def toy(n, seed):
-    """Noise with a bright block on one side: the side is a category, the block's brightness a number."""
+    """Noise with a bright block on one side: the side is a category, the block's brightness a
+    number.
+    """
     g = torch.Generator().manual_seed(seed)
     images = torch.randint(60, 100, (n, 1, 32, 32), generator=g, dtype=torch.uint8)
     side, level = torch.randint(0, 2, (n,), generator=g), torch.rand(n, generator=g)
     for i in range(n):
-        images[i, 0, 10:22, (2 + 16 * side[i]):(14 + 16 * side[i])] += (50 + 100 * level[i]).to(torch.uint8)
+        images[i, 0, 10:22,
+               (2 + 16 * side[i]):(14 + 16 * side[i])] += (50 + 100 * level[i]).to(torch.uint8)
     return images.expand(-1, 3, -1, -1), {"side": side, "age": 10 + 80 * level}
 
 
@@ -53,11 +58,13 @@ def test_equal_fits_are_equal_bit_for_bit_and_another_seed_is_not(trained):
     before = torch.get_rng_state()
     assert fit(again, images, labels, steps=40, batch=32, lr=5e-3, seed=3) == log
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(a, b) for a, b in zip(predictor.state_dict().values(), again.state_dict().values()))
+    assert all(torch.equal(a, b)
+               for a, b in zip(predictor.state_dict().values(), again.state_dict().values()))
     assert fit(fresh(), images, labels, steps=10, batch=32, lr=5e-3, seed=4)[0] != log[0]
 
 
-@pytest.mark.parametrize("cell", [("side", -1), ("side", -2), ("age", math.nan), ("age", -math.inf)])
+@pytest.mark.parametrize("cell",
+                         [("side", -1), ("side", -2), ("age", math.nan), ("age", -math.inf)])
 def test_an_unknown_cell_has_no_gradient(cell):
     name, value = cell
     out = {"side": torch.randn(3, 2, requires_grad=True), "age": torch.randn(3, requires_grad=True)}
@@ -72,7 +79,8 @@ def test_an_unknown_cell_has_no_gradient(cell):
 
 def test_loss_is_its_formula():
     out = {"side": torch.tensor([[0.0, 0.0], [2.0, 0.0]]), "age": torch.tensor([0.5, -1.0])}
-    labels = {"side": torch.tensor([0, 1]), "age": torch.tensor([70.0, math.nan])}  # 70 years are one deviation
+    # 70 years are one deviation
+    labels = {"side": torch.tensor([0, 1]), "age": torch.tensor([70.0, math.nan])}
     a, b = math.log(2), math.log(1 + math.exp(2))
     assert loss([SIDE, AGE], out, labels).item() == pytest.approx((a + b) / 2 + 0.25, abs=1e-6)
     weighted = loss([SIDE, AGE], out, labels, {"side": torch.tensor([3.0, 1.0])})
@@ -80,7 +88,8 @@ def test_loss_is_its_formula():
 
 
 def test_balance_gives_every_class_the_same_weight():
-    weights = balance(Category("label", ("a", "b", "c")), {"label": torch.tensor([0] * 6 + [1] * 2 + [-1])})
+    weights = balance(Category("label", ("a", "b", "c")),
+                      {"label": torch.tensor([0] * 6 + [1] * 2 + [-1])})
     assert torch.allclose(weights, torch.tensor([8 / 12, 8 / 4, 0.0]))
 
 
@@ -92,7 +101,8 @@ def test_save_and_load_give_the_same_answers(trained, tmp_path):
     for name, y in predictor.predict(images).items():
         assert torch.equal(y, again.predict(images)[name])
     assert torch.equal(predictor.features(images), again.features(images))
-    assert sorted(p.name for p in (tmp_path / "judge").iterdir()) == ["predictor.json", "predictor.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "judge").iterdir()) == ["predictor.json",
+                                                                      "predictor.safetensors"]
 
 
 def test_a_missing_or_half_written_predictor_is_refused(tmp_path):
@@ -104,7 +114,8 @@ def test_a_missing_or_half_written_predictor_is_refused(tmp_path):
     with pytest.raises(InputError, match="no whole predictor"):
         Predictor.load(tmp_path)
     fresh(width=16).save(tmp_path / "other")
-    (tmp_path / "predictor.safetensors").write_bytes((tmp_path / "other" / "predictor.safetensors").read_bytes())
+    (tmp_path / "predictor.safetensors").write_bytes(
+        (tmp_path / "other" / "predictor.safetensors").read_bytes())
     with pytest.raises(InputError, match="no whole predictor"):
         Predictor.load(tmp_path)
 
@@ -112,20 +123,25 @@ def test_a_missing_or_half_written_predictor_is_refused(tmp_path):
 def test_shapes_and_ranges_whatever_the_image_size_and_batch(trained):
     predictor, _, images, _ = trained
     out = predictor.predict(images[:50])
-    assert out["side"].shape == (50, 2) and out["age"].shape == (50,) and predictor.features(images[:50]).shape == (50, 64)
+    assert out["side"].shape == (50, 2) and out["age"].shape == (50,) and predictor.features(
+        images[:50]).shape == (50, 64)
     assert torch.allclose(out["side"].sum(1), torch.ones(50))
     assert torch.allclose(out["age"], predictor.predict(images[:50], batch=7)["age"], atol=1e-3)
     large = images[:50].float()
-    large = torch.nn.functional.interpolate(large, (64, 64), mode="bilinear").round().to(torch.uint8)
-    assert (predictor.predict(large)["side"].argmax(1) == out["side"].argmax(1)).float().mean() > 0.9
+    large = torch.nn.functional.interpolate(large, (64, 64),
+                                            mode="bilinear").round().to(torch.uint8)
+    assert (
+        predictor.predict(large)["side"].argmax(1) == out["side"].argmax(1)).float().mean() > 0.9
     assert not predictor.training
 
 
 def test_grey_is_the_mean_of_the_channels():
     image = torch.tensor([10, 20, 60], dtype=torch.uint8).view(1, 3, 1, 1)
     assert grey(image).flatten().tolist() == [30]
-    same = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(grey(same.expand(-1, 3, -1, -1)), same) and torch.equal(grey(same.repeat(1, 3, 1, 1)), same)
+    same = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(0))
+    assert torch.equal(grey(same.expand(-1, 3, -1, -1)),
+                       same) and torch.equal(grey(same.repeat(1, 3, 1, 1)), same)
 
 
 def test_damaged_json_is_named(tmp_path):

@@ -1,4 +1,6 @@
-"""load_sd against diffusers and transformers at tiny shapes: every dialect, every trap, every choice."""
+"""load_sd against diffusers and transformers at tiny shapes: every dialect, every trap, every
+choice.
+"""
 
 import copy
 import json
@@ -53,7 +55,8 @@ def with_text_model(root, nets, version):
     path = no_text_model(root, nets, version)
     file = path / "text_encoder" / "model.safetensors"
     state = {"text_model." + name: t for name, t in load_file(file).items()}
-    sd.write_safetensors(file, {**state, "text_model.embeddings.position_ids": torch.arange(77)[None]})
+    sd.write_safetensors(file,
+                         {**state, "text_model.embeddings.position_ids": torch.arange(77)[None]})
     return path
 
 
@@ -61,33 +64,40 @@ def torch_bin(root, nets, version):
     path = folder(root, nets)
     for part in ("unet", "vae", "text_encoder"):
         file = next((path / part).glob("*.safetensors"))
-        torch.save(load_file(file), file.with_name(f"{'pytorch_' * (part[0] == 't')}{file.stem}.bin"))
+        torch.save(load_file(file),
+                   file.with_name(f"{'pytorch_' * (part[0] == 't')}{file.stem}.bin"))
         file.unlink()
     return path
 
 
 def ldm(kind, dtype=torch.float32, **options):
     def write(root, nets, version):
-        state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in sd.ldm_state(version, *nets).items()}
+        state = {k: t.to(dtype) if t.is_floating_point()
+                 else t for k, t in sd.ldm_state(version, *nets).items()}
         path = root / f"model.{kind}"
-        return sd.write_ckpt(path, state, **options) if kind == "ckpt" else sd.write_safetensors(path, state)
+        return sd.write_ckpt(path, state,
+                             **options) if kind == "ckpt" else sd.write_safetensors(path, state)
     return write
 
 
 DIALECTS = {
-    "ldm ckpt": ldm("ckpt"), "ldm ckpt legacy": ldm("ckpt", legacy=True), "ldm ckpt fp16": ldm("ckpt", torch.float16),
-    "ldm safetensors": ldm("safetensors"), "ldm safetensors fp16": ldm("safetensors", torch.float16),
+    "ldm ckpt": ldm("ckpt"), "ldm ckpt legacy": ldm("ckpt", legacy=True),
+    "ldm ckpt fp16": ldm("ckpt", torch.float16), "ldm safetensors": ldm("safetensors"),
+    "ldm safetensors fp16": ldm("safetensors", torch.float16),
     "ldm safetensors bf16": ldm("safetensors", torch.bfloat16),
-    "folder": lambda root, nets, version: folder(root, nets),
-    "folder sharded": lambda root, nets, version: folder(root, nets, max_shard_size="3MB"),
-    "folder fp16": lambda root, nets, version: folder(root, sd.rounded(version, torch.float16), variant="fp16"),
-    "folder old VAE": old_names(2), "folder old VAE 4-D": old_names(4), "folder text_model": with_text_model,
+    "folder": lambda root, nets, version: folder(root, nets), "folder sharded": lambda root, nets,
+    version: folder(root, nets, max_shard_size="3MB"), "folder fp16": lambda root, nets,
+    version: folder(root, sd.rounded(version, torch.float16), variant="fp16"),
+    "folder old VAE": old_names(2), "folder old VAE 4-D": old_names(4),
+    "folder text_model": with_text_model,
     "folder no text_model": no_text_model, "folder bin": torch_bin,
 }
 
 
 def parts_and_peers(dialect, version, tmp_path):
-    """What load_sd makes of a file in this dialect, and the peers with the same weights; all in float64."""
+    """What load_sd makes of a file in this dialect, and the peers with the same weights; all in
+    float64.
+    """
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(dialect.split()[-1])
     through = (dtype, torch.float32) if dtype else ()
     path = DIALECTS[dialect](tmp_path, sd.rounded(version, *through), version)
@@ -99,7 +109,8 @@ def parts_and_peers(dialect, version, tmp_path):
 def inputs(parts):
     generator = torch.Generator().manual_seed(9)
     x, context, images = (torch.randn(shape, generator=generator, dtype=torch.float64)
-                          for shape in ((2, 4, 8, 8), (2, 77, parts.unet.config.context_dim), (2, 3, 32, 32)))
+                          for shape in ((2, 4, 8, 8), (2, 77, parts.unet.config.context_dim),
+                                        (2, 3, 32, 32)))
     return x, torch.tensor([3.0, 999.0]), context, images.tanh()
 
 
@@ -125,15 +136,19 @@ def test_parity_in_every_dialect(dialect, version, tmp_path):
     assert max(v for k, v in found.items() if k != "context") <= 1e-7, found
     assert found["context"] <= 2e-6, found          # the tower is run in float32
     c = parts.certificate
-    assert c.version == version and c.dialect == dialect.split()[0].replace("ldm", "LDM").replace("folder", "diffusers")
-    assert c.parts["UNet"].tensors == len(peers[0].state_dict()) and c.parts["VAE"].tensors == len(peers[1].state_dict())
+    assert c.version == version and c.dialect == dialect.split()[0].replace("ldm", "LDM").replace(
+        "folder", "diffusers")
+    assert c.parts["UNet"].tensors == len(peers[0].state_dict()) and c.parts["VAE"].tensors == len(
+        peers[1].state_dict())
     assert c.alphas_cumprod == pytest.approx((0.99915, 0.0046601), abs=1e-7)
     assert all(len(f["sha256"]) == 64 and f["known"] is None for f in c.files)
-    assert json.loads(json.dumps(c.json()))["parts"]["UNet"]["parameters"] == sum(p.numel() for p in peers[0].parameters())
+    assert json.loads(json.dumps(c.json()))["parts"]["UNet"]["parameters"] == sum(
+        p.numel() for p in peers[0].parameters())
     assert "each accounted for once" in c.text()
 
 
-# Each trap flipped alone. They act on what was loaded, so that a parity test blind to one of them fails here.
+# Each trap flipped alone. They act on what was loaded, so that a parity test blind to one of them
+# fails here.
 
 def every(kind, act):
     def flip(parts, monkeypatch):
@@ -190,7 +205,8 @@ original_embedding, original_pad, original_gelu, original_up = unet.timestep_emb
 
 
 def symmetric_padding(parts, monkeypatch):
-    monkeypatch.setattr(vae.F, "pad", lambda h, pads: original_pad(h, (1, 0, 1, 0) if pads == (0, 1, 0, 1) else pads))
+    monkeypatch.setattr(vae.F, "pad", lambda h,
+                        pads: original_pad(h, (1, 0, 1, 0) if pads == (0, 1, 0, 1) else pads))
 
 
 def one_sided_padding(parts, monkeypatch):
@@ -231,30 +247,33 @@ def levels(parts, monkeypatch):
 
 def skip_first(parts, monkeypatch):
     cat = torch.cat
-    monkeypatch.setattr(unet.torch, "cat", lambda ts, dim=0: cat(ts[::-1] if len(ts) == 2 and dim == 1 and ts[0].ndim == 4
-                                                                 else ts, dim))
+    monkeypatch.setattr(unet.torch, "cat", lambda ts, dim=0: cat(
+        ts[::-1] if len(ts) == 2 and dim == 1 and ts[0].ndim == 4 else ts, dim))
 
 
 TRAPS = {
     "UNet ResBlock eps 1e-6": norm_eps("resnets", 1e-6), "UNet out eps 1e-6": last_norm,
-    "transformer norm eps 1e-5": norm_eps("transformer", 1e-5), "LayerNorm eps 1e-6": norm_eps("layer", 1e-6),
-    "VAE eps 1e-5": norm_eps("vae", 1e-5),
+    "transformer norm eps 1e-5": norm_eps("transformer", 1e-5),
+    "LayerNorm eps 1e-6": norm_eps("layer", 1e-6), "VAE eps 1e-5": norm_eps("vae", 1e-5),
     "tanh GELU": patch(unet.F, "gelu", lambda x: original_gelu(x, approximate="tanh")),
     "quick GELU": patch(unet.F, "gelu", lambda x: x * torch.sigmoid(1.702 * x)),
     "gate before x": every(unet.FeedForward, gate_first),
     "sin before cos": patch(unet, "timestep_embedding", sin_then_cos),
     "half − 1 frequencies": patch(unet, "timestep_embedding", half_minus_one),
-    "VAE padding on the other side": symmetric_padding, "UNet padding of the VAE": one_sided_padding,
+    "VAE padding on the other side": symmetric_padding,
+    "UNet padding of the VAE": one_sided_padding,
     "norm1 ↔ norm3": every(unet.TransformerBlock, exchange("norm1", "norm3")),
     "norm1 ↔ norm2": every(unet.TransformerBlock, exchange("norm1", "norm2")),
     "q ↔ k (VAE)": every(vae.Attention, exchange("to_q", "to_k")),
     "k ↔ v (VAE)": every(vae.Attention, exchange("to_k", "to_v")),
     "k ↔ v": every(unet.Attention, exchange("to_k", "to_v")),
-    "q ↔ k": every(unet.Attention, lambda m: exchange("to_q", "to_k")(m) if m.to_k.in_features == m.to_q.in_features else 0),
-    "heads": heads, "time embedding": time_after_silu, "tanh after the decoder": tanh_after_decoder, "latent scale": scale,
-    "decoder levels": levels, "skip before h": skip_first,
+    "q ↔ k": every(unet.Attention, lambda m: exchange("to_q", "to_k")(m)
+                   if m.to_k.in_features == m.to_q.in_features else 0),
+    "heads": heads, "time embedding": time_after_silu, "tanh after the decoder": tanh_after_decoder,
+    "latent scale": scale, "decoder levels": levels, "skip before h": skip_first,
     "bilinear upsampling": lambda parts, monkeypatch: monkeypatch.setattr(
-        F, "interpolate", lambda h, scale_factor, mode: original_up(h, scale_factor=scale_factor, mode="bilinear")),
+        F, "interpolate", lambda h, scale_factor,
+        mode: original_up(h, scale_factor=scale_factor, mode="bilinear")),
     "self- for cross-attention": every(unet.TransformerBlock, exchange("norm2", "norm3")),
 }
 
@@ -264,10 +283,12 @@ def test_every_trap_alone_is_seen(trap, tmp_path, monkeypatch):
     parts, peers = parts_and_peers("ldm safetensors", SD1, tmp_path)
     x, t, context, images = inputs(parts)
     with torch.no_grad():
-        theirs = {"unet": peers[0](x, t, context).sample, "encode": peers[1].encode(images).latent_dist.mean * 0.18215,
+        theirs = {"unet": peers[0](x, t, context).sample,
+                  "encode": peers[1].encode(images).latent_dist.mean * 0.18215,
                   "decode": peers[1].decode(x / 0.18215).sample}
         TRAPS[trap](parts, monkeypatch)
-        mine = {"unet": parts.unet(x, t, context), "encode": parts.vae.encode(images).mean, "decode": parts.vae.decode(x)}
+        mine = {"unet": parts.unet(x, t, context), "encode": parts.vae.encode(images).mean,
+                "decode": parts.vae.decode(x)}
     assert max(sd.relative(mine[k], theirs[k]) for k in mine) > 1e-7
 
 
@@ -277,14 +298,16 @@ def test_the_clamp_of_the_log_variance(tmp_path):
     with torch.no_grad():
         for net in (parts.vae, peer):
             net.quant_conv.bias.view(2, 4)[1].copy_(torch.tensor([-60.0, -20.0, 15.0, 60.0]))
-        assert sd.relative(parts.vae.encode(images).std, peer.encode(images).latent_dist.std * 0.18215) <= 1e-7
+        assert sd.relative(parts.vae.encode(images).std,
+                           peer.encode(images).latent_dist.std * 0.18215) <= 1e-7
 
 
 def with_ema(state: dict, shift: float = 1.0) -> dict:
     """Add the average as LitEma keeps it: names without dots, and two counters."""
-    ema = {"model_ema." + k.removeprefix("model.").replace(".", ""): t + shift for k, t in state.items()
-           if k.startswith("model.diffusion_model.")}
-    counters = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7, dtype=torch.int32)}
+    ema = {"model_ema." + k.removeprefix("model.").replace(".", ""): t + shift
+           for k, t in state.items() if k.startswith("model.diffusion_model.")}
+    counters = {"model_ema.decay": torch.tensor(0.9999),
+                "model_ema.num_updates": torch.tensor(7, dtype=torch.int32)}
     return {**state, **ema, **counters}
 
 
@@ -295,7 +318,8 @@ def test_the_average_is_taken_when_there_choosable_and_reported(tmp_path, kind):
     path = write(tmp_path / f"m.{kind}", with_ema(sd.ldm_state(SD1, *nets)))
     plain = write(tmp_path / f"plain.{kind}", sd.ldm_state(SD1, *nets))
     live = nets[0].conv_in.bias
-    choices = ("auto", live + 1, "taken"), ("yes", live + 1, "taken"), ("no", live, "in the file, not taken")
+    choices = ("auto", live + 1, "taken"), ("yes", live + 1, "taken"), ("no", live,
+                                                                        "in the file, not taken")
     for ema, expected, reported in choices:
         parts = load_sd(path, prediction="eps", ema=ema)
         assert torch.equal(parts.unet.conv_in.bias, expected) and parts.certificate.ema == reported
@@ -342,8 +366,8 @@ def test_null_context_is_the_towers_or_asked_for(tmp_path):
     assert load_sd(file, prediction="eps", null_context=str(own)).null_context.all()
 
 
-@pytest.mark.parametrize("form", ["ldm", "ldm prefixed", "ckpt with losses", "diffusers file", "old diffusers file",
-                                  "folder"])
+@pytest.mark.parametrize("form", ["ldm", "ldm prefixed", "ckpt with losses", "diffusers file",
+                                  "old diffusers file", "folder"])
 def test_another_vae_on_top(tmp_path, form):
     nets = sd.originals(SD1)
     model = sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(SD1, *nets))
@@ -356,9 +380,11 @@ def test_another_vae_on_top(tmp_path, form):
         other.save_pretrained(tmp_path / "vae")
         if form == "old diffusers file":
             sd.old_vae_names(tmp_path / "vae")
-        path = tmp_path / "vae" / ("" if form == "folder" else "diffusion_pytorch_model.safetensors")
+        path = tmp_path / "vae" / ("" if form == "folder"
+                                   else "diffusion_pytorch_model.safetensors")
     else:
-        sd.write_safetensors(path, sd.ldm_vae(other.state_dict(), 3, "first_stage_model." if "pre" in form else ""))
+        sd.write_safetensors(path, sd.ldm_vae(other.state_dict(), 3,
+                                              "first_stage_model." if "pre" in form else ""))
     parts = load_sd(model, prediction="eps", vae=path)
     assert torch.equal(parts.vae.decoder.mid_block.attentions[0].to_k.weight,
                        other.decoder.mid_block.attentions[0].to_k.weight)
@@ -370,16 +396,19 @@ def test_another_vae_on_top(tmp_path, form):
 
 def test_the_schedule_comes_from_the_file(tmp_path):
     state = sd.ldm_state(SD1, *sd.originals(SD1))
-    usual = load_sd(sd.write_safetensors(tmp_path / "a.safetensors", state), prediction="eps").schedule
+    usual = load_sd(sd.write_safetensors(tmp_path / "a.safetensors", state),
+                    prediction="eps").schedule
     assert torch.equal(usual.alphas_cumprod, Schedule.scaled_linear().alphas_cumprod)
     betas = torch.linspace(1e-4, 0.02, 1000)
     state["alphas_cumprod"] = (1 - betas).cumprod(0)
     parts = load_sd(sd.write_safetensors(tmp_path / "b.safetensors", state), prediction="eps")
     assert torch.equal(parts.schedule.alphas_cumprod.float(), state["alphas_cumprod"])
     assert "not the usual" in parts.certificate.schedule_from
-    for bad, message in ((state["alphas_cumprod"].half(), "too coarse"), (torch.zeros(1000), "does not fall")):
+    for bad, message in ((state["alphas_cumprod"].half(), "too coarse"),
+                         (torch.zeros(1000), "does not fall")):
         with pytest.raises(InputError, match=message):
-            load_sd(sd.write_safetensors(tmp_path / "c.safetensors", {**state, "alphas_cumprod": bad}), prediction="eps")
+            load_sd(sd.write_safetensors(tmp_path / "c.safetensors",
+                                         {**state, "alphas_cumprod": bad}), prediction="eps")
 
 
 VARIABLES = [var.Category("label", ("covid", "healthy")), var.Number("age", 50.0, 15.0, 20.0, 90.0)]
@@ -387,9 +416,12 @@ VARIABLES = [var.Category("label", ("covid", "healthy")), var.Number("age", 50.0
 
 def test_step_0_is_the_public_model_bit_for_bit_and_every_part_then_learns(tmp_path):
     nets = sd.originals(SD1)
-    parts = load_sd(sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(SD1, *nets)), prediction="eps")
-    model = Model(parts.unet, Conditioner(VARIABLES, parts.null_context, torch.Generator().manual_seed(0)))
-    x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 500.0, 999.0])
+    parts = load_sd(sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(SD1, *nets)),
+                    prediction="eps")
+    model = Model(parts.unet,
+                  Conditioner(VARIABLES, parts.null_context, torch.Generator().manual_seed(0)))
+    x, t = torch.randn(
+        3, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 500.0, 999.0])
     labels = {"label": torch.tensor([0, 1, -1]), "age": torch.tensor([30.0, math.nan, -math.inf])}
     with torch.no_grad():
         public_model = parts.unet(x, t, parts.null_context.expand(3, -1, -1))
@@ -403,8 +435,10 @@ def test_step_0_is_the_public_model_bit_for_bit_and_every_part_then_learns(tmp_p
         assert all(bool(p.grad.any()) == (step == 1) for p in c.embeddings.parameters())
         optimizer.step()
     with torch.no_grad():  # null adds nothing, ever
-        assert torch.equal(model(x, t, c.null(3)), public_model) and not torch.equal(model(x, t, labels), public_model)
-    assert c.embeddings[0].weight.std().item() == pytest.approx(parts.null_context[1:].std().item(), rel=0.5)
+        assert torch.equal(model(x, t, c.null(3)),
+                           public_model) and not torch.equal(model(x, t, labels), public_model)
+    assert c.embeddings[0].weight.std().item() == pytest.approx(parts.null_context[1:].std().item(),
+                                                                rel=0.5)
 
 
 def test_show_prints_the_certificate(tmp_path, capsys):
@@ -433,9 +467,11 @@ def test_training_starts_from_a_public_model(version, part, tmp_path, capsys, no
     from minidiff.data import phantom
     from minidiff.diffusion import store
 
-    path = sd.write_safetensors(tmp_path / "m.safetensors", sd.ldm_state(version, *sd.originals(version)))
+    path = sd.write_safetensors(tmp_path / "m.safetensors",
+                                sd.ldm_state(version, *sd.originals(version)))
     phantom.write(tmp_path / "data", n=48, size=32)
-    knobs = {"data": (str(tmp_path / "data"),), "init": str(path), "size": 32, "views": 1, "batch": 4, "save_every": 2,
+    knobs = {"data": (str(tmp_path / "data"),), "init": str(path), "size": 32, "views": 1,
+             "batch": 4, "save_every": 2,
              "snapshots": 0, "lr": 1e-4, "device": "cpu", "out": str(tmp_path / "run")}
     with pytest.raises(InputError, match="cannot be told"):
         train.train_diffusion(train.DiffusionConfig(**knobs, steps=2))
@@ -443,11 +479,14 @@ def test_training_starts_from_a_public_model(version, part, tmp_path, capsys, no
     assert "each accounted for once" in capsys.readouterr().out
     pipeline, _ = store.load_pipeline(tmp_path / "run")
     public_parts = load_sd(path, prediction="v")
-    assert pipeline.denoiser.prediction == "v" and torch.equal(pipeline.conditioner.null_context, public_parts.null_context)
+    assert pipeline.denoiser.prediction == "v" and torch.equal(pipeline.conditioner.null_context,
+                                                               public_parts.null_context)
     assert torch.equal(pipeline.vae.quant_conv.weight, public_parts.vae.quant_conv.weight)
-    mine, theirs = (dict(unet.named_parameters()) for unet in (pipeline.denoiser.net.unet, public_parts.unet))
+    mine, theirs = (dict(unet.named_parameters())
+                    for unet in (pipeline.denoiser.net.unet, public_parts.unet))
     moved = {name: sd.relative(mine[name], theirs[name]) for name in theirs}
-    adapted = {name for name in theirs if (".to_" in name or ".ff.net." in name) and name.endswith("weight")}
+    adapted = {name for name in theirs
+               if (".to_" in name or ".ff.net." in name) and name.endswith("weight")}
     assert {name for name, by in moved.items() if by} == (set(theirs) if part == "all" else adapted)
     assert max(moved.values()) < 1e-2 and pipeline.conditioner.projections[0].weight.any()
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["facts"]

@@ -1,4 +1,6 @@
-"""The full public shapes in float32, in every dialect, against diffusers and transformers. Random weights; 5.2 GB of disk."""
+"""The full public shapes in float32, in every dialect, against diffusers and transformers. Random
+weights; 5.2 GB of disk.
+"""
 
 import gc
 import shutil
@@ -20,10 +22,13 @@ PARAMETERS = {"SD 1.x": 859_520_964, "SD 2.x": 865_910_724}
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder for one test at a time, emptied at once: a dialect of the full shapes takes up to 5.2 GB."""
+    """A folder for one test at a time, emptied at once: a dialect of the full shapes takes up to
+    5.2 GB.
+    """
     with FileLock(Path(tempfile.gettempdir()) / "minidiff-test-disk.lock"):
         if (free := shutil.disk_usage(tmp_path).free) < 8e9:
-            pytest.skip(f"{tmp_path} has {free / 1e9:.1f} GB free, and this test writes files of 5.2 GB")
+            pytest.skip(f"{tmp_path} has {free / 1e9:.1f} GB free, and this test writes files of "
+                        "5.2 GB")
         yield tmp_path
         shutil.rmtree(tmp_path)
 
@@ -54,7 +59,8 @@ def outputs_of_peers(version) -> dict[str, torch.Tensor]:
 
 def write(path, version) -> None:
     """Write the peers' weights in the dialect that the path's name says."""
-    nets = peers(version)  # made anew from the same seeds, for both kinds of network at once do not fit into memory
+    # made anew from the same seeds, for both kinds of network at once do not fit into memory
+    nets = peers(version)
     if path.name == "folder":
         sd.write_folder(path, *nets, max_shard_size="2GB")
     else:
@@ -65,7 +71,8 @@ def write(path, version) -> None:
 @torch.no_grad()
 def distances(path, theirs) -> dict[str, float]:
     parts = load_sd(path, prediction="eps")
-    assert parts.certificate.parts["UNet"].tensors == 686 and parts.certificate.parts["VAE"].tensors == 248
+    assert parts.certificate.parts["UNet"].tensors == 686 and parts.certificate.parts[
+        "VAE"].tensors == 248
     x, t, context, images = inputs(parts.unet.config.context_dim)
     mine = {"unet": parts.unet(x, t, context), "encode": parts.vae.encode(images).mean,
             "decode": parts.vae.decode(x[:, :, :16, :16]), "context": parts.null_context}

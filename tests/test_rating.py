@@ -20,7 +20,8 @@ def two_readers(a, b, c, d):
 
 def test_newcombe_published():
     """Newcombe 1998, table II, method 10."""
-    for k, n, k2, n2, low, high in ((56, 70, 48, 80, .0524, .3339), (9, 10, 3, 10, .1705, .8090), (6, 7, 2, 7, .0582, .8062),
+    for k, n, k2, n2, low, high in ((56, 70, 48, 80, .0524, .3339), (9, 10, 3, 10, .1705, .8090),
+                                    (6, 7, 2, 7, .0582, .8062),
                                     (5, 56, 0, 29, -.0381, .1926), (10, 10, 0, 20, .6791, 1.0)):
         assert rating.newcombe(k, n, k2, n2) == pytest.approx((low, high), abs=1e-4)
     assert all(math.isnan(x) for x in rating.newcombe(1, 2, 0, 0))
@@ -35,7 +36,8 @@ def test_newcombe_equals_statsmodels():
 def test_wilson_and_binomial_equal_statsmodels():
     peer = pytest.importorskip("statsmodels.stats.proportion")
     for k, n in ((68, 100), (0, 9), (30, 31)):
-        assert wilson(k, n) == pytest.approx(peer.proportion_confint(k, n, method="wilson"), abs=1e-9)
+        assert wilson(k, n) == pytest.approx(peer.proportion_confint(k, n, method="wilson"),
+                                             abs=1e-9)
         assert rating.against_chance(k, n) == pytest.approx(peer.binom_test(k, n, 0.5))
     assert rating.against_chance(8, 10) == pytest.approx(2 * 56 / 1024)
 
@@ -55,16 +57,21 @@ def test_fleiss_equals_statsmodels_and_fleiss_1971():
     rng = np.random.default_rng(0)
     ratings = (rng.random((50, 4)) < rng.random((50, 1))).astype(int)
     counts, _ = peer.aggregate_raters(ratings)
-    assert rating.agreement(ratings, "fleiss").value == pytest.approx(peer.fleiss_kappa(counts), abs=1e-12)
-    table = np.array([[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1], [7, 7, 0, 0, 0],
+    assert rating.agreement(ratings, "fleiss").value == pytest.approx(peer.fleiss_kappa(counts),
+                                                                      abs=1e-12)
+    table = np.array([[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0],
+                      [2, 2, 8, 1, 1], [7, 7, 0, 0, 0],
                       [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]])
     ratings = np.array([np.repeat(np.arange(5), row) for row in table])
     found = rating.agreement(ratings, "fleiss", 5)
-    assert (found.value, found.observed, found.expected) == pytest.approx((.210, .378, .213), abs=1e-3)
+    assert (found.value, found.observed, found.expected) == pytest.approx((.210, .378, .213),
+                                                                          abs=1e-3)
 
 
 def test_missing_ratings_as_published():
-    """Values and standard errors of Gwet's own programs for these data: AC1 .775 (.143), Fleiss .761 (.153)."""
+    """Values and standard errors of Gwet's own programs for these data: AC1 .775 (.143), Fleiss
+    .761 (.153).
+    """
     x = np.where(np.isnan(KRIPPENDORFF), -1, KRIPPENDORFF - 1)
     ac1, fleiss = (rating.agreement(x, name, 5) for name in ("ac1", "fleiss"))
     assert (ac1.value, ac1.se) == pytest.approx((.77544, .14295), abs=1e-5)
@@ -72,10 +79,13 @@ def test_missing_ratings_as_published():
 
 
 def test_the_prevalence_paradox():
-    """Feinstein & Cicchetti 1990: two pairs of readers agree on 85 of 100 images, with kappa .70 and .32; AC1 by hand."""
+    """Feinstein & Cicchetti 1990: two pairs of readers agree on 85 of 100 images, with kappa .70
+    and .32; AC1 by hand.
+    """
     even, odd = (two_readers(*cells) for cells in ((40, 9, 6, 45), (80, 10, 5, 5)))
     assert [round(rating.agreement(x, "cohen").value, 2) for x in (even, odd)] == [.70, .32]
-    assert rating.agreement(odd, "ac1").value == pytest.approx((.85 - 2 * .875 * .125) / (1 - 2 * .875 * .125))
+    assert rating.agreement(odd, "ac1").value == pytest.approx(
+        (.85 - 2 * .875 * .125) / (1 - 2 * .875 * .125))
     assert rating.agreement(odd, "ac1").observed == rating.agreement(odd, "cohen").observed == .85
     even = rating.agreement(two_readers(58, 10, 10, 22), "cohen")
     assert (even.value, even.se) == pytest.approx((.54, .092), abs=.005)
@@ -92,8 +102,10 @@ def test_standard_errors_equal_the_jackknife():
 
 def test_ends():
     same = rating.agreement(two_readers(30, 0, 0, 20), "cohen")
-    assert same.value == same.high == 1 and 0.7 < same.low < 0.95                     # a width, though all agree
-    assert math.isnan(rating.agreement(two_readers(30, 0, 0, 0), "cohen").value)      # chance alone would do
+    # a width, though all agree
+    assert same.value == same.high == 1 and 0.7 < same.low < 0.95
+    # chance alone would do
+    assert math.isnan(rating.agreement(two_readers(30, 0, 0, 0), "cohen").value)
     assert rating.agreement(two_readers(30, 0, 0, 0), "ac1").value == 1
     assert rating.agreement([[0, -1], [-1, 1]], "ac1").n == 0
     swapped = rating.agreement(1 - two_readers(40, 5, 9, 30), "ac1")
@@ -107,10 +119,13 @@ def test_intraclass_kappa():
     p = (2 * 14 + 5) / 60
     assert kappa == pytest.approx(1 - 5 / (2 * 30 * p * (1 - p)))
     for k in (low, high):
-        wanted = 30 * np.array([p * p + k * p * (1 - p), 2 * p * (1 - p) * (1 - k), (1 - p) ** 2 + k * p * (1 - p)])
-        assert ((np.array([14, 5, 11]) - wanted) ** 2 / wanted).sum() == pytest.approx(stats.chi2.ppf(.95, 1), rel=1e-6)
+        wanted = 30 * np.array([p * p + k * p * (1 - p), 2 * p * (1 - p) * (1 - k),
+                                (1 - p) ** 2 + k * p * (1 - p)])
+        assert ((np.array([14, 5, 11]) - wanted) ** 2 / wanted).sum() == pytest.approx(
+            stats.chi2.ppf(.95, 1), rel=1e-6)
     assert rating.intraclass(second, first) == pytest.approx((kappa, low, high))
-    assert rating.agreement(np.stack([first, second], 1), "fleiss").value == pytest.approx(kappa, abs=1e-12)
+    assert rating.agreement(np.stack([first, second], 1),
+                            "fleiss").value == pytest.approx(kappa, abs=1e-12)
     perfect = rating.intraclass([1, 0, 1, 0] * 7, [1, 0, 1, 0] * 7)
     assert perfect[0] == perfect[2] == 1 and 0.6 < perfect[1] < 0.95
     assert all(math.isnan(x) for x in rating.intraclass([1, 1], [1, 1]))
@@ -131,7 +146,8 @@ def test_crossed_against_drawing_readers_and_images_again():
     z = rng.normal(size=300) + .5 * rng.normal(size=(40, 1)) + .6 * rng.normal(size=(40, 300))
     made, real = (z[:, :150] < .4).astype(float), (z[:, 150:] < 1.2).astype(float)
     readers = rng.multinomial(40, np.full(40, 1 / 40), 4000) / 40
-    means = [((readers @ t) * (rng.multinomial(150, np.full(150, 1 / 150), 4000) / 150)).sum(1) for t in (made, real)]
+    means = [((readers @ t) * (rng.multinomial(150, np.full(150, 1 / 150), 4000) / 150)).sum(1)
+             for t in (made, real)]
     value, (low, high) = rating.crossed(made)
     assert value == made.mean() and (high - low) / 3.92 == pytest.approx(means[0].std(), rel=.08)
     value, (low, high) = rating.crossed(made, real)
@@ -144,15 +160,19 @@ def test_crossed_against_drawing_readers_and_images_again():
 
 @pytest.mark.slow
 def test_intervals_hold_what_they_should_in_93_to_97_percent_of_runs():
-    """Intraclass kappa of 60 repeats; rates over new readers and images, of six readers who differ by 0.3 probits."""
+    """Intraclass kappa of 60 repeats; rates over new readers and images, of six readers who differ
+    by 0.3 probits.
+    """
     rng, hits = np.random.default_rng(3), np.zeros(3)
     rate, slope = stats.norm.ppf(.68) * math.sqrt(1.09), math.sqrt(.5)
     for _ in range(1000):
-        good = rng.random(60) < .7                            # same answer again, or drawn anew: kappa .6
+        # same answer again, or drawn anew: kappa .6
+        good = rng.random(60) < .7
         again = np.where(rng.random(60) < .6, good, rng.random(60) < .7)
         _, low, high = rating.intraclass(good.astype(int), again.astype(int))
         hits[0] += low <= .6 <= high
-        noise = slope * rng.normal(size=240) + slope * rng.normal(size=(6, 240)) - .3 * rng.normal(size=(6, 1))
+        noise = slope * rng.normal(size=240) + slope * rng.normal(size=(6, 240)) - .3 * rng.normal(
+            size=(6, 1))
         made, real = noise[:, :120] < rate, noise[:, 120:] < stats.norm.ppf(.9) * math.sqrt(1.09)
         _, (low, high) = rating.crossed(made.astype(float))
         hits[1] += low <= .68 <= high

@@ -1,4 +1,6 @@
-"""The reading page, driven in a real browser from disk: rated by keyboard, closed, resumed, exported and scored."""
+"""The reading page, driven in a real browser from disk: rated by keyboard, closed, resumed,
+exported and scored.
+"""
 
 import base64
 import hashlib
@@ -15,20 +17,25 @@ from PIL import Image
 from minidiff.evaluation.readers import answers, make, score
 
 SECRET = bytes(range(32))
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
+    "google-chrome")
 
 
 @pytest.fixture(scope="module")
 def browser():
     """Chromium: lasting(profile folder) and fresh(**options), each → a context of pages."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright to drive the reading page")
+    sync_api = pytest.importorskip("playwright.sync_api",
+                                   reason="pip install playwright to drive the reading page")
     if not CHROMIUM:
-        pytest.skip("no chromium on this machine to open the reading page in (apt install chromium)")
+        pytest.skip("no chromium on this machine to open the reading page in (apt install "
+                    "chromium)")
     with sync_api.sync_playwright() as playwright:
         how = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
         shared = playwright.chromium.launch(**how)
-        yield SimpleNamespace(fresh=shared.new_context,
-                              lasting=lambda folder: playwright.chromium.launch_persistent_context(str(folder), **how))
+        yield SimpleNamespace(
+            fresh=shared.new_context,
+            lasting=lambda folder: playwright.chromium.launch_persistent_context(str(folder),
+                                                                                 **how))
         shared.close()
 
 
@@ -38,7 +45,8 @@ def study(tmp_path_factory):
     from readers_data import write_sets
     root = tmp_path_factory.mktemp("page")
     write_sets(root)
-    cfg = make.Config(data=(str(root / "real"),), samples=(str(root / "made"),), out=str(root / "out"),
+    cfg = make.Config(data=(str(root / "real"),), samples=(str(root / "made"),),
+                      out=str(root / "out"),
                       key=str(root / "key"), per_label=6, readers=2, repeat=1 / 6, controls=2)
     page, _ = make.make(cfg, SECRET)
     return page, answers.read_key(root / "key" / "key.json")
@@ -49,7 +57,9 @@ def good_by_rule(item_id):
 
 
 def rate(page, key, reader, start, stop):
-    """Answer images start … stop − 1 by keyboard as `good_by_rule` says; in part 2 the same rule says "generated"."""
+    """Answer images start … stop − 1 by keyboard as `good_by_rule` says; in part 2 the same rule
+    says "generated".
+    """
     orders = key.orders[reader - 1]
     listed = [(b, key.items[k]["id"]) for b, order in orders.items() for k in order]
     for at in range(start, stop):
@@ -59,7 +69,9 @@ def rate(page, key, reader, start, stop):
             page.keyboard.press("Tab")
             page.keyboard.press("Enter")
         k = at - (len(orders["quality"]) if block == "origin" else 0) + 1
-        page.wait_for_function(f"document.getElementById('film').getAttribute('aria-label').startsWith('Image {k} of')")
+        page.wait_for_function(
+            f"document.getElementById('film').getAttribute('aria-label').startsWith('Image {k} "
+            "of')")
         page.wait_for_timeout(25)
         rule = good_by_rule(item)
         page.keyboard.press("1" if rule == (block == "quality") else "2")
@@ -82,9 +94,11 @@ def test_rated_by_keyboard_closed_resumed_exported_and_scored(browser, study, tm
     page.keyboard.press("p")
     assert page.is_visible("#rest") and not page.is_visible("#film")
     page.keyboard.press("p")
-    page.keyboard.press("u")                                         # take the 13th back and give it again
+    # take the 13th back and give it again
+    page.keyboard.press("u")
     rate(page, key, 2, 12, 13)
-    page.close()                                                     # in the middle; it writes to disk as it goes
+    # in the middle; it writes to disk as it goes
+    page.close()
     first.close()
 
     second = browser.lasting(tmp_path / "profile")
@@ -105,13 +119,15 @@ def test_rated_by_keyboard_closed_resumed_exported_and_scored(browser, study, tm
         files.append(tmp_path / got.value.suggested_filename)
         got.value.save_as(files[-1])
     second.close()
-    assert not faults and all(u.startswith(("file:", "data:", "blob:")) for u in asked), (faults, asked)
+    assert not faults and all(u.startswith(("file:", "data:", "blob:")) for u in asked), (faults,
+                                                                                          asked)
 
     rows = answers.read_rows(files[0])
     assert rows == answers.read_rows(files[1]) and len(rows) == 54
     for row in rows:
         rule = good_by_rule(row["item"])
-        assert row["answer"] == {("quality", True): "good", ("quality", False): "bad", ("origin", True): "generated",
+        assert row["answer"] == {("quality", True): "good", ("quality", False): "bad",
+                                 ("origin", True): "generated",
                                  ("origin", False): "real"}[row["block"], rule]
         assert row["confidence"] == 1 + (row["position"] - 1) % 4 and row["ms"] > 0
         assert row["reasons"] == (["anatomy", "text_marker"] if row["answer"] == "bad" else [])
@@ -156,20 +172,25 @@ def test_sha256_and_pixels_in_the_browser(browser, study):
     page.click("#go")
     page.wait_for_timeout(200)
     data = json.loads(re.search(r'id="study">(.*?)</script>', html, re.S)[1])
-    shown = np.array(Image.open(io.BytesIO(base64.b64decode(data["items"][data["orders"][0]["quality"][0]]["png"]))))
+    shown = np.array(Image.open(
+        io.BytesIO(base64.b64decode(data["items"][data["orders"][0]["quality"][0]]["png"]))))
     film = "document.getElementById('film')"
-    page.evaluate(f"{film}.style.width = {film}.style.height = '{len(shown)}px'; window.dispatchEvent(new Event('resize'))")
-    read = (f"Array.from({film}.getContext('2d').getImageData(0, 0, {film}.width, {film}.height).data)"
-            ".filter((_, i) => i % 4 == 0)")
-    assert np.array_equal(np.reshape(page.evaluate(read), shown.shape), shown)          # untouched to the grey level
+    page.evaluate(f"{film}.style.width = {film}.style.height = '{len(shown)}px'; "
+                  "window.dispatchEvent(new Event('resize'))")
+    read = (f"Array.from({film}.getContext('2d').getImageData(0, 0, {film}.width, "
+            f"{film}.height).data).filter((_, i) => i % 4 == 0)")
+    # untouched to the grey level
+    assert np.array_equal(np.reshape(page.evaluate(read), shown.shape), shown)
     page.keyboard.press("i")
     assert np.array_equal(np.reshape(page.evaluate(read), shown.shape), 255 - shown)
     page.keyboard.press("0")
     page.keyboard.press("ArrowUp")
-    assert np.array_equal(np.reshape(page.evaluate(read), shown.shape), np.minimum(shown.astype(int) + 6, 255))
+    assert np.array_equal(np.reshape(page.evaluate(read), shown.shape),
+                          np.minimum(shown.astype(int) + 6, 255))
     page.keyboard.press("ArrowDown")
     for _ in range(8):
-        page.keyboard.press("ArrowRight")                                               # 48 steps: twice the contrast
+        # 48 steps: twice the contrast
+        page.keyboard.press("ArrowRight")
     wanted = np.clip((shown.astype(float) - 127.5) * 2 + 127.5, 0, 255)
     assert np.abs(np.reshape(page.evaluate(read), shown.shape) - wanted).max() <= 0.51
     page.keyboard.press("0")
@@ -195,8 +216,10 @@ def test_usable_by_touch_and_labelled(browser, study, width, height):
     page.tap("#reasons button[data-code=artefact]")
     assert page.evaluate(SMALL) == []
     film = page.locator("#film").bounding_box()
-    assert film["width"] == pytest.approx(film["height"], abs=1) and film["y"] >= 0 and film["x"] >= 0
-    assert width < 560 or film["y"] + film["height"] <= height + 1 and film["width"] >= 0.55 * min(width, height)
+    assert film["width"] == pytest.approx(film["height"],
+                                          abs=1) and film["y"] >= 0 and film["x"] >= 0
+    assert width < 560 or film["y"] + film["height"] <= height + 1 and film["width"] >= 0.55 * min(
+        width, height)
     nameless = page.evaluate("""() => [...document.querySelectorAll('button, input')].filter(e => e.checkVisibility() &&
         !(e.textContent.trim() || e.labels && e.labels.length)).length""")
     assert nameless == 0 and page.get_attribute("#film", "aria-label") == "Image 1 of 30"
@@ -205,8 +228,10 @@ def test_usable_by_touch_and_labelled(browser, study, width, height):
     page.tap("#confidence button[data-code='3']")
     page.wait_for_selector("#film[aria-label='Image 2 of 30']")
     page.keyboard.press("Tab")
-    outline = page.evaluate("(s => s.outlineStyle + s.outlineWidth)(getComputedStyle(document.activeElement))")
-    assert outline == "solid3px"                                                       # focus is to be seen
+    outline = page.evaluate("(s => s.outlineStyle + "
+                            "s.outlineWidth)(getComputedStyle(document.activeElement))")
+    # focus is to be seen
+    assert outline == "solid3px"
     context.close()
 
 
@@ -219,7 +244,8 @@ def test_part_one_is_closed_once_part_two_began(browser, study):
     n = len(key.orders[0]["quality"])
     rate(page, key, 1, 0, n)
     page.wait_for_selector("#rest-title:has-text('Part 2')")
-    page.keyboard.press("u")                                                           # still open here
+    # still open here
+    page.keyboard.press("u")
     rate(page, key, 1, n - 1, n)
     page.reload()
     page.click("#go")
@@ -230,5 +256,6 @@ def test_part_one_is_closed_once_part_two_began(browser, study):
     stored = page.evaluate("Object.assign({}, localStorage)")
     context.close()
     slot = f"minidiff-{key.study}-1-"
-    assert {name for name in stored if name.startswith(slot)} == {slot + str(k) for k in (*range(1, n + 1), "undone")}
+    assert {name for name in stored
+            if name.startswith(slot)} == {slot + str(k) for k in (*range(1, n + 1), "undone")}
     assert json.loads(stored[slot + "undone"]) == {str(n): 1}

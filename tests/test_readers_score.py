@@ -1,4 +1,6 @@
-"""Readers' answers in numbers, by hand, by other ways and by simulation; and how many images a study needs."""
+"""Readers' answers in numbers, by hand, by other ways and by simulation; and how many images a
+study needs.
+"""
 
 import dataclasses
 import math
@@ -18,23 +20,31 @@ from minidiff.statistics import wilson
 
 
 def test_numbers_by_hand():
-    """Reader 1: 68 of 100 synthetic, 91 of 100 real; of 20 repeats 3 differ; 9 of 10 controls; 113 of 200 told right."""
+    """Reader 1: 68 of 100 synthetic, 91 of 100 real; of 20 repeats 3 differ; 9 of 10 controls; 113
+    of 200 told right.
+    """
     key = key_of(100, 1, repeats=20, controls=10)
-    quality = np.r_[np.arange(100) < 68, np.arange(100) < 91, np.full(20, True), np.arange(10) < 1].astype(int)
-    quality[200:203] = 0                                                              # of images that were Good at first
+    quality = np.r_[np.arange(100) < 68, np.arange(100) < 91, np.full(20, True),
+                    np.arange(10) < 1].astype(int)
+    # of images that were Good at first
+    quality[200:203] = 0
     origin = np.full(230, -1)
     origin[:200] = np.r_[np.arange(100) < 60, np.arange(100) >= 53]
     found = score.summary(key, [reading(1, quality, origin)])
     row = found["readers"][0]
     low, high = wilson(68, 100)
     assert (round(low, 3), round(high, 3)) == (.583, .763)
-    assert (row["synthetic"]["value"], row["synthetic"]["low"], row["synthetic"]["high"]) == (.68, low, high)
+    assert (row["synthetic"]["value"], row["synthetic"]["low"],
+            row["synthetic"]["high"]) == (.68, low, high)
     assert row["real"]["k"] == 91 and row["difference"]["value"] == pytest.approx(-.23)
     assert (row["difference"]["low"], row["difference"]["high"]) == newcombe(68, 100, 91, 100)
-    assert row["intra"]["n"] == 20 and row["intra"]["same"] == .85 and row["controls_bad"] == 9 and row["attentive"]
+    assert row["intra"]["n"] == 20 and row["intra"]["same"] == .85 and row[
+        "controls_bad"] == 9 and row["attentive"]
     right = 60 + 53
-    assert row["origin"]["k"] == right and row["origin"]["p"] == pytest.approx(stats.binomtest(right, 200).pvalue)
-    assert row["origin"]["said_synthetic"] == .6 and row["origin"]["said_real"] == pytest.approx(.47)
+    assert row["origin"]["k"] == right and row["origin"]["p"] == pytest.approx(
+        stats.binomtest(right, 200).pvalue)
+    assert row["origin"]["said_synthetic"] == .6 and row["origin"]["said_real"] == pytest.approx(
+        .47)
     pooled = found["pooled"]
     assert pooled["synthetic"]["low"] == pytest.approx(low)
     assert pooled["difference"]["low"] == pytest.approx(row["difference"]["low"])
@@ -58,7 +68,8 @@ def test_inattentive_and_unfinished_readers_are_shown_and_not_pooled():
     part[50:] = -1
     unfinished = dataclasses.replace(reading(3, part, origin), missing=44)
     found = score.summary(key, [reading(1, fine, origin), reading(2, blind, origin), unfinished])
-    assert [r["pooled"] for r in found["readers"]] == [True, False, False] and found["pooled"]["readers"] == [1]
+    assert [r["pooled"] for r in found["readers"]] == [True, False,
+                                                       False] and found["pooled"]["readers"] == [1]
     assert [r["attentive"] for r in found["readers"]] == [True, False, True]
     assert score.summary(key, [unfinished])["pooled"] is None
 
@@ -80,15 +91,18 @@ def test_verdicts():
 def test_against_numbers(tmp_path):
     key, rng = key_of(60, 3), np.random.default_rng(5)
     values = rng.normal(size=60)
-    rs = [reading(k, np.r_[values + rng.normal(size=60) * .5 > 0, np.ones(60)], np.zeros(120)) for k in (1, 2, 3)]
+    rs = [reading(k, np.r_[values + rng.normal(size=60) * .5 > 0, np.ones(60)], np.zeros(120))
+          for k in (1, 2, 3)]
     rows = [f"{k}.png,{values[k]},{rng.normal()},x" for k in range(60) if k]
     (tmp_path / "n.csv").write_text("file_name,likeness,chance,words\n" + "\n".join(rows) + "\n")
     numbers = score.read_numbers(str(tmp_path / "n.csv"), key)
     assert list(numbers) == ["likeness", "chance"] and math.isnan(numbers["likeness"][0])
     like, chance = score.summary(key, rs, numbers)["numbers"]
     assert like["n"] == 59 and like["r_low"] > .6 and like["auroc_low"] > .8
-    assert chance["r_low"] < 0 < chance["r_high"] and chance["auroc_low"] < .5 < chance["auroc_high"]
-    for text, message in (("a,b\n1,2\n", "no column 'file_name'"), ("file_name,x\nno.png,3\n", "no row has a number"),
+    assert chance["r_low"] < 0 < chance["r_high"] and chance["auroc_low"] < .5 < chance[
+        "auroc_high"]
+    for text, message in (("a,b\n1,2\n", "no column 'file_name'"),
+                          ("file_name,x\nno.png,3\n", "no row has a number"),
                           ("file_name,x\n1.png,3\n1.png,4\n", "two rows")):
         (tmp_path / "n.csv").write_text(text)
         with pytest.raises(InputError, match=message):
@@ -102,14 +116,18 @@ def test_plan_by_other_ways(capsys):
     assert -np.subtract(*wilson(.68 * 81, 81)) <= .2 < -np.subtract(*wilson(.68 * 80, 80))
     assert plan.n_for_width(.68, .2) == 81
     assert plan.n_for_width(.5, .001) is None
-    for p, approximate in ((.6, 194), (.65, 85), (.7, 47)):                           # of the normal approximation
+    # of the normal approximation
+    for p, approximate in ((.6, 194), (.65, 85), (.7, 47)):
         n = plan.n_for_told(p, .8)
         assert approximate <= n <= 1.2 * approximate
-        assert all(plan.told_power(m, p) >= .8 for m in range(n, n + 50)) and plan.told_power(n - 1, p) < .8
+        assert all(plan.told_power(m, p) >= .8
+                   for m in range(n, n + 50)) and plan.told_power(n - 1, p) < .8
     outcomes = np.arange(48)
     rejected = np.array([stats.binomtest(int(k), 47).pvalue <= .05 for k in outcomes])
-    assert plan.told_power(47, .7) == pytest.approx((stats.binom.pmf(outcomes, 47, .7) * rejected).sum())
-    n = plan.n_for_kappa(.8, .68, .36)                                                # SE .092 at 100
+    assert plan.told_power(47, .7) == pytest.approx((stats.binom.pmf(outcomes, 47,
+                                                                     .7) * rejected).sum())
+    # SE .092 at 100
+    n = plan.n_for_kappa(.8, .68, .36)
     assert 95 <= n <= 106
     plan.run(plan.Config())
     assert "minutes a reader" in capsys.readouterr().out
@@ -124,9 +142,9 @@ def test_margin_power_equals_simulation():
     assert plan.margin_power(n, .68, .68, .15) >= .8 > plan.margin_power(n - 8, .68, .68, .15)
 
 
-@pytest.mark.parametrize("knobs,message", [
-    ({"told": .4}, "--told"), ({"agree": .2}, "--agree"), ({"good": .5, "good_real": .7}, "no number of images"),
-    ({"interval": 0}, "--interval")])
+@pytest.mark.parametrize("knobs,message", [({"told": .4}, "--told"), ({"agree": .2}, "--agree"),
+                                           ({"good": .5, "good_real": .7}, "no number of images"),
+                                           ({"interval": 0}, "--interval")])
 def test_what_plan_refuses(knobs, message):
     with pytest.raises(InputError, match=message):
         plan.plan(plan.Config(**knobs))
@@ -139,8 +157,8 @@ RATES, REAL, TOLD, RHO, AGAIN = (.6, .68, .76), (.8, .86, .9), (.5, .58, .66), .
 
 
 def simulated(rng, key, n, repeats):
-    """Three readers of known Good-rates and known kappas: what they see in an image is partly shared, partly their own, and
-    partly of the moment; each has his own threshold."""
+    """Three readers of known Good-rates and known kappas: what they see in an image is partly
+    shared, partly their own, and partly of the moment; each has his own threshold."""
     shared, out = rng.normal(size=2 * n), []
     for r, (made, real, told) in enumerate(zip(RATES, REAL, TOLD), 1):
         own = math.sqrt(RHO) * shared + math.sqrt(AGAIN - RHO) * rng.normal(size=2 * n)
@@ -156,22 +174,25 @@ def simulated(rng, key, n, repeats):
 
 def both(p, q, rho):
     """P(both Good) of two thresholds on normals with this correlation."""
-    return stats.multivariate_normal([0, 0], [[1, rho], [rho, 1]]).cdf([stats.norm.ppf(p), stats.norm.ppf(q)])
+    return stats.multivariate_normal([0, 0], [[1, rho], [rho, 1]]).cdf([stats.norm.ppf(p),
+                                                                        stats.norm.ppf(q)])
 
 
 def truths():
     """What `simulated` was made with, worked out from the normal distribution."""
     pairs = [(0, 1), (0, 2), (1, 2)]
-    observed = np.mean([1 - RATES[a] - RATES[b] + 2 * both(RATES[a], RATES[b], RHO) for a, b in pairs])
+    observed = np.mean([1 - RATES[a] - RATES[b] + 2 * both(RATES[a], RATES[b], RHO)
+                        for a, b in pairs])
     p = np.mean(RATES)
     fleiss, ac1 = p * p + (1 - p) ** 2, 2 * p * (1 - p)
     two = 1 - RATES[0] - RATES[1] + 2 * both(RATES[0], RATES[1], RHO)
     chance = RATES[0] * RATES[1] + (1 - RATES[0]) * (1 - RATES[1])
-    mixed = (RATES[1] + REAL[1]) / 2                                                  # of repeats: half of each kind
+    # of repeats: half of each kind
+    mixed = (RATES[1] + REAL[1]) / 2
     same = np.mean([1 - 2 * q + 2 * both(q, q, AGAIN) for q in (RATES[1], REAL[1])])
     intra = 1 - (1 - same) / (2 * mixed * (1 - mixed))
-    return {"rate": RATES[1], "real": REAL[1], "difference": RATES[1] - REAL[1], "told": TOLD[1], "pooled": p,
-            "pooled difference": p - np.mean(REAL), "pooled told": np.mean(TOLD),
+    return {"rate": RATES[1], "real": REAL[1], "difference": RATES[1] - REAL[1], "told": TOLD[1],
+            "pooled": p, "pooled difference": p - np.mean(REAL), "pooled told": np.mean(TOLD),
             "fleiss": (observed - fleiss) / (1 - fleiss), "ac1": (observed - ac1) / (1 - ac1),
             "cohen": (two - chance) / (1 - chance), "intra": intra}
 
@@ -185,13 +206,15 @@ def test_simulated_readers_are_recovered_in_93_to_97_percent_of_1000_runs():
         rs = simulated(rng, key, n, repeats)
         three, two = score.summary(key, rs), score.summary(key, rs[:2])
         row, pooled = three["readers"][1], three["pooled"]
-        found = {"rate": row["synthetic"], "real": row["real"], "difference": row["difference"], "told": row["origin"],
-                 "pooled": pooled["synthetic"], "pooled difference": pooled["difference"], "pooled told": pooled["origin"],
+        found = {"rate": row["synthetic"], "real": row["real"], "difference": row["difference"],
+                 "told": row["origin"], "pooled": pooled["synthetic"],
+                 "pooled difference": pooled["difference"], "pooled told": pooled["origin"],
                  "fleiss": three["agreement"][0]["kappa"], "ac1": three["agreement"][0]["ac1"],
                  "cohen": two["agreement"][0]["kappa"], "intra": row["intra"]}
         for name, x in found.items():
             hits[name] += x["low"] <= truth[name] <= x["high"]
             sums[name] += x["value"] / 1000
-    print({name: (h, round(sums[name], 3), round(float(truth[name]), 3)) for name, h in hits.items()})
+    print({name: (h, round(sums[name], 3), round(float(truth[name]), 3))
+           for name, h in hits.items()})
     assert all(abs(sums[name] - truth[name]) < .012 for name in truth), sums
     assert all(930 <= h <= 970 for h in hits.values()), hits

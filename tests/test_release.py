@@ -25,13 +25,15 @@ def test_new_images_leave_but_for_1_percent_and_some_of_the_smooth():
     release = FILTER(spaces(phantoms(300, 50)))
     assert release.keep.float().mean() > 0.96
     assert [bool(reason) for reason in release.reasons] == (~release.keep).tolist()
-    assert 0.8 < FILTER(spaces(phantoms(300, 51, noise=0.0))).keep.float().mean() < 0.95     # see the module's docstring
+    # see the module's docstring
+    assert 0.8 < FILTER(spaces(phantoms(300, 51, noise=0.0))).keep.float().mean() < 0.95
 
 
 def test_it_judges_an_image_the_same_alone_and_in_a_batch():
     made = torch.cat([phantoms(5, 52), near_copies(TRAIN[:5], 53)])
     whole, single = FILTER(spaces(made)), [FILTER(spaces(made[k : k + 1])) for k in range(10)]
-    assert whole.keep.tolist() == [s.keep.item() for s in single] and whole.reasons == [s.reasons[0] for s in single]
+    assert whole.keep.tolist() == [s.keep.item() for s in single] and whole.reasons == [
+        s.reasons[0] for s in single]
 
 
 def test_a_mirrored_copy_is_found_in_the_second_space_and_named():
@@ -45,5 +47,6 @@ def test_a_mirrored_copy_is_found_in_the_second_space_and_named():
 
 def test_a_yardstick_that_is_too_small_is_refused():
     for train, held_out in ((200, 99), (50, 120)):
-        with pytest.raises(InputError, match=f"with {held_out} held-out and {train} training images: needed are 100 and 51"):
+        with pytest.raises(InputError, match=f"with {held_out} held-out and {train} training "
+                           f"images: needed are 100 and 51"):
             ReleaseFilter(spaces(TRAIN[:train]), spaces(HELDOUT[:held_out]))

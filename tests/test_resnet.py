@@ -1,4 +1,6 @@
-"""resnet: parity with torchvision's resnet18 in names and numbers, seeded start, refused weights."""
+"""resnet: parity with torchvision's resnet18 in names and numbers, seeded start, refused
+weights.
+"""
 
 import pytest
 import torch
@@ -9,13 +11,16 @@ from minidiff.errors import InputError
 
 
 def randomise(net, seed):
-    """Every tensor random, BatchNorm's scale, shift, mean and variance included: else swapped norms would pass."""
+    """Every tensor random, BatchNorm's scale, shift, mean and variance included: else swapped norms
+    would pass.
+    """
     g = torch.Generator().manual_seed(seed)
     for name, x in net.state_dict().items():
         if name.endswith(("running_var", "bn1.weight")):
             x.copy_(torch.rand(x.shape, generator=g) + 0.5)
         elif x.is_floating_point() and x.ndim == 1:
-            x.copy_(torch.randn(x.shape, generator=g) * 0.3 + (0.8 if name.endswith("weight") else 0))
+            x.copy_(torch.randn(x.shape,
+                                generator=g) * 0.3 + (0.8 if name.endswith("weight") else 0))
         elif x.is_floating_point():
             x.copy_(torch.randn(x.shape, generator=g) / x[0].numel() ** 0.5)
 
@@ -37,7 +42,8 @@ def test_parity_with_torchvision(pair, mode):
         theirs, ours = peer(x.expand(-1, 3, -1, -1)), net(x)
     assert theirs.abs().max() > 0.1
     assert (theirs - ours).abs().max() <= 1e-5
-    for (name, a), b in zip(peer.state_dict().items(), net.state_dict().values()):  # train moves the running statistics
+    # train moves the running statistics
+    for (name, a), b in zip(peer.state_dict().items(), net.state_dict().values()):
         if "running" in name:
             assert torch.allclose(a, b, atol=1e-5), name
 
@@ -47,7 +53,8 @@ def test_names_shapes_and_count_are_torchvisions(pair):
     theirs = {k: tuple(x.shape) for k, x in peer.state_dict().items()}
     ours = {k: tuple(x.shape) for k, x in net.state_dict().items()}
     assert ours == {**theirs, "conv1.weight": (64, 1, 7, 7)}
-    assert sum(p.numel() for p in ResNet(1000).parameters()) == 11_689_512 - 2 * 64 * 49  # resnet18, grey
+    # resnet18, grey
+    assert sum(p.numel() for p in ResNet(1000).parameters()) == 11_689_512 - 2 * 64 * 49
 
 
 def test_fc_of_another_size_is_kept(pair):

@@ -1,4 +1,6 @@
-"""Killed at twenty random moments, some of them inside a checkpoint's write, and resumed: the unbroken run, bit for bit."""
+"""Killed at twenty random moments, some of them inside a checkpoint's write, and resumed: the
+unbroken run, bit for bit.
+"""
 
 import contextlib
 import os
@@ -24,9 +26,11 @@ pytestmark = pytest.mark.slow
 def start(cfg, processes: int) -> subprocess.Popen:
     saved = Path(cfg.out).with_suffix(".json")
     runs.write_json(saved, {**cfg.__dict__})
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                str(processes)] if processes > 1 else []
     words = [sys.executable, *launcher, str(ROOT / "train.py"), "diffusion", "--from", str(saved)]
-    return subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    return subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                            start_new_session=True,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -37,7 +41,8 @@ def finish(process: subprocess.Popen) -> None:
 
 def kill_group(process: subprocess.Popen) -> None:
     """SIGKILL to torchrun and all its processes, which lead sessions of their own."""
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
+                              text=True).stdout.split()
     for pid in (process.pid, *map(int, children)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -52,8 +57,9 @@ def begun(run: Path, process: subprocess.Popen) -> None:
 
 def contents(run: Path) -> dict:
     last = run / "checkpoints" / f"step_{STEPS:08d}"
-    return {**{name: load_file(last / f"{name}.safetensors") for name in PARTS}, "state": (last / "state.json").read_text(),
-            "log": (run / "log.jsonl").read_text(), "finished": load_file(run / "model.safetensors"),
+    return {**{name: load_file(last / f"{name}.safetensors") for name in PARTS},
+            "state": (last / "state.json").read_text(), "log": (run / "log.jsonl").read_text(),
+            "finished": load_file(run / "model.safetensors"),
             "best": load_file(run / "best" / "model.safetensors")}
 
 
@@ -67,8 +73,9 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed_equals_unbroken(tiny, tmp_path, capsys, precision, processes):
     def cfg(name):
-        return train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"), out=str(tmp_path / name),
-                                     steps=STEPS, batch=6, save_every=2, log_every=1, precision=precision)
+        return train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"),
+                                     out=str(tmp_path / name), steps=STEPS, batch=6, save_every=2,
+                                     log_every=1, precision=precision)
 
     whole = start(cfg("unbroken"), processes)
     begun(tmp_path / "unbroken", whole)
@@ -85,7 +92,8 @@ def test_killed_and_resumed_equals_unbroken(tiny, tmp_path, capsys, precision, p
         kill_group(broken)
         states = sorted(p.name for p in (run / "checkpoints").glob("step_*"))
         half = bool(list((run / "checkpoints").glob(".step_*")))
-        where.append(f"after {states[-1] if states else 'no state'}{', inside a write' if half else ''}")
+        where.append(f"after "
+                     f"{states[-1] if states else 'no state'}{', inside a write' if half else ''}")
         finish(start(cfg(run.name), processes))
         assert same(contents(run), expected), where[-1]
     with capsys.disabled():
@@ -98,12 +106,12 @@ def test_a_thousand_images_survive_ten_kills(demo, tmp_path, capsys):
     import sample
 
     out = tmp_path / "samples"
-    words = [sys.executable, str(ROOT / "sample.py"), "--run", str(demo / "diffusion"), "--sets", "10", "--out", str(out),
-             "--batch", "20", "--real", str(demo / "phantom")]
+    words = [sys.executable, str(ROOT / "sample.py"), "--run", str(demo / "diffusion"), "--sets",
+             "10", "--out", str(out), "--batch", "20", "--real", str(demo / "phantom")]
     draw, counts = random.Random(0), []
     for kill in range(11):
-        process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE)
+        process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "2"},
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         before = len(list(out.glob("images/*/*.png")))
         if kill < 10:
             while len(list(out.glob("images/*/*.png"))) < before + draw.randrange(20, 90):
@@ -115,7 +123,8 @@ def test_a_thousand_images_survive_ten_kills(demo, tmp_path, capsys):
         else:
             finish(process)
     rows = list(csv.DictReader((out / "metadata.csv").open()))
-    assert len(rows) == len({row["seed"] for row in rows}) == len(list(out.glob("images/*/*.png"))) == 1000
+    assert len(rows) == len({row["seed"]
+                             for row in rows}) == len(list(out.glob("images/*/*.png"))) == 1000
     assert len(list(out.glob("sheets/set_*.png"))) == len(list(out.glob("sheets/set_*.json"))) == 10
     sample.verify(sample.VerifyConfig(out=str(out), k=24))
     with capsys.disabled():

@@ -28,8 +28,10 @@ def run(folder, **knobs):
 
 def test_without_a_word_it_is_the_demo():
     assert train.VAEConfig().data == train.DiffusionConfig().data == ("runs/demo/phantom",)
-    assert (train.VAEConfig().out, sample.SampleConfig().run) == ("runs/demo/vae", "runs/demo/diffusion")
-    assert classify.Config().synthetic == ("runs/demo/samples",) and evaluate.Config().matrix == "runs/demo/matrix"
+    assert (train.VAEConfig().out, sample.SampleConfig().run) == ("runs/demo/vae",
+                                                                  "runs/demo/diffusion")
+    assert classify.Config().synthetic == (
+        "runs/demo/samples",) and evaluate.Config().matrix == "runs/demo/matrix"
 
 
 def test_each_script_finds_what_the_one_before_left_and_the_data_by_its_config():
@@ -39,27 +41,30 @@ def test_each_script_finds_what_the_one_before_left_and_the_data_by_its_config()
     for name in ("samples", "classifier", "vae", "diffusion", "matrix"):
         assert getattr(cfg, name) == f"runs/x/{name}"
     assert classify.Config(root="runs/x").synthetic == ("runs/x/samples",)
-    assert sample.SampleConfig(root="runs/x") == sample.SampleConfig(root="runs/x", run="runs/x/diffusion",
-                                                                    out="runs/x/samples")
+    assert sample.SampleConfig(root="runs/x") == sample.SampleConfig(root="runs/x",
+                                                                     run="runs/x/diffusion",
+                                                                     out="runs/x/samples")
 
 
 def test_explicit_flags_go_before():
     run("runs/x/vae", data=["DIR"])
     cfg = evaluate.Config(root="runs/x", data=("OTHER",), samples="elsewhere")
-    assert cfg.data == ("OTHER",) and cfg.samples == "elsewhere" and cfg.classifier == "runs/x/classifier"
+    assert cfg.data == (
+        "OTHER",) and cfg.samples == "elsewhere" and cfg.classifier == "runs/x/classifier"
 
 
-@pytest.mark.parametrize("knobs, root", [({"out": "runs/y/samples"}, "runs/y"), ({"run": "runs/y/diffusion"}, "runs/y"),
-                                         ({"run": "runs/y/diffusion/best"}, "runs/y"),
-                                         ({"run": "runs/y/diffusion/snapshots/step_00000100"}, "runs/y"),
-                                         ({"root": "runs/z", "run": "runs/y/diffusion"}, "runs/z"), ({}, "runs/demo")])
+@pytest.mark.parametrize(
+    "knobs, root", [({"out": "runs/y/samples"}, "runs/y"), ({"run": "runs/y/diffusion"}, "runs/y"),
+                    ({"run": "runs/y/diffusion/best"}, "runs/y"),
+                    ({"run": "runs/y/diffusion/snapshots/step_00000100"}, "runs/y"),
+                    ({"root": "runs/z", "run": "runs/y/diffusion"}, "runs/z"), ({}, "runs/demo")])
 def test_the_root_is_that_of_the_run_that_was_named(knobs, root):
     cfg = sample.SampleConfig(**knobs)
     assert cfg.root == root and cfg.out == knobs.get("out", f"{root}/samples")
 
 
-@pytest.mark.parametrize("make", [train.VAEConfig, train.DiffusionConfig, classify.Config, evaluate.Config,
-                                  evaluate.MatrixConfig, evaluate.AuditConfig])
+@pytest.mark.parametrize("make", [train.VAEConfig, train.DiffusionConfig, classify.Config,
+                                  evaluate.Config, evaluate.MatrixConfig, evaluate.AuditConfig])
 def test_other_data_do_not_enter_the_demo(make):
     with pytest.raises(InputError, match="--data elsewhere: name the folder of this experiment"):
         make(data=("elsewhere",))
@@ -85,10 +90,11 @@ def test_a_picture_may_be_put_anywhere():
     assert sample.TrajectoryConfig(out="way.png").run == "runs/demo/diffusion"
 
 
-@pytest.mark.parametrize("argv, said", [(["--kl", "1"], "write `train.py vae --kl …`"),
-                                        (["--no-shard"], "write `train.py diffusion --no-shard …`"),
-                                        (["--init", "x"], "vae or diffusion --init"), (["--out", "x"], "--out"),
-                                        (["--from=x"], "goes to one stage alone")])
+@pytest.mark.parametrize("argv, said",
+                         [(["--kl", "1"], "write `train.py vae --kl …`"),
+                          (["--no-shard"], "write `train.py diffusion --no-shard …`"),
+                          (["--init", "x"], "vae or diffusion --init"), (["--out", "x"], "--out"),
+                          (["--from=x"], "goes to one stage alone")])
 def test_a_flag_of_one_stage_needs_its_name(argv, said, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train.py"])
     with pytest.raises(SystemExit) as stop:
@@ -97,9 +103,11 @@ def test_a_flag_of_one_stage_needs_its_name(argv, said, monkeypatch, capsys):
 
 
 def test_what_both_stages_have_goes_to_both():
-    found = config.parse(train.VERBS, ["vae", "diffusion"], "", ["--root", "runs/x", "--data", "DIR", "--size", "128"])
-    assert [(run.__name__, cfg.size, cfg.data, cfg.out) for run, cfg in found] == [
-        ("train_vae", 128, ("DIR",), "runs/x/vae"), ("train_diffusion", 128, ("DIR",), "runs/x/diffusion")]
+    found = config.parse(train.VERBS, ["vae", "diffusion"], "",
+                         ["--root", "runs/x", "--data", "DIR", "--size", "128"])
+    assert [(run.__name__, cfg.size, cfg.data, cfg.out)
+            for run, cfg in found] == [("train_vae", 128, ("DIR",), "runs/x/vae"),
+                                       ("train_diffusion", 128, ("DIR",), "runs/x/diffusion")]
 
 
 def test_a_mistyped_stage_is_no_flag(capsys):
@@ -130,10 +138,13 @@ def test_a_preset_moves_with_the_root(argv, out, vae):
 def test_the_vae_of_the_root_must_be_of_the_same_images(tiny, tmp_path):
     phantom.write("other", n=72, size=32, seed=5)
     knobs = {"steps": 2, "batch": 4, "snapshots": 0, "root": "runs/mix"}
-    train.train_vae(train.VAEConfig(data=(str(tiny / "data"),), size=32, steps=2, batch=4, root="runs/mix"))
+    train.train_vae(train.VAEConfig(data=(str(tiny / "data"),), size=32, steps=2, batch=4,
+                                    root="runs/mix"))
     with pytest.raises(InputError, match="runs/mix/vae was trained on other images than these"):
         train.prepare(train.DiffusionConfig(data=("other",), **knobs))
-    assert train.prepare(train.DiffusionConfig(data=("other",), vae="runs/mix/vae", **knobs)).data.size == 32  # named
+    # named
+    assert train.prepare(train.DiffusionConfig(data=("other",), vae="runs/mix/vae",
+                                               **knobs)).data.size == 32
 
 
 def test_a_run_from_before_a_knob_was_there_goes_on(tiny, no_pictures):

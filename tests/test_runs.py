@@ -68,7 +68,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_write_atomic_leaves_the_old_file_when_writing_fails(tmp_path, monkeypatch):
     runs.write_atomic(tmp_path / "f", "old")
-    monkeypatch.setattr(runs.os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(runs.os, "replace",
+                        lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
         runs.write_atomic(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["f"]
@@ -102,7 +103,11 @@ def test_weights_can_be_read_by_whom_the_umask_lets(tmp_path):
 
 def test_other_knobs_are_refused_before_any_work(tmp_path):
     runs.open_run(tmp_path / "r", Knobs(), "vae")
-    with pytest.raises(InputError, match=r"steps: 1 there, 9 now\); give another --root or --out, or go on from it"):
+    with pytest.raises(
+            InputError,
+            match=r"steps: 1 there, 9 now\); give another --root or --out, or go on from it"):
         runs.refuse_other(tmp_path / "r", Knobs(steps=9), "vae")
-    assert runs.refuse_other(tmp_path / "r", Knobs(device="cuda"), "vae", ("device",))["device"] == "cuda"
-    assert runs.refuse_other(tmp_path / "new", Knobs(), "vae")["kind"] == "vae" and not (tmp_path / "new").exists()
+    assert runs.refuse_other(tmp_path / "r", Knobs(device="cuda"), "vae",
+                             ("device",))["device"] == "cuda"
+    assert runs.refuse_other(tmp_path / "new", Knobs(),
+                             "vae")["kind"] == "vae" and not (tmp_path / "new").exists()

@@ -1,4 +1,6 @@
-"""Sampling: a data set that reads as one, each image a function of its seed and conditions, gaps filled."""
+"""Sampling: a data set that reads as one, each image a function of its seed and conditions, gaps
+filled.
+"""
 
 import csv
 import json
@@ -30,7 +32,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def made(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("samples") / "set"
-    cfg = sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), per_label=4, steps=3, batch=5)
+    cfg = sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), per_label=4, steps=3,
+                              batch=5)
     sample.sample(cfg)
     return cfg, out
 
@@ -42,7 +45,8 @@ def test_a_folder_of_samples_is_a_data_set(made):
     assert images.read(table.rows[0]["file"]).shape == (1, 32, 32)  # grey in, grey out
     with open(out / "metadata.csv") as file:
         rows = list(csv.DictReader(file))
-    assert {"file_name", "label", "set", "seed", "sex", "age", "view", "sampler", "steps", "guidance"} <= set(rows[0])
+    assert {"file_name", "label", "set", "seed", "sex", "age", "view", "sampler", "steps",
+            "guidance"} <= set(rows[0])
     assert (out / "sheets" / "set_0001.png").exists()
 
 
@@ -50,7 +54,8 @@ def test_each_png_carries_its_own_recipe(made):
     _, out = made
     path = sorted(out.glob("images/covid/*.png"))[0]
     text = Image.open(path).text
-    assert text["label"] == "covid" and text["seed"] == str(int(path.stem)) and json.loads(text["recipe"])["steps"] == 3
+    assert text["label"] == "covid" and text["seed"] == str(int(path.stem)) and json.loads(
+        text["recipe"])["steps"] == 3
     assert len(text["model"]) == 64
 
 
@@ -60,10 +65,12 @@ def test_pixels_do_not_depend_on_the_batch(tiny):
     recipe = Recipe(steps=4, guidance=2.0)
     whole = list(pipeline.latents(labels, range(7), recipe))[-1]
     for i in (0, 3, 6):
-        alone = list(pipeline.latents({k: v[i : i + 1] for k, v in labels.items()}, [i], recipe))[-1]
+        alone = list(pipeline.latents({k: v[i : i + 1] for k, v in labels.items()}, [i],
+                                      recipe))[-1]
         pixels = [pipeline.vae.decode(z) for z in (alone, whole[i : i + 1])]
         assert (pixels[0] - pixels[1]).abs().max() < 1e-5
-    permuted = list(pipeline.latents({k: v.flip(0) for k, v in labels.items()}, range(6, -1, -1), recipe))[-1]
+    permuted = list(pipeline.latents({k: v.flip(0) for k, v in labels.items()}, range(6, -1, -1),
+                                     recipe))[-1]
     assert (permuted.flip(0) - whole).abs().max() < 1e-5
 
 
@@ -84,7 +91,8 @@ def test_another_setting_is_refused(made, capsys):
     cfg, out = made
     with pytest.raises(SystemExit) as stop:
         config.main(sample.VERBS, default="sample", doc="",
-                    argv=["--run", cfg.run, "--out", str(out), "--per-label", "4", "--guidance", "3"])
+                    argv=["--run", cfg.run, "--out", str(out), "--per-label", "4", "--guidance",
+                          "3"])
     assert stop.value.code == 2 and "steps: 3 there, 12 now" in capsys.readouterr().err
 
 
@@ -98,7 +106,8 @@ def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):
     pixels = images.read(victim).copy()
     pixels[0, 3, 3] ^= 1
     images.write(victim, pixels)
-    with pytest.raises(ValueError, match=f"1 of 13 files are not as they were written: .*{victim.name}"):
+    with pytest.raises(ValueError,
+                       match=f"1 of 13 files are not as they were written: .*{victim.name}"):
         sample.verify(sample.VerifyConfig(out=str(out)))
     victim.write_bytes(before)
     relabelled = (out / "metadata.csv").read_text()
@@ -117,20 +126,23 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
         of_label = [row for row in rows if row["label"] == name]
         pool = [row for row in facts["rows"] if row["label"] == name]
         for column in ("sex", "view"):
-            for value in ("F", "M", "", "AP", "PA"):  # the shares are those of the real rows, to within one place
-                real, made = (sum(r[column] == value for r in some) / len(some) for some in (pool, of_label))
+            # the shares are those of the real rows, to within one place
+            for value in ("F", "M", "", "AP", "PA"):
+                real, made = (sum(r[column] == value for r in some) / len(some)
+                              for some in (pool, of_label))
                 assert abs(real - made) <= 0.02, (name, column, value, real, made)
     assert [r["set"] for r in rows] == [str(i // 100 + 1) for i in range(600)]
-    fixed = plan(pipeline.conditioner.variables, facts["rows"], labels=("covid",), given=("sex=F", "age="))
-    assert {(r["label"], r["sex"], r["age"]) for r in fixed} == {("covid", "F", "")} and len({r["view"] for r in fixed}) == 2
+    fixed = plan(pipeline.conditioner.variables, facts["rows"], labels=("covid",),
+                 given=("sex=F", "age="))
+    assert {(r["label"], r["sex"], r["age"])
+            for r in fixed} == {("covid", "F", "")} and len({r["view"] for r in fixed}) == 2
 
 
 @pytest.mark.parametrize("argv, said", [
     (["--label", "covit"], "label 'covit' is not one of covid, normal, pneumonia; nearest: covid"),
     (["--given", "weight=3"], "the model has no such condition; it has label, sex, age, view"),
     (["--given", "label=covid"], "choose labels by --label"),
-    (["--given", "sex"], "write name=value"),
-    (["--label", "covid", "covid"], "named twice"),
+    (["--given", "sex"], "write name=value"), (["--label", "covid", "covid"], "named twice"),
     (["--per-label", "0"], "--per-label 0 is not allowed: 1 to inf"),
     (["--guidance", "nan"], "--guidance nan is not allowed: 0 to 100"),
     (["--steps", "2000"], "--steps 2000 is more than the 1000 levels"),
@@ -139,14 +151,14 @@ def test_conditions_come_from_training_rows_of_the_label(tiny):
     (["--eta", "0.5"], "eta 0.5: it belongs to the sampler ddim"),
     (["--given", "age=20:x"], "age 'x' is not a number"),
     (["--given", "sex=F", "sex=M"], "--given sex=M contradicts --given sex=F"),
-    (["--independent", "weight"], "--independent weight: the model has no such condition; it has sex, age, view"),
-    (["--independent", "label"], "label cannot be independent of itself"),
+    (["--independent", "weight"], "--independent weight: the model has no such condition; it has "
+     "sex, age, view"), (["--independent", "label"], "label cannot be independent of itself"),
     (["--independent", "sex", "sex"], "--independent sex: named twice"),
     (["--independent", "sex", "--given", "sex=F"], "--independent sex contradicts --given sex=F"),
     (["--independent", "sex", "--rows", "x.csv"], "--rows says all about the images"),
     (["--independent", "sex", "--origin", "x"], "--origin: each image keeps its own conditions"),
-    (["--scales", "agee=2"], "the model has no such condition; it has label, sex, age, view; nearest: age"),
-    (["--scales", "age"], "write name=number"),
+    (["--scales", "agee=2"], "the model has no such condition; it has label, sex, age, view; "
+     "nearest: age"), (["--scales", "age"], "write name=number"),
     (["--interval", "1"], "give two noise levels"),
     (["--rescale", "2"], "--rescale 2.0 is not allowed: 0 to 1"),
     (["--keep", "pretty"], "--keep pretty: allowed are recognised and new"),
@@ -172,7 +184,8 @@ def test_non_finite_pixels_are_never_written():
 
 
 @pytest.mark.parametrize("recipe", [
-    Recipe("ddim", "leading", 4), Recipe("ddim", "trailing", 4, 2.0, 1.0), Recipe("heun", "karras", 3, 2.0),
+    Recipe("ddim", "leading", 4), Recipe("ddim", "trailing", 4, 2.0, 1.0),
+    Recipe("heun", "karras", 3, 2.0),
 ])
 def test_every_sampler_and_ladder_gives_images(tiny, recipe):
     pipeline, facts = store.load_pipeline(tiny / "diffusion")
@@ -191,40 +204,52 @@ def test_sets_hold_all_labels_and_ranges_are_spread(tiny):
         counts = Counter(r["label"] for r in rows if r["set"] == number)
         assert max(counts.values()) - min(counts.values()) <= 1
     ages = sorted(float(r["age"]) for r in rows if r["label"] == "covid")
-    assert 60 < ages[0] < 61 and 79 < ages[-1] < 80 and max(b - a for a, b in zip(ages, ages[1:])) < 0.4
+    assert 60 < ages[0] < 61 and 79 < ages[-1] < 80 and max(b - a
+                                                            for a, b in zip(ages, ages[1:])) < 0.4
     assert (encode(variables, rows)["sex"] == var.NULL).all()
 
 
-SICK = [var.Category("label", ("covid", "normal")), var.Category("source", ("A", "B")), var.Number("age", 50, 20, 0, 99),
-        var.Category("view", ("AP", "PA"))]
+SICK = [var.Category("label", ("covid", "normal")), var.Category("source", ("A", "B")),
+        var.Number("age", 50, 20, 0, 99), var.Category("view", ("AP", "PA"))]
 
 
 def confounded() -> list[dict]:
-    """40 of covid, 3 in 4 from hospital A, where patients are old; 160 normal, 1 in 4 from A; covid is AP, mostly."""
+    """40 of covid, 3 in 4 from hospital A, where patients are old; 160 normal, 1 in 4 from A; covid
+    is AP, mostly.
+    """
     rows = []
     for label, n, from_a, ap in (("covid", 40, 30, 36), ("normal", 160, 40, 16)):
         for k in range(n):
             source = "A" if k < from_a else "B"
-            rows.append({"label": label, "source": source, "age": str((60 if source == "A" else 20) + k % 10),
+            rows.append({"label": label, "source": source,
+                         "age": str((60 if source == "A" else 20) + k % 10),
                          "view": "AP" if k * 7 % n < ap else "PA"})
     return rows
 
 
-@pytest.mark.parametrize("how, n", [({"per_label": 48}, 48), ({"sets": 2}, 100), ({"per_label": 48, "seed": 5}, 48)])
+@pytest.mark.parametrize("how, n", [({"per_label": 48}, 48), ({"sets": 2}, 100),
+                                    ({"per_label": 48, "seed": 5}, 48)])
 def test_independent_conditions_are_the_same_list_for_every_label(how, n):
     known = confounded()
     rows = plan(SICK, known, independent=("source", "age"), **how)
-    alike = {label: [(r["source"], r["age"]) for r in rows if r["label"] == label] for label in ("covid", "normal")}
+    alike = {label: [(r["source"], r["age"]) for r in rows if r["label"] == label]
+             for label in ("covid", "normal")}
     assert alike["covid"] == alike["normal"] and len(alike["covid"]) == n
-    assert set(alike["covid"]) <= {(r["source"], r["age"]) for r in known}           # jointly: no young patient of A
+    # jointly: no young patient of A
+    assert set(alike["covid"]) <= {(r["source"], r["age"]) for r in known}
     a = sum(source == "A" for source, _ in alike["covid"])
-    assert abs(a / n - (30 / 40 + 40 / 160) / 2) <= 1 / n                            # each label weighs the same
-    for label, share in (("covid", 36 / 40), ("normal", 16 / 160)):                  # the rest is as in its own rows
+    # each label weighs the same
+    assert abs(a / n - (30 / 40 + 40 / 160) / 2) <= 1 / n
+    # the rest is as in its own rows
+    for label, share in (("covid", 36 / 40), ("normal", 16 / 160)):
         ap = sum(r["view"] == "AP" for r in rows if r["label"] == label)
-        assert abs(ap / n - share) <= 2 / n                                          # one place in each hospital
-    for number in {r["set"] for r in rows} if "sets" in how else ():                 # and so in each set alone
+        # one place in each hospital
+        assert abs(ap / n - share) <= 2 / n
+    # and so in each set alone
+    for number in {r["set"] for r in rows} if "sets" in how else ():
         pairs = Counter((r["label"], r["source"], r["age"]) for r in rows if r["set"] == number)
-        assert all(pairs["covid", source, age] == pairs["normal", source, age] for _, source, age in pairs)
+        assert all(pairs["covid", source, age] == pairs["normal", source, age]
+                   for _, source, age in pairs)
 
 
 def test_independent_draws_hang_on_their_number_and_seed_only():
@@ -233,13 +258,17 @@ def test_independent_draws_hang_on_their_number_and_seed_only():
     assert [r["source"] for r in both if r["label"] == "normal"] == [r["source"] for r in alone]
     assert plan(SICK, known, **how) == both != plan(SICK, known, seed=1, **how)
     given = plan(SICK, known, given=("view=PA",), **how)
-    assert {r["view"] for r in given} == {"PA"} and [r["source"] for r in given] == [r["source"] for r in both]
+    assert {r["view"] for r in given} == {"PA"} and [r["source"] for r in given] == [r["source"]
+                                                                                     for r in both]
     plain = plan(SICK, known, per_label=20)
-    assert Counter(r["source"] for r in plain if r["label"] == "covid") == {"A": 15, "B": 5}  # without it, the label tells
+    # without it, the label tells
+    assert Counter(r["source"] for r in plain if r["label"] == "covid") == {"A": 15, "B": 5}
     three = [var.Category("label", ("covid", "normal", "other")), *SICK[1:]]
-    uneven = plan(three, known + [{**r, "label": "other"} for r in known[:7]], sets=1, independent=("source",))
+    uneven = plan(three, known + [{**r, "label": "other"} for r in known[:7]], sets=1,
+                  independent=("source",))
     by_label = [[r["source"] for r in uneven if r["label"] == label] for label in three[0].values]
-    assert [len(some) for some in by_label] == [34, 33, 33] and by_label[0][:33] == by_label[1] == by_label[2]
+    assert [len(some)
+            for some in by_label] == [34, 33, 33] and by_label[0][:33] == by_label[1] == by_label[2]
 
 
 def test_a_csv_asks_for_rows_one_by_one(tiny, tmp_path):
@@ -248,12 +277,16 @@ def test_a_csv_asks_for_rows_one_by_one(tiny, tmp_path):
     wanted = tmp_path / "wanted.csv"
     wanted.write_text("label,age,n\ncovid,60,2\nnull,,1\n,null,1\n")
     rows = plan_rows(str(wanted), variables)
-    assert [r["label"] for r in rows] == ["covid", "covid", "null", ""] and [r["seed"] for r in rows] == list("0123")
+    assert [r["label"] for r in rows] == ["covid", "covid", "null",
+                                          ""] and [r["seed"] for r in rows] == list("0123")
     labels = encode(variables, rows)
-    assert labels["label"].tolist() == [0, 0, var.NULL, var.UNKNOWN] and labels["age"][:2].tolist() == [60, 60]
-    for text, said in (("label,label\na,b\n", "two columns label"), ("label,colour\na,b\n", "no such condition: colour"),
-                       ("label\n", "no rows"), ("label,age\ncovid\n", "line 2: 1 cells under 2 columns"),
-                       ("label\ncovit\n", "line 2: label 'covit' is not one of"), ("label,n\ncovid,0\n", "n '0'")):
+    assert labels["label"].tolist() == [0, 0, var.NULL,
+                                        var.UNKNOWN] and labels["age"][:2].tolist() == [60, 60]
+    for text, said in (("label,label\na,b\n", "two columns label"),
+                       ("label,colour\na,b\n", "no such condition: colour"), ("label\n", "no rows"),
+                       ("label,age\ncovid\n", "line 2: 1 cells under 2 columns"),
+                       ("label\ncovit\n", "line 2: label 'covit' is not one of"),
+                       ("label,n\ncovid,0\n", "n '0'")):
         wanted.write_text(text)
         with pytest.raises(InputError, match=re.escape(said)):
             plan_rows(str(wanted), variables)
@@ -261,15 +294,17 @@ def test_a_csv_asks_for_rows_one_by_one(tiny, tmp_path):
 
 def test_ages_outside_training_are_made_and_marked(tiny, tmp_path, capsys):
     out = tmp_path / "old"
-    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), label=("covid",), per_label=2, steps=2,
-                                      given=("age=120",)))
+    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), label=("covid",),
+                                      per_label=2, steps=2, given=("age=120",)))
     assert "2 images have age outside what training saw" in capsys.readouterr().err
-    assert {row["outside_training"] for row in csv.DictReader((out / "metadata.csv").open())} == {"age"}
+    assert {row["outside_training"]
+            for row in csv.DictReader((out / "metadata.csv").open())} == {"age"}
 
 
 def test_quick_numbers_of_each_set(tiny, tmp_path):
     out = tmp_path / "set"
-    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), per_label=8, steps=2))
+    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), per_label=8,
+                                      steps=2))
     numbers = json.loads((out / "sheets" / "set_0001.json").read_text())
     assert {"n", "n_real", "KD", "KD_floor_95", "nearest"} == set(numbers) and numbers["n"] == 24
     assert numbers["KD"] > numbers["KD_floor_95"]  # six steps of training make no phantoms
@@ -277,7 +312,8 @@ def test_quick_numbers_of_each_set(tiny, tmp_path):
 
 def test_images_from_real_ones_lie_beside_them(tiny, tmp_path):
     out = tmp_path / "set"
-    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), origin=(str(tiny / "data"),), steps=8,
+    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out),
+                                      origin=(str(tiny / "data"),), steps=8,
                                       per_label=3, strength=0.25, label=("covid", "normal")))
     rows = list(csv.DictReader((out / "metadata.csv").open()))
     assert len(rows) == 6 and all(Path(row["origin"]).parent.name == row["label"] for row in rows)
@@ -295,27 +331,33 @@ def test_rejects_are_drawn_again_with_another_seed_and_named(tiny, tmp_path, mon
 
     monkeypatch.setattr(sample, "make", faulty)
     out = tmp_path / "set"
-    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), label=("covid",), per_label=4, steps=2))
-    seeds = {row["file_name"][-5:]: int(row["seed"]) for row in csv.DictReader((out / "metadata.csv").open())}
+    sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), label=("covid",),
+                                      per_label=4, steps=2))
+    seeds = {row["file_name"][-5:]: int(row["seed"])
+             for row in csv.DictReader((out / "metadata.csv").open())}
     assert list(seeds.values()) == [0, 1 + sample.RETRY, 2 + 2 * sample.RETRY, 3]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["rejects"] == {"of one grey": 1, "not finite": 2} and manifest["yield"] == 4 / 7
     assert "re-drawn" in capsys.readouterr().out
     monkeypatch.undo()
     sample.verify(sample.VerifyConfig(out=str(out), k=4))
-    monkeypatch.setattr(sample, "make", lambda cfg, p, cell, *_: (torch.zeros(len(cell), 3, 32, 32, dtype=torch.uint8),
-                                                                  torch.ones(len(cell), dtype=torch.bool)))
-    with pytest.raises(InputError, match="10 seeds gave no image to keep, the last one was of one grey"):
-        sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "b"), per_label=1, steps=2))
+    monkeypatch.setattr(sample, "make", lambda cfg, p, cell,
+                        *_: (torch.zeros(len(cell), 3, 32, 32, dtype=torch.uint8),
+                             torch.ones(len(cell), dtype=torch.bool)))
+    with pytest.raises(InputError,
+                       match="10 seeds gave no image to keep, the last one was of one grey"):
+        sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "b"),
+                                          per_label=1, steps=2))
 
 
 def request(tiny, out):
-    return sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), per_label=7, steps=3, batch=4)
+    return sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), per_label=7, steps=3,
+                               batch=4)
 
 
 def command(tiny, out, *launcher):
-    return [sys.executable, *launcher, str(ROOT / "sample.py"), "--run", str(tiny / "diffusion"), "--out", str(out),
-            "--per-label", "7", "--steps", "3", "--batch", "4"]
+    return [sys.executable, *launcher, str(ROOT / "sample.py"), "--run", str(tiny / "diffusion"),
+            "--out", str(out), "--per-label", "7", "--steps", "3", "--batch", "4"]
 
 
 def bytes_of(out):
@@ -327,10 +369,12 @@ def test_two_processes_and_a_killed_run_give_the_same_bytes(tiny, tmp_path):
     sample.sample(request(tiny, tmp_path / "one"))
     expected = bytes_of(tmp_path / "one")
     assert len(expected) == 21
-    two = command(tiny, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+    two = command(tiny, tmp_path / "two", "-m", "torch.distributed.run", "--standalone",
+                  "--nproc-per-node", "2", "--")
     subprocess.run(two, check=True, env=env, capture_output=True)
     assert bytes_of(tmp_path / "two") == expected
-    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two")]
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text())
+                 for name in ("one", "two")]
     assert manifests[0] == manifests[1]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     killed = subprocess.Popen(command(tiny, tmp_path / "killed"), env=env, **quiet)
@@ -346,15 +390,17 @@ def test_two_processes_and_a_killed_run_give_the_same_bytes(tiny, tmp_path):
 @pytest.mark.parametrize("batch", [1, 7, 100])
 def test_other_batches_differ_in_a_grey_level_of_few_pixels(tiny, tmp_path, batch):
     for name, size in (("a", 4), ("b", batch)):
-        sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / name), per_label=7, steps=3,
-                                          batch=size))
-    a, b = (torch.stack([torch.tensor(images.read(p)).int() for p in sorted((tmp_path / name).glob("images/*/*.png"))])
+        sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / name),
+                                          per_label=7, steps=3, batch=size))
+    a, b = (torch.stack([torch.tensor(images.read(p)).int()
+                         for p in sorted((tmp_path / name).glob("images/*/*.png"))])
             for name in ("a", "b"))
     assert (a - b).abs().max() <= 1 and (a != b).float().mean() <= 1e-3
 
 
 def test_columns_of_other_commands_stay(tiny, tmp_path):
-    cfg = sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "s"), label=("covid",), per_label=2, steps=2)
+    cfg = sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "s"),
+                              label=("covid",), per_label=2, steps=2)
     sample.sample(cfg)
     path = tmp_path / "s" / "metadata.csv"
     rows = list(csv.DictReader(path.open()))
@@ -376,5 +422,7 @@ def test_every_set_holds_all_labels_as_evenly_as_they_go(tiny):
 
 def test_conditions_are_written_as_the_model_spells_them(tiny):
     pipeline, facts = store.load_pipeline(tiny / "diffusion")
-    rows = plan(pipeline.conditioner.variables, facts["rows"], labels=("Covid",), per_label=2, given=("sex=female",))
-    assert {(r["label"], r["sex"]) for r in rows} == {("covid", "F")} and rows[0]["file_name"] == "images/covid/000000.png"
+    rows = plan(pipeline.conditioner.variables, facts["rows"], labels=("Covid",), per_label=2,
+                given=("sex=female",))
+    assert {(r["label"], r["sex"])
+            for r in rows} == {("covid", "F")} and rows[0]["file_name"] == "images/covid/000000.png"

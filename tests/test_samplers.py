@@ -1,4 +1,6 @@
-"""On Gaussian data the ideal denoiser is known, and so is where the ODE and the SDE end; the peers are diffusers'."""
+"""On Gaussian data the ideal denoiser is known, and so is where the ODE and the SDE end; the peers
+are diffusers'.
+"""
 
 import ast
 import importlib
@@ -16,7 +18,8 @@ from minidiff.diffusion.schedule import Schedule
 schedule = Schedule.scaled_linear()
 MEAN, STD = 0.7, 0.5
 ORDER = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 3}
-WEAK_ORDER = {"ddpm": 1, "euler_ancestral": 1, "dpmpp_2m_sde": 2}  # of the standard deviation at the end
+# of the standard deviation at the end
+WEAK_ORDER = {"ddpm": 1, "euler_ancestral": 1, "dpmpp_2m_sde": 2}
 
 
 def denoise(x, sigma):
@@ -59,12 +62,14 @@ def test_order_of_convergence(name, spacing):
 
 
 def std_at_the_end(name, sigmas):
-    """What the sampler makes of N(MEAN, STD² + σ₀²), without any chance: on Gaussian data each step is affine.
+    """What the sampler makes of N(MEAN, STD² + σ₀²), without any chance: on Gaussian data each step
+    is affine.
 
-    The last x is a weighted sum of the start and of every step's noise. Row 0 starts at 1 and rows 1 … n receive 1 as the
-    noise of step k only, so the last x holds the weights.
+    The last x is a weighted sum of the start and of every step's noise. Row 0 starts at 1 and rows
+    1 … n receive 1 as the noise of step k only, so the last x holds the weights.
     """
-    unit, x = iter(torch.eye(len(sigmas), dtype=torch.float64)[1:]), torch.eye(len(sigmas), dtype=torch.float64)[0]
+    unit, x = iter(torch.eye(len(sigmas), dtype=torch.float64)[1:]), torch.eye(
+        len(sigmas), dtype=torch.float64)[0]
     weights = run(name, x, sigmas, lambda: next(unit), lambda x, s: STD**2 / (STD**2 + s**2) * x)
     return (weights[0] ** 2 * (STD**2 + sigmas[0] ** 2) + weights[1:].square().sum()).sqrt().item()
 
@@ -75,8 +80,10 @@ def test_weak_order_of_the_stochastic_samplers(name, spacing):
     errors = []
     for n in (80, 320):
         sigmas = schedule.ladder(n, spacing)
-        errors.append(abs(std_at_the_end(name, sigmas) / (STD**2 + sigmas[-1].item() ** 2) ** 0.5 - 1))
-        mean = run(name, torch.full((1,), MEAN, dtype=torch.float64), sigmas, lambda: torch.zeros(1))
+        errors.append(abs(std_at_the_end(name,
+                                         sigmas) / (STD**2 + sigmas[-1].item() ** 2) ** 0.5 - 1))
+        mean = run(name, torch.full((1,), MEAN, dtype=torch.float64), sigmas,
+                   lambda: torch.zeros(1))
         assert mean.item() == pytest.approx(MEAN, abs=1e-9)  # and the mean is right at every n
     assert math.log2(errors[0] / errors[1]) / 2 == pytest.approx(WEAK_ORDER[name], abs=0.1)
 
@@ -84,8 +91,11 @@ def test_weak_order_of_the_stochastic_samplers(name, spacing):
 @pytest.mark.parametrize("n", [20, 200])
 @pytest.mark.parametrize("name", sorted(NOISY))
 def test_mean_and_variance_of_drawn_samples(name, n):
-    """20,000 values: four standard errors round what the sampler must make, and by n = 200 that is the data's own."""
-    sigmas, noise, count = schedule.ladder(n, "logsigma"), SeededNoise(range(200), (1, 10, 10)), 20_000
+    """20,000 values: four standard errors round what the sampler must make, and by n = 200 that is
+    the data's own.
+    """
+    sigmas, noise, count = schedule.ladder(n, "logsigma"), SeededNoise(range(200),
+                                                                       (1, 10, 10)), 20_000
     end = run(name, MEAN + noise() * (STD**2 + sigmas[0] ** 2).sqrt().item(), sigmas, noise)
     expected = std_at_the_end(name, sigmas)
     assert end.mean().item() == pytest.approx(MEAN, abs=4 * STD / count**0.5)
@@ -100,20 +110,26 @@ def test_eta_keeps_the_distribution(eta):
     sigmas, noise = schedule.ladder(200, "karras"), randn(shape=(20_000, 1, 1, 1))
     start = MEAN + noise() * (STD**2 + sigmas[0] ** 2).sqrt().item()
     *_, (x, _) = samplers.ddim(denoise, start, sigmas, eta, noise)
-    assert x.mean().item() == pytest.approx(MEAN, abs=0.02) and x.std().item() == pytest.approx(STD, abs=0.02)
+    assert x.mean().item() == pytest.approx(MEAN,
+                                            abs=0.02) and x.std().item() == pytest.approx(STD,
+                                                                                          abs=0.02)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "karras"])
 def test_four_names_are_two_formulas(spacing):
-    """x = z + σ·noise takes the scaling out in which DDIM, Euler and the two ancestral samplers differ."""
+    """x = z + σ·noise takes the scaling out in which DDIM, Euler and the two ancestral samplers
+    differ.
+    """
     sigmas, start = schedule.ladder(25, spacing), 14 * randn(3)().double()
     noises = [randn(4 + k)().double() for k in range(25)]
     for ddim_eta, names in [(0.0, ["euler"]), (1.0, ["ddpm", "euler_ancestral"])]:
         given = iter(noises)
-        *_, (x, _) = samplers.ddim(denoise, start, sigmas, ddim_eta, lambda given=given: next(given))
+        *_, (x, _) = samplers.ddim(denoise, start, sigmas, ddim_eta,
+                                   lambda given=given: next(given))
         for name in names:
             given = iter(noises)
-            assert torch.allclose(run(name, start, sigmas, lambda given=given: next(given)), x, rtol=1e-10, atol=1e-10)
+            assert torch.allclose(run(name, start, sigmas, lambda given=given: next(given)), x,
+                                  rtol=1e-10, atol=1e-10)
     first = [run(name, start, sigmas[:2], lambda: noises[0]) for name in ("ddpm", "dpmpp_2m_sde")]
     assert torch.allclose(*first, rtol=1e-10, atol=1e-10)
 
@@ -124,7 +140,8 @@ def test_four_names_are_two_formulas(spacing):
 def test_every_step_is_yielded_and_the_input_is_left_alone(name):
     sigmas, x = schedule.ladder(7, "trailing"), torch.ones(2, 4, 4, 4)
     before, calls = x.clone(), []
-    steps = list(SAMPLERS[name](lambda x, s: calls.append(s) or denoise(x, s), x, sigmas, **options(name, randn())))
+    steps = list(SAMPLERS[name](lambda x, s: calls.append(s) or denoise(x, s), x, sigmas,
+                                **options(name, randn())))
     assert len(steps) == 7 and torch.equal(x, before) and all(len(s) == 2 for s in steps)
     assert all(x.dtype == torch.float32 == denoised.dtype for x, denoised in steps)
     assert len(calls) == (14 if name == "heun" else 7)
@@ -132,7 +149,8 @@ def test_every_step_is_yielded_and_the_input_is_left_alone(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_ladder_may_end_at_zero_or_with_a_step_of_no_length(name):
-    sigmas, noise = torch.cat([schedule.ladder(40, "karras"), torch.zeros(1, dtype=torch.float64)]), randn()
+    sigmas, noise = torch.cat([schedule.ladder(40, "karras"),
+                               torch.zeros(1, dtype=torch.float64)]), randn()
     *_, (last, denoised) = SAMPLERS[name](denoise, 14 * noise(), sigmas, **options(name, noise))
     assert last.isfinite().all() and torch.allclose(last, denoised, atol=1e-5)
     sigmas = schedule.ladder(20, "linspace")
@@ -141,7 +159,8 @@ def test_a_ladder_may_end_at_zero_or_with_a_step_of_no_length(name):
 
 def test_who_takes_noise_is_to_be_seen():
     for name, sampler in SAMPLERS.items():
-        assert ("noise" in inspect.signature(sampler).parameters) == (name in NOISY or name == "ddim"), name
+        assert ("noise" in inspect.signature(sampler).parameters) == (name in NOISY
+                                                                      or name == "ddim"), name
     for name in NOISY:
         with pytest.raises(TypeError, match="noise"):
             SAMPLERS[name](denoise, torch.ones(1, 1, 2, 2), schedule.ladder(3))
@@ -167,13 +186,15 @@ def test_an_image_does_not_depend_on_its_batch(name):
         return x[k]
 
     alone = image([7], 0)
-    assert torch.equal(image([1, 7, 2**40], 1), alone) and torch.equal(image([9, 8, 3, 7], 3), alone)
+    assert torch.equal(image([1, 7, 2**40], 1), alone) and torch.equal(image([9, 8, 3, 7], 3),
+                                                                       alone)
     assert not torch.equal(image([8], 0), alone)
 
 
 def test_samplers_import_nothing_of_ours():
     for node in ast.walk(ast.parse(inspect.getsource(samplers))):
-        assert "minidiff" not in str(getattr(node, "module", "")), "samplers know neither schedule nor labels"
+        assert "minidiff" not in str(getattr(node, "module",
+                                             "")), "samplers know neither schedule nor labels"
 
 
 # --- the same weights, timesteps and noise through diffusers' schedulers ---
@@ -191,10 +212,13 @@ AT_SIGMA_0 = {"final_sigmas_type": "sigma_min"}
 # - Euler starts a trailing ladder at σ₀·noise, we start every ladder at √(1+σ₀²)·noise: the start is given;
 # - UniPC's order 2 is its predictor's.
 PEERS = {
-    "ddim": ("ddim", "DDIMScheduler", {**LEADING, "clip_sample": False, "set_alpha_to_one": False}, 50),
-    "ddim eta 1": ("ddim", "DDIMScheduler", {**LEADING, "clip_sample": False, "set_alpha_to_one": False}, 50),
-    "ddpm": ("ddpm", "DDPMScheduler", {**TRAILING, "clip_sample": False, "variance_type": "fixed_small"}, 20),
-    "ddpm, all 1000": ("ddpm", "DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_small"}, 1000),
+    "ddim": ("ddim", "DDIMScheduler", {**LEADING, "clip_sample": False, "set_alpha_to_one": False},
+             50), "ddim eta 1": ("ddim", "DDIMScheduler",
+                                 {**LEADING, "clip_sample": False, "set_alpha_to_one": False}, 50),
+    "ddpm": ("ddpm", "DDPMScheduler",
+             {**TRAILING, "clip_sample": False, "variance_type": "fixed_small"}, 20),
+    "ddpm, all 1000": ("ddpm", "DDPMScheduler",
+                       {"clip_sample": False, "variance_type": "fixed_small"}, 1000),
     "euler": ("euler", "EulerDiscreteScheduler", LEADING, 20),
     "euler to σ(0)": ("euler", "EulerDiscreteScheduler", {**TRAILING, **AT_SIGMA_0}, 20),
     "euler, karras": ("euler", "EulerDiscreteScheduler", {"use_karras_sigmas": True}, 20),
@@ -204,7 +228,8 @@ PEERS = {
     "dpmpp_2m": ("dpmpp_2m", "DPMSolverMultistepScheduler", LEADING, 12),
     "dpmpp_2m to σ(0)": ("dpmpp_2m", "DPMSolverMultistepScheduler", {**TRAILING, **AT_SIGMA_0}, 20),
     "dpmpp_2m_sde": ("dpmpp_2m_sde", "DPMSolverMultistepScheduler", {**LEADING, **SDE}, 12),
-    "dpmpp_2m_sde to σ(0)": ("dpmpp_2m_sde", "DPMSolverMultistepScheduler", {**TRAILING, **SDE, **AT_SIGMA_0}, 20),
+    "dpmpp_2m_sde to σ(0)": ("dpmpp_2m_sde", "DPMSolverMultistepScheduler",
+                             {**TRAILING, **SDE, **AT_SIGMA_0}, 20),
     "unipc": ("unipc", "UniPCMultistepScheduler", {**LEADING, "solver_order": 2}, 12),
 }
 
@@ -217,11 +242,14 @@ def network(x, t):
 
 
 def theirs(scheduler, monkeypatch, start, draw, eta):
-    """The whole trajectory as a pipeline of diffusers runs it; each step takes the next noise of `draw`."""
+    """The whole trajectory as a pipeline of diffusers runs it; each step takes the next noise of
+    `draw`.
+    """
     module = importlib.import_module(type(scheduler).__module__)
     if hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: draw())
-    x = start / (1 + scheduler.levels[0] ** 2).sqrt().item() if scheduler.init_noise_sigma == 1 else start
+    x = start / (
+        1 + scheduler.levels[0] ** 2).sqrt().item() if scheduler.init_noise_sigma == 1 else start
     for t in scheduler.timesteps:
         F = network(scheduler.scale_model_input(x, t), t.float())
         x = scheduler.step(F, t, x, **({"eta": eta} if eta else {})).prev_sample
@@ -237,7 +265,8 @@ def test_diffusers_schedulers_end_where_we_do(case, prediction, monkeypatch):
     peer = getattr(diffusers, kind)(prediction_type=words[prediction], **BETAS, **given)
     peer.set_timesteps(n)
     t = peer.timesteps.double()
-    t = torch.cat([t[:1], t[1::2]]) if name == "heun" else t  # each level but the first is listed twice
+    # each level but the first is listed twice
+    t = torch.cat([t[:1], t[1::2]]) if name == "heun" else t
     end = None if name == "ddim" or "final_sigmas_type" in given else 0.0
     if "karras" in case:
         sigmas = torch.cat([schedule.ladder(n - 1, "karras"), torch.zeros(1, dtype=torch.float64)])

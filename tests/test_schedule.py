@@ -27,8 +27,11 @@ def test_inverse_between_rungs_and_monotone():
 
 
 def test_timesteps_as_in_public_samplers():
-    assert schedule.timesteps(50, "leading").tolist()[:3] == [981, 961, 941] and schedule.timesteps(50)[-1] == 1
-    assert schedule.timesteps(50, "trailing").tolist()[:2] == [999, 979] and schedule.timesteps(50, "trailing")[-1] == 19
+    assert schedule.timesteps(50,
+                              "leading").tolist()[:3] == [981, 961,
+                                                          941] and schedule.timesteps(50)[-1] == 1
+    assert schedule.timesteps(50, "trailing").tolist()[:2] == [999, 979] and schedule.timesteps(
+        50, "trailing")[-1] == 19
     assert schedule.timesteps(50, "linspace").tolist()[:4] == [999, 979, 958, 938]
     assert schedule.timesteps(50, "linspace").tolist()[-2:] == [20, 0]
 
@@ -43,23 +46,29 @@ def test_timesteps_are_those_of_diffusers_for_every_n(spacing):
     for n in range(1, 1001):
         peer.set_timesteps(n)
         mine, theirs = schedule.timesteps(n, spacing), peer.timesteps.double()
-        if len(theirs) != n:  # np.arange with a float step overshoots: 62 trailing timesteps of 61, the last of them −1
+        # np.arange with a float step overshoots: 62 trailing timesteps of 61, the last of them −1
+        if len(theirs) != n:
             assert spacing == "trailing" and len(theirs) == n + 1 and theirs[-1] == -1
             known, theirs = [*known, n], theirs[:-1]
         if spacing == "linspace" and n == 1:
-            assert theirs.item() == 0 and mine.item() == 999  # theirs would take one step from t = 0; ours starts in noise
+            # theirs would take one step from t = 0; ours starts in noise
+            assert theirs.item() == 0 and mine.item() == 999
         elif spacing == "leading" and n == 1000:
             assert theirs[0] == 1000 and mine[0] == 999  # with the offset theirs leaves the table
         else:
             i = (mine - theirs).nonzero().flatten().double()
-            between = 1000 - i * 1000 / n if spacing == "trailing" else 999 - i * 999 / max(n - 1, 1)
-            assert ((mine - theirs).abs() <= 1).all() and torch.allclose(between % 1, torch.full_like(i, 0.5))
+            between = 1000 - i * 1000 / n if spacing == "trailing" else 999 - i * 999 / max(n - 1,
+                                                                                            1)
+            assert ((mine - theirs).abs() <= 1).all() and torch.allclose(between % 1,
+                                                                         torch.full_like(i, 0.5))
     assert not set(known) & {5, 10, 16, 20, 25, 30, 40, 50, 100, 200, 250, 500}
 
 
 @pytest.mark.parametrize("spacing, option, peers", [
-    ("karras", "use_karras_sigmas", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]),
-    ("logsigma", "use_exponential_sigmas", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]),
+    ("karras", "use_karras_sigmas",
+     ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]),
+    ("logsigma", "use_exponential_sigmas",
+     ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]),
     ("logsigma", "use_lu_lambdas", ["DPMSolverMultistepScheduler"])])
 def test_karras_and_logsigma_are_those_of_diffusers_ends_included(spacing, option, peers):
     diffusers = pytest.importorskip("diffusers")

@@ -13,16 +13,20 @@ from minidiff.training import state
 
 def test_models_kept_on_the_way_are_runs_and_change_nothing(tiny, tmp_path, no_pictures):
     def trained(name, **more):
-        cfg = train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"), views=2, steps=6, batch=6,
+        cfg = train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"), views=2,
+                                    steps=6, batch=6,
                                     save_every=3, log_every=2, out=str(tmp_path / name), **more)
         train.train_diffusion(cfg)
         return tmp_path / name, cfg
 
     bare, (run, cfg) = tiny / "diffusion", trained("kept", snapshots=2)
     assert not (bare / "snapshots").exists() and [p.step for p in checkpoints(run)] == [2, 4, 6]
-    weights = [load_file(folder / "model.safetensors") for folder in (bare, run, *(p.folder for p in checkpoints(run)))]
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])            # finished alike
-    assert any(not torch.equal(weights[2][k], weights[3][k]) for k in weights[2])         # those on the way are not
+    weights = [load_file(folder / "model.safetensors")
+               for folder in (bare, run, *(p.folder for p in checkpoints(run)))]
+    # finished alike
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    # those on the way are not
+    assert any(not torch.equal(weights[2][k], weights[3][k]) for k in weights[2])
     for point in checkpoints(run):
         pipeline, facts = store.load_pipeline(point.folder)
         assert facts["size"] == 32 and facts["trained_on"] and pipeline.vae.scale.item() > 0
@@ -36,4 +40,5 @@ def test_the_disk_is_checked_for_snapshots(tmp_path, monkeypatch):
         state.require_space(tmp_path, 100, 8, 100)
     (tmp_path / "snapshots/step_1").mkdir(parents=True)
     (tmp_path / "snapshots/step_1/model.json").write_text("{}")
-    state.require_space(tmp_path, 100, 8, 100)                                  # one is there already
+    # one is there already
+    state.require_space(tmp_path, 100, 8, 100)

@@ -20,11 +20,13 @@ def test_delong_equals_the_double_loop_with_ties():
     rng = np.random.default_rng(0)
     scores, positive = rng.integers(0, 12, 70) / 4 + 0.0, rng.random(70) < 0.4
     scores = scores + positive
-    psi = np.array([[float(p > q) + 0.5 * (p == q) for q in scores[~positive]] for p in scores[positive]])
+    psi = np.array([[float(p > q) + 0.5 * (p == q) for q in scores[~positive]]
+                    for p in scores[positive]])
     m, n = psi.shape
     area, se = st.delong(scores, positive)
     assert area == pytest.approx(psi.mean(), abs=1e-12)
-    assert se == pytest.approx(math.sqrt(psi.mean(1).var(ddof=1) / m + psi.mean(0).var(ddof=1) / n), abs=1e-12)
+    assert se == pytest.approx(math.sqrt(psi.mean(1).var(ddof=1) / m + psi.mean(0).var(ddof=1) / n),
+                               abs=1e-12)
 
 
 def test_auroc_ends():
@@ -62,7 +64,8 @@ def test_bootstrap_takes_whole_patients():
         assert seen[0] == seen[2] and seen[3] == seen[4] == seen[5]
         assert seen[0] + seen[1] + seen[3] == 3                       # three patients, three drawn
     assert all((a == b).all() for a, b in zip(draws, st.bootstrap_indices(groups, 300, seed=4)))
-    assert any(len(a) != len(b) or (a != b).any() for a, b in zip(draws, st.bootstrap_indices(groups, 300, seed=5)))
+    assert any(len(a) != len(b) or (a != b).any()
+               for a, b in zip(draws, st.bootstrap_indices(groups, 300, seed=5)))
 
 
 def test_percentile():
@@ -80,10 +83,13 @@ OVARIAN = """
 
 
 def test_delong_of_the_paper():
-    """Albumin, total protein and K-G score of DeLong et al. 1988, the 43 complete records, as SAS/STAT's manual has them."""
+    """Albumin, total protein and K-G score of DeLong et al. 1988, the 43 complete records, as
+    SAS/STAT's manual has them.
+    """
     albumin, protein, kg, benefit = np.array(OVARIAN.split(), float).reshape(-1, 4).T
     kg, benefit = 10 - kg, benefit > 0
-    for scores, area, se in ((albumin, 0.7366, 0.0927), (protein, 0.6478, 0.1000), (kg, 0.7258, 0.1028)):
+    for scores, area, se in ((albumin, 0.7366, 0.0927), (protein, 0.6478, 0.1000),
+                             (kg, 0.7258, 0.1028)):
         assert st.delong(scores, benefit) == pytest.approx((area, se), abs=5e-5)
     assert st.delong_pair(albumin, kg, benefit) == pytest.approx((0.0108, 0.0953), abs=5e-5)
     assert st.delong_pair(protein, kg, benefit) == pytest.approx((-0.0780, 0.1046), abs=5e-5)
@@ -93,9 +99,11 @@ def test_delong_pair_equals_the_covariance_of_the_double_loop():
     rng = np.random.default_rng(7)
     positive = rng.random(60) < 0.4
     a, b = (np.round(positive + rng.normal(size=60), 1) for _ in range(2))
-    psi = [np.array([[float(p > q) + 0.5 * (p == q) for q in s[~positive]] for p in s[positive]]) for s in (a, b)]
+    psi = [np.array([[float(p > q) + 0.5 * (p == q) for q in s[~positive]] for p in s[positive]])
+           for s in (a, b)]
     m, n = psi[0].shape
-    s = np.cov([x.mean(1) for x in psi]) / m + np.cov([x.mean(0) for x in psi]) / n   # of both areas: eq. 5 of the paper
+    # of both areas: eq. 5 of the paper
+    s = np.cov([x.mean(1) for x in psi]) / m + np.cov([x.mean(0) for x in psi]) / n
     d, se = st.delong_pair(a, b, positive)
     assert d == pytest.approx(psi[0].mean() - psi[1].mean(), abs=1e-12)
     assert se == pytest.approx(math.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1]), abs=1e-12)
@@ -117,11 +125,13 @@ def ties():
 def test_areas_are_those_of_scikit_learn_weighted_too(ties):
     metrics = pytest.importorskip("sklearn.metrics")
     scores, positive = ties
-    assert st.auroc(scores, positive) == pytest.approx(metrics.roc_auc_score(positive, scores), abs=1e-12)
+    assert st.auroc(scores, positive) == pytest.approx(metrics.roc_auc_score(positive, scores),
+                                                       abs=1e-12)
     theirs = metrics.average_precision_score(positive, scores)
     assert st.average_precision(scores, positive) == pytest.approx(theirs, abs=1e-12)
     weights = st.bootstrap_counts(300, 20, 1).astype(float)
-    for ours, peer in ((st.weighted_auroc, metrics.roc_auc_score), (st.weighted_precision, metrics.average_precision_score)):
+    for ours, peer in ((st.weighted_auroc, metrics.roc_auc_score),
+                       (st.weighted_precision, metrics.average_precision_score)):
         theirs = [peer(positive, scores, sample_weight=w) for w in weights]
         np.testing.assert_allclose(ours(scores, positive, weights), theirs, rtol=0, atol=1e-12)
     nothing = np.ones((1, 3))
@@ -138,7 +148,8 @@ def test_thresholds_are_the_most_sensitive_of_those_allowed(ties):
         assert t == at[fpr <= 1 - specificity + 1e-9][-1]
         assert (scores[~positive] < t).mean() >= specificity
         below = scores[scores < t]
-        assert not len(below) or (scores[~positive] < below.max()).mean() < specificity   # the next one would break it
+        # the next one would break it
+        assert not len(below) or (scores[~positive] < below.max()).mean() < specificity
     t = st.threshold_at(scores, positive, 1.0)
     assert t > scores[~positive].max() and not (scores[~positive] >= t).any()
     assert st.threshold_at([0.2, 0.9], [1, 0], 1.0) == np.nextafter(0.9, 1)
@@ -150,14 +161,19 @@ def test_mcnemar_and_holm_and_wilson_are_those_of_statsmodels():
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     proportion = pytest.importorskip("statsmodels.stats.proportion")
     for b, c in ((0, 0), (6, 0), (1, 8), (10, 2), (15, 5), (5, 5), (120, 90)):
-        assert st.mcnemar(b, c) == pytest.approx(tables.mcnemar([[9, b], [c, 9]], exact=True).pvalue, abs=1e-12)
-    assert [st.mcnemar(*pair) < 0.05 for pair in ((6, 0), (5, 0), (8, 1), (7, 1), (10, 2), (15, 5), (14, 5))] == [
-        True, False, True, False, True, True, False]
+        assert st.mcnemar(b, c) == pytest.approx(tables.mcnemar([[9, b], [c, 9]],
+                                                                exact=True).pvalue, abs=1e-12)
+    assert [st.mcnemar(*pair) < 0.05 for pair in ((6, 0), (5, 0), (8, 1), (7, 1), (10, 2), (15, 5),
+                                                  (14, 5))] == [True, False, True, False, True,
+                                                                True, False]
     ps = np.random.default_rng(9).random(17) ** 3
-    np.testing.assert_allclose(st.holm(ps), multitest.multipletests(ps, method="holm")[1], rtol=0, atol=1e-15)
-    assert st.holm([0.01, math.nan, 0.04]) == pytest.approx([0.02, math.nan, 0.04], nan_ok=True) and st.holm([]) == []
+    np.testing.assert_allclose(st.holm(ps), multitest.multipletests(ps, method="holm")[1], rtol=0,
+                               atol=1e-15)
+    assert st.holm([0.01, math.nan, 0.04]) == pytest.approx([0.02, math.nan, 0.04],
+                                                            nan_ok=True) and st.holm([]) == []
     for k, n in ((0, 9), (3, 9), (68, 100), (100, 100)):
-        assert st.wilson(k, n) == pytest.approx(proportion.proportion_confint(k, n, method="wilson"), abs=1e-12)
+        assert st.wilson(k, n) == pytest.approx(
+            proportion.proportion_confint(k, n, method="wilson"), abs=1e-12)
 
 
 # ---- resampling
@@ -176,16 +192,19 @@ def test_bootstrap_p():
     assert st.bootstrap_p(np.ones(999)) == 2 / 1000           # no more can be told from 999
     assert st.bootstrap_p(np.zeros(50)) == 1 and math.isnan(st.bootstrap_p([]))
     values = np.random.default_rng(0).normal(1.96, 1, 4000)
-    assert st.bootstrap_p(values) == pytest.approx(0.05, abs=0.01) and st.bootstrap_p(-values) == st.bootstrap_p(values)
+    assert st.bootstrap_p(values) == pytest.approx(0.05, abs=0.01) and st.bootstrap_p(
+        -values) == st.bootstrap_p(values)
 
 
 def test_sign_flips_are_the_enumeration_of_all_signs():
     import itertools
     d = [0.3, -0.1, 0.25, 0.4, 0.05, 0.0, 0.3]
-    exact = np.mean([abs(np.dot(signs, d)) >= sum(d) - 1e-12 for signs in itertools.product((-1, 1), repeat=7)])
+    exact = np.mean([abs(np.dot(signs, d)) >= sum(d) - 1e-12
+                     for signs in itertools.product((-1, 1), repeat=7)])
     assert st.sign_flip_p(d, 40000, 0) == pytest.approx(exact, abs=0.006)
     for a, b in ((4, 0), (3, 9)):  # equal steps: McNemar's
-        assert st.sign_flip_p([1] * a + [-1] * b + [0] * 5, 40000, 1) == pytest.approx(st.mcnemar(a, b), abs=0.008)
+        assert st.sign_flip_p([1] * a + [-1] * b + [0] * 5, 40000,
+                              1) == pytest.approx(st.mcnemar(a, b), abs=0.008)
     assert st.sign_flip_p(np.zeros(5), 100, 0) == 1 and st.sign_flip_p(np.ones(40), 99, 0) == 0.01
 
 
@@ -200,19 +219,23 @@ def test_wilson_covers_by_enumeration():
         p = np.linspace(0.02, 0.98, 193)
         held = (ends[:, :1] <= p) & (p <= ends[:, 1:])
         chance = (binom.pmf(np.arange(n + 1)[:, None], n, p) * held).sum(0)
-        assert 0.94 < chance.mean() < 0.965 and chance.min() > 0.83   # it swings with p, as all intervals of counts
+        # it swings with p, as all intervals of counts
+        assert 0.94 < chance.mean() < 0.965 and chance.min() > 0.83
 
 
 @pytest.mark.slow
 def test_delong_covers():
-    """Two correlated readings of unit normals, 1.5 and 1 apart: areas Φ(1.5/√2) and Φ(1/√2). 4,000 sets, ± 0.7 points."""
+    """Two correlated readings of unit normals, 1.5 and 1 apart: areas Φ(1.5/√2) and Φ(1/√2). 4,000
+    sets, ± 0.7 points.
+    """
     from scipy.stats import norm
     rng, runs, z = np.random.default_rng(3), 4000, st.z_value()
     positive, truth = np.arange(120) < 40, norm.cdf(np.array([1.5, 1]) / math.sqrt(2))
     held = np.zeros(2)
     for _ in range(runs):
         common = rng.normal(size=120)
-        a, b = ((common + rng.normal(size=120)) / math.sqrt(2) + apart * positive for apart in (1.5, 1))
+        a, b = ((common + rng.normal(size=120)) / math.sqrt(2) + apart * positive
+                for apart in (1.5, 1))
         low, high = st.auroc_interval(a, positive)
         d, se = st.delong_pair(a, b, positive)
         held += low <= truth[0] <= high, abs(d - (truth[0] - truth[1])) <= z * se

@@ -1,4 +1,6 @@
-"""subset: fewer training patients in a folder of its own; what is held out stays, and nothing is written over."""
+"""subset: fewer training patients in a folder of its own; what is held out stays, and nothing is
+written over.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -16,8 +18,8 @@ SPLITS = ("train", "train", "train", "test", "val")
 
 @pytest.fixture
 def data(tmp_path):
-    folder = Path(write_set(tmp_path / "my real", toy((30, 30, 30), 1, per_patient=5), ("train",) * 15 + ("test",) * 10 +
-                                                                                        ("val",) * 5))
+    folder = Path(write_set(tmp_path / "my real", toy((30, 30, 30), 1, per_patient=5),
+                            ("train",) * 15 + ("test",) * 10 + ("val",) * 5))
     for file in folder.glob("images/*/*.png"):
         mask = folder / "masks" / "lungs" / file.relative_to(folder / "images")
         mask.parent.mkdir(parents=True, exist_ok=True)
@@ -33,14 +35,16 @@ def test_a_subset_has_fewer_whole_patients_and_the_same_held_out_images(data, tm
     cfg = SubsetConfig(data=(str(data),), keep=("light=12",), out=str(tmp_path / "ten"))
     write_subset(cfg)
     before, after = read_table(data), read_table(cfg.out)
-    assert counts(after) == {**counts(before), ("light", "train"): 10}  # of patients with five images each, two
+    # of patients with five images each, two
+    assert counts(after) == {**counts(before), ("light", "train"): 10}
     assert "train light 10" in capsys.readouterr().out
     train = before.select(split="train")
     kept = first_patients(train.column("label"), train.column("patient"), {"light": 12}, 0)
     wanted = sorted(train.hashes[train.rows[i]["file"]] for i in kept)
     own = after.select(split="train")
     assert sorted(own.hashes[file] for file in own.column("file")) == wanted
-    assert set(own.column("patient")) <= set(train.column("patient")) and all(lung_mask(row) for row in after.rows)
+    assert set(own.column("patient")) <= set(train.column("patient")) and all(lung_mask(row)
+                                                                              for row in after.rows)
 
 
 def test_the_same_command_goes_on_and_another_is_refused(data, tmp_path):
@@ -52,14 +56,16 @@ def test_the_same_command_goes_on_and_another_is_refused(data, tmp_path):
     write_subset(cfg)
     assert read_table(cfg.out).fingerprint == whole
     table = (data / "metadata.csv").read_bytes()
-    for out, keep, words in ((cfg.out, "light=5", "other settings"), (str(data), "light=12", "lie in one another"),
-                             (str(data / "images" / "ten"), "light=12", "lie in one another"),
-                             (str(tmp_path / "new"), "flu=3", "labels: dark, light, striped"),
-                             (str(tmp_path / "new"), "light", "write label=images"),
-                             (str(tmp_path / "new"), "light=4", "the first patient, 1-.*, has 5; ask for more")):
+    for out, keep, words in (
+            (cfg.out, "light=5", "other settings"), (str(data), "light=12", "lie in one another"),
+            (str(data / "images" / "ten"), "light=12", "lie in one another"),
+            (str(tmp_path / "new"), "flu=3", "labels: dark, light, striped"),
+            (str(tmp_path / "new"), "light", "write label=images"),
+            (str(tmp_path / "new"), "light=4", "the first patient, 1-.*, has 5; ask for more")):
         with pytest.raises(InputError, match=words):
             write_subset(SubsetConfig(data=cfg.data, keep=(keep,), out=out))
-    assert read_table(cfg.out).fingerprint == whole and (data / "metadata.csv").read_bytes() == table
+    assert read_table(cfg.out).fingerprint == whole and (data
+                                                         / "metadata.csv").read_bytes() == table
     assert not (tmp_path / "new").exists()
 
 
@@ -69,7 +75,8 @@ def test_two_folders_with_files_of_one_name_and_one_source_are_kept_apart(tmp_pa
     for where, seed in (("a", 1), ("b", 2)):
         folder = Path(write_set(tmp_path / where / "chest", toy((10, 10), seed), SPLITS))
         head, *lines = (folder / "metadata.csv").read_text().splitlines()
-        (folder / "metadata.csv").write_text("\n".join([f"{head},source", *(f"{line},clinic" for line in lines)]) + "\n")
+        (folder / "metadata.csv").write_text(
+            "\n".join([f"{head},source", *(f"{line},clinic" for line in lines)]) + "\n")
         folders.append(str(folder))
     write_subset(SubsetConfig(data=tuple(folders), keep=("light=5",), out=str(tmp_path / "five")))
     after, before = read_table(str(tmp_path / "five")), read_table(folders)

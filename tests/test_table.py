@@ -1,4 +1,6 @@
-"""data.table: layouts, union of data sets, splits by patient, leakage, and every kind of bad table."""
+"""data.table: layouts, union of data sets, splits by patient, leakage, and every kind of bad
+table.
+"""
 
 import csv
 import os
@@ -15,7 +17,8 @@ from minidiff.data.table import read_table, require_classes, write_table
 from minidiff.errors import InputError
 
 CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" / "cxr"))
-needs_cxr = pytest.mark.skipif(not CXR.is_dir(), reason=f"no real chest X-rays at {CXR}; set MINIDIFF_CXR")
+needs_cxr = pytest.mark.skipif(not CXR.is_dir(),
+                               reason=f"no real chest X-rays at {CXR}; set MINIDIFF_CXR")
 
 
 def picture(path: Path, content: int) -> None:
@@ -25,7 +28,9 @@ def picture(path: Path, content: int) -> None:
 
 
 def data_set(folder: Path, rows: list[dict], contents=None) -> Path:
-    """A folder of one image a row, each different unless `contents` says otherwise, and its metadata.csv."""
+    """A folder of one image a row, each different unless `contents` says otherwise, and its
+    metadata.csv.
+    """
     base = 1000 * (sum(folder.name.encode()) % 60)
     for k, row in enumerate(rows):
         picture(folder / row["file_name"], base + k if contents is None else contents[k])
@@ -35,10 +40,11 @@ def data_set(folder: Path, rows: list[dict], contents=None) -> Path:
 
 def rows_of(n: int, **columns) -> list[dict]:
     """n rows, labels a and b in turn; a column is a list of n cells or a function of the index."""
-    cells = {name: [value(k) if callable(value) else value[k] for k in range(n)] for name, value in columns.items()}
+    cells = {name: [value(k) if callable(value) else value[k] for k in range(n)]
+             for name, value in columns.items()}
     return [
-        {"file_name": f"images/{k:03d}.png", "label": "ab"[k % 2]} | {name: cells[name][k] for name in cells}
-        for k in range(n)
+        {"file_name": f"images/{k:03d}.png",
+         "label": "ab"[k % 2]} | {name: cells[name][k] for name in cells} for k in range(n)
     ]
 
 
@@ -53,16 +59,21 @@ def refused(folders, *says: str, **options) -> None:
 
 
 def test_metadata_is_read_as_it_stands(tmp_path):
-    rows = rows_of(4, split=["train", "val", "test", "train"], patient=["p", "q", "r", "p"], age=["", "50", "6.5", ""])
+    rows = rows_of(4, split=["train", "val", "test", "train"], patient=["p", "q", "r", "p"],
+                   age=["", "50", "6.5", ""])
     table = read_table(data_set(tmp_path / "d", rows))
     assert [{key: r[key] for key in rows[0]} for r in table.rows] == rows
-    assert table.labels == ["a", "b"] and table.column("age") == ["", "50", "6.5", ""] and not table.patients_assumed
-    assert table.rows[2]["where"] == f"{tmp_path}/d/metadata.csv:4" and table.column("source") == ["d"] * 4
-    assert all(Path(row["file"]).is_absolute() and Path(row["file"]).is_file() for row in table.rows)
+    assert table.labels == ["a", "b"] and table.column("age") == ["", "50", "6.5",
+                                                                  ""] and not table.patients_assumed
+    assert table.rows[2]["where"] == f"{tmp_path}/d/metadata.csv:4" and table.column("source") == [
+        "d"] * 4
+    assert all(Path(row["file"]).is_absolute() and Path(row["file"]).is_file()
+               for row in table.rows)
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    first = read_table(data_set(tmp_path / "d", rows_of(3, note=['has, "quotes"', "two\nlines", "ä"])), split=False)
+    first = read_table(data_set(tmp_path / "d",
+                                rows_of(3, note=['has, "quotes"', "two\nlines", "ä"])), split=False)
     write_table(tmp_path / "d" / "metadata.csv", first.rows)
     again = read_table(tmp_path / "d", split=False)
     assert again.column("note") == first.column("note") and again.fingerprint == first.fingerprint
@@ -78,7 +89,8 @@ def test_columns_in_order_of_first_appearance_and_absent_cells_empty(tmp_path):
 def test_byte_order_mark_and_blank_lines_of_spreadsheets(tmp_path):
     picture(tmp_path / "x.png", 1)
     (tmp_path / "metadata.csv").write_bytes("\ufefffile_name , label\r\nx.png, a \r\n\r\n".encode())
-    assert [(r["file_name"], r["label"]) for r in read_table(tmp_path, split=False).rows] == [("x.png", "a")]
+    assert [(r["file_name"], r["label"])
+            for r in read_table(tmp_path, split=False).rows] == [("x.png", "a")]
 
 
 @pytest.mark.parametrize("top", ["", "images/"])
@@ -88,19 +100,23 @@ def test_class_folders(tmp_path, top, below):
         picture(tmp_path / f"{top}{label}/{below}x.png", k)
         picture(tmp_path / f"{top}{label}/{below}.hidden.png", k)
         picture(tmp_path / f"{top}{label}/masks/x.png", 7)
-        shutil.copy(tmp_path / f"{top}{label}/{below}x.png", tmp_path / f"{top}{label}/{below}y.JPEG")
+        shutil.copy(tmp_path / f"{top}{label}/{below}x.png",
+                    tmp_path / f"{top}{label}/{below}y.JPEG")
         (tmp_path / f"{top}{label}/readme.txt").write_text("no image")
     picture(tmp_path / "__MACOSX/Normal/x.png", 9)
     table = read_table(tmp_path, split=False)
-    assert Counter(table.column("label")) == {"Normal": 2, "Viral Pneumonia": 2} and table.patients_assumed
+    assert Counter(table.column("label")) == {"Normal": 2,
+                                              "Viral Pneumonia": 2} and table.patients_assumed
     assert len(set(table.column("patient"))) == 4
     assert f"{tmp_path.name}: no patient ids: one image = one patient, assumed" in table.notes
 
 
 def test_kaggle_splits_are_kept(tmp_path):
-    for k, (split, label) in enumerate((s, c) for s in ("Train", "valid", "test") for c in ("NORMAL", "PNEUMONIA")):
+    for k, (split, label) in enumerate((s, c) for s in ("Train", "valid", "test")
+                                       for c in ("NORMAL", "PNEUMONIA")):
         picture(tmp_path / split / label / "images" / "im.png", k)
-    picture(tmp_path / "chest_xray" / "NORMAL" / "im.png", 99)  # the archive holds a second copy of itself
+    # the archive holds a second copy of itself
+    picture(tmp_path / "chest_xray" / "NORMAL" / "im.png", 99)
     table = read_table(tmp_path)
     assert Counter(table.column("split")) == {"train": 2, "val": 2, "test": 2}
     assert len(set(table.column("patient"))) == 6
@@ -121,19 +137,23 @@ def test_nested_data_sets_are_left_alone(tmp_path):
 
 def test_columns_and_labels_unite_and_absent_cells_are_unknown(tmp_path):
     one = data_set(tmp_path / "one", rows_of(2, sex=["F", "M"], split=["train"] * 2))
-    two = data_set(tmp_path / "two", rows_of(3, crp=["1", "", "2"], split=["test"] * 3, label=["A", "c", "c"]))
+    two = data_set(tmp_path / "two",
+                   rows_of(3, crp=["1", "", "2"], split=["test"] * 3, label=["A", "c", "c"]))
     table = read_table([one, two])
     assert table.labels == ["a", "b", "c"] and "label 'A' is read as 'a'" in table.notes
-    assert table.column("crp") == ["", "", "1", "", "2"] and table.column("sex") == ["F", "M", "", "", ""]
+    assert table.column("crp") == ["", "", "1", "", "2"] and table.column("sex") == ["F", "M", "",
+                                                                                     "", ""]
     assert all(row.keys() == table.rows[0].keys() for row in table.rows)
     assert table.column("source") == ["one"] * 2 + ["two"] * 3
     assert len(set(table.column("patient"))) == 5  # images/000.png of both are two people
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
-    folders = [data_set(tmp_path / above / "d", rows_of(2), [k, k + 1]) for k, above in ((1, "x"), (3, "y"))]
+    folders = [data_set(tmp_path / above / "d", rows_of(2), [k, k + 1])
+               for k, above in ((1, "x"), (3, "y"))]
     table = read_table(folders, split=False)
-    assert table.column("source") == ["d", "d", "d-2", "d-2"] and len(set(table.column("patient"))) == 4
+    assert table.column("source") == ["d", "d", "d-2",
+                                      "d-2"] and len(set(table.column("patient"))) == 4
 
 
 def test_only_folders_without_splits_are_split(tmp_path):
@@ -152,7 +172,8 @@ def test_a_patient_already_in_a_split_stays_there(tmp_path):
 
 def test_some_patients_unknown_is_counted(tmp_path):
     table = read_table(data_set(tmp_path / "d", rows_of(3, patient=["p", "", ""])), split=False)
-    assert table.notes == ["d: 2 images without a patient id count as one patient each"] and not table.patients_assumed
+    assert table.notes == ["d: 2 images without a patient id count as one patient "
+                           "each"] and not table.patients_assumed
     assert table.column("patient") == ["p", "d/images/001.png", "d/images/002.png"]
 
 
@@ -172,16 +193,19 @@ def test_split_is_by_patient_and_stratified(tmp_path):
     table = read_table(data_set(tmp_path / "d", rows))
     assert all(len(splits) == 1 for splits in patients_of(table).values())
     counts = Counter(zip(table.column("label"), table.column("split")))
+    # fmt: skip
     assert {k: n // 3 for k, n in counts.items()} == {
-        ("a", "train"): 70, ("a", "val"): 15, ("a", "test"): 15, ("b", "train"): 14, ("b", "val"): 3, ("b", "test"): 3
-    }  # fmt: skip
+        ("a", "train"): 70, ("a", "val"): 15, ("a", "test"): 15, ("b", "train"): 14,
+        ("b", "val"): 3, ("b", "test"): 3
+    }
 
 
 def test_split_depends_on_data_and_seed_alone(tmp_path):
     rows = rows_of(60, patient=lambda k: f"p{k // 2}")
     table = read_table(data_set(tmp_path / "d", rows), seed=3)
     order = np.random.default_rng(0).permutation(60)
-    again = read_table(data_set(tmp_path / "e" / "d", [rows[k] for k in order], list(40_000 + order)), seed=3)
+    again = read_table(data_set(tmp_path / "e" / "d", [rows[k] for k in order],
+                                list(40_000 + order)), seed=3)
     other = read_table(tmp_path / "d", seed=4)
     assert patients_of(table) == patients_of(again) != patients_of(other)
 
@@ -194,7 +218,8 @@ def test_split_is_written_once_and_reused(tmp_path):
     swapped = saved.read_text().replace("val", "x").replace("test", "val").replace("x", "test")
     saved.write_text(swapped)
     again = read_table(folder, split_dir=tmp_path / "run", seed=1)
-    assert again.notes == first.notes and saved.name in again.notes[-1]  # a resumed run compares them
+    # a resumed run compares them
+    assert again.notes == first.notes and saved.name in again.notes[-1]
     swap = {"train": "train", "val": "test", "test": "val"}
     assert again.column("split") == [swap[s] for s in first.column("split")]
     picture(folder / "images/000.png", 60_000)  # other data, another split
@@ -218,8 +243,10 @@ def test_copies_of_a_file_stay_together(tmp_path, seed):
 
 def test_splits_that_nothing_uses_are_noted(tmp_path):
     rows = rows_of(6, split=["train", "val", "test", "ward", "ward", "external"])
-    noted = [note for note in read_table(data_set(tmp_path / "d", rows)).notes if "other splits" in note]
-    assert noted == ["images of other splits than train, val, test, neither trained nor tested on: 'ward' 2"]
+    noted = [note for note in read_table(data_set(tmp_path / "d", rows)).notes
+             if "other splits" in note]
+    assert noted == ["images of other splits than train, val, test, neither trained nor tested on: "
+                     "'ward' 2"]
     assert not any("other splits" in note for note in read_table(tmp_path / "d", split=False).notes)
 
 
@@ -230,11 +257,14 @@ def test_patient_of_two_labels_counts_for_the_rarer(tmp_path):
 
 
 def test_select_and_require(tmp_path):
-    table = read_table(data_set(tmp_path / "d", rows_of(6, split=["train", "train", "train", "train", "test", "ward"])))
-    assert len(table.select(split="train")) == 4 and len(table.select(split="train", label="a")) == 2
+    table = read_table(data_set(tmp_path / "d", rows_of(6, split=["train", "train", "train",
+                                                                  "train", "test", "ward"])))
+    assert len(table.select(split="train")) == 4 and len(table.select(split="train",
+                                                                      label="a")) == 2
     assert table.select(split=["test", "ward"]).labels == ["a", "b"]
     table.require("train", per_label=2)
-    with pytest.raises(InputError, match="label 'b' needs 1 or more images in split 'test'; has train 2, ward 1"):
+    with pytest.raises(InputError, match="label 'b' needs 1 or more images in split 'test'; has "
+                       "train 2, ward 1"):
         table.require("train", "test")
     require_classes(table)
     with pytest.raises(InputError, match="2 or more labels; the data have 'a'"):
@@ -252,7 +282,8 @@ def test_fingerprint_follows_content_label_patient_and_split(tmp_path):
     assert fingerprint("2", [r | {"age": "2"} for r in rows]) == first
     assert read_table(tmp_path / "0" / "d", check=False).fingerprint == first
     changed = [fingerprint("3", rows, (1, 2, 3, 5))]
-    changed += [fingerprint(c, [rows[0] | {c: "test"}, *rows[1:]]) for c in ("label", "patient", "split")]
+    changed += [fingerprint(c, [rows[0] | {c: "test"}, *rows[1:]])
+                for c in ("label", "patient", "split")]
     assert len({first, *changed}) == 5
 
 
@@ -261,7 +292,8 @@ def test_fingerprint_follows_content_label_patient_and_split(tmp_path):
 
 def test_trained_on_is_what_the_manifest_says(tmp_path):
     assert trained_on(tmp_path) is None
-    for text, says in (('{"n": 3}', None), ('{"trained_on": []}', None), ('{"trained_on": ["a", "b", "a"]}', {"a", "b"})):
+    for text, says in (('{"n": 3}', None), ('{"trained_on": []}', None),
+                       ('{"trained_on": ["a", "b", "a"]}', {"a", "b"})):
         (tmp_path / "manifest.json").write_text(text)
         assert trained_on(tmp_path) == says
     (tmp_path / "manifest.json").write_text('{"trained_on": ["a"')
@@ -274,14 +306,16 @@ def test_a_held_out_image_that_was_trained_on_is_refused(tmp_path):
     digests = [table.hashes[file] for file in table.column("file")]
     check_unseen(table.rows, table.hashes, set(), "the judge")
     check_unseen(table.rows[:3], table.hashes, set(digests[3:]), "the judge")
-    with pytest.raises(InputError, match="the judge was trained on 2 of 4 held-out images, e.g. .*003.png"):
+    with pytest.raises(InputError,
+                       match="the judge was trained on 2 of 4 held-out images, e.g. .*003.png"):
         check_unseen(table.rows[1:], table.hashes, {digests[0], *digests[3:]}, "the judge")
 
 
 # --- bad tables
 
 
-@pytest.mark.parametrize("first, second", [("train", "test"), ("train", "val"), ("test", "external"), ("val", "ward")])
+@pytest.mark.parametrize("first, second", [("train", "test"), ("train", "val"),
+                                           ("test", "external"), ("val", "ward")])
 def test_patient_across_splits(tmp_path, first, second):
     rows = rows_of(3, split=[first, first, second], patient=["p7", "q", "p7"])
     folder = data_set(tmp_path / "d", rows)
@@ -315,7 +349,8 @@ def test_duplicate_rows(tmp_path):
     rows = rows_of(3)
     folder = data_set(tmp_path / "d", [*rows, rows[1] | {"file_name": "images/./001.png"}, rows[0]])
     at = folder / "metadata.csv"
-    refused(folder, f"4 duplicate rows, which name a file again: {at}:2, {at}:6, {at}:3, {at}:5")  # side by side
+    # side by side
+    refused(folder, f"4 duplicate rows, which name a file again: {at}:2, {at}:6, {at}:3, {at}:5")
     refused([data_set(tmp_path / "e", rows), tmp_path / "e"], "6 duplicate rows")
 
 
@@ -336,7 +371,8 @@ def test_split_of_too_few_patients(tmp_path):
 
 
 def test_split_of_some_rows_only(tmp_path):
-    refused(data_set(tmp_path / "d", rows_of(4, split=["train", "", "test", ""])), "metadata.csv:3", "no split")
+    refused(data_set(tmp_path / "d", rows_of(4, split=["train", "", "test", ""])), "metadata.csv:3",
+            "no split")
 
 
 @pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "images/../../x.png", ""])
@@ -353,7 +389,8 @@ BAD_CSV = {
     "header only": ("file_name,label\n", "no rows"),
     "a column twice": ("file_name,label,age,age\nx.png,a,1,2\n", "'age' is there twice"),
     "a reserved column": ("file_name,label,where\nx.png,a,b\n", "'where' is reserved"),
-    "a cell too many": ("file_name,label\nx.png,a\ny.png,a,b\n", "metadata.csv:3: 3 cells where the header has 2"),
+    "a cell too many": ("file_name,label\nx.png,a\ny.png,a,b\n",
+                        "metadata.csv:3: 3 cells where the header has 2"),
     "no label": ("file_name,label\nx.png,\n", "metadata.csv:2: no label for x.png"),
     "an open quote": ('file_name,label\nx.png,"a\n', "not a CSV table"),
     "latin-1": ("file_name,label\nx.png,é\n".encode("latin-1"), "not a CSV table in UTF-8"),
@@ -393,5 +430,6 @@ def test_cxr_unites_with_its_neighbours():
 @needs_cxr
 def test_cxr_class_folders_without_the_table():
     table = read_table(CXR / "images")
-    assert table.patients_assumed and Counter(table.column("label")) == {"covid": 124, "normal": 500, "pneumonia": 500}
+    assert table.patients_assumed and Counter(table.column("label")) == {
+        "covid": 124, "normal": 500, "pneumonia": 500}
     assert Counter(table.column("split"))["val"] in range(168, 172)

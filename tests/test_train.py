@@ -1,4 +1,6 @@
-"""The two training stages: same seed, same result; killed and resumed, same result; what they leave behind."""
+"""The two training stages: same seed, same result; killed and resumed, same result; what they leave
+behind.
+"""
 
 import json
 import os
@@ -30,8 +32,8 @@ def vae_config(tiny, out, **knobs):
 
 
 def diffusion_config(tiny, out, **knobs):
-    given = {"steps": 20, "batch": 6, "save_every": 7, "log_every": 3, "views": 2, "lr": 3e-3, "snapshots": 0,
-             "vae": str(tiny / "vae"), **knobs}
+    given = {"steps": 20, "batch": 6, "save_every": 7, "log_every": 3, "views": 2, "lr": 3e-3,
+             "snapshots": 0, "vae": str(tiny / "vae"), **knobs}
     return train.DiffusionConfig(data=(str(tiny / "data"),), out=str(out), **given)
 
 
@@ -39,7 +41,8 @@ def contents(run: Path) -> dict:
     """Weights, EMA, optimiser, scaler and log of a finished run."""
     last = run / "checkpoints" / "step_00000020"
     tensors = {name: load_file(last / f"{name}.safetensors") for name in PARTS}
-    return {"tensors": tensors, "state": (last / "state.json").read_text(), "log": (run / "log.jsonl").read_text()}
+    return {"tensors": tensors, "state": (last / "state.json").read_text(),
+            "log": (run / "log.jsonl").read_text()}
 
 
 def assert_same(a: Path, b: Path):
@@ -62,7 +65,8 @@ def start(words) -> subprocess.Popen:
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-STAGES = {"vae": (vae_config, train.train_vae), "diffusion": (diffusion_config, train.train_diffusion)}
+STAGES = {"vae": (vae_config, train.train_vae),
+          "diffusion": (diffusion_config, train.train_diffusion)}
 
 
 @pytest.fixture
@@ -119,15 +123,18 @@ def test_a_finished_run_says_all(tiny):
     facts = json.loads((vae / "vae.json").read_text())
     assert facts["n_held_out"] == 28 and 5 < facts["psnr"] < 40 and 20 < facts["psnr_pca64"] < 40
     for run in (vae, diffusion):
-        assert {"config.json", "run.json", "log.jsonl", "loss.png", "vae.safetensors"} <= {p.name for p in run.iterdir()}
+        assert {"config.json", "run.json", "log.jsonl", "loss.png",
+                "vae.safetensors"} <= {p.name for p in run.iterdir()}
     log = runs.read_log(diffusion / "log.jsonl")
     assert [line["step"] for line in log] == [2, 3, 4, 6]
     assert [line["val_loss"] is not None for line in log] == [False, True, False, True]
     assert {"loss_t0", "loss_t3", "grad_norm", "lr", "skipped"} <= set(log[0])
-    grid = images.read(diffusion / "grids" / "step_00000006.png")  # 3 labels × 8 seeds, gutters of 2 px
+    # 3 labels × 8 seeds, gutters of 2 px
+    grid = images.read(diffusion / "grids" / "step_00000006.png")
     assert grid.shape[1:] == (3 * 32 + 2 * 2, 8 * 32 + 7 * 2)
     _, saved = store.load_pipeline(diffusion)
-    assert len(saved["rows"]) == 44 and set(saved["rows"][0]) == {"label", "sex", "age", "view"}  # no patient, no file
+    # no patient, no file
+    assert len(saved["rows"]) == 44 and set(saved["rows"][0]) == {"label", "sex", "age", "view"}
 
 
 def test_the_latent_scale_is_that_of_the_training_images(tiny):
@@ -143,7 +150,8 @@ def test_moments_are_cached_by_content_and_made_again_when_damaged(tiny, tmp_pat
     run = tmp_path / "run"
     train.train_diffusion(diffusion_config(tiny, run, steps=1))
     cache = run / "latents.safetensors"
-    whole = {k: v.clone() for k, v in load_file(cache).items()}  # load_file maps the file that is damaged below
+    # load_file maps the file that is damaged below
+    whole = {k: v.clone() for k, v in load_file(cache).items()}
     assert whole["train"].shape == (2, 2, 44, 4, 8, 8) and whole["val"].shape[1] == 1
     assert not torch.equal(whole["train"][:, 0], whole["train"][:, 1])  # an augmented view
     cache.write_bytes(cache.read_bytes()[:-9])
@@ -153,7 +161,8 @@ def test_moments_are_cached_by_content_and_made_again_when_damaged(tiny, tmp_pat
 
 def test_bf16_and_fp16_train(tiny, tmp_path, no_pictures):
     for precision in ("bf16", "fp16"):
-        train.train_diffusion(diffusion_config(tiny, tmp_path / precision, steps=3, precision=precision))
+        train.train_diffusion(diffusion_config(tiny, tmp_path / precision, steps=3,
+                                               precision=precision))
         model = load_file(tmp_path / precision / "model.safetensors")
         assert all(v.dtype == torch.float32 and v.isfinite().all() for v in model.values())
 
@@ -170,14 +179,16 @@ def test_bad_input_is_one_sentence_and_status_2(tiny, tmp_path, capsys):
     fails(capsys, ["vae", "--data", tmp_path / "nowhere", "--out", out], "nowhere")
     (tmp_path / "empty").mkdir()
     fails(capsys, ["vae", "--data", tmp_path / "empty", "--out", out], "empty")
-    fails(capsys, ["vae", "--data", tiny / "data", "--size", "50", "--out", out], "--size 50 is not allowed")
+    fails(capsys, ["vae", "--data", tiny / "data", "--size", "50", "--out", out],
+          "--size 50 is not allowed")
     fails(capsys, ["vae", "--data", tiny / "data", "--out", tiny / "diffusion", "--size", "32"],
           "holds a run with other settings")
-    fails(capsys, ["diffusion", "--data", tiny / "data", "--vae", tmp_path / "novae", "--out", out], "has to finish first")
-    fails(capsys, ["diffusion", "--data", tiny / "data", "--vae", tiny / "vae", "--condition", "label,weight", "--out", out],
-          "weight")
-    fails(capsys, ["vae", "--data", tiny / "data", "--device", "cuda:77", "--size", "32", "--out", out],
-          "device 'cuda:77' is not here")
+    fails(capsys, ["diffusion", "--data", tiny / "data", "--vae", tmp_path / "novae", "--out", out],
+          "has to finish first")
+    fails(capsys, ["diffusion", "--data", tiny / "data", "--vae", tiny / "vae", "--condition",
+                   "label,weight", "--out", out], "weight")
+    fails(capsys, ["vae", "--data", tiny / "data", "--device", "cuda:77", "--size", "32", "--out",
+                   out], "device 'cuda:77' is not here")
     assert not out.exists()
 
 
@@ -187,7 +198,8 @@ def test_corrupt_images_are_refused_or_skipped_and_listed(tiny, tmp_path, capsys
     bad.write_bytes(bad.read_bytes()[:100])
     words = ["vae", "--data", tmp_path / "data", "--size", "32", "--steps", "2", "--batch", "2"]
     fails(capsys, [*words, "--out", tmp_path / "a"], bad.name)
-    config.main(train.VERBS, default=["vae"], doc="", argv=[str(w) for w in [*words, "--skip-bad", "--out", tmp_path / "b"]])
+    config.main(train.VERBS, default=["vae"], doc="",
+                argv=[str(w) for w in [*words, "--skip-bad", "--out", tmp_path / "b"]])
     notes = json.loads((tmp_path / "b" / "run.json").read_text())["facts"]["notes"]
     assert any(bad.name in note for note in notes)
 
@@ -200,8 +212,8 @@ def test_an_age_of_fifty_in_words_names_its_row(tiny, tmp_path, capsys):
     cells = lines[place].split(",")
     lines[place] = ",".join([*cells[:5], "fifty", *cells[6:]])
     metadata.write_text("\n".join(lines) + "\n")
-    fails(capsys, ["diffusion", "--data", tmp_path / "data", "--vae", tiny / "vae", "--out", tmp_path / "x"],
-          f"metadata.csv:{place + 1}: age 'fifty' is not a number")
+    fails(capsys, ["diffusion", "--data", tmp_path / "data", "--vae", tiny / "vae", "--out",
+                   tmp_path / "x"], f"metadata.csv:{place + 1}: age 'fifty' is not a number")
 
 
 def test_adapters_alone_are_trained_kept_and_merged(tiny, tmp_path, no_pictures):
@@ -209,9 +221,11 @@ def test_adapters_alone_are_trained_kept_and_merged(tiny, tmp_path, no_pictures)
     cfg = diffusion_config(tiny, out, init=str(tiny / "diffusion"), rank=2, steps=7)
     train.train_diffusion(cfg)
     kept = load_file(out / "checkpoints" / "step_00000007" / "model.safetensors")
-    assert all(".lora_" in name or "conditioner" in name for name in kept) and any(".lora_up" in name for name in kept)
+    assert all(".lora_" in name or "conditioner" in name
+               for name in kept) and any(".lora_up" in name for name in kept)
     before, after = (load_file(run / "model.safetensors") for run in (tiny / "diffusion", out))
-    assert before.keys() == after.keys()                                          # merged: plain names again
+    # merged: plain names again
+    assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(".to_q." in name for name in changed)
     assert all("transformer_blocks" in name or "conditioner" in name for name in changed)
@@ -223,14 +237,16 @@ def test_adapters_alone_are_trained_kept_and_merged(tiny, tmp_path, no_pictures)
 
 def test_a_stage_from_a_run_keeps_the_chain_and_starts_where_it_ended(tiny, tmp_path, no_pictures):
     out = tmp_path / "second"
-    train.train_diffusion(diffusion_config(tiny, out, init=str(tiny / "diffusion"), vae="", train="all", steps=1, lr=1e-9))
+    train.train_diffusion(diffusion_config(tiny, out, init=str(tiny / "diffusion"), vae="",
+                                           train="all", steps=1, lr=1e-9))
     first, second = (load_file(run / "model.safetensors") for run in (tiny / "diffusion", out))
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
     facts = runs.read_json(out / "run.json")["facts"]
     assert facts["init"]["sha256"] == runs.sha256(tiny / "diffusion" / "model.safetensors")
     third = tmp_path / "third"
     train.train_diffusion(diffusion_config(tiny, third, init=str(out), vae="", steps=1))
-    assert runs.read_json(third / "run.json")["facts"]["init"]["before"]["sha256"] == facts["init"]["sha256"]
+    assert runs.read_json(third / "run.json")["facts"]["init"]["before"]["sha256"] == facts["init"][
+        "sha256"]
 
 
 def test_the_decoder_is_fine_tuned_alone_and_latents_stay(tiny, tmp_path, no_pictures):
@@ -246,7 +262,8 @@ def test_live_views_balance_and_prior(tiny, tmp_path, no_pictures):
     from minidiff.data import phantom
     phantom.write(tmp_path / "others", n=40, size=32, seed=7)
     out = tmp_path / "run"
-    train.train_diffusion(diffusion_config(tiny, out, views=0, balance=1.0, prior=(str(tmp_path / "others"),), steps=3))
+    train.train_diffusion(diffusion_config(tiny, out, views=0, balance=1.0,
+                                           prior=(str(tmp_path / "others"),), steps=3))
     assert load_file(out / "latents.safetensors")["train"].shape[1] == 1
     assert len(runs.read_json(out / "model.json")["rows"]) == 44 + 24
     assert runs.read_json(out / "run.json")["facts"]["n_train"] == 68
@@ -254,19 +271,24 @@ def test_live_views_balance_and_prior(tiny, tmp_path, no_pictures):
 
 def test_best_holds_the_average_of_the_lowest_held_out_loss(unbroken):
     out = unbroken("diffusion")
-    losses = {line["step"]: line["val_loss"] for line in runs.read_log(out / "log.jsonl") if line["val_loss"] is not None}
+    losses = {line["step"]: line["val_loss"] for line in runs.read_log(out / "log.jsonl")
+              if line["val_loss"] is not None}
     pipeline, facts = store.load_pipeline(out / "best")
-    assert losses[facts["step"]] == min(losses.values()) == facts["val_loss"] and pipeline.size == 32
+    assert losses[facts["step"]] == min(losses.values()) == facts[
+        "val_loss"] and pipeline.size == 32
     last = runs.read_log(out / "log.jsonl")[-1]
-    assert {"val_loss_t0", "val_loss_t3", "gap", "gap_low"} <= set(last) and last["gap_low"] < last["gap"]
-    assert images.read(out / "strips" / "step_00000020.png").shape[1:] == (2 * 32 + 2, 8 * 32 + 7 * 2)
+    assert {"val_loss_t0", "val_loss_t3", "gap",
+            "gap_low"} <= set(last) and last["gap_low"] < last["gap"]
+    assert images.read(out / "strips" / "step_00000020.png").shape[1:] == (2 * 32 + 2,
+                                                                           8 * 32 + 7 * 2)
     if facts["step"] == 20:
         a, b = load_file(out / "model.safetensors"), load_file(out / "best" / "model.safetensors")
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_the_rate_may_stay_constant(tiny, tmp_path, no_pictures):
-    train.train_diffusion(diffusion_config(tiny, tmp_path / "run", steps=6, decay="constant", lr=1e-3))
+    train.train_diffusion(diffusion_config(tiny, tmp_path / "run", steps=6, decay="constant",
+                                           lr=1e-3))
     assert {line["lr"] for line in runs.read_log(tmp_path / "run" / "log.jsonl")} == {1e-3}
 
 
@@ -282,5 +304,5 @@ def test_the_perceptual_loss_is_added_when_its_weights_are_given(tiny, tmp_path,
 
 
 def test_an_init_that_predicts_otherwise_is_refused(tiny, tmp_path, capsys):
-    fails(capsys, ["diffusion", "--data", tiny / "data", "--init", tiny / "diffusion", "--prediction", "eps", "--out",
-                   tmp_path / "x"], "predicts v, and goes on so")
+    fails(capsys, ["diffusion", "--data", tiny / "data", "--init", tiny / "diffusion",
+                   "--prediction", "eps", "--out", tmp_path / "x"], "predicts v, and goes on so")

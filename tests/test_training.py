@@ -30,7 +30,8 @@ def trained(steps=3, seed=0):
     precision = Precision("fp32")
     g = torch.Generator().manual_seed(1)
     for _ in range(steps):
-        precision.step(model(torch.randn(8, 4, generator=g)).square().mean(), optimizer, model.parameters(), 1.0)
+        precision.step(model(torch.randn(8, 4, generator=g)).square().mean(), optimizer,
+                       model.parameters(), 1.0)
     return {"model": model, "optimizer": optimizer, "precision": precision}
 
 
@@ -57,7 +58,8 @@ def test_the_newest_valid_checkpoint_is_taken_and_the_damaged_one_named(tmp_path
     for done in (1, 2, 3):
         state.checkpoint(tmp_path, done, **trained(done))
     folder = tmp_path / "checkpoints"
-    assert [p.name for p in sorted(folder.iterdir())] == ["step_00000002", "step_00000003"]  # two are kept
+    # two are kept
+    assert [p.name for p in sorted(folder.iterdir())] == ["step_00000002", "step_00000003"]
     weights = folder / "step_00000003" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     fresh = trained(0, seed=5)
@@ -75,7 +77,8 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, fail_at):
     state.checkpoint(tmp_path, 1, **trained(1))
     full = OSError(28, "No space left on device")
     if fail_at == "save_file":
-        full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        full = SafetensorError("Error while serializing: I/O error: No space left on device (os "
+                               "error 28)")
     target = {"save_file": runs, "write_json": runs, "replace": state.os}[fail_at]
     monkeypatch.setattr(target, fail_at, lambda *a, **k: (_ for _ in ()).throw(full))
     with pytest.raises(OSError, match="No space left on device"):
@@ -104,7 +107,8 @@ def test_ema_follows_its_formula_and_forgets_the_start():
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * (1.0 + step)
     assert ema.model.weight.item() == pytest.approx(expected, rel=1e-5)
-    assert ema.model.weight.item() == pytest.approx(200 - 9, abs=0.1)  # lags by the horizon, less one
+    # lags by the horizon, less one
+    assert ema.model.weight.item() == pytest.approx(200 - 9, abs=0.1)
 
 
 def test_non_finite_steps_are_skipped_counted_and_end_the_run_after_three():
@@ -113,7 +117,8 @@ def test_non_finite_steps_are_skipped_counted_and_end_the_run_after_three():
     before = {k: v.clone() for k, v in model.state_dict().items()}
 
     def step(value):
-        return precision.step(model(torch.ones(2, 4)).sum() * value, optimizer, model.parameters(), 1.0, "a.png, b.png")
+        return precision.step(model(torch.ones(2, 4)).sum() * value, optimizer, model.parameters(),
+                              1.0, "a.png, b.png")
 
     step(float("nan")), step(float("inf"))
     assert equal(model.state_dict(), before) and precision.skipped == 2
@@ -143,7 +148,8 @@ def test_scaled_gradients_are_unscaled_before_clipping():
     for name in ("fp32", "fp16"):
         model = toy()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        norms[name] = Precision(name).step(model(torch.ones(2, 4)).sum(), optimizer, model.parameters(), 1e-3)
+        norms[name] = Precision(name).step(model(torch.ones(2, 4)).sum(), optimizer,
+                                           model.parameters(), 1e-3)
     assert norms["fp16"] == pytest.approx(norms["fp32"], rel=1e-4)
 
 
@@ -156,7 +162,8 @@ def test_bf16_autocast_keeps_master_weights_in_float32():
 
 def test_cosine_warms_up_and_ends_at_a_hundredth():
     rates = [cosine(s, 100, 2.0, 10) for s in range(101)]
-    assert rates[0] == pytest.approx(0.2) and max(rates) == rates[10] == 2.0 and rates[100] == pytest.approx(0.02)
+    assert rates[0] == pytest.approx(0.2) and max(rates) == rates[10] == 2.0 and rates[
+        100] == pytest.approx(0.02)
 
 
 def test_sigterm_finishes_the_step_saves_and_ends_with_status_130(tmp_path):
@@ -188,13 +195,16 @@ def test_three_faults_end_the_run_with_the_batch_and_the_last_good_state_named(t
     with pytest.raises(TrainingFault, match=said), state.Keeper(tmp_path, 99, 3, **parts) as keeper:
         for step in keeper.steps():
             loss = parts["model"](torch.ones(2, 4)).sum() * (1.0 if step < 3 else float("nan"))
-            parts["precision"].step(loss, parts["optimizer"], parts["model"].parameters(), 1.0, "c.png")
-    assert capsys.readouterr().err.count("step skipped, its loss is not finite; the batch: c.png") == 3
+            parts["precision"].step(loss, parts["optimizer"], parts["model"].parameters(), 1.0,
+                                    "c.png")
+    assert capsys.readouterr().err.count("step skipped, its loss is not finite; the batch: "
+                                         "c.png") == 3
 
 
 def test_the_lowest_value_is_remembered_over_a_resume(tmp_path):
     with state.Keeper(tmp_path, 9, 1, **trained()) as keeper:
-        assert [keeper.lowest("val_loss", v) for v in (None, 3.0, 2.0, 2.0, 2.5)] == [False, True, True, False, False]
+        assert [keeper.lowest("val_loss", v)
+                for v in (None, 3.0, 2.0, 2.0, 2.5)] == [False, True, True, False, False]
         for step, value in enumerate((3.0, 2.0, 2.5)):
             keeper.log(step=step + 1, val_loss=value)
         next(steps := keeper.steps()), next(steps), next(steps), next(steps)
@@ -222,7 +232,8 @@ def test_the_budget_counts_weights_average_gradients_and_moments():
     optimizer = torch.optim.AdamW(model[2].parameters(), fused=True)
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
-    tensors = [t for part in (Trained(model), EMA(model, 9), optimizer) for t in leaves(part.state_dict())]
+    tensors = [t for part in (Trained(model), EMA(model, 9), optimizer)
+               for t in leaves(part.state_dict())]
     assert sum(4 * t.numel() for t in tensors if t.ndim) == size
 
 
@@ -270,4 +281,5 @@ def test_freed_memory_is_kept_and_not_fetched_anew():
             print(faults() - before)"""
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     usual, kept = map(int, done.stdout.split())
-    assert kept < 0.7 * usual  # torch 2.13: none at all, unless the system takes pages back; torch 2.15: six of ten
+    # torch 2.13: none at all, unless the system takes pages back; torch 2.15: six of ten
+    assert kept < 0.7 * usual

@@ -1,4 +1,6 @@
-"""What attention looks at, checked against what it gives; and one image's way, drawn twice alike."""
+"""What attention looks at, checked against what it gives; and one image's way, drawn twice
+alike.
+"""
 
 import math
 import re
@@ -16,25 +18,29 @@ from minidiff.diffusion.trajectory import Step, TrajectoryConfig, evenly, follow
 from minidiff.errors import InputError
 
 ONE_HEAD = unet.UNetConfig((16, 32), (True, True), 16, heads=1, blocks=1, groups=8)
-SD2 = unet.UNetConfig((16, 32), (False, True), 16, head_dim=8, linear_projection=True, float32_attention=True, blocks=1,
-                      groups=8)
+SD2 = unet.UNetConfig((16, 32), (False, True), 16, head_dim=8, linear_projection=True,
+                      float32_attention=True, blocks=1, groups=8)
 
 
 def build(c: unet.UNetConfig, dtype: torch.dtype = torch.float32):
     torch.manual_seed(0)
     net = unet.UNet(c).eval().to(dtype)
-    inputs = torch.randn(2, 4, 8, 8, dtype=dtype), torch.tensor([20.0, 700.0]), torch.randn(2, 5, c.context_dim, dtype=dtype)
+    inputs = torch.randn(2, 4, 8, 8, dtype=dtype), torch.tensor([20.0, 700.0]), torch.randn(
+        2, 5, c.context_dim, dtype=dtype)
     return net, inputs
 
 
 def watch(net: unet.UNet) -> dict[str, dict[str, torch.Tensor]]:
-    """Every attention layer's q, k, v and the mixed values before its output, as its own linear layers see them."""
+    """Every attention layer's q, k, v and the mixed values before its output, as its own linear
+    layers see them.
+    """
     held = {}
     for name, layer in net.named_modules():
         if isinstance(layer, unet.Attention):
             own = held[name.replace(".transformer_blocks.0", "")] = {"heads": layer.heads}
             for part in ("to_q", "to_k", "to_v"):
-                getattr(layer, part).register_forward_hook(lambda m, i, out, own=own, part=part: own.update({part: out}))
+                getattr(layer, part).register_forward_hook(lambda m, i, out, own=own,
+                                                           part=part: own.update({part: out}))
             layer.to_out[0].register_forward_hook(lambda m, i, out, own=own: own.update(mixed=i[0]))
     return held
 
@@ -46,14 +52,18 @@ def test_taps_have_every_layer_and_change_nothing(c):
     with torch.no_grad():
         plain, tapped = net(*inputs), net(*inputs, taps)
     assert torch.equal(plain, tapped)
-    places = [f"{way}_blocks.{level if way == 'down' else len(c.channels) - 1 - level}.attentions.{i}"
-              for way, blocks in (("down", c.blocks), ("up", c.blocks + 1))
-              for level, has in enumerate(c.attention) if has for i in range(blocks)]
-    assert set(taps) == {f"{place}.{attn}" for place in [*places, "mid_block.attentions.0"] for attn in ("attn1", "attn2")}
+    places = [
+        f"{way}_blocks.{level if way == 'down' else len(c.channels) - 1 - level}.attentions.{i}"
+        for way, blocks in (("down", c.blocks), ("up", c.blocks + 1))
+        for level, has in enumerate(c.attention) if has for i in range(blocks)]
+    assert set(taps) == {f"{place}.{attn}" for place in [*places, "mid_block.attentions.0"]
+                         for attn in ("attn1", "attn2")}
     for name, p in taps.items():
         cells = p.shape[1]
-        assert p.shape == (2, cells, cells if name.endswith("attn1") else 5) and math.isqrt(cells) ** 2 == cells
-        assert p.dtype == torch.float32 and p.device.type == "cpu" and not p.requires_grad and (p >= 0).all()
+        assert p.shape == (2, cells, cells if name.endswith("attn1")
+                           else 5) and math.isqrt(cells) ** 2 == cells
+        assert p.dtype == torch.float32 and p.device.type == "cpu" and not p.requires_grad and (
+            p >= 0).all()
         assert torch.allclose(p.sum(-1), torch.ones(2, cells), atol=1e-5)
     assert max(p.shape[1] for p in taps.values()) == 64 // 4 ** c.attention.index(True)
 
@@ -77,10 +87,13 @@ def test_several_heads_are_averaged(c):
     with torch.no_grad():
         net(*inputs, taps)
     for name, own in held.items():
-        q, k = (own[part].unflatten(-1, (own["heads"], -1)).transpose(1, 2) for part in ("to_q", "to_k"))
+        q, k = (own[part].unflatten(-1, (own["heads"], -1)).transpose(1, 2)
+                for part in ("to_q", "to_k"))
         tokens = k.shape[2]
-        each = F.scaled_dot_product_attention(q, k, torch.eye(tokens).expand(*k.shape[:2], tokens, tokens))
-        assert each.shape[1] == own["heads"] > 1 and torch.allclose(taps[name], each.mean(1), atol=1e-5), name
+        each = F.scaled_dot_product_attention(q, k, torch.eye(tokens).expand(*k.shape[:2], tokens,
+                                                                             tokens))
+        assert each.shape[1] == own["heads"] > 1 and torch.allclose(taps[name], each.mean(1),
+                                                                    atol=1e-5), name
 
 
 def test_without_a_dict_nothing_is_computed(monkeypatch):
@@ -94,7 +107,8 @@ def test_low_precision_and_the_way_back_leave_float32_maps():
     taps = {}
     with torch.autocast("cpu", torch.bfloat16):
         net(*inputs, taps).square().mean().backward()
-    assert all(p.dtype == torch.float32 and (p.sum(-1) - 1).abs().max() < 1e-5 for p in taps.values())
+    assert all(p.dtype == torch.float32 and (p.sum(-1) - 1).abs().max() < 1e-5
+               for p in taps.values())
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +118,8 @@ def pipeline(tiny):
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "unipc", "ddpm"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_the_way_is_that_of_sampling_and_has_an_arrow_where_there_is_guidance(pipeline, sampler, guidance):
+def test_the_way_is_that_of_sampling_and_has_an_arrow_where_there_is_guidance(pipeline, sampler,
+                                                                              guidance):
     labels = plan.encode(pipeline.conditioner.variables, [{"label": "covid", "sex": "F"}])
     recipe = Recipe(sampler, "karras", 4, guidance)
     *steps, end = follow(pipeline, labels, 17, recipe, [0, 3])
@@ -113,11 +128,13 @@ def test_the_way_is_that_of_sampling_and_has_an_arrow_where_there_is_guidance(pi
     assert [step.maps is not None for step in steps] == [True, False, False, True]
     sigmas = pipeline.denoiser.schedule.ladder(4, "karras").tolist()
     assert [step.sigma for step in steps] == sigmas[:4] and torch.allclose(end, z, atol=1e-6)
-    assert all(torch.allclose(step.denoised, estimate, atol=1e-6) for step, estimate in zip(steps, estimates))
+    assert all(torch.allclose(step.denoised, estimate, atol=1e-6)
+               for step, estimate in zip(steps, estimates))
     assert all((step.arrow == 0) if guidance == 1 else (step.arrow > 0) for step in steps)
     maps = steps[0].maps
     assert maps.layer == "up_blocks.0.attentions.1" and maps.uniform == 1 - 1 / 8
-    assert maps.share.shape == maps.centre.shape and maps.centre.sum().item() == pytest.approx(1, abs=1e-5)
+    assert maps.share.shape == maps.centre.shape and maps.centre.sum().item() == pytest.approx(
+        1, abs=1e-5)
     assert maps.share.min() > 0 and maps.share.max() < 1
 
 
@@ -131,16 +148,18 @@ def test_the_estimate_is_what_the_network_makes_of_what_is_shown(pipeline):
 
 
 def test_the_sheet_is_drawn_twice_alike(tiny, tmp_path, capsys):
-    cfg = {"run": str(tiny / "diffusion"), "seed": 17, "label": "covid", "given": ("sex=F", "age=", "view=null"), "steps": 5,
-           "shown": 3}
+    cfg = {"run": str(tiny / "diffusion"), "seed": 17, "label": "covid",
+           "given": ("sex=F", "age=", "view=null"), "steps": 5, "shown": 3}
     for name in ("a.png", "b.png"):
         trajectory(TrajectoryConfig(**cfg, out=str(tmp_path / name)))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert "label covid, sex F, age unknown, view dropped; 3 of 5 steps shown" in capsys.readouterr().out
     with Image.open(tmp_path / "a.png") as sheet:
-        assert sheet.format == "PNG" and sheet.size[0] > 1000 and len(set(sheet.convert("L").tobytes())) > 100
+        assert sheet.format == "PNG" and sheet.size[0] > 1000 and len(
+            set(sheet.convert("L").tobytes())) > 100
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.png", "b.png"]
-    trajectory(TrajectoryConfig(**{**cfg, "guidance": 1.0, "shown": 1, "sampler": "heun"}, out=str(tmp_path / "a.png")))
+    trajectory(TrajectoryConfig(**{**cfg, "guidance": 1.0, "shown": 1, "sampler": "heun"},
+                                out=str(tmp_path / "a.png")))
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
     trajectory(TrajectoryConfig(**{**cfg, "guidance": 0.0}, out=str(tmp_path / "a.png")))
     assert "no conditions (guidance 0)" in capsys.readouterr().out
@@ -150,11 +169,12 @@ def test_it_ends_at_the_image_that_sample_makes(tiny, tmp_path, monkeypatch):
     """The same label and seed → the same drawn conditions and the same pixels."""
     from minidiff.diffusion import trajectory as room
     ends, draw = [], room.sheet
-    monkeypatch.setattr(room, "sheet", lambda title, film, image, *rest: ends.append((title, image)) or draw(
-        title, film, image, *rest))
-    trajectory(TrajectoryConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "a.png"), seed=17, label="covid", steps=4,
-                                shown=2))
-    cfg = sample.SampleConfig(run=str(tiny / "diffusion"), label=("covid",), per_label=1, seed=17, steps=4, device="cpu")
+    monkeypatch.setattr(room, "sheet", lambda title, film, image,
+                        *rest: ends.append((title, image)) or draw(title, film, image, *rest))
+    trajectory(TrajectoryConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "a.png"), seed=17,
+                                label="covid", steps=4, shown=2))
+    cfg = sample.SampleConfig(run=str(tiny / "diffusion"), label=("covid",), per_label=1, seed=17,
+                              steps=4, device="cpu")
     pipeline, facts = sample.load(cfg)
     rows = sample.plan(cfg, pipeline.conditioner.variables, facts)
     pixels, _ = sample.make(cfg, pipeline, rows, [int(row["seed"]) for row in rows])
@@ -164,8 +184,9 @@ def test_it_ends_at_the_image_that_sample_makes(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("knobs, said", [
-    ({"label": "covvid"}, "--label: label 'covvid' is not one of covid, normal, pneumonia; nearest: covid"),
-    ({"given": ("sx=F",)}, "--given sx=F: the model has no such condition; it has label, sex, age, view"),
+    ({"label": "covvid"}, "--label: label 'covvid' is not one of covid, normal, pneumonia; "
+     "nearest: covid"), ({"given": ("sx=F",)}, "--given sx=F: the model has no such condition; it "
+                         "has label, sex, age, view"),
     ({"steps": 2000}, "--steps 2000 is more than the 1000 levels of the schedule"),
     ({"shown": 40}, "--shown 40: 16 images side by side at the most"),
     ({"device": "abacus"}, "device 'abacus' is not here; CUDA devices found"),
@@ -174,7 +195,8 @@ def test_it_ends_at_the_image_that_sample_makes(tiny, tmp_path, monkeypatch):
 ])
 def test_bad_input_is_one_sentence(tiny, tmp_path, knobs, said):
     with pytest.raises(InputError, match=re.escape(said)) as error:
-        trajectory(TrajectoryConfig(**{"run": str(tiny / "diffusion"), "out": str(tmp_path / "a.png"), **knobs}))
+        trajectory(TrajectoryConfig(**{"run": str(tiny / "diffusion"),
+                                       "out": str(tmp_path / "a.png"), **knobs}))
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
@@ -187,6 +209,7 @@ def test_knobs_have_reasons_and_the_sampling_ones_are_those_of_sample():
     assert set(config.reasons(TrajectoryConfig)) == set(hints)
 
 
-@pytest.mark.parametrize("n, k, picked", [(16, 8, [0, 2, 4, 6, 9, 11, 13, 15]), (3, 8, [0, 1, 2]), (1, 3, [0]), (5, 1, [4])])
+@pytest.mark.parametrize("n, k, picked", [(16, 8, [0, 2, 4, 6, 9, 11, 13, 15]), (3, 8, [0, 1, 2]),
+                                          (1, 3, [0]), (5, 1, [4])])
 def test_evenly(n, k, picked):
     assert evenly(n, k) == picked

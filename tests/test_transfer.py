@@ -10,7 +10,8 @@ from minidiff.errors import InputError
 from minidiff.variables import Category
 
 LABEL = Category("label", ("a", "b", "c"))
-X = torch.randint(0, 256, (4, 1, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+X = torch.randint(0, 256, (4, 1, 64, 64),
+                  generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
 def predictor(width, seed, values=LABEL.values):
@@ -20,8 +21,8 @@ def predictor(width, seed, values=LABEL.values):
 @pytest.mark.parametrize("form", ["pth", "wrapped.pth", "safetensors"])
 def test_a_torchvision_file_of_three_channels_and_a_thousand_classes(tmp_path, form):
     theirs = predictor(64, 1).net.state_dict()
-    state = {**theirs, "conv1.weight": (theirs["conv1.weight"] / 3).repeat(1, 3, 1, 1), "fc.weight": torch.zeros(1000, 512),
-             "fc.bias": torch.zeros(1000)}
+    state = {**theirs, "conv1.weight": (theirs["conv1.weight"] / 3).repeat(1, 3, 1, 1),
+             "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     path = tmp_path / f"resnet18.{form}"
     if form == "safetensors":
         safetensors.torch.save_file({k: x.contiguous() for k, x in state.items()}, path)
@@ -37,11 +38,14 @@ def test_another_predictor_with_the_same_labels_and_with_others(tmp_path):
     theirs = predictor(8, 1)
     theirs.save(tmp_path)
     ours, other = predictor(8, 2), predictor(8, 2, ("x", "y"))
-    assert begin(ours, tmp_path) == [] and torch.equal(ours.logits(X)["label"], theirs.logits(X)["label"])
-    assert begin(other, tmp_path) == ["fc.weight", "fc.bias"] and torch.equal(other.features(X), theirs.features(X))
+    assert begin(ours, tmp_path) == [] and torch.equal(ours.logits(X)["label"],
+                                                       theirs.logits(X)["label"])
+    assert begin(other, tmp_path) == ["fc.weight", "fc.bias"] and torch.equal(other.features(X),
+                                                                              theirs.features(X))
 
 
 def test_another_width_is_named(tmp_path):
     predictor(8, 1).save(tmp_path)
-    with pytest.raises(InputError, match=r"not a resnet18 of this size.*--width 16; resnet18 has 64"):
+    with pytest.raises(InputError,
+                       match=r"not a resnet18 of this size.*--width 16; resnet18 has 64"):
         begin(predictor(16, 1), tmp_path)

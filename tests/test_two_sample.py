@@ -13,13 +13,18 @@ def normal(seed, *shape):
 
 
 def test_accuracy_by_hand():
-    """On a line: real 0 1 5, synthetic 2.1 6 6.3. Nearest: 1 0 6 | 1 6.3 6, right: yes yes no | no yes yes."""
-    got = c2st(real=np.array([[0.0], [1], [5]]), fake=np.array([[2.1], [6], [6.3]]), permutations=50)
+    """On a line: real 0 1 5, synthetic 2.1 6 6.3. Nearest: 1 0 6 | 1 6.3 6, right: yes yes no | no
+    yes yes.
+    """
+    got = c2st(real=np.array([[0.0], [1], [5]]), fake=np.array([[2.1], [6], [6.3]]),
+               permutations=50)
     assert got.accuracy == pytest.approx(4 / 6) and got.n == 3 and got.low < 4 / 6 < got.high
 
 
 def test_p_by_all_divisions():
-    """The share of all divisions into 4 and 4 with as high an accuracy, counted; 20,000 random ones come near it."""
+    """The share of all divisions into 4 and 4 with as high an accuracy, counted; 20,000 random ones
+    come near it.
+    """
     from itertools import combinations
     x, y = normal(0, 4, 3), normal(1, 4, 3) + 0.8
     nearest = neighbours(np.concatenate([x, y]), np.arange(8))
@@ -51,7 +56,9 @@ def test_sides_are_made_equal_with_the_seed():
 
 
 def test_a_neighbour_of_the_same_patient_is_left_out():
-    """Follow-ups lie next to each other: with them, real images are told from others of the same kind."""
+    """Follow-ups lie next to each other: with them, real images are told from others of the same
+    kind.
+    """
     centre = np.repeat(normal(0, 40, 6), 2, axis=0)
     x, patients = centre + 0.01 * normal(1, 80, 6), np.repeat(np.arange(40), 2)
     y = normal(2, 80, 6)
@@ -72,13 +79,16 @@ def test_bad_input_is_named():
 
 
 def simulate(runs, n, shift, patients):
-    """`runs` results, n a side, d = 8; with patients, two images each on the real side, which resemble one another."""
+    """`runs` results, n a side, d = 8; with patients, two images each on the real side, which
+    resemble one another.
+    """
     found = []
     for i in range(runs):
         x, y = normal((0, i), n, 8), normal((1, i), n, 8) + shift
         if patients:
             x = 0.6 * x + 0.8 * np.repeat(normal((2, i), n // 2, 8), 2, axis=0)
-        found.append(c2st(real=x, fake=y, real_patients=np.arange(n) // 2 if patients else None, permutations=199, seed=i))
+        found.append(c2st(real=x, fake=y, real_patients=np.arange(n) // 2 if patients else None,
+                          permutations=199, seed=i))
     return found
 
 

@@ -21,7 +21,8 @@ def knows(known):
     """A network for eps that knows these latents by heart, and guesses 0 for all others."""
     def net(x, t, labels):
         alpha = SCHEDULE.alphas_cumprod[t.long()].to(x)[:, None, None, None]
-        noise = (x[:, None] - alpha.sqrt()[:, None] * known) / (1 - alpha).sqrt()[:, None]   # if it were image k
+        # if it were image k
+        noise = (x[:, None] - alpha.sqrt()[:, None] * known) / (1 - alpha).sqrt()[:, None]
         likely = (-noise.square().flatten(2).sum(2) / 2).softmax(1)
         return (likely[:, :, None, None, None] * noise).sum(1)
 
@@ -35,7 +36,8 @@ def losses(net, probe):
 def test_slots_of_two_probes_share_times_and_noise_and_batches_do_not_matter():
     a, b = (Probe.of(latents(n, n), {}, 40, 1000) for n in (10, 40))
     assert torch.equal(a.t, b.t) and torch.equal(a.noise, b.noise)
-    assert torch.bincount((a.z[:, None] == latents(10, 10)[None]).flatten(2).all(2).nonzero()[:, 1]).tolist() == [4] * 10
+    assert torch.bincount((a.z[:, None] == latents(10, 10)[None]).flatten(2).all(2)
+                          .nonzero()[:, 1]).tolist() == [4] * 10
     net = Denoiser(lambda x, t, labels: x * 0.5, SCHEDULE, "eps")
     one = a.losses(net, contextlib.nullcontext, torch.device("cpu"), 1, 5.0)
     assert torch.allclose(one, a.losses(net, contextlib.nullcontext, torch.device("cpu"), 40, 5.0))
@@ -70,10 +72,12 @@ def test_the_lower_bound_holds_in_19_of_20():
 
 def test_no_held_out_images_no_number():
     probes = [Probe.of(latents(5, 1), {}, 0, 1000), Probe.of(latents(0, 1), {}, 0, 1000)]
-    assert look(knows(latents(5, 1)), probes, contextlib.nullcontext, torch.device("cpu"), 4, 0.0) == {"val_loss": None}
+    assert look(knows(latents(5, 1)), probes, contextlib.nullcontext, torch.device("cpu"), 4,
+                0.0) == {"val_loss": None}
     assert not is_open({"gap": 9.0, "gap_low": 9.0}, 8)
 
 
 def test_quarters():
     found = by_quarter(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 249, 999]), 1000)
-    assert found == {"loss_t0": 1.5, "loss_t1": None, "loss_t2": None, "loss_t3": pytest.approx(4.0)}
+    assert found == {"loss_t0": 1.5, "loss_t1": None, "loss_t2": None,
+                     "loss_t3": pytest.approx(4.0)}

@@ -1,4 +1,6 @@
-"""Files that are damaged, hostile or something else: one sentence each, with the name, and nothing is ever run."""
+"""Files that are damaged, hostile or something else: one sentence each, with the name, and nothing
+is ever run.
+"""
 
 import functools
 import io
@@ -43,8 +45,8 @@ def write_in(dialect, root, state, part, whole):
     if dialect == "folder":
         path = shutil.copytree(whole, root / "folder")
         file = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-        sd.write_safetensors(path / part / f"{file}.safetensors",
-                             {k.split(":")[1]: t for k, t in state.items() if k.startswith(part + ":")})
+        sd.write_safetensors(path / part / f"{file}.safetensors", {
+            k.split(":")[1]: t for k, t in state.items() if k.startswith(part + ":")})
         return path
     if dialect == "ckpt":
         return sd.write_ckpt(root / "m.ckpt", state)
@@ -86,7 +88,8 @@ VICTIMS = {  # a tensor that is not square, of each network, in each dialect
 @pytest.mark.parametrize("dialect", ["ckpt", "safetensors", "folder"])
 def test_one_tensor_changed_is_refused_by_name(dialect, version, mutation, tmp_path):
     state = state_of("folder" if dialect == "folder" else "ldm", version)
-    whole = sd.write_folder(tmp_path / "whole", *sd.originals(version)) if dialect == "folder" else None
+    whole = sd.write_folder(tmp_path / "whole",
+                            *sd.originals(version)) if dialect == "folder" else None
     for i, victim in enumerate(VICTIMS["folder" if dialect == "folder" else "ldm"][version]):
         victim = victim if victim in state else victim.replace("text_model.", "")
         if mutation == "transpose" and state[victim].shape[0] == state[victim].shape[1]:
@@ -97,10 +100,13 @@ def test_one_tensor_changed_is_refused_by_name(dialect, version, mutation, tmp_p
         with pytest.raises(InputError) as caught:
             load_sd(path, prediction="eps")
         message, name = str(caught.value), victim.split(":")[-1]
-        renamed = {"rename": name.replace(".", "._", 1), "add": re.sub(r"[._](weight|bias)$", r".more_\1", name)}
+        renamed = {"rename": name.replace(".", "._", 1),
+                   "add": re.sub(r"[._](weight|bias)$", r".more_\1", name)}
         expected = renamed.get(mutation, name)
-        kind = {"rename": "unexpected", "add": "1 unexpected", "drop": "1 missing"}.get(mutation, "1 of another shape")
-        assert expected in message and kind in message and str(tmp_path / str(i)) in message, message
+        kind = {"rename": "unexpected", "add": "1 unexpected",
+                "drop": "1 missing"}.get(mutation, "1 of another shape")
+        assert expected in message and kind in message and str(tmp_path
+                                                               / str(i)) in message, message
 
 
 def test_the_first_ten_names_and_how_many(tmp_path):
@@ -113,7 +119,8 @@ def test_the_first_ten_names_and_how_many(tmp_path):
 def test_other_types_are_refused_by_name(tmp_path, dtype):
     name = "model.diffusion_model.out.2.weight"
     state = state_of("ldm", "SD 1.x")
-    refused(sd.write_safetensors(tmp_path / "m.safetensors", {**state, name: state[name].to(dtype)}),
+    refused(sd.write_safetensors(tmp_path / "m.safetensors",
+                                 {**state, name: state[name].to(dtype)}),
             f"{name} is {str(dtype).removeprefix('torch.')}; allowed are float32")
 
 
@@ -124,10 +131,12 @@ def small(path, names):
 
 
 @pytest.mark.parametrize("names, message", [
-    (["conditioner.embedders.0.transformer.x", "model.diffusion_model.label_emb.0.0.weight"], "SDXL is not supported"),
+    (["conditioner.embedders.0.transformer.x", "model.diffusion_model.label_emb.0.0.weight"],
+     "SDXL is not supported"),
     (["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"], "SD3 is not supported"),
     (["double_blocks.0.img_attn.qkv.weight"], "Flux is not supported"),
-    (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"], "a LoRA file is not supported"),
+    (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"],
+     "a LoRA file is not supported"),
     (["unet.down_blocks.0.attentions.0.lora_A.weight"], "a LoRA file is not supported"),
     (["control_model.input_blocks.0.0.weight"], "ControlNet is not supported"),
     (["emb_params"], "a textual inversion is not supported"),
@@ -140,11 +149,13 @@ def test_files_of_other_models(tmp_path, names, message):
 def test_inpainting_and_foreign_widths(tmp_path):
     state = state_of("ldm", "SD 1.x")
     name = "model.diffusion_model.input_blocks.0.0.weight"
-    refused(sd.write_safetensors(tmp_path / "in.safetensors", {**state, name: torch.zeros(32, 9, 3, 3)}), "9 input channels")
+    refused(sd.write_safetensors(tmp_path / "in.safetensors",
+                                 {**state, name: torch.zeros(32, 9, 3, 3)}), "9 input channels")
 
 
 def test_folders_of_other_models(tmp_path):
-    for part, message in (("transformer", "SD3 or Flux"), ("text_encoder_2", "SDXL is not supported")):
+    for part, message in (("transformer", "SD3 or Flux"),
+                          ("text_encoder_2", "SDXL is not supported")):
         (tmp_path / part).mkdir()
         refused(tmp_path, message)
         (tmp_path / part).rmdir()
@@ -152,16 +163,18 @@ def test_folders_of_other_models(tmp_path):
     path = sd.write_folder(tmp_path / "f", *sd.originals("SD 1.x"))
     file = path / "unet" / "config.json"
     good = json.loads(file.read_text())
-    for change, message in (({"addition_embed_type": "text_time"}, "SDXL is not supported"),
-                            ({"norm_eps": 1e-6}, "norm_eps 1e-06"),
-                            ({"act_fn": "gelu"}, "act_fn 'gelu'"), ({"in_channels": 9}, "in_channels 9"),
-                            ({"block_out_channels": [10**9] * 3}, "not possible"),
-                            ({"layers_per_block": 10**6}, "not possible"),
-                            ({"block_out_channels": "x"}, "no list of channels"),
-                            ({"block_out_channels": [33, 64, 64]}, "not possible"),
-                            ({"attention_head_dim": 0}, "attention_head_dim"), ({"attention_head_dim": 7}, "7 heads do not"),
-                            ({"new_trick": 3}, "new_trick 3 is not known"),
-                            ({"cross_attention_dim": None}, "not those of this model|not possible")):
+    for change, message in (
+            ({"addition_embed_type": "text_time"}, "SDXL is not supported"),
+            ({"norm_eps": 1e-6}, "norm_eps 1e-06"),
+            ({"act_fn": "gelu"}, "act_fn 'gelu'"), ({"in_channels": 9}, "in_channels 9"),
+            ({"block_out_channels": [10**9] * 3}, "not possible"),
+            ({"layers_per_block": 10**6}, "not possible"),
+            ({"block_out_channels": "x"}, "no list of channels"),
+            ({"block_out_channels": [33, 64, 64]}, "not possible"),
+            ({"attention_head_dim": 0}, "attention_head_dim"),
+            ({"attention_head_dim": 7}, "7 heads do not"),
+            ({"new_trick": 3}, "new_trick 3 is not known"),
+            ({"cross_attention_dim": None}, "not those of this model|not possible")):
         file.write_text(json.dumps({**good, **change}))
         with pytest.raises(InputError, match=message):
             load_sd(path)
@@ -175,8 +188,9 @@ def test_schedulers_that_are_refused(tmp_path):
     path = sd.write_folder(tmp_path / "f", *sd.originals("SD 1.x"))
     file = path / "scheduler" / "scheduler_config.json"
     good = json.loads(file.read_text())
-    for change in ({"rescale_betas_zero_snr": True}, {"beta_schedule": "squaredcos_cap_v2"}, {"beta_start": "x"},
-                   {"num_train_timesteps": 10**12}, {"trained_betas": [2.0]}, {"prediction_type": "flow"}):
+    for change in ({"rescale_betas_zero_snr": True}, {"beta_schedule": "squaredcos_cap_v2"},
+                   {"beta_start": "x"}, {"num_train_timesteps": 10**12}, {"trained_betas": [2.0]},
+                   {"prediction_type": "flow"}):
         file.write_text(json.dumps({**good, **change}))
         with pytest.raises(InputError, match="scheduler_config.json"):
             load_sd(path)
@@ -188,7 +202,8 @@ def test_shards_have_to_hold_what_their_index_says(tmp_path):
     table = json.loads(index.read_text())
     load_sd(path)
     name, shard = next(iter(table["weight_map"].items()))
-    for change, message in (({name: "../../secret"}, "files beside it"), ({"more": shard}, "does not hold what"),
+    for change, message in (({name: "../../secret"}, "files beside it"),
+                            ({"more": shard}, "does not hold what"),
                             ({name: "not-there.safetensors"}, "no such file|does not hold what")):
         index.write_text(json.dumps({**table, "weight_map": {**table["weight_map"], **change}}))
         with pytest.raises(InputError, match=message):
@@ -202,13 +217,15 @@ def header(text: bytes, length: int | None = None) -> bytes:
 @pytest.mark.parametrize("content, message", [
     (b"", "is empty"), (b"hello, this is a text file\n", "neither a safetensors file nor"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
-    (b"<!DOCTYPE html><html>", "neither"),
-    (header(b"{}", 10**15), "its header claims"), (header(b"{}" + b" " * 100, 7), "damaged or cut short"),
+    (b"<!DOCTYPE html><html>", "neither"), (header(b"{}", 10**15), "its header claims"),
+    (header(b"{}" + b" " * 100, 7), "damaged or cut short"),
     (header(b'{"a":' * 5000 + b"1" + b"}" * 5000), "damaged or cut short"),
-    (header(b'{"a":{"dtype":"F32","shape":[9999999999,9999999999],"data_offsets":[0,4]}}') + b"0000", "damaged"),
-    (header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' +
-            b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}') + b"0000", "damaged"),
-    (header(b"{" + b" " * (17 << 20) + b"}"), "a header of 17 MB"), (b"PK\x03\x04 not a zip", "damaged or cut short"),
+    (header(b'{"a":{"dtype":"F32","shape":[9999999999,9999999999],"data_offsets":[0,4]}}')
+     + b"0000", "damaged"),
+    (header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            + b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}') + b"0000", "damaged"),
+    (header(b"{" + b" " * (17 << 20) + b"}"), "a header of 17 MB"),
+    (b"PK\x03\x04 not a zip", "damaged or cut short"),
     (b"\x80\x02 not a pickle", "damaged"), (b"\x80\x02.", "damaged"),
 ])
 def test_damaged_files(tmp_path, content, message):
@@ -223,7 +240,8 @@ def test_damaged_files(tmp_path, content, message):
 def test_files_cut_short_anywhere(tmp_path, kind):
     state = {f"model.diffusion_model.{i}": torch.randn(16, 16) for i in range(4)}
     path = tmp_path / "x.bin"
-    sd.write_safetensors(path, state) if kind == "safetensors" else sd.write_ckpt(path, state, legacy=kind == "legacy")
+    sd.write_safetensors(path, state) if kind == "safetensors" else sd.write_ckpt(
+        path, state, legacy=kind == "legacy")
     whole = path.read_bytes()
     assert len(read_weights(path).tensors) == 4
     for part in (0.01, 0.2, 0.5, 0.9, 0.999):
@@ -233,9 +251,11 @@ def test_files_cut_short_anywhere(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["safetensors", "ckpt", "legacy"])
 def test_bytes_changed_at_random_give_one_sentence(tmp_path, kind):
-    state = {k: t for k, t in state_of("ldm", "SD 1.x").items() if "input_blocks.1." in k or k == "alphas_cumprod"}
+    state = {k: t for k, t in state_of("ldm", "SD 1.x").items()
+             if "input_blocks.1." in k or k == "alphas_cumprod"}
     path = tmp_path / "x.bin"
-    sd.write_safetensors(path, state) if kind == "safetensors" else sd.write_ckpt(path, state, legacy=kind == "legacy")
+    sd.write_safetensors(path, state) if kind == "safetensors" else sd.write_ckpt(
+        path, state, legacy=kind == "legacy")
     whole, generator = path.read_bytes(), torch.Generator().manual_seed(0)
     for _ in range(40):
         damaged = bytearray(whole)
@@ -265,7 +285,8 @@ def test_a_payload_is_named_and_not_run(tmp_path, where, legacy):
     state = {"a": torch.zeros(1)}
     if where == "state_dict":
         state["b"] = payload
-    extra = {"extra": payload} if where == "callbacks" else {("x", payload): 1} if where == "key" else {}
+    extra = {"extra": payload} if where == "callbacks" else {("x",
+                                                              payload): 1} if where == "key" else {}
     path = tmp_path / "x.ckpt"
     if where == "root":
         torch.save(payload, path, _use_new_zipfile_serialization=not legacy)
@@ -278,11 +299,13 @@ def test_a_payload_is_named_and_not_run(tmp_path, where, legacy):
     assert marker.exists() == (where == "root")
 
 
-@pytest.mark.parametrize("name", ["builtins.eval", "builtins.getattr", "subprocess.Popen", "numpy.load", "torch.hub.load",
-                                  "pytorch_lightning.callbacks.early_stopping.EarlyStopping", "__main__.Callback"])
+@pytest.mark.parametrize("name", [
+    "builtins.eval", "builtins.getattr", "subprocess.Popen", "numpy.load", "torch.hub.load",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping", "__main__.Callback"])
 def test_every_other_class_is_refused_by_its_name(tmp_path, name):
     module, _, leaf = name.rpartition(".")
-    data = b"\x80\x02}" + b"X" + struct.pack("<I", 1) + b"a" + f"c{module}\n{leaf}\n".encode() + b"X\x01\x00\x00\x001\x85Rs."
+    data = b"\x80\x02}" + b"X" + struct.pack(
+        "<I", 1) + b"a" + f"c{module}\n{leaf}\n".encode() + b"X\x01\x00\x00\x001\x85Rs."
     path = tmp_path / "x.ckpt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("x/data.pkl", data)
@@ -291,16 +314,20 @@ def test_every_other_class_is_refused_by_its_name(tmp_path, name):
 
 
 def test_the_stubs_do_nothing():
-    assert weights.Inert(1, "os.system").__dict__ == {} and weights.Inert().__setstate__({"a": 1}) is None
+    assert weights.Inert(1,
+                         "os.system").__dict__ == {} and weights.Inert().__setstate__({"a":
+                                                                                       1}) is None
 
 
 @pytest.mark.parametrize("bomb", ["compressed", "pickle", "no pickle"])
 def test_zip_bombs(tmp_path, bomb, monkeypatch):
     path = tmp_path / "x.ckpt"
     monkeypatch.setattr(weights, "MAX_HEADER", 1 << 16)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if bomb == "compressed" else zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if bomb == "compressed"
+                         else zipfile.ZIP_STORED) as archive:
         archive.writestr("x/readme" if bomb == "no pickle" else "x/data.pkl", b"0" * (1 << 20))
-    said = {"compressed": "compressed zip", "pickle": "a pickle of 1 MB", "no pickle": "not a torch checkpoint"}
+    said = {"compressed": "compressed zip", "pickle": "a pickle of 1 MB",
+            "no pickle": "not a torch checkpoint"}
     refused(path, said[bomb])
 
 

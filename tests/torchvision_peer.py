@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
-# What torchvision registers shape functions for at import. Its compiled ops are absent where its wheel was built for
-# another torch (CUDA beside CPU, say); its models need none of them, so a declaration is all the import asks for.
+# What torchvision registers shape functions for at import. Its compiled ops are absent where its
+# wheel was built for another torch (CUDA beside CPU, say); its models need none of them, so a
+# declaration is all the import asks for.
 OPS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -1,7 +1,8 @@
-"""Does a picture show what was asked for? A judge that was trained on real patients only reads every variable off it.
+"""Does a picture show what was asked for? A judge that was trained on real patients only reads
+every variable off it.
 
-On held-out real images the judge is measured against the truth, on synthetic ones the request is measured by the judge:
-the second can be no better than the first, so the two stand side by side.
+On held-out real images the judge is measured against the truth, on synthetic ones the request is
+measured by the judge: the second can be no better than the first, so the two stand side by side.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ class Judge(Protocol):
     variables: Sequence[Variable]
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (N,3,H,W) → name → probabilities (N,k) of a category or of findings, values (N,) of a number."""
+        """uint8 (N,3,H,W) → name → probabilities (N,k) of a category or of findings, values (N,) of
+        a number.
+        """
 
 
 def agreement(judge: Judge, images: Tensor, labels: Labels, which: str) -> list[dict]:
-    """One row for each variable of the judge that `labels` knows, over its known cells only; `which` names the set.
+    """One row for each variable of the judge that `labels` knows, over its known cells only;
+    `which` names the set.
 
-    Category: share judged as labelled with Wilson's interval, the same by value, AUROC if there are two values.
-    Findings: share with every finding judged as labelled (at probability .5), and of those that have one the share in which
-    it is seen, with its AUROC.
-    Number: Pearson's r with Fisher's interval, slope of judged on labelled, mean absolute error in its own unit.
+    Category: share judged as labelled with Wilson's interval, the same by value, AUROC if there are
+    two values. Findings: share with every finding judged as labelled (at probability .5), and of
+    those that have one the share in which it is seen, with its AUROC. Number: Pearson's r with
+    Fisher's interval, slope of judged on labelled, mean absolute error in its own unit.
     """
     judged = judge.predict(images)
     rows = []
@@ -42,7 +46,8 @@ def agreement(judge: Judge, images: Tensor, labels: Labels, which: str) -> list[
         known = torch.isfinite(cells) if isinstance(v, Number) else cells >= 0
         row = {"variable": v.name, "set": which, "n": int(known.sum())}
         if row["n"]:
-            row |= MEASURES[type(v)](v, judged[v.name][known].double().numpy(), cells[known].numpy())
+            row |= MEASURES[type(v)](v, judged[v.name][known].double().numpy(),
+                                     cells[known].numpy())
         rows.append(row)
     return rows
 
@@ -52,7 +57,8 @@ def _category(v: Category, probabilities: np.ndarray, cells: np.ndarray) -> dict
     row = {"kind": "category", **_share(right), "by_value": []}
     for i, value in enumerate(v.values):
         if (cells == i).any():
-            row["by_value"].append({"value": value, "n": int((cells == i).sum()), **_share(right[cells == i])})
+            row["by_value"].append({"value": value, "n": int((cells == i).sum()),
+                                    **_share(right[cells == i])})
     if len(v.values) == 2:
         row |= _area(probabilities[:, 1], cells == 1)
     return row

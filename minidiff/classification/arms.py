@@ -1,20 +1,27 @@
-"""Arms of the study: what each classifier is trained on. All have the same steps, network, start and seeds.
+"""Arms of the study: what each classifier is trained on. All have the same steps, network, start
+and seeds.
 
     arm                       training images
     real                      all real ones, with classic augmentation
-    real+duplicates           and repeats of them, label by label as many as the first synthetic folder has
-    real+2xduplicates         … of every label twice as many as there are real ones of the label of interest
+    real+duplicates           and repeats of them, label by label as many as the first synthetic
+                              folder has
+    real+2xduplicates         … of every label twice as many as there are real ones of the label of
+                              interest
     real+synthetic            and all images of the synthetic folder
-    real+.5xsynthetic         … of every label half as many as there are real ones of the label of interest
+    real+.5xsynthetic         … of every label half as many as there are real ones of the label of
+                              interest
     synthetic                 synthetic ones alone
-    synthetic-then-real       synthetic ones for the first half of the steps, real ones for the second
-    real@25+2xsynthetic       real ones with 25 of the label of interest, by whole patients; any `real` may have it
+    synthetic-then-real       synthetic ones for the first half of the steps, real ones for the
+                              second
+    real@25+2xsynthetic       real ones with 25 of the label of interest, by whole patients; any
+                              `real` may have it
 
-`real` may be `real-plain` (no augmentation), `real-strong` (augmentation as between hospitals, data/acquisition.py),
-`real-even` (images weighted so that the label tells nothing of the study's --even columns), `real-scratch` (from random
-weights, where the others start at --init), or several of these: `real-strong-even`.
-`synthetic` may be the name of any folder that the study was given. Where synthetic images help, they help more than as
-many duplicates, which bring nothing new (count-matched control).
+`real` may be `real-plain` (no augmentation), `real-strong` (augmentation as between hospitals,
+data/acquisition.py), `real-even` (images weighted so that the label tells nothing of the study's
+--even columns), `real-scratch` (from random weights, where the others start at --init), or several
+of these: `real-strong-even`. `synthetic` may be the name of any folder that the study was given.
+Where synthetic images help, they help more than as many duplicates, which bring nothing new
+(count-matched control).
 """
 
 from __future__ import annotations
@@ -35,8 +42,9 @@ from minidiff.variables import AND
 DUPLICATES = "duplicates"
 USUAL = ("real", "real+1xduplicates", "real+1xsynthetic")  # where no arms are named
 WORDS = ("plain", "strong", "even", "scratch")
-FORM = re.compile(r"(?:(?P<first>[A-Za-z]\w*)-then-)?real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?"
-                  r"(?:\+(?:(?P<factor>\d*\.?\d+)x)?(?P<added>[A-Za-z]\w*))?")
+FORM = re.compile(
+    r"(?:(?P<first>[A-Za-z]\w*)-then-)?real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?"
+    r"(?:\+(?:(?P<factor>\d*\.?\d+)x)?(?P<added>[A-Za-z]\w*))?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +62,15 @@ class Images:
 
     def take(self, index: Sequence[int]) -> Images:
         index = list(index)
-        patients, rows, hashes = ([column[i] for i in index] for column in (self.patients, self.rows, self.hashes))
+        patients, rows, hashes = ([column[i] for i in index]
+                                  for column in (self.patients, self.rows, self.hashes))
         return Images(self.pixels[index], self.labels[index], patients, rows, hashes)
 
     def __add__(self, other: Images) -> Images:
-        pixels = torch.cat([grey(self.pixels), grey(other.pixels)])  # one channel each: a third of the memory
-        return Images(pixels, torch.cat([self.labels, other.labels]), self.patients + other.patients, self.rows + other.rows,
-                      self.hashes + other.hashes)
+        # one channel each: a third of the memory
+        pixels = torch.cat([grey(self.pixels), grey(other.pixels)])
+        return Images(pixels, torch.cat([self.labels, other.labels]), self.patients
+                      + other.patients, self.rows + other.rows, self.hashes + other.hashes)
 
 
 @dataclass(frozen=True)
@@ -87,50 +97,61 @@ class Arm:
 
 
 def parse(name: str, sources: Sequence[str]) -> Arm:
-    """The arm of this name; InputError that says what is allowed. `sources` are the names of synthetic folders."""
+    """The arm of this name; InputError that says what is allowed. `sources` are the names of
+    synthetic folders.
+    """
     folders = ", ".join(sources) or "none given"
     if name in sources:
         return Arm(name, real=False, added=name)
     match = FORM.fullmatch(name)
     if not match:
-        raise InputError(f"arm {name!r}; allowed are real, real@25, real-plain, real-strong, real-even, real-scratch, "
-                         f"real+duplicates, real+2xduplicates, and with a synthetic folder's name ({folders}) NAME, "
-                         "real+NAME, real+2xNAME, NAME-then-real")
+        raise InputError(f"arm {name!r}; allowed are real, real@25, real-plain, real-strong, "
+                         "real-even, real-scratch, real+duplicates, real+2xduplicates, and with a "
+                         f"synthetic folder's name ({folders}) NAME, real+NAME, real+2xNAME, "
+                         "NAME-then-real")
     words = tuple(filter(None, match["words"].split("-")))
-    arm = Arm(name, words=words, most=int(match["most"]) if match["most"] else None, added=match["added"] or "",
-              factor=float(match["factor"]) if match["factor"] else None, first=match["first"] or "")
+    arm = Arm(name, words=words, most=int(match["most"]) if match["most"] else None,
+              added=match["added"] or "", factor=float(match["factor"]) if match["factor"]
+              else None, first=match["first"] or "")
     if arm.source and arm.source not in sources:
-        raise InputError(f"arm {name!r}: no synthetic folder is named {arm.source!r}; there are: {folders}")
+        raise InputError(f"arm {name!r}: no synthetic folder is named {arm.source!r}; there are: "
+                         f"{folders}")
     if arm.first and arm.added:
         raise InputError(f"arm {name!r}: either images before the real ones or beside them")
-    if len(set(words)) < len(words) or {"plain", "strong"} <= set(words) or 0 in (arm.factor, arm.most):
+    if len(set(words)) < len(words) or {"plain", "strong"} <= set(words) or 0 in (arm.factor,
+                                                                                  arm.most):
         raise InputError(f"arm {name!r}: plain or strong, each word once, and numbers above 0")
     return arm
 
 
 def usual(real: Images, sources: Mapping[str, Images], positive: str) -> tuple[str, ...]:
-    """The usual arms, with a smaller factor where the one synthetic folder has fewer images than they would take."""
+    """The usual arms, with a smaller factor where the one synthetic folder has fewer images than
+    they would take.
+    """
     made = sources.get("synthetic")
     fewest = min((len(index) for index in _by_label(made).values()), default=0) if made else 0
     n = len(_by_label(real).get(positive, ()))
     if not n or fewest >= n or fewest < 0.01 * n:
         return USUAL
     factor = f"{int(100 * fewest / n) / 100:g}x"
-    print(f"the synthetic images are {fewest} of the scarcest label, where training has {n} of {positive}: the arms add "
-          f"{factor} instead of 1x")
+    print(f"the synthetic images are {fewest} of the scarcest label, where training has {n} of "
+          f"{positive}: the arms add {factor} instead of 1x")
     return tuple(name.replace("1x", factor) for name in USUAL)
 
 
 def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """Which arms to hold against which, the first minus the second: synthetic against the duplicates nearest in number
-    that have the same real images, everything against its real images alone, and those against `real` or `real@25`."""
+    """Which arms to hold against which, the first minus the second: synthetic against the
+    duplicates nearest in number that have the same real images, everything against its real images
+    alone, and those against `real` or `real@25`."""
     pairs = []
     for arm in arms:
-        twins = [other for other in arms if other.added == DUPLICATES and other.base == arm.base and arm.source and arm.real
-                 and (other.factor is None) == (arm.factor is None)]
+        twins = [other for other in arms if other.added == DUPLICATES and other.base == arm.base
+                 and arm.source and arm.real and (other.factor is None) == (arm.factor is None)]
         nearest = sorted(twins, key=lambda other: abs((other.factor or 0) - (arm.factor or 0)))[:1]
-        plainer = "real" if arm.most is None or not arm.words else f"real@{arm.most}"  # of the same number, without words
-        bases = [other for other in arms if other.name == (arm.base if arm.base != arm.name else plainer)]
+        # of the same number, without words
+        plainer = "real" if arm.most is None or not arm.words else f"real@{arm.most}"
+        bases = [other for other in arms
+                 if other.name == (arm.base if arm.base != arm.name else plainer)]
         pairs += [(arm.name, other.name) for other in [*nearest, *bases] if other.name != arm.name]
     return list(dict.fromkeys(pairs))
 
@@ -139,8 +160,8 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
                  subset_seed: int = 0) -> list[Images]:
     """The images of an arm, in one or two stages. Strata are the cells of the label column.
 
-    Duplicates and synthetic images are drawn label by label without replacement, duplicates in rounds. InputError where
-    a synthetic folder has too few.
+    Duplicates and synthetic images are drawn label by label without replacement, duplicates in
+    rounds. InputError where a synthetic folder has too few.
     """
     if arm.most is not None:
         labels = [positive if _has(row["label"], positive) else row["label"] for row in real.rows]
@@ -158,26 +179,31 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
     else:
         whole = next(iter(sources.values()), None) if arm.added == DUPLICATES else pool
         if whole is None:
-            raise InputError(f"arm {arm.name}: without a synthetic folder, say how many duplicates: real+1xduplicates")
+            raise InputError(f"arm {arm.name}: without a synthetic folder, say how many "
+                             "duplicates: real+1xduplicates")
         counts = {label: len(index) for label, index in _by_label(whole).items()}
     extra, members = [], _by_label(pool)
     for label, count in counts.items():
         own = members.get(label, [])
         if len(own) < (count if arm.added != DUPLICATES else 1):
-            raise InputError(f"arm {arm.name} needs {count} images of {label!r}; {arm.added} has {len(own)}: make more "
-                             "(sample.py --per-label), or take all with --arms real real+duplicates real+synthetic")
+            raise InputError(f"arm {arm.name} needs {count} images of {label!r}; {arm.added} has "
+                             f"{len(own)}: make more (sample.py --per-label), or take all with "
+                             "--arms real real+duplicates real+synthetic")
         extra += [own[k] for k in order(len(own), seed, range(count))]
     return [real + pool.take(extra)]
 
 
 def unseen_by_arm(arm_real: Images, saw: set[str] | None) -> int | None:
-    """Real images that the arm's generator was trained on and the arm was not; None where nobody knows."""
+    """Real images that the arm's generator was trained on and the arm was not; None where nobody
+    knows.
+    """
     return None if saw is None else len(saw - set(arm_real.hashes))
 
 
 def even_weights(images: Images, columns: Sequence[str]) -> Tensor:
-    """Weights (N,), mean 1, under which every label weighs the same and, within a label, so does every combination of
-    cells of these columns: then the label tells nothing of them, where every label has every combination."""
+    """Weights (N,), mean 1, under which every label weighs the same and, within a label, so does
+    every combination of cells of these columns: then the label tells nothing of them, where every
+    label has every combination."""
     cells = [(row["label"], *(row.get(name, "") for name in columns)) for row in images.rows]
     count: dict[tuple, int] = {}
     for cell in cells:

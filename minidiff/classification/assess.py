@@ -1,8 +1,9 @@
-"""From the logits of all arms and seeds to the figures of the study: results by seed, and a summary.
+"""From the logits of all arms and seeds to the figures of the study: results by seed, and a
+summary.
 
-Everything that is tuned (epoch, threshold, temperature, conformal quantile) is tuned on validation; the test sets are
-looked at once, here. An arm's figures are those of the mean of its seeds' probabilities (deep ensemble), with the mean and
-standard deviation over seeds beside them.
+Everything that is tuned (epoch, threshold, temperature, conformal quantile) is tuned on validation;
+the test sets are looked at once, here. An arm's figures are those of the mean of its seeds'
+probabilities (deep ensemble), with the mean and standard deviation over seeds beside them.
 """
 
 from __future__ import annotations
@@ -34,38 +35,48 @@ GROUPS = ("sex", "age", "view", "source")    # columns of the fairness tables
 
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
            out: Path) -> tuple[list[dict], dict]:
-    """(results.json, summary.json without audit and judge); writes what `predict` needs beside each arm's predictors."""
+    """(results.json, summary.json without audit and judge); writes what `predict` needs beside each
+    arm's predictors.
+    """
     labels, exclusive = list(data.target.values), isinstance(data.target, Category)
-    place, truth = labels.index(recipe.positive), {name: data.truth(name).numpy() for name in data.sets}
-    members = {arm: {name: np.array([found["logits"][name] for found in seeds]) for name in seeds[0]["logits"]}
-               for arm, seeds in trained.items()}  # logits (seeds, n, k)
-    p = {arm: {name: probabilities(z, exclusive=exclusive) for name, z in sets.items()} for arm, sets in members.items()}
+    place, truth = labels.index(recipe.positive), {name: data.truth(name).numpy()
+                                                   for name in data.sets}
+    # logits (seeds, n, k)
+    members = {arm: {name: np.array([found["logits"][name] for found in seeds])
+                     for name in seeds[0]["logits"]} for arm, seeds in trained.items()}
+    p = {arm: {name: probabilities(z, exclusive=exclusive) for name, z in sets.items()}
+         for arm, sets in members.items()}
     mean = {arm: {name: each.mean(0) for name, each in sets.items()} for arm, sets in p.items()}
     results, rows, differences = [], [], {}
     by_set: dict[str, dict[str, dict]] = {kind: {name: {} for name in data.tests} for kind in PARTS}
     for arm in tqdm(arms, "assessing", unit="arm", disable=len(arms) < 2):
         found, sets = trained[arm.name], p[arm.name]
-        kept = tuned(data, arm.name, pooled(members[arm.name]["val"], exclusive), [one["seed"] for one in found], out)
+        kept = tuned(data, arm.name, pooled(members[arm.name]["val"], exclusive),
+                     [one["seed"] for one in found], out)
         unsure = doubts(data, arm.name, sets, truth, kept["conformal"], recipe, out)
         for name, images in data.tests.items():
-            each = [{"arm": arm.name, "seed": one["seed"], "test_set": name, "positive": recipe.positive,
-                     "n_train": one["n_train"], "best_step": one["best_step"],
-                     **score(q, truth[name], images.patients, labels, exclusive=exclusive, n_boot=0)}
+            each = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
+                     "positive": recipe.positive, "n_train": one["n_train"],
+                     "best_step": one["best_step"], **score(q, truth[name], images.patients, labels,
+                                                            exclusive=exclusive, n_boot=0)}
                     for one, q in zip(found, sets[name])]
             results += each
-            own, z, cut = mean[arm.name][name], pooled(members[arm.name][name], exclusive), kept["thresholds"]
-            rows += [{**row, **facts(data, arm, recipe), "ensemble": score(own, truth[name], images.patients, labels,
-                                                                          exclusive=exclusive, thresholds=cut)}
+            own, z, cut = mean[arm.name][name], pooled(members[arm.name][name],
+                                                       exclusive), kept["thresholds"]
+            rows += [{**row, **facts(data, arm, recipe), "ensemble": score(
+                own, truth[name], images.patients, labels, exclusive=exclusive, thresholds=cut)}
                      for row in summarise(each)]
             side = own[:, place], truth[name][:, place]
-            for kind, value in (("calibration", calibration(z, truth[name], kept["temperature"], exclusive)),
-                                ("uncertainty", unsure[name]), ("roc", roc(*side)),
-                                ("fairness", fairness.gaps(*side, images.rows, images.patients, columns=GROUPS,
-                                                           threshold=cut[recipe.positive]))):
+            for kind, value in (
+                    ("calibration", calibration(z, truth[name], kept["temperature"], exclusive)),
+                    ("uncertainty", unsure[name]), ("roc", roc(*side)),
+                    ("fairness", fairness.gaps(*side, images.rows, images.patients, columns=GROUPS,
+                                               threshold=cut[recipe.positive]))):
                 by_set[kind][name][arm.name] = value
     for name, images in data.tests.items():
-        differences[name] = compare({arm: list(p[arm][name]) for arm in trained}, truth[name], images.patients, labels,
-                                    kinds.comparisons(arms), positive=recipe.positive, exclusive=exclusive)
+        differences[name] = compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
+                                    images.patients, labels, kinds.comparisons(arms),
+                                    positive=recipe.positive, exclusive=exclusive)
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
@@ -84,47 +95,57 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
 
 def doubts(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
            conformal: uncertainty.Conformal, recipe: Recipe, out: Path) -> dict:
-    """Of each test set: conformal sets, entropy and disagreement of the seeds, distance from the training images, and
-    under mc_dropout the same of one seed's network under 20 draws of dropout."""
-    labels, exclusive, first = list(data.target.values), isinstance(data.target, Category), folder_of(out, arm, recipe.seed)
+    """Of each test set: conformal sets, entropy and disagreement of the seeds, distance from the
+    training images, and under mc_dropout the same of one seed's network under 20 draws of
+    dropout."""
+    labels, exclusive, first = list(data.target.values), isinstance(
+        data.target, Category), folder_of(out, arm, recipe.seed)
     predictor = Predictor.load(first)
-    typical = uncertainty.Typical.fit(predictor.features(data.sets["train"].pixels).double().numpy(), truth["train"])
+    typical = uncertainty.Typical.fit(
+        predictor.features(data.sets["train"].pixels).double().numpy(), truth["train"])
     write_atomic(first.parent / "typical.safetensors", safetensors.torch.save(typical.state()))
-    distances = {name: typical.distance(predictor.features(data.sets[name].pixels).double().numpy()) for name in sets}
+    distances = {name: typical.distance(predictor.features(data.sets[name].pixels).double().numpy())
+                 for name in sets}
     write_json(first.parent / "distances.json", distances["val"].tolist())
-    found = uncertainty.summary(sets, truth, labels, conformal, distances=distances, exclusive=exclusive)
-    dropped = {name: predictor.under_dropout(data.sets[name].pixels)["label"].double().numpy() for name in sets}
+    found = uncertainty.summary(sets, truth, labels, conformal, distances=distances,
+                                exclusive=exclusive)
+    dropped = {name: predictor.under_dropout(data.sets[name].pixels)["label"].double().numpy()
+               for name in sets}
     again = uncertainty.summary(dropped, truth, labels, conformal, exclusive=exclusive)
-    return {name: {**row, "mc_dropout": {kind: again[name][kind] for kind in ("accuracy", "entropy", "mutual_information")}}
+    return {name: {**row, "mc_dropout": {kind: again[name][kind]
+                                         for kind in ("accuracy", "entropy", "mutual_information")}}
             for name, row in found.items()}
 
 
 def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
     """What an arm was trained on, and whether its generator knew more."""
-    base = kinds.training_set(kinds.parse(arm.base, ()), data.sets["train"], {}, positive=recipe.positive, seed=0,
-                              subset_seed=recipe.seed)[0]
+    base = kinds.training_set(kinds.parse(arm.base, ()), data.sets["train"], {},
+                              positive=recipe.positive, seed=0, subset_seed=recipe.seed)[0]
     extra = kinds.unseen_by_arm(base, data.saw[arm.source]) if arm.source else 0
     remark = ("" if extra == 0 else "what its generator saw is unknown" if extra is None else
               f"generator saw {extra} more real images than this arm")
     kind = "duplicates" if arm.added == kinds.DUPLICATES else "synthetic" if arm.source else None
-    return {"real": len(base) if arm.real else 0, "added_kind": kind, "generator_extra": extra, "remark": remark}
+    return {"real": len(base) if arm.real else 0, "added_kind": kind, "generator_extra": extra,
+            "remark": remark}
 
 
 def tuned(data: Inputs, arm: str, z_val: np.ndarray, seeds: Sequence[int], out: Path) -> dict:
     """What an arm's ensemble takes from validation, kept beside it for `predict`."""
     labels, exclusive = list(data.target.values), isinstance(data.target, Category)
     truth, p_val = data.truth("val").numpy(), probabilities(z_val, exclusive=exclusive)
-    t, conformal = temperature(z_val, truth, exclusive), uncertainty.Conformal.fit(p_val, truth, alpha=ALPHA)
+    t, conformal = temperature(z_val, truth, exclusive), uncertainty.Conformal.fit(p_val, truth,
+                                                                                   alpha=ALPHA)
     thresholds = thresholds_at_specificity(p_val, truth, labels)
     write_json(folder_of(out, arm, seeds[0]).parent / "tuned.json",
-               {"seeds": list(seeds), "temperature": t, "conformal": conformal.to_json(), "thresholds": thresholds,
-                "val_loss": nll(z_val, truth, exclusive=exclusive)})
+               {"seeds": list(seeds), "temperature": t, "conformal": conformal.to_json(),
+                "thresholds": thresholds, "val_loss": nll(z_val, truth, exclusive=exclusive)})
     return {"temperature": t, "conformal": conformal, "thresholds": thresholds}
 
 
 def _curve(seeds: Sequence[dict]) -> list[list[float]]:
     """Validation loss at each look, the mean over seeds."""
-    looks = [[(line["step"], line["val_loss"]) for line in found["log"] if "val_loss" in line] for found in seeds]
+    looks = [[(line["step"], line["val_loss"]) for line in found["log"] if "val_loss" in line]
+             for found in seeds]
     return [[step, float(np.mean([dict(own)[step] for own in looks]))] for step, _ in looks[0]]
 
 
@@ -135,4 +156,5 @@ def roc(scores: np.ndarray, positive: np.ndarray) -> list[list[float]]:
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.r_[np.diff(scores[order]) < 0, True])  # of each score, the last image
     hits, n = positive[order].cumsum()[last], last + 1
-    return [[0.0, 0.0], *([float((k - h) / (~positive).sum()), float(h / positive.sum())] for k, h in zip(n, hits))]
+    return [[0.0, 0.0], *([float((k - h) / (~positive).sum()), float(h / positive.sum())]
+                          for k, h in zip(n, hits))]

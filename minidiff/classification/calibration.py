@@ -1,11 +1,14 @@
-"""Does a probability of 80 % come true 8 times in 10? Calibration, its error, and the one temperature that mends most of it.
+"""Does a probability of 80 % come true 8 times in 10? Calibration, its error, and the one
+temperature that mends most of it.
 
-    z (n,k) logits ─ z / T ─ softmax, or sigmoid where findings go together ─▶ p (n,k) ─▶ confidence (n,), right (n,)
+    z (n,k) logits ─ z / T ─ softmax, or sigmoid where findings go together ─▶ p (n,k) ─▶ confidence
+    (n,), right (n,)
 
-Confidence is the largest probability and `right` whether that label is true; of findings that go together, each is
-asked on its own: its probability, and whether it is there. T divides all logits alike, so that no answer changes,
-only how sure it is (Guo et al. 2017). It cannot mend a wrong share of labels: a classifier that was trained with every
-label weighing the same keeps giving the rare one too much. Images count as independent throughout.
+Confidence is the largest probability and `right` whether that label is true; of findings that go
+together, each is asked on its own: its probability, and whether it is there. T divides all logits
+alike, so that no answer changes, only how sure it is (Guo et al. 2017). It cannot mend a wrong
+share of labels: a classifier that was trained with every label weighing the same keeps giving the
+rare one too much. Images count as independent throughout.
 """
 
 from __future__ import annotations
@@ -21,26 +24,32 @@ COLDEST, HOTTEST = 1e-3, 1e3   # of T: beyond, all probabilities are 0 or 1, or 
 
 
 def probabilities(logits: np.ndarray, T: float = 1.0, exclusive: bool = True) -> np.ndarray:
-    """Logits (…,k) → probabilities at temperature T: softmax where labels exclude each other, else a sigmoid each."""
+    """Logits (…,k) → probabilities at temperature T: softmax where labels exclude each other, else
+    a sigmoid each.
+    """
     z = np.asarray(logits, float) / T
     return scipy.special.softmax(z, axis=-1) if exclusive else scipy.special.expit(z)
 
 
 def pooled(members: np.ndarray, exclusive: bool = True) -> np.ndarray:
-    """Logits (m,n,k) of the members of an ensemble → logits (n,k) whose probabilities are the mean of the members'.
+    """Logits (m,n,k) of the members of an ensemble → logits (n,k) whose probabilities are the mean
+    of the members'.
 
-    So the ensemble has a temperature of its own: pool first, then scale (Rahaman & Thiery 2021). Computed in logarithms,
-    for a mean of probabilities that round to 1 would have no logit.
+    So the ensemble has a temperature of its own: pool first, then scale (Rahaman & Thiery 2021).
+    Computed in logarithms, for a mean of probabilities that round to 1 would have no logit.
     """
     z = np.asarray(members, float)
     if exclusive:   # the logarithm of the sum: of that of the mean, a softmax makes the same
         return scipy.special.logsumexp(scipy.special.log_softmax(z, axis=-1), axis=0)
-    yes, no = (scipy.special.logsumexp(scipy.special.log_expit(sign * z), axis=0) for sign in (1, -1))
+    yes, no = (scipy.special.logsumexp(scipy.special.log_expit(sign * z), axis=0)
+               for sign in (1, -1))
     return yes - no
 
 
 def nll(logits: np.ndarray, truth: np.ndarray, T: float = 1.0, exclusive: bool = True) -> float:
-    """Mean negative log-likelihood in nats, logits (n,k), truth (n,k) bool; of findings that go together, their mean."""
+    """Mean negative log-likelihood in nats, logits (n,k), truth (n,k) bool; of findings that go
+    together, their mean.
+    """
     z, truth = np.asarray(logits, float) / T, np.asarray(truth, bool)
     if exclusive:
         return float(-scipy.special.log_softmax(z, axis=1)[truth].mean())
@@ -48,26 +57,33 @@ def nll(logits: np.ndarray, truth: np.ndarray, T: float = 1.0, exclusive: bool =
 
 
 def temperature(logits: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> float:
-    """The T that makes the truth likeliest, fitted on validation: > 1 where the classifier is too sure (Guo et al. 2017).
+    """The T that makes the truth likeliest, fitted on validation: > 1 where the classifier is too
+    sure (Guo et al. 2017).
 
-    The likelihood is concave in 1/T, so its slope has one root. Where there is none, it is 1 if every answer is right,
-    by which the likelihood would grow for ever as T → 0 though nothing was learned of errors to come; and `HOTTEST` if
-    the logits are no better than none at all.
+    The likelihood is concave in 1/T, so its slope has one root. Where there is none, it is 1 if
+    every answer is right, by which the likelihood would grow for ever as T → 0 though nothing was
+    learned of errors to come; and `HOTTEST` if the logits are no better than none at all.
     """
     z, y = np.asarray(logits, float), np.asarray(truth, bool)
-    assert z.shape == y.shape and len(z) and np.isfinite(z).all() and (not exclusive or (y.sum(1) == 1).all())
+    assert z.shape == y.shape and len(z) and np.isfinite(z).all() and (not exclusive
+                                                                       or (y.sum(1) == 1).all())
 
-    def slope(log_t: float) -> float:   # of the log-likelihood in 1/T: what the true labels have more than is expected
+    # of the log-likelihood in 1/T: what the true labels have more than is expected
+    def slope(log_t: float) -> float:
         return float((z * (y - probabilities(z, np.exp(log_t), exclusive))).sum() / len(z))
 
     cold, hot = np.log(COLDEST), np.log(HOTTEST)
     if slope(hot) <= 0:
         return HOTTEST if (z != 0).any() else 1.0
-    return float(np.exp(scipy.optimize.brentq(slope, cold, hot, xtol=1e-12))) if slope(cold) < 0 else 1.0
+    return float(np.exp(scipy.optimize.brentq(slope, cold, hot,
+                                              xtol=1e-12))) if slope(cold) < 0 else 1.0
 
 
-def confidence_and_right(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """p (n,k), truth (n,k) bool → confidence and right, (n,) each; of findings that go together (n·k,)."""
+def confidence_and_right(p: np.ndarray, truth: np.ndarray,
+                         exclusive: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """p (n,k), truth (n,k) bool → confidence and right, (n,) each; of findings that go together
+    (n·k,).
+    """
     p, truth = np.asarray(p, float), np.asarray(truth, bool)
     if not exclusive:
         return p.ravel(), truth.ravel()
@@ -76,20 +92,26 @@ def confidence_and_right(p: np.ndarray, truth: np.ndarray, exclusive: bool = Tru
 
 
 def equal_mass(confidence: np.ndarray, bins: int) -> list[np.ndarray]:
-    """Indices of the images of each bin, from the least confident: n/bins images each, equal confidences in one bin."""
-    below = np.searchsorted(np.sort(confidence), confidence)   # so the order of the images plays no part
+    """Indices of the images of each bin, from the least confident: n/bins images each, equal
+    confidences in one bin.
+    """
+    # so the order of the images plays no part
+    below = np.searchsorted(np.sort(confidence), confidence)
     of = below * bins // len(confidence)
     return [np.flatnonzero(of == b) for b in np.unique(of)]
 
 
-def ece(confidence: Sequence[float], right: Sequence[bool], bins: int = 15, debiased: bool = True) -> float:
-    """Expected calibration error: mean over images of |share right − mean confidence| of their bin; equal-mass bins.
+def ece(confidence: Sequence[float], right: Sequence[bool], bins: int = 15,
+        debiased: bool = True) -> float:
+    """Expected calibration error: mean over images of |share right − mean confidence| of their bin;
+    equal-mass bins.
 
-    A share of few images is off by chance, and its distance from the confidence is never negative, so the error comes
-    out too high. What chance would add to the distances that were found, were they the true ones, is taken off:
-    2|d| − E|d + σε| with ε normal, σ² = Σ c(1 − c) / n² of the bin, and 0 where the sum is negative (the bootstrap
-    correction of Kumar et al. 2019 in closed form; they take σ from the share, which is 0 where all are right). It takes
-    off nearly half of a calibrated classifier's error and little of a large one: see `ece_null` for what is left.
+    A share of few images is off by chance, and its distance from the confidence is never negative,
+    so the error comes out too high. What chance would add to the distances that were found, were
+    they the true ones, is taken off: 2|d| − E|d + σε| with ε normal, σ² = Σ c(1 − c) / n² of the
+    bin, and 0 where the sum is negative (the bootstrap correction of Kumar et al. 2019 in closed
+    form; they take σ from the share, which is 0 where all are right). It takes off nearly half of a
+    calibrated classifier's error and little of a large one: see `ece_null` for what is left.
     """
     confidence, right = np.asarray(confidence, float), np.asarray(right, bool)
     parts = equal_mass(confidence, bins)
@@ -98,7 +120,8 @@ def ece(confidence: Sequence[float], right: Sequence[bool], bins: int = 15, debi
 
 def ece_null(confidence: Sequence[float], bins: int = 15, n_boot: int = 1000, seed: int = 0,
              debiased: bool = True) -> dict[str, float]:
-    """`ece` of a calibrated classifier of the same confidences: median and 95th percentile of n_boot simulated sets.
+    """`ece` of a calibrated classifier of the same confidences: median and 95th percentile of
+    n_boot simulated sets.
 
     An error above "high" is more than the number of images explains, at 5 %.
     """
@@ -109,7 +132,8 @@ def ece_null(confidence: Sequence[float], bins: int = 15, n_boot: int = 1000, se
     return {"median": float(np.median(found)), "high": float(np.quantile(found, 0.95))}
 
 
-def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray], debiased: bool) -> np.ndarray:
+def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray],
+         debiased: bool) -> np.ndarray:
     """Shares right (…,b) of the b bins → the error (…)."""
     weight = np.array([len(i) for i in parts]) / len(confidence)
     distance = np.abs(shares - [confidence[i].mean() for i in parts])
@@ -117,35 +141,45 @@ def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray]
         return distance @ weight
     sigma = np.array([np.sqrt((confidence[i] * (1 - confidence[i])).sum()) / len(i) for i in parts])
     z = distance / np.maximum(sigma, 1e-12)   # a bin of certainties has none
-    folded = sigma * np.sqrt(2 / np.pi) * np.exp(-z * z / 2) + distance * scipy.special.erf(z / np.sqrt(2))   # E|d + σε|
+    # E|d + σε|
+    folded = sigma * np.sqrt(2 / np.pi) * np.exp(-z * z
+                                                 / 2) + distance * scipy.special.erf(z / np.sqrt(2))
     return np.maximum((2 * distance - folded) @ weight, 0.0)
 
 
 def brier(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> float:
-    """Mean squared error of the probabilities: summed over labels, 0 … 2 (Brier 1950); mean over findings, 0 … 1."""
+    """Mean squared error of the probabilities: summed over labels, 0 … 2 (Brier 1950); mean over
+    findings, 0 … 1.
+    """
     squares = (np.asarray(p, float) - np.asarray(truth, bool)) ** 2
     return float(squares.sum(1).mean() if exclusive else squares.mean())
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[dict]:
-    """What a reliability plot shows: of each equal-mass bin its mean confidence, share right, Wilson interval and n."""
+    """What a reliability plot shows: of each equal-mass bin its mean confidence, share right,
+    Wilson interval and n.
+    """
     confidence, right, rows = np.asarray(confidence, float), np.asarray(right, bool), []
     for i in equal_mass(confidence, bins):
         low, high = wilson(int(right[i].sum()), len(i))
-        rows.append({"confidence": float(confidence[i].mean()), "share": float(right[i].mean()), "low": low,
-                     "high": high, "n": len(i)})
+        rows.append({"confidence": float(confidence[i].mean()), "share": float(right[i].mean()),
+                     "low": low, "high": high, "n": len(i)})
     return rows
 
 
-def calibration(logits: np.ndarray, truth: np.ndarray, T: float, exclusive: bool = True, *, n_boot: int = 1000,
-                seed: int = 0) -> dict:
-    """All figures on one set, as it is and "scaled" by the T that was fitted on validation; for the page and the JSON."""
+def calibration(logits: np.ndarray, truth: np.ndarray, T: float, exclusive: bool = True, *,
+                n_boot: int = 1000, seed: int = 0) -> dict:
+    """All figures on one set, as it is and "scaled" by the T that was fitted on validation; for the
+    page and the JSON.
+    """
     def figures(t: float) -> tuple[dict, list[dict]]:
         p = probabilities(logits, t, exclusive)
         confidence, right = confidence_and_right(p, truth, exclusive)
         null = ece_null(confidence, n_boot=n_boot, seed=seed)
-        return {"ece": ece(confidence, right), "ece_null_median": null["median"], "ece_null_high": null["high"],
-                "brier": brier(p, truth, exclusive), "nll": nll(logits, truth, t, exclusive)}, reliability(confidence, right)
+        return {"ece": ece(confidence, right), "ece_null_median": null["median"],
+                "ece_null_high": null["high"], "brier": brier(p, truth, exclusive),
+                "nll": nll(logits, truth, t, exclusive)}, reliability(confidence, right)
 
     (plain, bins), (scaled, bins_scaled) = figures(1.0), figures(T)
-    return {"n": len(logits), "temperature": T, **plain, "scaled": scaled, "bins": bins, "bins_scaled": bins_scaled}
+    return {"n": len(logits), "temperature": T, **plain, "scaled": scaled, "bins": bins,
+            "bins_scaled": bins_scaled}

@@ -1,10 +1,12 @@
-"""Arms against each other on the same images: how much better, how sure, and how many patients it would take to say so.
+"""Arms against each other on the same images: how much better, how sure, and how many patients it
+would take to say so.
 
-A difference is that of the mean probabilities over seeds. It is resolved where three things hold: its interval, over
-resamples of whole patients that are the same for both arms, leaves out 0; its p-value is below .05 when all comparisons by
-this figure count (Holm); and it has the same sign with every single seed, for neither interval nor p knows how much
-training varies from seed to seed. What is resolved holds for other patients, not for other generators and, with few
-seeds, not surely for other seeds.
+A difference is that of the mean probabilities over seeds. It is resolved where three things hold:
+its interval, over resamples of whole patients that are the same for both arms, leaves out 0; its
+p-value is below .05 when all comparisons by this figure count (Holm); and it has the same sign with
+every single seed, for neither interval nor p knows how much training varies from seed to seed. What
+is resolved holds for other patients, not for other generators and, with few seeds, not surely for
+other seeds.
 
     figure                                     test, one image a patient     test, several images a patient
     accuracy                                   exact McNemar                 signs flipped by patient
@@ -39,26 +41,31 @@ METRICS = ("balanced_accuracy", "accuracy", "auroc_macro", "auroc")
 ALPHA, POWER = 0.05, 0.8
 
 
-def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, patients: Sequence[str], labels: Sequence[str],
-            pairs: Sequence[tuple[str, str]], *, positive: str, exclusive: bool = True, n_boot: int = 2000,
-            seed: int = 0) -> list[dict]:
+def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, patients: Sequence[str],
+            labels: Sequence[str], pairs: Sequence[tuple[str, str]], *, positive: str,
+            exclusive: bool = True, n_boot: int = 2000, seed: int = 0) -> list[dict]:
     """A row for each pair of arms, the first minus the second, and figure; for JSON.
 
-    by_seed: of each arm the probabilities (n,k) of each seed, in the same order of seeds; truth (n,k) bool; `positive` the
-    label of "auroc". Labels that do not exclude each other have no accuracy. Resamples that lack a label of the set are left
-    out; there are 60 a pair or more, or no p of theirs could be below .05 after Holm. "patients_needed": how many
-    would show the difference that was found with a power of 80 %, were it the true one; no surer than the difference is.
+    by_seed: of each arm the probabilities (n,k) of each seed, in the same order of seeds; truth
+    (n,k) bool; `positive` the label of "auroc". Labels that do not exclude each other have no
+    accuracy. Resamples that lack a label of the set are left out; there are 60 a pair or more, or
+    no p of theirs could be below .05 after Holm. "patients_needed": how many would show the
+    difference that was found with a power of 80 %, were it the true one; no surer than the
+    difference is.
     """
     truth, place = np.asarray(truth, bool), list(labels).index(positive)
-    arms = {arm: np.asarray(by_seed[arm], float) for arm in dict.fromkeys(arm for pair in pairs for arm in pair)}
+    arms = {arm: np.asarray(by_seed[arm], float)
+            for arm in dict.fromkeys(arm for pair in pairs for arm in pair)}
     for arm, members in arms.items():
-        assert members.shape[1:] == truth.shape == (len(patients), len(labels)), (arm, members.shape, truth.shape)
+        assert members.shape[1:] == truth.shape == (len(patients),
+                                                    len(labels)), (arm, members.shape, truth.shape)
         for p in members:
             check_probabilities(p, exclusive, f"arm {arm}")
     ones = np.ones((1, len(truth)))
     mean = {arm: members.mean(0) for arm, members in arms.items()}
     whole = {arm: _headline(p, truth, ones, place, exclusive) for arm, p in mean.items()}
-    single = {arm: [_headline(p, truth, ones, place, exclusive) for p in members] for arm, members in arms.items()}
+    single = {arm: [_headline(p, truth, ones, place, exclusive) for p in members]
+              for arm, members in arms.items()}
     drawn, n_boot, group = {arm: [] for arm in arms}, max(n_boot, 60 * len(pairs)), codes(patients)
     for weights in patient_weights(patients, n_boot, seed):
         for arm, p in mean.items():
@@ -77,37 +84,46 @@ def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, pati
                        or ("bootstrap", bootstrap_p(spread)))
             interval = percentile(spread) if len(spread) else NONE
             rows.append({"arm": a, "against": b, "metric": metric, "difference": finite(d),
-                         "interval": [finite(x) for x in interval], "p": finite(p), "test": test, "seeds": len(arms[a]),
+                         "interval": [finite(x) for x in interval], "p": finite(p), "test": test,
+                         "seeds": len(arms[a]),
                          "seeds_agree": sum(bool(np.sign(x) == np.sign(d)) for x in each),
                          "patients_needed": patients_needed(d, spread, len(set(patients)))})
     return _judged(rows)
 
 
-def _headline(p: np.ndarray, truth: np.ndarray, weights: np.ndarray, place: int, exclusive: bool) -> np.ndarray:
+def _headline(p: np.ndarray, truth: np.ndarray, weights: np.ndarray, place: int,
+              exclusive: bool) -> np.ndarray:
     """METRICS in each of b resamples: (4,b), nan where there is none."""
     found = figures(p, truth, weights, exclusive)
     found["auroc"] = found["auroc"][:, place]
     return np.stack([found.get(metric, np.full(len(weights), math.nan)) for metric in METRICS])
 
 
-def _own_test(metric: str, a: np.ndarray, b: np.ndarray, truth: np.ndarray, place: int, group: np.ndarray, n_perm: int,
-              seed: int) -> tuple[str, float] | None:
-    """The test of a figure and its two-sided p, nan where DeLong's has no answer; None: left to the bootstrap."""
+def _own_test(metric: str, a: np.ndarray, b: np.ndarray, truth: np.ndarray, place: int,
+              group: np.ndarray, n_perm: int, seed: int) -> tuple[str, float] | None:
+    """The test of a figure and its two-sided p, nan where DeLong's has no answer; None: left to the
+    bootstrap.
+    """
     alone = group.max() + 1 == len(group)  # images are as independent as patients
     if metric == "auroc" and alone:
         d, se = delong_pair(a[:, place], b[:, place], truth[:, place])
-        return "DeLong", 1.0 if d == 0 else 2 * float(scipy.stats.norm.sf(abs(d) / se)) if se > 0 else math.nan
+        return "DeLong", 1.0 if d == 0 else 2 * float(
+            scipy.stats.norm.sf(abs(d) / se)) if se > 0 else math.nan
     if "accuracy" not in metric:
         return None
     right_a, right_b = (np.take_along_axis(truth, p.argmax(1)[:, None], 1)[:, 0] for p in (a, b))
     if metric == "accuracy" and alone:
-        return "McNemar exact", mcnemar(int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()))
-    share = 1 / truth.sum(0)[truth.argmax(1)] if metric == "balanced_accuracy" else np.ones(len(truth))
-    return "sign flip", sign_flip_p(np.bincount(group, share * (right_a * 1.0 - right_b)), n_perm, seed)
+        return "McNemar exact", mcnemar(int((right_a & ~right_b).sum()),
+                                        int((right_b & ~right_a).sum()))
+    share = 1 / truth.sum(0)[truth.argmax(1)] if metric == "balanced_accuracy" else np.ones(
+        len(truth))
+    return "sign flip", sign_flip_p(np.bincount(group, share * (right_a * 1.0 - right_b)), n_perm,
+                                    seed)
 
 
 def patients_needed(difference: float, drawn: np.ndarray, patients: int) -> int | None:
-    """Patients at which a difference would be found at 5 % with a power of 80 %, the standard error falling as 1/√patients.
+    """Patients at which a difference would be found at 5 % with a power of 80 %, the standard error
+    falling as 1/√patients.
 
     `drawn` are its resamples over so many patients; None for no difference and no spread.
     """
@@ -123,11 +139,13 @@ def _judged(rows: list[dict]) -> list[dict]:
     adjusted = {}
     for metric in METRICS:
         own = [i for i, row in enumerate(rows) if row["metric"] == metric]
-        adjusted |= dict(zip(own, holm([math.nan if rows[i]["p"] is None else rows[i]["p"] for i in own])))
+        adjusted |= dict(
+            zip(own, holm([math.nan if rows[i]["p"] is None else rows[i]["p"] for i in own])))
     judged = []
     for i, row in enumerate(rows):
         low, high = row["interval"]
-        resolved = (low is not None and (low > 0 or high < 0) and adjusted[i] < ALPHA and row["seeds_agree"] == row["seeds"])
+        resolved = (low is not None and (low > 0 or high < 0) and adjusted[i] < ALPHA
+                    and row["seeds_agree"] == row["seeds"])
         judged.append({**row, "p_holm": finite(adjusted[i]), "resolved": bool(resolved)})
     return judged
 
@@ -139,10 +157,12 @@ def summarise(results: Sequence[dict]) -> list[dict]:
     """
     groups: dict[tuple[str, str], list[dict]] = {}
     for r in results:
-        groups.setdefault((r["test_set"], r["arm"]), []).append({**r, "auroc_positive": r["auroc"][r["positive"]]})
+        groups.setdefault((r["test_set"], r["arm"]),
+                          []).append({**r, "auroc_positive": r["auroc"][r["positive"]]})
     rows = []
     for (test_set, arm), group in groups.items():
-        row = {"test_set": test_set, "arm": arm, "seeds": len(group), "n_train": group[0]["n_train"]}
+        row = {"test_set": test_set, "arm": arm, "seeds": len(group),
+               "n_train": group[0]["n_train"]}
         for name in ("accuracy", "balanced_accuracy", "auroc_macro", "auroc_positive"):
             values = [g[name] for g in group if g[name] is not None]
             row[name] = float(np.mean(values)) if values else None

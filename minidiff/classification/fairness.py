@@ -1,7 +1,10 @@
-"""Does a classifier serve all alike, and does a generator keep to the mixture of attributes that it was shown?
+"""Does a classifier serve all alike, and does a generator keep to the mixture of attributes that it
+was shown?
 
-    gaps         AUROC, sensitivity (TPR) and false alarms (FPR) of one label in each group of a column, at one threshold
-    attributes   shares of each column's values, label by label, real beside synthetic, and how much the label tells of them
+    gaps         AUROC, sensitivity (TPR) and false alarms (FPR) of one label in each group of a
+                 column, at one threshold
+    attributes   shares of each column's values, label by label, real beside synthetic, and how much
+                 the label tells of them
 
 A lower sensitivity of a group is its underdiagnosis (Seyyed-Kalantari et al. 2021).
 """
@@ -17,28 +20,43 @@ import numpy as np
 from minidiff.data.audit import age_band
 from minidiff.data.split import Row
 from minidiff.rating import effective_wilson, mover
-from minidiff.statistics import NONE, Interval, auroc, bootstrap_counts, codes, patient_weights, percentile, weighted_auroc
+from minidiff.statistics import (
+    NONE,
+    Interval,
+    auroc,
+    bootstrap_counts,
+    codes,
+    patient_weights,
+    percentile,
+    weighted_auroc,
+)
 from minidiff.variables import AND, present
 
 COLUMNS = ("sex", "age", "view", "source")
-FEW = 20                    # images on the side that a figure is of, below which a group is not held against another
-METRICS = {"auroc": (True, True), "tpr": (True, False), "fpr": (False, True)}  # needs positives, needs negatives
+# images on the side that a figure is of, below which a group is not held against another
+FEW = 20
+# needs positives, needs negatives
+METRICS = {"auroc": (True, True), "tpr": (True, False), "fpr": (False, True)}
 UNKNOWN = "unknown"
 
 
-def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row], patients: Sequence[str], *,
-         columns: Sequence[str] = COLUMNS, threshold: float | None, n_boot: int = 2000, seed: int = 0) -> dict:
-    """{"groups": a row for each value of a column, "gaps": for each column and metric the largest difference of two groups}.
+def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
+         patients: Sequence[str], *, columns: Sequence[str] = COLUMNS, threshold: float | None,
+         n_boot: int = 2000, seed: int = 0) -> dict:
+    """{"groups": a row for each value of a column, "gaps": for each column and metric the largest
+    difference of two groups}.
 
-    scores and positive (n,) are of one label; ages are in the audit's bands; an empty cell is the group "unknown". A score
-    of `threshold` or more is an alarm; without a threshold TPR and FPR are None. `few` says that a group has less than 20
-    positives. A gap is between groups that have 20 images of each side that it needs, "unknown" left aside: None where
-    fewer than two are left.
-    Intervals: of shares, Wilson's at the number of images that the spread between patients leaves, and the
-    square-and-add rule for their difference; of AUROC, resamples of patients. Those of a gap are wide enough for every
-    pair of groups at once (Bonferroni), as the pair was chosen by its size; `resolved` where they leave out 0.
+    scores and positive (n,) are of one label; ages are in the audit's bands; an empty cell is the
+    group "unknown". A score of `threshold` or more is an alarm; without a threshold TPR and FPR are
+    None. `few` says that a group has less than 20 positives. A gap is between groups that have 20
+    images of each side that it needs, "unknown" left aside: None where fewer than two are left.
+    Intervals: of shares, Wilson's at the number of images that the spread between patients leaves,
+    and the square-and-add rule for their difference; of AUROC, resamples of patients. Those of a
+    gap are wide enough for every pair of groups at once (Bonferroni), as the pair was chosen by its
+    size; `resolved` where they leave out 0.
     """
-    scores, positive, patients = np.asarray(scores, float), np.asarray(positive, bool), codes(patients)
+    scores, positive, patients = np.asarray(scores, float), np.asarray(positive,
+                                                                       bool), codes(patients)
     alarm, groups = None if threshold is None else scores >= threshold, {}
     for column in columns:
         cells = np.array([cell_of(row, column) for row in rows], object)
@@ -51,8 +69,10 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
     largest = []
     for column in dict.fromkeys(column for column, _ in groups):
         own = {name: group for (other, name), group in groups.items() if other == column}
-        largest += [{"column": column, **_gap(metric, own)} for metric in METRICS if metric == "auroc" or alarm is not None]
-    return {"groups": [{"column": column, "group": name, **group.row()} for (column, name), group in groups.items()],
+        largest += [{"column": column, **_gap(metric, own)} for metric in METRICS
+                    if metric == "auroc" or alarm is not None]
+    return {"groups": [{"column": column, "group": name, **group.row()}
+                       for (column, name), group in groups.items()],
             "gaps": largest, "threshold": threshold, "fewest": FEW}
 
 
@@ -65,7 +85,8 @@ class _Group:
     """The images of one value of a column, and what can be measured on them."""
 
     def __init__(self, scores, positive, alarm, patients, member):
-        self.member, self.scores, self.positive, self.patients = member, scores[member], positive[member], patients[member]
+        self.member, self.scores, self.positive, self.patients = member, scores[member], positive[
+            member], patients[member]
         self.alarm = None if alarm is None else alarm[member]
         self.sides = (int(self.positive.sum()), int((~self.positive).sum()))
         self.areas = np.zeros(0)  # AUROC in each resample of patients, nan where a side is empty
@@ -92,22 +113,25 @@ class _Group:
         return all(n >= FEW for n, needed in zip(self.sides, METRICS[metric]) if needed)
 
     def row(self) -> dict:
-        out = {"n": len(self.scores), "patients": len(set(self.patients.tolist())), "positives": self.sides[0],
-               "negatives": self.sides[1], "few": self.sides[0] < FEW}
+        out = {"n": len(self.scores), "patients": len(set(self.patients.tolist())),
+               "positives": self.sides[0], "negatives": self.sides[1], "few": self.sides[0] < FEW}
         for metric in METRICS:
             out[metric] = _json(self.value(metric))
-            out["interval" if metric == "auroc" else f"{metric}_interval"] = [_json(x) for x in self.interval(metric)]
+            out["interval" if metric == "auroc"
+                else f"{metric}_interval"] = [_json(x) for x in self.interval(metric)]
         return out
 
 
 def _gap(metric: str, groups: dict[str, _Group]) -> dict:
     """The largest difference between two groups that have enough images."""
-    known = {name: group for name, group in groups.items() if name != UNKNOWN and group.enough(metric)}
-    out = {"metric": metric, "groups": len(known), "high": None, "low": None, "gap": None, "interval": [None, None],
-           "resolved": False}
+    known = {name: group for name, group in groups.items()
+             if name != UNKNOWN and group.enough(metric)}
+    out = {"metric": metric, "groups": len(known), "high": None, "low": None, "gap": None,
+           "interval": [None, None], "resolved": False}
     if len(known) < 2:
         return out
-    high, low = (extreme(known, key=lambda name: known[name].value(metric)) for extreme in (max, min))
+    high, low = (extreme(known, key=lambda name: known[name].value(metric))
+                 for extreme in (max, min))
     if high == low:  # all alike: any other
         low = next(name for name in known if name != high)
     confidence = 1 - 0.05 / math.comb(len(known), 2)
@@ -115,16 +139,18 @@ def _gap(metric: str, groups: dict[str, _Group]) -> dict:
     if metric == "auroc":
         interval = _middle(a.areas - b.areas, confidence)
     else:
-        interval = mover(a.value(metric), a.interval(metric, confidence), b.value(metric), b.interval(metric, confidence))
+        interval = mover(a.value(metric), a.interval(metric, confidence), b.value(metric),
+                         b.interval(metric, confidence))
     return {**out, "high": high, "low": low, "gap": a.value(metric) - b.value(metric),
             "interval": [_json(x) for x in interval], "resolved": bool(interval[0] > 0)}
 
 
 def share_interval(hit: np.ndarray, patients: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a share of images, at the number of independent ones that would vary as much.
+    """Wilson's interval of a share of images, at the number of independent ones that would vary as
+    much.
 
-    The variance is that of a ratio of sums over patients (linearised), at least that of independent images; where all
-    images agree, each patient counts once.
+    The variance is that of a ratio of sums over patients (linearised), at least that of independent
+    images; where all images agree, each patient counts once.
     """
     patients, n, p = codes(patients.tolist()), len(hit), float(hit.mean())
     off = np.bincount(patients, hit - p)                # of each patient: hits more than expected
@@ -133,28 +159,33 @@ def share_interval(hit: np.ndarray, patients: np.ndarray, confidence: float = 0.
     return effective_wilson(p, max(between, p * (1 - p) / n), m, confidence)
 
 
-def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[str] = COLUMNS, *, n_boot: int = 1000,
-               seed: int = 0) -> dict:
-    """{"shares": of each value of a column within each label, "association": of label and column}, real beside synthetic.
+def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[str] = COLUMNS, *,
+               n_boot: int = 1000, seed: int = 0) -> dict:
+    """{"shares": of each value of a column within each label, "association": of label and column},
+    real beside synthetic.
 
-    A synthetic image's attributes are those that it was asked for; whether it shows them is the judge's to say.
-    Association is Cramér's V, 0 … 1, corrected for its bias (Bergsma 2013), of images where the column is known; intervals
-    from resamples, of real images by patient. `amplified`: the generator ties the label to the column more than the real
-    images do, beyond the interval of the difference. With findings that go together each has its own row. A column of which
-    the two sides have no value in common is left out.
+    A synthetic image's attributes are those that it was asked for; whether it shows them is the
+    judge's to say. Association is Cramér's V, 0 … 1, corrected for its bias (Bergsma 2013), of
+    images where the column is known; intervals from resamples, of real images by patient.
+    `amplified`: the generator ties the label to the column more than the real images do, beyond the
+    interval of the difference. With findings that go together each has its own row. A column of
+    which the two sides have no value in common is left out.
     """
     several = any(AND in row["label"] for row in real)
     labels = sorted({name for row in [*real, *synthetic] for name in _labels(row, several)})
     shares, association = [], []
     for column in columns:
         cells = [[cell_of(row, column) for row in rows] for rows in (real, synthetic)]
-        if not ({*cells[0]} & {*cells[1]}) - {UNKNOWN}:  # nothing in common: a source that is a folder's name
+        # nothing in common: a source that is a folder's name
+        if not ({*cells[0]} & {*cells[1]}) - {UNKNOWN}:
             continue
         for label in labels:
-            own = [Counter(cell for row, cell in zip(rows, column_cells) if label in _labels(row, several))
+            own = [Counter(cell for row, cell in zip(rows, column_cells)
+                           if label in _labels(row, several))
                    for rows, column_cells in zip((real, synthetic), cells)]
             n = [sum(counts.values()) for counts in own]
-            shares += [{"column": column, "value": value, "label": label, "n_real": n[0], "n_synthetic": n[1],
+            shares += [{"column": column, "value": value, "label": label, "n_real": n[0],
+                        "n_synthetic": n[1],
                         **{name: counts[value] / total if total else None
                            for name, counts, total in zip(("real", "synthetic"), own, n)}}
                        for value in sorted({*own[0], *own[1]})]
@@ -162,16 +193,19 @@ def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[
             told: Callable[[Row], str] = (lambda row: row["label"]) if not several else (
                 lambda row, label=label: str(label in _labels(row, several)))
             association.append({"column": column, "label": label, **_amplified(
-                [_known(rows, column_cells, told) for rows, column_cells in zip((real, synthetic), cells)], n_boot, seed)})
+                [_known(rows, column_cells, told)
+                 for rows, column_cells in zip((real, synthetic), cells)], n_boot, seed)})
     return {"shares": shares, "association": association}
 
 
 def cramers_v(counts: np.ndarray, draws: int = 1) -> np.ndarray:
-    """Tables (…,r,c) of counts → bias-corrected Cramér's V (…), 0 to 1; nan where a side has one value only.
+    """Tables (…,r,c) of counts → bias-corrected Cramér's V (…), 0 to 1; nan where a side has one
+    value only.
 
-    φ² = χ²/n − (r−1)(c−1)/(n−1), at least 0; V = √(φ²/min(r̃−1, c̃−1)) with r̃ = r − (r−1)²/(n−1), and c̃ likewise
-    (Bergsma 2013). r and c are the rows and columns that have counts. The term is what chance adds to φ² in one draw of n
-    images; a resample is drawn twice, first from the world and then from the sample, and takes it twice.
+    φ² = χ²/n − (r−1)(c−1)/(n−1), at least 0; V = √(φ²/min(r̃−1, c̃−1)) with r̃ = r − (r−1)²/(n−1),
+    and c̃ likewise (Bergsma 2013). r and c are the rows and columns that have counts. The term is
+    what chance adds to φ² in one draw of n images; a resample is drawn twice, first from the world
+    and then from the sample, and takes it twice.
     """
     x = np.asarray(counts, float)
     n, down, across = x.sum((-2, -1)), x.sum(-1), x.sum(-2)
@@ -184,26 +218,32 @@ def cramers_v(counts: np.ndarray, draws: int = 1) -> np.ndarray:
 
 
 def _amplified(sides: Sequence[tuple[list[str], ...]], n_boot: int, seed: int) -> dict:
-    """V of real and of synthetic images, and their difference: of each side labels, cells and patients."""
+    """V of real and of synthetic images, and their difference: of each side labels, cells and
+    patients.
+    """
     values, draws, out = [], [], {}
     for k, (name, (labels, cells, groups)) in enumerate(zip(("real", "synthetic"), sides)):
         value, drawn = math.nan, np.full(n_boot, math.nan)
         if len(labels):
             a, b, group = codes(labels), codes(cells), codes(groups)
             shape, cell = (a.max() + 1, b.max() + 1), a * (b.max() + 1) + b
-            by_group = np.zeros((group.max() + 1, shape[0] * shape[1]))         # of each patient: the table of his images
+            # of each patient: the table of his images
+            by_group = np.zeros((group.max() + 1, shape[0] * shape[1]))
             np.add.at(by_group, (group, cell), 1)
             value = float(cramers_v(by_group.sum(0).reshape(shape)))
-            drawn = cramers_v((bootstrap_counts(len(by_group), n_boot, seed + k) @ by_group).reshape(-1, *shape), draws=2)
+            drawn = cramers_v((bootstrap_counts(len(by_group), n_boot,
+                                                seed + k) @ by_group).reshape(-1, *shape), draws=2)
         values.append(value)
         draws.append(drawn)
-        out |= {name: _json(value), f"{name}_interval": [_json(x) for x in _middle(drawn)], f"n_{name}": len(labels)}
+        out |= {name: _json(value), f"{name}_interval": [_json(x) for x in _middle(drawn)],
+                f"n_{name}": len(labels)}
     difference = _middle(draws[1] - draws[0])
-    return {**out, "difference": _json(values[1] - values[0]), "interval": [_json(x) for x in difference],
-            "amplified": difference[0] > 0}
+    return {**out, "difference": _json(values[1] - values[0]),
+            "interval": [_json(x) for x in difference], "amplified": difference[0] > 0}
 
 
-def _known(rows: Sequence[Row], cells: Sequence[str], told: Callable[[Row], str]) -> tuple[list[str], ...]:
+def _known(rows: Sequence[Row], cells: Sequence[str],
+           told: Callable[[Row], str]) -> tuple[list[str], ...]:
     some = [(told(row), cell, row["patient"]) for row, cell in zip(rows, cells) if cell != UNKNOWN]
     return tuple([each[k] for each in some] for k in range(3))
 

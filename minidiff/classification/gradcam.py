@@ -1,8 +1,10 @@
-"""Where in a picture did the network find what speaks for an answer? Grad-CAM, for a look at hits and misses.
+"""Where in a picture did the network find what speaks for an answer? Grad-CAM, for a look at hits
+and misses.
 
-Selvaraju et al. 2017 (arXiv 1610.02391), eq. 1 and 2: the channels of one layer, each weighted by the mean over places of
-the gradient of the answer's score, summed, and what is below 0 left out. A warm place in the frame or in a corner is a hint
-at a shortcut; one in the lungs is no proof that there is none.
+Selvaraju et al. 2017 (arXiv 1610.02391), eq. 1 and 2: the channels of one layer, each weighted by
+the mean over places of the gradient of the answer's score, summed, and what is below 0 left out. A
+warm place in the frame or in a corner is a hint at a shortcut; one in the lungs is no proof that
+there is none.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ OPACITY = 0.6  # of the warmest place
 
 
 def layer_of(predictor: Predictor) -> str:
-    """The deepest layer whose map has 7 × 7 places or more: layer2 at 64 px (8 × 8), layer3 at 128 (8 × 8), layer4 at 224.
+    """The deepest layer whose map has 7 × 7 places or more: layer2 at 64 px (8 × 8), layer3 at 128
+    (8 × 8), layer4 at 224.
 
-    The paper takes the last one, which at 64 px has 2 × 2 places and at 128 px 4 × 4: too coarse to tell lungs from corners.
-    On 66 phantoms of 64 px its maps told opacities from the rest with AUROC .47, those of layer3 .71, of layer2 .82, of
-    layer1 .70 (one classifier). At 128 px layer4 had .67 and layer3 .62, but layer4's warmest place was never in an opacity.
+    The paper takes the last one, which at 64 px has 2 × 2 places and at 128 px 4 × 4: too coarse to
+    tell lungs from corners. On 66 phantoms of 64 px its maps told opacities from the rest with
+    AUROC .47, those of layer3 .71, of layer2 .82, of layer1 .70 (one classifier). At 128 px layer4
+    had .67 and layer3 .62, but layer4's warmest place was never in an opacity.
     """
     side = -(-predictor.size // 4)  # after conv1 and the pooling, each of stride 2
     found = predictor.net.layers[0]
@@ -36,23 +40,28 @@ def layer_of(predictor: Predictor) -> str:
     return found
 
 
-def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *, variable: str = "", layer: str = "",
-            batch: int = 64) -> np.ndarray:
-    """uint8 (N,C,S,S) → float32 (N,S,S) in 0…1: 1 where most speaks for value `target` (of each image, if several).
+def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *,
+            variable: str = "", layer: str = "", batch: int = 64) -> np.ndarray:
+    """uint8 (N,C,S,S) → float32 (N,S,S) in 0…1: 1 where most speaks for value `target` (of each
+    image, if several).
 
-    `variable` is the predictor's first unless named; the score is its logit. Each map is scaled by its own maximum, so that
-    two maps tell places, not strengths; it is 0 throughout where nothing speaks for the answer.
+    `variable` is the predictor's first unless named; the score is its logit. Each map is scaled by
+    its own maximum, so that two maps tell places, not strengths; it is 0 throughout where nothing
+    speaks for the answer.
     """
     names = [v.name for v in predictor.variables]
     variable, layer = variable or names[0], layer or layer_of(predictor)
     if variable not in names or layer not in predictor.net.layers:
-        raise InputError(f"Grad-CAM of {variable!r} at {layer!r}: the predictor has {', '.join(names)}, and "
-                         f"{', '.join(predictor.net.layers)}")
+        raise InputError(f"Grad-CAM of {variable!r} at {layer!r}: the predictor has "
+                         f"{', '.join(names)}, and {', '.join(predictor.net.layers)}")
     targets = torch.as_tensor(target).expand(len(images))
-    if len(images) and not 0 <= int(targets.min()) <= int(targets.max()) < predictor.outputs[variable]:
-        raise InputError(f"Grad-CAM of {variable!r}: value {targets.tolist()[0]}; it has {predictor.outputs[variable]}")
+    if len(images) and not 0 <= int(targets.min()) <= int(targets.max()) < predictor.outputs[
+            variable]:
+        raise InputError(f"Grad-CAM of {variable!r}: value {targets.tolist()[0]}; it has "
+                         f"{predictor.outputs[variable]}")
     mode = predictor.training
-    predictor.eval()  # the statistics of batch norm stay as they are, and no image depends on another
+    # the statistics of batch norm stay as they are, and no image depends on another
+    predictor.eval()
     maps = [_maps(predictor, prepare(part, predictor.size), wanted, variable, layer)
             for part, wanted in zip(images.split(batch), targets.split(batch))]
     predictor.train(mode)
@@ -64,11 +73,14 @@ def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *
 
 
 def overlay(images: Tensor, heat: np.ndarray) -> np.ndarray:
-    """uint8 (N,C,S,S) and maps (N,S,S) → uint8 (N,S,S,3): the grey picture, the warmer a place the more coloured."""
+    """uint8 (N,C,S,S) and maps (N,S,S) → uint8 (N,S,S,3): the grey picture, the warmer a place the
+    more coloured.
+    """
     picture = grey(images)[:, 0].numpy().astype(np.float64)[..., None]
     warm = np.asarray(heat, np.float64)
     import matplotlib  # only now: it takes long to import
-    colour = 255 * matplotlib.colormaps["inferno"](0.25 + 0.65 * warm)[..., :3]  # neither its black nor its white end
+    # neither its black nor its white end
+    colour = 255 * matplotlib.colormaps["inferno"](0.25 + 0.65 * warm)[..., :3]
     share = OPACITY * warm[..., None]
     return np.rint((1 - share) * picture + share * colour).astype(np.uint8)
 

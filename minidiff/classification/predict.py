@@ -2,9 +2,10 @@
 
     python classify.py predict --model runs/x/classifier --data NEW --out new.csv
 
-The probabilities are the mean over the seeds of one arm, at the temperature that fits validation; `set` are the labels that
-the conformal sets do not rule out, `entropy` and `disagreement` (mutual information of the seeds, nats) say how sure it is,
-and `typical` is the p of its being like the validation images: below .05, another world. Not for diagnosis.
+The probabilities are the mean over the seeds of one arm, at the temperature that fits validation;
+`set` are the labels that the conformal sets do not rule out, `entropy` and `disagreement` (mutual
+information of the seeds, nats) say how sure it is, and `typical` is the p of its being like the
+validation images: below .05, another world. Not for diagnosis.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ import safetensors.torch
 
 from minidiff.classification.calibration import pooled, probabilities
 from minidiff.classification.predictor import Predictor
-from minidiff.classification.uncertainty import Conformal, Typical, conformal_p, entropy, mutual_information
+from minidiff.classification.uncertainty import (
+    Conformal,
+    Typical,
+    conformal_p,
+    entropy,
+    mutual_information,
+)
 from minidiff.data.dataset import load_pixels
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.table import Table, write_table
@@ -41,7 +48,9 @@ class PredictConfig(Rooted):
 
 
 def predict(cfg: PredictConfig) -> None:
-    """Probabilities, conformal set and uncertainty of each image of a folder, by the classifiers of a finished study."""
+    """Probabilities, conformal set and uncertainty of each image of a folder, by the classifiers of
+    a finished study.
+    """
     arm = pick(cfg)
     check_out(cfg.out)
     tuned, typical, of_validation = kept(arm)
@@ -49,45 +58,55 @@ def predict(cfg: PredictConfig) -> None:
     target, size = members[0].variables[0], members[0].size
     table, pixels = load_pixels(listed(cfg.data), size, skip_bad=cfg.skip_bad)
     exclusive = isinstance(target, Category)
-    logits = np.stack([m.to(pick_device(cfg.device)).logits(pixels)[target.name].double().numpy() for m in members])
+    logits = np.stack([m.to(pick_device(cfg.device)).logits(pixels)[target.name].double().numpy()
+                       for m in members])
     p, mean = probabilities(logits, exclusive=exclusive), pooled(logits, exclusive)
     sets = Conformal.from_json(tuned["conformal"]).sets(p.mean(0))
     distance = typical.distance(members[0].features(pixels).double().numpy())
     like = conformal_p(distance, of_validation)
     scaled = probabilities(mean, tuned["temperature"], exclusive)
     unsure, apart = entropy(p.mean(0), exclusive), mutual_information(p, exclusive)
-    rows = [{"file_name": row["file_name"], **{f"p_{name}": f"{x:.6f}" for name, x in zip(target.values, scaled[i])},
+    rows = [{"file_name": row["file_name"],
+             **{f"p_{name}": f"{x:.6f}" for name, x in zip(target.values, scaled[i])},
              "set": "|".join(name for name, there in zip(target.values, sets[i]) if there),
-             "entropy": f"{unsure[i]:.6f}", "disagreement": f"{apart[i]:.6f}", "typical": f"{like[i]:.6f}"}
-            for i, row in enumerate(table.rows)]
+             "entropy": f"{unsure[i]:.6f}", "disagreement": f"{apart[i]:.6f}",
+             "typical": f"{like[i]:.6f}"} for i, row in enumerate(table.rows)]
     write_table(cfg.out, rows)
     odd = int((like < 0.05).sum())
-    print(f"{cfg.out}: {len(rows)} images by {len(members)} classifiers of {arm.name}; {odd} are unlike the validation "
-          f"images (p < .05; {0.05 * len(rows):.0f} by chance)")
+    print(f"{cfg.out}: {len(rows)} images by {len(members)} classifiers of {arm.name}; {odd} are "
+          f"unlike the validation images (p < .05; {0.05 * len(rows):.0f} by chance)")
 
 
 def check_out(path: str) -> None:
-    """Raise InputError where something other than an earlier table of predictions would be written over."""
+    """Raise InputError where something other than an earlier table of predictions would be written
+    over.
+    """
     if not os.path.exists(path):
         return
     if not os.path.isfile(path) or not Path(path).read_bytes().startswith(b"file_name,p_"):
-        raise InputError(f"--out {path} exists and is no table of predictions; give another, nothing there is overwritten")
+        raise InputError(f"--out {path} exists and is no table of predictions; give another, "
+                         "nothing there is overwritten")
 
 
 def pick(cfg: PredictConfig) -> Path:
     """The folder of the arm to ask."""
-    arms = {path.parent.name: path.parent for path in sorted(Path(cfg.model).glob("arms/*/tuned.json"))}
+    arms = {path.parent.name: path.parent
+            for path in sorted(Path(cfg.model).glob("arms/*/tuned.json"))}
     if not arms:
         raise InputError(f"{cfg.model}: no finished study; classify.py makes one")
     if cfg.arm and cfg.arm not in arms:
         raise InputError(f"--arm {cfg.arm}: {cfg.model} has {', '.join(arms)}")
-    return arms[cfg.arm] if cfg.arm else min(arms.values(), key=lambda arm: kept(arm)[0]["val_loss"])
+    return arms[cfg.arm] if cfg.arm else min(arms.values(),
+                                             key=lambda arm: kept(arm)[0]["val_loss"])
 
 
 def kept(arm: Path) -> tuple[dict, Typical, np.ndarray]:
-    """What the study keeps beside an arm's predictors: what was tuned, typical features, distances of validation."""
+    """What the study keeps beside an arm's predictors: what was tuned, typical features, distances
+    of validation.
+    """
     tuned, again = read_json(arm / "tuned.json"), "run the study's command again"
-    if not isinstance(tuned, dict) or not {"seeds", "temperature", "conformal", "val_loss"} <= set(tuned):
+    if not isinstance(tuned, dict) or not {"seeds", "temperature", "conformal",
+                                           "val_loss"} <= set(tuned):
         raise InputError(f"{arm / 'tuned.json'} is damaged; {again}")
     path = arm / "typical.safetensors"
     if not path.is_file():
@@ -104,8 +123,10 @@ def listed(folder: str) -> Table:
     root = Path(os.path.abspath(folder))
     if not root.is_dir():
         raise InputError(f"--data {folder}: no such folder")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()
-                   and not any(part.startswith(".") or part == "masks" for part in path.relative_to(root).parts))
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS
+                   and path.is_file() and not any(part.startswith(".") or part == "masks"
+                                                  for part in path.relative_to(root).parts))
     if not files:
         raise InputError(f"--data {folder}: no PNG or JPEG files in it")
-    return Table([{"file": str(path), "where": str(path), "file_name": str(path.relative_to(root))} for path in files])
+    return Table([{"file": str(path), "where": str(path), "file_name": str(path.relative_to(root))}
+                  for path in files])

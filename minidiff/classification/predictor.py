@@ -1,9 +1,12 @@
-"""One network that reads label, sex, age, view … off an image: classifier, regressor and feature extractor in one.
+"""One network that reads label, sex, age, view … off an image: classifier, regressor and feature
+extractor in one.
 
-    uint8 (N,C,S,S) ─ grey ─▶ (N,1,S,S) in [-1,1] ─ standardise ─ ResNet ─▶ features (N,8·width) ─ fc ─▶ one block a variable
+    uint8 (N,C,S,S) ─ grey ─▶ (N,1,S,S) in [-1,1] ─ standardise ─ ResNet ─▶ features (N,8·width) ─
+    fc ─▶ one block a variable
 
-A Category has one logit for each of its values, Findings one for each that may be present, a Number one output in
-standard deviations from its training mean. A cell that is unknown has no part in the loss.
+A Category has one logit for each of its values, Findings one for each that may be present, a Number
+one output in standard deviations from its training mean. A cell that is unknown has no part in the
+loss.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from minidiff.runs import read_json, write_atomic, write_json
 from minidiff.training.precision import Precision, cosine, set_lr
 from minidiff.variables import Category, Findings, Labels, Number, Variable, from_json, to_json
 
-# ImageNet's mean and deviation, averaged over the colours, on the scale of [-1,1]: the input torchvision's weights know.
+# ImageNet's mean and deviation, averaged over the colours, on the scale of [-1,1]: the input
+# torchvision's weights know.
 MEAN, STD = 2 * 0.449 - 1, 2 * 0.226
 DECAY, CLIP = 0.05, 5.0  # weight decay of AdamW; gradient norm, reached in the first steps only
 LOOKS = 8                # validations of a training, the best of which is kept
@@ -37,37 +41,47 @@ AUGMENTS = {"plain": None, "classic": dataset.augment, "strong": vary}
 
 
 class Predictor(nn.Module):
-    """ResNet with one block of outputs for each variable; images of another size are resized to `size`.
+    """ResNet with one block of outputs for each variable; images of another size are resized to
+    `size`.
 
     `dropout` is the share of its features that a training step leaves out.
     """
 
-    def __init__(self, variables: Sequence[Variable], *, width: int = 16, size: int = 64, dropout: float = 0.0,
-                 seed: int = 0):
+    def __init__(self, variables: Sequence[Variable], *, width: int = 16, size: int = 64,
+                 dropout: float = 0.0, seed: int = 0):
         super().__init__()
         self.variables, self.width, self.size, self.dropout = list(variables), width, size, dropout
-        self.outputs = {v.name: 1 if isinstance(v, Number) else len(v.values) for v in self.variables}
+        self.outputs = {v.name: 1 if isinstance(v, Number)
+                        else len(v.values) for v in self.variables}
         self.net = ResNet(sum(self.outputs.values()), width=width, seed=seed)
-        self.to(memory_format=torch.channels_last).eval()  # faster on a CPU, and the format decides the last bit
+        # faster on a CPU, and the format decides the last bit
+        self.to(memory_format=torch.channels_last).eval()
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> dict[str, Tensor]:
-        """Grey images (N,1,S,S) in [-1,1] → logits (N,k) of a Category and of Findings, standardised value (N,) of a Number.
+        """Grey images (N,1,S,S) in [-1,1] → logits (N,k) of a Category and of Findings,
+        standardised value (N,) of a Number.
 
         `keep` (N or 1, 8·width) is what each feature is multiplied by: see `mask`.
         """
         features = self.net.features((x - MEAN) / STD)
-        blocks = self.net.fc(features if keep is None else features * keep).split(list(self.outputs.values()), 1)
-        return {v.name: y[:, 0] if isinstance(v, Number) else y for v, y in zip(self.variables, blocks)}
+        blocks = self.net.fc(features if keep is None
+                             else features * keep).split(list(self.outputs.values()), 1)
+        return {v.name: y[:, 0] if isinstance(v, Number)
+                else y for v, y in zip(self.variables, blocks)}
 
     def mask(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Dropout (Srivastava et al. 2014), a row for each generator: 0 for a feature left out, 1/(1−p) for the others."""
-        keep = torch.stack([torch.rand(self.net.fc.in_features, generator=g) for g in generators]) >= self.dropout
+        """Dropout (Srivastava et al. 2014), a row for each generator: 0 for a feature left out,
+        1/(1−p) for the others.
+        """
+        keep = torch.stack([torch.rand(self.net.fc.in_features, generator=g)
+                            for g in generators]) >= self.dropout
         return (keep / (1 - self.dropout)).to(self.net.fc.weight.device)
 
     def predict(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
-        """uint8 (N,C,H,W) → probabilities (N,k) of a Category and of Findings, value (N,) of a Number in its own unit;
-        float32, CPU."""
-        return {v.name: _in_words(v, y) for v, y in zip(self.variables, self.logits(images, batch).values())}
+        """uint8 (N,C,H,W) → probabilities (N,k) of a Category and of Findings, value (N,) of a
+        Number in its own unit; float32, CPU."""
+        return {v.name: _in_words(v, y)
+                for v, y in zip(self.variables, self.logits(images, batch).values())}
 
     def logits(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → the outputs of `forward`; float32, CPU."""
@@ -76,15 +90,20 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def under_dropout(self, images: Tensor, draws: int = 20, seed: int = 0) -> dict[str, Tensor]:
-        """`predict` under each of so many draws of dropout, (draws, N, …): MC dropout (Gal & Ghahramani 2016)."""
+        """`predict` under each of so many draws of dropout, (draws, N, …): MC dropout (Gal &
+        Ghahramani 2016).
+        """
         features, fc = self.features(images), copy.deepcopy(self.net.fc).float().cpu()
         keep = self.mask([seeded(seed, k, DROPOUT) for k in range(draws)]).cpu()
-        blocks = torch.stack([fc(features * row) for row in keep]).split(list(self.outputs.values()), -1)
-        return {v.name: _in_words(v, y[..., 0] if isinstance(v, Number) else y) for v, y in zip(self.variables, blocks)}
+        blocks = torch.stack([fc(features * row)
+                              for row in keep]).split(list(self.outputs.values()), -1)
+        return {v.name: _in_words(v, y[..., 0] if isinstance(v, Number) else y)
+                for v, y in zip(self.variables, blocks)}
 
     def features(self, images: Tensor, batch: int = 256) -> Tensor:
         """uint8 (N,C,H,W) → what the last layer reads, float32 (N, 8·width), CPU."""
-        return torch.cat(self._in_batches(lambda x: self.net.features((x - MEAN) / STD), images, batch)).float().cpu()
+        return torch.cat(self._in_batches(lambda x: self.net.features((x - MEAN) / STD), images,
+                                          batch)).float().cpu()
 
     @torch.no_grad()
     def _in_batches(self, function: Callable, images: Tensor, batch: int) -> list:
@@ -104,7 +123,9 @@ class Predictor(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Predictor:
-        """The predictor that `save` wrote to this folder, on the CPU; InputError where there is none or half of one."""
+        """The predictor that `save` wrote to this folder, on the CPU; InputError where there is
+        none or half of one.
+        """
         folder = Path(folder)
         for name in ("predictor.json", "predictor.safetensors"):
             if not (folder / name).is_file():
@@ -115,20 +136,26 @@ class Predictor(nn.Module):
             predictor = cls(from_json(form["variables"]), width=form["width"], size=form["size"],
                             dropout=form.get("dropout", 0.0))
             predictor.net.load_state_dict(weights)
-        except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-            raise InputError(f"{folder} holds no whole predictor: {str(error).splitlines()[0]}") from None
+        except (ValueError, KeyError, TypeError, RuntimeError,
+                safetensors.SafetensorError) as error:
+            raise InputError(f"{folder} holds no whole predictor: "
+                             f"{str(error).splitlines()[0]}") from None
         return predictor
 
 
 def _in_words(variable: Variable, y: Tensor) -> Tensor:
-    """Outputs of the network → probabilities of a Category (…,k) and of Findings, value of a Number in its own unit."""
+    """Outputs of the network → probabilities of a Category (…,k) and of Findings, value of a Number
+    in its own unit.
+    """
     if isinstance(variable, Number):
         return y * variable.std + variable.mean
     return y.sigmoid() if isinstance(variable, Findings) else y.softmax(-1)
 
 
 def grey(images: Tensor) -> Tensor:
-    """uint8 (N,C,H,W) → uint8 (N,1,H,W), the mean of the channels; of equal channels that is the first."""
+    """uint8 (N,C,H,W) → uint8 (N,1,H,W), the mean of the channels; of equal channels that is the
+    first.
+    """
     if images.shape[1] == 1 or images.stride(1) == 0:  # an `.expand`ed grey image holds one channel
         return images[:, :1]
     parts = images.split(256)  # a whole data set as floats would take four times its memory
@@ -138,51 +165,61 @@ def grey(images: Tensor) -> Tensor:
 def prepare(images: Tensor, size: int) -> Tensor:
     """uint8 (N,C,H,W) → grey float32 (N,1,size,size) in [-1,1]."""
     x = dataset.to_float(grey(images))
-    return x if x.shape[2:] == (size, size) else F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    return x if x.shape[2:] == (size, size) else F.interpolate(x, (size, size), mode="bilinear",
+                                                               antialias=True)
 
 
 def loss(variables: Sequence[Variable], out: Mapping[str, Tensor], labels: Labels,
          weights: Mapping[str, Tensor] | None = None, each: Tensor | None = None) -> Tensor:
-    """Sum over variables of the mean over known cells: cross entropy (of Findings, the mean of one a value), or squared
-    error in standard deviations.
+    """Sum over variables of the mean over known cells: cross entropy (of Findings, the mean of one
+    a value), or squared error in standard deviations.
 
-    `weights` may give the classes of a Category different weights, (k,), `each` the images, (N,); an unknown or null cell
-    has none.
+    `weights` may give the classes of a Category different weights, (k,), `each` the images, (N,);
+    an unknown or null cell has none.
     """
     total = torch.zeros((), device=next(iter(out.values())).device)
     for v in variables:
         y, target = out[v.name].float(), labels[v.name].to(out[v.name].device)
         known = target.isfinite().float() if isinstance(v, Number) else (target >= 0).float()
         if isinstance(v, Findings):
-            error = F.binary_cross_entropy_with_logits(y, v.bits(target).float(), reduction="none").mean(1)
+            error = F.binary_cross_entropy_with_logits(y, v.bits(target).float(),
+                                                       reduction="none").mean(1)
         elif isinstance(v, Category):
             error = F.cross_entropy(y, target.clamp(min=0), reduction="none")
-            known = known * (weights[v.name].to(y)[target.clamp(min=0)] if weights and v.name in weights else 1.0)
+            known = known * (weights[v.name].to(y)[target.clamp(min=0)]
+                             if weights and v.name in weights else 1.0)
         else:
-            target = (target.nan_to_num(v.mean, v.mean, v.mean) - v.mean) / v.std  # masked before the difference:
-            error = (y - target).square()                                         # 0 · NaN would still be NaN
+            # masked before the difference:
+            target = (target.nan_to_num(v.mean, v.mean, v.mean) - v.mean) / v.std
+            # 0 · NaN would still be NaN
+            error = (y - target).square()
         known = known if each is None else known * each.to(y)
         total = total + (error * known).sum() / known.sum().clamp(min=1e-8)
     return total
 
 
 def balance(variable: Category, labels: Labels) -> Tensor:
-    """Class weights (k,) with which every class weighs the same, however many images it has; mean 1 over images."""
+    """Class weights (k,) with which every class weighs the same, however many images it has; mean 1
+    over images.
+    """
     cells = labels[variable.name]
     counts = torch.bincount(cells[cells >= 0], minlength=len(variable.values)).float()
     return torch.where(counts > 0, counts.sum() / counts.clamp(min=1) / (counts > 0).sum(), 0.0)
 
 
-def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, batch: int = 64, lr: float = 3e-3,
-        seed: int = 0, augment: str = "classic", weights: Mapping[str, Tensor] | None = None, each: Tensor | None = None,
+def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, batch: int = 64,
+        lr: float = 3e-3, seed: int = 0, augment: str = "classic",
+        weights: Mapping[str, Tensor] | None = None, each: Tensor | None = None,
         validation: tuple[Tensor, Labels, Tensor | None] | None = None, progress: str = "",
         precision: str = "auto") -> list[dict]:
-    """Trains in place for a fixed number of steps on uint8 images (N,C,S,S); returns a log of step, loss and lr.
+    """Trains in place for a fixed number of steps on uint8 images (N,C,S,S); returns a log of step,
+    loss and lr.
 
-    AdamW with a rate that rises linearly and falls as a cosine. Order, augmentation (of AUGMENTS) and dropout are counted
-    from (seed, slot), so equal calls on a CPU give equal weights. `weights` and `each` (N,) are those of `loss`. With
-    `validation` images, labels and their `each`, the weights of the look with the lowest loss on them are kept; the log has
-    that loss as val_loss. `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
+    AdamW with a rate that rises linearly and falls as a cosine. Order, augmentation (of AUGMENTS)
+    and dropout are counted from (seed, slot), so equal calls on a CPU give equal weights. `weights`
+    and `each` (N,) are those of `loss`. With `validation` images, labels and their `each`, the
+    weights of the look with the lowest loss on them are kept; the log has that loss as val_loss.
+    `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
     fp32 on a CPU.
     """
     if len(images) == 0:
@@ -193,7 +230,8 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
     predictor.train()
     looks = {round(steps * (k + 1) / LOOKS) for k in range(LOOKS)} if validation else ()
     best, state, log = math.inf, None, []
-    bar = tqdm(range(1, steps + 1), desc=progress, unit="step", disable=not progress, dynamic_ncols=True)
+    bar = tqdm(range(1, steps + 1), desc=progress, unit="step", disable=not progress,
+               dynamic_ncols=True)
     for step in bar:
         slots = range((step - 1) * batch, step * batch)
         rows = torch.tensor(order(len(images), seed, slots))
@@ -205,18 +243,22 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
         rate = set_lr(optimizer, cosine(step - 1, steps, lr, steps // 5))
         with amp.autocast():
             out = predictor(x, keep)
-        value = loss(predictor.variables, out, {name: cells[rows] for name, cells in labels.items()}, weights,
+        value = loss(predictor.variables, out,
+                     {name: cells[rows] for name, cells in labels.items()}, weights,
                      None if each is None else each[rows])
-        amp.step(value, optimizer, predictor.parameters(), CLIP, f"images {rows.tolist()} of the training set")
+        amp.step(value, optimizer, predictor.parameters(), CLIP,
+                 f"images {rows.tolist()} of the training set")
         if step % 10 == 0 or step == steps or step in looks:
             log.append({"step": step, "loss": value.item(), "lr": rate})
             bar.set_postfix(loss=f"{value.item():.3f}")
         if step in looks:
             pixels, truth, of_truth = validation
-            held_out = loss(predictor.variables, predictor.logits(pixels), truth, weights, of_truth).item()
+            held_out = loss(predictor.variables, predictor.logits(pixels), truth, weights,
+                            of_truth).item()
             log[-1]["val_loss"] = held_out
             if held_out < best or state is None:
-                best, state = held_out, {name: x.clone() for name, x in predictor.state_dict().items()}
+                best, state = held_out, {name: x.clone()
+                                         for name, x in predictor.state_dict().items()}
     if state is not None:
         predictor.load_state_dict(state)
     predictor.eval()

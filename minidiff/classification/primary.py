@@ -1,8 +1,9 @@
-"""The one comparison that a study is made for: named before any classifier is trained, and answered first.
+"""The one comparison that a study is made for: named before any classifier is trained, and answered
+first.
 
-Its difference is the mean over seeds of that of single networks. Its interval counts other patients and other seeds alike,
-for with few patients or few trainings either may be the larger part. It says nothing about another generator: all
-synthetic images of an arm come from one.
+Its difference is the mean over seeds of that of single networks. Its interval counts other patients
+and other seeds alike, for with few patients or few trainings either may be the larger part. It says
+nothing about another generator: all synthetic images of an arm come from one.
 """
 
 from __future__ import annotations
@@ -40,30 +41,37 @@ def parse(text: str, arms: Sequence[str], test_sets: Sequence[str]) -> Primary |
         return None
     match = FORM.fullmatch(text)
     if not match or match["arm"] == match["against"]:
-        raise InputError(f"--primary {text!r}; allowed are two arms and, if not test, a test set: ARM:ARM@TEST_SET")
+        raise InputError(f"--primary {text!r}; allowed are two arms and, if not test, a test set: "
+                         "ARM:ARM@TEST_SET")
     missing = [name for name in (match["arm"], match["against"]) if name not in arms]
     if missing:
-        raise InputError(f"--primary {text}: {', '.join(missing)} is not among the arms, {', '.join(arms)}")
+        raise InputError(f"--primary {text}: {', '.join(missing)} is not among the arms, "
+                         f"{', '.join(arms)}")
     if (match["test_set"] or "test") not in test_sets:
-        raise InputError(f"--primary {text}: no test set is named {match['test_set']}; there are {', '.join(test_sets)}")
+        raise InputError(f"--primary {text}: no test set is named {match['test_set']}; there are "
+                         f"{', '.join(test_sets)}")
     return Primary(match["arm"], match["against"], match["test_set"] or "test")
 
 
-def measure(primary: Primary, by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, patients: Sequence[str],
-            place: int, exclusive: bool) -> dict:
-    """The difference, its interval over other patients and other seeds, and what it would take; for JSON.
+def measure(primary: Primary, by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray,
+            patients: Sequence[str], place: int, exclusive: bool) -> dict:
+    """The difference, its interval over other patients and other seeds, and what it would take; for
+    JSON.
 
-    by_seed: of each arm the probabilities (n,k) of each seed; truth (n,k) bool. The figure is balanced accuracy, or the
-    AUROC of label number `place` where labels do not exclude each other. answer: gain, harm or not resolved. "sees": the
-    true difference that such a study would resolve four times in five; "times": how many times as many patients and
-    seeds would see two points.
+    by_seed: of each arm the probabilities (n,k) of each seed; truth (n,k) bool. The figure is
+    balanced accuracy, or the AUROC of label number `place` where labels do not exclude each other.
+    answer: gain, harm or not resolved. "sees": the true difference that such a study would resolve
+    four times in five; "times": how many times as many patients and seeds would see two points.
     """
     arms = [np.asarray(by_seed[name]) for name in (primary.arm, primary.against)]
-    each = np.array([_shares(a, truth, place, exclusive) - _shares(b, truth, place, exclusive) for a, b in zip(*arms)])
-    table = group_sums(each, patients) * len(set(patients))  # (seeds, patients), whose mean is the difference
+    each = np.array([_shares(a, truth, place, exclusive) - _shares(b, truth, place, exclusive)
+                     for a, b in zip(*arms)])
+    # (seeds, patients), whose mean is the difference
+    table = group_sums(each, patients) * len(set(patients))
     seeds, n = table.shape
-    found = {"arm": primary.arm, "against": primary.against, "test_set": primary.test_set, "seeds": seeds, "patients": n,
-             "metric": "balanced_accuracy" if exclusive else "auroc", "difference": None, "by_seed": None,
+    found = {"arm": primary.arm, "against": primary.against, "test_set": primary.test_set,
+             "seeds": seeds, "patients": n, "metric": "balanced_accuracy" if exclusive else "auroc",
+             "difference": None, "by_seed": None,
              "interval": [None, None], "answer": "not resolved", "sees": None, "times": None}
     if not np.isfinite(table).all():  # no patient on one side of the curve
         return found
@@ -72,9 +80,11 @@ def measure(primary: Primary, by_seed: Mapping[str, Sequence[np.ndarray]], truth
         return found
     variance, freedom = two_way(table)
     reach, d = float(scipy.stats.t.ppf(0.975, freedom)), found["difference"]
-    half, sees = reach * math.sqrt(variance), (reach + float(scipy.stats.norm.ppf(POWER))) * math.sqrt(variance)
+    half, sees = reach * math.sqrt(variance), (
+        reach + float(scipy.stats.norm.ppf(POWER))) * math.sqrt(variance)
     answer = "gain" if d - half > 0 else "harm" if d + half < 0 else "not resolved"
-    return {**found, "interval": [d - half, d + half], "answer": answer, "sees": sees, "times": (sees / 0.02) ** 2}
+    return {**found, "interval": [d - half, d + half], "answer": answer, "sees": sees,
+            "times": (sees / 0.02) ** 2}
 
 
 def _shares(p: np.ndarray, truth: np.ndarray, place: int, exclusive: bool) -> np.ndarray:

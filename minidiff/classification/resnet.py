@@ -27,7 +27,8 @@ from minidiff.errors import InputError
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution with padding 1 and no bias; on a CPU, where many channels meet few cells, one matrix product.
+    """A 3×3 convolution with padding 1 and no bias; on a CPU, where many channels meet few cells,
+    one matrix product.
 
     So a training step of resnet18 at 64 px, with 512 channels at 2² cells, takes .7 of the time.
     """
@@ -53,7 +54,8 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(ch_out)
         self.downsample = None
         if stride > 1 or ch_in != ch_out:
-            self.downsample = nn.Sequential(pointwise(ch_in, ch_out, stride), nn.BatchNorm2d(ch_out))
+            self.downsample = nn.Sequential(pointwise(ch_in, ch_out, stride),
+                                            nn.BatchNorm2d(ch_out))
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
@@ -62,15 +64,19 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Grey images (N, 1, H, W) → (N, outputs); `features` stops before the last layer, at (N, 8·width)."""
+    """Grey images (N, 1, H, W) → (N, outputs); `features` stops before the last layer, at (N,
+    8·width).
+    """
 
-    def __init__(self, outputs: int, *, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2), seed: int = 0):
+    def __init__(self, outputs: int, *, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2),
+                 seed: int = 0):
         super().__init__()
         if width < LEAST:
-            raise InputError(f"width {width} is not allowed: {LEAST} and more, for torch corrupts memory with 4 channels "
-                             "in a 1×1 convolution of stride 2")
-        # The constructors of torch draw weights from the global generator. Forking it leaves the caller's
-        # stream alone, and `_initialise` then draws every one of those weights again from the seed.
+            raise InputError(f"width {width} is not allowed: {LEAST} and more, for torch corrupts "
+                             "memory with 4 channels in a 1×1 convolution of stride 2")
+        # The constructors of torch draw weights from the global generator. Forking it leaves the
+        # caller's stream alone, and `_initialise` then draws every one of those weights again from
+        # the seed.
         with torch.random.fork_rng(devices=[]):
             self.conv1 = nn.Conv2d(1, width, 7, 2, 3, bias=False)
             self.bn1 = nn.BatchNorm2d(width)
@@ -78,7 +84,8 @@ class ResNet(nn.Module):
             for i, n in enumerate(blocks):
                 ch_out = width * 2**i
                 strides = [1 if i == 0 else 2] + [1] * (n - 1)
-                layer = [Block(ch if j == 0 else ch_out, ch_out, stride) for j, stride in enumerate(strides)]
+                layer = [Block(ch if j == 0 else ch_out, ch_out, stride)
+                         for j, stride in enumerate(strides)]
                 self.add_module(f"layer{i + 1}", nn.Sequential(*layer))
                 ch = ch_out
             self.fc = nn.Linear(ch, outputs)
@@ -99,9 +106,9 @@ class ResNet(nn.Module):
 def load_torchvision(net: ResNet, state: Mapping[str, Tensor]) -> list[str]:
     """Copies a torchvision resnet18 state dict into `net`; returns the names left as they were.
 
-    conv1 is summed over its three input channels: a grey image is three equal ones, so the answer is the same.
-    fc is copied when its shape agrees (1000 classes seldom do). Anything else missing, unexpected or of another
-    shape is an InputError that names it, and then `net` is untouched.
+    conv1 is summed over its three input channels: a grey image is three equal ones, so the answer
+    is the same. fc is copied when its shape agrees (1000 classes seldom do). Anything else missing,
+    unexpected or of another shape is an InputError that names it, and then `net` is untouched.
     """
     own, state = net.state_dict(), dict(state)
     if "conv1.weight" in state and state["conv1.weight"].shape[1:2] == (3,):
@@ -116,14 +123,16 @@ def load_torchvision(net: ResNet, state: Mapping[str, Tensor]) -> list[str]:
                 for k, x in state.items() if k in own and x.shape != own[k].shape]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     if any(faults.values()):
-        raise InputError("these weights are not a resnet18 of this size: "
-                         + "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names))
+        raise InputError("these weights are not a resnet18 of this size: " + "; ".join(
+            f"{what}: {_some(names)}" for what, names in faults.items() if names))
     net.load_state_dict({**own, **state})
     return kept
 
 
 def _initialise(net: nn.Module, generator: torch.Generator) -> None:
-    """torchvision's start: He-normal convolutions by fan-out, BatchNorm 1 and 0, fc uniform in ±1/√fan_in."""
+    """torchvision's start: He-normal convolutions by fan-out, BatchNorm 1 and 0, fc uniform in
+    ±1/√fan_in.
+    """
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
             fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1]

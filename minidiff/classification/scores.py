@@ -1,10 +1,13 @@
-"""Figures of a classifier on one set: accuracy, recall, areas under the curves, each with its interval.
+"""Figures of a classifier on one set: accuracy, recall, areas under the curves, each with its
+interval.
 
-    p (n,k), truth (n,k), weights (b,n) ─ figures ─▶ each figure in each of b resamples; in the set itself with weights of 1
+    p (n,k), truth (n,k), weights (b,n) ─ figures ─▶ each figure in each of b resamples; in the set
+    itself with weights of 1
 
-Point estimates, their intervals and the differences of arms (compare.py) come of the same lines. Intervals are at 95 %.
-Wilson's and DeLong's take images as independent: where patients have several, they hold what they should in 81 to 90 %
-of simulated sets, and those that resample whole patients are the ones to quote.
+Point estimates, their intervals and the differences of arms (compare.py) come of the same lines.
+Intervals are at 95 %. Wilson's and DeLong's take images as independent: where patients have
+several, they hold what they should in 81 to 90 % of simulated sets, and those that resample whole
+patients are the ones to quote.
 """
 
 from __future__ import annotations
@@ -29,16 +32,20 @@ from minidiff.statistics import (
 SPECIFICITY = 0.9   # at which sensitivities are told; its threshold comes of validation
 
 
-def figures(p: np.ndarray, truth: np.ndarray, weights: np.ndarray, exclusive: bool = True) -> dict[str, np.ndarray]:
-    """Each figure in each resample: p (n,k), truth (n,k) bool, weights (b,n), how often each image was drawn.
+def figures(p: np.ndarray, truth: np.ndarray, weights: np.ndarray,
+            exclusive: bool = True) -> dict[str, np.ndarray]:
+    """Each figure in each resample: p (n,k), truth (n,k) bool, weights (b,n), how often each image
+    was drawn.
 
-    "auroc" (b,k), each label against the rest; "auroc_macro" (b,), its mean over the labels that have both sides in the
-    set; where labels exclude each other also "accuracy" (b,) and "balanced_accuracy" (b,), the mean recall of the labels
-    of the set. nan in a resample that lacks what the set has.
+    "auroc" (b,k), each label against the rest; "auroc_macro" (b,), its mean over the labels that
+    have both sides in the set; where labels exclude each other also "accuracy" (b,) and
+    "balanced_accuracy" (b,), the mean recall of the labels of the set. nan in a resample that lacks
+    what the set has.
     """
     areas = np.stack([weighted_auroc(s, y, weights) for s, y in zip(p.T, truth.T)], 1)
     both = truth.any(0) & ~truth.all(0)
-    found = {"auroc": areas, "auroc_macro": areas[:, both].mean(1) if both.any() else np.full(len(weights), math.nan)}
+    found = {"auroc": areas, "auroc_macro": areas[:, both].mean(1) if both.any()
+             else np.full(len(weights), math.nan)}
     if exclusive:
         present = truth[:, truth.any(0)]
         right = np.take_along_axis(truth, p.argmax(1)[:, None], 1)[:, 0]
@@ -48,15 +55,19 @@ def figures(p: np.ndarray, truth: np.ndarray, weights: np.ndarray, exclusive: bo
     return found
 
 
-def score(p: np.ndarray, truth: np.ndarray, patients: Sequence[str], labels: Sequence[str], *, exclusive: bool = True,
-          thresholds: Mapping[str, float | None] | None = None, n_boot: int = 1000, seed: int = 0) -> dict:
-    """Figures of one classifier on one set, for JSON: None, or [None, None], where the set has no image to tell.
+def score(p: np.ndarray, truth: np.ndarray, patients: Sequence[str], labels: Sequence[str], *,
+          exclusive: bool = True, thresholds: Mapping[str, float | None] | None = None,
+          n_boot: int = 1000, seed: int = 0) -> dict:
+    """Figures of one classifier on one set, for JSON: None, or [None, None], where the set has no
+    image to tell.
 
-    p (n,k) probabilities, truth (n,k) bool. Intervals by patient come of n_boot resamples, normal on the logit scale, and
-    are none at 0 and at 1; n_boot 0 leaves them out. Thresholds are of `thresholds_at_specificity` on validation.
+    p (n,k) probabilities, truth (n,k) bool. Intervals by patient come of n_boot resamples, normal
+    on the logit scale, and are none at 0 and at 1; n_boot 0 leaves them out. Thresholds are of
+    `thresholds_at_specificity` on validation.
     """
     p, truth = np.asarray(p, float), np.asarray(truth, bool)
-    assert p.shape == truth.shape == (len(patients), len(labels)) and len(p), (p.shape, truth.shape, len(patients))
+    assert p.shape == truth.shape == (len(patients), len(labels)) and len(p), (p.shape, truth.shape,
+                                                                               len(patients))
     check_probabilities(p, exclusive, "score")
     whole, *parts = [_with_precision(p, truth, weights, exclusive) for weights in
                      (np.ones((1, len(p))), *patient_weights(patients, n_boot, seed))]
@@ -67,28 +78,30 @@ def score(p: np.ndarray, truth: np.ndarray, patients: Sequence[str], labels: Seq
 
     return {
         "n": len(p), "patients": len(set(patients)), **_answers(p, truth, labels, exclusive),
-        "accuracy_interval_patients": _by_patient(whole["accuracy"][0], drawn["accuracy"]) if exclusive else [None, None],
+        "accuracy_interval_patients": _by_patient(whole["accuracy"][0], drawn["accuracy"])
+        if exclusive else [None, None],
         "balanced_accuracy": finite(whole["balanced_accuracy"][0]) if exclusive else None,
-        "balanced_accuracy_interval":
-            _by_patient(whole["balanced_accuracy"][0], drawn["balanced_accuracy"]) if exclusive else [None, None],
-        "auroc_macro": finite(whole["auroc_macro"][0]),
+        "balanced_accuracy_interval": _by_patient(whole["balanced_accuracy"][0],
+                                                  drawn["balanced_accuracy"]) if exclusive
+        else [None, None], "auroc_macro": finite(whole["auroc_macro"][0]),
         "auroc_macro_interval": _by_patient(whole["auroc_macro"][0], drawn["auroc_macro"]),
         "auroc": each(lambda k: finite(whole["auroc"][0, k])),
         "auroc_interval": each(lambda k: _pair(auroc_interval(p[:, k], truth[:, k]))),
-        "auroc_interval_patients": each(lambda k: _by_patient(whole["auroc"][0, k], drawn["auroc"][:, k])),
+        "auroc_interval_patients": each(lambda k: _by_patient(whole["auroc"][0, k],
+                                                              drawn["auroc"][:, k])),
         "auprc": each(lambda k: finite(whole["auprc"][0, k])),
         "auprc_interval": each(lambda k: _by_patient(whole["auprc"][0, k], drawn["auprc"][:, k])),
         "prevalence": each(lambda k: float(truth[:, k].mean())),
-        "at_threshold": None if thresholds is None else
-            each(lambda k: at_threshold(p[:, k], truth[:, k], thresholds[labels[k]])),
+        "at_threshold": None if thresholds is None
+        else each(lambda k: at_threshold(p[:, k], truth[:, k], thresholds[labels[k]])),
     }
 
 
 def _answers(p: np.ndarray, truth: np.ndarray, labels: Sequence[str], exclusive: bool) -> dict:
     """What the likeliest label says, where labels exclude each other."""
     if not exclusive:
-        return {"accuracy": None, "accuracy_interval": [None, None], "recall": None, "recall_interval": None,
-                "confusion": None}
+        return {"accuracy": None, "accuracy_interval": [None, None], "recall": None,
+                "recall_interval": None, "confusion": None}
     confusion = truth.T.astype(int) @ np.eye(len(labels), dtype=int)[p.argmax(1)]
     right, rows = confusion.diagonal(), confusion.sum(1)
     return {
@@ -113,41 +126,50 @@ def at_threshold(scores: np.ndarray, positive: np.ndarray, threshold: float | No
 
 def thresholds_at_specificity(p: np.ndarray, truth: np.ndarray, labels: Sequence[str],
                               specificity: float = SPECIFICITY) -> dict[str, float | None]:
-    """Of each label the threshold that reaches this specificity on validation; None without an image of another label."""
+    """Of each label the threshold that reaches this specificity on validation; None without an
+    image of another label.
+    """
     truth = np.asarray(truth, bool)
-    return {label: finite(threshold_at(np.asarray(p)[:, k], truth[:, k], specificity)) for k, label in enumerate(labels)}
+    return {label: finite(threshold_at(np.asarray(p)[:, k], truth[:, k], specificity))
+            for k, label in enumerate(labels)}
 
 
 def check_probabilities(p: np.ndarray, exclusive: bool, where: str) -> None:
-    """Raise InputError for probabilities (n,k) that are not finite, not within 0 … 1, or do not sum to 1 as they should."""
+    """Raise InputError for probabilities (n,k) that are not finite, not within 0 … 1, or do not sum
+    to 1 as they should.
+    """
     p = np.asarray(p, float)
     bad = ~((p >= 0) & (p <= 1)).all(1)  # nan is neither
     if bad.any():
         row = int(bad.argmax())
-        raise InputError(f"{where}: image {row} has probabilities {', '.join(f'{x:.6g}' for x in p[row])}; "
-                         "allowed are 0 to 1")
+        raise InputError(f"{where}: image {row} has probabilities "
+                         f"{', '.join(f'{x:.6g}' for x in p[row])}; allowed are 0 to 1")
     off = np.abs(p.sum(1) - 1) > 1e-4
     if exclusive and off.any():
         row = int(off.argmax())
-        raise InputError(f"{where}: the probabilities of image {row} sum to {p[row].sum():.6g}; labels that exclude each "
-                         "other have a sum of 1")
+        raise InputError(f"{where}: the probabilities of image {row} sum to {p[row].sum():.6g}; "
+                         "labels that exclude each other have a sum of 1")
 
 
-def _with_precision(p: np.ndarray, truth: np.ndarray, weights: np.ndarray, exclusive: bool) -> dict[str, np.ndarray]:
+def _with_precision(p: np.ndarray, truth: np.ndarray, weights: np.ndarray,
+                    exclusive: bool) -> dict[str, np.ndarray]:
     precision = np.stack([weighted_precision(s, y, weights) for s, y in zip(p.T, truth.T)], 1)
     precision[:, truth.all(0)] = math.nan  # nothing to be told apart
     return {**figures(p, truth, weights, exclusive), "auprc": precision}
 
 
 def _by_patient(value: float, drawn: np.ndarray) -> list[float | None]:
-    """Interval of a figure from the standard deviation of its resamples (b,), symmetric on the logit scale.
+    """Interval of a figure from the standard deviation of its resamples (b,), symmetric on the
+    logit scale.
 
-    Of 1,000 simulated sets of 150 patients with one to three images, 45 of them positive, it holds the true AUROC in 94.7 %,
-    average precision in 93.9 %, balanced accuracy in 94.6 %; the middle 95 % of the resamples do in 93.4, 92.8, 93.3 %.
-    With 15 positive patients it holds the AUROC in 88 %. None with fewer than two resamples that have the figure.
+    Of 1,000 simulated sets of 150 patients with one to three images, 45 of them positive, it holds
+    the true AUROC in 94.7 %, average precision in 93.9 %, balanced accuracy in 94.6 %; the middle
+    95 % of the resamples do in 93.4, 92.8, 93.3 %. With 15 positive patients it holds the AUROC in
+    88 %. None with fewer than two resamples that have the figure.
     """
     drawn = drawn[~np.isnan(drawn)]
-    return _pair(logit_interval(float(value), float(drawn.std(ddof=1)) if len(drawn) > 1 else math.nan))
+    return _pair(logit_interval(float(value),
+                                float(drawn.std(ddof=1)) if len(drawn) > 1 else math.nan))
 
 
 def finite(x: float) -> float | None:

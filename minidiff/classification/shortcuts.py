@@ -1,16 +1,21 @@
-"""Before any classifier: how well is each label told without a look at the lungs? Learned on train, asked of every test set.
+"""Before any classifier: how well is each label told without a look at the lungs? Learned on train,
+asked of every test set.
 
-    header, border, 8 × 8 thumbnail, metadata    ridge logistic regression on the files as they came (data/baselines.py)
-    lungs blacked out                            a small ResNet on the study's pictures, of which the lungs are taken out
+    header, border, 8 × 8 thumbnail, metadata    ridge logistic regression on the files as they came
+                                                 (data/baselines.py)
+    lungs blacked out                            a small ResNet on the study's pictures, of which
+                                                 the lungs are taken out
 
 All but the thumbnail, in which a large disease shows, may be called a shortcut.
 
-A classifier may know a label by any of these, and then its figures on patients of the same hospitals say nothing of disease
-(Maguolo & Nanni 2021; DeGrave et al. 2021). A shortcut that fails on an external set was one of the hospital's.
+A classifier may know a label by any of these, and then its figures on patients of the same
+hospitals say nothing of disease (Maguolo & Nanni 2021; DeGrave et al. 2021). A shortcut that fails
+on an external set was one of the hospital's.
 
-Of the header a study's CNN is not given width, height, bytes, mode and format: every picture was decoded, made grey and
-brought to one square (images.square). It still sees what these did to the picture: a crop that cuts off the sides of wide
-films, the sharpness of a reduced or enlarged one, JPEG's blocks, the window of greys, and letters that were burned in.
+Of the header a study's CNN is not given width, height, bytes, mode and format: every picture was
+decoded, made grey and brought to one square (images.square). It still sees what these did to the
+picture: a crop that cuts off the sides of wide films, the sharpness of a reduced or enlarged one,
+JPEG's blocks, the window of greys, and letters that were burned in.
 """
 
 from __future__ import annotations
@@ -33,36 +38,42 @@ from minidiff.statistics import auroc_by_patient
 from minidiff.variables import Category, Findings
 
 BLACKOUT = "lungs blacked out"
-INTERNAL = "test"               # the set of the training hospitals, on which a shortcut counts as one
-RIM = 0.1                       # share of the side that is left at each edge by the box, where there are no masks
-GROWN = 0.03                    # share of the side by which masks are grown: the outermost haze is of the lung, too
+# the set of the training hospitals, on which a shortcut counts as one
+INTERNAL = "test"
+# share of the side that is left at each edge by the box, where there are no masks
+RIM = 0.1
+# share of the side by which masks are grown: the outermost haze is of the lung, too
+GROWN = 0.03
 SIDE, WIDTH = 64, 8             # px and channels of the small ResNet, …
 STEPS, BATCH, LR = 150, 64, 4e-3    # … and its training
-NAMES = {"header": "the file's header alone (size, format, bytes)", "border": "the border of the picture alone",
-         THUMBNAIL: "a thumbnail of 8 × 8 px", "metadata": "the metadata alone", BLACKOUT: "the picture without the lungs"}
+NAMES = {"header": "the file's header alone (size, format, bytes)",
+         "border": "the border of the picture alone", THUMBNAIL: "a thumbnail of 8 × 8 px",
+         "metadata": "the metadata alone", BLACKOUT: "the picture without the lungs"}
 
 
-def shortcut_audit(train: Images, tests: Mapping[str, Images], *, labels: Sequence[str], columns: Sequence[str],
+def shortcut_audit(train: Images, tests: Mapping[str, Images], *, labels: Sequence[str],
+                   columns: Sequence[str],
                    seed: int = 0, size: int = SIDE, steps: int = STEPS) -> dict:
     """AUROC of each label against the rest, by each kind of trivial features, on each test set.
 
-    `columns` are the metadata; the ResNet sees at most 64 px. Labels of fewer than 10 training patients, or faced by fewer,
-    are left out. Returns plain JSON: rows (an AUROC and its interval over patients, None where the set has one side
-    only; shortcut: in `test`, as `is_shortcut` says), shortcut, sentence (for the head of every table, "" for none),
-    region ("masks" or "box"), text (lines to print).
+    `columns` are the metadata; the ResNet sees at most 64 px. Labels of fewer than 10 training
+    patients, or faced by fewer, are left out. Returns plain JSON: rows (an AUROC and its interval
+    over patients, None where the set has one side only; shortcut: in `test`, as `is_shortcut`
+    says), shortcut, sentence (for the head of every table, "" for none), region ("masks" or "box"),
+    text (lines to print).
     """
     sets = {"train": train, **tests}
     truth = {name: truth_of(each, labels) for name, each in sets.items()}
     learnable = [k for k in range(len(labels))
-                 if min(len({p for p, is_it in zip(train.patients, truth["train"][:, k]) if is_it is side})
-                        for side in (np.True_, np.False_)) >= FEWEST]
+                 if min(len({p for p, is_it in zip(train.patients, truth["train"][:, k])
+                             if is_it is side}) for side in (np.True_, np.False_)) >= FEWEST]
     scores = trivial_scores(sets, truth, learnable, columns)
     dark, region = blackout_scores(sets, labels, seed=seed, size=min(size, SIDE), steps=steps)
     rows = []
     for kind, found in {**scores, BLACKOUT: dark}.items():
         for k in learnable:
-            rows += [_row(kind, labels[k], name, found[name][:, k], truth[name][:, k], each.patients)
-                     for name, each in tests.items()]
+            rows += [_row(kind, labels[k], name, found[name][:, k], truth[name][:, k],
+                          each.patients) for name, each in tests.items()]
     sentence = _sentence(rows)
     return {"rows": rows, "shortcut": bool(sentence), "sentence": sentence, "region": region,
             "text": [*_text(rows, region), *([sentence] if sentence else [])]}
@@ -75,9 +86,12 @@ def truth_of(each: Images, labels: Sequence[str]) -> np.ndarray:
     return Findings("label", tuple(labels)).bits(each.labels).numpy()
 
 
-def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray], learnable: Sequence[int],
+def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray],
+                   learnable: Sequence[int],
                    columns: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """features → set → log odds (N,k) of a regression fitted on train; a label that cannot be learned has zeros."""
+    """features → set → log odds (N,k) of a regression fitted on train; a label that cannot be
+    learned has zeros.
+    """
     rows = [row for each in sets.values() for row in each.rows]
     facts, _ = read_facts([row["file"] for row in rows], 8)
     for f in facts:
@@ -90,43 +104,54 @@ def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray], 
     for kind, x in features(facts, rows, columns).items():
         scores = np.zeros(positive.shape)
         for k in learnable:
-            scores[:, k] = out_of_fold(x, positive[:, k], held_out)  # two folds: each is scored by what the other taught
+            # two folds: each is scored by what the other taught
+            scores[:, k] = out_of_fold(x, positive[:, k], held_out)
         found[kind] = dict(zip(sets, np.split(scores, ends[:-1])))
     return found
 
 
 def blackout_scores(sets: Mapping[str, Images], labels: Sequence[str], *, seed: int, size: int,
                     steps: int) -> tuple[dict[str, np.ndarray], str]:
-    """Set → probabilities (N,k) of a small ResNet that was trained, and is asked, with black lungs; and by which region.
+    """Set → probabilities (N,k) of a small ResNet that was trained, and is asked, with black lungs;
+    and by which region.
 
-    The lungs are those of the data sets' masks where every image has one, else all are under one box: that some had masks
-    would itself tell something. Masks leave the outline of the lungs to be seen, and the box their upper and outer edges.
+    The lungs are those of the data sets' masks where every image has one, else all are under one
+    box: that some had masks would itself tell something. Masks leave the outline of the lungs to be
+    seen, and the box their upper and outer edges.
     """
     masks = {name: [lung_mask(row) for row in each.rows] for name, each in sets.items()}
-    region = "masks" if all(path is not None for paths in masks.values() for path in paths) else "box"
-    dark = {name: without_lungs(each.pixels, masks[name] if region == "masks" else None) for name, each in sets.items()}
+    region = "masks" if all(path is not None for paths in masks.values()
+                            for path in paths) else "box"
+    dark = {name: without_lungs(each.pixels, masks[name] if region == "masks" else None)
+            for name, each in sets.items()}
     train = sets["train"]
     target = (Category if _exclusive(train, labels) else Findings)("label", tuple(labels))
     small, known = Predictor([target], width=WIDTH, size=size, seed=seed), {"label": train.labels}
     fit(small, dark["train"], known, steps=steps, batch=BATCH, lr=LR, seed=seed, progress=BLACKOUT,
-        weights={"label": balance(target, known)} if isinstance(target, Category) else None, precision="fp32")
-    return {name: small.predict(pixels)["label"].double().numpy() for name, pixels in dark.items()}, region
+        weights={"label": balance(target, known)} if isinstance(target, Category) else None,
+        precision="fp32")
+    return {name: small.predict(pixels)["label"].double().numpy()
+            for name, pixels in dark.items()}, region
 
 
 def lung_mask(row: Row) -> Path | None:
-    """The mask of an image, if there is one: masks/lungs/<label>/<file> for images/<label>/<file>, or masks/<file> beside
-    images/<file> within a class folder, as Kaggle's COVID-19 Radiography Database has them."""
+    """The mask of an image, if there is one: masks/lungs/<label>/<file> for images/<label>/<file>,
+    or masks/<file> beside images/<file> within a class folder, as Kaggle's COVID-19 Radiography
+    Database has them."""
     path, depth = Path(row["file"]), len(Path(row["file_name"]).parts)
     for k in range(2, depth + 1):  # the `images` nearest to the file, within its data set
         if path.parts[-k] == "images":
             base, inside = path.parents[k - 1], Path(*path.parts[1 - k:])
-            found = [base / "masks" / "lungs" / inside, *([base / "masks" / inside] if k == 2 else [])]
+            found = [base / "masks" / "lungs" / inside,
+                     *([base / "masks" / inside] if k == 2 else [])]
             return next((mask for mask in found if mask.is_file()), None)
     return None
 
 
 def without_lungs(pixels: Tensor, masks: Sequence[Path] | None) -> Tensor:
-    """uint8 (N,C,S,S) → (N,1,S,S), black where the masks are over half, grown a little; or in the middle of all."""
+    """uint8 (N,C,S,S) → (N,1,S,S), black where the masks are over half, grown a little; or in the
+    middle of all.
+    """
     dark = grey(pixels).clone()
     size = dark.shape[-1]
     if masks is None:
@@ -145,11 +170,12 @@ def _exclusive(each: Images, labels: Sequence[str]) -> bool:
     return {row["label"] for row in each.rows} <= set(labels)
 
 
-def _row(kind: str, label: str, name: str, scores: np.ndarray, positive: np.ndarray, patients: Sequence[str]) -> dict:
+def _row(kind: str, label: str, name: str, scores: np.ndarray, positive: np.ndarray,
+         patients: Sequence[str]) -> dict:
     area, interval = auroc_by_patient(scores, positive, patients)
     area, low, high = (None if np.isnan(x) else float(x) for x in (area, *interval))
-    return {"features": kind, "label": label, "test_set": name, "auroc": area, "low": low, "high": high,
-            "n": int(positive.sum()), "n_rest": int((~positive).sum()),
+    return {"features": kind, "label": label, "test_set": name, "auroc": area, "low": low,
+            "high": high, "n": int(positive.sum()), "n_rest": int((~positive).sum()),
             "shortcut": name == INTERNAL and area is not None and is_shortcut(kind, area, low)}
 
 
@@ -160,23 +186,27 @@ def _sentence(rows: Sequence[dict]) -> str:
         return ""
     best = max(found, key=lambda row: row["auroc"])
     also = sorted({row["label"] for row in found} - {best["label"]})
-    return (f"SHORTCUT: {NAMES[best['features']]} tells {best['label']} from the rest with AUROC {best['auroc']:.3f} "
-            f"({best['low']:.3f} to {best['high']:.3f}, n = {best['n']} and {best['n_rest']})"
-            + (f"; and a trivial feature tells {', '.join(also)} likewise" if also else "")
-            + ". What a classifier scores on the internal test set is no evidence that it sees disease.")
+    return (f"SHORTCUT: {NAMES[best['features']]} tells {best['label']} from the rest with AUROC "
+            f"{best['auroc']:.3f} ({best['low']:.3f} to {best['high']:.3f}, n = {best['n']} and "
+            f"{best['n_rest']})" + (f"; and a trivial feature tells {', '.join(also)} likewise"
+                                    if also else "") + ". What a classifier scores on the internal "
+            "test set is no evidence that it sees disease.")
 
 
 def _text(rows: Sequence[dict], region: str) -> list[str]:
     """A line for each kind of features and label: all test sets side by side."""
-    lines = [f"Told by trivial features (lungs blacked out: {'by their masks' if region == 'masks' else 'a central box'}), "
-             "AUROC and 95 % interval over patients:"]
+    lines = [f"Told by trivial features (lungs blacked out: "
+             f"{'by their masks' if region == 'masks' else 'a central box'}), AUROC and 95 % "
+             f"interval over patients:"]
     wide = max((len(row["label"]) for row in rows), default=0)
     for kind, label in dict.fromkeys((row["features"], row["label"]) for row in rows):
-        cells = [f"{row['test_set']} {_figure(row)} n={row['n']}/{row['n_rest']}" + (" SHORTCUT" if row["shortcut"] else "")
+        cells = [f"{row['test_set']} {_figure(row)} "
+                 f"n={row['n']}/{row['n_rest']}" + (" SHORTCUT" if row["shortcut"] else "")
                  for row in rows if (row["features"], row["label"]) == (kind, label)]
         lines.append(f"  {kind:{len(BLACKOUT)}}  {label:{wide}}  " + "   ".join(cells))
     return lines
 
 
 def _figure(row: dict) -> str:
-    return "–" if row["auroc"] is None else f"{row['auroc']:.3f} ({row['low']:.2f}–{row['high']:.2f})"
+    return "–" if row[
+        "auroc"] is None else f"{row['auroc']:.3f} ({row['low']:.2f}–{row['high']:.2f})"

@@ -1,9 +1,12 @@
-"""Training the arms of a study: one network for every arm and seed, which differ in their training images alone.
+"""Training the arms of a study: one network for every arm and seed, which differ in their training
+images alone.
 
-    sets, arms ─ pairs of (arm, seed), dealt to the ranks ─ train_pair ─▶ arms/<arm>/<seed>/{predictor, result.json}
+    sets, arms ─ pairs of (arm, seed), dealt to the ranks ─ train_pair ─▶
+    arms/<arm>/<seed>/{predictor, result.json}
 
-Each pair is finished when its result.json is there, and the same call goes on from there. Steps, start, augmentation and
-order come of the seed; of the validations of a training the best is kept, and no test image has a say in anything.
+Each pair is finished when its result.json is there, and the same call goes on from there. Steps,
+start, augmentation and order come of the seed; of the validations of a training the best is kept,
+and no test image has a say in anything.
 """
 
 from __future__ import annotations
@@ -48,35 +51,42 @@ def folder_of(out: str | Path, arm: str, seed: int) -> Path:
     return Path(out) / "arms" / arm / str(seed)
 
 
-def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe, progress: str = "") -> dict:
-    """Trains one arm with one seed and writes predictor and logits of all held-out sets; a finished one is read instead."""
-    stages = kinds.training_set(arm, inputs.sets["train"], inputs.sources, positive=recipe.positive, seed=seed,
-                                subset_seed=recipe.seed)
+def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe,
+               progress: str = "") -> dict:
+    """Trains one arm with one seed and writes predictor and logits of all held-out sets; a finished
+    one is read instead.
+    """
+    stages = kinds.training_set(arm, inputs.sets["train"], inputs.sources, positive=recipe.positive,
+                                seed=seed, subset_seed=recipe.seed)
     held_out = {name: images for name, images in inputs.sets.items() if name != "train"}
     prints = {"trained_on": [fingerprint(images) for images in stages],
               "tested_on": {name: fingerprint(images) for name, images in held_out.items()}}
     if (folder / "result.json").exists():
         return check_result(read_json(folder / "result.json"), prints, folder, inputs)
-    predictor = Predictor([inputs.target], width=recipe.width, size=recipe.size, dropout=DROPOUT, seed=seed)
+    predictor = Predictor([inputs.target], width=recipe.width, size=recipe.size, dropout=DROPOUT,
+                          seed=seed)
     if recipe.init and "scratch" not in arm.words:
         begin(predictor, recipe.init)
     predictor.to(recipe.device)
     augment = next((word for word in ("plain", "strong") if word in arm.words), "classic")
-    shares = [recipe.steps] if len(stages) == 1 else [recipe.steps // 2, recipe.steps - recipe.steps // 2]
+    shares = [recipe.steps] if len(stages) == 1 else [recipe.steps // 2,
+                                                      recipe.steps - recipe.steps // 2]
     val, log = inputs.sets["val"], []
     for stage, (images, steps) in enumerate(zip(stages, shares)):
         before, columns = recipe.steps - steps if stage else 0, recipe.even if "even" in arm.words else ()
         each, of_val = ((kinds.even_weights(images, columns), kinds.even_weights(val, ())) if
                         isinstance(inputs.target, Category) else (None, None))
-        part = fit(predictor, images.pixels, {"label": images.labels}, steps=steps, batch=recipe.batch, lr=recipe.lr,
-                   seed=seed, augment=augment, each=each, validation=(val.pixels, {"label": val.labels}, of_val),
+        part = fit(predictor, images.pixels, {"label": images.labels}, steps=steps,
+                   batch=recipe.batch, lr=recipe.lr, seed=seed, augment=augment, each=each,
+                   validation=(val.pixels, {"label": val.labels}, of_val),
                    progress=progress, precision=recipe.precision)
         log += [{**line, "step": line["step"] + before} for line in part]
     last = [line for line in log if "val_loss" in line and line["step"] > recipe.steps - shares[-1]]
     predictor.save(folder)
     result = {"arm": arm.name, "seed": seed, "n_train": sum(map(len, stages)), **prints,
               "best_step": min(last, key=lambda line: line["val_loss"])["step"], "log": log,
-              "logits": {name: predictor.logits(images.pixels)["label"].tolist() for name, images in held_out.items()}}
+              "logits": {name: predictor.logits(images.pixels)["label"].tolist()
+                         for name, images in held_out.items()}}
     write_json(folder / "result.json", result)  # last: its presence says that the pair is finished
     return result
 
@@ -87,11 +97,13 @@ def check_result(result: dict, prints: Mapping, folder: Path, inputs: Inputs) ->
     if result.get("trained_on") != prints["trained_on"]:
         raise InputError(f"{path} comes of other training images than these; give another --out")
     if result.get("tested_on") != prints["tested_on"]:
-        raise InputError(f"{path} was tested on other images than these, or in another order; give another --out")
+        raise InputError(f"{path} was tested on other images than these, or in another order; give "
+                         "another --out")
     for name, logits in result["logits"].items():
         shape = (len(inputs.sets[name]), len(inputs.target.values))
         if np.shape(logits) != shape or not np.isfinite(logits).all():
-            raise InputError(f"{path}: the logits of {name} are not {shape[0]} × {shape[1]} finite numbers")
+            raise InputError(f"{path}: the logits of {name} are not {shape[0]} × {shape[1]} finite "
+                             "numbers")
     return result
 
 

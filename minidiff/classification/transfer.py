@@ -15,8 +15,9 @@ from minidiff.errors import InputError
 
 
 def begin(predictor: Predictor, path: str | Path) -> list[str]:
-    """Take over the weights of another predictor's folder (arms/real/0 or judge of a run) or of a torchvision resnet18
-    file (.pth, .safetensors); returns the names that stay as they were: the last layer, if it has other outputs."""
+    """Take over the weights of another predictor's folder (arms/real/0 or judge of a run) or of a
+    torchvision resnet18 file (.pth, .safetensors); returns the names that stay as they were: the
+    last layer, if it has other outputs."""
     state, path = read(path), Path(path)
     try:
         return load_torchvision(predictor.net, state)
@@ -25,7 +26,9 @@ def begin(predictor: Predictor, path: str | Path) -> list[str]:
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """Names → tensors of a folder or file. Nothing in a pickle is run: torch.load with weights_only."""
+    """Names → tensors of a folder or file. Nothing in a pickle is run: torch.load with
+    weights_only.
+    """
     path = Path(path)
     if path.is_dir():
         return Predictor.load(path).net.state_dict()
@@ -35,8 +38,10 @@ def read(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes torch and safetensors raise
-        raise InputError(f"--init {path}: no weights can be read from it ({str(error).splitlines()[0][:200]})") from None
+    # whatever a damaged or hostile file makes torch and safetensors raise
+    except Exception as error:
+        raise InputError(f"--init {path}: no weights can be read from it "
+                         f"({str(error).splitlines()[0][:200]})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise InputError(f"--init {path}: not a state dict, names with tensors")

@@ -1,11 +1,16 @@
-"""When should an answer not be trusted? Disagreement, prediction sets, abstaining, and images unlike any seen.
+"""When should an answer not be trusted? Disagreement, prediction sets, abstaining, and images
+unlike any seen.
 
-    members' p (m,n,k) ─ mean ─▶ entropy, mutual information ─▶ selective curve: leave the least certain to a person
-                          └────▶ Conformal: the labels that are not ruled out; each true label in its set 9 times in 10
-    features (n,d) ─ Typical ─▶ distance from the training images ─▶ is it from another world altogether?
+    members' p (m,n,k) ─ mean ─▶ entropy, mutual information ─▶ selective curve: leave the least
+    certain to a person
+                          └────▶ Conformal: the labels that are not ruled out; each true label in
+                          its set 9 times in 10
+    features (n,d) ─ Typical ─▶ distance from the training images ─▶ is it from another world
+    altogether?
 
-Members are the seeds of an ensemble (Lakshminarayanan et al. 2017) or passes with dropout. What is promised of the sets
-holds for images like those of validation; on another hospital's, `realised` says what became of it.
+Members are the seeds of an ensemble (Lakshminarayanan et al. 2017) or passes with dropout. What is
+promised of the sets holds for images like those of validation; on another hospital's, `realised`
+says what became of it.
 """
 
 from __future__ import annotations
@@ -22,33 +27,40 @@ from torch import Tensor
 from minidiff.errors import InputError
 from minidiff.statistics import Interval, auroc, auroc_interval, wilson
 
-KEPT = tuple(i / 20 for i in range(2, 21))   # shares of the images of a selective curve: a tenth to all of them
+# shares of the images of a selective curve: a tenth to all of them
+KEPT = tuple(i / 20 for i in range(2, 21))
 
 
 def entropy(p: np.ndarray, exclusive: bool = True) -> np.ndarray:
-    """Probabilities (…,k) → nats (…), 0 … ln k; of findings that go together the sum of each one's, 0 … k ln 2."""
+    """Probabilities (…,k) → nats (…), 0 … ln k; of findings that go together the sum of each one's,
+    0 … k ln 2.
+    """
     p = np.asarray(p, float)
     h = scipy.special.entr(p)
     return (h if exclusive else h + scipy.special.entr(1 - p)).sum(-1)
 
 
 def mutual_information(members: np.ndarray, exclusive: bool = True) -> np.ndarray:
-    """p (m,n,k) → nats (n,): entropy of the mean less mean of the entropies, what the members disagree about.
+    """p (m,n,k) → nats (n,): entropy of the mean less mean of the entropies, what the members
+    disagree about.
 
-    Little where all say 50 %, much where half say 0 and half 1: not the image is unclear, but training has not settled
-    it (Houlsby et al. 2011).
+    Little where all say 50 %, much where half say 0 and half 1: not the image is unclear, but
+    training has not settled it (Houlsby et al. 2011).
     """
-    return np.maximum(entropy(np.mean(members, 0), exclusive) - entropy(members, exclusive).mean(0), 0.0)
+    return np.maximum(entropy(np.mean(members, 0), exclusive) - entropy(members, exclusive).mean(0),
+                      0.0)
 
 
 @dataclass(frozen=True)
 class Conformal:
-    """Label k is in the set where p_k ≥ thresholds[k]: then a true k is missed with probability ≤ alpha, whatever its share.
+    """Label k is in the set where p_k ≥ thresholds[k]: then a true k is missed with probability ≤
+    alpha, whatever its share.
 
-    Split conformal sets with a threshold for each label (Vovk 2012, Mondrian; Sadinle et al. 2019): of all labels
-    together, the promise could be kept on the common ones alone. Of findings that go together it is on those that are
-    there. A set may have no label, which says that none is likely. It asks that the calibration images play no other
-    part; where they chose the epoch and the temperature, too, `realised` on a test set is the judge.
+    Split conformal sets with a threshold for each label (Vovk 2012, Mondrian; Sadinle et al. 2019):
+    of all labels together, the promise could be kept on the common ones alone. Of findings that go
+    together it is on those that are there. A set may have no label, which says that none is likely.
+    It asks that the calibration images play no other part; where they chose the epoch and the
+    temperature, too, `realised` on a test set is the judge.
     """
 
     alpha: float
@@ -57,28 +69,35 @@ class Conformal:
 
     @classmethod
     def fit(cls, p: np.ndarray, truth: np.ndarray, alpha: float = 0.1) -> Conformal:
-        """Thresholds from validation p (n,k) and truth (n,k) bool: the ⌊α(n_k+1)⌋-th lowest p_k among the n_k true k."""
+        """Thresholds from validation p (n,k) and truth (n,k) bool: the ⌊α(n_k+1)⌋-th lowest p_k
+        among the n_k true k.
+        """
         if not 0 < alpha < 1:
-            raise InputError(f"alpha is {alpha}; it is the share of true labels that the sets may miss, between 0 and 1")
+            raise InputError(f"alpha is {alpha}; it is the share of true labels that the sets may "
+                             "miss, between 0 and 1")
         p, truth = np.asarray(p, float), np.asarray(truth, bool)
         assert p.shape == truth.shape and np.isfinite(p).all()
         counts = [int(c) for c in truth.sum(0)]
         lowest = [np.sort(p[truth[:, k], k])[: missable(c, alpha)] for k, c in enumerate(counts)]
-        return cls(alpha, tuple(float(low[-1]) if len(low) else -math.inf for low in lowest), tuple(counts))
+        return cls(alpha, tuple(float(low[-1]) if len(low) else -math.inf for low in lowest),
+                   tuple(counts))
 
     def sets(self, p: np.ndarray) -> np.ndarray:
         """p (n,k) → bool (n,k): the labels of each image's set."""
         return np.asarray(p, float) >= np.array(self.thresholds)
 
     def remarks(self, labels: Sequence[str]) -> list[str]:
-        """A sentence for each label that is in every set, because too few calibration images have it."""
+        """A sentence for each label that is in every set, because too few calibration images have
+        it.
+        """
         need = math.ceil(1 / self.alpha - 1 - 1e-9)
-        return [f"{name} is in every set: {n} calibration images have it, and to rule it out with {1 - self.alpha:.0%} "
-                f"certainty takes {need}" for name, n, t in zip(labels, self.n, self.thresholds) if t == -math.inf]
+        return [f"{name} is in every set: {n} calibration images have it, and to rule it out with "
+                f"{1 - self.alpha:.0%} certainty takes "
+                f"{need}" for name, n, t in zip(labels, self.n, self.thresholds) if t == -math.inf]
 
     def to_json(self) -> dict:
-        return {"alpha": self.alpha, "thresholds": [t if math.isfinite(t) else None for t in self.thresholds],
-                "n": list(self.n)}
+        return {"alpha": self.alpha, "thresholds": [t if math.isfinite(t) else None
+                                                    for t in self.thresholds], "n": list(self.n)}
 
     @classmethod
     def from_json(cls, form: Mapping) -> Conformal:
@@ -88,20 +107,27 @@ class Conformal:
             found = cls(float(form["alpha"]), thresholds, tuple(int(n) for n in form["n"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"no conformal thresholds: {type(error).__name__} {error}") from None
-        if not 0 < found.alpha < 1 or len(found.n) != len(thresholds) or any(map(math.isnan, thresholds)):
-            raise InputError(f"no conformal thresholds: alpha {found.alpha}, thresholds {thresholds} for n {found.n}")
+        if not 0 < found.alpha < 1 or len(found.n) != len(thresholds) or any(map(math.isnan,
+                                                                                 thresholds)):
+            raise InputError(f"no conformal thresholds: alpha {found.alpha}, thresholds "
+                             f"{thresholds} for n {found.n}")
         return found
 
 
 def missable(n: int, alpha: float) -> int:
-    """⌊α(n+1)⌋, how many of n + 1 true labels may be missed; the 1e-9 is for products such as 0.1 · 30 = 3.0000…4."""
+    """⌊α(n+1)⌋, how many of n + 1 true labels may be missed; the 1e-9 is for products such as 0.1 ·
+    30 = 3.0000…4.
+    """
     return math.floor(alpha * (n + 1) + 1e-9)
 
 
-def coverage_interval(n: int, alpha: float, n_test: int | None = None, confidence: float = 0.95) -> Interval:
-    """Where the coverage of sets from n calibration images should lie: Beta(n + 1 − l, l), l = `missable` (Vovk 2012).
+def coverage_interval(n: int, alpha: float, n_test: int | None = None,
+                      confidence: float = 0.95) -> Interval:
+    """Where the coverage of sets from n calibration images should lie: Beta(n + 1 − l, l), l =
+    `missable` (Vovk 2012).
 
-    That is over an endless test set; the share of n_test images is beta-binomial, and wider. (1, 1) if none is missable.
+    That is over an endless test set; the share of n_test images is beta-binomial, and wider. (1, 1)
+    if none is missable.
     """
     missed, tails = missable(n, alpha), [(1 - confidence) / 2, (1 + confidence) / 2]
     if missed == 0:
@@ -113,34 +139,41 @@ def coverage_interval(n: int, alpha: float, n_test: int | None = None, confidenc
     return float(low), float(high)
 
 
-def realised(sets: np.ndarray, truth: np.ndarray, labels: Sequence[str], conformal: Conformal) -> dict:
+def realised(sets: np.ndarray, truth: np.ndarray, labels: Sequence[str],
+             conformal: Conformal) -> dict:
     """What became of the promise on a test set: sets (n,k) and truth (n,k), bool.
 
-    Of each label: n true ones, the share in whose set it is ("coverage", Wilson's "low" and "high"), "in_others" the
-    share of the rest in whose set it is as well, and where it should lie after n_cal calibration images: "beta" over
-    endless tests, "expected" over tests of n. "kept": it is not below that. None where the test set has no such image.
+    Of each label: n true ones, the share in whose set it is ("coverage", Wilson's "low" and
+    "high"), "in_others" the share of the rest in whose set it is as well, and where it should lie
+    after n_cal calibration images: "beta" over endless tests, "expected" over tests of n. "kept":
+    it is not below that. None where the test set has no such image.
     """
     sets, truth, classes = np.asarray(sets, bool), np.asarray(truth, bool), {}
     for k, name in enumerate(labels):
         with_it, n = sets[truth[:, k], k], int(truth[:, k].sum())
         low, high = wilson(int(with_it.sum()), n)
-        expected = coverage_interval(conformal.n[k], conformal.alpha, n) if n else (math.nan, math.nan)
-        classes[name] = {"n": n, "coverage": _share(with_it), "low": _json(low), "high": _json(high),
+        expected = coverage_interval(conformal.n[k], conformal.alpha, n) if n else (math.nan,
+                                                                                    math.nan)
+        classes[name] = {"n": n, "coverage": _share(with_it), "low": _json(low),
+                         "high": _json(high),
                          "in_others": _share(sets[~truth[:, k], k]), "n_cal": conformal.n[k],
                          "beta": list(coverage_interval(conformal.n[k], conformal.alpha)),
-                         "expected": [_json(x) for x in expected], "always": conformal.thresholds[k] == -math.inf,
+                         "expected": [_json(x) for x in expected],
+                         "always": conformal.thresholds[k] == -math.inf,
                          "kept": bool(with_it.mean() >= expected[0]) if n else None}
     size = sets.sum(1)
-    return {"n": len(sets), "target": 1 - conformal.alpha, "mean_size": float(size.mean()), "empty": _share(size == 0),
-            "single": _share(size == 1), "classes": classes}
+    return {"n": len(sets), "target": 1 - conformal.alpha, "mean_size": float(size.mean()),
+            "empty": _share(size == 0), "single": _share(size == 1), "classes": classes}
 
 
 def selective(uncertainty: Sequence[float], right: Sequence[bool]) -> dict:
-    """Accuracy of the most certain images, from the surest tenth to all: {"curve", "area", "area_random", "area_best"}.
+    """Accuracy of the most certain images, from the surest tenth to all: {"curve", "area",
+    "area_random", "area_best"}.
 
-    A row of the curve keeps a share of the images and all that are as certain as its last one; Wilson intervals. "area"
-    is the mean accuracy of the most certain i over i = 1 … n: one less the AURC of Geifman & El-Yaniv 2017, equal
-    uncertainties in the mean of their orders. Beside it, that of a random order and of all errors last.
+    A row of the curve keeps a share of the images and all that are as certain as its last one;
+    Wilson intervals. "area" is the mean accuracy of the most certain i over i = 1 … n: one less the
+    AURC of Geifman & El-Yaniv 2017, equal uncertainties in the mean of their orders. Beside it,
+    that of a random order and of all errors last.
     """
     u, right = np.asarray(uncertainty, float), np.asarray(right, bool)
     assert len(u) == len(right) > 0 and not np.isnan(u).any()
@@ -152,7 +185,8 @@ def selective(uncertainty: Sequence[float], right: Sequence[bool]) -> dict:
             low, high = wilson(k, n)
             curve.append({"kept": n / len(u), "accuracy": k / n, "low": low, "high": high, "n": n})
     _, tie, counts = np.unique(u, return_inverse=True, return_counts=True)
-    shared = (np.bincount(tie, right) / counts)[tie][np.argsort(u, kind="stable")]   # of a tie, all the same
+    # of a tie, all the same
+    shared = (np.bincount(tie, right) / counts)[tie][np.argsort(u, kind="stable")]
     return {"curve": curve, "area": _area(shared), "area_random": float(right.mean()),
             "area_best": _area(np.sort(right)[::-1])}
 
@@ -162,29 +196,35 @@ def _area(right: np.ndarray) -> float:
 
 
 class Typical:
-    """Distance of an image's features from the nearest label's centre, in standard deviations of the training images.
+    """Distance of an image's features from the nearest label's centre, in standard deviations of
+    the training images.
 
-    Mahalanobis distance with one covariance for all labels (Lee et al. 2018). 25 images say little of the covariance of 128
-    features, so it is shrunk towards a multiple of the identity by the share that Ledoit & Wolf (2004) find best.
+    Mahalanobis distance with one covariance for all labels (Lee et al. 2018). 25 images say little
+    of the covariance of 128 features, so it is shrunk towards a multiple of the identity by the
+    share that Ledoit & Wolf (2004) find best.
     """
 
     def __init__(self, centres: np.ndarray, whiten: np.ndarray):
-        self.centres, self.whiten = centres, whiten   # (c,d) and (d,d): whiten · whitenᵀ is the inverse covariance
+        # (c,d) and (d,d): whiten · whitenᵀ is the inverse covariance
+        self.centres, self.whiten = centres, whiten
 
     @classmethod
     def fit(cls, features: np.ndarray, truth: np.ndarray) -> Typical:
-        """Features (n,d) of training images, truth (n,k) bool: a centre for each label that has images, where labels
-        exclude each other; else one for all images, for findings that go together divide into too many groups."""
+        """Features (n,d) of training images, truth (n,k) bool: a centre for each label that has
+        images, where labels exclude each other; else one for all images, for findings that go
+        together divide into too many groups."""
         x, truth = np.asarray(features, float), np.asarray(truth, bool)
         if len(x) < 2 or not np.isfinite(x).all():
-            raise InputError(f"typical features need two images or more, all finite; there are {len(x)}")
+            raise InputError(f"typical features need two images or more, all finite; there are "
+                             f"{len(x)}")
         if not (truth.sum(1) == 1).all():
             truth = np.ones((len(x), 1), bool)
         present = truth[:, truth.any(0)]
         centres = np.stack([x[own].mean(0) for own in present.T])
         covariance = shrunk(x - centres[present.argmax(1)])
         if not np.trace(covariance) > 0:
-            raise InputError(f"the features of all {len(x)} images of a label are equal; there is no distance to measure")
+            raise InputError(f"the features of all {len(x)} images of a label are equal; there is "
+                             "no distance to measure")
         lower = scipy.linalg.cholesky(covariance, lower=True)
         return cls(centres, scipy.linalg.solve_triangular(lower, np.eye(len(lower)), lower=True).T)
 
@@ -195,7 +235,8 @@ class Typical:
 
     def state(self) -> dict[str, Tensor]:
         """Float64 tensors, for safetensors."""
-        return {"centres": torch.tensor(self.centres), "whiten": torch.tensor(np.ascontiguousarray(self.whiten))}
+        return {"centres": torch.tensor(self.centres),
+                "whiten": torch.tensor(np.ascontiguousarray(self.whiten))}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Typical:
@@ -203,43 +244,56 @@ class Typical:
 
 
 def shrunk(x: np.ndarray) -> np.ndarray:
-    """Covariance (d,d) of centred x (n,d): (1 − s) S + s μ I with μ the mean variance (Ledoit & Wolf 2004, section 3.2)."""
+    """Covariance (d,d) of centred x (n,d): (1 − s) S + s μ I with μ the mean variance (Ledoit &
+    Wolf 2004, section 3.2).
+    """
     n, d = x.shape
     covariance = x.T @ x / n
     mu = np.trace(covariance) / d
-    spread = (covariance ** 2).sum() - d * mu ** 2                                  # d · δ²: S from μI
-    noise = ((x ** 2).sum(1) ** 2).sum() / n ** 2 - (covariance ** 2).sum() / n     # d · β²: S from the truth, estimated
-    share = min(max(noise, 0.0) / spread, 1.0) if spread > 0 else 0.0               # both 0 of one feature
+    # d · δ²: S from μI
+    spread = (covariance ** 2).sum() - d * mu ** 2
+    # d · β²: S from the truth, estimated
+    noise = ((x ** 2).sum(1) ** 2).sum() / n ** 2 - (covariance ** 2).sum() / n
+    # both 0 of one feature
+    share = min(max(noise, 0.0) / spread, 1.0) if spread > 0 else 0.0
     return (1 - share) * covariance + share * mu * np.eye(d)
 
 
 def conformal_p(distance: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """(n,) → how many of the reference are as far off or farther, (1 + #) / (1 + all): a valid p of "it is like these".
+    """(n,) → how many of the reference are as far off or farther, (1 + #) / (1 + all): a valid p of
+    "it is like these".
 
-    The reference is the distances of validation images: those of training images are too short (Bates et al. 2023).
+    The reference is the distances of validation images: those of training images are too short
+    (Bates et al. 2023).
     """
     reference = np.sort(reference)
     return (1 + len(reference) - np.searchsorted(reference, distance)) / (1 + len(reference))
 
 
 def right_answers(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> np.ndarray:
-    """p (n,k), truth (n,k) bool → (n,): the likeliest label is true; every finding is on its side of one half."""
+    """p (n,k), truth (n,k) bool → (n,): the likeliest label is true; every finding is on its side
+    of one half.
+    """
     p, truth = np.asarray(p), np.asarray(truth, bool)
     if exclusive:
         return np.take_along_axis(truth, p.argmax(1)[:, None], 1)[:, 0]
     return ((p >= 0.5) == truth).all(1)
 
 
-def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], labels: Sequence[str],
-            conformal: Conformal, *, distances: Mapping[str, np.ndarray] | None = None, exclusive: bool = True) -> dict:
-    """Each set but "val" → its figures: members' p (m,n,k), truth (n,k) bool, and of `Typical` the distances (n,).
+def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
+            labels: Sequence[str], conformal: Conformal, *,
+            distances: Mapping[str, np.ndarray] | None = None, exclusive: bool = True) -> dict:
+    """Each set but "val" → its figures: members' p (m,n,k), truth (n,k) bool, and of `Typical` the
+    distances (n,).
 
-    {"n", "members", "accuracy", "conformal": `realised`, and under each of "entropy", "mutual_information" (with two
-    members or more) and "distance" (if given): "mean", "mean_right", "mean_wrong", "wrong": AUROC for being wrong, "ood":
-    AUROC for not being of the set "test", "selective"; of the distance also "atypical", the share farther off than 95 %
-    of "val"}. The accuracy is that of `right_answers` by the members' mean.
+    {"n", "members", "accuracy", "conformal": `realised`, and under each of "entropy",
+    "mutual_information" (with two members or more) and "distance" (if given): "mean", "mean_right",
+    "mean_wrong", "wrong": AUROC for being wrong, "ood": AUROC for not being of the set "test",
+    "selective"; of the distance also "atypical", the share farther off than 95 % of "val"}. The
+    accuracy is that of `right_answers` by the members' mean.
     """
-    scores = {name: _scores(p, exclusive, (distances or {}).get(name)) for name, p in members.items()}
+    scores = {name: _scores(p, exclusive, (distances or {}).get(name))
+              for name, p in members.items()}
     found = {}
     for name in members:
         if name == "val":
@@ -249,11 +303,12 @@ def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], 
         found[name] = {"n": len(p), "members": len(members[name]), "accuracy": float(right.mean()),
                        "conformal": realised(conformal.sets(p), truth[name], labels, conformal)}
         for kind, u in scores[name].items():
-            far = scores["test"][kind] if name != "test" and kind in scores.get("test", {}) else None
-            row = {"mean": float(u.mean()), "mean_right": _mean(u[right]), "mean_wrong": _mean(u[~right]),
-                   "wrong": _area_under(u, ~right), "selective": selective(u, right),
-                   "ood": None if far is None else
-                   _area_under(np.concatenate([u, far]), np.arange(len(u) + len(far)) < len(u))}
+            far = scores["test"][kind] if name != "test" and kind in scores.get("test",
+                                                                                {}) else None
+            row = {"mean": float(u.mean()), "mean_right": _mean(u[right]),
+                   "mean_wrong": _mean(u[~right]), "wrong": _area_under(u, ~right),
+                   "selective": selective(u, right), "ood": None if far is None else _area_under(
+                       np.concatenate([u, far]), np.arange(len(u) + len(far)) < len(u))}
             if kind == "distance" and "distance" in scores.get("val", {}):
                 off = conformal_p(u, scores["val"]["distance"]) <= 0.05
                 low, high = wilson(int(off.sum()), len(off))
@@ -262,7 +317,8 @@ def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], 
     return found
 
 
-def _scores(members: np.ndarray, exclusive: bool, distance: np.ndarray | None) -> dict[str, np.ndarray]:
+def _scores(members: np.ndarray, exclusive: bool,
+            distance: np.ndarray | None) -> dict[str, np.ndarray]:
     found = {"entropy": entropy(np.mean(members, 0), exclusive)}
     if len(members) > 1:
         found["mutual_information"] = mutual_information(members, exclusive)
@@ -271,8 +327,8 @@ def _scores(members: np.ndarray, exclusive: bool, distance: np.ndarray | None) -
 
 def _area_under(scores: np.ndarray, positive: np.ndarray) -> dict:
     low, high = auroc_interval(scores, positive)
-    return {"auroc": _json(auroc(scores, positive)), "low": _json(low), "high": _json(high), "n": int(positive.sum()),
-            "n_rest": int((~positive).sum())}
+    return {"auroc": _json(auroc(scores, positive)), "low": _json(low), "high": _json(high),
+            "n": int(positive.sum()), "n_rest": int((~positive).sum())}
 
 
 def _mean(values: np.ndarray) -> float | None:

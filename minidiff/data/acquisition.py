@@ -1,7 +1,9 @@
-"""Augmentation as between hospitals: what a detector, a film, a printer, a camera and a crop do to a chest X-ray.
+"""Augmentation as between hospitals: what a detector, a film, a printer, a camera and a crop do to
+a chest X-ray.
 
-A classifier that sees every training picture at another sharpness, brightness, frame and scale cannot know a hospital
-by these (domain randomisation, Tobin et al. 2017). What lies in the patients of a hospital stays.
+A classifier that sees every training picture at another sharpness, brightness, frame and scale
+cannot know a hospital by these (domain randomisation, Tobin et al. 2017). What lies in the patients
+of a hospital stays.
 """
 
 from __future__ import annotations
@@ -30,20 +32,26 @@ def vary(batch: Tensor, generators: Sequence[torch.Generator], strength: float =
     if n == 0 or strength == 0:
         return batch
     draws = torch.stack([torch.rand(DRAWS, generator=g) for g in generators]).to(batch.device)
-    u = strength * (2 * draws - 1)                                          # (N, draws) in ±strength
+    # (N, draws) in ±strength
+    u = strength * (2 * draws - 1)
     x = _moved(batch, *u[:, :5].T)
     x = _blurred(x, BLUR * side * strength * draws[:, 5])
     x = ((x + 1) / 2).clamp(1e-4, 1) ** torch.exp(GAMMA * u[:, 6]).view(n, 1, 1, 1)
     x = (x - 0.5) * (1 + GAIN * u[:, 7]).view(n, 1, 1, 1) + 0.5 + BIAS * u[:, 8].view(n, 1, 1, 1)
-    grain = torch.stack([torch.randn(1, side, side, generator=g) for g in generators]).to(batch.device)
+    grain = torch.stack([torch.randn(1, side, side, generator=g)
+                         for g in generators]).to(batch.device)
     x = x + NOISE * strength * draws[:, 9].square().view(n, 1, 1, 1) * grain  # mostly little
     return _framed(x.clamp(0, 1), FRAME * u[:, 10:14], (draws[:, 14] > 0.5).float()) * 2 - 1
 
 
-def _moved(x: Tensor, angle: Tensor, dx: Tensor, dy: Tensor, zoom: Tensor, aspect: Tensor) -> Tensor:
-    angle, scale, wide = angle * math.radians(ROTATION), torch.exp(-ZOOM * zoom), torch.exp(ASPECT * aspect)
+def _moved(x: Tensor, angle: Tensor, dx: Tensor, dy: Tensor, zoom: Tensor,
+           aspect: Tensor) -> Tensor:
+    angle, scale, wide = angle * math.radians(ROTATION), torch.exp(-ZOOM
+                                                                   * zoom), torch.exp(ASPECT
+                                                                                      * aspect)
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    theta = torch.stack([cos * wide, -sin, 2 * SHIFT * dx, sin * wide, cos, 2 * SHIFT * dy], 1).view(-1, 2, 3)
+    theta = torch.stack([cos * wide, -sin, 2 * SHIFT * dx, sin * wide, cos, 2 * SHIFT * dy],
+                        1).view(-1, 2, 3)
     places = F.affine_grid(theta, x.shape, align_corners=False)
     return F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -56,12 +64,15 @@ def _blurred(x: Tensor, sigma: Tensor) -> Tensor:
     kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=0.05)[:, None]).square())
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(c, 0)
     y = F.pad(x.reshape(1, n * c, side, side), (reach,) * 4, mode="replicate")
-    y = F.conv2d(F.conv2d(y, kernel[:, None, None, :], groups=n * c), kernel[:, None, :, None], groups=n * c)
+    y = F.conv2d(F.conv2d(y, kernel[:, None, None, :], groups=n * c), kernel[:, None, :, None],
+                 groups=n * c)
     return y.view_as(x)
 
 
 def _framed(x: Tensor, widths: Tensor, shade: Tensor) -> Tensor:
-    """A frame of one shade (N,) whose four widths (N,4), shares of the side, are often none: those below 0."""
+    """A frame of one shade (N,) whose four widths (N,4), shares of the side, are often none: those
+    below 0.
+    """
     side = x.shape[-1]
     place = (torch.arange(side, device=x.device) + 0.5) / side
     left, right, top, bottom = widths[:, :, None].unbind(1)                        # (N,1) each

@@ -1,7 +1,9 @@
-"""What can be told without a look at the lungs: small logistic regressions on trivial features, held to the patient.
+"""What can be told without a look at the lungs: small logistic regressions on trivial features,
+held to the patient.
 
-If the header, the border, a thumbnail of 8 × 8 or age and sex tell a label, then a classifier may do so by these alone,
-and its figures say nothing about disease (DeGrave et al. 2021; Maguolo & Nanni 2021).
+If the header, the border, a thumbnail of 8 × 8 or age and sex tell a label, then a classifier may
+do so by these alone, and its figures say nothing about disease (DeGrave et al. 2021; Maguolo &
+Nanni 2021).
 """
 
 from __future__ import annotations
@@ -19,15 +21,19 @@ from minidiff.statistics import auroc_by_patient
 
 FOLDS, SEED = 5, 0
 FEWEST = 10       # patients on each side, below which there is nothing to be learned
-SHORTCUT, SURE = 0.9, 0.75    # AUROC from which a trivial feature is a shortcut, or the lower end of its interval
-THUMBNAIL = "thumbnail"       # has the lungs in it: it may show a large disease, and is never called a shortcut
+# AUROC from which a trivial feature is a shortcut, or the lower end of its interval
+SHORTCUT, SURE = 0.9, 0.75
+# has the lungs in it: it may show a large disease, and is never called a shortcut
+THUMBNAIL = "thumbnail"
 
 
 def logistic(x: np.ndarray, positive: Sequence[bool], ridge: float = 1.0) -> np.ndarray:
-    """Weights (d+1,) of P(positive) = sigmoid(x·w + b), b last: the minimum of log loss + ridge/2·|w|², b left free.
+    """Weights (d+1,) of P(positive) = sigmoid(x·w + b), b last: the minimum of log loss +
+    ridge/2·|w|², b left free.
 
-    x (N,d) should be of about unit variance. Newton's method (iteratively reweighted least squares), step halved while
-    the objective does not fall; it is convex, and with a ridge strictly so in w.
+    x (N,d) should be of about unit variance. Newton's method (iteratively reweighted least
+    squares), step halved while the objective does not fall; it is convex, and with a ridge strictly
+    so in w.
     """
     x, y = np.column_stack([np.asarray(x, float), np.ones(len(x))]), np.asarray(positive, float)
     penalty = np.append(np.full(x.shape[1] - 1, float(ridge)), 1e-9)
@@ -51,8 +57,11 @@ def logistic(x: np.ndarray, positive: Sequence[bool], ridge: float = 1.0) -> np.
     return w
 
 
-def fold_of(labels: Sequence[str], patients: Sequence[str], folds: int = FOLDS, seed: int = SEED) -> np.ndarray:
-    """Fold (N,) of each image: all images of a patient in one, patients of a label dealt out evenly."""
+def fold_of(labels: Sequence[str], patients: Sequence[str], folds: int = FOLDS,
+            seed: int = SEED) -> np.ndarray:
+    """Fold (N,) of each image: all images of a patient in one, patients of a label dealt out
+    evenly.
+    """
     of = {}
     for patient, label in zip(patients, labels):
         of[patient] = min(label, of.get(patient, label))
@@ -64,7 +73,8 @@ def fold_of(labels: Sequence[str], patients: Sequence[str], folds: int = FOLDS, 
     return np.array([fold[p] for p in patients])
 
 
-def out_of_fold(x: np.ndarray, positive: Sequence[bool], fold: np.ndarray, ridge: float = 1.0) -> np.ndarray:
+def out_of_fold(x: np.ndarray, positive: Sequence[bool], fold: np.ndarray,
+                ridge: float = 1.0) -> np.ndarray:
     """Log odds (N,) that each image is positive, from a regression that has not seen its fold."""
     x, positive = np.asarray(x, float), np.asarray(positive, bool)
     scores = np.zeros(len(x))
@@ -72,28 +82,33 @@ def out_of_fold(x: np.ndarray, positive: Sequence[bool], fold: np.ndarray, ridge
         seen = fold != k
         mean, std = x[seen].mean(0), x[seen].std(0)
         z = (x - mean) / np.where(std > 1e-9, std, 1.0)
-        z = np.clip(z * (std > 1e-9), -8, 8)  # a constant column tells nothing; an outlier no more than 8 deviations
+        # a constant column tells nothing; an outlier no more than 8 deviations
+        z = np.clip(z * (std > 1e-9), -8, 8)
         w = logistic(z[seen], positive[seen], ridge)
         scores[~seen] = z[~seen] @ w[:-1] + w[-1]
     return scores
 
 
-def features(facts: Sequence[Facts], rows: Sequence[Row], columns: Sequence[str]) -> dict[str, np.ndarray]:
+def features(facts: Sequence[Facts], rows: Sequence[Row],
+             columns: Sequence[str]) -> dict[str, np.ndarray]:
     """What a trivial classifier may look at: name → (N,d)."""
     size = np.log([[f.width, f.height, f.bytes] for f in facts])
     wide, high, heavy = size.T
     kinds = [_one_hot([str(getattr(f, name)) for f in facts])
              for name in ("mode", "format", "bits", "channels", "carries", "turned")]
-    found = {"header": np.column_stack([size, abs(wide - high), wide == high, np.minimum(wide, high),
-                                        heavy - wide - high, *kinds]),
-             "border": np.stack([f.border for f in facts]), THUMBNAIL: np.stack([f.thumbnail for f in facts])}
+    found = {"header": np.column_stack([size, abs(wide - high), wide == high,
+                                        np.minimum(wide, high), heavy - wide - high, *kinds]),
+             "border": np.stack([f.border for f in facts]),
+             THUMBNAIL: np.stack([f.thumbnail for f in facts])}
     known = [block for name in columns if (block := _column(name, rows)) is not None]
     return found | ({"metadata": np.column_stack(known)} if known else {})
 
 
-def baselines(found: dict[str, np.ndarray], labels: Sequence[str], patients: Sequence[str]) -> list[dict]:
-    """For each kind of features and each label, how well they tell it from all others, by patient-grouped 5-fold
-    cross-validation: AUROC, its interval, n. A label of fewer than 10 patients, or faced by fewer, is left out."""
+def baselines(found: dict[str, np.ndarray], labels: Sequence[str],
+              patients: Sequence[str]) -> list[dict]:
+    """For each kind of features and each label, how well they tell it from all others, by
+    patient-grouped 5-fold cross-validation: AUROC, its interval, n. A label of fewer than 10
+    patients, or faced by fewer, is left out."""
     labels, patients, result = np.asarray(labels), np.asarray(patients), []
     fold = fold_of(labels, patients)
     for label in sorted(set(labels)):
@@ -102,8 +117,9 @@ def baselines(found: dict[str, np.ndarray], labels: Sequence[str], patients: Seq
             continue
         for name, x in found.items():
             area, (low, high) = auroc_by_patient(out_of_fold(x, ours, fold), ours, patients)
-            result.append({"features": name, "label": str(label), "auroc": area, "low": low, "high": high,
-                           "n": int(ours.sum()), "n_rest": int((~ours).sum()), "patients": len(set(patients)),
+            result.append({"features": name, "label": str(label), "auroc": area, "low": low,
+                           "high": high, "n": int(ours.sum()), "n_rest": int((~ours).sum()),
+                           "patients": len(set(patients)),
                            "shortcut": is_shortcut(name, area, low)})
         if len(set(labels)) == 2:  # the other label is told by the same numbers
             break
@@ -116,13 +132,15 @@ def is_shortcut(features: str, area: float, low: float) -> bool:
 
 
 def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
-    """A column as features: a number with the mean where it is unknown, a category and findings as 0 and 1, and whether it
-    is known."""
+    """A column as features: a number with the mean where it is unknown, a category and findings as
+    0 and 1, and whether it is known."""
     cells = [row.get(name, "") for row in rows]
     try:
         variable = var.infer(name, cells)
-    except InputError:  # nothing in it, one value only, or a hundred: then all that it can tell is where it is empty
-        return np.array([[cell != ""] for cell in cells], float) if "" in cells and any(cells) else None
+    # nothing in it, one value only, or a hundred: then all that it can tell is where it is empty
+    except InputError:
+        return np.array([[cell != ""] for cell in cells],
+                        float) if "" in cells and any(cells) else None
     if isinstance(variable, var.Category):
         return _one_hot(cells)
     if isinstance(variable, var.Findings):

@@ -1,15 +1,17 @@
-"""Images that are there twice: exact copies, and copies that were flipped, cropped, compressed or brightened.
+"""Images that are there twice: exact copies, and copies that were flipped, cropped, compressed or
+brightened.
 
-    hash     the 16 × 16 slowest cosine waves of an image, as in a perceptual hash (Zauner 2010), but with their values
-             kept and weighted by frequency, and what all images of a larger set share taken out (else every chest is
-             like every other); pairs whose hashes correlate are candidates. Every image asks in 38 versions of itself:
-             enlarged up to a ninth from nine places, and flipped, which only turns signs of waves
-    pixels   one image of a candidate is laid over the other by the affine map that least squares finds (Lucas & Kanade
-             1981); the distance is 1 − the correlation of their fine detail. Two films of one patient may agree in
-             outline to a hair, and still differ in detail
+    hash     the 16 × 16 slowest cosine waves of an image, as in a perceptual hash (Zauner 2010),
+             but with their values kept and weighted by frequency, and what all images of a larger
+             set share taken out (else every chest is like every other); pairs whose hashes
+             correlate are candidates. Every image asks in 38 versions of itself: enlarged up to a
+             ninth from nine places, and flipped, which only turns signs of waves
+    pixels   one image of a candidate is laid over the other by the affine map that least squares
+             finds (Lucas & Kanade 1981); the distance is 1 − the correlation of their fine detail.
+             Two films of one patient may agree in outline to a hair, and still differ in detail
 
-The distance of a pair depends neither on brightness and contrast nor on the other images. An image of one grey has no
-detail: it is like no other here, and only `exact_duplicates` finds it twice.
+The distance of a pair depends neither on brightness and contrast nor on the other images. An image
+of one grey has no detail: it is like no other here, and only `exact_duplicates` finds it twice.
 """
 
 from __future__ import annotations
@@ -29,16 +31,24 @@ from tqdm import tqdm
 
 Pair = tuple[int, int, float]
 
-SIDE, WAVES = 96, 16               # px a side at which images are compared; waves a side in the hash
-ZOOMS = (1.055, 1.11)              # in which a copy's crop is looked for; least squares does the rest
-LARGER = 200                       # images from which what they share is known well enough to be taken out
-ALIKE, ALIKE_PLAIN = 0.81, 0.90    # correlation of hashes from which a pair is looked at; if nothing was taken out
-LOOKED_AT = 8                      # pairs of one image, at the most: those of the highest correlation
-SAME, SAME_SMALL = 0.04, 0.25      # distance up to which it is reported; up to which it is looked at, at half the side
-FINE, COARSE, LOCAL = 1.0, 3.0, 3.0  # px: detail lies between these blurs; its strength is evened out over this one
+# px a side at which images are compared; waves a side in the hash
+SIDE, WAVES = 96, 16
+# in which a copy's crop is looked for; least squares does the rest
+ZOOMS = (1.055, 1.11)
+# images from which what they share is known well enough to be taken out
+LARGER = 200
+# correlation of hashes from which a pair is looked at; if nothing was taken out
+ALIKE, ALIKE_PLAIN = 0.81, 0.90
+# pairs of one image, at the most: those of the highest correlation
+LOOKED_AT = 8
+# distance up to which it is reported; up to which it is looked at, at half the side
+SAME, SAME_SMALL = 0.04, 0.25
+# px: detail lies between these blurs; its strength is evened out over this one
+FINE, COARSE, LOCAL = 1.0, 3.0, 3.0
 ROUNDS = 6, 4                      # of least squares, at half the side and at the side
 REACH = 0.15                       # how far its map may go from where it began
-DARK, BRIGHT, INNER = 4, 250, 0.9  # grey values and place (of the half side) within which pixels are compared
+# grey values and place (of the half side) within which pixels are compared
+DARK, BRIGHT, INNER = 4, 250, 0.9
 
 
 def exact_duplicates(images: Tensor) -> list[Pair]:
@@ -49,11 +59,13 @@ def exact_duplicates(images: Tensor) -> list[Pair]:
 
 
 def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
-    """Pairs that show one and the same film: uint8 (N,3,H,W) → (i, j, distance), i < j, the nearest first.
+    """Pairs that show one and the same film: uint8 (N,3,H,W) → (i, j, distance), i < j, the nearest
+    first.
 
-    The distance is 0 for equal pixels, below .04 for a copy as described above, and above it for another film.
-    at_most is for images of 96 px or more; below, where there is less detail to differ in, it shrinks with the side.
-    Of a film that is there more than nine times not every pair is listed.
+    The distance is 0 for equal pixels, below .04 for a copy as described above, and above it for
+    another film. at_most is for images of 96 px or more; below, where there is less detail to
+    differ in, it shrinks with the side. Of a film that is there more than nine times not every pair
+    is listed.
     """
     x = small(images)
     at_most = at_most * x.shape[-1] / SIDE
@@ -68,12 +80,14 @@ def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
             found |= zip((keys[k] for k in part.tolist()), distances.tolist())
         bar.update(asked)
     bar.close()
-    return sorted(((i, j, d) for (i, j), d in found.items() if d <= at_most), key=lambda pair: (pair[2], pair))
+    return sorted(((i, j, d) for (i, j), d in found.items() if d <= at_most),
+                  key=lambda pair: (pair[2], pair))
 
 
 def by_patient(pairs: Sequence[Pair], patients: Sequence[str]) -> dict:
-    """What a list of pairs means: how many they are, images to leave out so that none is there twice, and the pairs
-    whose two images have different patients, which may put one film on both sides of a split."""
+    """What a list of pairs means: how many they are, images to leave out so that none is there
+    twice, and the pairs whose two images have different patients, which may put one film on both
+    sides of a split."""
     films = connected(len(patients), [(i, j) for i, j, _ in pairs])
     return {"pairs": len(pairs), "surplus": len(films) - len(set(films.tolist())),
             "across_patients": [(i, j, d) for i, j, d in pairs if patients[i] != patients[j]]}
@@ -87,19 +101,23 @@ def connected(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def small(images: Tensor, side: int = SIDE) -> Tensor:
-    """uint8 (N,C,H,W) → grey of this side or less, by the mean over areas: float16 (N,1,side,side) in 0…255, so that
-    20,000 images take 370 MB."""
+    """uint8 (N,C,H,W) → grey of this side or less, by the mean over areas: float16 (N,1,side,side)
+    in 0…255, so that 20,000 images take 370 MB."""
     side = min(side, *images.shape[2:])
     if not len(images):
         return torch.empty(0, 1, side, side, dtype=torch.float16)
-    return torch.cat([F.interpolate(part.float().mean(1, keepdim=True), (side, side), mode="area").half()
-                      for part in images.split(256)])
+    return torch.cat([F.interpolate(part.float().mean(1, keepdim=True), (side, side),
+                                    mode="area").half() for part in images.split(256)])
 
 
 def _starts() -> Tensor:
-    """The versions as maps (38,2,3) from places of the version to places of the image; the second half is flipped."""
-    places = [(1.0, 0, 0)] + [(zoom, *at) for zoom in ZOOMS for at in itertools.product((-1, 0, 1), repeat=2)]
-    maps = torch.tensor([[[1 / z, 0, dx * (1 - 1 / z)], [0, 1 / z, dy * (1 - 1 / z)]] for z, dy, dx in places])
+    """The versions as maps (38,2,3) from places of the version to places of the image; the second
+    half is flipped.
+    """
+    places = [(1.0, 0, 0)] + [(zoom, *at) for zoom in ZOOMS
+                              for at in itertools.product((-1, 0, 1), repeat=2)]
+    maps = torch.tensor([[[1 / z, 0, dx * (1 - 1 / z)], [0, 1 / z, dy * (1 - 1 / z)]]
+                         for z, dy, dx in places])
     return torch.cat([maps, maps * torch.tensor([-1.0, 1, 1])])
 
 
@@ -112,19 +130,25 @@ def _hash(x: Tensor) -> Tensor:
 
 
 def _candidates(x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Pairs whose hashes correlate: (number of images that asked, pairs (n,2), maps to begin with (n,2,3)), in turns."""
+    """Pairs whose hashes correlate: (number of images that asked, pairs (n,2), maps to begin with
+    (n,2,3)), in turns.
+    """
     starts, waves = _starts(), min(WAVES, x.shape[-1])
     flip = torch.ones(waves, waves)
     flip[:, 1::2] = -1                                     # waves that are odd from left to right
     flip, half = flip.flatten()[1:], starts[: len(starts) // 2]
-    hashes = torch.cat([_hash(part[:, 0].float()) for part in x.split(1024)]) if len(x) else torch.empty(0, 1)
+    hashes = torch.cat([_hash(part[:, 0].float())
+                        for part in x.split(1024)]) if len(x) else torch.empty(0, 1)
     special, alike = (_special(hashes), ALIKE) if len(x) >= LARGER else (lambda h: h, ALIKE_PLAIN)
     hashes = special(hashes)
     for first in range(0, len(x), 32):
         part = x[first : first + 32].float()
-        versions = torch.stack([_hash(_warp(part, start.expand(len(part), 2, 3))[:, 0]) for start in half])
-        best, which = (special(torch.cat([versions, versions * flip])) @ hashes.T).max(0)        # (32, N)
-        best[torch.arange(len(part)), torch.arange(first, first + len(part))] = 0   # each image with itself
+        versions = torch.stack([_hash(_warp(part, start.expand(len(part), 2, 3))[:, 0])
+                                for start in half])
+        # (32, N)
+        best, which = (special(torch.cat([versions, versions * flip])) @ hashes.T).max(0)
+        # each image with itself
+        best[torch.arange(len(part)), torch.arange(first, first + len(part))] = 0
         best, j = best.topk(min(LOOKED_AT, len(x)), dim=1)
         i, place = (best > alike).nonzero(as_tuple=True)
         j = j[i, place]
@@ -132,7 +156,9 @@ def _candidates(x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 
 def _special(hashes: Tensor) -> Callable[[Tensor], Tensor]:
-    """A map of hashes that takes off their mean and brings the spread along each principal axis to its square root."""
+    """A map of hashes that takes off their mean and brings the spread along each principal axis to
+    its square root.
+    """
     mean, (values, axes) = hashes.mean(0), torch.linalg.eigh(torch.cov(hashes.T))
     weighted = axes * (values.clamp(min=0) + 0.1 * values.mean()) ** -0.25
     return lambda h: F.normalize((h - mean) @ weighted, dim=-1)
@@ -141,8 +167,9 @@ def _special(hashes: Tensor) -> Callable[[Tensor], Tensor]:
 def laid_over(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
     """1 − correlation of the detail of x, laid over y: (n,1,s,s) in 0…255 each → (n,), at most 1.
 
-    maps (n,2,3) say where in x a place of y is to be looked for at first, both in −1…1 (as in `affine_grid`). 1 where the
-    two cannot be laid over each other, or are found too unlike at half the side to be worth it.
+    maps (n,2,3) say where in x a place of y is to be looked for at first, both in −1…1 (as in
+    `affine_grid`). 1 where the two cannot be laid over each other, or are found too unlike at half
+    the side to be worth it.
     """
     result, rest, begun = torch.ones(len(x)), torch.arange(len(x)), maps
     if x.shape[-1] >= 64:
@@ -158,34 +185,42 @@ def laid_over(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
 
 
 def _lay(x: Tensor, y: Tensor, maps: Tensor, rounds: int) -> Tensor:
-    """Improve maps (n,2,3), so that x at map(place) is y at the place, by Gauss–Newton on the squared difference."""
+    """Improve maps (n,2,3), so that x at map(place) is y at the place, by Gauss–Newton on the
+    squared difference.
+    """
     side = x.shape[-1]
     u = (torch.arange(side) + 0.5) / side * 2 - 1
     u, v = u.expand(side, side), u[:, None].expand(side, side)
     for _ in range(rounds):
         w = _warp(x, maps)
-        dx = F.pad(w[..., 2:] - w[..., :-2], (1, 1)) * side / 4         # per unit of place, of which a side has 2
+        # per unit of place, of which a side has 2
+        dx = F.pad(w[..., 2:] - w[..., :-2], (1, 1)) * side / 4
         dy = F.pad(w[..., 2:, :] - w[..., :-2, :], (0, 0, 1, 1)) * side / 4
         slopes = torch.cat([dx * u, dx * v, dx, dy * u, dy * v, dy], 1).flatten(2)
         normal = slopes @ slopes.mT
         normal = normal + 1e-3 * torch.diag_embed(normal.diagonal(dim1=1, dim2=2) + 1)
-        step = torch.linalg.solve(normal, slopes @ (y - w).flatten(1)[..., None]).view(-1, 2, 3).clamp(-0.05, 0.05)
+        step = torch.linalg.solve(
+            normal, slopes @ (y - w).flatten(1)[..., None]).view(-1, 2, 3).clamp(-0.05, 0.05)
         step = step + torch.eye(3)[:2]
-        maps = torch.cat([maps[..., :2] @ step[..., :2], maps[..., :2] @ step[..., 2:] + maps[..., 2:]], 2)
+        maps = torch.cat([maps[..., :2] @ step[..., :2],
+                          maps[..., :2] @ step[..., 2:] + maps[..., 2:]], 2)
     return maps
 
 
 def _apart(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
-    """1 − correlation of detail where both have some: inside, and neither black nor white; times the whole by this part,
-    since a small part is more easily alike. At most 1."""
+    """1 − correlation of detail where both have some: inside, and neither black nor white; times
+    the whole by this part, since a small part is more easily alike. At most 1."""
     x = _warp(x, maps)
     inside = F.affine_grid(maps, x.shape, align_corners=False).abs().amax(-1)[:, None] < 0.97
     inner = ((torch.arange(x.shape[-1]) + 0.5) / x.shape[-1] * 2 - 1).abs() < INNER
-    use = inside & inner & inner[:, None] & (torch.minimum(x, y) > DARK) & (torch.maximum(x, y) < BRIGHT)
+    use = inside & inner & inner[:, None] & (torch.minimum(x, y) > DARK) & (
+        torch.maximum(x, y) < BRIGHT)
     n = use.sum((1, 2, 3)).clamp(min=1)
-    a, b = (d - ((d * use).sum((1, 2, 3)) / n)[:, None, None, None] for d in (_detail(x), _detail(y)))
+    a, b = (d - ((d * use).sum((1, 2, 3)) / n)[:, None, None, None]
+            for d in (_detail(x), _detail(y)))
     a, b = a * use, b * use
-    alike = (a * b).sum((1, 2, 3)) / (a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3))).clamp(min=1e-12).sqrt()
+    alike = (a * b).sum((1, 2, 3)) / (
+        a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3))).clamp(min=1e-12).sqrt()
     return ((1 - alike) * inner.sum() ** 2 / n).clamp(0, 1)
 
 
@@ -205,12 +240,16 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
 
 @lru_cache
 def _blurring(side: int, sigma: float) -> Tensor:
-    """A Gaussian blur as a matrix (side, side), which for so few pixels is faster than a convolution; edges go on."""
-    at, reach = torch.arange(side)[:, None], torch.arange(-math.ceil(3 * sigma), math.ceil(3 * sigma) + 1)
+    """A Gaussian blur as a matrix (side, side), which for so few pixels is faster than a
+    convolution; edges go on.
+    """
+    at, reach = torch.arange(side)[:, None], torch.arange(-math.ceil(3 * sigma),
+                                                          math.ceil(3 * sigma) + 1)
     weights = torch.exp(-reach.square() / (2 * sigma**2))
     weights = (weights / weights.sum()).expand(side, -1)
     return torch.zeros(side, side).scatter_add_(1, (at + reach).clamp(0, side - 1), weights)
 
 
 def _warp(x: Tensor, maps: Tensor) -> Tensor:
-    return F.grid_sample(x, F.affine_grid(maps, x.shape, align_corners=False), padding_mode="border", align_corners=False)
+    return F.grid_sample(x, F.affine_grid(maps, x.shape, align_corners=False),
+                         padding_mode="border", align_corners=False)

@@ -1,6 +1,8 @@
-"""What one image file is, beside a picture: its header, its border, its greys, and letters that were burned into it.
+"""What one image file is, beside a picture: its header, its border, its greys, and letters that
+were burned into it.
 
-An audit reads every file once and keeps no more than this of it, and a small square: 12 kB an image.
+An audit reads every file once and keeps no more than this of it, and a small square: 12 kB an
+image.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from tqdm import tqdm
 from minidiff.data import images
 from minidiff.errors import InputError
 
-THUMBNAIL, EDGE, RIM = 8, 64, 4  # px: side of the thumbnail; side at which the border is cut off, and its width
+# px: side of the thumbnail; side at which the border is cut off, and its width
+THUMBNAIL, EDGE, RIM = 8, 64, 4
 BINS = 64                        # of the histogram of greys
 FLAT = 8                         # grey values within which a part of the image counts as constant
 LOOK = 640                       # px: longer side, at the most, at which letters are looked for
-STROKE, PEAK = 45, 80            # grey values by which a letter's strokes, and their middle, stand out from around them
+# grey values by which a letter's strokes, and their middle, stand out from around them
+STROKE, PEAK = 45, 80
 LETTERS = 3                      # that stand in line, before they are text
 WIDE = {"I": 16, "I;16": 16, "I;16B": 16, "I;16L": 16, "1": 1}
 
@@ -53,16 +57,19 @@ class Facts(NamedTuple):
 
 
 def read_facts(files: Sequence[str | Path], side: int) -> tuple[list[Facts], np.ndarray]:
-    """Facts of each file, and the middle of each picture as a grey square, uint8 (N,side,side), in which copies are
-    looked for; black where a file cannot be read."""
+    """Facts of each file, and the middle of each picture as a grey square, uint8 (N,side,side), in
+    which copies are looked for; black where a file cannot be read."""
     squares = np.zeros((len(files), side, side), np.uint8)
     with ThreadPoolExecutor() as pool:
         found = pool.map(facts, files, squares)
-        return list(tqdm(found, "reading images", len(files), unit=" images", disable=len(files) < 200)), squares
+        return list(tqdm(found, "reading images", len(files), unit=" images",
+                         disable=len(files) < 200)), squares
 
 
 def typical_side(files: Iterable[str | Path], at_most: int) -> int:
-    """The shorter side that nine of ten readable images have, from their headers alone; 8 to at_most."""
+    """The shorter side that nine of ten readable images have, from their headers alone; 8 to
+    at_most.
+    """
     sides = []
     for file in files:
         try:
@@ -74,30 +81,36 @@ def typical_side(files: Iterable[str | Path], at_most: int) -> int:
 
 
 def facts(file: str | Path, square: np.ndarray) -> Facts:
-    """All of one file, whose middle is written into `square`; never raises for what is in the file."""
+    """All of one file, whose middle is written into `square`; never raises for what is in the
+    file.
+    """
     try:
         picture = images.read(file)
     except InputError as error:
         return Facts(fault=str(error))
     data = Path(file).read_bytes()
-    with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:  # only after images.read has let it pass
+    # only after images.read has let it pass
+    with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
         image.load()
         exif = image.getexif()
         carries = [*(["EXIF"] if len(exif) else []),
-                   *(k for k, v in image.info.items() if isinstance(v, (str, bytes)) and k not in ("exif", "icc_profile",
-                     "transparency", "jfif_unit", "background"))]
-        header = {"bytes": len(data), "format": image.format or "", "mode": image.mode, "bits": WIDE.get(image.mode, 8),
+                   *(k for k, v in image.info.items() if isinstance(v, (str, bytes)) and k not in (
+                       "exif", "icc_profile", "transparency", "jfif_unit", "background"))]
+        header = {"bytes": len(data), "format": image.format or "", "mode": image.mode,
+                  "bits": WIDE.get(image.mode, 8),
                   "turned": exif.get(0x0112, 1) != 1, "carries": tuple(sorted(carries))}
     grey = picture[0] if len(picture) == 1 else picture.mean(0).astype(np.uint8)
     whole = Image.fromarray(grey)
     square[:] = images.square(grey[None], len(square))[0]
     counts = np.bincount(grey.ravel(), minlength=256)
-    return Facts(**header, channels=len(picture), width=grey.shape[1], height=grey.shape[0],
-                 pixels=hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest(),
-                 constant=float(np.convolve(counts, np.ones(FLAT), "valid").max() / grey.size), text=tuple(text(grey)),
-                 histogram=counts.reshape(BINS, -1).sum(1) / grey.size,
-                 thumbnail=np.asarray(whole.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), float).ravel(),
-                 border=_border(np.asarray(whole.resize((EDGE, EDGE), Image.Resampling.BOX), float)))
+    return Facts(
+        **header, channels=len(picture), width=grey.shape[1], height=grey.shape[0],
+        pixels=hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest(),
+        constant=float(np.convolve(counts, np.ones(FLAT), "valid").max() / grey.size),
+        text=tuple(text(grey)), histogram=counts.reshape(BINS, -1).sum(1) / grey.size,
+        thumbnail=np.asarray(whole.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX),
+                             float).ravel(),
+        border=_border(np.asarray(whole.resize((EDGE, EDGE), Image.Resampling.BOX), float)))
 
 
 def _border(x: np.ndarray) -> np.ndarray:
@@ -109,8 +122,9 @@ def _border(x: np.ndarray) -> np.ndarray:
 def text(grey: np.ndarray) -> list[Box]:
     """Lines of 3 or more letters, bright on dark or dark on bright: uint8 (H,W) → boxes.
 
-    A letter is a connected stroke of high contrast, small and not much wider than high; letters of a line have about one
-    height, stand at one height, and next to each other. A single L or R is no line.
+    A letter is a connected stroke of high contrast, small and not much wider than high; letters of
+    a line have about one height, stand at one height, and next to each other. A single L or R is no
+    line.
     """
     zoom = max(1, round(max(grey.shape) / LOOK))
     x = np.asarray(Image.fromarray(grey).reduce(zoom), np.float32)
@@ -126,7 +140,8 @@ def _letters(contrast: np.ndarray, tallest: int) -> list[Box]:
     areas, found = np.bincount(named.ravel(), minlength=n + 1), []
     for k, (rows, columns) in enumerate(scipy.ndimage.find_objects(named), 1):
         high, wide = rows.stop - rows.start, columns.stop - columns.start
-        if not (5 <= high <= tallest and wide <= 1.6 * high and areas[k] / (high * wide) > 0.15 and areas[k] >= 6):
+        if not (5 <= high <= tallest and wide <= 1.6 * high and areas[k] / (high * wide) > 0.15
+                and areas[k] >= 6):
             continue
         if contrast[rows, columns][named[rows, columns] == k].max() > PEAK:
             found.append((columns.start, rows.start, columns.stop, rows.stop))

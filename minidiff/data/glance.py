@@ -13,10 +13,11 @@ from minidiff.data.table import Table
 WIDEST = 8  # labels side by side; of more, the most frequent
 
 
-def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | None = None, size: int = 0,
-           root: str | Path = "") -> str:
-    """Images of each set by label, patients, colour, and what reading them remarked. `tables`: set → its rows; `size`: the
-    side to which they are brought, px; `root`: the folder where a split that was made here is kept."""
+def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | None = None,
+           size: int = 0, root: str | Path = "") -> str:
+    """Images of each set by label, patients, colour, and what reading them remarked. `tables`: set
+    → its rows; `size`: the side to which they are brought, px; `root`: the folder where a split
+    that was made here is kept."""
     rows = [row for table in tables.values() for row in table.rows]
     counts = Counter(row["label"] for row in rows)
     labels = sorted(label for label, _ in counts.most_common(WIDEST))
@@ -26,18 +27,23 @@ def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | 
         own = Counter(table.column("label"))
         cells = [own[label] for label in labels]
         cells += [len(table) - sum(cells)] if len(counts) > WIDEST else []
-        lines.append([name, *(f"{n:,}" for n in (*cells, len(table), len(set(table.column("patient")))))])
+        lines.append([name,
+                      *(f"{n:,}" for n in (*cells, len(table), len(set(table.column("patient")))))])
     wide = [max(len(line[k]) for line in lines) for k in range(len(header))]
     text = [f"data: {' '.join(folders)}"]
-    text += ["  " + "  ".join(cell.rjust(w) for cell, w in zip(line, wide)).rstrip() for line in lines]
+    text += ["  " + "  ".join(cell.rjust(w) for cell, w in zip(line, wide)).rstrip()
+             for line in lines]
     assumed = any(table.patients_assumed for name, table in tables.items() if name != "synthetic")
     colour = {None: [], True: ["grey"], False: ["colour"]}[grey]
-    text += ["  " + "; ".join(["patients assumed: one image, one patient" if assumed else "patients known", *colour])]
+    text += ["  " + "; ".join(["patients assumed: one image, one patient" if assumed
+                               else "patients known", *colour])]
     side = typical_side((row["file"] for row in rows), size) if size else 0
-    text += [f"  most images have {side} px or fewer and are enlarged to {size}, which blurs them"] if side < size else []
+    text += [f"  most images have {side} px or fewer and are enlarged to {size}, which blurs "
+             f"them"] if side < size else []
     notes = dict.fromkeys(note for table in tables.values() for note in table.notes)
     notes = [note.replace("kept in split-", f"kept in {Path(root) / 'split-'}") for note in notes]
-    return "\n".join(text + [f"  {note}" for note in notes if "one image = one patient" not in note])
+    return "\n".join(text + [f"  {note}" for note in notes
+                             if "one image = one patient" not in note])
 
 
 def by_split(table: Table) -> dict[str, Table]:

@@ -1,7 +1,8 @@
 """The only reader and the only writer of image files: whatever came in, uint8 (C,H,W) comes out.
 
-A file is taken as untrusted: only the PNG and JPEG decoders are let near it, its size is judged from the header before
-a pixel is decoded, and every fault becomes one `InputError` that names the file. Metadata (EXIF, text) stays behind.
+A file is taken as untrusted: only the PNG and JPEG decoders are let near it, its size is judged
+from the header before a pixel is decoded, and every fault becomes one `InputError` that names the
+file. Metadata (EXIF, text) stays behind.
 """
 
 from __future__ import annotations
@@ -18,23 +19,26 @@ from torch import Tensor
 from minidiff.errors import InputError
 from minidiff.runs import write_atomic
 
-FORMATS = ("PNG", "JPEG")  # each further decoder is a further way in: EPS calls Ghostscript, FITS unpacks gzip bombs
+# each further decoder is a further way in: EPS calls Ghostscript, FITS unpacks gzip bombs
+FORMATS = ("PNG", "JPEG")
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 8192
 WIDE = ("I", "I;16", "I;16B", "I;16L")  # Pillow's modes of a 16-bit grey PNG
 
-# Pillow warns from 89 megapixels on. Set here once, because warnings.catch_warnings is not safe in threads; should
-# somebody reset the filters, our own and lower limit still holds.
+# Pillow warns from 89 megapixels on. Set here once, because warnings.catch_warnings is not safe in
+# threads; should somebody reset the filters, our own and lower limit still holds.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def read(path: str | Path) -> np.ndarray:
-    """Read a PNG or JPEG as uint8 (C,H,W): C = 1 if it is grey in fact (three equal channels count), else 3.
+    """Read a PNG or JPEG as uint8 (C,H,W): C = 1 if it is grey in fact (three equal channels
+    count), else 3.
 
-    16-bit grey is scaled by its own min…max to 0…255; colour of 16 bits keeps its upper 8. EXIF orientation is applied.
-    Alpha is dropped where it is opaque, else the image is laid on black. A constant image is not a fault here.
-    Raises InputError for a file that is missing, empty, truncated, corrupt, animated, CMYK, too large or not of these.
+    16-bit grey is scaled by its own min…max to 0…255; colour of 16 bits keeps its upper 8. EXIF
+    orientation is applied. Alpha is dropped where it is opaque, else the image is laid on black. A
+    constant image is not a fault here. Raises InputError for a file that is missing, empty,
+    truncated, corrupt, animated, CMYK, too large or not of these.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,14 +54,17 @@ def read(path: str | Path) -> np.ndarray:
     except InputError:
         raise
     except Image.UnidentifiedImageError:
-        raise InputError(f"{path}: cannot be opened as {' or '.join(FORMATS)}, the formats allowed") from None
+        raise InputError(f"{path}: cannot be opened as {' or '.join(FORMATS)}, the formats "
+                         f"allowed") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels") from None
-    except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error, …
+    # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error, …
+    except Exception as error:
         raise InputError(f"{path}: damaged image ({str(error) or type(error).__name__})") from None
 
 
-def write(path: str | Path, image: np.ndarray | Tensor, text: Mapping[str, str] | None = None) -> None:
+def write(path: str | Path, image: np.ndarray | Tensor,
+          text: Mapping[str, str] | None = None) -> None:
     """Write uint8 (H,W) or (C,H,W), C = 1 or 3, as a PNG; the file appears whole or not at all."""
     path = Path(path)
     assert path.suffix == ".png", path
@@ -65,7 +72,9 @@ def write(path: str | Path, image: np.ndarray | Tensor, text: Mapping[str, str] 
 
 
 def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None) -> bytes:
-    """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W); `text` becomes its text chunks."""
+    """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W); `text` becomes its text
+    chunks.
+    """
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, str(value))
@@ -75,24 +84,30 @@ def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None)
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 (C,H,W) so that its shorter side is `size`, and keep the central square: uint8 (C,size,size).
+    """Resize uint8 (C,H,W) so that its shorter side is `size`, and keep the central square: uint8
+    (C,size,size).
 
-    Never padded: a border would draw the aspect ratio, which in public collections gives the label away.
+    Never padded: a border would draw the aspect ratio, which in public collections gives the label
+    away.
     """
     _, height, width = image.shape
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    resized = _to_pil(image).resize((size, size), Image.Resampling.BICUBIC, box)  # Pillow's filter widens as it reduces
+    # Pillow's filter widens as it reduces
+    resized = _to_pil(image).resize((size, size), Image.Resampling.BICUBIC, box)
     return _channels_first(np.asarray(resized))
 
 
 def grid(images: np.ndarray | Tensor, columns: int, pad: int = 2) -> np.ndarray:
-    """Lay uint8 (N,C,H,W) out in rows of `columns`, with white lines between them: uint8 (C,H',W')."""
+    """Lay uint8 (N,C,H,W) out in rows of `columns`, with white lines between them: uint8
+    (C,H',W').
+    """
     images = np.asarray(images)
     n, channels, height, width = images.shape
     rows = -(-n // columns)
-    sheet = np.full((channels, rows * (height + pad) - pad, columns * (width + pad) - pad), 255, np.uint8)
+    sheet = np.full((channels, rows * (height + pad) - pad, columns * (width + pad) - pad), 255,
+                    np.uint8)
     for k, image in enumerate(images):
         top, left = k // columns * (height + pad), k % columns * (width + pad)
         sheet[:, top : top + height, left : left + width] = image
@@ -106,9 +121,11 @@ def _check_header(path: Path, data: bytes) -> None:
             allowed = f"{MAX_PIXELS // 10**6} megapixels and sides to {MAX_SIDE}"
             raise InputError(f"{path}: {width} x {height} pixels; allowed are {allowed}")
         if getattr(image, "n_frames", 1) > 1:
-            raise InputError(f"{path}: animated ({image.n_frames} frames); one still image is needed")
+            raise InputError(f"{path}: animated ({image.n_frames} frames); one still image is "
+                             "needed")
         if image.mode == "CMYK":
-            raise InputError(f"{path}: CMYK, a mode for printing; allowed are grey, RGB, palette and 16-bit grey")
+            raise InputError(f"{path}: CMYK, a mode for printing; allowed are grey, RGB, palette "
+                             "and 16-bit grey")
         image.verify()  # the checksums of a PNG
 
 
@@ -118,7 +135,8 @@ def _to_array(path: Path, image: Image.Image) -> np.ndarray:
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[None]
     if image.mode not in ("P", "PA", "LA", "RGB", "RGBA"):
-        raise InputError(f"{path}: mode {image.mode}; allowed are grey, RGB, palette and 16-bit grey")
+        raise InputError(f"{path}: mode {image.mode}; allowed are grey, RGB, palette and 16-bit "
+                         "grey")
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
@@ -130,8 +148,8 @@ def _to_array(path: Path, image: Image.Image) -> np.ndarray:
 
 
 def _scale_by_range(wide: np.ndarray) -> np.ndarray:
-    # Pillow's convert("L") clips at 255, which turns a 16-bit radiograph white; and detectors use 10 to 14 of the 16
-    # bits, so that dividing by 257 would leave most of them nearly black.
+    # Pillow's convert("L") clips at 255, which turns a 16-bit radiograph white; and detectors use
+    # 10 to 14 of the 16 bits, so that dividing by 257 would leave most of them nearly black.
     x = wide.astype(np.float64)
     low, high = x.min(), x.max()
     x = (x - low) * (255 / (high - low)) if high > low else x / 257
@@ -140,7 +158,8 @@ def _scale_by_range(wide: np.ndarray) -> np.ndarray:
 
 def _to_pil(image: np.ndarray | Tensor) -> Image.Image:
     array = np.asarray(image)
-    assert array.dtype == np.uint8 or (array.dtype == np.uint16 and array.ndim == 2), (array.dtype, array.shape)
+    assert array.dtype == np.uint8 or (array.dtype == np.uint16 and array.ndim == 2), (array.dtype,
+                                                                                       array.shape)
     if array.ndim == 3:
         assert array.shape[0] in (1, 3), array.shape
         array = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)

@@ -1,6 +1,8 @@
-"""The cache of latent moments: each image is encoded once, as mean and std, and re-sampled whenever it is used.
+"""The cache of latent moments: each image is encoded once, as mean and std, and re-sampled whenever
+it is used.
 
-Caching one sample in place of the moments would freeze noise that is a good part of the latent's variance.
+Caching one sample in place of the moments would freeze noise that is a good part of the latent's
+variance.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from minidiff.counted import AUGMENT, NOISE, VIEW, generators, normal, uniform
 from minidiff.data import dataset
 from minidiff.runs import json_key, write_atomic
 
-Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # float (n, 3, S, S) in [-1, 1] -> mean, std (n, c, h, w)
+# float (n, 3, S, S) in [-1, 1] -> mean, std (n, c, h, w)
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +38,12 @@ class Source:
     seed: int
 
     def draw(self, index: Sequence[int], slots: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Latents of the indexed images and the noise to put on them, (slots, 4, h, w) each: functions of the slots."""
+        """Latents of the indexed images and the noise to put on them, (slots, 4, h, w) each:
+        functions of the slots.
+        """
         if self.live:
-            x = dataset.augment(dataset.to_float(self.pixels[index]), generators(self.seed, slots, AUGMENT), self.strength)
+            x = dataset.augment(dataset.to_float(self.pixels[index]),
+                                generators(self.seed, slots, AUGMENT), self.strength)
             mean, std = (m.float().cpu() for m in self.encode(x))
         else:
             view = (uniform(self.seed, slots, VIEW, 1)[:, 0] * len(self.mean)).long()
@@ -46,18 +52,19 @@ class Source:
         return mean + std * within, noise
 
 
-def encoded(path: Path, key: str, encode: Encode, train: Tensor, val: Tensor, *, views: int, strength: float,
-            seed: int) -> tuple[Source, Tensor]:
-    """The latents of training images, and the means of the validation images' (N, 4, h, w); cached in `path` under the key
-    (data, VAE) and the augmentation. views: how many of each training image are kept; 0 for live encoding."""
+def encoded(path: Path, key: str, encode: Encode, train: Tensor, val: Tensor, *, views: int,
+            strength: float, seed: int) -> tuple[Source, Tensor]:
+    """The latents of training images, and the means of the validation images' (N, 4, h, w); cached
+    in `path` under the key (data, VAE) and the augmentation. views: how many of each training image
+    are kept; 0 for live encoding."""
     key = json_key(key=key, views=views, strength=strength, seed=seed)
-    kept = cached(path, key, lambda: {"train": moments(train, encode, max(1, views), strength=strength, seed=seed),
-                                      "val": moments(val, encode)})
+    kept = cached(path, key, lambda: {"train": moments(
+        train, encode, max(1, views), strength=strength, seed=seed), "val": moments(val, encode)})
     return Source(train, *kept["train"], encode, views == 0, strength, seed), kept["val"][0, 0]
 
 
-def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float = 1.0, seed: int = 0, batch: int = 32,
-            text: str = "encoding") -> Tensor:
+def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float = 1.0, seed: int = 0,
+            batch: int = 32, text: str = "encoding") -> Tensor:
     """uint8 (N, 3, S, S) → (2, views, N, c, h, w) float32: means and stds.
 
     View 0 is the image itself, the others augmented.
@@ -65,7 +72,8 @@ def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float =
     parts = []
     with tqdm(total=views * len(pixels), desc=text, unit="image", leave=False) as bar:
         for view in range(views):
-            for start in range(0, max(1, len(pixels)), batch):  # no images: one empty batch, for the shapes
+            # no images: one empty batch, for the shapes
+            for start in range(0, max(1, len(pixels)), batch):
                 x = dataset.to_float(pixels[start : start + batch])
                 if view:
                     slots = range(view * len(pixels) + start, view * len(pixels) + start + len(x))
@@ -76,7 +84,9 @@ def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float =
 
 
 def cached(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in `path` if they were stored under this key (content, VAE and geometry), else made and stored."""
+    """The tensors in `path` if they were stored under this key (content, VAE and geometry), else
+    made and stored.
+    """
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") == key:

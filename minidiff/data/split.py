@@ -13,15 +13,19 @@ from minidiff.runs import of_other_images, read_json
 
 Row = dict[str, str]
 SPLITS = ("train", "val", "test")
-HELD_OUT = 0.15  # of the patients of a label, once for val and once for test, where the data bring no split
+# of the patients of a label, once for val and once for test, where the data bring no split
+HELD_OUT = 0.15
 
 
 def split_patients(rows: Sequence[Row], hashes: Mapping[str, str], seed: int) -> dict[str, str]:
-    """Patient → split. Patients who share an identical file stay together; a split already given to one is kept."""
+    """Patient → split. Patients who share an identical file stay together; a split already given to
+    one is kept.
+    """
     groups = defaultdict(list)
     for row, group in zip(rows, _groups(rows, hashes)):
         groups[group].append(row)
-    holders = Counter(label for group in groups.values() for label in {row["label"] for row in group})
+    holders = Counter(label for group in groups.values()
+                      for label in {row["label"] for row in group})
     splits, strata = {}, defaultdict(list)
     for group in groups.values():
         patients = sorted({row["patient"] for row in group})
@@ -39,12 +43,15 @@ def split_patients(rows: Sequence[Row], hashes: Mapping[str, str], seed: int) ->
     reached = {(row["label"], row["split"] or splits[row["patient"]]) for row in rows}
     for label in sorted({row["label"] for row in rows if not row["split"]}):
         if not all((label, name) in reached for name in SPLITS):
-            raise InputError(f"label {label!r} has {holders[label]} patient(s), too few to split: 3 or more are needed")
+            raise InputError(f"label {label!r} has {holders[label]} patient(s), too few to split: "
+                             "3 or more are needed")
     return splits
 
 
 def _groups(rows: Sequence[Row], hashes: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Name of each row's group, a connected component of patients and file contents (union-find)."""
+    """Name of each row's group, a connected component of patients and file contents
+    (union-find).
+    """
     parent = {}
 
     def root(node: tuple[str, str]) -> tuple[str, str]:
@@ -58,7 +65,9 @@ def _groups(rows: Sequence[Row], hashes: Mapping[str, str]) -> list[tuple[str, s
 
 
 def check_leakage(rows: Sequence[Row], hashes: Mapping[str, str]) -> None:
-    """Raise InputError if a patient or an identical file lies in two splits, or an identical file under two labels."""
+    """Raise InputError if a patient or an identical file lies in two splits, or an identical file
+    under two labels.
+    """
 
     def two(column: str) -> str:
         return f"{first['file']} is {first[column] or 'without'}, {row['file']} is {row[column] or 'without'}"
@@ -76,31 +85,41 @@ def check_leakage(rows: Sequence[Row], hashes: Mapping[str, str]) -> None:
 
 
 def trained_on(samples: str | Path) -> set[str] | None:
-    """SHA-256 of the images that the generator of a samples folder was trained on; None where its manifest does not say."""
+    """SHA-256 of the images that the generator of a samples folder was trained on; None where its
+    manifest does not say.
+    """
     path = Path(samples) / "manifest.json"
     return set(read_json(path).get("trained_on", [])) or None if path.is_file() else None
 
 
-def check_synthetic(rows: Sequence[Row], hashes: Mapping[str, str], real: Iterable[str], folder: str) -> None:
-    """Raise InputError if a file of a folder of samples is one of the real data, whose SHA-256 `real` are."""
+def check_synthetic(rows: Sequence[Row], hashes: Mapping[str, str], real: Iterable[str],
+                    folder: str) -> None:
+    """Raise InputError if a file of a folder of samples is one of the real data, whose SHA-256
+    `real` are.
+    """
     known = set(real)
     same = [row["file"] for row in rows if hashes[row["file"]] in known]
     if same:
-        raise InputError(f"{folder} holds {count(len(same), 'file')} of the real data, e.g. {same[0]}: not synthetic")
+        raise InputError(f"{folder} holds {count(len(same), 'file')} of the real data, e.g. "
+                         f"{same[0]}: not synthetic")
 
 
-def of_other_data(seen: Iterable[str] | None, rows: Sequence[Row], hashes: Mapping[str, str]) -> bool:
-    """Was something trained on other images than these training rows? As `runs.of_other_images` has it."""
+def of_other_data(seen: Iterable[str] | None, rows: Sequence[Row],
+                  hashes: Mapping[str, str]) -> bool:
+    """Was something trained on other images than these training rows? As `runs.of_other_images` has
+    it.
+    """
     return of_other_images(seen, (hashes[row["file"]] for row in rows))
 
 
-def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str] | None, who: str) -> list[str]:
-    """Raise InputError if `who` (the generator, the judge) was trained on any of these held-out images; a note where what
-    it was trained on is unknown."""
+def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str] | None,
+                 who: str) -> list[str]:
+    """Raise InputError if `who` (the generator, the judge) was trained on any of these held-out
+    images; a note where what it was trained on is unknown."""
     if not seen:
         return [f"what {who} was trained on is unknown"]
     leaked = [row["file"] for row in rows if hashes[row["file"]] in seen]
     if leaked:
-        raise InputError(f"{who} was trained on {len(leaked)} of {len(rows)} held-out images, e.g. {leaked[0]}: "
-                         "give the same --data and split to every stage")
+        raise InputError(f"{who} was trained on {len(leaked)} of {len(rows)} held-out images, e.g. "
+                         f"{leaked[0]}: give the same --data and split to every stage")
     return []

@@ -1,6 +1,8 @@
-"""A smaller data set out of a larger one: fewer training patients of some labels, everything held out as it was.
+"""A smaller data set out of a larger one: fewer training patients of some labels, everything held
+out as it was.
 
-`classify.py subset` writes it as a folder, for a generator to be trained on what an arm of the study is trained on.
+`classify.py subset` writes it as a folder, for a generator to be trained on what an arm of the
+study is trained on.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from minidiff.errors import InputError
 from minidiff.root import Rooted
 
 
-def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping[str, int], seed: int) -> list[int]:
-    """Indices of the images that stay, in order: of each label in `keep` at most so many, by whole patients.
+def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping[str, int],
+                   seed: int) -> list[int]:
+    """Indices of the images that stay, in order: of each label in `keep` at most so many, by whole
+    patients.
 
-    Patients come in an order that is counted from `seed` and their sorted names, and are taken until the next one would
-    be too many: 25 images are among the 50 of the same seed. A patient counts under each label that he has. InputError
-    where the first alone has too many.
+    Patients come in an order that is counted from `seed` and their sorted names, and are taken
+    until the next one would be too many: 25 images are among the 50 of the same seed. A patient
+    counts under each label that he has. InputError where the first alone has too many.
     """
     gone: set[int] = set()
     for label, most in keep.items():
@@ -38,8 +42,8 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
             n += count[names[place]]
         if own and not taken:
             first = names[order(len(names), seed, [0])[0]]
-            raise InputError(f"{most} images of {label!r} by whole patients: the first patient, {first}, has "
-                             f"{count[first]}; ask for more")
+            raise InputError(f"{most} images of {label!r} by whole patients: the first patient, "
+                             f"{first}, has {count[first]}; ask for more")
         gone |= {i for i in own if patients[i] not in taken}
     return [i for i in range(len(labels)) if i not in gone]
 
@@ -53,15 +57,19 @@ class SubsetConfig(Rooted):
 
 
 def write_subset(cfg: SubsetConfig) -> None:
-    """Write a data set with fewer training patients, e.g. to train a generator for the arm real@25."""
+    """Write a data set with fewer training patients, e.g. to train a generator for the arm
+    real@25.
+    """
     table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
     keep = _read_keep(cfg.keep, table.labels)
-    train, rest = table.select(split="train"), [row for row in table.rows if row["split"] != "train"]
+    train, rest = table.select(split="train"), [row for row in table.rows
+                                                if row["split"] != "train"]
     kept = first_patients(train.column("label"), train.column("patient"), keep, cfg.seed)
     out, prefixes = Path(cfg.out), _prefixes(cfg.data)
     for folder in cfg.data:
         if runs.nested(folder, out):
-            raise InputError(f"--out {out}: it and {folder}, which it is taken from, lie in one another; give another --out")
+            raise InputError(f"--out {out}: it and {folder}, which it is taken from, lie in one "
+                             "another; give another --out")
     runs.open_run(out, cfg, "subset", data=table.fingerprint)
     rows = []
     for row in [*(train.rows[i] for i in kept), *rest]:
@@ -76,15 +84,18 @@ def write_subset(cfg: SubsetConfig) -> None:
         rows.append({**row, "file_name": name})
     write_table(out / "metadata.csv", rows)
     counts = Counter((row["split"], row["label"]) for row in rows)
-    print(f"{out}: " + ", ".join(f"{split} {label} {n}" for (split, label), n in sorted(counts.items())))
+    print(f"{out}: " + ", ".join(f"{split} {label} {n}"
+                                 for (split, label), n in sorted(counts.items())))
 
 
 def _prefixes(folders: Sequence[str]) -> dict[Path, str]:
-    """Data folder → the folder in the smaller data set that keeps its files apart; none where it is the only one."""
+    """Data folder → the folder in the smaller data set that keeps its files apart; none where it is
+    the only one.
+    """
     paths = [Path(os.path.abspath(folder)) for folder in folders]
     names = [path.name for path in paths]
-    return {path: "" if len(paths) == 1 else f"{path.name}/" if names.count(path.name) == 1 else f"{path.name}-{k}/"
-            for k, path in enumerate(paths, 1)}
+    return {path: "" if len(paths) == 1 else f"{path.name}/" if names.count(path.name) == 1
+            else f"{path.name}-{k}/" for k, path in enumerate(paths, 1)}
 
 
 def _read_keep(items: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
@@ -92,7 +103,8 @@ def _read_keep(items: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
     for item in items:
         label, _, n = item.rpartition("=")
         if label not in labels or not n.isdecimal() or int(n) < 1 or label in keep:
-            raise InputError(f"--keep {item}: write label=images, a label once, 1 or more; labels: {', '.join(labels)}")
+            raise InputError(f"--keep {item}: write label=images, a label once, 1 or more; labels: "
+                             f"{', '.join(labels)}")
         keep[label] = int(n)
     return keep
 

@@ -1,6 +1,7 @@
 """Where training starts: from scratch, from a public Stable Diffusion file, or from an earlier run.
 
-Fine-tuning in stages is the last of these, again and again: `origin` holds the chain of what each stage began with.
+Fine-tuning in stages is the last of these, again and again: `origin` holds the chain of what each
+stage began with.
 """
 
 from __future__ import annotations
@@ -32,18 +33,20 @@ class Start:
     trained_on: list[str] = field(default_factory=list)  # SHA-256 of the images that the model has seen already
 
 
-def begin(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence[str]], prediction: str | None,
-          seed: int) -> Start:
-    """The model that is to be conditioned on these columns of the training table, and all that goes with it.
+def begin(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence[str]],
+          prediction: str | None, seed: int) -> Start:
+    """The model that is to be conditioned on these columns of the training table, and all that goes
+    with it.
 
-    init: a public file or folder, a finished diffusion run, or "" for scratch. vae: a finished VAE run or "" for
-    init's own. prediction: eps, v, x0, or None for init's own, else v.
+    init: a public file or folder, a finished diffusion run, or "" for scratch. vae: a finished VAE
+    run or "" for init's own. prediction: eps, v, x0, or None for init's own, else v.
     """
     own, origin, seen = None, {}, []
     if vae:
         own, origin["vae"] = store.load_vae(Path(vae)), runs.sha256(Path(vae) / "vae.safetensors")
         seen = runs.read_json(Path(vae) / "vae.json").get("trained_on", [])
-    variables = [var.infer(name, cells) for name, cells in columns.items()] if not is_run(init) else []
+    variables = [var.infer(name, cells)
+                 for name, cells in columns.items()] if not is_run(init) else []
     if variables:
         print(f"conditions: {var.described(variables)}")
     if not init:
@@ -53,18 +56,22 @@ def begin(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence
         pipeline, facts = store.load_pipeline(Path(init))
         denoiser = pipeline.denoiser
         if prediction not in (None, denoiser.prediction):
-            raise InputError(f"--prediction {prediction}: {init} predicts {denoiser.prediction}, and goes on so")
+            raise InputError(f"--prediction {prediction}: {init} predicts {denoiser.prediction}, "
+                             "and goes on so")
         old = {v.name: v for v in pipeline.conditioner.variables}
-        variables = var.merge(list(old.values()), [var.infer(name, cells, old.get(name)) for name, cells in columns.items()])
+        variables = var.merge(list(old.values()), [var.infer(name, cells, old.get(name))
+                                                   for name, cells in columns.items()])
         model = models.from_model(denoiser.net, variables, seed)
         origin["init"] = {"run": init, **store.identity(Path(init))}
         seen = sorted({*seen, *facts.get("trained_on", [])})
-        return Start(own or pipeline.vae, model, denoiser.schedule, denoiser.prediction, origin, seen)
+        return Start(own or pipeline.vae, model, denoiser.schedule, denoiser.prediction, origin,
+                     seen)
     sd = load_sd(init, prediction=prediction)
     print(sd.certificate.text())
     model = models.from_public(sd.unet, sd.null_context, variables, seed)
     origin["init"] = sd.certificate.json()
-    return Start(own or sd.vae.requires_grad_(False), model, sd.schedule, sd.prediction, origin, seen)
+    return Start(own or sd.vae.requires_grad_(False), model, sd.schedule, sd.prediction, origin,
+                 seen)
 
 
 def is_run(init: str) -> bool:
@@ -72,40 +79,50 @@ def is_run(init: str) -> bool:
 
 
 def begin_vae(init: str, architecture: str, seed: int) -> tuple[VAE, dict[str, Any], list[str]]:
-    """An autoencoder at step 0 (from scratch, a public file or folder, or a run), its origin, and the images it has seen."""
+    """An autoencoder at step 0 (from scratch, a public file or folder, or a run), its origin, and
+    the images it has seen.
+    """
     if not init:
         return models.vae_from_scratch(models.VAES[architecture], seed), {}, []
     if (Path(init) / "vae.json").exists():
         vae, facts = store.load_vae(Path(init)), runs.read_json(Path(init) / "vae.json")
-        return vae, {"init": {"run": init, **store.identity(Path(init), "vae.safetensors")}}, facts.get("trained_on", [])
+        return vae, {"init": {"run": init, **store.identity(
+            Path(init), "vae.safetensors")}}, facts.get("trained_on", [])
     found = read_vae(Path(init))
-    return found.vae, {"init": {"files": [{"file": f.name, "sha256": runs.sha256(f)} for f in found.files]}}, []
+    return found.vae, {
+        "init": {"files": [{"file": f.name, "sha256": runs.sha256(f)} for f in found.files]}}, []
 
 
 def known_conditions(init: str) -> tuple[str, ...]:
     """Names of the conditions that the run which training goes on from has learnt already."""
-    return tuple(v["name"] for v in runs.read_json(Path(init) / "model.json")["variables"]) if is_run(init) else ()
+    return tuple(v["name"] for v in runs.read_json(
+        Path(init) / "model.json")["variables"]) if is_run(init) else ()
 
 
 def check_vae(named: str, init: str, root: str, train: Sequence[str]) -> None:
-    """Where no VAE is named: refuse that of the root if it was trained on other images than these (SHA-256), and say so
-    where that of `init` is taken in its place."""
+    """Where no VAE is named: refuse that of the root if it was trained on other images than these
+    (SHA-256), and say so where that of `init` is taken in its place."""
     found = Path(root) / "vae" / "vae.json"
     if named or not found.exists():
         return
     if init:
-        print(f"the VAE is that of {init}; {found.parent} is not used: name it by --vae if its encoder is the same")
+        print(f"the VAE is that of {init}; {found.parent} is not used: name it by --vae if its "
+              "encoder is the same")
     elif runs.of_other_images(runs.read_json(found).get("trained_on"), train):
-        raise InputError(f"{found.parent} was trained on other images than these; train one here (train.py vae), or name it "
-                         "by --vae and give another --root")
+        raise InputError(f"{found.parent} was trained on other images than these; train one here "
+                         "(train.py vae), or name it by --vae and give another --root")
 
 
 def known_size(init: str, vae: str, size: int = 0) -> int:
-    """Side of the images, px: that of the earlier run, else as asked, else 512, as of a public model."""
-    for path in ([Path(vae) / "vae.json"] if vae else []) + ([Path(init) / "model.json"] if init else []):
+    """Side of the images, px: that of the earlier run, else as asked, else 512, as of a public
+    model.
+    """
+    for path in ([Path(vae) / "vae.json"] if vae else []) + ([Path(init) / "model.json"] if init
+                                                             else []):
         if path.exists() or not init:
             known = store.describe(path, "that stage has to finish first")["size"]
             if size not in (0, known):
-                raise InputError(f"--size {size}: {path.parent} works at {known} px; leave --size out, or train another VAE")
+                raise InputError(f"--size {size}: {path.parent} works at {known} px; leave --size "
+                                 "out, or train another VAE")
             return known
     return size or 512

@@ -1,10 +1,13 @@
-"""CLIP's text tower, whole, for one purpose: the context of the empty prompt, Stable Diffusion's null. No tokenizer.
+"""CLIP's text tower, whole, for one purpose: the context of the empty prompt, Stable Diffusion's
+null. No tokenizer.
 
     SD 1.x   CLIP ViT-L     12 layers,        768 wide, 12 heads, QuickGELU    [BOS, EOS × 76]
     SD 2.x   OpenCLIP-H     23 of 24 layers, 1024 wide, 16 heads, exact GELU   [BOS, EOS, 0 × 75]
-    both: causal attention, pre-LayerNorm, a final LayerNorm; SD 2.x applies it to the penultimate layer's output.
+    both: causal attention, pre-LayerNorm, a final LayerNorm; SD 2.x applies it to the penultimate
+    layer's output.
 
-Attribute names are those of transformers' CLIPTextModel. Sources: Radford et al. 2021, Ilharco et al. 2021 (OpenCLIP).
+Attribute names are those of transformers' CLIPTextModel. Sources: Radford et al. 2021, Ilharco et
+al. 2021 (OpenCLIP).
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ class CLIP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (N, 77) → (N, 77, width)."""
-        h = self.embeddings["token_embedding"].weight[tokens] + self.embeddings["position_embedding"].weight
+        h = self.embeddings["token_embedding"].weight[tokens] + self.embeddings[
+            "position_embedding"].weight
         for layer in self.encoder["layers"]:
             h = layer(h)
         return self.final_layer_norm(h)
@@ -59,7 +63,9 @@ class CLIP(nn.Module):
 
 
 class Table(nn.Module):
-    """One vector a row. (Drawing nn.Embedding's first values on the meta device would import a compiler: 2 s.)"""
+    """One vector a row. (Drawing nn.Embedding's first values on the meta device would import a
+    compiler: 2 s.)
+    """
 
     def __init__(self, rows: int, width: int):
         super().__init__()
@@ -72,7 +78,8 @@ class Layer(nn.Module):
         self.quick_gelu = c.quick_gelu
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(c.width), nn.LayerNorm(c.width)
         self.self_attn = Attention(c)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(c.width, c.inner), "fc2": nn.Linear(c.inner, c.width)})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(c.width, c.inner),
+                                  "fc2": nn.Linear(c.inner, c.width)})
 
     def forward(self, h: Tensor) -> Tensor:
         h = h + self.self_attn(self.layer_norm1(h))
@@ -87,7 +94,8 @@ class Attention(nn.Module):
     def __init__(self, c: CLIPConfig):
         super().__init__()
         self.heads = c.heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(c.width, c.width) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(c.width, c.width)
+                                                                for _ in range(4))
 
     def forward(self, h: Tensor) -> Tensor:
         q, k, v = (rearrange(project(h), "n t (heads d) -> n heads t d", heads=self.heads)

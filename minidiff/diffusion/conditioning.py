@@ -1,9 +1,10 @@
 """Variables → context tokens, without text.
 
-The context starts from the null context of the public model (CLIP of the empty prompt). Each variable adds a
-zero-initialised, bias-free projection of its embedding to all positions but the first (BOS): at step 0 the output is
-the public unconditional context bit for bit, whatever the labels. Null is a mask after the projection: it adds
-nothing, ever. Unknown has an embedding of its own, learned from the rows where the value is missing.
+The context starts from the null context of the public model (CLIP of the empty prompt). Each
+variable adds a zero-initialised, bias-free projection of its embedding to all positions but the
+first (BOS): at step 0 the output is the public unconditional context bit for bit, whatever the
+labels. Null is a mask after the projection: it adds nothing, ever. Unknown has an embedding of its
+own, learned from the rows where the value is missing.
 """
 
 from __future__ import annotations
@@ -16,19 +17,25 @@ from torch import Tensor, nn
 
 from minidiff.variables import UNKNOWN, Category, Findings, Labels, Number, Variable
 
-OCTAVES = 6  # a number's Fourier features reach from a slow trend to about a tenth of a standard deviation
+# a number's Fourier features reach from a slow trend to about a tenth of a standard deviation
+OCTAVES = 6
 
 
 class Conditioner(nn.Module):
-    """(labels of N images) → (N, K, d); null_context (K, d) is kept as a buffer and saved with the weights."""
+    """(labels of N images) → (N, K, d); null_context (K, d) is kept as a buffer and saved with the
+    weights.
+    """
 
-    def __init__(self, variables: Sequence[Variable], null_context: Tensor, generator: torch.Generator):
+    def __init__(self, variables: Sequence[Variable], null_context: Tensor,
+                 generator: torch.Generator):
         super().__init__()
         width, scale = null_context.shape[1], null_context[1:].std().item() or 1.0
         self.variables = tuple(variables)
         self.register_buffer("null_context", null_context.clone())
-        self.embeddings = nn.ModuleList([EMBEDDINGS[type(v)](v, width, scale, generator) for v in self.variables])
-        self.projections = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in self.variables])
+        self.embeddings = nn.ModuleList([EMBEDDINGS[type(v)](v, width, scale, generator)
+                                         for v in self.variables])
+        self.projections = nn.ModuleList([nn.Linear(width, width, bias=False)
+                                          for _ in self.variables])
         for projection in self.projections:
             nn.init.zeros_(projection.weight)
 
@@ -43,19 +50,22 @@ class Conditioner(nn.Module):
 
     def null(self, n: int, device: torch.device | str = "cpu") -> Labels:
         """Labels of n images with every variable dropped."""
-        return {v.name: torch.full((n,), v.null, dtype=v.dtype, device=device) for v in self.variables}
+        return {v.name: torch.full((n,), v.null, dtype=v.dtype, device=device)
+                for v in self.variables}
 
     @torch.no_grad()
     def adopt(self, old: Conditioner) -> None:
-        """Take over what a trained conditioner has learned of the variables of the same name, and its null context.
+        """Take over what a trained conditioner has learned of the variables of the same name, and
+        its null context.
 
-        What it does not know adds nothing yet, as null does: a new variable by its zero projection, a new value of a
-        category or a new finding by a zero row. So the output is the old one's for old labels, and with null for whatever
-        is new.
+        What it does not know adds nothing yet, as null does: a new variable by its zero projection,
+        a new value of a category or a new finding by a zero row. So the output is the old one's for
+        old labels, and with null for whatever is new.
         """
         self.null_context.copy_(old.null_context)
         names = [v.name for v in old.variables]
-        for variable, embedding, projection in zip(self.variables, self.embeddings, self.projections):
+        for variable, embedding, projection in zip(self.variables, self.embeddings,
+                                                   self.projections):
             if variable.name in names:
                 i = names.index(variable.name)
                 embedding.adopt(old.embeddings[i])
@@ -68,7 +78,8 @@ class CategoryEmbedding(nn.Module):
     def __init__(self, variable: Category, width: int, scale: float, generator: torch.Generator):
         super().__init__()
         self.values = variable.values
-        self.weight = nn.Parameter(scale * torch.randn(len(self.values) + 1, width, generator=generator))
+        self.weight = nn.Parameter(scale * torch.randn(len(self.values) + 1, width,
+                                                       generator=generator))
 
     def forward(self, value: Tensor) -> Tensor:
         return self.weight[torch.where(value >= 0, value, len(self.weight) - 1)]
@@ -76,26 +87,32 @@ class CategoryEmbedding(nn.Module):
     def adopt(self, old: CategoryEmbedding) -> None:
         """Rows by value, unknown's to unknown's; a new value starts at zero.
 
-        A random row would reach the context through a trained projection, as noise. Unknown's row would do where cells
-        were missing in the old data; elsewhere it was never trained. Null always was: conditions are dropped in every run.
+        A random row would reach the context through a trained projection, as noise. Unknown's row
+        would do where cells were missing in the old data; elsewhere it was never trained. Null
+        always was: conditions are dropped in every run.
         """
         rows = dict(zip((*old.values, None), old.weight))
-        self.weight.copy_(torch.stack([rows.get(v, torch.zeros_like(old.weight[0])) for v in (*self.values, None)]))
+        self.weight.copy_(torch.stack([rows.get(v, torch.zeros_like(old.weight[0]))
+                                       for v in (*self.values, None)]))
 
 
 class FindingsEmbedding(nn.Module):
-    """The sum of one learned vector for each finding that is present; unknown and none have one of their own.
+    """The sum of one learned vector for each finding that is present; unknown and none have one of
+    their own.
 
-    Without that, "none of them" would be a sum of nothing, the same as null, and could not be asked for.
+    Without that, "none of them" would be a sum of nothing, the same as null, and could not be asked
+    for.
     """
 
     def __init__(self, variable: Findings, width: int, scale: float, generator: torch.Generator):
         super().__init__()
         self.variable = variable
-        self.weight = nn.Parameter(scale * torch.randn(2 + len(variable.values), width, generator=generator))
+        self.weight = nn.Parameter(scale * torch.randn(2 + len(variable.values), width,
+                                                       generator=generator))
 
     def forward(self, value: Tensor) -> Tensor:
-        alone = torch.stack([value == UNKNOWN, value == 0], dim=1)                               # (N, 2)
+        # (N, 2)
+        alone = torch.stack([value == UNKNOWN, value == 0], dim=1)
         return torch.cat([alone, self.variable.bits(value)], dim=1).to(self.weight) @ self.weight
 
     def adopt(self, old: FindingsEmbedding) -> None:
@@ -111,19 +128,24 @@ class NumberEmbedding(nn.Module):
     def __init__(self, variable: Number, width: int, scale: float, generator: torch.Generator):
         super().__init__()
         self.mean, self.std = variable.mean, variable.std or 1.0
-        self.weight = nn.Parameter(scale * torch.randn(1 + 2 * OCTAVES, width, generator=generator) / OCTAVES**0.5)
+        self.weight = nn.Parameter(scale * torch.randn(1 + 2 * OCTAVES, width,
+                                                       generator=generator) / OCTAVES**0.5)
         self.unknown = nn.Parameter(scale * torch.randn(width, generator=generator))
 
     def forward(self, value: Tensor) -> Tensor:
         known = value.isfinite()
-        x = torch.where(known, (value - self.mean) / self.std, 0)[:, None]                       # (N, 1)
-        angles = x * math.pi / 8 * 2 ** torch.arange(OCTAVES, device=x.device, dtype=x.dtype)    # (N, octaves)
+        # (N, 1)
+        x = torch.where(known, (value - self.mean) / self.std, 0)[:, None]
+        # (N, octaves)
+        angles = x * math.pi / 8 * 2 ** torch.arange(OCTAVES, device=x.device, dtype=x.dtype)
         features = torch.cat([x, angles.sin(), angles.cos()], dim=1)
         return torch.where(known[:, None], features @ self.weight, self.unknown)
 
     def adopt(self, old: NumberEmbedding) -> None:
         """The old weights, which mean something under the old mean and standard deviation only."""
-        assert (self.mean, self.std) == (old.mean, old.std), "another standardisation: variables.merge keeps the old one"
+        assert (self.mean,
+                self.std) == (old.mean,
+                              old.std), "another standardisation: variables.merge keeps the old one"
         self.load_state_dict(old.state_dict())
 
 

@@ -1,6 +1,7 @@
 """eps, v and x0: the only place that knows these three words.
 
-Every network F is used as one denoiser D, an estimate of the clean z in x = z + σ·noise (Karras et al. 2022, eq. 7):
+Every network F is used as one denoiser D, an estimate of the clean z in x = z + σ·noise (Karras et
+al. 2022, eq. 7):
 
     D(x; σ) = c_skip·x + c_out·F(c_in·x; t(σ)),    c_in = 1/√(1+σ²)
 
@@ -44,7 +45,9 @@ LOSS_WEIGHTS: dict[str, Callable] = {  # min-SNR-γ (Hang et al. 2023, section 3
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """D(x; σ) round any callable `net(x_in, t, labels) -> F`: a Model, a DDP round it, its EMA, a formula in a test."""
+    """D(x; σ) round any callable `net(x_in, t, labels) -> F`: a Model, a DDP round it, its EMA, a
+    formula in a test.
+    """
 
     net: Callable[[Tensor, Tensor, Any], Tensor]
     schedule: Schedule
@@ -52,10 +55,13 @@ class Denoiser:
 
     def __post_init__(self):
         if self.prediction not in COEFFICIENTS:
-            raise ValueError(f"prediction {self.prediction!r} is not one of {', '.join(COEFFICIENTS)}")
+            raise ValueError(f"prediction {self.prediction!r} is not one of "
+                             f"{', '.join(COEFFICIENTS)}")
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Labels | None = None) -> Tensor:
-        """Denoised estimate of z. x (N, C, h, w), sigma a number or (N,); float32 out, whatever the AMP dtype."""
+        """Denoised estimate of z. x (N, C, h, w), sigma a number or (N,); float32 out, whatever the
+        AMP dtype.
+        """
         sigma = _levels(sigma, x)
         t = self.schedule.t(sigma).to(x.device, torch.float32)
         s = _column(sigma, x)
@@ -67,11 +73,13 @@ class Denoiser:
         c_skip, _ = COEFFICIENTS[self.prediction](_column(_levels(sigma, x), x))
         return c_skip * x
 
-    def loss(self, z: Tensor, t: Tensor, noise: Tensor, labels: Labels | None = None, min_snr: float = 0.0) -> Tensor:
-        """Mean squared error of F per image, (N,). z and noise (N, C, h, w), t (N,) timesteps on the CPU.
+    def loss(self, z: Tensor, t: Tensor, noise: Tensor, labels: Labels | None = None,
+             min_snr: float = 0.0) -> Tensor:
+        """Mean squared error of F per image, (N,). z and noise (N, C, h, w), t (N,) timesteps on
+        the CPU.
 
-        Pure: t and noise are arguments. The forward process runs in float32 or better under any autocast; min_snr is
-        the γ of the min-SNR weights, 0 for none.
+        Pure: t and noise are arguments. The forward process runs in float32 or better under any
+        autocast; min_snr is the γ of the min-SNR weights, 0 for none.
         """
         ac = 1 / (1 + self.schedule.sigma(t) ** 2)
         a, b = _column(ac.sqrt(), z), _column((1 - ac).sqrt(), z)
@@ -89,6 +97,8 @@ def _levels(sigma: Tensor | float, x: Tensor) -> Tensor:
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) float64 on the CPU → (N, 1, 1, 1) on the device of `like`, in its dtype (float32 at the least)."""
+    """(N,) float64 on the CPU → (N, 1, 1, 1) on the device of `like`, in its dtype (float32 at the
+    least).
+    """
     dtype = torch.promote_types(like.dtype, torch.float32)
     return values.to(dtype).to(like.device)[:, None, None, None]

@@ -1,4 +1,5 @@
-"""Guidance: which denoised estimates are mixed, and how, behind the one closure `(x, sigma) -> denoised` of a sampler.
+"""Guidance: which denoised estimates are mixed, and how, behind the one closure `(x, sigma) ->
+denoised` of a sampler.
 
     plain        D(∅) + w·(D(y) − D(∅))                                   Ho & Salimans 2022, eq. 6; ∅: all variables null
     by variable  D(∅) + Σ_k w_k·(D(S_k) − D(S_{k−1})), ∅ ⊂ S_1 ⊂ … ⊂ y    Brooks et al. 2023, eq. 3, for any number of sets
@@ -6,10 +7,11 @@
     interval     w = 1 unless low < σ ≤ high                              Kynkäänniemi et al. 2024
     rescaled     std(F) is drawn towards that of the unguided F           Lin et al. 2023 (2305.08891), eq. 15 and 16
 
-The sets S_k are nested: variables of equal scale join together, those of scale 1 first, then the others by rising scale,
-those of scale 0 never. So equal scales are plain guidance, and nothing is computed whose weight is 0: a step costs one
-call for each scale other than 0 and 1, and one for what they start from: ∅, or the variables of scale 1. All calls of a
-network go through it in one batch. The composition of Liu et al. 2022 (eq. 11) adds up D({i}) − D(∅) instead: that takes
+The sets S_k are nested: variables of equal scale join together, those of scale 1 first, then the
+others by rising scale, those of scale 0 never. So equal scales are plain guidance, and nothing is
+computed whose weight is 0: a step costs one call for each scale other than 0 and 1, and one for
+what they start from: ∅, or the variables of scale 1. All calls of a network go through it in one
+batch. The composition of Liu et al. 2022 (eq. 11) adds up D({i}) − D(∅) instead: that takes
 variables for independent given the image, and with equal scales it is not plain guidance.
 """
 
@@ -27,27 +29,32 @@ from minidiff.diffusion.model import Model
 from minidiff.errors import InputError
 from minidiff.variables import Labels
 
-EVERYWHERE = (0.0, 1e9)  # an interval of σ that holds every noise level; plain numbers, for JSON knows no infinity
+# an interval of σ that holds every noise level; plain numbers, for JSON knows no infinity
+EVERYWHERE = (0.0, 1e9)
 Arrows = list[tuple[float, Tensor]]
 
 
-def guided(denoiser: Denoiser, labels: Labels, null: Labels, scale: float | Mapping[str, float] = 1.0, *,
-           interval: tuple[float, float] = EVERYWHERE, rescale: float = 0.0, against: Denoiser | None = None,
+def guided(denoiser: Denoiser, labels: Labels, null: Labels,
+           scale: float | Mapping[str, float] = 1.0, *, interval: tuple[float, float] = EVERYWHERE,
+           rescale: float = 0.0, against: Denoiser | None = None,
            arrows: Arrows | None = None) -> Denoise:
     """The guided denoiser of these N images as a closure; sigma is one level for all of them.
 
-    `scale` is one number, or one for each variable. `against` is a weaker model of the same labels, which takes the place
-    of the null labels. Each call appends to `arrows` σ and how far guidance moved each image's estimate, (N,): the root
-    mean square of guided − unguided, in units of z. What depends on the labels alone is computed here, not in each call.
+    `scale` is one number, or one for each variable. `against` is a weaker model of the same labels,
+    which takes the place of the null labels. Each call appends to `arrows` σ and how far guidance
+    moved each image's estimate, (N,): the root mean square of guided − unguided, in units of z.
+    What depends on the labels alone is computed here, not in each call.
     """
-    sets = nested(labels, null, scale) if against is None else [(labels, 1.0), (labels, single(scale))]
+    sets = nested(labels, null, scale) if against is None else [(labels, 1.0),
+                                                                (labels, single(scale))]
     used, strongest = sets[-1]
     plain = fixed(denoiser, used)
     low, high = interval
     if strongest == 1:
         low = math.inf  # nothing to guide: no σ lies inside
     else:
-        estimates = together(denoiser, sets) if against is None else both(fixed(against, labels), plain)
+        estimates = together(denoiser, sets) if against is None else both(fixed(against, labels),
+                                                                          plain)
 
     def denoise(x: Tensor, sigma: Tensor | float) -> Tensor:
         if not low < float(sigma) <= high:
@@ -66,8 +73,10 @@ def guided(denoiser: Denoiser, labels: Labels, null: Labels, scale: float | Mapp
     return denoise
 
 
-def nested(labels: Labels, null: Labels, scale: float | Mapping[str, float]) -> list[tuple[Labels, float]]:
-    """The growing sets of variables, each as labels with null for all the others, and the weight of the step to it.
+def nested(labels: Labels, null: Labels,
+           scale: float | Mapping[str, float]) -> list[tuple[Labels, float]]:
+    """The growing sets of variables, each as labels with null for all the others, and the weight of
+    the step to it.
 
     The first set is where the steps start, and has weight 1: empty, or the variables of scale 1.
     """
@@ -82,27 +91,36 @@ def nested(labels: Labels, null: Labels, scale: float | Mapping[str, float]) -> 
 
 
 def single(scale: float | Mapping[str, float]) -> float:
-    """The one scale of a weaker model, which differs in no variable: a scale by variable means nothing there."""
+    """The one scale of a weaker model, which differs in no variable: a scale by variable means
+    nothing there.
+    """
     values = set(scale.values()) if isinstance(scale, Mapping) else {scale}
     if len(values) != 1:
-        raise InputError("guidance by a weaker model has one scale for all conditions: name none of them")
+        raise InputError("guidance by a weaker model has one scale for all conditions: name none "
+                         "of them")
     return float(values.pop())
 
 
 def fixed(denoiser: Denoiser, labels: Labels) -> Denoise:
-    """The denoiser of these labels. A Model's context is computed once, here; its weights should not change meanwhile.
+    """The denoiser of these labels. A Model's context is computed once, here; its weights should
+    not change meanwhile.
 
-    Any other callable is called as it is, for only it knows how: DDP and FSDP, which is a subclass, work by hooks on a
-    call of the whole module, and `torch.compile` returns one graph. To compile and keep the context, compile `Model.unet`.
+    Any other callable is called as it is, for only it knows how: DDP and FSDP, which is a subclass,
+    work by hooks on a call of the whole module, and `torch.compile` returns one graph. To compile
+    and keep the context, compile `Model.unet`.
     """
     if type(denoiser.net) is not Model:
         return lambda x, sigma: denoiser(x, sigma, labels)
-    unet, context = replace(denoiser, net=denoiser.net.unet), denoiser.net.conditioner(labels)  # (N, K, d)
+    # (N, K, d)
+    unet, context = replace(denoiser, net=denoiser.net.unet), denoiser.net.conditioner(labels)
     return lambda x, sigma: unet(x, sigma, context)
 
 
-def together(denoiser: Denoiser, sets: list[tuple[Labels, float]]) -> Callable[..., Sequence[Tensor]]:
-    """(x, sigma) → the estimates for each set of labels, (N, C, h, w) each, by one batch through the network."""
+def together(denoiser: Denoiser,
+             sets: list[tuple[Labels, float]]) -> Callable[..., Sequence[Tensor]]:
+    """(x, sigma) → the estimates for each set of labels, (N, C, h, w) each, by one batch through
+    the network.
+    """
     parts = [part for part, _ in reversed(sets)]
     batch = fixed(denoiser, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     return lambda x, sigma: batch(x.repeat(len(parts), 1, 1, 1), sigma).chunk(len(parts))[::-1]
@@ -113,10 +131,12 @@ def both(weaker: Denoise, stronger: Denoise) -> Callable[..., Sequence[Tensor]]:
 
 
 def rescaled(guided: Tensor, unguided: Tensor, kept: Tensor, share: float) -> Tensor:
-    """Denoised estimates (N, C, h, w) as if the network's guided output F had, to this share, the unguided one's std.
+    """Denoised estimates (N, C, h, w) as if the network's guided output F had, to this share, the
+    unguided one's std.
 
-    Eq. 15 and 16 are about F, and so is diffusers' `rescale_noise_cfg`: eps, v or x0, whatever the network was trained
-    for. D = kept + c_out·F, and c_out cancels in all of it. A constant F (an untrained network gives 0) stays as it is.
+    Eq. 15 and 16 are about F, and so is diffusers' `rescale_noise_cfg`: eps, v or x0, whatever the
+    network was trained for. D = kept + c_out·F, and c_out cancels in all of it. A constant F (an
+    untrained network gives 0) stays as it is.
     """
     guided, unguided = guided - kept, unguided - kept
     std, target = (F.std(dim=(1, 2, 3), keepdim=True) for F in (guided, unguided))

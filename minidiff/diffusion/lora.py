@@ -1,11 +1,14 @@
-"""Low-rank adapters on the UNet's transformers, and which part of a model is trained (Hu et al. 2021, "LoRA", eq. 3).
+"""Low-rank adapters on the UNet's transformers, and which part of a model is trained (Hu et al.
+2021, "LoRA", eq. 3).
 
-    y = W·x + b + (α/r)·U·D·x         D = lora_down (r, in), U = lora_up (out, r); W and b are frozen
+    y = W·x + b + (α/r)·U·D·x         D = lora_down (r, in), U = lora_up (out, r); W and b are
+                                      frozen
 
-U starts at zero, so that step 0 equals the base; D starts as in the authors' loralib and in peft, uniform in ±1/√in. With
-α = r the scale is 1; a fixed α keeps the learning rate of one rank good for another. On SD 1.5, rank 8 trains 3.0 M
-parameters in place of 860 M, and gradients and AdamW's moments shrink likewise. The feed-forward layers are adapted as well
-as attention: attention alone taught a small model its labels less well (52 % against 74 % recognised). `merge` gives plain
+U starts at zero, so that step 0 equals the base; D starts as in the authors' loralib and in peft,
+uniform in ±1/√in. With α = r the scale is 1; a fixed α keeps the learning rate of one rank good for
+another. On SD 1.5, rank 8 trains 3.0 M parameters in place of 860 M, and gradients and AdamW's
+moments shrink likewise. The feed-forward layers are adapted as well as attention: attention alone
+taught a small model its labels less well (52 % against 74 % recognised). `merge` gives plain
 weights again, for saving, sampling and export.
 """
 
@@ -22,7 +25,8 @@ from torch import Tensor, nn
 
 from minidiff.errors import InputError
 
-ADAPTED = re.compile(r"\b(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))$")  # Linears, by diffusers' names
+# Linears, by diffusers' names
+ADAPTED = re.compile(r"\b(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))$")
 Part = Literal["all", "attention", "cross-attention", "lora"]
 PARTS = {  # which parameters a part holds, by name; attn1 is self-attention, attn2 attends to the context
     "all": r"",
@@ -33,47 +37,63 @@ PARTS = {  # which parameters a part holds, by name; attn1 is self-attention, at
 
 
 class LoRALinear(nn.Linear):
-    """A Linear with an adapter beside it, (…, in) → (…, out); weight and bias are the base's own, frozen."""
+    """A Linear with an adapter beside it, (…, in) → (…, out); weight and bias are the base's own,
+    frozen.
+    """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator):
-        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")  # draws nothing
+        # draws nothing
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.requires_grad_(False)
         self.scale = alpha / rank
-        down = nn.init.kaiming_uniform_(torch.empty(rank, base.in_features), a=math.sqrt(5), generator=generator)
-        wide = torch.promote_types(base.weight.dtype, torch.float32)  # master weights, as everywhere: a half loses updates
+        down = nn.init.kaiming_uniform_(torch.empty(rank, base.in_features), a=math.sqrt(5),
+                                        generator=generator)
+        # master weights, as everywhere: a half loses updates
+        wide = torch.promote_types(base.weight.dtype, torch.float32)
         self.lora_down = nn.Parameter(down.to(base.weight.device, wide))
-        self.lora_up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device, dtype=wide))
+        self.lora_up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device,
+                                                dtype=wide))
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + F.linear(self.scale * F.linear(x, self.lora_down), self.lora_up)
 
     def merged(self) -> nn.Linear:
-        """A plain Linear with W + (α/r)·U·D, in float64, which is out of autocast's and TF32's reach; the bias is shared."""
+        """A plain Linear with W + (α/r)·U·D, in float64, which is out of autocast's and TF32's
+        reach; the bias is shared.
+        """
         weight = self.weight.double() + self.scale * self.lora_up.double() @ self.lora_down.double()
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        plain.weight, plain.bias = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False), self.bias
+        plain.weight, plain.bias = nn.Parameter(weight.to(self.weight.dtype),
+                                                requires_grad=False), self.bias
         return plain.train(self.training)
 
 
 def add(net: nn.Module, rank: int, alpha: float, generator: torch.Generator) -> None:
-    """Put an adapter beside the Linears of every transformer block of a UNet, in place, and freeze these Linears."""
+    """Put an adapter beside the Linears of every transformer block of a UNet, in place, and freeze
+    these Linears.
+    """
     linears = {name: module for name, module in net.named_modules() if ADAPTED.search(name)}
-    assert linears and not any(isinstance(x, LoRALinear) for x in linears.values()), "no attention, or adapters already"
+    assert linears and not any(isinstance(x, LoRALinear)
+                               for x in linears.values()), "no attention, or adapters already"
     largest = min(min(x.in_features, x.out_features) for x in linears.values())
     if not 1 <= rank <= largest:
-        raise InputError(f"LoRA rank {rank} is not allowed: 1 to {largest}, the smallest side of the adapted matrices")
+        raise InputError(f"LoRA rank {rank} is not allowed: 1 to {largest}, the smallest side of "
+                         "the adapted matrices")
     if not 0 < alpha < math.inf:
-        raise InputError(f"LoRA alpha {alpha:g} is not allowed: a number above 0, mostly the rank or twice as much")
+        raise InputError(f"LoRA alpha {alpha:g} is not allowed: a number above 0, mostly the rank "
+                         "or twice as much")
     for name, linear in linears.items():
         _replace(net, name, LoRALinear(linear, rank, alpha, generator))
 
 
 @torch.no_grad()
 def merge(net: nn.Module) -> nn.Module:
-    """The same network of plain Linears with the adapters added to their weights; the names are those before `add`.
+    """The same network of plain Linears with the adapters added to their weights; the names are
+    those before `add`.
 
-    Only the adapted weights are new: all other tensors are shared with `net`, for two of SD's UNets may not fit.
+    Only the adapted weights are new: all other tensors are shared with `net`, for two of SD's UNets
+    may not fit.
     """
     shared = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
     plain = copy.deepcopy(net, shared)  # what the memo holds counts as copied
@@ -85,13 +105,17 @@ def merge(net: nn.Module) -> nn.Module:
 
 def adapters(net: nn.Module) -> dict[str, Tensor]:
     """The adapters' tensors alone, by name; they need the same base and α to mean anything."""
-    return {name: p.detach() for name, p in net.named_parameters() if re.search(PARTS["lora"], name)}
+    return {name: p.detach() for name, p in net.named_parameters()
+            if re.search(PARTS["lora"], name)}
 
 
-def set_trainable(model: nn.Module, part: Part, rank: int, alpha: float, generator: torch.Generator) -> list[nn.Parameter]:
-    """Freeze a Model but for one part of its UNet and the whole conditioner, which is new to any public UNet.
+def set_trainable(model: nn.Module, part: Part, rank: int, alpha: float,
+                  generator: torch.Generator) -> list[nn.Parameter]:
+    """Freeze a Model but for one part of its UNet and the whole conditioner, which is new to any
+    public UNet.
 
-    Returns the parameters to train. rank, alpha and generator serve "lora" alone, which adds the adapters first.
+    Returns the parameters to train. rank, alpha and generator serve "lora" alone, which adds the
+    adapters first.
     """
     if part == "lora":
         add(model.unet, rank, alpha, generator)

@@ -1,4 +1,6 @@
-"""Model = UNet + Conditioner: the one trained module, and its description as plain values, from which it is built again."""
+"""Model = UNet + Conditioner: the one trained module, and its description as plain values, from
+which it is built again.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +43,13 @@ class ModelSpec:
     alphas_cumprod: list[float]
 
     def build(self) -> tuple[Model, Schedule]:
-        """The model with uninitialised weights, and its schedule; the weights are loaded into it."""
+        """The model with uninitialised weights, and its schedule; the weights are loaded into
+        it.
+        """
         model = Model(
             unets.UNet(config_from(unets.UNetConfig, self.unet)),
-            Conditioner(var.from_json(self.variables), torch.zeros(*self.context), torch.Generator()),
+            Conditioner(var.from_json(self.variables), torch.zeros(*self.context),
+                        torch.Generator()),
         )
         return model, Schedule(torch.tensor(self.alphas_cumprod, dtype=torch.float64))
 
@@ -63,10 +68,13 @@ def config_from(config_type: type, values: dict):
 
 
 def from_scratch(unet: unets.UNetConfig, variables: list[var.Variable], seed: int) -> Model:
-    """A freshly initialised model; its null context is a fixed random one, as no text tower gives one."""
+    """A freshly initialised model; its null context is a fixed random one, as no text tower gives
+    one.
+    """
     generator = torch.Generator().manual_seed(seed)
     null_context = torch.randn(CONTEXT_TOKENS, unet.context_dim, generator=generator)
-    with torch.random.fork_rng():  # torch's constructors draw from the global generator: lend them a seeded one
+    # torch's constructors draw from the global generator: lend them a seeded one
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Model(unets.UNet(unet), Conditioner(variables, null_context, generator))
     nn.init.zeros_(model.unet.conv_out.weight)
@@ -74,21 +82,28 @@ def from_scratch(unet: unets.UNetConfig, variables: list[var.Variable], seed: in
     return model
 
 
-def from_public(unet: unets.UNet, null_context: Tensor, variables: list[var.Variable], seed: int) -> Model:
-    """A public UNet with a conditioner that adds nothing yet: at step 0 its output is the public model's, bit for bit."""
+def from_public(unet: unets.UNet, null_context: Tensor, variables: list[var.Variable],
+                seed: int) -> Model:
+    """A public UNet with a conditioner that adds nothing yet: at step 0 its output is the public
+    model's, bit for bit.
+    """
     with torch.random.fork_rng():  # as above
-        return Model(unet.train(), Conditioner(variables, null_context, torch.Generator().manual_seed(seed)))
+        return Model(unet.train(),
+                     Conditioner(variables, null_context, torch.Generator().manual_seed(seed)))
 
 
 def from_model(old: Model, variables: list[var.Variable], seed: int) -> Model:
-    """The UNet of a trained model, shared, and its conditioner for other variables, those of `variables.merge`.
+    """The UNet of a trained model, shared, and its conditioner for other variables, those of
+    `variables.merge`.
 
-    At step 0 its output is the old model's bit for bit, with null for what the old one does not know. For that the old
-    variables keep their order and new ones follow: the context is a sum, whose last bits depend on the order.
+    At step 0 its output is the old model's bit for bit, with null for what the old one does not
+    know. For that the old variables keep their order and new ones follow: the context is a sum,
+    whose last bits depend on the order.
     """
     order = {v.name: i for i, v in enumerate(old.conditioner.variables)}
     variables = sorted(variables, key=lambda v: order.get(v.name, len(order)))
-    model = from_public(old.unet.requires_grad_(True), old.conditioner.null_context.cpu(), variables, seed)
+    model = from_public(old.unet.requires_grad_(True), old.conditioner.null_context.cpu(),
+                        variables, seed)
     model.conditioner.to(old.conditioner.null_context.device).adopt(old.conditioner)
     return model
 

@@ -1,13 +1,15 @@
-"""What to make: one row an image, decided before the first one is made. File name, label, set, seed and conditions.
+"""What to make: one row an image, decided before the first one is made. File name, label, set, seed
+and conditions.
 
-A cell is the text of a value, "" for unknown, or `null` for a condition that is dropped. Where conditions are drawn,
-they are those of one real row of the same label, unknown cells included: by systematic sampling (sorted by their
-conditions, every (rows / images)th is taken from a random start), synthetic patients have the joint distribution of age,
-sex and view that the real ones have, without the luck of the draw (independent draws gave 60 of 100 AP where the
-training rows have 53).
+A cell is the text of a value, "" for unknown, or `null` for a condition that is dropped. Where
+conditions are drawn, they are those of one real row of the same label, unknown cells included: by
+systematic sampling (sorted by their conditions, every (rows / images)th is taken from a random
+start), synthetic patients have the joint distribution of age, sex and view that the real ones have,
+without the luck of the draw (independent draws gave 60 of 100 AP where the training rows have 53).
 
-Conditions that are to be independent of the label are drawn from the rows of all labels, each label weighing the same,
-and every label gets the same list of them: in the set that is made, the label tells nothing of source, view or age.
+Conditions that are to be independent of the label are drawn from the rows of all labels, each label
+weighing the same, and every label gets the same list of them: in the set that is made, the label
+tells nothing of source, view or age.
 """
 
 from __future__ import annotations
@@ -32,19 +34,22 @@ NULL = "null"   # a cell that is dropped, as for guidance
 ALIKE = -1      # slot of the draw that all labels share; theirs count from 0
 
 
-def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Sequence[str] = (), per_label: int = SET,
-         sets: int = 0, given: Sequence[str] = (), independent: Sequence[str] = (), seed: int = 0) -> list[Row]:
-    """Rows for `per_label` images of each label, or for `sets` of 100; in turns, so that every set holds all labels.
+def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Sequence[str] = (),
+         per_label: int = SET, sets: int = 0, given: Sequence[str] = (),
+         independent: Sequence[str] = (), seed: int = 0) -> list[Row]:
+    """Rows for `per_label` images of each label, or for `sets` of 100; in turns, so that every set
+    holds all labels.
 
-    known: the real rows to draw conditions from. given: `name=value`, `name=low:high` (spread evenly), `name=` (unknown)
-    or `name=null`. independent: names of conditions that every label has alike. Raises InputError for what the model does
-    not know.
+    known: the real rows to draw conditions from. given: `name=value`, `name=low:high` (spread
+    evenly), `name=` (unknown) or `name=null`. independent: names of conditions that every label has
+    alike. Raises InputError for what the model does not know.
     """
     by_name = {v.name: v for v in variables}
     fixed = read_given(given, by_name)
     check_independent(independent, by_name, fixed)
     if labels and "label" not in by_name:
-        raise InputError(f"--label {' '.join(labels)}: the model is not conditioned on label but on {', '.join(by_name)}")
+        raise InputError(f"--label {' '.join(labels)}: the model is not conditioned on label but "
+                         f"on {', '.join(by_name)}")
     labels = list(labels or (by_name["label"].values if "label" in by_name else ("any",)))
     for place, label in enumerate(labels):
         if "label" in by_name:
@@ -52,18 +57,24 @@ def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Seq
             labels[place] = label = spelled(by_name["label"], label)
         if labels.count(label) > 1:
             raise InputError(f"--label {label}: named twice")
-    counts = [len(range(place, sets * SET, len(labels))) if sets else per_label for place in range(len(labels))]
-    told = [row for row in known if row.get("label") in by_name["label"].values] if independent else known
+    counts = [len(range(place, sets * SET, len(labels))) if sets
+              else per_label for place in range(len(labels))]
+    told = [row for row in known
+            if row.get("label") in by_name["label"].values] if independent else known
     alike = _alike([by_name[name] for name in independent], told, max(counts), seed)
     columns = []
     for place, (label, n) in enumerate(zip(labels, counts)):
-        drawn = _of_label(label, n, variables, known, fixed, seeded(seed, sum(counts[:place]), ROWS))
+        drawn = _of_label(label, n, variables, known, fixed,
+                          seeded(seed, sum(counts[:place]), ROWS))
         columns.append([{**row, **cells} for row, cells in zip(drawn, alike)])
-    return numbered([columns[i % len(labels)][i // len(labels)] for i in range(sum(counts))], seed)  # in turns: every set
+    # in turns: every set
+    return numbered([columns[i % len(labels)][i // len(labels)] for i in range(sum(counts))], seed)
 
 
 def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> list[Row]:
-    """One image for each row of a CSV whose columns are conditions; `n` asks for several of a row."""
+    """One image for each row of a CSV whose columns are conditions; `n` asks for several of a
+    row.
+    """
     rows = []
     for row in read_csv(path, [v.name for v in variables], ("n",)):
         n = row.get("n") or "1"
@@ -71,13 +82,16 @@ def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> li
             raise InputError(f"{row['where']}: n {n!r} is not a number of images")
         for v in variables:
             _check(v, row.get(v.name, ""), row["where"])
-        rows += [{"label": "any", **{v.name: spelled(v, row.get(v.name, "")) for v in variables}} for _ in range(int(n))]
+        rows += [{"label": "any", **{v.name: spelled(v, row.get(v.name, "")) for v in variables}}
+                 for _ in range(int(n))]
     return numbered(rows, seed)
 
 
-def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels: Sequence[str], per_label: int,
-                seed: int = 0) -> list[Row]:
-    """Up to `per_label` real images of each label, evenly picked, to begin at; each keeps its own conditions."""
+def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels: Sequence[str],
+                per_label: int, seed: int = 0) -> list[Row]:
+    """Up to `per_label` real images of each label, evenly picked, to begin at; each keeps its own
+    conditions.
+    """
     rows = []
     for label in labels or sorted({row["label"] for row in known}):
         pool = [row for row in known if row["label"] == label]
@@ -89,12 +103,15 @@ def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels:
             cells = {v.name: row.get(v.name, "") for v in variables}
             for v in variables:
                 _check(v, cells[v.name], row["file"])
-            rows.append({"label": label, **{v.name: spelled(v, cells[v.name]) for v in variables}, "origin": row["file"]})
+            rows.append({"label": label, **{v.name: spelled(v, cells[v.name]) for v in variables},
+                         "origin": row["file"]})
     return numbered(rows, seed)
 
 
 def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[Row]:
-    """Rows of a CSV whose columns are among the names, once each; `where` names the line, for messages."""
+    """Rows of a CSV whose columns are among the names, once each; `where` names the line, for
+    messages.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             header, *lines = list(csv.reader(file)) or [[]]
@@ -110,7 +127,8 @@ def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[
     for place, cells in enumerate(lines, 2):
         if len(cells) != len(header):
             raise InputError(f"{path} line {place}: {len(cells)} cells under {len(header)} columns")
-    return [dict(zip(header, cells), where=f"{path} line {place}") for place, cells in enumerate(lines, 2)]
+    return [dict(zip(header, cells), where=f"{path} line {place}")
+            for place, cells in enumerate(lines, 2)]
 
 
 def spelled(variable: var.Variable, cell: str) -> str:
@@ -121,12 +139,15 @@ def spelled(variable: var.Variable, cell: str) -> str:
 
 
 def numbered(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Each row with its file name, set and seed; `images/<label>/000017.png` is seed + 17 of set 1."""
+    """Each row with its file name, set and seed; `images/<label>/000017.png` is seed + 17 of set
+    1.
+    """
     for row in rows:
         if Path(row["label"]).name != row["label"]:
             raise InputError(f"label {row['label']!r} cannot name a folder")
-    return [{"file_name": f"images/{row['label']}/{i:06d}.png", "label": row["label"], "set": str(i // SET + 1),
-             "seed": str(seed + i), **{k: v for k, v in row.items() if k != "label"}} for i, row in enumerate(rows)]
+    return [{"file_name": f"images/{row['label']}/{i:06d}.png", "label": row["label"],
+             "set": str(i // SET + 1), "seed": str(seed + i),
+             **{k: v for k, v in row.items() if k != "label"}} for i, row in enumerate(rows)]
 
 
 def read_given(given: Sequence[str], by_name: Mapping[str, var.Variable]) -> Row:
@@ -135,9 +156,11 @@ def read_given(given: Sequence[str], by_name: Mapping[str, var.Variable]) -> Row
     for item in given:
         name, is_there, cell = item.partition("=")
         if not is_there or name == "label":
-            raise InputError(f"--given {item}: " + ("choose labels by --label" if name == "label" else "write name=value"))
+            raise InputError(f"--given {item}: " + ("choose labels by --label" if name == "label"
+                                                    else "write name=value"))
         if name not in by_name:
-            raise InputError(f"--given {name}={cell}: the model has no such condition; it has {', '.join(by_name)}")
+            raise InputError(f"--given {name}={cell}: the model has no such condition; it has "
+                             f"{', '.join(by_name)}")
         if fixed.get(name, cell) != cell:
             raise InputError(f"--given {name}={cell} contradicts --given {name}={fixed[name]}")
         for part in cell.split(":") if isinstance(by_name[name], var.Number) else [cell]:
@@ -148,8 +171,11 @@ def read_given(given: Sequence[str], by_name: Mapping[str, var.Variable]) -> Row
     return fixed
 
 
-def check_independent(names: Sequence[str], by_name: Mapping[str, var.Variable], fixed: Row) -> None:
-    """Conditions that are to be independent of the label, each checked against the model and what is given."""
+def check_independent(names: Sequence[str], by_name: Mapping[str, var.Variable],
+                      fixed: Row) -> None:
+    """Conditions that are to be independent of the label, each checked against the model and what
+    is given.
+    """
     for name in names:
         if name not in by_name or name == "label" or "label" not in by_name:
             others = ", ".join(other for other in by_name if other != "label") or "none"
@@ -166,14 +192,17 @@ def check_independent(names: Sequence[str], by_name: Mapping[str, var.Variable],
 def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels:
     """Rows of a plan → labels, as `variables.encode`, with the cells that are null."""
     null = [[_is_null(v, row.get(v.name, "")) for v in variables] for row in rows]
-    plain = [{**row, **{v.name: "" for v, drop in zip(variables, drops) if drop}} for row, drops in zip(rows, null)]
-    return var.drop(variables, var.encode(variables, plain), torch.tensor(null, dtype=torch.bool).view(len(rows), -1))
+    plain = [{**row, **{v.name: "" for v, drop in zip(variables, drops) if drop}}
+             for row, drops in zip(rows, null)]
+    return var.drop(variables, var.encode(variables, plain),
+                    torch.tensor(null, dtype=torch.bool).view(len(rows), -1))
 
 
 def outside(variables: Sequence[var.Variable], row: Row) -> list[str]:
     """Numbers of a row that lie outside what training saw."""
     cells = ((v, row.get(v.name, "")) for v in variables if isinstance(v, var.Number))
-    return [v.name for v, cell in cells if cell not in ("", NULL) and not v.low <= v.encode(cell) <= v.high]
+    return [v.name for v, cell in cells
+            if cell not in ("", NULL) and not v.low <= v.encode(cell) <= v.high]
 
 
 def _is_null(variable: var.Variable, cell: str) -> bool:
@@ -186,7 +215,9 @@ def _check(variable: var.Variable, cell: str, where: str) -> None:
 
 
 def _alike(variables: Sequence[var.Variable], known: Sequence[Row], n: int, seed: int) -> list[Row]:
-    """The n joint cells of these variables that every label gets, from rows of all labels, each label weighing the same."""
+    """The n joint cells of these variables that every label gets, from rows of all labels, each
+    label weighing the same.
+    """
     if not variables or not known:  # without a row, _of_label will say so
         return [{}] * n
     sizes = Counter(row["label"] for row in known)
@@ -195,11 +226,12 @@ def _alike(variables: Sequence[var.Variable], known: Sequence[Row], n: int, seed
     return [{v.name: row.get(v.name, "") for v in variables} for _, row in drawn]
 
 
-def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequence[Row], fixed: Row,
-              generator: torch.Generator) -> list[Row]:
+def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequence[Row],
+              fixed: Row, generator: torch.Generator) -> list[Row]:
     pool = [row for row in known if row.get("label", label) == label]
     if not pool:
-        raise InputError(f"label {label!r}: there is no real row of this label to draw conditions from")
+        raise InputError(f"label {label!r}: there is no real row of this label to draw conditions "
+                         "from")
     rows = []
     for i, real in _drawn(pool, n, variables, generator, [1] * len(pool)):
         row = {"label": label, **{v.name: real.get(v.name, "") for v in variables}}
@@ -210,9 +242,11 @@ def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequ
     return rows
 
 
-def _drawn(pool: Sequence[Row], n: int, variables: Sequence[var.Variable], generator: torch.Generator,
-           weights: Sequence[int]) -> list[tuple[int, Row]]:
-    """A systematic sample of n rows by weight, sorted by these variables: each with its place in it, in random order."""
+def _drawn(pool: Sequence[Row], n: int, variables: Sequence[var.Variable],
+           generator: torch.Generator, weights: Sequence[int]) -> list[tuple[int, Row]]:
+    """A systematic sample of n rows by weight, sorted by these variables: each with its place in
+    it, in random order.
+    """
     coarse_first = sorted(variables, key=lambda v: list(var.KINDS.values()).index(type(v)))
 
     def place(k: int) -> list[tuple]:

@@ -1,7 +1,7 @@
 """The noise schedule: the table of ᾱ_t, and σ(t) and t(σ) between its rungs.
 
-Notation (Karras et al. 2022): x = z + σ·noise with σ² = (1−ᾱ)/ᾱ. The network of a variance-preserving model
-(Ho et al. 2020) sees x/√(1+σ²) = √ᾱ·z + √(1−ᾱ)·noise.
+Notation (Karras et al. 2022): x = z + σ·noise with σ² = (1−ᾱ)/ᾱ. The network of a
+variance-preserving model (Ho et al. 2020) sees x/√(1+σ²) = √ᾱ·z + √(1−ᾱ)·noise.
 """
 
 from __future__ import annotations
@@ -14,21 +14,27 @@ from torch import Tensor
 
 
 class Schedule:
-    """A float64 CPU table of ᾱ, never a Module: no `.half()` may reach it (in bf16 only 192 of 1000 levels survive).
+    """A float64 CPU table of ᾱ, never a Module: no `.half()` may reach it (in bf16 only 192 of 1000
+    levels survive).
 
-    `sigma` and `t` are inverse to each other: log σ is piecewise linear in t, exact on the rungs 0 … T−1.
+    `sigma` and `t` are inverse to each other: log σ is piecewise linear in t, exact on the rungs 0
+    … T−1.
     """
 
     def __init__(self, alphas_cumprod: Tensor):
         table = torch.as_tensor(alphas_cumprod, device="cpu").double().clone()
-        assert table.ndim == 1 and (table.diff() < 0).all() and table[-1] > 0 and table[0] < 1, "ᾱ must fall within (0, 1)"
+        assert table.ndim == 1 and (table.diff() < 0).all() and table[-1] > 0 and table[
+            0] < 1, "ᾱ must fall within (0, 1)"
         self.alphas_cumprod = table
         self.sigmas_table = ((1 - table) / table).sqrt()
         self._log = self.sigmas_table.log()
 
     @classmethod
-    def scaled_linear(cls, start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Schedule:
-        """Stable Diffusion's: β linear in its square root (LDM calls it "linear", diffusers "scaled_linear")."""
+    def scaled_linear(cls, start: float = 0.00085, end: float = 0.012,
+                      steps: int = 1000) -> Schedule:
+        """Stable Diffusion's: β linear in its square root (LDM calls it "linear", diffusers
+        "scaled_linear").
+        """
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0))
 
@@ -53,31 +59,39 @@ class Schedule:
         on_rung = self.sigmas_table[high] == sigma  # the logarithm may miss the rung by one ulp
         return torch.where(on_rung, high.double(), t)
 
-    def timesteps(self, n: int, spacing: Literal["leading", "trailing", "linspace"] = "leading") -> Tensor:
-        """n descending timesteps, as diffusers names the spacings (SD's own is leading with offset 1).
+    def timesteps(self, n: int,
+                  spacing: Literal["leading", "trailing", "linspace"] = "leading") -> Tensor:
+        """n descending timesteps, as diffusers names the spacings (SD's own is leading with offset
+        1).
 
-        A rung halfway between two is rounded to even; diffusers' floats may drift to the other neighbour. linspace ends at
-        t = 0, so the step from there to σ(0) has no length: it costs a call of the network and changes nothing.
+        A rung halfway between two is rounded to even; diffusers' floats may drift to the other
+        neighbour. linspace ends at t = 0, so the step from there to σ(0) has no length: it costs a
+        call of the network and changes nothing.
         """
         T = len(self)
         assert 1 <= n <= T, f"steps must lie in 1 … {T}"
         if spacing == "leading":
-            offset = min(1, T - 1 - (n - 1) * (T // n))  # steps_offset 1, unless the last step leaves no room for it
+            # steps_offset 1, unless the last step leaves no room for it
+            offset = min(1, T - 1 - (n - 1) * (T // n))
             return (torch.arange(n) * (T // n)).flip(0).double() + offset
         if spacing == "trailing":
             return (T - torch.arange(n, dtype=torch.float64) * T / n).round() - 1
         return torch.linspace(T - 1, 0, n, dtype=torch.float64).round()
 
     def sigmas(self, timesteps: Tensor | Sequence[float], end: float | None = None) -> Tensor:
-        """Descending σ at these timesteps and the last one, `end`: (n+1,). SD ends at σ(0), where ᾱ = ᾱ₀, not at 0."""
-        last = torch.as_tensor(self.sigmas_table[0].item() if end is None else end, dtype=torch.float64)
+        """Descending σ at these timesteps and the last one, `end`: (n+1,). SD ends at σ(0), where ᾱ
+        = ᾱ₀, not at 0.
+        """
+        last = torch.as_tensor(self.sigmas_table[0].item() if end is None else end,
+                               dtype=torch.float64)
         return torch.cat([self.sigma(torch.as_tensor(timesteps)), last[None]])
 
     def ladder(self, n: int, spacing: str = "trailing") -> Tensor:
-        """n+1 descending σ from near σ(T−1) to σ(0). Besides the timestep spacings: karras (ρ = 7, eq. 5) and logsigma.
+        """n+1 descending σ from near σ(T−1) to σ(0). Besides the timestep spacings: karras (ρ = 7,
+        eq. 5) and logsigma.
 
-        In these two the ends are σ(T−1) and σ(0) themselves. diffusers' `use_karras_sigmas` and `use_exponential_sigmas` of
-        n steps are our n−1 steps and one more, to σ = 0.
+        In these two the ends are σ(T−1) and σ(0) themselves. diffusers' `use_karras_sigmas` and
+        `use_exponential_sigmas` of n steps are our n−1 steps and one more, to σ = 0.
         """
         if spacing not in LADDERS:
             raise ValueError(f"ladder {spacing!r} is not one of {', '.join(LADDERS)}")

@@ -1,7 +1,9 @@
-"""A finished model on disk: weights as safetensors and, written last, a JSON that says how to build it again.
+"""A finished model on disk: weights as safetensors and, written last, a JSON that says how to build
+it again.
 
     RUN/vae.safetensors     RUN/vae.json       the autoencoder; a diffusion run keeps its own copy
-    RUN/best/model.*                           the EMA weights of the step with the lowest held-out loss
+    RUN/best/model.*                           the EMA weights of the step with the lowest held-out
+                                               loss
     RUN/snapshots/step_00000500/model.*        those of some steps on the way
     RUN/model.safetensors   RUN/model.json     the EMA weights of UNet and conditioner, variables, schedule, prediction
 """
@@ -25,14 +27,19 @@ from minidiff.errors import InputError
 
 
 def identity(folder: Path, weights: str = "model.safetensors") -> dict:
-    """The hash of a run's weights, and what that run itself began with: the chain of fine-tuning stages."""
-    facts = runs.read_json(folder / "run.json").get("facts", {}) if (folder / "run.json").exists() else {}
-    return {"sha256": runs.sha256(folder / weights), "data": facts.get("data"), "before": facts.get("init")}
+    """The hash of a run's weights, and what that run itself began with: the chain of fine-tuning
+    stages.
+    """
+    facts = runs.read_json(folder / "run.json").get("facts",
+                                                    {}) if (folder / "run.json").exists() else {}
+    return {"sha256": runs.sha256(folder / weights), "data": facts.get("data"),
+            "before": facts.get("init")}
 
 
 def save_vae(folder: Path, vae: VAE, **facts) -> None:
     runs.save_tensors(folder / "vae.safetensors", vae.state_dict())
-    runs.write_json(folder / "vae.json", {"config": asdict(vae.config), "scale": vae.scale.item(), **facts})
+    runs.write_json(folder / "vae.json",
+                    {"config": asdict(vae.config), "scale": vae.scale.item(), **facts})
 
 
 def load_vae(folder: Path) -> VAE:
@@ -54,8 +61,10 @@ def load_pipeline(folder: Path) -> tuple[Pipeline, dict]:
     facts = describe(folder / "model.json", "the diffusion stage of train.py has to finish first")
     described = ModelSpec(**{f.name: facts.pop(f.name) for f in fields(ModelSpec)})
     model, schedule = described.build()
-    denoiser = Denoiser(_load_weights(folder / "model.safetensors", model), schedule, described.prediction)
-    near = (folder, folder.parent, folder.parent.parent)  # RUN/best and RUN/snapshots/step_… share that of RUN
+    denoiser = Denoiser(_load_weights(folder / "model.safetensors", model), schedule,
+                        described.prediction)
+    # RUN/best and RUN/snapshots/step_… share that of RUN
+    near = (folder, folder.parent, folder.parent.parent)
     vae = load_vae(next((f for f in near if (f / "vae.json").exists()), folder))
     return Pipeline(denoiser, model.conditioner, vae, facts["size"]), facts
 

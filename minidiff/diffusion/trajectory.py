@@ -1,13 +1,16 @@
-"""One image's way from noise, on one sheet for people who study the internals: `python sample.py trajectory`.
+"""One image's way from noise, on one sheet for people who study the internals: `python sample.py
+trajectory`.
 
     film       row 1   x/√(1+σ²), the noisy latents as the network sees them, decoded: of the unit variance of finished ones
                row 2   D(x; σ), the guided estimate of the clean image at that level, decoded
     arrow      how far guidance moved that estimate, level by level: root mean square in units of z
-    attention  at three of these levels, in the conditional call, of one layer, averaged over its heads: the share of
-               cross-attention that leaves position 0 for positions 1 …, and where the centre cell looks
+    attention  at three of these levels, in the conditional call, of one layer, averaged over its
+               heads: the share of cross-attention that leaves position 0 for positions 1 …, and
+               where the centre cell looks
 
-Conditions are added to context positions 1 … alone, all of them alike; position 0 is the same for every image. So a share
-says how much of the context's pull can carry a condition at all; it cannot say which one.
+Conditions are added to context positions 1 … alone, all of them alike; position 0 is the same for
+every image. So a share says how much of the context's pull can carry a condition at all; it cannot
+say which one.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ if TYPE_CHECKING:  # to import matplotlib takes half a second, for which --help 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-Sampler = Literal["dpmpp_2m", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m_sde", "unipc"]
+Sampler = Literal["dpmpp_2m", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m_sde",
+                  "unipc"]
 AT_MOST = 16  # columns of the film that can still be read
 MAPS = 3      # levels whose attention is shown
 
@@ -75,7 +79,9 @@ class Maps:
 
 
 class Watched:
-    """net(x_in, t, labels) that remembers the inputs of its calls and, where `tap` is set, their attention."""
+    """net(x_in, t, labels) that remembers the inputs of its calls and, where `tap` is set, their
+    attention.
+    """
 
     def __init__(self, model: Model):
         self.model, self.tap = model, False
@@ -89,24 +95,33 @@ class Watched:
 
 
 def maps(taps: dict[str, Tensor]) -> Maps:
-    """Of the layer with the most cells; the last one of several. The first image of a guided batch has all conditions."""
-    own = max(reversed([name for name in taps if name.endswith("attn1")]), key=lambda name: taps[name].shape[1])
+    """Of the layer with the most cells; the last one of several. The first image of a guided batch
+    has all conditions.
+    """
+    own = max(reversed([name for name in taps if name.endswith("attn1")]),
+              key=lambda name: taps[name].shape[1])
     layer = own.removesuffix(".attn1")
-    whole, cross = taps[own][0], taps[layer + ".attn2"][0]                  # (cells, cells), (cells, K)
+    # (cells, cells), (cells, K)
+    whole, cross = taps[own][0], taps[layer + ".attn2"][0]
     side = math.isqrt(len(whole))
     centre = whole[(side // 2) * side + side // 2]
-    return Maps(layer, cross[:, 1:].sum(1).view(side, side), centre.view(side, side), 1 - 1 / cross.shape[1])
+    return Maps(layer, cross[:, 1:].sum(1).view(side, side), centre.view(side, side),
+                1 - 1 / cross.shape[1])
 
 
-def follow(pipeline: Pipeline, labels: Labels, seed: int, recipe: Recipe, tapped: Sequence[int]) -> Iterator[Step | Tensor]:
-    """The steps, and the finished latents (1, 4, h, w) last, the same as without being watched; `tapped` have maps."""
+def follow(pipeline: Pipeline, labels: Labels, seed: int, recipe: Recipe,
+           tapped: Sequence[int]) -> Iterator[Step | Tensor]:
+    """The steps, and the finished latents (1, 4, h, w) last, the same as without being watched;
+    `tapped` have maps.
+    """
     watched, arrows = Watched(pipeline.denoiser.net), []
     pipeline = replace(pipeline, denoiser=replace(pipeline.denoiser, net=watched))
     ways = pipeline.latents(labels, [seed], recipe, arrows=arrows)
     for i in range(recipe.taken):
         watched.tap = i in tapped
         denoised = next(ways)
-        (sigma, arrow), (seen, attention) = arrows[0], watched.calls[0]  # heun's second call looks ahead
+        # heun's second call looks ahead
+        (sigma, arrow), (seen, attention) = arrows[0], watched.calls[0]
         arrows.clear(), watched.calls.clear()
         yield Step(sigma, seen, denoised, arrow.item(), attention)
     yield next(ways)
@@ -121,10 +136,11 @@ def trajectory(cfg: TrajectoryConfig) -> None:
         raise InputError(f"--shown {cfg.shown}: {AT_MOST} images side by side at the most")
     pipeline, facts = store.load_pipeline(Path(cfg.run))
     if cfg.steps > len(pipeline.denoiser.schedule):
-        raise InputError(f"--steps {cfg.steps} is more than the {len(pipeline.denoiser.schedule)} levels of the schedule")
+        raise InputError(f"--steps {cfg.steps} is more than the {len(pipeline.denoiser.schedule)} "
+                         "levels of the schedule")
     variables = pipeline.conditioner.variables
-    row = plan.plan(variables, facts["rows"], labels=(cfg.label,) if cfg.label else (), per_label=1, given=cfg.given,
-                    seed=cfg.seed)[0]
+    row = plan.plan(variables, facts["rows"], labels=(cfg.label,) if cfg.label else (), per_label=1,
+                    given=cfg.given, seed=cfg.seed)[0]
     for module in (pipeline.denoiser.net, pipeline.vae):
         module.to(found(cfg.device), memory_format=torch.channels_last)
 
@@ -135,14 +151,17 @@ def trajectory(cfg: TrajectoryConfig) -> None:
     def picture(z: Tensor) -> Tensor:
         with torch.no_grad():
             pixels = to_uint8(pipeline.vae.decode(z.to(end.device)))[0].cpu()         # (3, H, W)
-        return pixels.float().mean(0).round().to(torch.uint8) if facts["grey"] else pixels.permute(1, 2, 0)
+        return pixels.float().mean(0).round().to(torch.uint8) if facts["grey"] else pixels.permute(
+            1, 2, 0)
 
-    film = [(step, picture(step.seen), picture(step.denoised)) for step in (steps[i] for i in shown)]
+    film = [(step, picture(step.seen), picture(step.denoised))
+            for step in (steps[i] for i in shown)]
     conditions = ", ".join(said(name, row.get(name, ""), name in plan.outside(variables, row))
                            for name in (v.name for v in variables))
     conditions = "no conditions (guidance 0)" if cfg.guidance == 0 else conditions
-    title = (fill(f"A synthetic image on its way from noise: {conditions}", 130) + f"\nseed {cfg.seed}, sampler "
-             f"{cfg.sampler}, ladder {cfg.ladder}, {cfg.steps} steps, guidance {cfg.guidance:g}")
+    title = (fill(f"A synthetic image on its way from noise: {conditions}", 130) + f"\nseed "
+             f"{cfg.seed}, sampler {cfg.sampler}, ladder {cfg.ladder}, {cfg.steps} steps, guidance "
+             f"{cfg.guidance:g}")
     runs.write_atomic(out, sheet(title, film, picture(end), steps, cfg.guidance))
     print(f"{out}: {conditions}; {len(shown)} of {cfg.steps} steps shown, the attention of "
           f"{steps[tapped[0]].maps.layer} at {len(tapped)} of them")
@@ -162,11 +181,12 @@ def found(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
-        raise InputError(f"device {name!r} is not here; CUDA devices found: {torch.cuda.device_count()}") from None
+        raise InputError(f"device {name!r} is not here; CUDA devices found: "
+                         f"{torch.cuda.device_count()}") from None
 
 
-def sheet(title: str, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor, steps: Sequence[Step],
-          guidance: float) -> bytes:
+def sheet(title: str, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor,
+          steps: Sequence[Step], guidance: float) -> bytes:
     """The whole as PNG."""
     columns = len(film) + 1
     width = max(11.5, columns + 0.5)
@@ -184,7 +204,8 @@ def sheet(title: str, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor
     return out.getvalue()
 
 
-def strip(figure: SubFigure | Figure, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor) -> None:
+def strip(figure: SubFigure | Figure, film: Sequence[tuple[Step, Tensor, Tensor]],
+          image: Tensor) -> None:
     axes = figure.subplots(2, len(film) + 1, squeeze=False)
     for column, (step, seen, denoised) in enumerate(film):
         show(axes[0, column], seen, f"σ {step.sigma:.3g}")
@@ -202,18 +223,21 @@ def show(axes: Axes, pixels: Tensor, title: str = "") -> None:
     axes.set_title(title, fontsize=8)
 
 
-def curve(figure: SubFigure | Figure, steps: Sequence[Step], marked: set[float], guidance: float) -> None:
+def curve(figure: SubFigure | Figure, steps: Sequence[Step], marked: set[float],
+          guidance: float) -> None:
     axes = figure.subplots()
     points = [(step.sigma, step.arrow) for step in steps]
     axes.plot(*zip(*points), color="black", linewidth=1.2, marker=".", label="each step")
-    axes.plot(*zip(*(point for point in points if point[0] in marked)), color="black", linestyle="none", marker="o",
+    axes.plot(*zip(*(point for point in points if point[0] in marked)), color="black",
+              linestyle="none", marker="o",
               markerfacecolor="white", clip_on=False, zorder=3, label="on the film")
     axes.set(xscale="log")
     axes.set_xlabel("noise level σ; time runs to the right", fontsize=8)
     axes.set_ylabel("guidance arrow: rms of guided − unguided, in units of z", fontsize=8)
     axes.tick_params(labelsize=8)
     nothing = {0: "guidance 0: the conditions play no part", 1: "guidance 1: nothing is added"}
-    axes.set_title(nothing.get(guidance, f"how far guidance {guidance:g} moves the estimate"), fontsize=9)
+    axes.set_title(nothing.get(guidance, f"how far guidance {guidance:g} moves the estimate"),
+                   fontsize=9)
     axes.invert_xaxis()
     axes.set_ylim(0, 1.1 * max(s.arrow for s in steps) or 1)
     axes.grid(alpha=0.25)
@@ -226,14 +250,16 @@ def attention(figure: SubFigure | Figure, steps: Sequence[Step]) -> None:
     from matplotlib.patches import Rectangle
     first = steps[0].maps
     side = len(first.share)
-    figure.suptitle(f"attention in {first.layer} ({side} × {side} cells), the mean of its heads", fontsize=9)
+    figure.suptitle(f"attention in {first.layer} ({side} × {side} cells), the mean of its "
+                    f"heads", fontsize=9)
     axes = figure.subplots(2, len(steps), squeeze=False)
     rows = (("cross: share that goes to\npositions 1 …", [step.maps.share for step in steps]),
             ("self: where the centre cell\n(framed) looks", [step.maps.centre for step in steps]))
     for row, (name, values) in zip(axes, rows):
         low, high = min(v.min().item() for v in values), max(v.max().item() for v in values)
         for ax, value in zip(row, values):
-            drawn = ax.imshow(value.numpy(), cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+            drawn = ax.imshow(value.numpy(), cmap="cividis", vmin=low, vmax=high,
+                              interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             ax.set_xlabel(f"{value.min().item():.3g} to {value.max().item():.3g}", fontsize=7)
             if side <= 8:
@@ -244,8 +270,10 @@ def attention(figure: SubFigure | Figure, steps: Sequence[Step]) -> None:
         ax.set_title(f"σ {step.sigma:.3g}, mean {step.maps.share.mean().item():.3g}", fontsize=8)
     for ax in axes[1]:
         for color, width in (("black", 4), ("white", 2)):
-            ax.add_patch(Rectangle((side // 2 - 0.5, side // 2 - 0.5), 1, 1, fill=False, edgecolor=color, linewidth=width))
-    figure.supxlabel(f"alike everywhere would be {first.uniform:.3g} above and {1 / side**2:.3g} below", fontsize=7)
+            ax.add_patch(Rectangle((side // 2 - 0.5, side // 2 - 0.5), 1, 1, fill=False,
+                                   edgecolor=color, linewidth=width))
+    figure.supxlabel(f"alike everywhere would be {first.uniform:.3g} above and {1 / side**2:.3g} "
+                     f"below", fontsize=7)
 
 
 def write(axes: Axes, values: Tensor, middle: float) -> None:

@@ -9,11 +9,13 @@
     middle  8²      1280       ResBlock + Transformer + ResBlock
     and back up with 3 blocks a level, each fed the skip connection of its mirror image.
 
-Attribute names are those of diffusers' UNet2DConditionModel, so that its files load as they are. Sources: Rombach et
-al. 2022 (latent diffusion), CompVis/stable-diffusion `openaimodel.py`, Stability-AI/stablediffusion for 2.x.
+Attribute names are those of diffusers' UNet2DConditionModel, so that its files load as they are.
+Sources: Rombach et al. 2022 (latent diffusion), CompVis/stable-diffusion `openaimodel.py`,
+Stability-AI/stablediffusion for 2.x.
 
-Keep it in `torch.channels_last`, on a CPU too: cells and tokens are then views of the same memory, and no convolution
-has to bring its weights and inputs into that order first. `benchmarks/train.py` measures what that is worth.
+Keep it in `torch.channels_last`, on a CPU too: cells and tokens are then views of the same memory,
+and no convolution has to bring its weights and inputs into that order first. `benchmarks/train.py`
+measures what that is worth.
 """
 
 from __future__ import annotations
@@ -46,19 +48,21 @@ class UNetConfig:
 
 
 SD15 = UNetConfig((320, 640, 1280, 1280), (True, True, True, False), 768, heads=8)
-SD21 = UNetConfig((320, 640, 1280, 1280), (True, True, True, False), 1024, head_dim=64, linear_projection=True,
-                  float32_attention=True)
+SD21 = UNetConfig((320, 640, 1280, 1280), (True, True, True, False), 1024, head_dim=64,
+                  linear_projection=True, float32_attention=True)
 TINY = UNetConfig((32, 64, 128), (False, False, True), 64, heads=4, blocks=1, groups=16)
 SMALL = UNetConfig((96, 192, 288), (False, True, True), 128, heads=4, blocks=1)
 
-Taps = dict[nn.Module, Tensor] | None  # attention layer → its probabilities; None: they are not computed
+# attention layer → its probabilities; None: they are not computed
+Taps = dict[nn.Module, Tensor] | None
 
 
 class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = c = config
-        self.checkpointing = False  # keep the inputs of blocks alone and compute the rest again on the way back
+        # keep the inputs of blocks alone and compute the rest again on the way back
+        self.checkpointing = False
         width, time_dim = c.channels[0], 4 * c.channels[0]
         self.time_embedding = nn.ModuleDict(
             {"linear_1": nn.Linear(width, time_dim), "linear_2": nn.Linear(time_dim, time_dim)}
@@ -70,31 +74,39 @@ class UNet(nn.Module):
         for level, (channels, attention) in enumerate(zip(c.channels, c.attention)):
             last = level == len(c.channels) - 1
             inputs = [skips[-1], *[channels] * (c.blocks - 1)]
-            self.down_blocks.append(Level(c, inputs, channels, time_dim, attention, None if last else "down"))
+            self.down_blocks.append(Level(c, inputs, channels, time_dim, attention,
+                                          None if last else "down"))
             skips += [channels] * (c.blocks + (not last))
         self.mid_block = Middle(c, channels, time_dim)
         below = channels
         for level in reversed(range(len(c.channels))):
             channels, attention = c.channels[level], c.attention[level]
             inputs = [below + skips.pop(), *[channels + skips.pop() for _ in range(c.blocks)]]
-            self.up_blocks.append(Level(c, inputs, channels, time_dim, attention, "up" if level else None))
+            self.up_blocks.append(Level(c, inputs, channels, time_dim, attention,
+                                        "up" if level else None))
             below = channels
         self.conv_norm_out = nn.GroupNorm(c.groups, width, eps=1e-5)
         self.conv_out = nn.Conv2d(width, c.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, taps: dict[str, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor,
+                taps: dict[str, Tensor] | None = None) -> Tensor:
         """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N, K, context_dim) → (N, 4, h, w).
 
-        A dict given as `taps` is filled with what every attention layer looks at: under `mid_block.attentions.0.attn1`
-        (self) and `….attn2` (cross) the probabilities, the mean of the heads, (N, cells, tokens) float32 on the CPU.
+        A dict given as `taps` is filled with what every attention layer looks at: under
+        `mid_block.attentions.0.attn1` (self) and `….attn2` (cross) the probabilities, the mean of
+        the heads, (N, cells, tokens) float32 on the CPU.
         """
         emb = timestep_embedding(t, self.config.channels[0]).to(x.dtype)                # (N, width)
-        emb = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(emb)))   # (N, 4·width)
-        emb = F.silu(emb)                                                               # every ResBlock begins with it
-        h = self.conv_in(x)                                                             # (N, width, h, w)
+        # (N, 4·width)
+        emb = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(emb)))
+        # every ResBlock begins with it
+        emb = F.silu(emb)
+        # (N, width, h, w)
+        h = self.conv_in(x)
         skips = [h]
         run = recomputed if self.checkpointing and torch.is_grad_enabled() else direct
-        seen = None if taps is None else {}                                             # by layer; named at the end
+        # by layer; named at the end
+        seen = None if taps is None else {}
         for level in self.down_blocks:
             h = level.down(run, h, emb, context, skips, seen)
         h = run(self.mid_block, h, emb, context, seen)
@@ -102,8 +114,10 @@ class UNet(nn.Module):
             h = level.up(run, h, emb, context, skips, seen)
         if taps is not None:
             names = {layer: name for name, layer in self.named_modules() if layer in seen}
-            taps.update((names[layer].replace(".transformer_blocks.0", ""), seen[layer]) for layer in seen)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))                             # (N, 4, h, w)
+            taps.update((names[layer].replace(".transformer_blocks.0", ""), seen[layer])
+                        for layer in seen)
+        # (N, 4, h, w)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))
 
 
 def direct(block: Callable[..., Tensor], *inputs) -> Tensor:
@@ -111,30 +125,34 @@ def direct(block: Callable[..., Tensor], *inputs) -> Tensor:
 
 
 def recomputed(block: Callable[..., Tensor], *inputs) -> Tensor:
-    """Activation checkpointing (Chen et al. 2016). There is no dropout, so no state of a generator to keep."""
+    """Activation checkpointing (Chen et al. 2016). There is no dropout, so no state of a generator
+    to keep.
+    """
     return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class Level(nn.Module):
     """The blocks of one resolution, on the way down (they leave skips) or up (they take them)."""
 
-    def __init__(self, c: UNetConfig, inputs: list[int], channels: int, time_dim: int, attention: bool,
-                 resample: str | None):
+    def __init__(self, c: UNetConfig, inputs: list[int], channels: int, time_dim: int,
+                 attention: bool, resample: str | None):
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(c, i, channels, time_dim) for i in inputs])
-        self.attentions = nn.ModuleList([Transformer(c, channels) for _ in inputs]) if attention else None
+        self.attentions = nn.ModuleList([Transformer(c, channels)
+                                         for _ in inputs]) if attention else None
         if resample == "down":
             self.downsamplers = nn.ModuleList([Resample(channels, stride=2)])
         elif resample == "up":
             self.upsamplers = nn.ModuleList([Resample(channels, stride=1)])
         self.resample = resample
 
-    def block(self, i: int, h: Tensor, emb: Tensor, context: Tensor, skip: Tensor | None, taps: Taps) -> Tensor:
+    def block(self, i: int, h: Tensor, emb: Tensor, context: Tensor, skip: Tensor | None,
+              taps: Taps) -> Tensor:
         h = self.resnets[i](h if skip is None else torch.cat([h, skip], 1), emb)
         return h if self.attentions is None else self.attentions[i](h, context, taps)
 
-    def down(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor],
-             taps: Taps) -> Tensor:
+    def down(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor,
+             skips: list[Tensor], taps: Taps) -> Tensor:
         for i in range(len(self.resnets)):
             h = run(self.block, i, h, emb, context, None, taps)
             skips.append(h)
@@ -143,8 +161,8 @@ class Level(nn.Module):
             skips.append(h)
         return h
 
-    def up(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor],
-           taps: Taps) -> Tensor:
+    def up(self, run: Callable[..., Tensor], h: Tensor, emb: Tensor, context: Tensor,
+           skips: list[Tensor], taps: Taps) -> Tensor:
         for i in range(len(self.resnets)):
             h = run(self.block, i, h, emb, context, skips.pop(), taps)
         if self.resample:
@@ -172,9 +190,11 @@ class Resample(nn.Module):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution with padding 1; on a CPU, where many channels meet few cells, one matrix product does its work.
+    """A 3×3 convolution with padding 1; on a CPU, where many channels meet few cells, one matrix
+    product does its work.
 
-    So a guided call of SD 1.5, with 1280 channels at 2² and 4² cells, takes .67 of the time at 64 px, .84 at 256 px.
+    So a guided call of SD 1.5, with 1280 channels at 2² and 4² cells, takes .67 of the time at 64
+    px, .84 at 256 px.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
@@ -205,13 +225,16 @@ class ResBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """SpatialTransformer: cells as tokens; self-attention, cross-attention to the context, feed-forward."""
+    """SpatialTransformer: cells as tokens; self-attention, cross-attention to the context,
+    feed-forward.
+    """
 
     def __init__(self, c: UNetConfig, channels: int):
         super().__init__()
         self.linear = c.linear_projection
         self.norm = nn.GroupNorm(c.groups, channels, eps=1e-6)  # 1e-6 here, 1e-5 in the ResBlocks
-        project = (lambda: nn.Linear(channels, channels)) if self.linear else (lambda: nn.Conv2d(channels, channels, 1))
+        project = (lambda: nn.Linear(channels, channels)) if self.linear else (
+            lambda: nn.Conv2d(channels, channels, 1))
         self.proj_in = project()
         self.transformer_blocks = nn.ModuleList([TransformerBlock(c, channels)])
         self.proj_out = project()
@@ -271,18 +294,22 @@ class Attention(nn.Module):
 
 @torch.no_grad()
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """The mean of the heads' softmax(q·kᵀ/√d_head), beside the fused kernel, which never holds them: for `taps` alone.
+    """The mean of the heads' softmax(q·kᵀ/√d_head), beside the fused kernel, which never holds
+    them: for `taps` alone.
 
-    q (N, heads, cells, d), k (N, heads, tokens, d) → (N, cells, tokens) float32 on the CPU. One head at a time: at 64²
-    cells one map of one image is 64 MiB.
+    q (N, heads, cells, d), k (N, heads, tokens, d) → (N, cells, tokens) float32 on the CPU. One
+    head at a time: at 64² cells one map of one image is 64 MiB.
     """
     with torch.autocast(q.device.type, enabled=False):
         q, k = q.float() / math.sqrt(q.shape[-1]), k.float()
-        return (sum((a @ b.mT).softmax(-1) for a, b in zip(q.unbind(1), k.unbind(1))) / q.shape[1]).cpu()
+        return (sum((a @ b.mT).softmax(-1)
+                    for a, b in zip(q.unbind(1), k.unbind(1))) / q.shape[1]).cpu()
 
 
 class FeedForward(nn.Module):
-    """GEGLU (Shazeer 2020) with the exact erf GELU: net.2(x·gelu(gate)), four times as wide inside."""
+    """GEGLU (Shazeer 2020) with the exact erf GELU: net.2(x·gelu(gate)), four times as wide
+    inside.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -295,8 +322,11 @@ class FeedForward(nn.Module):
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """[cos, sin] of t·exp(−ln 10000·i/half), half = width/2: (N,) → (N, width), at least float32."""
+    """[cos, sin] of t·exp(−ln 10000·i/half), half = width/2: (N,) → (N, width), at least
+    float32.
+    """
     t = t.to(torch.promote_types(t.dtype, torch.float32))
-    frequencies = torch.exp(-math.log(10000) / (width // 2) * torch.arange(width // 2, dtype=t.dtype, device=t.device))
+    frequencies = torch.exp(
+        -math.log(10000) / (width // 2) * torch.arange(width // 2, dtype=t.dtype, device=t.device))
     angles = t[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)

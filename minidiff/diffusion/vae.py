@@ -1,11 +1,14 @@
-"""Stable Diffusion's autoencoder, whole: images in [-1, 1] ↔ latents at 1/8 of the side, already scaled.
+"""Stable Diffusion's autoencoder, whole: images in [-1, 1] ↔ latents at 1/8 of the side, already
+scaled.
 
-    SD: 128 × (1, 2, 4, 4) channels, 2 ResBlocks a level down and 3 up, one single-head attention in the middle,
-    quant_conv 8→8 and post_quant_conv 4→4 (1×1). Every norm has eps 1e-6; the stride-2 convolution pads (0, 1, 0, 1).
+    SD: 128 × (1, 2, 4, 4) channels, 2 ResBlocks a level down and 3 up, one single-head attention in
+    the middle,
+    quant_conv 8→8 and post_quant_conv 4→4 (1×1). Every norm has eps 1e-6; the stride-2 convolution
+    pads (0, 1, 0, 1).
 
-The latent scale belongs to the weights: 0.18215 for the public ones, 1/std of the training latents for one trained
-here. Callers never see the factor. Attribute names are those of diffusers' AutoencoderKL. Source: Rombach et al. 2022.
-Keep it out of fp16: activations overflow.
+The latent scale belongs to the weights: 0.18215 for the public ones, 1/std of the training latents
+for one trained here. Callers never see the factor. Attribute names are those of diffusers'
+AutoencoderKL. Source: Rombach et al. 2022. Keep it out of fp16: activations overflow.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ class VAEConfig:
 
 
 SD = VAEConfig((128, 256, 512, 512))
-TINY = VAEConfig((16, 32, 64), blocks=1, groups=8)  # a quarter of the side: eighths of 64 px hold no ribs
+# a quarter of the side: eighths of 64 px hold no ribs
+TINY = VAEConfig((16, 32, 64), blocks=1, groups=8)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class VAE(nn.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        self.register_buffer("scale", torch.tensor(scale), persistent=False)  # lies in the JSON beside the weights
+        # lies in the JSON beside the weights
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     @property
     def factor(self) -> int:
@@ -71,7 +76,9 @@ class VAE(nn.Module):
         return self.decoder(self.post_quant_conv(z / self.scale))
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What a training step needs: reconstructions of latents drawn with this noise, and their KL, (N,)."""
+        """What a training step needs: reconstructions of latents drawn with this noise, and their
+        KL, (N,).
+        """
         moments = self.encode(images)
         return self.decode(moments.sample(noise)), moments.kl(self.scale)
 
@@ -95,7 +102,8 @@ class Encoder(nn.Module):
         for level in self.down_blocks:
             h = level(h)
             if level.resample:
-                h = level.downsamplers[0].conv(F.pad(h, (0, 1, 0, 1)))  # right and bottom only, as trained
+                # right and bottom only, as trained
+                h = level.downsamplers[0].conv(F.pad(h, (0, 1, 0, 1)))
         h = self.mid_block(h)
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
@@ -128,7 +136,8 @@ class Level(nn.Module):
 
     def __init__(self, c: VAEConfig, inputs: int, channels: int, blocks: int, resample: str | None):
         super().__init__()
-        self.resnets = nn.ModuleList([ResBlock(c, i, channels) for i in [inputs, *[channels] * (blocks - 1)]])
+        self.resnets = nn.ModuleList([ResBlock(c, i, channels)
+                                      for i in [inputs, *[channels] * (blocks - 1)]])
         self.resample = resample
         if resample == "downsamplers":
             self.downsamplers = nn.ModuleList([Resample(channels, stride=2, padding=0)])
@@ -189,7 +198,9 @@ class Attention(nn.Module):
 
 
 def edge_error(y: Tensor, x: Tensor, scales: int = 3) -> Tensor:
-    """L1 distance of horizontal and vertical differences at 1, 1/2, 1/4 of the size, averaged: edges, not only means."""
+    """L1 distance of horizontal and vertical differences at 1, 1/2, 1/4 of the size, averaged:
+    edges, not only means.
+    """
     error = y.new_zeros(())
     for _ in range(scales):
         for dim in (2, 3):
@@ -199,7 +210,9 @@ def edge_error(y: Tensor, x: Tensor, scales: int = 3) -> Tensor:
 
 
 def encoder(vae: VAE) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Float images on the CPU → (mean, std) of their latents; always float32, for fp16 overflows."""
+    """Float images on the CPU → (mean, std) of their latents; always float32, for fp16
+    overflows.
+    """
     @torch.no_grad()
     def encode(x: Tensor) -> tuple[Tensor, Tensor]:
         return (m := vae.encode(x.to(vae.scale.device))).mean, m.std

@@ -1,7 +1,8 @@
-"""What a training run looks at while it runs: the loss at fixed times and noise, and the gap that shows copying.
+"""What a training run looks at while it runs: the loss at fixed times and noise, and the gap that
+shows copying.
 
-The training loss of a step is mostly the luck of its times. Here every measurement uses the same times and the same
-noise, so that two steps, two runs and two sets of images can be compared.
+The training loss of a step is mostly the luck of its times. Here every measurement uses the same
+times and the same noise, so that two steps, two runs and two sets of images can be compared.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ OPEN = 0.1          # a tenth, at the lower bound of the interval
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Latents, labels, times and noise that stay the same; slot i of any two probes of one size has the same t and noise."""
+    """Latents, labels, times and noise that stay the same; slot i of any two probes of one size has
+    the same t and noise.
+    """
 
     z: Tensor           # (n, 4, h, w)
     labels: Labels      # (n,) each
@@ -37,33 +40,39 @@ class Probe:
     def of(cls, latents: Tensor, labels: Labels, n: int, levels: int) -> Probe:
         """n slots, filled in a fixed random order by the images (N, 4, h, w), once or in turns."""
         index = torch.tensor(order(len(latents), 0, range(n)), dtype=torch.long)
-        return cls(latents[index], {k: v[index] for k, v in labels.items()}, (stratified(0, 0, n) * levels).long(),
+        return cls(latents[index], {k: v[index] for k, v in labels.items()},
+                   (stratified(0, 0, n) * levels).long(),
                    normal(0, range(n), VALIDATE, latents.shape[1:]) if n else latents[:0])
 
     @torch.no_grad()
-    def losses(self, denoiser: Denoiser, autocast: Callable, device: torch.device, batch: int, min_snr: float) -> Tensor:
+    def losses(self, denoiser: Denoiser, autocast: Callable, device: torch.device, batch: int,
+               min_snr: float) -> Tensor:
         """Loss of each slot, (n,), on the CPU."""
         parts = []
         for part in torch.arange(len(self.t)).split(batch):
             labels = {k: v[part].to(device) for k, v in self.labels.items()}
             with autocast():
-                losses = denoiser.loss(self.z[part].to(device), self.t[part], self.noise[part].to(device), labels, min_snr)
+                losses = denoiser.loss(self.z[part].to(device), self.t[part],
+                                       self.noise[part].to(device), labels, min_snr)
             parts.append(losses.float().cpu())
         return torch.cat(parts) if parts else torch.empty(0)
 
 
-def by_quarter(losses: Tensor, t: Tensor, levels: int, name: str = "loss") -> dict[str, float | None]:
+def by_quarter(losses: Tensor, t: Tensor, levels: int,
+               name: str = "loss") -> dict[str, float | None]:
     """Mean loss in each quarter of t, from little noise (t0) to much (t3)."""
     quarter = 4 * t // levels
-    return {f"{name}_t{q}": losses[quarter == q].mean().item() if (quarter == q).any() else None for q in range(4)}
+    return {f"{name}_t{q}": losses[quarter == q].mean().item() if (quarter == q).any()
+            else None for q in range(4)}
 
 
 def gap(train: Tensor, held_out: Tensor) -> dict[str, float]:
-    """The memorisation gap: by which share held-out images lose more than training images, with its 95 % lower bound.
+    """The memorisation gap: by which share held-out images lose more than training images, with its
+    95 % lower bound.
 
-    train and held_out (n,) are losses of paired slots (same t, same noise). A model that knows its images by heart
-    denoises them better than those it never saw. The mean is that of the ratio's logarithm: times differ in loss by
-    orders of magnitude, which cancel in the pairs.
+    train and held_out (n,) are losses of paired slots (same t, same noise). A model that knows its
+    images by heart denoises them better than those it never saw. The mean is that of the ratio's
+    logarithm: times differ in loss by orders of magnitude, which cancel in the pairs.
     """
     ratio = (held_out.double().clamp(min=1e-12) / train.double().clamp(min=1e-12)).log()
     error = ratio.std().item() / len(ratio) ** 0.5 if len(ratio) > 1 else math.inf
@@ -71,16 +80,19 @@ def gap(train: Tensor, held_out: Tensor) -> dict[str, float]:
     return {"gap": math.expm1(mean), "gap_low": math.expm1(mean - 1.645 * error)}
 
 
-def look(averaged: Denoiser, probes: Sequence[Probe], autocast: Callable, device: torch.device, batch: int,
-         min_snr: float) -> dict[str, float | None]:
-    """Held-out loss, by quarter of t too, and the gap, of probes on training and held-out images; warns when it is open."""
+def look(averaged: Denoiser, probes: Sequence[Probe], autocast: Callable, device: torch.device,
+         batch: int, min_snr: float) -> dict[str, float | None]:
+    """Held-out loss, by quarter of t too, and the gap, of probes on training and held-out images;
+    warns when it is open.
+    """
     train, held_out = (probe.losses(averaged, autocast, device, batch, min_snr) for probe in probes)
     if not len(held_out):
         return {"val_loss": None}
     seen = gap(train, held_out)
     if is_open(seen, len(held_out)) and not distributed.rank():
-        tqdm.write(f"WARNING: the model has begun to copy: its loss on held-out images is {seen['gap']:.0%} above that on "
-                   "its training images; stop earlier, take best/, or train fewer weights (--train lora)")
+        tqdm.write(f"WARNING: the model has begun to copy: its loss on held-out images is "
+                   f"{seen['gap']:.0%} above that on its training images; stop earlier, take "
+                   "best/, or train fewer weights (--train lora)")
     quarters = by_quarter(held_out, probes[1].t, len(averaged.schedule), "val_loss")
     return {"val_loss": held_out.mean().item(), **quarters, **seen}
 

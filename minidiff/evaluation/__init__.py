@@ -1,4 +1,5 @@
-"""Are the images like real ones, as asked for, and new? Rooms in the order in which numbers pass through them.
+"""Are the images like real ones, as asked for, and new? Rooms in the order in which numbers pass
+through them.
 
     extractors     images → feature vectors                 metrics       sets of features → numbers
     memorisation   copies, membership, what may leave       matrix        real × synthetic × controls that must be caught

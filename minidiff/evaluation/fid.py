@@ -3,10 +3,10 @@
     python evaluate.py fid REAL SYNTHETIC
     python evaluate.py fid REAL SYNTHETIC --extractor pixels
 
-FID and KID are distances in Inception's features, and nothing else is called so: in other features they are a Fréchet
-distance (FD) and a kernel distance (KD). Each comes with the number of images on both sides, the extractor, and its
-floor: what two disjoint parts of the real images score. FID falls as 1/n, so that beside its floor stands what it is between
-parts as small as those.
+FID and KID are distances in Inception's features, and nothing else is called so: in other features
+they are a Fréchet distance (FD) and a kernel distance (KD). Each comes with the number of images on
+both sides, the extractor, and its floor: what two disjoint parts of the real images score. FID
+falls as 1/n, so that beside its floor stands what it is between parts as small as those.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ BATCH = 64          # images in one pass of an extractor
 FEWEST_HALF = 5     # images on each side of a floor
 AT_MOST = 4000      # real images behind the floor of KID, which needs all their pairs at once
 METRICS = {"FID": distances.fid, "KID": distances.kid}
-ELSEWHERE = {"FID": "Fréchet distance", "KID": "kernel distance"}  # what they are called in other features
+# what they are called in other features
+ELSEWHERE = {"FID": "Fréchet distance", "KID": "kernel distance"}
 Stack = Tensor      # uint8 (N,3,H,W), the images of one size
 
 
 class Distance(float):
     """A distance between two sets of images, and what it must not be read without."""
 
-    def __new__(cls, value: float, name: str = "", sizes: tuple[int, int] = (0, 0), about: dict | None = None,
+    def __new__(cls, value: float, name: str = "", sizes: tuple[int, int] = (0, 0),
+                about: dict | None = None,
                 floor: distances.Spread | None = None, at_floor: float | None = None):
         found = super().__new__(cls, value)
         found.name, found.sizes, found.about, found.floor, found.at_floor = name, sizes, about or {}, floor, at_floor
@@ -80,23 +82,29 @@ class FIDConfig:
 def run_fid(cfg: FIDConfig) -> None:
     """FID and KID of two folders of images."""
     if len(cfg.folders) != 2:
-        raise InputError(f"two folders of images are compared; named are {' '.join(cfg.folders) or 'none'}")
-    found = measure(*cfg.folders, extractor=cfg.extractor, draws=cfg.draws, seed=cfg.seed, device=cfg.device)
+        raise InputError(f"two folders of images are compared; named are "
+                         f"{' '.join(cfg.folders) or 'none'}")
+    found = measure(*cfg.folders, extractor=cfg.extractor, draws=cfg.draws, seed=cfg.seed,
+                    device=cfg.device)
     for figure in found:
         print(repr(figure))
     print("extractor: " + ", ".join(f"{name} {value}" for name, value in found[0].about.items()))
     if cfg.out:
-        runs.write_json(cfg.out, {"folders": cfg.folders, "figures": [figure.json() for figure in found],
-                                  "provenance": runs.provenance()})
+        runs.write_json(cfg.out,
+                        {"folders": cfg.folders, "figures": [figure.json() for figure in found],
+                         "provenance": runs.provenance()})
 
 
-def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0, device: str = "auto",
-            metrics=tuple(METRICS)) -> list[Distance]:
-    """The distances of two folders or arrays (uint8 (N,H,W), (N,H,W,C) or (N,C,H,W)). InputError where these are none."""
+def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0,
+            device: str = "auto", metrics=tuple(METRICS)) -> list[Distance]:
+    """The distances of two folders or arrays (uint8 (N,H,W), (N,H,W,C) or (N,C,H,W)). InputError
+    where these are none.
+    """
     named = files(real), files(synthetic)  # a folder that is not there is refused before the work
     spec = inception() if extractor == "inception" else extractor
     stacks, patients = load(real, named[0])
-    network = build([spec], train=_one(stacks) if spec == "pixels" else None, device=str(pick_device(device)))[0]
+    network = build([spec], train=_one(stacks) if spec == "pixels" else None,
+                    device=str(pick_device(device)))[0]
     x = features(network, stacks)
     del stacks  # one set of images at a time in memory
     y = features(network, load(synthetic, named[1])[0])
@@ -105,54 +113,69 @@ def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, s
         metric, title = METRICS[name], name if network.name in INCEPTIONS else ELSEWHERE[name]
         floor = floor_of(metric, x, patients, sizes, draws, seed)
         found.append(Distance(metric(real=x, fake=y), title, sizes, describe(network), floor,
-                              at_size(x, y, floor, seed) if floor and metric is distances.fid else None))
+                              at_size(x, y, floor, seed) if floor and metric is distances.fid
+                              else None))
     return found
 
 
-def floor_of(metric, x: np.ndarray, patients: list[str], sizes: tuple[int, int], draws: int, seed: int):
-    """Real against real, at these sizes or, where there are too few, smaller ones; None where there are far too few."""
+def floor_of(metric, x: np.ndarray, patients: list[str], sizes: tuple[int, int], draws: int,
+             seed: int):
+    """Real against real, at these sizes or, where there are too few, smaller ones; None where there
+    are far too few.
+    """
     if not draws or len(set(patients)) < 2 * FEWEST_HALF:
         return None
-    some = np.arange(len(x)) if metric is distances.fid else distances.equal(np.arange(len(x)), AT_MOST, seed)
+    some = np.arange(len(x)) if metric is distances.fid else distances.equal(np.arange(len(x)),
+                                                                             AT_MOST, seed)
     try:
-        return distances.floor(metric, real=x[some], patients=[patients[i] for i in some], n=sizes[0], m=sizes[1],
-                               repeats=draws, seed=seed)
+        return distances.floor(metric, real=x[some], patients=[patients[i] for i in some],
+                               n=sizes[0], m=sizes[1], repeats=draws, seed=seed)
     except InputError:  # all but a few images are of one patient, or the other side has too few
         return None
 
 
 def at_size(x: np.ndarray, y: np.ndarray, floor: distances.Spread, seed: int) -> float:
-    """The mean FID of random parts as large as those of the floor, for it falls as 1/n: only such two may be compared."""
-    draws = [distances.fid(real=distances.equal(x, floor.n, seed + k), fake=distances.equal(y, floor.m, seed + 100 + k))
-             for k in range(10)]
+    """The mean FID of random parts as large as those of the floor, for it falls as 1/n: only such
+    two may be compared.
+    """
+    draws = [distances.fid(real=distances.equal(x, floor.n, seed + k),
+                           fake=distances.equal(y, floor.m, seed + 100 + k)) for k in range(10)]
     return float(np.mean(draws))
 
 
 def inception() -> str:
-    """The spec of Inception as pytorch-fid runs it, if its public weights are at hand; else InputError with the command."""
+    """The spec of Inception as pytorch-fid runs it, if its public weights are at hand; else
+    InputError with the command.
+    """
     path = weights()
     if not path.is_file():
-        raise InputError(f"FID and KID mean Inception's features, and {path} is not there. Fetch the public weights once: "
-                         f"`{FETCH}`; or measure in other features, which is no FID: --extractor pixels")
+        raise InputError(f"FID and KID mean Inception's features, and {path} is not there. Fetch "
+                         f"the public weights once: `{FETCH}`; or measure in other features, which "
+                         "is no FID: --extractor pixels")
     return f"inception-pytorch-fid={path}"
 
 
 def load(images_or_folder, named: list[tuple[str, str]]) -> tuple[list[Stack], list[str]]:
-    """The images of an array, or of a folder's `files`, as stacks of one size, in their order within it, and the patient
-    of each."""
+    """The images of an array, or of a folder's `files`, as stacks of one size, in their order
+    within it, and the patient of each."""
     if not isinstance(images_or_folder, (str, Path)):
         array = _array(images_or_folder)
         return [array], [str(k) for k in range(len(array))]
     found: dict[tuple, list] = {}
-    for file, patient in tqdm(named, f"reading {images_or_folder}", unit=" images", disable=len(named) < 200):
+    for file, patient in tqdm(named, f"reading {images_or_folder}", unit=" images",
+                              disable=len(named) < 200):
         pixels = images.read(file)
-        found.setdefault(pixels.shape, []).append((pixels, patient))  # grey ones stay one channel in memory
-    stacks = [torch.from_numpy(np.stack([pixels for pixels, _ in own])).expand(-1, 3, -1, -1) for own in found.values()]
+        # grey ones stay one channel in memory
+        found.setdefault(pixels.shape, []).append((pixels, patient))
+    stacks = [torch.from_numpy(np.stack([pixels for pixels, _ in own])).expand(-1, 3, -1, -1)
+              for own in found.values()]
     return stacks, [patient for own in found.values() for _, patient in own]
 
 
 def files(images_or_folder) -> list[tuple[str, str]]:
-    """(file, patient) of each image in a folder; in an array there are none. InputError where these are too few."""
+    """(file, patient) of each image in a folder; in an array there are none. InputError where these
+    are too few.
+    """
     if not isinstance(images_or_folder, (str, Path)):
         return []
     folder = Path(images_or_folder)
@@ -164,7 +187,8 @@ def files(images_or_folder) -> list[tuple[str, str]]:
     else:
         found = [(str(file), str(file)) for file in image_files(folder)]
     if len(found) < 2:
-        raise InputError(f"{folder}: {count(len(found), 'PNG or JPEG image')}; a distance needs two or more")
+        raise InputError(f"{folder}: {count(len(found), 'PNG or JPEG image')}; a distance needs "
+                         "two or more")
     return found
 
 
@@ -178,7 +202,8 @@ def features(extractor: Extractor, stacks: list[Stack]) -> np.ndarray:
 def _one(stacks: list[Stack]) -> Tensor:
     if len(stacks) > 1:
         sizes = ", ".join(f"{s.shape[3]} × {s.shape[2]}" for s in stacks[:4])
-        raise InputError(f"extractor pixels compares images of one size; the real ones have {sizes}")
+        raise InputError(f"extractor pixels compares images of one size; the real ones have "
+                         f"{sizes}")
     return stacks[0]
 
 
@@ -188,8 +213,8 @@ def _array(value) -> Tensor:
     except (TypeError, ValueError) as error:
         raise InputError(f"neither a folder nor an array of images: {error}") from None
     if x.dtype != torch.uint8 or x.ndim not in (3, 4) or len(x) < 2:
-        raise InputError(f"an array of images is uint8 (N,H,W), (N,H,W,C) or (N,C,H,W) with N of 2 or more, not "
-                         f"{x.dtype} {tuple(x.shape)}")
+        raise InputError(f"an array of images is uint8 (N,H,W), (N,H,W,C) or (N,C,H,W) with N of 2 "
+                         f"or more, not {x.dtype} {tuple(x.shape)}")
     if x.ndim == 3:
         x = x[:, None]
     elif x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):

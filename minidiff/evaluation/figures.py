@@ -9,9 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 ACCENT, INK, PALE = "#b5482a", "#2b3a42", "#8fa3ad"
-BANDS = {"KD": "KD_floor", "FD": "FD_floor_halves"}  # the floor at the numbers at which the line was measured
-STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-         "text.color": INK, "axes.edgecolor": PALE, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+# the floor at the numbers at which the line was measured
+BANDS = {"KD": "KD_floor", "FD": "FD_floor_halves"}
+STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False,
+         "axes.spines.right": False, "text.color": INK, "axes.edgecolor": PALE,
+         "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
          "axes.titlesize": 10, "axes.titlelocation": "left"}
 WIDTH = 9.6  # inches
 MARKS = {"synthetic": "D", "real": "o"}  # others "x": told apart without colour
@@ -19,7 +21,9 @@ LINES = (("o", "-", INK), ("s", "--", ACCENT), ("^", ":", PALE), ("D", "-.", INK
 
 
 def pyplot():
-    """matplotlib's, without a window. Only now: to import it takes half a second, for which --help need not wait."""
+    """matplotlib's, without a window. Only now: to import it takes half a second, for which --help
+    need not wait.
+    """
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot
@@ -32,7 +36,9 @@ def styled():
 
 
 def distance_chart(rows: Sequence[dict], metric: str) -> bytes:
-    """One panel an extractor: every set's distance to held-out real images, over the band of real against real."""
+    """One panel an extractor: every set's distance to held-out real images, over the band of real
+    against real.
+    """
     rows = [r for r in rows if metric in r]
     extractors, places = list(dict.fromkeys(r["extractor"] for r in rows)), _places(rows)
     height = 1.1 + 0.24 * (max(places.values()) + 1)
@@ -43,8 +49,9 @@ def distance_chart(rows: Sequence[dict], metric: str) -> bytes:
                 y, colour = places[r["label"], r["set"]], _colour(r["set"])
                 band = r.get(BANDS[metric])
                 if band:
-                    axes.fill_betweenx([y - 0.5, y + 0.5], band["low"], band["high"], facecolor="none", edgecolor=PALE,
-                                      hatch="////", alpha=0.55, linewidth=0)
+                    axes.fill_betweenx([y - 0.5, y + 0.5], band["low"], band["high"],
+                                       facecolor="none", edgecolor=PALE,
+                                       hatch="////", alpha=0.55, linewidth=0)
                 middle = r["KD"] if metric == "KD" else r["FD_halves"]
                 ends = [r[f"{metric}_low"], r[f"{metric}_high"]]
                 axes.plot(ends, [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
@@ -55,28 +62,37 @@ def distance_chart(rows: Sequence[dict], metric: str) -> bytes:
             axes.grid(axis="x", alpha=0.3)
             axes.tick_params(axis="y", length=0)
         names = [f"{label}  ·  {name}" if name == "synthetic" else name for label, name in places]
-        panels[0][0].set(yticks=list(places.values()), yticklabels=names, ylim=(max(places.values()) + 0.8, -0.8))
+        panels[0][0].set(yticks=list(places.values()), yticklabels=names,
+                         ylim=(max(places.values()) + 0.8, -0.8))
         for tick, (_, name) in zip(panels[0][0].get_yticklabels(), places):
             tick.set_color(_colour(name))
         return _png(figure)
 
 
 def growth_chart(rows: Sequence[dict]) -> bytes:
-    """KD above and FD below against n, one column an extractor: median and 5–95 % of draws, over that of real draws."""
+    """KD above and FD below against n, one column an extractor: median and 5–95 % of draws, over
+    that of real draws.
+    """
     extractors = list(dict.fromkeys(r["extractor"] for r in rows))
     with styled():
-        figure, panels = pyplot().subplots(2, len(extractors), figsize=(WIDTH, 5.0), squeeze=False, sharex=True,
-                                      layout="constrained")
-        for (i, metric), (j, extractor) in itertools.product(enumerate(("KD", "FD")), enumerate(extractors)):
+        figure, panels = pyplot().subplots(2, len(extractors), figsize=(WIDTH, 5.0), squeeze=False,
+                                           sharex=True, layout="constrained")
+        for (i, metric), (j, extractor) in itertools.product(enumerate(("KD", "FD")),
+                                                             enumerate(extractors)):
             axes, own = panels[i, j], [r for r in rows if r["extractor"] == extractor]
             floors = [r for r in own if r[f"{metric}_floor"]]
-            for some, key, colour, mark, name in ((own, metric, ACCENT, "D-", "synthetic against held-out"),
-                                                  (floors, f"{metric}_floor", INK, "o--", "real against real")):
-                n, ends = [r["n"] for r in some], [[r[key][side] for r in some] for side in ("low", "high")]
-                axes.plot(n, [r[key]["median"] for r in some], mark, color=colour, markersize=4, linewidth=1.4, label=name)
-                axes.fill_between(n, *ends, facecolor=colour if key == metric else "none", alpha=0.18, linewidth=0,
+            for some, key, colour, mark, name in (
+                    (own, metric, ACCENT, "D-", "synthetic against held-out"),
+                    (floors, f"{metric}_floor", INK, "o--", "real against real")):
+                n, ends = [r["n"] for r in some], [[r[key][side] for r in some]
+                                                   for side in ("low", "high")]
+                axes.plot(n, [r[key]["median"] for r in some], mark, color=colour, markersize=4,
+                          linewidth=1.4, label=name)
+                axes.fill_between(n, *ends, facecolor=colour if key == metric else "none",
+                                  alpha=0.18, linewidth=0,
                                   hatch=None if key == metric else "////", edgecolor=colour)
-            axes.set(title=f"{metric}, {extractor}", ylim=(min(0, axes.get_ylim()[0]) if metric == "KD" else 0, None))
+            axes.set(title=f"{metric}, {extractor}",
+                     ylim=(min(0, axes.get_ylim()[0]) if metric == "KD" else 0, None))
             axes.set_xscale("log")
             ticks = sorted({r["n"] for r in own})[::2]
             axes.set_xticks(ticks, [str(k) for k in ticks])
@@ -100,10 +116,12 @@ def study_chart(results: Sequence[dict]) -> bytes:
                 values = [100 * v for v in values if v is not None]
                 colour = ACCENT if "synthetic" in arm else INK
                 mark = "D" if "synthetic" in arm else "o"
-                axes.plot(values, [y] * len(values), mark, color=colour, alpha=0.55, markersize=5, markeredgewidth=0)
+                axes.plot(values, [y] * len(values), mark, color=colour, alpha=0.55, markersize=5,
+                          markeredgewidth=0)
                 if values:
                     axes.plot([np.mean(values)] * 2, [y - 0.3, y + 0.3], color=colour, linewidth=2)
-            axes.set(title=f"{name} set", xlabel="balanced accuracy, %", yticks=range(len(arms)), yticklabels=arms)
+            axes.set(title=f"{name} set", xlabel="balanced accuracy, %", yticks=range(len(arms)),
+                     yticklabels=arms)
             axes.set_ylim(len(arms) - 0.5, -0.5)
             axes.grid(axis="x", alpha=0.3)
         return _png(figure)
@@ -115,10 +133,13 @@ def curves(logs: dict[str, Sequence[dict]]) -> bytes:
         figure, panels = _panels(len(logs), 2.6, sharey=False)
         for axes, (name, log) in zip(panels[0], logs.items()):
             for column, colour, line in (("loss", PALE, "-"), ("val_loss", ACCENT, "--")):
-                points = [(line["step"], line[column]) for line in log if line.get(column) is not None]
+                points = [(line["step"], line[column]) for line in log
+                          if line.get(column) is not None]
                 if points:
-                    axes.plot(*zip(*points), color=colour, label={"loss": "training", "val_loss": "held-out"}[column],
-                              linestyle=line, linewidth=1.4, marker="o" if len(points) < 15 else None, markersize=4)
+                    axes.plot(*zip(*points), color=colour,
+                              label={"loss": "training", "val_loss": "held-out"}[column],
+                              linestyle=line, linewidth=1.4,
+                              marker="o" if len(points) < 15 else None, markersize=4)
             axes.set(title=name, xlabel="step", ylabel="loss", yscale="log")
             axes.grid(alpha=0.25)
             axes.legend(frameon=False)
@@ -126,40 +147,50 @@ def curves(logs: dict[str, Sequence[dict]]) -> bytes:
 
 
 def course_chart(result: dict, log: Sequence[dict]) -> bytes:
-    """From monitor.json: KD over its floor on the left, one panel a space; what tells of copying on the right."""
+    """From monitor.json: KD over its floor on the left, one panel a space; what tells of copying on
+    the right.
+    """
     points, steps = result["points"], [p["step"] for p in result["points"]]
     spaces = [s["space"] for s in points[0]["copying"]["spaces"]]
     with styled():
         height = max(len(result["floors"]), 3)
-        figure, panels = pyplot().subplots(height, 2, figsize=(WIDTH, 2.1 * height), sharex=True, squeeze=False,
-                                      layout="constrained")
+        figure, panels = pyplot().subplots(height, 2, figsize=(WIDTH, 2.1 * height), sharex=True,
+                                           squeeze=False, layout="constrained")
         for axes, (name, band) in zip(panels[:, 0], result["floors"].items()):
             k = [p["KD"][name] for p in points]
             axes.axhspan(band["low"], band["high"], color=PALE, alpha=0.35, linewidth=0,
                          label="KD of real against real, 5–95 %")
-            axes.errorbar(steps, [x["value"] for x in k], _bars(k, "value", "low", "high"), color=INK, marker="o",
+            axes.errorbar(steps, [x["value"] for x in k], _bars(k, "value", "low", "high"),
+                          color=INK, marker="o",
                           markersize=4, capsize=2, linewidth=1.3, label="KD, 95 %")
-            doubted = [(p["step"], p["KD"][name]["value"]) for p in points if p["copying"]["suspected"] is not False]
+            doubted = [(p["step"], p["KD"][name]["value"]) for p in points
+                       if p["copying"]["suspected"] is not False]
             if doubted:
-                axes.plot(*zip(*doubted), "x", color=ACCENT, markersize=9, markeredgewidth=2, label="copying not excluded")
+                axes.plot(*zip(*doubted), "x", color=ACCENT, markersize=9, markeredgewidth=2,
+                          label="copying not excluded")
             axes.set(title=f"KD to held-out, {name}")
             axes.set_yscale("symlog", linthresh=max(2 * abs(band["high"]), 1e-9))
         shares, ratios, gaps = panels[:3, 1]
         for space, (marker, line, colour) in zip(range(len(spaces)), LINES * len(spaces)):
             own = [p["copying"]["spaces"][space] for p in points]
-            style = {"marker": marker, "linestyle": line, "color": colour, "markersize": 4, "linewidth": 1.3}
-            shares.errorbar(steps, [100 * s["near_share"] for s in own], 100 * np.array(_bars(
-                own, "near_share", "near_low", "near_high")), capsize=2, label=spaces[space], **style)
+            style = {"marker": marker, "linestyle": line, "color": colour, "markersize": 4,
+                     "linewidth": 1.3}
+            shares.errorbar(steps, [100 * s["near_share"] for s in own],
+                            100 * np.array(_bars(own, "near_share", "near_low", "near_high")),
+                            capsize=2, label=spaces[space], **style)
             ratios.plot(steps, [s["q50"] for s in own], label=spaces[space], **style)
         shares.axhline(5, color=PALE, linewidth=1)
         shares.set(title="near to a training image, %; held-out: 5", ylim=(0, None))
         ratios.axhline(1, color=PALE, linewidth=1)
         ratios.set(title="q: nearest training by nearest held-out; no copies: 1")
-        seen = [(line["step"], 100 * line["gap"], 100 * line["gap_low"]) for line in log if line.get("gap") is not None]
+        seen = [(line["step"], 100 * line["gap"], 100 * line["gap_low"]) for line in log
+                if line.get("gap") is not None]
         if seen:
             at, gap, low = zip(*seen)
-            gaps.plot(at, gap, marker=".", color=INK, linewidth=1.3, label="gap: held-out / training loss − 1")
-            gaps.fill_between(at, low, gap, color=PALE, alpha=0.35, linewidth=0, label="gap, to its 95 % lower bound")
+            gaps.plot(at, gap, marker=".", color=INK, linewidth=1.3,
+                      label="gap: held-out / training loss − 1")
+            gaps.fill_between(at, low, gap, color=PALE, alpha=0.35, linewidth=0,
+                              label="gap, to its 95 % lower bound")
         gaps.axhline(0, color=PALE, linewidth=1)
         gaps.set(title="gap of the denoising losses, %", xlabel="step")
         _finish(panels, len(result["floors"]), result["choice"]["step"])
@@ -168,18 +199,20 @@ def course_chart(result: dict, log: Sequence[dict]) -> bytes:
 
 def heat_map(values: Sequence[Sequence[float | None]], down: Sequence[str], across: Sequence[str],
              marks: Sequence[Sequence[str]]) -> bytes:
-    """Values as numbers on squares that darken with their root; None is an empty square with a dash. Grey alone, so that
-    it prints; marks follow the number."""
+    """Values as numbers on squares that darken with their root; None is an empty square with a
+    dash. Grey alone, so that it prints; marks follow the number."""
     grid = np.array([[np.nan if v is None else v for v in line] for line in values], float)
     shade = np.sqrt(np.clip(grid, 0, None))
     shade = shade / (np.nanquantile(shade, 0.97) or 1.0) if np.isfinite(shade).any() else shade
     with styled():
-        figure, axes = pyplot().subplots(figsize=(WIDTH, 1.6 + 0.235 * len(down)), layout="constrained")
+        figure, axes = pyplot().subplots(figsize=(WIDTH, 1.6 + 0.235 * len(down)),
+                                         layout="constrained")
         axes.imshow(np.clip(shade, 0, 1), cmap="Greys", vmin=0, vmax=1.15, aspect="auto")
         for i, j in np.ndindex(grid.shape):
             dark = np.isfinite(shade[i, j]) and shade[i, j] > 0.6
             text = f"{_number(grid[i, j])}{marks[i][j]}" if np.isfinite(grid[i, j]) else "–"
-            axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
+            axes.text(j, i, text, ha="center", va="center", fontsize=7.5,
+                      color="white" if dark else INK)
         axes.set_xticks(range(len(across)), across, rotation=40, ha="left", rotation_mode="anchor")
         axes.set_yticks(range(len(down)), down)
         axes.xaxis.tick_top()
@@ -203,8 +236,11 @@ def _places(rows: Sequence[dict]) -> dict[tuple[str, str], float]:
 
 
 def _soft_scale(axes, rows: Sequence[dict], metric: str) -> None:
-    """Linear near 0, where real against real lies, and logarithmic beyond: KD may be negative, other labels are far."""
-    near = [abs(r[BANDS[metric]][side]) for r in rows if BANDS[metric] in r for side in ("low", "high")]
+    """Linear near 0, where real against real lies, and logarithmic beyond: KD may be negative,
+    other labels are far.
+    """
+    near = [abs(r[BANDS[metric]][side]) for r in rows
+            if BANDS[metric] in r for side in ("low", "high")]
     far = max((r[f"{metric}_high"] for r in rows), default=0)
     if near and far > 8 * max(near) > 0:
         axes.set_xscale("symlog", linthresh=2 * max(near), linscale=1.0)
@@ -212,7 +248,8 @@ def _soft_scale(axes, rows: Sequence[dict], metric: str) -> None:
 
 
 def _panels(columns: int, height: float, sharey: bool = True):
-    return pyplot().subplots(1, columns, figsize=(WIDTH, height), sharey=sharey, squeeze=False, layout="constrained")
+    return pyplot().subplots(1, columns, figsize=(WIDTH, height), sharey=sharey, squeeze=False,
+                             layout="constrained")
 
 
 def _colour(name: str) -> str:
@@ -226,16 +263,21 @@ def _finish(panels: np.ndarray, used: int, chosen: int | None) -> None:
     panels[used - 1, 0].tick_params(labelbottom=True)
     for axes in (*panels[:used, 0], *panels[:3, 1]):
         if chosen is not None:
-            axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=(0, (4, 3)), label=f"take step {chosen}")
+            axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=(0, (4, 3)),
+                         label=f"take step {chosen}")
         axes.grid(alpha=0.25)
     marks = [axes.get_legend_handles_labels() for axes in (panels[0, 0], *panels[:3, 1])]
     named = {name: handle for handles, names in marks for handle, name in zip(handles, names)}
-    panels[0, 0].figure.legend(named.values(), named, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    panels[0, 0].figure.legend(named.values(), named, loc="outside lower center", ncols=4,
+                               frameon=False, fontsize=8)
 
 
 def _bars(rows: Sequence[dict], value: str, low: str, high: str) -> list[list[float]]:
-    """Lengths of error bars to both sides, (2, n); none where a percentile interval leaves its own value out."""
-    return [[max(0.0, r[value] - r[low]) for r in rows], [max(0.0, r[high] - r[value]) for r in rows]]
+    """Lengths of error bars to both sides, (2, n); none where a percentile interval leaves its own
+    value out.
+    """
+    return [[max(0.0, r[value] - r[low]) for r in rows],
+            [max(0.0, r[high] - r[value]) for r in rows]]
 
 
 def _png(figure, transparent: bool = True) -> bytes:

@@ -1,4 +1,6 @@
-"""The paper of the report: one HTML page that needs nothing else, neither script nor network, and the marks on it."""
+"""The paper of the report: one HTML page that needs nothing else, neither script nor network, and
+the marks on it.
+"""
 
 from __future__ import annotations
 
@@ -83,23 +85,30 @@ pre { font: .78rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pr
 
 
 def page(title: str, lead: str, sections: Mapping[str, tuple[str, str]]) -> str:
-    """A whole page from sections {id: (heading, HTML)}; title, lead and headings are text and get escaped here."""
-    links = "".join(f'<a href="#{key}">{escape(heading)}</a>' for key, (heading, _) in sections.items())
+    """A whole page from sections {id: (heading, HTML)}; title, lead and headings are text and get
+    escaped here.
+    """
+    links = "".join(f'<a href="#{key}">{escape(heading)}</a>'
+                    for key, (heading, _) in sections.items())
     bodies = "".join(f'<section id="{key}"><h2>{escape(heading)}</h2>{body}</section>'
                      for key, (heading, body) in sections.items())
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-            f'<style>{CSS}</style></head>'
-            f'<body><main><header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p><nav>{links}</nav></header>'
-            f"{bodies}</main></body></html>\n")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, '
+        f'initial-scale=1"><title>{escape(title)}</title><style>{CSS}</style></head><body><main><header><h1>{escape(title)}</h1><p '
+        f'class="lead">{escape(lead)}</p><nav>{links}</nav></header>'
+        f"{bodies}</main></body></html>\n")
 
 
 def figure(png: bytes, caption: str, alt: str) -> str:
     return f'<figure><div class="scroll">{img(png, alt)}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def cards(items: Iterable[tuple[Sequence[bytes], Sequence[str]]], alts: Sequence[str], caption: str) -> str:
-    """Small pictures side by side, as many as fit: of each item its pictures one above the other, then lines of text."""
+def cards(items: Iterable[tuple[Sequence[bytes], Sequence[str]]], alts: Sequence[str],
+          caption: str) -> str:
+    """Small pictures side by side, as many as fit: of each item its pictures one above the other,
+    then lines of text.
+    """
     body = "".join("<div>" + "".join(img(png, alt) for png, alt in zip(shots, alts))
                    + "<br>".join(map(escape, lines)) + "</div>" for shots, lines in items)
     return f'<figure><div class="cards">{body}</div><figcaption>{escape(caption)}</figcaption></figure>'
@@ -111,8 +120,8 @@ def img(png: bytes, alt: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence]]) -> str:
     """Rows are (classes, cells); a cell is anything with a text."""
-    body = "".join(f'<tr class="{kind.strip()}">' + "".join(f"<td>{escape(str(c))}</td>" for c in cells) + "</tr>"
-                   for kind, cells in rows)
+    body = "".join(f'<tr class="{kind.strip()}">' + "".join(
+        f"<td>{escape(str(c))}</td>" for c in cells) + "</tr>" for kind, cells in rows)
     return f'<div class="scroll"><table><tr>{"".join(f"<th>{escape(h)}</th>" for h in head)}</tr>{body}</table></div>'
 
 
@@ -123,12 +132,14 @@ def chip(kind: str, answer: str) -> str:
 
 def answers(rows: Iterable[tuple[str, str, str]]) -> str:
     """Rows are (kind, answer, what it answers and why, as HTML)."""
-    body = "".join(f"<tr><td>{chip(kind, answer)}</td><td>{html}</td></tr>" for kind, answer, html in rows)
+    body = "".join(f"<tr><td>{chip(kind, answer)}</td><td>{html}</td></tr>"
+                   for kind, answer, html in rows)
     return f'<table class="verdicts">{body}</table>'
 
 
 def fields(facts: Mapping[str, Any]) -> str:
-    rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(plain(v))}</dd>" for k, v in facts.items())
+    rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(plain(v))}</dd>"
+                   for k, v in facts.items())
     return f"<dl>{rows}</dl>"
 
 
@@ -167,7 +178,9 @@ def plain(value: Any) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """The same with nan and infinity as None, tuples as lists, everything else as text: what JSON can hold."""
+    """The same with nan and infinity as None, tuples as lists, everything else as text: what JSON
+    can hold.
+    """
     if isinstance(value, dict):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

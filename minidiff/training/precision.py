@@ -1,7 +1,8 @@
 """Mixed precision and the optimiser step: autocast, loss scaling, clipping, finite checks.
 
-Master weights, EMA and the forward process stay float32; autocast lowers the matrix products inside the network. bf16
-has float32's range and needs no scaler; fp16 underflows without one (Micikevicius et al. 2018).
+Master weights, EMA and the forward process stay float32; autocast lowers the matrix products inside
+the network. bf16 has float32's range and needs no scaler; fp16 underflows without one (Micikevicius
+et al. 2018).
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from minidiff.errors import InputError, TrainingFault
 Name = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = 3  # non-finite steps in a row that end the run
-TRIM, MMAP = -1, -3  # glibc's names of two limits of its allocator, M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (mallopt(3))
+# glibc's names of two limits of its allocator, M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (mallopt(3))
+TRIM, MMAP = -1, -3
 
 
 class Precision:
-    """The precision of one training run on one device; its state (the loss scale, the skips) belongs to a checkpoint."""
+    """The precision of one training run on one device; its state (the loss scale, the skips)
+    belongs to a checkpoint.
+    """
 
     def __init__(self, name: Name = "auto", device: torch.device | str = "cpu"):
         self.device = torch.device(device)
@@ -43,24 +47,27 @@ class Precision:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.name != "fp32")
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip: float,
-             batch: str = "") -> float:
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer,
+             parameters: Iterable[nn.Parameter], clip: float, batch: str = "") -> float:
         """Backward and update: the optimiser step of a batch that is computed in one piece."""
         self.backward(loss)
         return self.update(optimizer, parameters, clip, batch)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss, scaled against fp16's underflow, to those of the micro-batches before it."""
+        """Add the gradients of a loss, scaled against fp16's underflow, to those of the
+        micro-batches before it.
+        """
         self.finite &= math.isfinite(loss.item())
         self.scaler.scale(loss).backward()
 
-    def update(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip: float,
-               batch: str = "") -> float:
-        """Unscale, clip to norm `clip`, step and clear the gradients; returns the norm before clipping.
+    def update(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter],
+               clip: float, batch: str = "") -> float:
+        """Unscale, clip to norm `clip`, step and clear the gradients; returns the norm before
+        clipping.
 
-        A step whose loss or gradient is not finite is skipped, counted and named on stderr by its `batch`: the weights
-        stay as they are. An fp16 overflow of a finite loss is the scaler's to mend (it halves the scale), not a fault.
-        Raises TrainingFault after three faults in a row.
+        A step whose loss or gradient is not finite is skipped, counted and named on stderr by its
+        `batch`: the weights stay as they are. An fp16 overflow of a finite loss is the scaler's to
+        mend (it halves the scale), not a fault. Raises TrainingFault after three faults in a row.
         """
         self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(list(parameters), clip, foreach=True)
@@ -76,13 +83,16 @@ class Precision:
         self.skipped += not taken
         self.in_a_row = 0 if taken or overflow else self.in_a_row + 1
         if self.in_a_row:
-            tqdm.write(f"step skipped, its {'gradient' if finite else 'loss'} is not finite; the batch: {batch}", sys.stderr)
+            tqdm.write(f"step skipped, its {'gradient' if finite else 'loss'} is not finite; the "
+                       f"batch: {batch}", sys.stderr)
         if self.in_a_row == PATIENCE:
-            raise TrainingFault(f"{PATIENCE} steps in a row gave a non-finite loss or gradient; the last batch was {batch}")
+            raise TrainingFault(f"{PATIENCE} steps in a row gave a non-finite loss or gradient; "
+                                f"the last batch was {batch}")
         return norm
 
     def state_dict(self) -> dict:
-        return {"scaler": self.scaler.state_dict(), "skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {"scaler": self.scaler.state_dict(), "skipped": self.skipped,
+                "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
@@ -119,8 +129,9 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 def keep_memory() -> None:
     """Let the C library keep the memory that tensors free; without glibc, nothing happens.
 
-    Else each large tensor's pages go back to the system and are fetched and zeroed anew for the next one: a third of the
-    time of a UNet call at SD 1.5's size on a CPU (`benchmarks/sample.py`, "as it comes").
+    Else each large tensor's pages go back to the system and are fetched and zeroed anew for the
+    next one: a third of the time of a UNet call at SD 1.5's size on a CPU (`benchmarks/sample.py`,
+    "as it comes").
     """
     libc = None if sys.platform == "win32" else ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -129,13 +140,17 @@ def keep_memory() -> None:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """auto: the GPU if there is one (under torchrun, the one of this rank), else the CPU, which then keeps its memory."""
+    """auto: the GPU if there is one (under torchrun, the one of this rank), else the CPU, which
+    then keeps its memory.
+    """
     keep_memory()
     if name == "auto":
-        return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device(
+            "cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise InputError(f"device {name!r} is not here; CUDA devices found: {torch.cuda.device_count()}") from None
+        raise InputError(f"device {name!r} is not here; CUDA devices found: "
+                         f"{torch.cuda.device_count()}") from None
     return device

@@ -1,8 +1,9 @@
 """Checkpoints: save and load whatever has a `state_dict`; safetensors and JSON, never a pickle.
 
-A checkpoint is a folder `step_00000500/` with one safetensors file a part and, written last, `state.json`: the
-non-tensor values and every file's SHA-256. The folder is filled under another name and renamed when whole, so that a
-kill at any moment leaves either a valid checkpoint or none. All ranks hand in their shards; rank 0 writes.
+A checkpoint is a folder `step_00000500/` with one safetensors file a part and, written last,
+`state.json`: the non-tensor values and every file's SHA-256. The folder is filled under another
+name and renamed when whole, so that a kill at any moment leaves either a valid checkpoint or none.
+All ranks hand in their shards; rank 0 writes.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def save(path: str | Path, **parts: Stateful) -> None:
 
 
 def load(path: str | Path, **parts: Stateful) -> None:
-    """Load each named part from a checkpoint folder, which may hold more; strict about names and shapes."""
+    """Load each named part from a checkpoint folder, which may hold more; strict about names and
+    shapes.
+    """
     manifest = _manifest(Path(path))
     for name, part in parts.items():
         if name not in manifest:
@@ -70,7 +73,8 @@ def load(path: str | Path, **parts: Stateful) -> None:
         try:
             part.load_state_dict(_from_tree(manifest[name]["tree"], tensors))
         except (RuntimeError, ValueError, KeyError) as error:
-            raise InputError(f"{path} does not fit this {name}: {str(error).splitlines()[-1].strip()}") from None
+            raise InputError(f"{path} does not fit this {name}: "
+                             f"{str(error).splitlines()[-1].strip()}") from None
         if isinstance(part, torch.optim.Optimizer):
             _lay_like_parameters(part)
 
@@ -89,14 +93,17 @@ def check(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest = _manifest(path)
-        bad = [n for n, part in manifest.items() if runs.sha256(path / f"{n}.safetensors") != part["sha256"]]
+        bad = [n for n, part in manifest.items()
+               if runs.sha256(path / f"{n}.safetensors") != part["sha256"]]
     except (OSError, KeyError, TypeError, InputError) as error:
         return str(error)
     return f"{bad[0]}.safetensors has another SHA-256 than state.json says" if bad else None
 
 
 def resume(run: Path, **parts: Stateful) -> int:
-    """Load the newest valid checkpoint of a run, forget what was logged after it, and return the steps done (0: none)."""
+    """Load the newest valid checkpoint of a run, forget what was logged after it, and return the
+    steps done (0: none).
+    """
     with distributed.first():
         path = newest(run / "checkpoints")
         done = int(path.name.removeprefix("step_")) if path else 0
@@ -123,14 +130,16 @@ def prune(folder: str | Path) -> None:
 
 
 class Keeper:
-    """Keeps a training run: goes on from its newest state and saves it by step, by time, at a signal and at the end.
+    """Keeps a training run: goes on from its newest state and saves it by step, by time, at a
+    signal and at the end.
 
         with Keeper(run, steps, save_every, model=…, optimizer=…) as keeper:
             for step in keeper.steps():
-                …                       one step; `step + 1` are done at its end, and then the state is saved if it is due
+                …                       one step; `step + 1` are done at its end, and then the state
+                                        is saved if it is due
 
-    SIGTERM and Ctrl-C do not kill: the step is finished, the state saved, and the process ends with status 130. A fault of
-    the training ends it with the last good state named.
+    SIGTERM and Ctrl-C do not kill: the step is finished, the state saved, and the process ends with
+    status 130. A fault of the training ends it with the last good state named.
     """
 
     def __init__(self, run: Path, steps: int, every: int, text: str = "", **parts: Stateful):
@@ -138,12 +147,14 @@ class Keeper:
         self.requested, self.saved_at = False, time.monotonic()
         self.start = resume(run, **parts)
         if self.start and not distributed.rank():
-            print(f"{run}: " + (f"resuming at step {self.start}" if self.start < steps else f"{steps} steps are done"))
+            print(f"{run}: " + (f"resuming at step {self.start}" if self.start < steps
+                                else f"{steps} steps are done"))
         self.lows: dict[str, float] = {}
         for line in runs.read_log(run / "log.jsonl"):
             for name, value in line.items():
                 self.lowest(name, value)
-        self.bar = tqdm(total=steps, initial=self.start, desc=text, unit="step", disable=bool(distributed.rank()))
+        self.bar = tqdm(total=steps, initial=self.start, desc=text, unit="step",
+                        disable=bool(distributed.rank()))
 
     def __enter__(self) -> Keeper:
         self.before = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -158,15 +169,18 @@ class Keeper:
             done = step + 1
             self.bar.update()
             stop = distributed.anywhere(self.requested)
-            late = distributed.anywhere(not distributed.rank() and time.monotonic() - self.saved_at > MINUTES * 60)
+            late = distributed.anywhere(not distributed.rank()
+                                        and time.monotonic() - self.saved_at > MINUTES * 60)
             if done % self.every == 0 or done == self.total or stop or late:
                 checkpoint(self.run, done, **self.parts)
                 self.saved_at = time.monotonic()
             if stop and done < self.total:
                 if not distributed.rank():
-                    tqdm.write(f"stopped at step {done} of {self.total}; the same command goes on from here")
+                    tqdm.write(f"stopped at step {done} of {self.total}; the same command goes on "
+                               "from here")
                 distributed.stop()
-                raise SystemExit(130)  # as after any Ctrl-C, so that `train.py && sample.py` stops here
+                # as after any Ctrl-C, so that `train.py && sample.py` stops here
+                raise SystemExit(130)
 
     def log(self, **values: float | None) -> None:
         """One line of log.jsonl."""
@@ -184,43 +198,53 @@ class Keeper:
         """The line beside the bar: the values, images a second and the peak of memory."""
         rate = self.bar.format_dict["rate"]
         shown = {name: f"{value:.4g}" for name, value in values.items()}
-        self.bar.set_postfix(**shown, images=f"{images * rate:.0f}/s" if rate else "…", mem=f"{peak_memory() / 1e9:.1f}GB")
+        self.bar.set_postfix(**shown, images=f"{images * rate:.0f}/s" if rate else "…",
+                             mem=f"{peak_memory() / 1e9:.1f}GB")
 
     def __exit__(self, kind, fault, _) -> None:
         self.bar.close()
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
         if kind is TrainingFault:
-            last = next(iter(sorted((self.run / "checkpoints").glob("step_*"), reverse=True)), "none")
+            last = next(iter(sorted((self.run / "checkpoints").glob("step_*"), reverse=True)),
+                        "none")
             raise TrainingFault(f"{fault}; the last good state: {last}") from None
 
 
 def peak_memory() -> int:
-    """Bytes held at the most so far: of the GPU where there is one, else resident in this process."""
+    """Bytes held at the most so far: of the GPU where there is one, else resident in this
+    process.
+    """
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin"
+                                                                 else 1024)
 
 
 def budget(model: nn.Module) -> tuple[int, str]:
-    """Bytes of one saved state, and in words what is trained and what that takes, activations apart."""
+    """Bytes of one saved state, and in words what is trained and what that takes, activations
+    apart.
+    """
     whole = sum(p.numel() for p in model.parameters())
     some = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory, disk = 4 * (whole + 4 * some), 4 * 4 * some  # weights; EMA, gradients, two moments. weights, EMA, moments
-    return disk, (f"{some:,} of {whole:,} parameters are trained; {memory / 1e9:.2f} GB of memory and the activations; "
-                  f"{(KEEP + 1) * disk / 1e9:.2f} GB of disk for states")
+    # weights; EMA, gradients, two moments. weights, EMA, moments
+    memory, disk = 4 * (whole + 4 * some), 4 * 4 * some
+    return disk, (f"{some:,} of {whole:,} parameters are trained; {memory / 1e9:.2f} GB of memory "
+                  f"and the activations; {(KEEP + 1) * disk / 1e9:.2f} GB of disk for states")
 
 
 def require_space(run: Path, size: int, snapshots: int = 0, whole: int = 0) -> None:
-    """Raise InputError unless the disk has room for the two states that are kept, the one being written, and those
-    snapshots, of `whole` bytes each, that are still to come."""
-    there, made = len(list((run / "checkpoints").glob("step_*"))), len(list(run.glob("snapshots/*/model.json")))
+    """Raise InputError unless the disk has room for the two states that are kept, the one being
+    written, and those snapshots, of `whole` bytes each, that are still to come."""
+    there, made = len(list((run / "checkpoints").glob("step_*"))), len(
+        list(run.glob("snapshots/*/model.json")))
     wanted = (KEEP + 1 - min(there, KEEP)) * size + max(0, snapshots - made) * whole
     free = shutil.disk_usage(run).free
     if free < wanted:
         more = f" and {snapshots} snapshots of {whole / 1e9:.2f} GB" if snapshots else ""
-        raise InputError(f"{run}: states of {size / 1e9:.2f} GB{more} need {wanted / 1e9:.2f} GB of disk, {free / 1e9:.2f} "
-                         "GB are free; name another --out, train fewer weights or keep fewer --snapshots")
+        raise InputError(f"{run}: states of {size / 1e9:.2f} GB{more} need {wanted / 1e9:.2f} GB "
+                         f"of disk, {free / 1e9:.2f} GB are free; name another --out, train fewer "
+                         "weights or keep fewer --snapshots")
 
 
 def _manifest(path: Path) -> dict:
@@ -233,7 +257,9 @@ def _manifest(path: Path) -> dict:
 
 
 def _to_tree(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """Nested dicts, lists, scalars → JSON; tensors are put aside under their path. Dict keys may be integers."""
+    """Nested dicts, lists, scalars → JSON; tensors are put aside under their path. Dict keys may be
+    integers.
+    """
     if isinstance(value, Tensor):
         tensors[name] = distributed.full(value)
         return {"tensor": name}
@@ -241,7 +267,8 @@ def _to_tree(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         return {"dict": [[k, _to_tree(v, tensors, f"{name}.{k}")] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
         return {"list": [_to_tree(v, tensors, f"{name}.{i}") for i, v in enumerate(value)]}
-    assert value is None or isinstance(value, (bool, int, float, str)), f"{name}: {type(value)} is not plain"
+    assert value is None or isinstance(value, (bool, int, float,
+                                               str)), f"{name}: {type(value)} is not plain"
     return {"value": value}
 
 
@@ -255,8 +282,8 @@ def _from_tree(tree: dict, tensors: dict[str, Tensor]) -> Any:
 
 
 def _lay_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give the moments the memory format and the shards of their parameters: fused kernels walk raw memory, and were
-    silently wrong."""
+    """Give the moments the memory format and the shards of their parameters: fused kernels walk raw
+    memory, and were silently wrong."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if value.shape == parameter.shape:

@@ -1,10 +1,13 @@
-"""DICOM in and out: what stands between a hospital's export and training, and how a synthetic set goes to a viewer.
+"""DICOM in and out: what stands between a hospital's export and training, and how a synthetic set
+goes to a viewer.
 
-    folder ─ files.sift ─▶ guard (a process with limits) ─ reader ─▶ pixels | tags ─▶ PNG + metadata.csv
+    folder ─ files.sift ─▶ guard (a process with limits) ─ reader ─▶ pixels | tags ─▶ PNG +
+    metadata.csv
     sample folder ─ writer ─▶ Secondary Capture files that say of themselves that they are synthetic
 
-Only what `tags` lists leaves a file. What is not imported has one of the reasons below; these words alone go into the
-data set, for the message of an error may quote a name. Needs pydicom 3 (the extra `dicom`).
+Only what `tags` lists leaves a file. What is not imported has one of the reasons below; these words
+alone go into the data set, for the message of an error may quote a name. Needs pydicom 3 (the extra
+`dicom`).
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ REASONS = {  # key: (what became of the file, why); only quarantined and skipped
 
 
 class Refused(Exception):
-    """A file that is not imported: a key of REASONS, and a detail that stays out of the data set."""
+    """A file that is not imported: a key of REASONS, and a detail that stays out of the data
+    set.
+    """
 
     def __init__(self, key: str, detail: str = ""):
         assert key in REASONS, key
@@ -62,4 +67,5 @@ def need_pydicom() -> None:
     except ImportError:
         raise InputError("DICOM needs pydicom: pip install 'minidiff[dicom]'") from None
     if int(pydicom.__version__.split(".")[0]) < 3:
-        raise InputError(f"DICOM needs pydicom 3 or later, found {pydicom.__version__}: pip install 'minidiff[dicom]'")
+        raise InputError(f"DICOM needs pydicom 3 or later, found {pydicom.__version__}: pip "
+                         "install 'minidiff[dicom]'")

@@ -5,7 +5,8 @@
     python -m minidiff.data.dicom import DIR --out DATA --label normal --window lung
     python -m minidiff.data.dicom export runs/demo/samples --out DIR --burn-in
 
-Only pixels and five facts leave a file (docs/dicom.md). `import` ends with status 1 if files were quarantined or skipped.
+Only pixels and five facts leave a file (docs/dicom.md). `import` ends with status 1 if files were
+quarantined or skipped.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ def import_(cfg: ImportConfig) -> None:
     if not cfg.source or not cfg.out:
         raise InputError("import needs a folder of DICOM files, and --out DATA")
     if cfg.frame < 0 or cfg.workers < 1 or cfg.seconds <= 0:
-        raise InputError(f"--frame {cfg.frame} --workers {cfg.workers} --seconds {cfg.seconds}: allowed are 0 or more, 1 or "
-                         "more, more than 0")
+        raise InputError(f"--frame {cfg.frame} --workers {cfg.workers} --seconds {cfg.seconds}: "
+                         "allowed are 0 or more, 1 or more, more than 0")
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     salt = Path(cfg.salt) if cfg.salt else home / "minidiff" / "dicom.salt"
-    status = folder.import_folder(
-        Path(cfg.source), Path(os.path.abspath(cfg.out)), label=cfg.label, label_from=cfg.label_from, salt_file=salt,
-        window=cfg.window, frame=cfg.frame, bits=int(cfg.bits), accept=cfg.accept_burned_in, workers=cfg.workers,
-        seconds=cfg.seconds)
+    status = folder.import_folder(Path(cfg.source), Path(os.path.abspath(cfg.out)), label=cfg.label,
+                                  label_from=cfg.label_from, salt_file=salt, window=cfg.window,
+                                  frame=cfg.frame, bits=int(cfg.bits), accept=cfg.accept_burned_in,
+                                  workers=cfg.workers, seconds=cfg.seconds)
     if status:
         sys.exit(status)
 

@@ -1,8 +1,9 @@
-"""A folder of DICOM files → a data set of PNG and metadata.csv; the same command again goes on where it stopped.
+"""A folder of DICOM files → a data set of PNG and metadata.csv; the same command again goes on
+where it stopped.
 
-Inside the data set stands nothing of the source but pixels and the facts of `tags`: a file's name is a keyed hash of its
-content, and so is the order of the rows. Which source became which image is written beside the data set, for its
-owner's eyes, and stays where the source is.
+Inside the data set stands nothing of the source but pixels and the facts of `tags`: a file's name
+is a keyed hash of its content, and so is the order of the rows. Which source became which image is
+written beside the data set, for its owner's eyes, and stays where the source is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ LABEL = re.compile(r"[^\W_][\w .+-]{0,63}")
 
 
 class Source(NamedTuple):
-    """One file: its path, that below the folder that was named, the name of its content, and its label."""
+    """One file: its path, that below the folder that was named, the name of its content, and its
+    label.
+    """
 
     path: str
     below: str
@@ -50,7 +53,9 @@ class Fate(NamedTuple):
 
 
 def walk(source: Path, failed: Callable[[OSError], None]) -> Iterator[str]:
-    """All files below a folder, sorted, or the one file; links to folders are among them, and not followed."""
+    """All files below a folder, sorted, or the one file; links to folders are among them, and not
+    followed.
+    """
     if not source.is_dir():
         yield str(source)
         return
@@ -60,8 +65,11 @@ def walk(source: Path, failed: Callable[[OSError], None]) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in sorted(files + links))
 
 
-def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...]) -> tuple[list[Source], list[Fate]]:
-    """Tell the files that may be images from the rest, each content once, before anything is decoded."""
+def sift(source: Path, salt: bytes, label: str,
+         label_from: tuple[str, ...]) -> tuple[list[Source], list[Fate]]:
+    """Tell the files that may be images from the rest, each content once, before anything is
+    decoded.
+    """
     found, fates = {}, []
 
     def below_source(path: str) -> str:
@@ -89,25 +97,30 @@ def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...]) -> 
     chosen = []
     for same in found.values():
         clash = len({one.label for one in same}) > 1
-        fates += [Fate(one.below, one.name, "conflict" if clash else "duplicate") for one in same[not clash :]]
+        fates += [Fate(one.below, one.name, "conflict" if clash else "duplicate")
+                  for one in same[not clash :]]
         chosen += [] if clash else same[:1]
     return chosen, fates
 
 
-def import_folder(source: Path, out: Path, *, label: str, label_from: tuple[str, ...], salt_file: Path, window: str,
-                  frame: int, bits: int, accept: tuple[str, ...], workers: int, seconds: float) -> int:
+def import_folder(source: Path, out: Path, *, label: str, label_from: tuple[str, ...],
+                  salt_file: Path, window: str, frame: int, bits: int, accept: tuple[str, ...],
+                  workers: int, seconds: float) -> int:
     """Import what can be imported; 0, or 1 if files were quarantined or skipped.
 
-    Raises InputError for settings that cannot be, another import in `out`, and where there is not one image.
+    Raises InputError for settings that cannot be, another import in `out`, and where there is not
+    one image.
     """
     names = out.with_name(out.name + ".names.csv")
     _check(source, out, label, label_from, accept, salt_file)
     salt = tags.read_salt(salt_file)
-    options = {"label": label, "label_from": list(label_from), "window": window, "frame": frame, "bits": bits,
-               "source": tags.keyed(salt, "source", str(source.resolve())), "salt": tags.keyed(salt, "salt", "")}
+    options = {"label": label, "label_from": list(label_from), "window": window, "frame": frame,
+               "bits": bits, "source": tags.keyed(salt, "source", str(source.resolve())),
+               "salt": tags.keyed(salt, "salt", "")}
     accepted = _claim(out, options, accept)
     sources, fates = sift(source, salt, label, label_from)
-    rows = {row["name"]: row for row in runs.read_log(out / JOURNAL) if (out / row["file_name"]).is_file()}
+    rows = {row["name"]: row for row in runs.read_log(out / JOURNAL)
+            if (out / row["file_name"]).is_file()}
     todo = [one for one in sources if one.name not in rows]
     fates += [Fate(one.below, one.name, "imported") for one in sources if one.name in rows]
     how = reader.Options(salt.hex(), window, frame, bits, accept)
@@ -115,15 +128,19 @@ def import_folder(source: Path, out: Path, *, label: str, label_from: tuple[str,
         if isinstance(result, Refused):
             fates.append(Fate(one.below, one.name, *result.args))
             continue
-        rows[one.name] = {"name": one.name, "file_name": f"images/{one.label}/{one.name}.png", "label": one.label, **result}
+        rows[one.name] = {"name": one.name, "file_name": f"images/{one.label}/{one.name}.png",
+                          "label": one.label, **result}
         runs.append_log(out / JOURNAL, **rows[one.name])
         fates.append(Fate(one.below, one.name, "imported"))
-    rows = [{key: cell for key, cell in row.items() if key != "name"} for _, row in sorted(rows.items())]
+    rows = [{key: cell for key, cell in row.items() if key != "name"}
+            for _, row in sorted(rows.items())]
     counts = Counter(fate.key for fate in fates if fate.key != "imported")
     runs.write_atomic(names, csv_text([_named(fate) for fate in sorted(fates)]), private=True)
-    left_out = [(tags.keyed(salt, "path", fate.below), *REASONS[fate.key]) for fate in fates if fate.key != "imported"]
+    left_out = [(tags.keyed(salt, "path", fate.below), *REASONS[fate.key]) for fate in fates
+                if fate.key != "imported"]
     columns = ("source", "result", "reason")
-    write_table(out / "not_imported.csv", [dict(zip(columns, line)) for line in [*sorted(left_out)] or [("", "", "")]])
+    write_table(out / "not_imported.csv",
+                [dict(zip(columns, line)) for line in [*sorted(left_out)] or [("", "", "")]])
     if rows:
         write_table(out / "metadata.csv", rows)
     _write_facts(out, options, accepted, images=len(rows), not_imported=dict(counts.most_common()))
@@ -159,7 +176,9 @@ def _convert_all(todo: list[Source], out: Path, how: reader.Options, workers: in
 
 
 def _content(path: str) -> str:
-    """sha256 of what may be an image. Raises Refused for what is none, before more than its head is read."""
+    """sha256 of what may be an image. Raises Refused for what is none, before more than its head is
+    read.
+    """
     status = os.lstat(path)
     if not stat.S_ISREG(status.st_mode):
         raise Refused("link")
@@ -176,33 +195,42 @@ def _content(path: str) -> str:
     return runs.sha256(path)
 
 
-def _check(source: Path, out: Path, label: str, label_from: tuple[str, ...], accept: tuple[str, ...], salt: Path) -> None:
+def _check(source: Path, out: Path, label: str, label_from: tuple[str, ...],
+           accept: tuple[str, ...], salt: Path) -> None:
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
     if bool(label) == bool(label_from):
-        raise InputError("import needs --label NAME for all images, or --label-from FOLDER FOLDER … of the source")
+        raise InputError("import needs --label NAME for all images, or --label-from FOLDER FOLDER "
+                         "… of the source")
     for name in (label, *label_from):
         if name and not LABEL.fullmatch(name):
-            raise InputError(f"label {name!r}: allowed are letters, digits, space and .+-_, to 64, a letter or digit first")
+            raise InputError(f"label {name!r}: allowed are letters, digits, space and .+-_, to 64, "
+                             "a letter or digit first")
     if set(accept) - {"absent", "yes"}:
         raise InputError(f"--accept-burned-in {' '.join(accept)}: allowed are absent and yes")
     if runs.nested(source, out):
         raise InputError(f"--out {out} and the source {source} lie within each other")
     if out.resolve() in salt.resolve().parents:
-        raise InputError(f"--salt {salt} lies in --out {out}: whoever gets the images could find out the patients")
+        raise InputError(f"--salt {salt} lies in --out {out}: whoever gets the images could find "
+                         "out the patients")
 
 
 def _claim(out: Path, options: dict, accept: tuple[str, ...]) -> list[str]:
-    """Make the folder, or go on in one of the same settings; what burned-in annotations were accepted in it so far."""
+    """Make the folder, or go on in one of the same settings; what burned-in annotations were
+    accepted in it so far.
+    """
     before = {}
     if (out / "import.json").is_file():
         before = runs.read_json(out / "import.json")
         changed = [key for key in options if before.get("options", {}).get(key) != options[key]]
         if changed:
-            changed = ["salt"] if "salt" in changed else changed  # which hides whether the source is the same
-            raise InputError(f"{out} was imported with another {', '.join(changed)}; give another --out")
+            # which hides whether the source is the same
+            changed = ["salt"] if "salt" in changed else changed
+            raise InputError(f"{out} was imported with another {', '.join(changed)}; give another "
+                             "--out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is no import; give another --out, nothing there is overwritten")
+        raise InputError(f"{out} exists and is no import; give another --out, nothing there is "
+                         "overwritten")
     accepted = sorted({*accept, *before.get("accepted_burned_in", [])})
     _write_facts(out, options, accepted)
     return accepted
@@ -215,9 +243,11 @@ def _write_facts(out: Path, options: dict, accepted: list[str], **facts) -> None
 
 def _named(fate: Fate) -> dict[str, str]:
     result, reason = ("imported", "") if fate.key == "imported" else REASONS[fate.key]
-    plain = (cell.encode("utf-8", "backslashreplace").decode() for cell in (fate.below, fate.detail))
+    plain = (cell.encode("utf-8", "backslashreplace").decode()
+             for cell in (fate.below, fate.detail))
     below, detail = (re.sub(r"[^\S ]+", " ", cell) for cell in plain)
-    return {"source": below, "image": fate.name, "result": result, "reason": reason, "detail": detail}
+    return {"source": below, "image": fate.name, "result": result, "reason": reason,
+            "detail": detail}
 
 
 def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path, salt: Path) -> int:
@@ -232,6 +262,6 @@ def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path,
     print(f"{out}: {len(rows)} images of {patients} patients; known: {known}\n"
           f"keep to yourself: {salt} (the salt) and {names} (which source became which image)")
     if patients == 1 < len(rows):
-        print("all images have the same PatientID or study: is it a placeholder? Splits by patient cannot be made",
-              file=sys.stderr)
+        print("all images have the same PatientID or study: is it a placeholder? Splits by patient "
+              "cannot be made", file=sys.stderr)
     return int(any(REASONS[key][0] != "ignored" for key in counts))

@@ -1,7 +1,8 @@
-"""Untrusted files are decoded in a process of their own: no file can hang, crash or fill the memory of the import.
+"""Untrusted files are decoded in a process of their own: no file can hang, crash or fill the memory
+of the import.
 
-The process takes one file after another and is replaced when it dies or overstays. What it sends back is JSON and PNG,
-never a pickle.
+The process takes one file after another and is replaced when it dies or overstays. What it sends
+back is JSON and PNG, never a pickle.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ READY = b"ready"
 
 
 class Guard:
-    """Calls `reader.convert` in another process, with so much time (seconds) and memory (GiB, on Linux) for a file."""
+    """Calls `reader.convert` in another process, with so much time (seconds) and memory (GiB, on
+    Linux) for a file.
+    """
 
     def __init__(self, seconds: float = 60, gigabytes: float = 6):
         self.seconds, self.gigabytes = seconds, gigabytes
         self.process, self.pipe = None, None
 
     def convert(self, path: str, options: reader.Options) -> tuple[bytes, dict[str, str]]:
-        """As `reader.convert`. Raises Refused, also for a file that takes too much time or memory, or kills the process."""
+        """As `reader.convert`. Raises Refused, also for a file that takes too much time or memory,
+        or kills the process.
+        """
         if self.process is None:
             self._start()
         try:
@@ -53,7 +58,8 @@ class Guard:
             self.process = None
 
     def _start(self) -> None:
-        # forked from a server that has one thread and has imported everything: safe beside our threads, and quick
+        # forked from a server that has one thread and has imported everything: safe beside our
+        # threads, and quick
         ways = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
         if "forkserver" in ways:

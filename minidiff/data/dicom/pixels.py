@@ -1,9 +1,11 @@
 """Stored values of a DICOM image → grey as a viewer shows it (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2).
 
-    stored ─ modality: LUT | rescale ─▶ physical ─ VOI: LUT | window | percentile ─▶ 0…1 ─ MONOCHROME1: 1 − y ─▶ uint
+    stored ─ modality: LUT | rescale ─▶ physical ─ VOI: LUT | window | percentile ─▶ 0…1 ─
+    MONOCHROME1: 1 − y ─▶ uint
 
-A stored value has 16 bits at most. So the whole way is gone once, in float64, for every value between the least and the
-greatest that occur, and the pixels are looked up: exact, and no float image is ever made. Padding becomes black.
+A stored value has 16 bits at most. So the whole way is gone once, in float64, for every value
+between the least and the greatest that occur, and the pixels are looked up: exact, and no float
+image is ever made. Padding becomes black.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from minidiff.data.images import MAX_PIXELS, MAX_SIDE
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800)}  # centre, width in Hounsfield units
+# centre, width in Hounsfield units
+PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800)}
 PERCENTILES = (0.5, 99.5)  # become black and white where no window is given
-GREY_IN_FACT = 2           # grey levels by which channels may differ: lossy compression leaves such a trace
+# grey levels by which channels may differ: lossy compression leaves such a trace
+GREY_IN_FACT = 2
 NEEDED = (                 # elements, besides the pixels, that this module looks at
     "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns",
     "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelSpacing", "ImagerPixelSpacing",
@@ -36,10 +40,11 @@ WINDOWS = ("auto", "file", "percentile", *PRESETS)
 def grey(ds: Dataset, *, frame: int = 0, window: str = "auto", bits: int = 8) -> np.ndarray:
     """The image of a dataset: uint8 or uint16 (H,W), bright = dense as the file means it.
 
-    frame: 0 for an image of one frame, else counted from 1. window: "file" applies the first VOI LUT or else the first
-    window of the file; "percentile" spreads the middle 99 % (padding apart) over the range; the presets are for CT alone;
-    "auto" is the percentile for MR, the file's own for all but CT, and where it has none, 8 bits as they are and more
-    bits by percentile. Raises Refused.
+    frame: 0 for an image of one frame, else counted from 1. window: "file" applies the first VOI
+    LUT or else the first window of the file; "percentile" spreads the middle 99 % (padding apart)
+    over the range; the presets are for CT alone; "auto" is the percentile for MR, the file's own
+    for all but CT, and where it has none, 8 bits as they are and more bits by percentile. Raises
+    Refused.
     """
     frame = _check(ds, frame)
     pixels = _stored(ds, frame)
@@ -75,11 +80,13 @@ def modality(ds: Dataset, values: np.ndarray) -> tuple[np.ndarray, tuple[float, 
     return values.astype(np.float64), (min(stored), max(stored))
 
 
-def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np.ndarray, window: str) -> np.ndarray:
+def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np.ndarray,
+        window: str) -> np.ndarray:
     """Physical values → 0…1; `counts` says how often each occurs."""
     assert window in WINDOWS, window
     kind = text(ds, "Modality")
-    hounsfield = kind == "CT" and text(ds, "RescaleType") in ("", "HU") and ds.get("RescaleIntercept") is not None
+    hounsfield = kind == "CT" and text(ds, "RescaleType") in ("", "HU") and ds.get(
+        "RescaleIntercept") is not None
     scout = "LOCALIZER" in str(ds.get("ImageType"))  # its values are no Hounsfield units
     if (window in PRESETS and (not hounsfield or scout)) or (window == "auto" and kind == "CT"):
         raise Refused("window", f"window {window}, Modality {kind}")
@@ -104,7 +111,9 @@ def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np
 
 
 def linear(x: np.ndarray, centre: float, width: float) -> np.ndarray:
-    """VOI LUT Function LINEAR (PS3.3 C.11.2.1.2.1): the window ends half a value within its bounds; 0…1."""
+    """VOI LUT Function LINEAR (PS3.3 C.11.2.1.2.1): the window ends half a value within its bounds;
+    0…1.
+    """
     if width == 1:
         return (x > centre - 0.5).astype(np.float64)
     return np.clip((x - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
@@ -123,7 +132,9 @@ def _windowed(x: np.ndarray, centre: float, width: float, function: str) -> np.n
 
 
 def percentiles(values: np.ndarray, counts: np.ndarray, wanted: tuple[float, ...]) -> list[float]:
-    """The least value that so many per cent of all do not exceed (numpy's "inverted_cdf"); counts may be 0."""
+    """The least value that so many per cent of all do not exceed (numpy's "inverted_cdf"); counts
+    may be 0.
+    """
     values, counts = values[counts > 0], counts[counts > 0]
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(counts[order])
@@ -150,13 +161,17 @@ def number(ds: Dataset, name: str, default: int | None = None) -> int:
 
 def _first(ds: Dataset, name: str) -> float | None:
     value = ds.get(name)
-    value = value[0] if value is not None and not isinstance(value, (str, float, int)) and len(value) else value
+    value = value[0] if value is not None and not isinstance(value, (str, float,
+                                                                     int)) and len(value) else value
     return None if value is None or value == "" or not np.isscalar(value) else float(value)
 
 
 def _lut(ds: Dataset, item: Dataset, signed: bool) -> tuple[int, np.ndarray, int]:
-    """First input value mapped, entries as float64, and the greatest value an entry can have (PS3.3 C.11.1.1)."""
-    n, first, bits = (int(v) & 0xFFFF for v in item.LUTDescriptor)  # a reader may take the wrong one of US and SS
+    """First input value mapped, entries as float64, and the greatest value an entry can have (PS3.3
+    C.11.1.1).
+    """
+    # a reader may take the wrong one of US and SS
+    n, first, bits = (int(v) & 0xFFFF for v in item.LUTDescriptor)
     n, first = n or 2**16, first - 2**16 if signed and first >= 2**15 else first
     data = item["LUTData"].value
     if isinstance(data, bytes):
@@ -165,7 +180,8 @@ def _lut(ds: Dataset, item: Dataset, signed: bool) -> tuple[int, np.ndarray, int
         data = np.frombuffer(data[: 2 * n if wide else n], order + "u2" if wide else "u1")
     entries = np.atleast_1d(np.asarray(data, np.int64))[:n] & 0xFFFF
     if not 8 <= bits <= 16 or len(entries) < n:
-        raise Refused("damaged", f"LUT of {n} entries of {bits} bits, with {len(entries)} in the file")
+        raise Refused("damaged",
+                      f"LUT of {n} entries of {bits} bits, with {len(entries)} in the file")
     return first, entries.astype(np.float64), 2**bits - 1
 
 
@@ -174,14 +190,17 @@ def _padding(ds: Dataset, values: np.ndarray) -> np.ndarray:
     if not isinstance(ds.get("PixelPaddingValue"), int):
         return np.zeros(len(values), bool)
     limit = ds.get("PixelPaddingRangeLimit")
-    ends = np.array([ds.PixelPaddingValue, limit if isinstance(limit, int) else ds.PixelPaddingValue]) & 0xFFFF
+    ends = np.array([ds.PixelPaddingValue,
+                     limit if isinstance(limit, int) else ds.PixelPaddingValue]) & 0xFFFF
     if ds.PixelRepresentation:
         ends = np.where(ends >= 2**15, ends - 2**16, ends)
     return (values >= ends.min()) & (values <= ends.max())
 
 
 def _take_frame_groups(ds: Dataset, frame: int) -> None:
-    """Lift rescale and window of one frame of an enhanced image out of its functional groups to the top."""
+    """Lift rescale and window of one frame of an enhanced image out of its functional groups to the
+    top.
+    """
     groups = list(ds.get("SharedFunctionalGroupsSequence") or [])[:1]
     groups += list(ds.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
     for group in groups:
@@ -195,21 +214,28 @@ def _take_frame_groups(ds: Dataset, frame: int) -> None:
 
 def _check(ds: Dataset, frame: int) -> int:
     """Judge the header before a pixel is decoded; the frame counted from 0."""
-    rows, columns, frames = number(ds, "Rows"), number(ds, "Columns"), number(ds, "NumberOfFrames", 1) or 1
+    rows, columns, frames = number(ds, "Rows"), number(ds, "Columns"), number(ds, "NumberOfFrames",
+                                                                              1) or 1
     if rows * columns > MAX_PIXELS or max(rows, columns) > MAX_SIDE or min(rows, columns) < 1:
         raise Refused("size", f"{columns} x {rows}")
     if not 1 <= frames <= MAX_FRAMES or (frames > 1 and not 1 <= frame <= frames):
         raise Refused("frames", f"{frames} frames" + (f", --frame {frame}" if frame else ""))
     allocated, stored = number(ds, "BitsAllocated"), number(ds, "BitsStored")
-    samples, high, kind = number(ds, "SamplesPerPixel", 1), number(ds, "HighBit"), text(ds, "PhotometricInterpretation")
+    samples, high, kind = number(ds, "SamplesPerPixel",
+                                 1), number(ds, "HighBit"), text(ds, "PhotometricInterpretation")
     if kind == "PALETTE COLOR":
         raise Refused("colour", kind)
-    if number(ds, "PixelRepresentation") not in (0, 1) or samples != (1 if kind in ("MONOCHROME1", "MONOCHROME2") else 3):
-        raise Refused("damaged", f"PixelRepresentation {ds.PixelRepresentation}; {samples} samples a pixel, {kind!r}")
-    if allocated not in ((8, 16) if samples == 1 else (8,)) or not 8 <= stored <= allocated or high != stored - 1:
-        raise Refused("bits", f"{allocated} allocated, {stored} stored, highest {high}, {samples} samples a pixel")
+    if number(ds, "PixelRepresentation") not in (0, 1) or samples != (
+            1 if kind in ("MONOCHROME1", "MONOCHROME2") else 3):
+        raise Refused("damaged", f"PixelRepresentation {ds.PixelRepresentation}; {samples} samples "
+                      f"a pixel, {kind!r}")
+    if allocated not in ((8, 16) if samples == 1
+                         else (8,)) or not 8 <= stored <= allocated or high != stored - 1:
+        raise Refused("bits", f"{allocated} allocated, {stored} stored, highest {high}, {samples} "
+                      "samples a pixel")
     if (kind, text(ds, "PresentationLUTShape")) == ("MONOCHROME2", "INVERSE"):
-        raise Refused("sense")  # with MONOCHROME1 it says the same thing a second time (PS3.3 C.8.11.3)
+        # with MONOCHROME1 it says the same thing a second time (PS3.3 C.8.11.3)
+        raise Refused("sense")
     for name in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
         sides = ds.get(name)
         if sides is not None and not isinstance(sides, str) and len(sides) == 2:
@@ -220,7 +246,9 @@ def _check(ds: Dataset, frame: int) -> int:
 
 
 def _stored(ds: Dataset, frame: int) -> np.ndarray:
-    """One frame as (H,W) integers, bits above the stored ones (old overlays) masked, or as RGB (H,W,3)."""
+    """One frame as (H,W) integers, bits above the stored ones (old overlays) masked, or as RGB
+    (H,W,3).
+    """
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder, pixel_array
 
@@ -230,12 +258,15 @@ def _stored(ds: Dataset, frame: int) -> np.ndarray:
     except NotImplementedError:
         raise Refused("codec", f"{syntax.name}: pydicom knows no decoder") from None
     if not decoder.is_available:
-        raise Refused("codec", f"{syntax.name}: install one of {'; '.join(decoder.missing_dependencies)}")
+        raise Refused("codec", f"{syntax.name}: install one of "
+                      f"{'; '.join(decoder.missing_dependencies)}")
     if syntax.is_encapsulated:
-        stream = get_frame(ds.PixelData, frame, number_of_frames=number(ds, "NumberOfFrames", 1) or 1)
+        stream = get_frame(ds.PixelData, frame,
+                           number_of_frames=number(ds, "NumberOfFrames", 1) or 1)
         size = codestream_size(stream)
         if size and size != (ds.Rows, ds.Columns):
-            raise Refused("mismatch", f"{size[1]} x {size[0]} compressed, {ds.Columns} x {ds.Rows} in the header")
+            raise Refused("mismatch", f"{size[1]} x {size[0]} compressed, {ds.Columns} x {ds.Rows} "
+                          "in the header")
     pixels = pixel_array(ds, index=frame)
     if pixels.shape[:2] != (ds.Rows, ds.Columns):
         raise Refused("mismatch", f"{pixels.shape} decoded")
@@ -243,28 +274,37 @@ def _stored(ds: Dataset, frame: int) -> np.ndarray:
 
 
 def codestream_size(stream: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream names, before anything is decoded; None for others.
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream names, before anything is decoded;
+    None for others.
 
-    A small header before a huge stream is the bomb of this format: decoders take the stream's word for the size.
+    A small header before a huge stream is the bomb of this format: decoders take the stream's word
+    for the size.
     """
-    siz = stream.find(b"\xff\x4f\xff\x51")  # JPEG 2000: start of codestream, then SIZ (ISO 15444-1 A.5.1)
+    # JPEG 2000: start of codestream, then SIZ (ISO 15444-1 A.5.1)
+    siz = stream.find(b"\xff\x4f\xff\x51")
     if 0 <= siz < 4096 and len(stream) >= siz + 24:
-        right, down, left, top = (int.from_bytes(stream[siz + k : siz + k + 4], "big") for k in (8, 12, 16, 20))
+        right, down, left, top = (int.from_bytes(stream[siz + k : siz + k + 4], "big")
+                                  for k in (8, 12, 16, 20))
         return down - top, right - left
     at = 2
-    while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:  # JPEG: from marker to marker
+    # JPEG: from marker to marker
+    while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:
         marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
         if marker == 0xFF:  # a fill byte
             at += 1
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # start of frame
-            return int.from_bytes(stream[at + 5 : at + 7], "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
+        # start of frame
+        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return int.from_bytes(stream[at + 5 : at + 7],
+                                  "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
         else:
             at += 2 + length
     return None
 
 
 def _without_colour(pixels: np.ndarray) -> np.ndarray:
-    """The grey of RGB (H,W,3) whose channels agree: many radiographs come as a Secondary Capture of three equal ones."""
+    """The grey of RGB (H,W,3) whose channels agree: many radiographs come as a Secondary Capture of
+    three equal ones.
+    """
     if (pixels.max(2) - pixels.min(2)).max() > GREY_IN_FACT:
         raise Refused("colour", "its channels differ")
     return np.rint(pixels.mean(2)).astype(np.uint8)

@@ -1,4 +1,6 @@
-"""One DICOM file → a PNG and its row, or the reason why not. Runs behind `guard`, for the file is untrusted."""
+"""One DICOM file → a PNG and its row, or the reason why not. Runs behind `guard`, for the file is
+untrusted.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 IMAGE = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 DEFLATED = "1.2.840.10008.1.2.1.99"
 SYNTHETIC = "SYNTHETIC"  # third value of ImageType in what `writer` makes
-BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without the preamble of 128 bytes and "DICM"
+# first group of a file without the preamble of 128 bytes and "DICM"
+BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")
 
 
 class Options(NamedTuple):
@@ -30,7 +33,9 @@ class Options(NamedTuple):
 
 
 def convert(path: str, options: Options) -> tuple[bytes, dict[str, str]]:
-    """A PNG without metadata, and the facts of `tags`. Raises Refused, whatever is wrong with the file."""
+    """A PNG without metadata, and the facts of `tags`. Raises Refused, whatever is wrong with the
+    file.
+    """
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
@@ -42,7 +47,8 @@ def convert(path: str, options: Options) -> tuple[bytes, dict[str, str]]:
         if burned and burned not in options.accept:
             raise Refused(f"burned_{burned}")
         row = tags.facts(ds, bytes.fromhex(options.salt))
-        return images.png_bytes(pixels.grey(ds, frame=options.frame, window=options.window, bits=options.bits)), row
+        return images.png_bytes(pixels.grey(ds, frame=options.frame, window=options.window,
+                                            bits=options.bits)), row
     except Refused:
         raise
     except MemoryError:
@@ -54,15 +60,19 @@ def convert(path: str, options: Options) -> tuple[bytes, dict[str, str]]:
 
 
 def load(data: bytes) -> Dataset:
-    """The few elements that are looked at, and the pixels, of a whole file. Raises Refused, and whatever pydicom raises."""
+    """The few elements that are looked at, and the pixels, of a whole file. Raises Refused, and
+    whatever pydicom raises.
+    """
     from pydicom import dcmread, uid
 
     _check_deflated(data)
-    ds = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM", specific_tags=[*pixels.NEEDED, *tags.NEEDED, *IMAGE])
+    ds = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM",
+                 specific_tags=[*pixels.NEEDED, *tags.NEEDED, *IMAGE])
     kind = uid.UID(str(ds.file_meta.get("MediaStorageSOPClassUID", "")))
     if kind == uid.MediaStorageDirectoryStorage:
         raise Refused("dicomdir")
-    if not any(name in ds for name in IMAGE):  # of a file cut short, pydicom may give what came before, or nothing
+    # of a file cut short, pydicom may give what came before, or nothing
+    if not any(name in ds for name in IMAGE):
         cut = not len(ds) or "Rows" in ds or "Image" in kind.name
         raise Refused("damaged", "cut short before its pixels") if cut else Refused("pixelless")
     if "PixelData" not in ds:
@@ -80,14 +90,17 @@ def looks_like(head: bytes) -> str:
     """The first 512 bytes → "dicom", "archive", or "foreign"."""
     if head[128:132] == b"DICM":
         return "dicom"
-    packed = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
+    packed = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf",
+              b"Rar!", b"\x28\xb5\x2f\xfd")
     if head.startswith(packed) or head[257:262] == b"ustar":
         return "archive"
     return "dicom" if head.startswith(BARE) else "foreign"
 
 
 def _check_deflated(data: bytes) -> None:
-    """Refuse a deflated file that would unpack to more than MAX_BYTES; pydicom unpacks without a limit."""
+    """Refuse a deflated file that would unpack to more than MAX_BYTES; pydicom unpacks without a
+    limit.
+    """
     from pydicom.filereader import read_dataset, read_preamble
 
     file = io.BytesIO(data)

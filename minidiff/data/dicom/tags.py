@@ -1,14 +1,16 @@
-"""What may leave a DICOM file besides its pixels: five facts, each from a closed set of values, and nothing else.
+"""What may leave a DICOM file besides its pixels: five facts, each from a closed set of values, and
+nothing else.
 
-    age       whole years, 90 for all who are older; from PatientAge, else from birth date and the date of the study
+    age       whole years, 90 for all who are older; from PatientAge, else from birth date and the
+              date of the study
     sex       F, M or O
     view      a code of VIEWS
     modality  a code of MODALITIES
-    patient   "p" and 64 bits of HMAC-SHA256 of PatientID under a secret salt; without an id "s" and that of the study, so
-              that images of one examination stay together
+    patient   "p" and 64 bits of HMAC-SHA256 of PatientID under a secret salt; without an id "s" and
+              that of the study, so that images of one examination stay together
 
-A value that is not of its set is unknown (""), for a free text may hold anything. (DICOM PS3.15 Annex E asks which
-elements to remove; a list of what may stay cannot forget one.)
+A value that is not of its set is unknown (""), for a free text may hold anything. (DICOM PS3.15
+Annex E asks which elements to remove; a list of what may stay cannot forget one.)
 """
 
 from __future__ import annotations
@@ -34,22 +36,27 @@ if TYPE_CHECKING:
 OLDEST = 90  # years; higher ages are few enough to name a person (45 CFR 164.514(b)(2)(i)(C))
 SEXES = ("F", "M", "O")
 VIEWS = ("AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LATERAL", "LPO", "RPO", "LAO", "RAO")
-MODALITIES = ("CR", "DX", "RG", "RF", "XA", "PX", "IO", "MG", "CT", "MR", "PT", "NM", "US", "OT", "SC")
-NEEDED = ("PatientAge", "PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "PatientSex",
+MODALITIES = ("CR", "DX", "RG", "RF", "XA", "PX", "IO", "MG", "CT", "MR", "PT", "NM", "US", "OT",
+              "SC")
+NEEDED = ("PatientAge", "PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate",
+          "ContentDate", "PatientSex",
           "ViewPosition", "Modality", "PatientID", "StudyInstanceUID", "BurnedInAnnotation")
 UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 def facts(ds: Dataset, salt: bytes) -> dict[str, str]:
-    """The row of one file: patient, sex, age, view, modality. Raises Refused for a modality of other values than grey."""
+    """The row of one file: patient, sex, age, view, modality. Raises Refused for a modality of
+    other values than grey.
+    """
     kind = text(ds, "Modality")
     if kind not in ("", *MODALITIES):
         raise Refused("modality", kind)
     patient, study = text(ds, "PatientID"), text(ds, "StudyInstanceUID")
-    known = "p" + keyed(salt, "patient", patient) if patient else "s" + keyed(salt, "study", study) if study else ""
+    known = "p" + keyed(salt, "patient",
+                        patient) if patient else "s" + keyed(salt, "study", study) if study else ""
     sex, view = text(ds, "PatientSex").upper(), text(ds, "ViewPosition").upper()
-    return {"patient": known, "sex": sex if sex in SEXES else "", "age": age(ds), "view": view if view in VIEWS else "",
-            "modality": kind}
+    return {"patient": known, "sex": sex if sex in SEXES else "", "age": age(ds),
+            "view": view if view in VIEWS else "", "modality": kind}
 
 
 def age(ds: Dataset) -> str:
@@ -59,7 +66,8 @@ def age(ds: Dataset) -> str:
         years = int(int(match[1]) * UNITS[match[2]])
     else:
         born = _day(text(ds, "PatientBirthDate"))
-        days = (_day(text(ds, name)) for name in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"))
+        days = (_day(text(ds, name))
+                for name in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"))
         day = next((day for day in days if day), None)
         if not born or not day:
             return ""
@@ -68,7 +76,9 @@ def age(ds: Dataset) -> str:
 
 
 def keyed(salt: bytes, what: str, value: str | bytes) -> str:
-    """64 bits in hexadecimal that name a value to those who have the salt, and to nobody else (RFC 2104)."""
+    """64 bits in hexadecimal that name a value to those who have the salt, and to nobody else (RFC
+    2104).
+    """
     value = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     return hmac.new(salt, what.encode() + b"\0" + value, hashlib.sha256).hexdigest()[:16]
 
@@ -84,13 +94,15 @@ def read_salt(path: Path) -> bytes:
             print(f"{path}: others may read the salt; chmod 600 it", file=sys.stderr)
     words = path.read_text(errors="replace").split()
     if len(words) != 1 or not re.fullmatch(r"[0-9a-f]{64}", words[0]):
-        raise InputError(f"{path}: no salt, which is one line of 64 hexadecimal digits; a new file is made where none is")
+        raise InputError(f"{path}: no salt, which is one line of 64 hexadecimal digits; a new file "
+                         "is made where none is")
     return bytes.fromhex(words[0])
 
 
 def _day(digits: str) -> date | None:
     try:
-        found = date(int(digits[:4]), int(digits[4:6]), int(digits[6:8])) if re.fullmatch(r"\d{8}", digits) else None
+        found = date(int(digits[:4]), int(digits[4:6]),
+                     int(digits[6:8])) if re.fullmatch(r"\d{8}", digits) else None
     except ValueError:
         return None
     return found if found and found.year > 1850 else None

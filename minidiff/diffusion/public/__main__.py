@@ -1,4 +1,5 @@
-"""Public Stable Diffusion checkpoints in and out, exactly: SD 1.x and 2.x, LDM files and diffusers folders.
+"""Public Stable Diffusion checkpoints in and out, exactly: SD 1.x and 2.x, LDM files and diffusers
+folders.
 
     python -m minidiff.diffusion.public fetch sd-1.5 --to DIR
     python -m minidiff.diffusion.public show v1-5-pruned-emaonly.safetensors
@@ -6,9 +7,9 @@
     python -m minidiff.diffusion.public export runs/x/diffusion --to ldm --rows rows.csv --out exported
     python -m minidiff.diffusion.public latents sd-v1-4.ckpt --data DIR --size 512
 
-`fetch` gets a public file by its name, and lists the names if none is given; nothing else here goes to the network.
-`show` prints the load certificate, `export` hands a finished run to other tools, `latents` asks before any training
-whether the VAE fits the images.
+`fetch` gets a public file by its name, and lists the names if none is given; nothing else here goes
+to the network. `show` prints the load certificate, `export` hands a finished run to other tools,
+`latents` asks before any training whether the VAE fits the images.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class ShowConfig:
 def show(cfg: ShowConfig) -> None:
     """Read a public model and print its load certificate."""
     certificate = _load(cfg.file, cfg.vae, cfg.prediction, cfg.ema, cfg.null_context).certificate
-    print(json.dumps(certificate.json(), indent=2, ensure_ascii=False) if cfg.json else certificate.text())
+    print(json.dumps(certificate.json(), indent=2, ensure_ascii=False) if cfg.json
+          else certificate.text())
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,17 @@ class ExportConfig:
 
 
 def export(cfg: ExportConfig) -> None:
-    """Write a finished run as a diffusers folder or an LDM file, with the finished contexts beside it."""
+    """Write a finished run as a diffusers folder or an LDM file, with the finished contexts beside
+    it.
+    """
     if not cfg.out:
         raise InputError("export needs --out FOLDER")
     pipeline, _ = store.load_pipeline(Path(cfg.run))
     rows = read_csv(cfg.rows, [v.name for v in pipeline.conditioner.variables]) if cfg.rows else []
     exports.export(pipeline, cfg.to, Path(cfg.out), rows)
-    print(f"{cfg.out}: {cfg.run} for {cfg.to}, trained to predict {pipeline.denoiser.prediction}; contexts.safetensors "
-          "holds what other tools take as prompt_embeds and, under null, as negative_prompt_embeds")
+    print(f"{cfg.out}: {cfg.run} for {cfg.to}, trained to predict {pipeline.denoiser.prediction}; "
+          "contexts.safetensors holds what other tools take as prompt_embeds and, under null, as "
+          "negative_prompt_embeds")
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,12 @@ class LatentsConfig:
 
 
 def latents(cfg: LatentsConfig) -> None:
-    """Measure these images' latents against the VAE's published scale, and its reconstruction error, before any training."""
+    """Measure these images' latents against the VAE's published scale, and its reconstruction
+    error, before any training.
+    """
     if not cfg.data or cfg.size % 8 or cfg.size < 32 or cfg.n < 1:
-        raise InputError("latents needs --data DIR, a --size that is a multiple of 8, 32 or more, and --n of 1 or more")
+        raise InputError("latents needs --data DIR, a --size that is a multiple of 8, 32 or more, "
+                         "and --n of 1 or more")
     vae = read_vae(_named(cfg.file)).vae
     table = read_table(cfg.data, split=False)
     step = max(1, len(table) // cfg.n)
@@ -90,18 +98,19 @@ def latents(cfg: LatentsConfig) -> None:
     out = Path(cfg.out)
     images.write(out / "reconstructions.png", images.grid(shown, columns=len(shown) // 2))
     runs.write_json(out / "latents.json", {"file": cfg.file, "data": list(cfg.data), **facts})
-    print(f"latents of {facts['images']} images, unscaled, per channel:\n"
-          + "\n".join(f"  {c}  mean {m:+.3f}  std {s:.3f}  of its variance the encoder's noise {100 * k:.1f} %"
-                      for c, (m, s, k) in enumerate(zip(facts["mean"], facts["std"], facts["noise_share"])))
-          + f"\n1/std of all {facts['scale_of_these_images']:.5f} against the published {facts['scale']:.5f}: scaled "
-          f"latents have std {facts['std_scaled']:.3f}\n"
-          f"reconstruction: PSNR {facts['psnr_mean']:.2f} dB (worst {facts['psnr_min']:.2f}), "
-          f"mean |error| {255 * facts['mean_absolute_error']:.2f} of 255, chroma {facts['chroma']:.2f}\n"
-          f"{out}: latents.json, reconstructions.png")
+    print(f"latents of {facts['images']} images, unscaled, per channel:\n" + "\n".join(
+        f"  {c}  mean {m:+.3f}  std {s:.3f}  of its variance the encoder's noise {100 * k:.1f} "
+        f"%" for c, (m, s, k) in enumerate(zip(facts["mean"], facts["std"], facts["noise_share"])))
+          + f"\n1/std of all {facts['scale_of_these_images']:.5f} against the published "
+          f"{facts['scale']:.5f}: scaled latents have std "
+          f"{facts['std_scaled']:.3f}\nreconstruction: PSNR {facts['psnr_mean']:.2f} dB (worst "
+          f"{facts['psnr_min']:.2f}), mean |error| {255 * facts['mean_absolute_error']:.2f} of "
+          f"255, chroma {facts['chroma']:.2f}\n{out}: latents.json, reconstructions.png")
 
 
 def _load(file: str, vae: str, prediction: str, ema: EMA, null_context: str) -> SDParts:
-    return load_sd(_named(file), vae=vae or None, prediction=prediction or None, ema=ema, null_context=null_context)
+    return load_sd(_named(file), vae=vae or None, prediction=prediction or None, ema=ema,
+                   null_context=null_context)
 
 
 def _named(file: str) -> Path:
@@ -110,8 +119,8 @@ def _named(file: str) -> Path:
     return Path(file)
 
 
-VERBS = {"fetch": (FetchConfig, fetch), "show": (ShowConfig, show), "export": (ExportConfig, export),
-         "latents": (LatentsConfig, latents)}
+VERBS = {"fetch": (FetchConfig, fetch), "show": (ShowConfig, show),
+         "export": (ExportConfig, export), "latents": (LatentsConfig, latents)}
 
 if __name__ == "__main__":
     config.main(VERBS, default="show", doc=__doc__)

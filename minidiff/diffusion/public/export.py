@@ -2,10 +2,12 @@
 
     OUT/model.safetensors                    --to ldm: UNet, VAE and schedule under LDM's names
     OUT/{unet,vae,scheduler}/ model_index.json   --to diffusers
-    OUT/contexts.safetensors                 the finished (K, d) context of null, of each label and of each requested row
+    OUT/contexts.safetensors                 the finished (K, d) context of null, of each label and
+                                             of each requested row
     OUT/conditioner.safetensors, .json       how contexts are made, for minidiff
 
-Other tools know no conditioner: they take a context as `prompt_embeds`, and "null" as `negative_prompt_embeds`.
+Other tools know no conditioner: they take a context as `prompt_embeds`, and "null" as
+`negative_prompt_embeds`.
 """
 
 from __future__ import annotations
@@ -41,33 +43,46 @@ def export(pipeline: Pipeline, to: str, out: Path, rows: Sequence[dict[str, str]
     unet, denoiser = pipeline.denoiser.net.unet, pipeline.denoiser
     contexts, described = finished_contexts(pipeline.conditioner, rows)
     out.mkdir(parents=True, exist_ok=True)
-    write_tensors(out / "contexts.safetensors", contexts, {"rows": json.dumps(described, ensure_ascii=False)})
+    write_tensors(out / "contexts.safetensors", contexts,
+                  {"rows": json.dumps(described, ensure_ascii=False)})
     write_tensors(out / "conditioner.safetensors", pipeline.conditioner.state_dict())
-    runs.write_json(out / "conditioner.json", {"variables": var.to_json(pipeline.conditioner.variables)})
+    runs.write_json(out / "conditioner.json",
+                    {"variables": var.to_json(pipeline.conditioner.variables)})
     if to == "ldm":
-        write_ldm(out / "model.safetensors", unet, pipeline.vae, denoiser.schedule, denoiser.prediction)
+        write_ldm(out / "model.safetensors", unet, pipeline.vae, denoiser.schedule,
+                  denoiser.prediction)
     else:
         write_folder(out, unet, pipeline.vae, denoiser.schedule, denoiser.prediction, pipeline.size)
 
 
 @torch.no_grad()
-def finished_contexts(conditioner: Conditioner, rows: Sequence[dict[str, str]]) -> tuple[dict[str, Tensor], dict[str, dict]]:
-    """Contexts by name, (K, d) each, and what each stands for: null, every value of every category and every finding
-    with the other variables null, and the requested rows, whose empty cells are unknown."""
+def finished_contexts(conditioner: Conditioner,
+                      rows: Sequence[dict[str, str]]) -> tuple[dict[str, Tensor], dict[str, dict]]:
+    """Contexts by name, (K, d) each, and what each stands for: null, every value of every category
+    and every finding with the other variables null, and the requested rows, whose empty cells are
+    unknown."""
     variables = conditioner.variables
     wanted: dict[str, tuple[dict, var.Labels]] = {"null": ({}, conditioner.null(1))}
     for v in variables:
-        for value in () if isinstance(v, var.Number) else (*v.values, *[var.NONE] * isinstance(v, var.Findings)):
-            wanted[f"{v.name}={value}"] = ({v.name: value}, {**conditioner.null(1), **var.encode([v], [{v.name: value}])})
+        for value in () if isinstance(v, var.Number) else (
+                *v.values, *[var.NONE] * isinstance(v, var.Findings)):
+            wanted[f"{v.name}={value}"] = ({v.name: value}, {**conditioner.null(1),
+                                                             **var.encode([v], [{v.name: value}])})
     for k, row in enumerate(rows):
-        wanted[f"row_{k:06d}"] = ({v.name: row.get(v.name, "") for v in variables}, var.encode(variables, [row]))
-    make = (lambda labels: conditioner(labels)[0]) if variables else lambda labels: conditioner.null_context
-    return {name: make(labels) for name, (_, labels) in wanted.items()}, {name: cells for name, (cells, _) in wanted.items()}
+        wanted[f"row_{k:06d}"] = ({v.name: row.get(v.name, "") for v in variables},
+                                  var.encode(variables, [row]))
+    make = (lambda labels: conditioner(labels)[
+        0]) if variables else lambda labels: conditioner.null_context
+    return {name: make(labels) for name, (_, labels) in wanted.items()}, {
+        name: cells for name, (cells, _) in wanted.items()}
 
 
 def write_ldm(path: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str) -> None:
-    """One LDM file. Tools take 0.18215 as the latent scale: another one is folded into the VAE's two 1×1 convolutions."""
-    tensors = {keys.UNET + ldm: unet.state_dict()[ours] for ours, ldm in keys.unet_to_ldm(unet.state_dict()).items()}
+    """One LDM file. Tools take 0.18215 as the latent scale: another one is folded into the VAE's
+    two 1×1 convolutions.
+    """
+    tensors = {keys.UNET + ldm: unet.state_dict()[ours]
+               for ours, ldm in keys.unet_to_ldm(unet.state_dict()).items()}
     scaled = folded(vae)
     for ours, ldm in keys.vae_to_ldm(scaled).items():
         convolution = ".attentions.0." in ours and scaled[ours].ndim == 2
@@ -77,7 +92,8 @@ def write_ldm(path: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: 
     tensors["betas"] = betas(schedule).float()
     width = unet.config.context_dim
     version = {768: "SD 1.x", 1024: "SD 2.x"}.get(width, "minidiff")
-    described = {"version": version, "unet": asdict(unet.config), "vae": asdict(vae.config), "prediction": prediction}
+    described = {"version": version, "unet": asdict(unet.config), "vae": asdict(vae.config),
+                 "prediction": prediction}
     write_tensors(path, tensors, {"minidiff": json.dumps(described)})
 
 
@@ -95,12 +111,17 @@ def folded(vae: VAE) -> dict[str, Tensor]:
     return tensors
 
 
-def write_folder(out: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str, size: int) -> None:
-    """What diffusers reads: StableDiffusionPipeline.from_pretrained(OUT, text_encoder=None, tokenizer=None)."""
-    for name, net, described in (("unet", unet, unet_json(unet, size // vae.factor)), ("vae", vae, vae_json(vae, size))):
+def write_folder(out: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str,
+                 size: int) -> None:
+    """What diffusers reads: StableDiffusionPipeline.from_pretrained(OUT, text_encoder=None,
+    tokenizer=None).
+    """
+    for name, net, described in (("unet", unet, unet_json(unet, size // vae.factor)),
+                                 ("vae", vae, vae_json(vae, size))):
         runs.write_json(out / name / "config.json", described)
         write_tensors(out / name / "diffusion_pytorch_model.safetensors", net.state_dict())
-    runs.write_json(out / "scheduler" / "scheduler_config.json", scheduler_json(schedule, prediction))
+    runs.write_json(out / "scheduler" / "scheduler_config.json",
+                    scheduler_json(schedule, prediction))
     absent = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
     runs.write_json(out / "model_index.json", {
         "_class_name": "StableDiffusionPipeline", "requires_safety_checker": False,
@@ -130,20 +151,24 @@ def vae_json(vae: VAE, size: int) -> dict:
     n = len(c.channels)
     return {
         "_class_name": "AutoencoderKL", "sample_size": size, "in_channels": 3, "out_channels": 3,
-        "latent_channels": c.latent_channels, "block_out_channels": list(c.channels), "layers_per_block": c.blocks,
-        "down_block_types": ["DownEncoderBlock2D"] * n, "up_block_types": ["UpDecoderBlock2D"] * n,
-        "norm_num_groups": c.groups, "act_fn": "silu", "scaling_factor": round(vae.scale.item(), 9), "force_upcast": True,
+        "latent_channels": c.latent_channels, "block_out_channels": list(c.channels),
+        "layers_per_block": c.blocks, "down_block_types": ["DownEncoderBlock2D"] * n,
+        "up_block_types": ["UpDecoderBlock2D"] * n, "norm_num_groups": c.groups, "act_fn": "silu",
+        "scaling_factor": round(vae.scale.item(), 9), "force_upcast": True,
     }
 
 
 def scheduler_json(schedule: Schedule, prediction: str) -> dict:
-    """Stable Diffusion's public settings: leading spacing from 1, a last step to ᾱ₀ and not to 1, no clipping."""
+    """Stable Diffusion's public settings: leading spacing from 1, a last step to ᾱ₀ and not to 1,
+    no clipping.
+    """
     usual = torch.equal(schedule.alphas_cumprod, Schedule.scaled_linear().alphas_cumprod)
     return {
-        "_class_name": "DDIMScheduler", "num_train_timesteps": len(schedule), "beta_start": 0.00085, "beta_end": 0.012,
-        "beta_schedule": "scaled_linear", "trained_betas": None if usual else betas(schedule).tolist(),
-        "prediction_type": PREDICTIONS[prediction], "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
-        "timestep_spacing": "leading",
+        "_class_name": "DDIMScheduler", "num_train_timesteps": len(schedule), "beta_start": 0.00085,
+        "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "trained_betas": None if usual else betas(schedule).tolist(),
+        "prediction_type": PREDICTIONS[prediction], "clip_sample": False, "set_alpha_to_one": False,
+        "steps_offset": 1, "timestep_spacing": "leading",
     }
 
 
@@ -152,8 +177,11 @@ def betas(schedule: Schedule) -> Tensor:
     return 1 - ac / torch.cat([torch.ones(1, dtype=ac.dtype), ac[:-1]])
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file that appears whole or not at all; never a copy of all tensors in memory."""
+def write_tensors(path: Path, tensors: dict[str, Tensor],
+                  metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that appears whole or not at all; never a copy of all tensors in
+    memory.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

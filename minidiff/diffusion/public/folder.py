@@ -1,4 +1,6 @@
-"""diffusers folders: unet/, vae/, text_encoder/ and scheduler/, each a config.json and weights; read, and described anew."""
+"""diffusers folders: unet/, vae/, text_encoder/ and scheduler/, each a config.json and weights;
+read, and described anew.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,26 @@ UNET_MUST = {  # what our UNet is; a config that says otherwise is another netwo
     "conv_in_kernel": 3, "conv_out_kernel": 3, "attention_type": "default", "resnet_out_scale_factor": 1.0,
     "in_channels": 4, "out_channels": 4, "addition_embed_type_num_heads": 64,
 }
-UNET_FREE = {"sample_size", "block_out_channels", "down_block_types", "up_block_types", "cross_attention_dim",
-             "layers_per_block", "attention_head_dim", "norm_num_groups", "use_linear_projection", "upcast_attention"}
-VAE_MUST = {"act_fn": "silu", "in_channels": 3, "out_channels": 3, "latent_channels": 4, "use_quant_conv": True,
-            "use_post_quant_conv": True, "mid_block_add_attention": True}
-VAE_FREE = {"sample_size", "block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "norm_num_groups",
-            "scaling_factor", "force_upcast"}
+UNET_FREE = {"sample_size", "block_out_channels", "down_block_types", "up_block_types",
+             "cross_attention_dim", "layers_per_block", "attention_head_dim", "norm_num_groups",
+             "use_linear_projection", "upcast_attention"}
+VAE_MUST = {"act_fn": "silu", "in_channels": 3, "out_channels": 3, "latent_channels": 4,
+            "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
+VAE_FREE = {"sample_size", "block_out_channels", "down_block_types", "up_block_types",
+            "layers_per_block", "norm_num_groups", "scaling_factor", "force_upcast"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 def read_folder(folder: Path, ema: str) -> Found:
-    """Networks on the CPU in float32; a part of which there is no folder is None. ema: no takes *.non_ema files."""
+    """Networks on the CPU in float32; a part of which there is no folder is None. ema: no takes
+    *.non_ema files.
+    """
     if (folder / "transformer").is_dir():
-        raise InputError(f"{folder}: SD3 or Flux (a transformer) is not supported; SD 1.x and 2.x are")
+        raise InputError(f"{folder}: SD3 or Flux (a transformer) is not supported; SD 1.x and 2.x "
+                         "are")
     if (folder / "text_encoder_2").is_dir():
-        raise InputError(f"{folder}: SDXL is not supported (it holds text_encoder_2); SD 1.x and 2.x are")
+        raise InputError(f"{folder}: SDXL is not supported (it holds text_encoder_2); SD 1.x and "
+                         "2.x are")
     found = Found(folder, "diffusers", ema="as the folder has it")
     path = folder / "unet" / "config.json"
     config = unet_config(read_json(path), path)
@@ -55,17 +62,22 @@ def read_folder(folder: Path, ema: str) -> Found:
     path = folder / "scheduler" / "scheduler_config.json"
     if path.exists():
         described = read_json(path)
-        found.schedule, found.schedule_from = schedule(described, path), str(path.relative_to(folder))
+        found.schedule, found.schedule_from = schedule(described,
+                                                       path), str(path.relative_to(folder))
         kind = described.get("prediction_type", "epsilon" if found.version == "SD 1.x" else None)
         if kind is not None and kind not in PREDICTIONS:
-            raise InputError(f"{path}: prediction_type {kind!r} is not one of {', '.join(PREDICTIONS)}")
+            raise InputError(f"{path}: prediction_type {kind!r} is not one of "
+                             f"{', '.join(PREDICTIONS)}")
         found.prediction = PREDICTIONS.get(kind)
-        found.prediction_from = found.schedule_from + ("" if "prediction_type" in described else ", which names none: eps")
+        found.prediction_from = found.schedule_from + ("" if "prediction_type" in described
+                                                       else ", which names none: eps")
     return found
 
 
 def read_vae_folder(folder: Path) -> Found:
-    """A VAE alone: a folder with config.json and weights, such as sd-vae-ft-mse, or a pipeline's folder with vae/ in it."""
+    """A VAE alone: a folder with config.json and weights, such as sd-vae-ft-mse, or a pipeline's
+    folder with vae/ in it.
+    """
     found = Found(folder, "diffusers")
     add_vae(found, folder / "vae" if (folder / "vae").is_dir() else folder)
     return found
@@ -96,13 +108,16 @@ def add_clip(found: Found, folder: Path) -> None:
 
 
 def read_part(folder: Path, non_ema: bool = False) -> tuple[Reader, list[Path]]:
-    """The weights of one folder, single or sharded: full precision before fp16, safetensors before torch's format."""
+    """The weights of one folder, single or sharded: full precision before fp16, safetensors before
+    torch's format.
+    """
     stems = ("diffusion_pytorch_model", "model", "pytorch_model")
     variants = ("non_ema.", "") if non_ema else ("", "fp16.", "bf16.", "non_ema.")
     for kind in ("safetensors", "bin"):
         for variant in variants:
             for stem in stems:
-                for name in (f"{stem}.{kind}.index.{variant}json", f"{stem}.{variant}{kind}.index.json"):
+                for name in (f"{stem}.{kind}.index.{variant}json",
+                             f"{stem}.{variant}{kind}.index.json"):
                     if (folder / name).exists():
                         return read_shards(folder / name)
                 path = folder / f"{stem}.{variant}{kind}"
@@ -110,20 +125,23 @@ def read_part(folder: Path, non_ema: bool = False) -> tuple[Reader, list[Path]]:
                     weights = read_weights(path)
                     refuse_foreign(weights)
                     return Reader(weights), [path]
-    raise InputError(f"{folder} holds no weights: {stems[0]} or {stems[1]}.safetensors is needed, single or sharded")
+    raise InputError(f"{folder} holds no weights: {stems[0]} or {stems[1]}.safetensors is needed, "
+                     "single or sharded")
 
 
 def read_shards(index: Path) -> tuple[Reader, list[Path]]:
     """All shards as one; each has to hold exactly the tensors that the index says."""
     table = read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(v, str) and Path(v).name == v for v in table.values()):
+    if not isinstance(table, dict) or not table or not all(isinstance(v, str) and Path(v).name == v
+                                                           for v in table.values()):
         raise InputError(f"{index}: its weight_map is not a table of tensors and files beside it")
     tensors, paths = {}, [index.parent / name for name in sorted(set(table.values()))]
     for path in paths:
         part = read_weights(path).tensors
         said = {name for name, file in table.items() if file == path.name}
         if wrong := sorted(said ^ set(part)):
-            raise InputError(f"{path} does not hold what {index.name} says: {', '.join(wrong[:10])} ({len(wrong)} in all)")
+            raise InputError(f"{path} does not hold what {index.name} says: "
+                             f"{', '.join(wrong[:10])} ({len(wrong)} in all)")
         tensors |= part
     weights = Weights(index, tensors)
     refuse_foreign(weights)
@@ -131,7 +149,9 @@ def read_shards(index: Path) -> tuple[Reader, list[Path]]:
 
 
 def check(given: dict, must: dict, free: set[str], path: Path) -> None:
-    """Refuse a config with a value that our network does not have; null and false of unknown keys are harmless."""
+    """Refuse a config with a value that our network does not have; null and false of unknown keys
+    are harmless.
+    """
     for key, value in given.items():
         if key in must:
             if value != must[key]:
@@ -142,28 +162,32 @@ def check(given: dict, must: dict, free: set[str], path: Path) -> None:
 
 
 def unet_config(c: dict, path: Path) -> unets.UNetConfig:
-    """diffusers' UNet2DConditionModel config → ours; what is left out has diffusers' defaults. (Its attention_head_dim is
-    the number of heads.)"""
+    """diffusers' UNet2DConditionModel config → ours; what is left out has diffusers' defaults. (Its
+    attention_head_dim is the number of heads.)"""
     check(c, UNET_MUST, UNET_FREE, path)
     channels = _tuple(c.get("block_out_channels", (320, 640, 1280, 1280)), path)
     down = c.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
     up = c.get("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
     attention = tuple(kind == "CrossAttnDownBlock2D" for kind in down)
     mirror = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
-    if len(down) != len(channels) or list(up) != mirror or not set(down) <= {"CrossAttnDownBlock2D", "DownBlock2D"}:
-        raise InputError(f"{path}: blocks {', '.join(map(str, [*down, *up]))} are not those of Stable Diffusion")
+    if len(down) != len(channels) or list(up) != mirror or not set(down) <= {"CrossAttnDownBlock2D",
+                                                                             "DownBlock2D"}:
+        raise InputError(f"{path}: blocks {', '.join(map(str, [*down, *up]))} are not those of "
+                         "Stable Diffusion")
     heads = c.get("attention_head_dim", 8)
     heads = _tuple(heads, path) if isinstance(heads, list) else (heads,) * len(channels)
     if len(heads) != len(channels) or not all(isinstance(h, int) and h > 0 for h in heads):
         raise InputError(f"{path}: attention_head_dim {heads} is not possible")
     widths = {width // h for width, h in zip(channels, heads)}
-    if len(set(heads)) > 1 and (len(widths) > 1 or any(width % h for width, h in zip(channels, heads))):
-        raise InputError(f"{path}: attention_head_dim {list(heads)} has neither one number of heads nor one width")
+    if len(set(heads)) > 1 and (len(widths) > 1
+                                or any(width % h for width, h in zip(channels, heads))):
+        raise InputError(f"{path}: attention_head_dim {list(heads)} has neither one number of "
+                         "heads nor one width")
     linear = bool(c.get("use_linear_projection", False))
     by_width = len(set(heads)) > 1
     return unets.UNetConfig(
-        channels, attention, c.get("cross_attention_dim", 1280), heads=None if by_width else heads[0],
-        head_dim=widths.pop() if by_width else None, linear_projection=linear,
+        channels, attention, c.get("cross_attention_dim", 1280), heads=None if by_width
+        else heads[0], head_dim=widths.pop() if by_width else None, linear_projection=linear,
         float32_attention=linear or bool(c.get("upcast_attention", False)),
         blocks=c.get("layers_per_block", 2), groups=c.get("norm_num_groups", 32),
     )
@@ -171,31 +195,38 @@ def unet_config(c: dict, path: Path) -> unets.UNetConfig:
 
 def vae_config(c: dict, path: Path) -> vaes.VAEConfig:
     check(c, VAE_MUST, VAE_FREE, path)
-    kinds = {*c.get("down_block_types", ["DownEncoderBlock2D"]), *c.get("up_block_types", ["UpDecoderBlock2D"])}
+    kinds = {*c.get("down_block_types", ["DownEncoderBlock2D"]),
+             *c.get("up_block_types", ["UpDecoderBlock2D"])}
     if kinds != {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
-        raise InputError(f"{path}: blocks {', '.join(sorted(map(str, kinds)))} are not those of Stable Diffusion's VAE")
-    return vaes.VAEConfig(_tuple(c.get("block_out_channels", (64,)), path), c.get("layers_per_block", 1),
-                          c.get("norm_num_groups", 32))
+        raise InputError(f"{path}: blocks {', '.join(sorted(map(str, kinds)))} are not those of "
+                         "Stable Diffusion's VAE")
+    return vaes.VAEConfig(_tuple(c.get("block_out_channels", (64,)), path),
+                          c.get("layers_per_block", 1), c.get("norm_num_groups", 32))
 
 
 def clip_config(c: dict, path: Path) -> clips.CLIPConfig:
     activation, eps = c.get("hidden_act", "quick_gelu"), c.get("layer_norm_eps", 1e-5)
-    if activation not in ("quick_gelu", "gelu") or eps != 1e-5 or c.get("max_position_embeddings", 77) != clips.TOKENS:
-        raise InputError(f"{path}: not CLIP's text tower (hidden_act {activation!r}, layer_norm_eps {eps!r})")
+    if activation not in ("quick_gelu", "gelu") or eps != 1e-5 or c.get("max_position_embeddings",
+                                                                        77) != clips.TOKENS:
+        raise InputError(f"{path}: not CLIP's text tower (hidden_act {activation!r}, "
+                         f"layer_norm_eps {eps!r})")
     vocabulary = c.get("vocab_size", 49408)
     if not isinstance(vocabulary, int) or vocabulary <= clips.EOS:
-        raise InputError(f"{path}: vocab_size {vocabulary!r} lacks the tokens of the empty prompt, up to {clips.EOS}")
+        raise InputError(f"{path}: vocab_size {vocabulary!r} lacks the tokens of the empty prompt, "
+                         f"up to {clips.EOS}")
     quick = activation == "quick_gelu"
     return clips.CLIPConfig(
-        c.get("hidden_size", 512), c.get("num_hidden_layers", 12), c.get("num_attention_heads", 8), quick_gelu=quick,
-        pad=clips.EOS if quick else 0, inner=c.get("intermediate_size", 2048), vocabulary=vocabulary,
+        c.get("hidden_size", 512), c.get("num_hidden_layers", 12), c.get("num_attention_heads", 8),
+        quick_gelu=quick, pad=clips.EOS if quick else 0, inner=c.get("intermediate_size", 2048),
+        vocabulary=vocabulary,
     )
 
 
 def schedule(c: dict, path: Path) -> Schedule:
     kind, steps = c.get("beta_schedule", "linear"), c.get("num_train_timesteps", 1000)
     if c.get("rescale_betas_zero_snr"):
-        raise InputError(f"{path}: rescale_betas_zero_snr is not supported: σ would be infinite at the start")
+        raise InputError(f"{path}: rescale_betas_zero_snr is not supported: σ would be infinite at "
+                         "the start")
     try:
         start, end = float(c.get("beta_start", 1e-4)), float(c.get("beta_end", 0.02))
         if not 2 <= steps <= 100_000 or not 0 < start <= end < 1:
@@ -216,6 +247,7 @@ def schedule(c: dict, path: Path) -> Schedule:
 
 
 def _tuple(values: object, path: Path) -> tuple[int, ...]:
-    if not isinstance(values, (list, tuple)) or not values or not all(isinstance(v, int) and v > 0 for v in values):
+    if not isinstance(values, (list, tuple)) or not values or not all(isinstance(v, int) and v > 0
+                                                                      for v in values):
         raise InputError(f"{path}: {values!r} is no list of channels")
     return tuple(values)

@@ -1,7 +1,9 @@
-"""Names of tensors: ours (diffusers' and transformers' attribute names) ↔ those of LDM files. Nothing of ours is imported.
+"""Names of tensors: ours (diffusers' and transformers' attribute names) ↔ those of LDM files.
+Nothing of ours is imported.
 
-Every map is a dict {our name: public name}, made from our own names, so that it is one to one and its inverse needs no
-parsing. Where one public tensor holds several of ours (OpenCLIP's q, k and v), the map gives (name, part).
+Every map is a dict {our name: public name}, made from our own names, so that it is one to one and
+its inverse needs no parsing. Where one public tensor holds several of ours (OpenCLIP's q, k and v),
+the map gives (name, part).
 
     LDM prefix                ours                  rules
     model.diffusion_model.    UNet                  input_blocks.i, middle_block.i, output_blocks.i: numbered through
@@ -15,8 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-UNET, VAE, CLIP_L, OPENCLIP = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.",
-                               "cond_stage_model.model.")
+UNET, VAE, CLIP_L, OPENCLIP = ("model.diffusion_model.", "first_stage_model.",
+                               "cond_stage_model.transformer.", "cond_stage_model.model.")
 EMA = "model_ema."
 THIRDS = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
 
@@ -31,37 +33,45 @@ UNET_ENDS = {
     "mid_block.resnets.1": "middle_block.2",
 }
 VAE_RULES = (
-    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"), (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
-    (r"up_blocks\.(\d+)\.upsamplers\.0", r"up.\1.upsample"), (r"up_blocks\.(\d+)\.resnets", r"up.\1.block"),
-    (r"mid_block\.resnets\.0", "mid.block_1"), (r"mid_block\.resnets\.1", "mid.block_2"),
-    (r"mid_block\.attentions\.0", "mid.attn_1"), (r"conv_norm_out", "norm_out"), (r"conv_shortcut", "nin_shortcut"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
+    (r"up_blocks\.(\d+)\.upsamplers\.0", r"up.\1.upsample"),
+    (r"up_blocks\.(\d+)\.resnets", r"up.\1.block"), (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"), (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"conv_norm_out", "norm_out"), (r"conv_shortcut", "nin_shortcut"),
 )
 VAE_ATTENTION = {  # ours: LDM, old diffusers
     "group_norm": ("norm", "group_norm"), "to_q": ("q", "query"), "to_k": ("k", "key"), "to_v": ("v", "value"),
     "to_out.0": ("proj_out", "proj_attn"),
 }
 OPENCLIP_RULES = (
-    (r"encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."), (r"layer_norm(\d)", r"ln_\1"), (r"self_attn", "attn"),
-    (r"mlp\.fc1", "mlp.c_fc"), (r"mlp\.fc2", "mlp.c_proj"), (r"final_layer_norm", "ln_final"),
-    (r"embeddings\.token_embedding", "token_embedding"), (r"embeddings\.position_embedding\.weight", "positional_embedding"),
+    (r"encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."), (r"layer_norm(\d)", r"ln_\1"),
+    (r"self_attn", "attn"), (r"mlp\.fc1", "mlp.c_fc"), (r"mlp\.fc2", "mlp.c_proj"),
+    (r"final_layer_norm", "ln_final"), (r"embeddings\.token_embedding", "token_embedding"),
+    (r"embeddings\.position_embedding\.weight", "positional_embedding"),
 )
 
 
 def unet_to_ldm(names: Iterable[str]) -> dict[str, str]:
-    """Our UNet's names → LDM's, below the prefix. LDM numbers blocks through all levels; a resampling counts as one."""
+    """Our UNet's names → LDM's, below the prefix. LDM numbers blocks through all levels; a
+    resampling counts as one.
+    """
     names = list(names)
     found = [re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name) for name in names]
-    blocks = {side: 1 + max(int(m[4]) for m in found if m and m[1] == side and m[3] == "resnets") for side in ("down", "up")}
+    blocks = {side: 1 + max(int(m[4]) for m in found if m and m[1] == side and m[3] == "resnets")
+              for side in ("down", "up")}
     attentive = {(m[1], m[2]) for m in found if m and m[3] == "attentions"}
 
     def inside(side: str, level: str, kind: str, i: str, rest: str) -> str:
         with_attention = (side, level) in attentive
         if side == "down":
-            number = 1 + int(level) * (blocks["down"] + 1) + (blocks["down"] if kind == "downsamplers" else int(i))
+            number = 1 + int(level) * (blocks["down"] + 1) + (blocks["down"]
+                                                              if kind == "downsamplers" else int(i))
             if kind == "downsamplers":
                 return f"input_blocks.{number}.0.op.{rest.removeprefix('conv.')}"
         else:
-            number = int(level) * blocks["up"] + (blocks["up"] - 1 if kind == "upsamplers" else int(i))
+            number = int(level) * blocks["up"] + (blocks["up"] - 1 if kind == "upsamplers"
+                                                  else int(i))
             if kind == "upsamplers":
                 return f"output_blocks.{number}.{1 + with_attention}.{rest}"
         slot = f"{'input' if side == 'down' else 'output'}_blocks.{number}.{int(kind == 'attentions')}"
@@ -71,7 +81,9 @@ def unet_to_ldm(names: Iterable[str]) -> dict[str, str]:
 
 
 def vae_to_ldm(names: Iterable[str]) -> dict[str, str]:
-    """Our VAE's names → LDM's, below the prefix: the decoder's levels are numbered from the highest resolution."""
+    """Our VAE's names → LDM's, below the prefix: the decoder's levels are numbered from the highest
+    resolution.
+    """
     names = list(names)
     top = max(int(m[1]) for name in names if (m := re.match(r"decoder\.up_blocks\.(\d+)", name)))
 
@@ -87,7 +99,9 @@ def vae_to_ldm(names: Iterable[str]) -> dict[str, str]:
 
 
 def vae_to_old_diffusers(names: Iterable[str]) -> dict[str, str]:
-    """Our VAE's names → those that diffusers used until 2023: query, key, value and proj_attn in its attention."""
+    """Our VAE's names → those that diffusers used until 2023: query, key, value and proj_attn in
+    its attention.
+    """
     def one(name: str) -> str:
         m = re.fullmatch(r"(.*attentions\.0)\.(\w+(?:\.0)?)\.(weight|bias)", name)
         return f"{m[1]}.{VAE_ATTENTION[m[2]][1]}.{m[3]}" if m else name
@@ -109,7 +123,9 @@ def clip_to_openclip(names: Iterable[str]) -> dict[str, str | tuple[str, int]]:
 
 
 def ema_name(name: str) -> str:
-    """An LDM parameter's name, with its prefix → that of its moving average: 'model.' is dropped, and every dot."""
+    """An LDM parameter's name, with its prefix → that of its moving average: 'model.' is dropped,
+    and every dot.
+    """
     return EMA + name.removeprefix("model.").replace(".", "")
 
 

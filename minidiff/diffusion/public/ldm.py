@@ -1,4 +1,6 @@
-"""LDM files (CompVis, Stability, A1111, ComfyUI): UNet, VAE, text tower and schedule under four prefixes."""
+"""LDM files (CompVis, Stability, A1111, ComfyUI): UNet, VAE, text tower and schedule under four
+prefixes.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,15 @@ def read_ldm(weights: Weights, ema: str) -> Found:
     flat = {ours: keys.ema_name(name) for ours, name in names.items()}
     has_ema = any(name.startswith(keys.EMA) and name not in COUNTERS for name in weights.tensors)
     if ema == "yes" and not has_ema:
-        raise InputError(f"{weights.path} holds no EMA weights; the weights in it may be the average already (--ema no)")
+        raise InputError(f"{weights.path} holds no EMA weights; the weights in it may be the "
+                         "average already (--ema no)")
     use_ema = has_ema and ema != "no"
     found.ema = "none in the file" if not has_ema else "taken" if use_ema else "in the file, not taken"
     found.unet = reader.take("UNet", net, flat if use_ema else names)
     if has_ema:
         twin = Reader(weights)  # the weights that are not taken have to be whole as well
-        twin.take("UNet", on_meta(unets.UNet, unet_config, weights.path), names if use_ema else flat)
+        twin.take("UNet", on_meta(unets.UNet, unet_config, weights.path),
+                  names if use_ema else flat)
         reader.missing += twin.missing
         reader.shapes += twin.shapes
         other = (names, "UNet weights of the last step") if use_ema else (flat, "EMA of the UNet")
@@ -61,7 +65,8 @@ def read_ldm(weights: Weights, ema: str) -> Found:
         found.vae = take_vae(reader, vae_config, keys.VAE)
     if any(name.startswith("cond_stage_model.") for name in weights.tensors):
         found.clip = take_clip(reader, clip_config)
-    found.schedule, found.schedule_from = schedule_from(reader.left.pop("alphas_cumprod", None), weights.path)
+    found.schedule, found.schedule_from = schedule_from(reader.left.pop("alphas_cumprod", None),
+                                                        weights.path)
     if "alphas_cumprod" in weights.tensors:
         reader.not_used["table of the schedule, read"] += 1
     reader.ignore("buffers that follow from the schedule", BUFFERS)
@@ -72,16 +77,21 @@ def read_ldm(weights: Weights, ema: str) -> Found:
     return found
 
 
-def version(weights: Weights) -> tuple[str, tuple[unets.UNetConfig, vaes.VAEConfig, clips.CLIPConfig]]:
-    """Which architecture a file has, from its cross-attention; a file of our own says it in its header."""
+def version(weights: Weights) -> tuple[str,
+                                       tuple[unets.UNetConfig, vaes.VAEConfig, clips.CLIPConfig]]:
+    """Which architecture a file has, from its cross-attention; a file of our own says it in its
+    header.
+    """
     if "minidiff" in weights.metadata:
         described = parse_json(weights.metadata["minidiff"], weights.path)
         try:
-            configs = config_from(unets.UNetConfig, described["unet"]), config_from(vaes.VAEConfig, described["vae"])
+            configs = config_from(unets.UNetConfig,
+                                  described["unet"]), config_from(vaes.VAEConfig, described["vae"])
             return str(described["version"]), (*configs, clips.CLIP_L)
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{weights.path}: its header does not describe a model") from None
-    first = next((n for n in sorted(weights.tensors) if n.endswith("attn2.to_k.weight") and n.startswith(keys.UNET)), None)
+    first = next((n for n in sorted(weights.tensors)
+                  if n.endswith("attn2.to_k.weight") and n.startswith(keys.UNET)), None)
     if first is None:
         what = "only a VAE" if vae_prefix(weights) is not None else "no Stable Diffusion UNet"
         raise InputError(f"{weights.path} holds {what}; a model of SD 1.x or 2.x is needed")
@@ -90,22 +100,25 @@ def version(weights: Weights) -> tuple[str, tuple[unets.UNetConfig, vaes.VAEConf
     linear = proj_in is not None and proj_in.ndim == 2
     conv_in = weights.tensors.get(keys.UNET + "input_blocks.0.0.weight")
     if conv_in is not None and conv_in.ndim == 4 and conv_in.shape[1] in (5, 7, 8, 9):
-        raise InputError(f"{weights.path}: {conv_in.shape[1]} input channels (inpainting, depth or editing) "
-                         "are not supported; 4 are")
+        raise InputError(f"{weights.path}: {conv_in.shape[1]} input channels (inpainting, depth or "
+                         "editing) are not supported; 4 are")
     for name, configs in PUBLIC.items():
         if configs[0].context_dim == columns:
             return name, configs
-    for name, configs in PUBLIC.items():  # that one tensor may be the damaged one: the report by name is better
+    # that one tensor may be the damaged one: the report by name is better
+    for name, configs in PUBLIC.items():
         if proj_in is not None and configs[0].linear_projection == linear and columns != 2048:
             return name, configs
-    raise InputError(f"{weights.path}: cross-attention {columns} wide is neither SD 1.x (768) nor 2.x (1024)")
+    raise InputError(f"{weights.path}: cross-attention {columns} wide is neither SD 1.x (768) nor "
+                     "2.x (1024)")
 
 
 def take_vae(reader: Reader, config: vaes.VAEConfig, prefix: str) -> vaes.VAE:
     net = on_meta(vaes.VAE, config, reader.weights.path)
     names = {ours: prefix + ldm for ours, ldm in keys.vae_to_ldm(net.state_dict()).items()}
     reader.take("VAE", net, names, matrices=True)
-    reader.ignore("losses of the VAE's training", [n for n in reader.left if n.startswith(prefix + "loss.")])
+    reader.ignore("losses of the VAE's training",
+                  [n for n in reader.left if n.startswith(prefix + "loss.")])
     return finish_vae(net, SCALE)
 
 
@@ -127,16 +140,19 @@ def take_clip(reader: Reader, config: clips.CLIPConfig) -> clips.CLIP:
             reader.missing += sorted(layer - present)
         reader.ignore("last layer of the text tower, which SD 2.x does not run", layer)
     else:
-        prefix = keys.CLIP_L + ("text_model." if any(n.startswith(keys.CLIP_L + "text_model.") for n in reader.left) else "")
+        prefix = keys.CLIP_L + ("text_model." if any(n.startswith(keys.CLIP_L + "text_model.")
+                                                     for n in reader.left) else "")
         reader.take("text tower", net, {k: prefix + k for k in ours})
-        extra = {prefix + "embeddings.position_ids", keys.CLIP_L + "text_projection.weight", "cond_stage_model.logit_scale",
-                 "cond_stage_model.text_projection"}
+        extra = {prefix + "embeddings.position_ids", keys.CLIP_L + "text_projection.weight",
+                 "cond_stage_model.logit_scale", "cond_stage_model.text_projection"}
     reader.ignore("parts of the text tower that give no context", extra)
     return net
 
 
 def read_vae_file(weights: Weights) -> Found:
-    """A VAE alone, or that of a whole model: LDM names with or without the prefix, or diffusers' names, old or new."""
+    """A VAE alone, or that of a whole model: LDM names with or without the prefix, or diffusers'
+    names, old or new.
+    """
     refuse_foreign(weights)
     reader, found = Reader(weights), Found(weights.path, "LDM", files=[weights.path])
     prefix = vae_prefix(weights)
@@ -148,11 +164,13 @@ def read_vae_file(weights: Weights) -> Found:
         found.vae = take_diffusers_vae(reader, config, SCALE)
     else:
         found.vae = take_vae(reader, config, prefix)
-        reader.ignore("losses of the VAE's training", [n for n in reader.left if n.startswith("loss.")])
+        reader.ignore("losses of the VAE's training",
+                      [n for n in reader.left if n.startswith("loss.")])
         reader.ignore("counters of the EMA", COUNTERS)
         if prefix == keys.VAE:
             rest = (keys.UNET, keys.EMA, "cond_stage_model.")
-            reader.ignore("parts of the model that are not its VAE", [n for n in reader.left if n.startswith(rest)])
+            reader.ignore("parts of the model that are not its VAE",
+                          [n for n in reader.left if n.startswith(rest)])
             reader.ignore("the schedule", {"alphas_cumprod", *BUFFERS})
     found.add(reader)
     return found
@@ -162,17 +180,21 @@ def take_diffusers_vae(reader: Reader, config: vaes.VAEConfig, scale: float) -> 
     net = on_meta(vaes.VAE, config, reader.weights.path)
     names = list(net.state_dict())
     old = any(".query." in name for name in reader.weights.tensors)
-    reader.take("VAE", net, keys.vae_to_old_diffusers(names) if old else {n: n for n in names}, matrices=True)
+    reader.take("VAE", net, keys.vae_to_old_diffusers(names) if old else {n: n for n in names},
+                matrices=True)
     return finish_vae(net, scale)
 
 
 def vae_prefix(weights: Weights) -> str | None:
-    """Where the VAE's LDM names begin, "diffusers" for diffusers' names, None if there is no VAE."""
+    """Where the VAE's LDM names begin, "diffusers" for diffusers' names, None if there is no
+    VAE.
+    """
     heads = Counter(name.split(".down")[0] for name in weights.tensors if "encoder.down" in name)
     if keys.VAE + "encoder" in heads:
         return keys.VAE
     if "encoder" in heads:
-        return "diffusers" if any(name.startswith("encoder.down_blocks.") for name in weights.tensors) else ""
+        return "diffusers" if any(name.startswith("encoder.down_blocks.")
+                                  for name in weights.tensors) else ""
     return None
 
 
@@ -180,7 +202,8 @@ def refuse_foreign(weights: Weights) -> None:
     for part, what in FOREIGN.items():
         found = next((name for name in weights.tensors if part in name), None)
         if found:
-            raise InputError(f"{weights.path}: {what} is not supported (it holds {found}); SD 1.x and 2.x are")
+            raise InputError(f"{weights.path}: {what} is not supported (it holds {found}); SD 1.x "
+                             "and 2.x are")
     if not any(isinstance(t, torch.Tensor) for t in weights.tensors.values()):
         raise InputError(f"{weights.path} holds no tensors")
 

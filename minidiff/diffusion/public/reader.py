@@ -1,4 +1,6 @@
-"""Takes tensors out of a file, each once, into our networks; what is missing, left over or of another shape is refused."""
+"""Takes tensors out of a file, each once, into our networks; what is missing, left over or of
+another shape is refused.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Found:
 
 
 class Reader:
-    """The ledger of one file: `take` and `ignore` account for its tensors, `finish` refuses what does not add up."""
+    """The ledger of one file: `take` and `ignore` account for its tensors, `finish` refuses what
+    does not add up.
+    """
 
     def __init__(self, weights: Weights):
         self.weights = weights
@@ -62,9 +66,11 @@ class Reader:
 
     def take(self, part: str, net: nn.Module, names: Mapping[str, str | tuple[str, int]], *,
              matrices: bool = False) -> nn.Module:
-        """Fill a network built on the meta device with the tensors {our name: name there}, as float32.
+        """Fill a network built on the meta device with the tensors {our name: name there}, as
+        float32.
 
-        A name (n, i) stands for the i-th third of tensor n. With `matrices`, a weight (a, b) may lie there as (a, b, 1, 1).
+        A name (n, i) stands for the i-th third of tensor n. With `matrices`, a weight (a, b) may
+        lie there as (a, b, 1, 1).
         """
         filled, sources, dtypes = {}, set(), Counter()
         for ours, expected in net.state_dict().items():
@@ -73,8 +79,10 @@ class Reader:
             if tensor is None:
                 self.missing.append(name)
                 continue
-            whole = tuple(expected.shape) if third is None else (3 * expected.shape[0], *expected.shape[1:])
-            if tuple(tensor.shape) not in (whole, (*whole, 1, 1) if matrices and len(whole) == 2 else whole):
+            whole = tuple(expected.shape) if third is None else (3 * expected.shape[0],
+                                                                 *expected.shape[1:])
+            if tuple(tensor.shape) not in (whole, (*whole, 1, 1) if matrices and len(whole) == 2
+                                           else whole):
                 self.shapes.append(f"{name} {tuple(tensor.shape)} for {whole}")
             else:
                 value = to_float32(tensor, name, self.weights.path).reshape(whole)
@@ -85,7 +93,8 @@ class Reader:
             self.left.pop(name, None)
         if not self.missing and not self.shapes:
             net.load_state_dict(filled, assign=True)
-        self.parts[part] = Part(self.weights.path.name, len(sources), sum(p.numel() for p in net.parameters()), dict(dtypes))
+        self.parts[part] = Part(self.weights.path.name, len(sources),
+                                sum(p.numel() for p in net.parameters()), dict(dtypes))
         return net.eval()
 
     def ignore(self, why: str, names: Iterable[str]) -> None:
@@ -98,14 +107,19 @@ class Reader:
 
 
 class Uninitialised(TorchFunctionMode):
-    """Layers made in here do not draw their initial weights: the file's are coming, and drawing took half the time."""
+    """Layers made in here do not draw their initial weights: the file's are coming, and drawing
+    took half the time.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return None if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **(kwargs or {}))
+        return None if getattr(func, "__module__",
+                               "") == "torch.nn.init" else func(*args, **(kwargs or {}))
 
 
 def on_meta(network: Callable, config: object, path: Path) -> nn.Module:
-    """A network without memory, so that a hostile config is judged by the shapes in the file, nothing allocated."""
+    """A network without memory, so that a hostile config is judged by the shapes in the file,
+    nothing allocated.
+    """
     for f in fields(config):
         values = getattr(config, f.name)
         values = values if isinstance(values, tuple) else (values,)
@@ -117,31 +131,40 @@ def on_meta(network: Callable, config: object, path: Path) -> nn.Module:
             net = network(config)
         for module in net.modules():
             if hasattr(module, "heads") and next(module.parameters()).shape[0] % module.heads:
-                raise ValueError(f"{module.heads} heads do not divide {next(module.parameters()).shape[0]} channels")
+                raise ValueError(f"{module.heads} heads do not divide "
+                                 f"{next(module.parameters()).shape[0]} channels")
     except (ValueError, RuntimeError, ZeroDivisionError, TypeError, IndexError) as error:
         raise InputError(f"{path}: its configuration is not possible: {error}") from None
     return net
 
 
 def finish_vae(vae: VAE, scale: float) -> VAE:
-    """Give a VAE that was built on the meta device its latent scale, which no file of tensors carries."""
+    """Give a VAE that was built on the meta device its latent scale, which no file of tensors
+    carries.
+    """
     vae.scale = torch.tensor(scale)
     return vae
 
 
 def schedule_from(table: Tensor | None, path: Path) -> tuple[Schedule, str]:
-    """The schedule of a table of ᾱ; one that is Stable Diffusion's to within its rounding gives the exact one."""
+    """The schedule of a table of ᾱ; one that is Stable Diffusion's to within its rounding gives the
+    exact one.
+    """
     if table is None:
         return Schedule.scaled_linear(), "Stable Diffusion's own, as the file has no table"
     standard = Schedule.scaled_linear()
-    tolerance = TOLERANCE.get(table.dtype) if table.layout is torch.strided and table.device.type == "cpu" else None
+    tolerance = TOLERANCE.get(
+        table.dtype) if table.layout is torch.strided and table.device.type == "cpu" else None
     if tolerance and table.shape == standard.alphas_cumprod.shape:
         difference = (table.double() / standard.alphas_cumprod - 1).abs().max().item()
         if difference <= tolerance:
             return standard, f"alphas_cumprod, which is Stable Diffusion's own to {difference:.0e}"
     if not tolerance or table.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"{path}: alphas_cumprod is {table.dtype}, too coarse for a schedule that is not the usual one")
+        raise InputError(f"{path}: alphas_cumprod is {table.dtype}, too coarse for a schedule that "
+                         "is not the usual one")
     table = table.double()
-    if table.ndim != 1 or len(table) < 2 or not ((table.diff() < 0).all() and table[-1] > 0 and table[0] < 1):
-        raise InputError(f"{path}: alphas_cumprod does not fall from below 1 to above 0, as it has to")
+    if table.ndim != 1 or len(table) < 2 or not ((table.diff() < 0).all() and table[-1] > 0
+                                                 and table[0] < 1):
+        raise InputError(f"{path}: alphas_cumprod does not fall from below 1 to above 0, as it has "
+                         "to")
     return Schedule(table), "alphas_cumprod in the file, not the usual one"

@@ -1,7 +1,9 @@
-"""Files of tensors, taken as untrusted: .safetensors and torch's .ckpt, told by content and not by extension.
+"""Files of tensors, taken as untrusted: .safetensors and torch's .ckpt, told by content and not by
+extension.
 
-Nothing in a file is ever run. A .ckpt goes through torch's weights-only loader with inert stubs for exactly the classes
-that public files carry; whatever else it names is refused. Tensors stay mapped to the file (copy on write) where they can.
+Nothing in a file is ever run. A .ckpt goes through torch's weights-only loader with inert stubs for
+exactly the classes that public files carry; whatever else it names is refused. Tensors stay mapped
+to the file (copy on write) where they can.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from minidiff.errors import InputError
 
-MAX_HEADER = 16 << 20    # bytes of a safetensors header or a .ckpt's pickle; those of public files have 0.1 to 0.5 MB
+# bytes of a safetensors header or a .ckpt's pickle; those of public files have 0.1 to 0.5 MB
+MAX_HEADER = 16 << 20
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -48,7 +51,9 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """The tensors of a .safetensors or .ckpt file. Raises InputError, one sentence that names the file."""
+    """The tensors of a .safetensors or .ckpt file. Raises InputError, one sentence that names the
+    file.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -72,7 +77,8 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path} is missing")
     if path.stat().st_size > MAX_HEADER:
-        raise InputError(f"{path} is too large for what it should be ({path.stat().st_size >> 20} MB)")
+        raise InputError(f"{path} is too large for what it should be ({path.stat().st_size >> 20} "
+                         "MB)")
     return parse_json(path.read_bytes(), path)
 
 
@@ -90,15 +96,18 @@ def to_float32(tensor: Tensor, name: str, path: Path) -> Tensor:
     """float32 as it is (mapped to the file), 16-bit widened; anything else is refused by name."""
     if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.device.type != "cpu":
         allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-        raise InputError(f"{path}: tensor {name} is {str(tensor.dtype).removeprefix('torch.')}; allowed are {allowed}")
+        raise InputError(f"{path}: tensor {name} is {str(tensor.dtype).removeprefix('torch.')}; "
+                         f"allowed are {allowed}")
     return tensor.detach().float().contiguous()
 
 
 def _read_safetensors(path: Path, header: int) -> Weights:
     if header + 8 > path.stat().st_size:
-        raise InputError(f"{path} is damaged: its header claims {header} bytes, the whole file has {path.stat().st_size}")
+        raise InputError(f"{path} is damaged: its header claims {header} bytes, the whole file has "
+                         f"{path.stat().st_size}")
     if header > MAX_HEADER:
-        raise InputError(f"{path}: a header of {header >> 20} MB; that of a model has less than {MAX_HEADER >> 20} MB")
+        raise InputError(f"{path}: a header of {header >> 20} MB; that of a model has less than "
+                         f"{MAX_HEADER >> 20} MB")
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no __iter__)
@@ -111,14 +120,19 @@ def _read_ckpt(path: Path, *, zipped: bool) -> Weights:
     if zipped:
         _check_zip(path)
     try:
-        with torch.serialization.safe_globals([(Inert, name) for name in STUBS]), open(path, "rb") as file:
-            mapped = zipped and path.suffix != ".safetensors"  # torch.load goes by that name, we by the content
-            content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals([(Inert, name)
+                                               for name in STUBS]), open(path, "rb") as file:
+            # torch.load goes by that name, we by the content
+            mapped = zipped and path.suffix != ".safetensors"
+            content = torch.load(path if mapped else file, map_location="cpu", weights_only=True,
+                                 mmap=mapped)
     except Exception as error:  # the loader of a hostile or broken pickle may raise anything
         text = str(error).rpartition("WeightsUnpickler error: ")[2]
         if named := re.search(r"GLOBAL ([\w.]+\w)", text):
-            raise InputError(f"{path} wants to run {named[1]}; nothing in a checkpoint is run, so it is refused") from None
-        reason = text.strip().splitlines()[0] if "weights_only" not in text and text.strip() else type(error).__name__
+            raise InputError(f"{path} wants to run {named[1]}; nothing in a checkpoint is run, so "
+                             f"it is refused") from None
+        reason = text.strip().splitlines()[
+            0] if "weights_only" not in text and text.strip() else type(error).__name__
         raise InputError(f"{path} is damaged or not a checkpoint: {reason[:200]}") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(isinstance(t, Tensor) for t in state.values()):
@@ -136,6 +150,8 @@ def _check_zip(path: Path) -> None:
     if not pickles:
         raise InputError(f"{path} is a zip file, but not a torch checkpoint")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise InputError(f"{path} is a compressed zip file, which torch never writes: it is refused")
+        raise InputError(f"{path} is a compressed zip file, which torch never writes: it is "
+                         "refused")
     if pickles[0].file_size > MAX_HEADER:
-        raise InputError(f"{path}: a pickle of {pickles[0].file_size >> 20} MB is no table of tensors")
+        raise InputError(f"{path}: a pickle of {pickles[0].file_size >> 20} MB is no table of "
+                         "tensors")

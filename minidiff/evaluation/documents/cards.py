@@ -1,10 +1,12 @@
-"""A model card and a datasheet, filled from what the runs have written down; what only a person can say is left blank.
+"""A model card and a datasheet, filled from what the runs have written down; what only a person can
+say is left blank.
 
     python evaluate.py card --root runs/x                         from all runs in it, or from those of --runs
 
-Each line says which file, and where in it, the statement comes from, and which guideline asks for it: TRIPOD+AI (Collins et
-al. 2024), MI-CLAIM (Norgeot et al. 2020; its six parts), model cards (Mitchell et al. 2019), datasheets (Gebru et al. 2021).
-Blank lines are collected in answers.json: fill them in there, run the command again, and they are in the cards.
+Each line says which file, and where in it, the statement comes from, and which guideline asks for
+it: TRIPOD+AI (Collins et al. 2024), MI-CLAIM (Norgeot et al. 2020; its six parts), model cards
+(Mitchell et al. 2019), datasheets (Gebru et al. 2021). Blank lines are collected in answers.json:
+fill them in there, run the command again, and they are in the cards.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ def run_card(cfg: CardConfig) -> None:
     blank = dict.fromkeys(_key(item) for item in items if not item.value)
     strange = sorted(key for key, text in answers.items() if text and key not in blank)
     if strange:
-        raise InputError(f"{given} answers {strange[0]!r}, which is not asked; asked are: {', '.join(blank)}")
+        raise InputError(f"{given} answers {strange[0]!r}, which is not asked; asked are: "
+                         f"{', '.join(blank)}")
     items = [item._replace(value=answers[_key(item)], sources=(f"{given}: {_key(item)}",))
              if not item.value and answers.get(_key(item)) else item for item in items]
     runs.write_json(given, {key: answers.get(key, "") for key in blank})
-    runs.write_json(out / "card.json", {"items": [{**item._asdict(), "by": _by(item)} for item in items],
-                                        "provenance": runs.provenance()})
+    runs.write_json(out / "card.json",
+                    {"items": [{**item._asdict(), "by": _by(item)} for item in items],
+                     "provenance": runs.provenance()})
     for document, name in (("model card", "model_card.md"), ("datasheet", "datasheet.md")):
         own = [item for item in items if item.document == document]
         runs.write_atomic(out / name, markdown(document, own, files))
@@ -57,13 +61,17 @@ def markdown(document: str, items: Sequence[Item], files: Files) -> str:
     """A card as tables, one a section."""
     left = sum(not item.value for item in items)
     of = ", ".join(sorted({str(folder.parent) for folder in files.folders.values()}))
-    text = (f"# {document.capitalize()}: {of}\n\n**{RESEARCH}**\n\n{len(items) - left} items filled, {left} left to a person"
-            + (f" and marked {BLANK}: write them into {ANSWERS} and run the command again.\n" if left else ".\n"))
+    text = (f"# {document.capitalize()}: {of}\n\n**{RESEARCH}**\n\n{len(items) - left} items "
+            f"filled, {left} left to a "
+            f"person" + (f" and marked {BLANK}: write them into {ANSWERS} and run the command "
+                         f"again.\n" if left else ".\n"))
     for section in dict.fromkeys(item.section for item in items):
         text += f"\n## {section}\n\n| | | from | asked for by |\n|---|---|---|---|\n"
         for item in (i for i in items if i.section == section):
-            cells = (item.name, item.value or BLANK, "<br>".join(f"`{s}`" for s in item.sources), item.asked_by)
-            text += "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |\n"
+            cells = (item.name, item.value or BLANK, "<br>".join(f"`{s}`" for s in item.sources),
+                     item.asked_by)
+            text += "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ")
+                                      for c in cells) + " |\n"
     return text
 
 

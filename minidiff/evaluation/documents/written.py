@@ -1,4 +1,6 @@
-"""What runs have written down, and where: the values of a card, each with the file and the place it was read from."""
+"""What runs have written down, and where: the values of a card, each with the file and the place it
+was read from.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Items:
     def __init__(self, document: str) -> None:
         self.document, self.section, self.all = document, "", []
 
-    def __call__(self, name: str, value: str = "", sources: Sequence[str] = (), asked_by: str = "") -> None:
+    def __call__(self, name: str, value: str = "", sources: Sequence[str] = (),
+                 asked_by: str = "") -> None:
         self.all.append(Item(self.document, self.section, name, value, tuple(sources), asked_by))
 
 
@@ -69,7 +72,9 @@ class Files:
 
 
 def _find(folders: Sequence[str]) -> dict[str, Path]:
-    """Kind → folder, of run folders and of those right inside the folders given; two of a kind are refused."""
+    """Kind → folder, of run folders and of those right inside the folders given; two of a kind are
+    refused.
+    """
     found = defaultdict(list)
     for folder in dict.fromkeys(map(Path, folders)):
         if not folder.is_dir():
@@ -82,14 +87,18 @@ def _find(folders: Sequence[str]) -> dict[str, Path]:
     for kind, paths in found.items():
         if len(paths) > 1:
             some = ", ".join(map(str, paths))
-            raise InputError(f"{len(paths)} runs of kind {kind}: {some}; a card is of one model, so name its runs by --runs")
+            raise InputError(f"{len(paths)} runs of kind {kind}: {some}; a card is of one model, "
+                             "so name its runs by --runs")
     if not found:
-        raise InputError(f"{', '.join(folders)}: no run folder, nor one inside; a card is filled from their config.json, …")
+        raise InputError(f"{', '.join(folders)}: no run folder, nor one inside; a card is filled "
+                         "from their config.json, …")
     return {kind: paths[0] for kind, paths in found.items()}
 
 
 def read_again(files: Files, kind: str) -> Table | None:
-    """The data set of a run, where it still is and can be read, split as the run split it; nothing is written."""
+    """The data set of a run, where it still is and can be read, split as the run split it; nothing
+    is written.
+    """
     folders, _ = files.get(kind, "config.json", "data")
     if not folders or not all(Path(f).is_dir() for f in folders):
         return None

@@ -1,1 +1,3 @@
-"""Images to feature vectors: pixels, our classifier, Inception and other networks; what they gave is kept."""
+"""Images to feature vectors: pixels, our classifier, Inception and other networks; what they gave
+is kept.
+"""

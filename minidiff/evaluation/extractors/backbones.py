@@ -1,10 +1,12 @@
-"""Frozen public networks as extractors: torchvision's ResNets and DenseNet-121, TorchXRayVision's DenseNet-121.
+"""Frozen public networks as extractors: torchvision's ResNets and DenseNet-121, TorchXRayVision's
+DenseNet-121.
 
-A network is written here in the public file's names, takes its tensors, and gives what its last layer would read,
-averaged over the picture. The last layer is checked for its shape and left out. All runs in float32: the rounding of
-bfloat16 is of the order of the differences between images.
+A network is written here in the public file's names, takes its tensors, and gives what its last
+layer would read, averaged over the picture. The last layer is checked for its shape and left out.
+All runs in float32: the rounding of bfloat16 is of the order of the differences between images.
 
-The whole picture is resized to the input's side, nothing is cropped: torchvision's own 256 → 224 would cut the lungs.
+The whole picture is resized to the input's side, nothing is cropped: torchvision's own 256 → 224
+would cut the lungs.
 """
 
 from __future__ import annotations
@@ -39,13 +41,17 @@ def bilinear(x: Tensor, side: int) -> Tensor:
 
 
 def bilinear_antialias(x: Tensor, side: int) -> Tensor:
-    """A triangle filter that widens as the picture shrinks; nothing is rounded to whole grey values."""
+    """A triangle filter that widens as the picture shrinks; nothing is rounded to whole grey
+    values.
+    """
     return F.interpolate(x, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 @dataclass(frozen=True)
 class Input:
-    """What a network expects: a square of `side`, resized by `resize` at 0…255, then (x − mean) / std a channel."""
+    """What a network expects: a square of `side`, resized by `resize` at 0…255, then (x − mean) /
+    std a channel.
+    """
 
     side: int
     resize: Callable[[Tensor, int], Tensor]
@@ -53,7 +59,9 @@ class Input:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N,1 or 3,H,W) → float32 (N, channels, side, side). The only place where grey becomes three channels."""
+        """uint8 (N,1 or 3,H,W) → float32 (N, channels, side, side). The only place where grey
+        becomes three channels.
+        """
         grey = images.shape[1] == 1 or images.stride(1) == 0  # one channel in memory: resized once
         x = (images[:, :1] if grey else images).float()
         if len(self.mean) == 1:
@@ -64,12 +72,15 @@ class Input:
 
     @property
     def facts(self) -> dict:
-        return {"side": self.side, "resize": self.resize.__name__, "mean": self.mean, "std": self.std}
+        return {"side": self.side, "resize": self.resize.__name__, "mean": self.mean,
+                "std": self.std}
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """One row of the table of networks: how to build it, what it is fed, and which public files it is known by."""
+    """One row of the table of networks: how to build it, what it is fed, and which public files it
+    is known by.
+    """
 
     make: Callable[[], nn.Module]  # with `.pooled(x) -> (N,d)` and a last layer
     input: Input
@@ -82,9 +93,12 @@ class Backbone:
 
 
 class Network:
-    """A frozen network as an extractor; `source` says which file its weights came from, with the file's SHA-256."""
+    """A frozen network as an extractor; `source` says which file its weights came from, with the
+    file's SHA-256.
+    """
 
-    def __init__(self, name: str, net: nn.Module, row: Backbone, *, identity: str, source: dict, device: str = "cpu"):
+    def __init__(self, name: str, net: nn.Module, row: Backbone, *, identity: str, source: dict,
+                 device: str = "cpu"):
         self.name, self.prepare, self.d, self.identity, self.source = name, row.input, row.d, identity, source
         net = net.eval().requires_grad_(False)
         if hasattr(net, "fuse"):
@@ -98,25 +112,33 @@ class Network:
 
     @torch.no_grad()
     def run(self, x: Tensor) -> Tensor:
-        """Prepared images (n,C,side,side), n ≤ BATCH → float32 (n,d), CPU; computed as a batch of BATCH, always."""
-        n, x = len(x), filled(x, BATCH).to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        """Prepared images (n,C,side,side), n ≤ BATCH → float32 (n,d), CPU; computed as a batch of
+        BATCH, always.
+        """
+        n, x = len(x), filled(x,
+                              BATCH).to(self.device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(
+                enabled=True, allow_tf32=False):
             return self.net.pooled(x)[:n].float().cpu()
 
 
-def load(name: str, row: Backbone, path: str | Path, *, sha256: str = "", device: str = "cpu") -> Network:
-    """The network of this row of the table with the weights of a file, .safetensors or PyTorch's own.
+def load(name: str, row: Backbone, path: str | Path, *, sha256: str = "",
+         device: str = "cpu") -> Network:
+    """The network of this row of the table with the weights of a file, .safetensors or PyTorch's
+    own.
 
-    `sha256`, if given, must be the file's. A file that is not the public one is used, and its hash printed. Raises
-    InputError that names the file and what does not fit.
+    `sha256`, if given, must be the file's. A file that is not the public one is used, and its hash
+    printed. Raises InputError that names the file and what does not fit.
     """
     state, found = read_state(path)
     if sha256 and found != sha256.lower():
         raise InputError(f"{path}: its SHA-256 is {found}, not {sha256.lower()} as asked for")
     known = any(found.startswith(public) for public in row.known)
     if not (known or sha256):
-        print(f"{name}: weights of {path}, SHA-256 {found}" + (", not the public file" if row.known else ""))
-    with torch.device("meta"):  # shapes without memory, and without a draw from the global generator
+        print(f"{name}: weights of {path}, SHA-256 "
+              f"{found}" + (", not the public file" if row.known else ""))
+    # shapes without memory, and without a draw from the global generator
+    with torch.device("meta"):
         net = row.make()
     state = fit(net, state, row, f"{path}: no {name}")
     identity = digest(state, network=type(net).__name__, **row.input.facts)
@@ -125,22 +147,27 @@ def load(name: str, row: Backbone, path: str | Path, *, sha256: str = "", device
 
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], row: Backbone, what: str) -> dict[str, Tensor]:
-    """Put a state dict into a network built on the meta device, its last layer left out; returns what is used.
+    """Put a state dict into a network built on the meta device, its last layer left out; returns
+    what is used.
 
-    Raises InputError, begun with `what`, that names the tensors missing, unexpected, of another shape or not finite.
+    Raises InputError, begun with `what`, that names the tensors missing, unexpected, of another
+    shape or not finite.
     """
-    own = {k: tuple(x.shape) for k, x in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    state = {_new_name(k): x for k, x in state.items() if not k.endswith("num_batches_tracked") and k not in row.ignored}
+    own = {k: tuple(x.shape) for k, x in net.state_dict().items()
+           if not k.endswith("num_batches_tracked")}
+    state = {_new_name(k): x for k, x in state.items()
+             if not k.endswith("num_batches_tracked") and k not in row.ignored}
     shapes = {k: tuple(x.shape) for k, x in state.items()}
     if row.outputs is None and f"{row.head}.weight" in state:
         outputs = shapes[f"{row.head}.weight"][:1]
         own |= {f"{row.head}.weight": (*outputs, row.d), f"{row.head}.bias": outputs}
     faults = {
         "missing": [k for k in own if k not in shapes],
-        "unexpected": [k for k in shapes if k not in own],
-        "of another shape": [f"{k} {shapes[k]}, it has {own[k]}" for k in own if k in shapes and shapes[k] != own[k]],
-        "not float32": [f"{k} ({x.dtype})" for k, x in state.items() if x.dtype is not torch.float32],
-        "not finite": [k for k, x in state.items() if x.is_floating_point() and not x.isfinite().all()],
+        "unexpected": [k for k in shapes if k not in own], "of another shape":
+        [f"{k} {shapes[k]}, it has {own[k]}" for k in own if k in shapes and shapes[k] != own[k]],
+        "not float32": [f"{k} ({x.dtype})" for k, x in state.items()
+                        if x.dtype is not torch.float32], "not finite":
+        [k for k, x in state.items() if x.is_floating_point() and not x.isfinite().all()],
     }
     if any(faults.values()):
         raise InputError(f"{what}. " + "; ".join(
@@ -153,7 +180,9 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], row: Backbone, what: str) -
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors by name and the file's SHA-256, hashed from the very bytes that are loaded; nothing in a file is run."""
+    """Tensors by name and the file's SHA-256, hashed from the very bytes that are loaded; nothing
+    in a file is run.
+    """
     path, data = Path(path), read_weights(path)
     try:
         if data[8:9] == b"{":
@@ -164,23 +193,30 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
         raise InputError(f"{path} is damaged or cut short: {error}") from None
     except Exception as error:  # the loader of a hostile or broken pickle may raise anything
         if named := re.search(r"GLOBAL ([\w.]+\w)", str(error)):
-            raise InputError(f"{path} is a pickled object ({named[1]}), no plain table of tensors, and loading it would "
-                             f"run code: `{CONVERT} {path} {path.with_suffix('.safetensors')}` takes its tensors out "
-                             "without running anything") from None
-        raise InputError(f"{path} is damaged, or neither a .safetensors nor a PyTorch file of weights") from None
+            raise InputError(f"{path} is a pickled object ({named[1]}), no plain table of tensors, "
+                             f"and loading it would run code: `{CONVERT} {path} "
+                             f"{path.with_suffix('.safetensors')}` takes its tensors out without "
+                             f"running anything") from None
+        raise InputError(f"{path} is damaged, or neither a .safetensors nor a PyTorch file of "
+                         f"weights") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+    if not isinstance(state,
+                      dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
         raise InputError(f"{path} holds no table of tensors by name")
     return state, hashlib.sha256(data).hexdigest()
 
 
 def _new_name(name: str) -> str:
-    """torchvision's densenet file is older than its code: denselayer1.norm.1.weight is now denselayer1.norm1.weight."""
+    """torchvision's densenet file is older than its code: denselayer1.norm.1.weight is now
+    denselayer1.norm1.weight.
+    """
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions and a skip; (N, in, H, W) → (N, out, H/stride, W/stride), out / 4 in between."""
+    """1×1, 3×3 and 1×1 convolutions and a skip; (N, in, H, W) → (N, out, H/stride, W/stride), out /
+    4 in between.
+    """
 
     def __init__(self, ch_in: int, ch_out: int, stride: int):
         super().__init__()
@@ -190,7 +226,8 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = nn.Conv2d(mid, ch_out, 1, bias=False), nn.BatchNorm2d(ch_out)
         self.downsample = None
         if stride > 1 or ch_in != ch_out:
-            self.downsample = nn.Sequential(pointwise(ch_in, ch_out, stride), nn.BatchNorm2d(ch_out))
+            self.downsample = nn.Sequential(pointwise(ch_in, ch_out, stride),
+                                            nn.BatchNorm2d(ch_out))
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
@@ -200,7 +237,9 @@ class Bottleneck(nn.Module):
 
 
 class ColourResNet(nn.Module):
-    """torchvision's ResNet for three channels: (N,3,224,224) → pooled (N, 512 or 2048). He et al., arXiv 1512.03385."""
+    """torchvision's ResNet for three channels: (N,3,224,224) → pooled (N, 512 or 2048). He et al.,
+    arXiv 1512.03385.
+    """
 
     def __init__(self, block: type[nn.Module], depths: tuple[int, ...], width: int):
         super().__init__()
@@ -208,7 +247,8 @@ class ColourResNet(nn.Module):
         ch = 64
         for i, n in enumerate(depths):
             out = width * 2**i
-            layer = [block(ch if j == 0 else out, out, 2 if i > 0 and j == 0 else 1) for j in range(n)]
+            layer = [block(ch if j == 0 else out, out, 2 if i > 0 and j == 0 else 1)
+                     for j in range(n)]
             self.add_module(f"layer{i + 1}", nn.Sequential(*layer))
             ch = out
         self.fc = nn.Linear(ch, 1000)
@@ -221,7 +261,9 @@ class ColourResNet(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """BatchNorm, ReLU, 1×1 to 128; BatchNorm, ReLU, 3×3 to 32 new channels, laid behind those that came in."""
+    """BatchNorm, ReLU, 1×1 to 128; BatchNorm, ReLU, 3×3 to 32 new channels, laid behind those that
+    came in.
+    """
 
     def __init__(self, ch: int):
         super().__init__()
@@ -245,15 +287,17 @@ class DenseNet121(nn.Module):
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
-        parts = {"conv0": nn.Conv2d(channels, 64, 7, 2, 3, bias=False), "norm0": nn.BatchNorm2d(64), "relu0": nn.ReLU(),
-                 "pool0": nn.MaxPool2d(3, 2, 1)}
+        parts = {"conv0": nn.Conv2d(channels, 64, 7, 2, 3, bias=False), "norm0": nn.BatchNorm2d(64),
+                 "relu0": nn.ReLU(), "pool0": nn.MaxPool2d(3, 2, 1)}
         ch = 64
         for i, n in enumerate((6, 12, 24, 16), 1):
-            parts[f"denseblock{i}"] = _named({f"denselayer{j + 1}": DenseLayer(ch + 32 * j) for j in range(n)})
+            parts[f"denseblock{i}"] = _named({f"denselayer{j + 1}": DenseLayer(ch + 32 * j)
+                                              for j in range(n)})
             ch += 32 * n
             if i < 4:
                 parts[f"transition{i}"] = _named({"norm": nn.BatchNorm2d(ch), "relu": nn.ReLU(),
-                                                  "conv": nn.Conv2d(ch, ch // 2, 1, bias=False), "pool": nn.AvgPool2d(2)})
+                                                  "conv": nn.Conv2d(ch, ch // 2, 1, bias=False),
+                                                  "pool": nn.AvgPool2d(2)})
                 ch //= 2
         self.features = _named({**parts, "norm5": nn.BatchNorm2d(ch)})
         self.classifier = nn.Linear(ch, outputs)
@@ -283,8 +327,8 @@ BACKBONES = {
     "resnet18": _resnet(Block, (2, 2, 2, 2), ("f37072fd",)),
     "resnet34": _resnet(Block, (3, 4, 6, 3), ("b627a593",)),
     "resnet50": _resnet(Bottleneck, (3, 4, 6, 3), ("0676ba61", "11ad3fa6")),
-    "densenet121": Backbone(lambda: DenseNet121(3, 1000), IMAGENET, 1024, "classifier", None, "torchvision, ImageNet",
-                            ("a639ec97",)),
-    "xrv-densenet121": Backbone(lambda: DenseNet121(1, 18), XRV, 1024, "classifier", 18,
-                                "TorchXRayVision, chest X-rays, as .safetensors", ignored=("op_threshs",)),
+    "densenet121": Backbone(lambda: DenseNet121(3, 1000), IMAGENET, 1024, "classifier", None,
+                            "torchvision, ImageNet", ("a639ec97",)), "xrv-densenet121":
+    Backbone(lambda: DenseNet121(1, 18), XRV, 1024, "classifier", 18,
+             "TorchXRayVision, chest X-rays, as .safetensors", ignored=("op_threshs",)),
 }

@@ -1,7 +1,8 @@
 """Extractors: images to feature vectors, in which distances are measured.
 
-Each has a `name` and is called as: uint8 (N,3,H,W) → float32 (N,d). Resizing and ranges are its own business. Its
-`identity` is the SHA-256 of all that its features depend on besides the image: two extractors that share it agree.
+Each has a `name` and is called as: uint8 (N,3,H,W) → float32 (N,d). Resizing and ranges are its own
+business. Its `identity` is the SHA-256 of all that its features depend on besides the image: two
+extractors that share it agree.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ class Extractor(Protocol):
 
 
 class PixelPCA:
-    """Grey 32×32 pixels on the first 64 principal axes of the real training images: no network, nothing learnt elsewhere.
+    """Grey 32×32 pixels on the first 64 principal axes of the real training images: no network,
+    nothing learnt elsewhere.
 
-    The coordinates are divided by one number, so that their mean variance over the training images is 1: the kernel
-    distance depends on scale, and this makes data sets of dim and of bright images comparable.
+    The coordinates are divided by one number, so that their mean variance over the training images
+    is 1: the kernel distance depends on scale, and this makes data sets of dim and of bright images
+    comparable.
     """
 
     name = "pixels-pca64"
@@ -40,12 +43,15 @@ class PixelPCA:
         self.side, self.k = side, k
 
     def fit(self, images: Tensor) -> PixelPCA:
-        """Find the axes of real training images (N,3,H,W); N ≥ 2, and with N ≤ 64 there are N − 1 axes."""
+        """Find the axes of real training images (N,3,H,W); N ≥ 2, and with N ≤ 64 there are N − 1
+        axes.
+        """
         x = self._pixels(images)
         self.mean, self.axes = principal(x, self.k)
         self.scale = ((x - self.mean) @ self.axes).var(0).mean().sqrt().clamp(min=1e-12)
         fitted = {"mean": self.mean, "axes": self.axes, "scale": self.scale}
-        self.identity = digest(fitted, name=self.name, side=self.side, resize="area", channels="mean")
+        self.identity = digest(fitted, name=self.name, side=self.side, resize="area",
+                               channels="mean")
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -73,9 +79,11 @@ class PredictorFeatures:
 
 
 class VAEFeatures:
-    """The generator's own latent means on a grid of 8 × 8 cells: its view of the images, never a judge by itself.
+    """The generator's own latent means on a grid of 8 × 8 cells: its view of the images, never a
+    judge by itself.
 
-    What the autoencoder throws away is invisible here, in the real and in the synthetic images alike.
+    What the autoencoder throws away is invisible here, in the real and in the synthetic images
+    alike.
     """
 
     name = "vae"
@@ -90,15 +98,16 @@ class VAEFeatures:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         device = next(self.vae.parameters()).device
-        means = (self.vae.encode(part.to(device).float() / 127.5 - 1).mean.float().cpu() for part in images.split(32))
+        means = (self.vae.encode(part.to(device).float() / 127.5 - 1).mean.float().cpu()
+                 for part in images.split(32))
         return torch.cat([F.adaptive_avg_pool2d(z, self.side).flatten(1) for z in means])
 
 
 def filled(batch: Tensor, size: int) -> Tensor:
     """A batch (n,…), 0 < n ≤ size, filled up to (size,…) with its last entry.
 
-    The kernels that a library picks, and with them the last bits, depend on the size of a batch: of one size always, an
-    image's features do not depend on its company.
+    The kernels that a library picks, and with them the last bits, depend on the size of a batch: of
+    one size always, an image's features do not depend on its company.
     """
     n = len(batch)
     assert 0 < n <= size, (n, size)
@@ -106,7 +115,9 @@ def filled(batch: Tensor, size: int) -> Tensor:
 
 
 def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
-    """SHA-256 over named tensors (name, dtype, shape, bytes; in the order of their names) and facts."""
+    """SHA-256 over named tensors (name, dtype, shape, bytes; in the order of their names) and
+    facts.
+    """
     hashed = hashlib.sha256(json_key(**facts).encode())
     for name in sorted(tensors):
         x = tensors[name].detach().cpu().contiguous()
@@ -116,13 +127,17 @@ def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
 
 
 def grey(images: Tensor, side: int | None = None) -> Tensor:
-    """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by the mean over areas; side None keeps the size."""
+    """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by the mean over areas; side None keeps
+    the size.
+    """
     x = torch.cat([part.float().mean(1, keepdim=True) for part in images.split(256)]) / 255
     return (x if side is None else F.interpolate(x, size=(side, side), mode="area"))[:, 0]
 
 
 def principal(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and the first k principal axes (d,k) of the rows of x (n,d), by the smaller of XᵀX and XXᵀ."""
+    """Mean (d,) and the first k principal axes (d,k) of the rows of x (n,d), by the smaller of XᵀX
+    and XXᵀ.
+    """
     n, d = x.shape
     if n < 2:
         raise InputError(f"principal axes need at least 2 images, and there is {n}")
@@ -140,10 +155,11 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 
 def pca_psnr(train: Tensor, test: Tensor, k: int = 64, limit: int = 2000) -> float:
-    """Mean PSNR in dB of test images rebuilt from k principal components of training images, at full size.
+    """Mean PSNR in dB of test images rebuilt from k principal components of training images, at
+    full size.
 
-    The yardstick for an autoencoder: what a linear code of k numbers an image keeps. uint8 (N,C,H,W) both;
-    at most `limit` training images, evenly picked, are used.
+    The yardstick for an autoencoder: what a linear code of k numbers an image keeps. uint8
+    (N,C,H,W) both; at most `limit` training images, evenly picked, are used.
     """
     step = -(-len(train) // limit)
     x, y = grey(train[::step]).flatten(1).double(), grey(test).flatten(1).double()

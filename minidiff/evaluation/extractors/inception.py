@@ -1,12 +1,13 @@
-"""The Inception-v3 of the Fréchet Inception distance, with the three resizers in use, and the download of its weights.
+"""The Inception-v3 of the Fréchet Inception distance, with the three resizers in use, and the
+download of its weights.
 
-It is TensorFlow's network of 2015-12-05 in the names of pytorch-fid's file. It differs from the published one, and from
-torchvision's: averages leave the padding out, and the last block takes a maximum where it should average. That is
-kept: an FID is a number of this network, faults and all. Szegedy et al. 2015, arXiv 1512.00567; Heusel et al. 2017,
-arXiv 1706.08500, appendix.
+It is TensorFlow's network of 2015-12-05 in the names of pytorch-fid's file. It differs from the
+published one, and from torchvision's: averages leave the padding out, and the last block takes a
+maximum where it should average. That is kept: an FID is a number of this network, faults and all.
+Szegedy et al. 2015, arXiv 1512.00567; Heusel et al. 2017, arXiv 1706.08500, appendix.
 
-The resizers give features that differ by more than generators do (Parmar et al. 2022, arXiv 2104.11222), so that each
-is an extractor of its own name, and no FID goes without it.
+The resizers give features that differ by more than generators do (Parmar et al. 2022, arXiv
+2104.11222), so that each is an extractor of its own name, and no FID goes without it.
 """
 
 from __future__ import annotations
@@ -27,20 +28,22 @@ from minidiff.runs import sha256
 
 URL, SHA256, SIZE = INCEPTION
 
-# A layer is "HxW:channels": a convolution that keeps the size, BatchNorm and ReLU. /2 halves the size and v keeps to
-# whole windows, both without padding; avg and max are 3×3 pools; | lays two layers side by side.
-STEM = {"Conv2d_1a_3x3": "3x3/2:32", "Conv2d_2a_3x3": "3x3v:32", "Conv2d_2b_3x3": "3x3:64", "pool1": "max/2",
-        "Conv2d_3b_1x1": "1x1:80", "Conv2d_4a_3x3": "3x3v:192", "pool2": "max/2"}
+# A layer is "HxW:channels": a convolution that keeps the size, BatchNorm and ReLU. /2 halves the
+# size and v keeps to whole windows, both without padding; avg and max are 3×3 pools; | lays two
+# layers side by side.
+STEM = {"Conv2d_1a_3x3": "3x3/2:32", "Conv2d_2a_3x3": "3x3v:32", "Conv2d_2b_3x3": "3x3:64",
+        "pool1": "max/2", "Conv2d_3b_1x1": "1x1:80", "Conv2d_4a_3x3": "3x3v:192", "pool2": "max/2"}
 
 
 def _a(pool: int) -> dict[str, str]:
-    return {"branch1x1": "1x1:64", "branch5x5": "1x1:48 5x5:64", "branch3x3dbl": "1x1:64 3x3:96 3x3:96",
-            "branch_pool": f"avg 1x1:{pool}"}
+    return {"branch1x1": "1x1:64", "branch5x5": "1x1:48 5x5:64",
+            "branch3x3dbl": "1x1:64 3x3:96 3x3:96", "branch_pool": f"avg 1x1:{pool}"}
 
 
 def _c(ch: int) -> dict[str, str]:
     return {"branch1x1": "1x1:192", "branch7x7": f"1x1:{ch} 1x7:{ch} 7x1:192",
-            "branch7x7dbl": f"1x1:{ch} 7x1:{ch} 1x7:{ch} 7x1:{ch} 1x7:192", "branch_pool": "avg 1x1:192"}
+            "branch7x7dbl": f"1x1:{ch} 7x1:{ch} 1x7:{ch} 7x1:{ch} 1x7:192",
+            "branch_pool": "avg 1x1:192"}
 
 
 def _e(pool: str) -> dict[str, str]:
@@ -68,14 +71,17 @@ class Conv(nn.Module):
         height, width, kind, out = re.fullmatch(r"(\d)x(\d)(v|/2|):(\d+)", layer).groups()
         kernel, self.out = (int(height), int(width)), int(out)
         padding = 0 if kind else (kernel[0] // 2, kernel[1] // 2)
-        self.conv = nn.Conv2d(ch_in, self.out, kernel, 2 if kind == "/2" else 1, padding, bias=False)
+        self.conv = nn.Conv2d(ch_in, self.out, kernel, 2 if kind == "/2" else 1, padding,
+                              bias=False)
         self.bn = nn.BatchNorm2d(self.out, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
     def fuse(self) -> None:
-        """BatchNorm of a trained network is a factor and an offset: they go into the convolution, for speed."""
+        """BatchNorm of a trained network is a factor and an offset: they go into the convolution,
+        for speed.
+        """
         self.conv, self.bn = fuse_conv_bn_eval(self.conv.eval(), self.bn.eval()), nn.Identity()
 
 
@@ -87,7 +93,9 @@ POOLS = {
 
 
 class Mixed(nn.Module):
-    """Branches side by side: (N, in, H, W) → (N, out, H', W'). A branch's layers are numbered where there are several."""
+    """Branches side by side: (N, in, H, W) → (N, out, H', W'). A branch's layers are numbered where
+    there are several.
+    """
 
     def __init__(self, ch_in: int, branches: dict[str, str]):
         super().__init__()
@@ -112,13 +120,16 @@ class Mixed(nn.Module):
         for steps in self.branches:
             h = x
             for layers in steps:
-                h = layers[0](h) if len(layers) == 1 else torch.cat([layer(h) for layer in layers], 1)
+                h = layers[0](h) if len(layers) == 1 else torch.cat([layer(h) for layer in layers],
+                                                                    1)
             results.append(h)
         return torch.cat(results, 1)
 
 
 class Inception(nn.Module):
-    """(N,3,299,299) in -1…1 → `pooled` (N,2048), which FID calls pool3; the last layer has 1008 outputs, unused here."""
+    """(N,3,299,299) in -1…1 → `pooled` (N,2048), which FID calls pool3; the last layer has 1008
+    outputs, unused here.
+    """
 
     def __init__(self):
         super().__init__()
@@ -148,9 +159,11 @@ class Inception(nn.Module):
 
 
 def tensorflow_bilinear(x: Tensor, side: int) -> Tensor:
-    """TensorFlow 1's resize: corners held, so that the picture shifts by up to half a pixel, and no antialiasing.
+    """TensorFlow 1's resize: corners held, so that the picture shifts by up to half a pixel, and no
+    antialiasing.
 
-    Pixel i of the result lies at i · in / out of the input, without the half pixels that others add; first along x.
+    Pixel i of the result lies at i · in / out of the input, without the half pixels that others
+    add; first along x.
     """
     for dim in (3, 2):
         n = x.shape[dim]
@@ -163,7 +176,9 @@ def tensorflow_bilinear(x: Tensor, side: int) -> Tensor:
 
 
 def pillow_bicubic(x: Tensor, side: int) -> Tensor:
-    """Pillow's antialiased bicubic on each channel in float, cut to 0…255 and not rounded, as clean-fid has it."""
+    """Pillow's antialiased bicubic on each channel in float, cut to 0…255 and not rounded, as
+    clean-fid has it.
+    """
     out = np.empty((len(x), x.shape[1], side, side), np.float32)
     for image, place in zip(x.numpy(), out):
         for channel, result in zip(image, place):
@@ -188,12 +203,15 @@ def weights(folder: str | Path | None = None) -> Path:
     return Path(folder or cache()) / Path(URL).name
 
 
-def download(url: str = URL, folder: str | Path | None = None, *, digest: str = SHA256, size: int = SIZE) -> Path:
-    """The public file of weights in a folder of downloads, fetched unless it is there already, whole and right."""
+def download(url: str = URL, folder: str | Path | None = None, *, digest: str = SHA256,
+             size: int = SIZE) -> Path:
+    """The public file of weights in a folder of downloads, fetched unless it is there already,
+    whole and right.
+    """
     path = weights(folder)
     if path.is_file():
         if sha256(path) == digest:
             return path
         print(f"{path} is damaged: it is fetched anew")
-    return retrieve(url, path, digest, size, "where there is no network, copy the file here by hand and give its path "
-                                             f"instead of auto; it is {URL}")
+    return retrieve(url, path, digest, size, f"where there is no network, copy the file here by "
+                    f"hand and give its path instead of auto; it is {URL}")

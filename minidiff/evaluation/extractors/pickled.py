@@ -1,9 +1,10 @@
 """Tensors out of a pickled PyTorch model, without running anything that the file names.
 
-A pickle is a small program that calls what it names. Here every name is answered by a class that does nothing, save the
-few below, which do not reach outside either: the program runs to its end and leaves a tree of tables, from which the
-tensors are picked. This is the way of Python's manual ("Restricting Globals" under pickle). PyTorch's own weights-only
-loader cannot serve: it refuses models saved before its version 1.6, as TorchXRayVision's are.
+A pickle is a small program that calls what it names. Here every name is answered by a class that
+does nothing, save the few below, which do not reach outside either: the program runs to its end and
+leaves a tree of tables, from which the tensors are picked. This is the way of Python's manual
+("Restricting Globals" under pickle). PyTorch's own weights-only loader cannot serve: it refuses
+models saved before its version 1.6, as TorchXRayVision's are.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from torch import Tensor
 
 from minidiff.errors import InputError
 
-MAGIC = 0x1950A86A20F9469CFC6C  # at the start of a file before version 1.6, as PyTorch's serialization.py has it
+# at the start of a file before version 1.6, as PyTorch's serialization.py has it
+MAGIC = 0x1950A86A20F9469CFC6C
 MAX_FILE = 2 << 30              # bytes; the largest of the public files has 0.1 GB
-DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
-          "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-          "Bool": torch.bool}
+DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16,
+          "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+          "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
 STORAGES = {f"{name}Storage": dtype for name, dtype in DTYPES.items()}
 
 
 class Stub:
-    """Stands for whatever a pickle names: takes arguments, state and items, and does nothing with them."""
+    """Stands for whatever a pickle names: takes arguments, state and items, and does nothing with
+    them.
+    """
 
     state: Any = None
 
@@ -69,7 +73,9 @@ HARMLESS = {
 
 
 class Inert(pickle.Unpickler):
-    """A pickle's program in which no name means anything but a `Stub`, save those of HARMLESS and the storage types."""
+    """A pickle's program in which no name means anything but a `Stub`, save those of HARMLESS and
+    the storage types.
+    """
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file)
@@ -96,37 +102,47 @@ def read_weights(path: str | Path) -> bytes:
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
     if path.stat().st_size > MAX_FILE:
-        raise InputError(f"{path}: {path.stat().st_size >> 20} MB; a file of weights here has at most {MAX_FILE >> 20} MB")
+        raise InputError(f"{path}: {path.stat().st_size >> 20} MB; a file of weights here has at "
+                         f"most {MAX_FILE >> 20} MB")
     return path.read_bytes()
 
 
 def read_pickled(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a pickled module or state dict by the names of its state_dict. Raises InputError."""
+    """The tensors of a pickled module or state dict by the names of its state_dict. Raises
+    InputError.
+    """
     data = read_weights(path)
     try:
         content, storages = _zipped(data) if data.startswith(b"PK\x03\x04") else _legacy(data)
         content = content.get("state_dict", content) if isinstance(content, dict) else content
         tensors = {name: _tensor(view, storages) for name, view in _views(content)}
     except Exception as error:  # a hostile or broken pickle may raise anything
-        raise InputError(f"{path} is damaged, or no pickled PyTorch model ({str(error) or type(error).__name__})") from None
+        raise InputError(f"{path} is damaged, or no pickled PyTorch model "
+                         f"({str(error) or type(error).__name__})") from None
     if not tensors:
         raise InputError(f"{path} holds no tensors by name")
     return tensors
 
 
 def _zipped(data: bytes) -> tuple[Any, dict[str, bytes]]:
-    """Since PyTorch 1.6: <root>/data.pkl and the storages as <root>/data/<key>, never compressed."""
+    """Since PyTorch 1.6: <root>/data.pkl and the storages as <root>/data/<key>, never
+    compressed.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("a compressed zip file, which PyTorch never writes")
-        root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+        root = next(name for name in archive.namelist()
+                    if name.endswith("/data.pkl")).removesuffix("data.pkl")
         start = f"{root}data/"
         return Inert(io.BytesIO(archive.read(f"{root}data.pkl"))).load(), {
-            name.removeprefix(start): archive.read(name) for name in archive.namelist() if name.startswith(start)}
+            name.removeprefix(start): archive.read(name) for name in archive.namelist()
+            if name.startswith(start)}
 
 
 def _legacy(data: bytes) -> tuple[Any, dict[str, bytes]]:
-    """Before: five pickles in a row (magic, version, machine, model, keys), then each storage behind its length."""
+    """Before: five pickles in a row (magic, version, machine, model, keys), then each storage
+    behind its length.
+    """
     file = io.BytesIO(data)
     if Inert(file).load() != MAGIC:
         raise ValueError("it does not begin as such a file does")
@@ -148,7 +164,8 @@ def _views(module: Any, prefix: str = "") -> Iterator[tuple[str, View]]:
         yield from ((str(name), x) for name, x in module.items() if isinstance(x, View))
     elif isinstance(module, Stub) and isinstance(module.state, dict):
         passing = module.state.get("_non_persistent_buffers_set") or ()
-        for name, x in {**module.state.get("_parameters", {}), **module.state.get("_buffers", {})}.items():
+        for name, x in {**module.state.get("_parameters", {}),
+                        **module.state.get("_buffers", {})}.items():
             if isinstance(x, View) and name not in passing:
                 yield prefix + name, x
         for name, child in module.state.get("_modules", {}).items():

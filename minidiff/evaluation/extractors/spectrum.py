@@ -1,7 +1,9 @@
-"""An extractor for texture: how much of an image's power lies at each spatial frequency. No network, nothing learnt.
+"""An extractor for texture: how much of an image's power lies at each spatial frequency. No
+network, nothing learnt.
 
-Blur and noise hardly move the principal axes of small pixels, and a classifier may have learnt not to see them; here
-they cannot hide. Generated images often differ from real ones in just this (Durall et al. 2020).
+Blur and noise hardly move the principal axes of small pixels, and a classifier may have learnt not
+to see them; here they cannot hide. Generated images often differ from real ones in just this
+(Durall et al. 2020).
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from minidiff.evaluation.extractors.features import digest, grey
 
 
 class Spectrum:
-    """Log power in rings of equal width of the 2-D spectrum, each standardised over the real training images.
+    """Log power in rings of equal width of the 2-D spectrum, each standardised over the real
+    training images.
 
-    Beyond a few standard deviations the asinh grows like a logarithm: the kernel distance takes third powers, and one
-    odd image would outweigh all others.
+    Beyond a few standard deviations the asinh grows like a logarithm: the kernel distance takes
+    third powers, and one odd image would outweigh all others.
     """
 
     name = "spectrum"
@@ -28,20 +31,25 @@ class Spectrum:
     def fit(self, images: Tensor) -> Spectrum:
         """Mean and standard deviation of every ring over real training images (N,C,H,W); N ≥ 2."""
         if len(images) < 2:
-            raise InputError(f"a standard deviation needs at least 2 images, and there is {len(images)}")
+            raise InputError(f"a standard deviation needs at least 2 images, and there is "
+                             f"{len(images)}")
         x = self._log_power(images)
         self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-6)
-        self.identity = digest({"mean": self.mean, "std": self.std}, name=self.name, rings=self.rings, window="hann")
+        self.identity = digest({"mean": self.mean, "std": self.std}, name=self.name,
+                               rings=self.rings, window="hann")
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
         return ((self._log_power(images) - self.mean) / self.std).asinh().float()
 
     def _log_power(self, images: Tensor) -> Tensor:
-        """uint8 (N,C,S,S) → float64 (N, rings), from 1 to S/2 cycles a side; fewer rings where S/2 < rings."""
+        """uint8 (N,C,S,S) → float64 (N, rings), from 1 to S/2 cycles a side; fewer rings where S/2
+        < rings.
+        """
         side = images.shape[-1]
         rings = min(self.rings, side // 2 - 1)
-        window = torch.hann_window(side, periodic=False, dtype=torch.float64)  # no edge of the image in its spectrum
+        # no edge of the image in its spectrum
+        window = torch.hann_window(side, periodic=False, dtype=torch.float64)
         fy, fx = torch.fft.fftfreq(side)[:, None] * side, torch.fft.rfftfreq(side) * side
         ring = ((torch.hypot(fy, fx) - 1) / (side / 2 - 1) * rings).floor().long()
         inside = (ring >= 0) & (ring < rings)

@@ -1,1 +1,3 @@
-"""A run over time and its chain: checkpoints compared, uncertainty of each image, everything verified by hashes."""
+"""A run over time and its chain: checkpoints compared, uncertainty of each image, everything
+verified by hashes.
+"""

@@ -1,11 +1,15 @@
-"""Is a report still true? Walk from it to its samples, their model and its data, by the hashes that each stage left.
+"""Is a report still true? Walk from it to its samples, their model and its data, by the hashes that
+each stage left.
 
-    report ─ config, fingerprints, a few cells ─▶ samples ─ SHA-256 of every file, a few images made again ─▶ model
-    model ─ SHA-256 of the weights, of its VAE, of the stage before ─▶ data ─ fingerprint of all rows and files
+    report ─ config, fingerprints, a few cells ─▶ samples ─ SHA-256 of every file, a few images made
+    again ─▶ model
+    model ─ SHA-256 of the weights, of its VAE, of the stage before ─▶ data ─ fingerprint of all
+    rows and files
 
-Every link of the chain either matches, differs (what was recorded is not what lies there) or is missing (it cannot be
-followed). Paths in a config are meant from where its command ran; a tree of runs that was moved as a whole still verifies.
-Nothing is written. What takes a diffusion model, making images again, comes in as a callable.
+Every link of the chain either matches, differs (what was recorded is not what lies there) or is
+missing (it cannot be followed). Paths in a config are meant from where its command ran; a tree of
+runs that was moved as a whole still verifies. Nothing is written. What takes a diffusion model,
+making images again, comes in as a callable.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ from minidiff.evaluation.page import num
 from minidiff.root import DEMO, Rooted
 
 MATCHES, DIFFERS, MISSING = "matches", "differs", "missing"
-TOLERANCE = 1      # grey levels by which an image made again may differ: rounding, on other hardware or batch sizes
+# grey levels by which an image made again may differ: rounding, on other hardware or batch sizes
+TOLERANCE = 1
 
 Remake = Callable[[Path, Sequence[Row]], Tensor]  # folder of samples, rows → uint8 (n,C,S,S)
 
@@ -55,13 +60,18 @@ class VerifyConfig(Rooted):
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 
 
-def walk(folder: str | Path, remake: Remake | None = None, *, k: int = 8, seed: int = 0) -> Iterator[Link]:
-    """The links from this folder down, one by one; InputError where the folder is none of a kind that has any."""
+def walk(folder: str | Path, remake: Remake | None = None, *, k: int = 8,
+         seed: int = 0) -> Iterator[Link]:
+    """The links from this folder down, one by one; InputError where the folder is none of a kind
+    that has any.
+    """
     folder = Path(folder)
     way = Walk(remake, k, seed)
-    found = [folder] if kind(folder) else sorted(f for f in folder.glob("*") if kind(f)) if folder.is_dir() else []
+    found = [folder] if kind(folder) else sorted(f for f in folder.glob("*")
+                                                 if kind(f)) if folder.is_dir() else []
     if not found:
-        raise InputError(f"{folder} holds none of {', '.join(KINDS)}, nor does a folder in it: there is nothing to verify")
+        raise InputError(f"{folder} holds none of {', '.join(KINDS)}, nor does a folder in it: "
+                         "there is nothing to verify")
     for top in found:
         yield from way.follow(top)
 
@@ -81,10 +91,13 @@ class Walk:
     seen: set[Path] = field(default_factory=set)
 
     def follow(self, folder: Path) -> Iterator[Link]:
-        """All links of one folder and of what it was made from; a fault in a file becomes a link."""
+        """All links of one folder and of what it was made from; a fault in a file becomes a
+        link.
+        """
         name = kind(folder)
         if name is None:
-            yield Link(MISSING, str(folder), f"holds none of {', '.join(KINDS)}" if folder.is_dir() else "no such folder")
+            yield Link(MISSING, str(folder),
+                       f"holds none of {', '.join(KINDS)}" if folder.is_dir() else "no such folder")
         elif folder.resolve() not in self.seen:
             self.seen.add(folder.resolve())
             try:
@@ -92,17 +105,21 @@ class Walk:
             except InputError as error:
                 yield Link(DIFFERS, str(folder), str(error))
             except (KeyError, TypeError) as error:
-                yield Link(DIFFERS, str(folder), f"its JSON files do not hold what they ought to: {error}")
+                yield Link(DIFFERS, str(folder),
+                           f"its JSON files do not hold what they ought to: {error}")
 
     def result(self, folder: Path) -> Iterator[Link]:
-        """A report or a matrix: its configs, the fingerprints in run.json, its cells; then its samples."""
+        """A report or a matrix: its configs, the fingerprints in run.json, its cells; then its
+        samples.
+        """
         name, cfg, facts = kind(folder), runs.read_json(folder / "config.json"), run_facts(folder)
         result, root = runs.read_json(folder / name), root_of(folder)
         for other, then in (result.get("configs") or {}).items():
             if then:
                 yield config_link(root / other, then)
         for text in ("data", "samples"):
-            copies = {k: v for k, v in (result.get(text) or {}).items() if k.endswith("fingerprint")}
+            copies = {k: v for k, v in (result.get(text) or {}).items()
+                      if k.endswith("fingerprint")}
             wrong = [k for k, v in copies.items() if v not in facts.values()]
             if copies:
                 yield compared(folder / name, f"names the {text} of run.json", not wrong,
@@ -126,18 +143,24 @@ class Walk:
                            f"fingerprint {then[:12]} in run.json, {now[:12]} now")
         for cell, then, now in CELLS[name](folder, root_of(folder), tables, self.k, self.seed):
             same = num(then) == num(now) or math.isclose(then, now, rel_tol=1e-6)
-            yield compared(f"{folder}: {cell}", f"{num(now)} again", same, f"{num(then)} there, {num(now)} now")
+            yield compared(f"{folder}: {cell}", f"{num(now)} again", same,
+                           f"{num(then)} there, {num(now)} now")
 
     def samples(self, folder: Path) -> Iterator[Link]:
-        """Every file by its hash, the model that is named, a few images made again; then the model."""
+        """Every file by its hash, the model that is named, a few images made again; then the
+        model.
+        """
         manifest = runs.read_json(folder / "manifest.json")
         hashes = manifest["sha256"]
         gone = [name for name in hashes if not (folder / name).is_file()]
-        edited = [name for name in hashes if name not in gone and runs.sha256(folder / name) != hashes[name]]
-        more = sorted({str(path.relative_to(folder)) for path in (folder / "images").rglob("*.png")} - set(hashes))
+        edited = [name for name in hashes
+                  if name not in gone and runs.sha256(folder / name) != hashes[name]]
+        more = sorted({str(path.relative_to(folder))
+                       for path in (folder / "images").rglob("*.png")} - set(hashes))
         faults = [f"{len(names)} {what}: {some(names)}" for names, what in
                   ((gone, "gone"), (edited, "changed"), (more, "not in the manifest")) if names]
-        yield compared(f"{folder}: files", f"{len(hashes)} as written", not faults, "; ".join(faults))
+        yield compared(f"{folder}: files", f"{len(hashes)} as written", not faults,
+                       "; ".join(faults))
         cfg, root = runs.read_json(folder / "config.json"), root_of(folder)
         run, then = root / cfg["run"], manifest["model"]
         recorded = run_facts(folder).get("model")
@@ -147,11 +170,13 @@ class Walk:
         yield model
         if model.state == MATCHES:
             seen = runs.read_json(run / "model.json").get("trained_on", [])
-            yield compared(folder / "manifest.json", "lists what the model was trained on", manifest["trained_on"] == seen,
-                           f"says that the model was trained on other images than {run / 'model.json'}")
+            yield compared(folder / "manifest.json", "lists what the model was trained on",
+                           manifest["trained_on"] == seen, f"says that the model was trained on "
+                           f"other images than {run / 'model.json'}")
             yield self.made_again(folder)
         else:
-            yield Link(MISSING, f"{folder}: images made again", f"not tried: {run} is not the model that made them")
+            yield Link(MISSING, f"{folder}: images made again",
+                       f"not tried: {run} is not the model that made them")
         yield from self.follow(run)
 
     def made_again(self, folder: Path) -> Link:
@@ -159,23 +184,28 @@ class Walk:
         if self.remake is None:
             return Link(MISSING, what, "not tried: there is no diffusion model at hand")
         rows = read_table(folder, split=False).rows
-        rows = [rows[i] for i in np.sort(np.random.default_rng(self.seed).permutation(len(rows))[: self.k])]
+        rows = [rows[i]
+                for i in np.sort(np.random.default_rng(self.seed).permutation(len(rows))[: self.k])]
         worst = {}
         for row, image in zip(rows, self.remake(folder, rows), strict=True):
             there = torch.tensor(images.read(row["file"])).int()
             worst[row["file_name"]] = (image.int() - there).abs().max().item()
         wrong = [f"{name} by {d}" for name, d in worst.items() if d > TOLERANCE]
-        return compared(what, f"{len(rows)}, largest difference {max(worst.values())} of 255 grey levels", not wrong,
+        return compared(what, f"{len(rows)}, largest difference {max(worst.values())} of 255 grey "
+                        f"levels", not wrong,
                         f"{len(wrong)} of {len(rows)} differ: {some(wrong)} grey levels")
 
     def model(self, folder: Path) -> Iterator[Link]:
         """A diffusion model: its data, its VAE, the stage before."""
-        run = next((f for f in (folder, folder.parent, folder.parent.parent) if (f / "run.json").is_file()), None)
+        run = next((f for f in (folder, folder.parent, folder.parent.parent)
+                    if (f / "run.json").is_file()), None)
         if run is None:
             yield Link(MISSING, str(folder), "has no run.json that says from what it was trained")
             return
-        cfg, facts, described = runs.read_json(run / "config.json"), run_facts(run), runs.read_json(folder / "model.json")
-        yield compared(folder / "model.json", "names the data of run.json", described["data"] == facts["data"],
+        cfg, facts, described = runs.read_json(run / "config.json"), run_facts(run), runs.read_json(
+            folder / "model.json")
+        yield compared(folder / "model.json", "names the data of run.json",
+                       described["data"] == facts["data"],
                        f"names data {described['data'][:12]}, run.json {facts['data'][:12]}")
         yield data_link(run, cfg, facts["data"], described["size"])
         if "vae" in facts:
@@ -200,31 +230,37 @@ class Walk:
             yield hash_link(earlier / weights, init["sha256"], f"what {run} began with")
             yield from self.follow(earlier)
         for file in init.get("files", ()):
-            yield hash_link(root_of(run) / (file.get("file") or file["path"]), file["sha256"], f"what {run} began with")
+            yield hash_link(root_of(run) / (file.get("file") or file["path"]), file["sha256"],
+                            f"what {run} began with")
 
 
 KINDS: dict[str, Callable[[Walk, Path], Iterator[Link]]] = {
-    "report.json": Walk.result, "matrix.json": Walk.result, "manifest.json": Walk.samples, "model.json": Walk.model,
-    "vae.json": Walk.vae,
+    "report.json": Walk.result, "matrix.json": Walk.result, "manifest.json": Walk.samples,
+    "model.json": Walk.model, "vae.json": Walk.vae,
 }
 
 
 def verify(cfg: VerifyConfig, remake: Remake | None = None) -> None:
-    """Print every link, those that do not hold once more at the end; exit status 1 unless all match."""
+    """Print every link, those that do not hold once more at the end; exit status 1 unless all
+    match.
+    """
     links = []
     for link in walk(cfg.folder, remake, k=cfg.k, seed=cfg.seed):
         links.append(link)
         print(f"{link.state:>8}  {link.what}: {link.text}", flush=True)
     broken = [link for link in links if link.state != MATCHES]
-    counts = ", ".join(f"{sum(link.state == s for link in links)} {s}" for s in (MATCHES, DIFFERS, MISSING))
-    print(f"{cfg.folder}: {counts}" + "".join(f"\n{link.state:>8}  {link.what}: {link.text}" for link in broken))
+    counts = ", ".join(f"{sum(link.state == s for link in links)} {s}"
+                       for s in (MATCHES, DIFFERS, MISSING))
+    print(f"{cfg.folder}: {counts}" + "".join(f"\n{link.state:>8}  {link.what}: {link.text}"
+                                              for link in broken))
     if broken:
         raise SystemExit(1)
 
 
 def again(folder: Path, cfg: dict, facts: dict) -> dict[str, Table]:
-    """The tables that the facts of a report (train, heldout, synthetic) or of a matrix (real, external, and each folder of
-    samples by its name) give fingerprints of, read as they were; with --skip-bad, without the images left out then.
+    """The tables that the facts of a report (train, heldout, synthetic) or of a matrix (real,
+    external, and each folder of samples by its name) give fingerprints of, read as they were; with
+    --skip-bad, without the images left out then.
     """
     root, samples = root_of(folder), listed(cfg["samples"])
     real = read_as_then([str(root / f) for f in cfg["data"]], cfg["seed"], folder.parent)
@@ -232,23 +268,26 @@ def again(folder: Path, cfg: dict, facts: dict) -> dict[str, Table]:
               "real": real.select(split=("train", "val", "test"))}
     if cfg.get("external"):
         other = read_table([str(root / f) for f in cfg["external"]], split=False)
-        tables["external"] = replace(other, rows=[{**row, "split": "external"} for row in other.rows])
+        tables["external"] = replace(other,
+                                     rows=[{**row, "split": "external"} for row in other.rows])
     for name in samples:
         short = Path(name).name if len(samples) == 1 else os.path.normpath(name)
         tables["synthetic"] = tables[short] = read_table(root / name, split=False)
     tables = {name: tables[name] for name in tables if name in facts}
-    return {name: load_pixels(t, 8, skip_bad=True)[0] for name, t in tables.items()} if cfg.get("skip_bad") else tables
+    return {name: load_pixels(t, 8, skip_bad=True)[0]
+            for name, t in tables.items()} if cfg.get("skip_bad") else tables
 
 
-def read_as_then(folders: Sequence[str], seed: int, split_dir: Path, prior: Sequence[str] = (), size: int = 0,
-                 skip_bad: bool = False) -> Table:
-    """A table with the splits that a run kept beside it, none of which is written; with a size, only rows of those splits
-    that training reads."""
+def read_as_then(folders: Sequence[str], seed: int, split_dir: Path, prior: Sequence[str] = (),
+                 size: int = 0, skip_bad: bool = False) -> Table:
+    """A table with the splits that a run kept beside it, none of which is written; with a size,
+    only rows of those splits that training reads."""
     with TemporaryDirectory() as scratch:
         for file in split_dir.glob("split-*.csv"):
             shutil.copy(file, scratch)
         if size:
-            return read_images(folders, size, seed=seed, split_dir=Path(scratch), skip_bad=skip_bad, prior=prior).table
+            return read_images(folders, size, seed=seed, split_dir=Path(scratch), skip_bad=skip_bad,
+                               prior=prior).table
         return read_table(folders, seed=seed, split_dir=scratch)
 
 
@@ -260,15 +299,19 @@ def data_link(run: Path, cfg: dict, then: str, size: int) -> Link:
     if gone:
         return Link(MISSING, what, f"no such folder: {some(gone)}")
     try:
-        now = read_as_then(folders, cfg["seed"], run.parent, prior, size, cfg["skip_bad"]).fingerprint
+        now = read_as_then(folders, cfg["seed"], run.parent, prior, size,
+                           cfg["skip_bad"]).fingerprint
     except InputError as error:
         return Link(DIFFERS, what, str(error))
     return compared(what, f"{' + '.join((*folders, *prior))} as it was", now == then,
-                    f"fingerprint {then[:12]} in run.json, {now[:12]} now: {' + '.join((*folders, *prior))}")
+                    f"fingerprint {then[:12]} in run.json, {now[:12]} now: "
+                    f"{' + '.join((*folders, *prior))}")
 
 
 def root_of(folder: Path) -> Path:
-    """The folder from which the paths in a run's config are meant: its own place less `out`, else the working folder."""
+    """The folder from which the paths in a run's config are meant: its own place less `out`, else
+    the working folder.
+    """
     out = Path(runs.read_json(folder / "config.json")["out"])
     here, steps = folder.resolve().parts, [p for p in out.parts if p != "."]
     if out.is_absolute() or list(here[-len(steps):]) != steps:
@@ -282,7 +325,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
 
 
 def config_link(folder: Path, then: dict) -> Link:
-    file = next((folder / n for n in ("config.json", "manifest.json") if (folder / n).is_file()), folder / "config.json")
+    file = next((folder / n for n in ("config.json", "manifest.json") if (folder / n).is_file()),
+                folder / "config.json")
     if not file.is_file():
         return Link(MISSING, str(file), "no such file")
     now = runs.read_json(file)

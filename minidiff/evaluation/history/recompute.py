@@ -1,6 +1,7 @@
 """Some cells of a finished report or matrix once more, from the files as they are now; for `chain`.
 
-Each yields (cell, the number as it stands there, the number now), for a choice of k cells by seed. Nothing is written.
+Each yields (cell, the number as it stands there, the number now), for a choice of k cells by seed.
+Nothing is written.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from minidiff.evaluation.report.comparison import Side
 Cell = tuple[str, float, float]
 
 
-def report_cells(folder: Path, root: Path, tables: dict[str, Table], k: int, seed: int) -> Iterator[Cell]:
-    """KD and FD of synthetic sets of a report, in the spaces that need nothing but the data and the judge.
+def report_cells(folder: Path, root: Path, tables: dict[str, Table], k: int,
+                 seed: int) -> Iterator[Cell]:
+    """KD and FD of synthetic sets of a report, in the spaces that need nothing but the data and the
+    judge.
 
-    root: where the paths of the config are meant from. tables: train, heldout and synthetic, as they are now.
+    root: where the paths of the config are meant from. tables: train, heldout and synthetic, as
+    they are now.
     """
     cfg, result = runs.read_json(folder / "config.json"), runs.read_json(folder / "report.json")
-    loaded = {name: load_pixels(tables[name], result["data"]["size"]) for name in ("train", "heldout", "synthetic")}
+    loaded = {name: load_pixels(tables[name], result["data"]["size"])
+              for name in ("train", "heldout", "synthetic")}
     judge = root / cfg["classifier"] / "judge"
     known = {PixelPCA.name: lambda: PixelPCA().fit(loaded["train"][1]),
              PredictorFeatures.name: lambda: PredictorFeatures(Predictor.load(judge))}
@@ -40,23 +45,32 @@ def report_cells(folder: Path, root: Path, tables: dict[str, Table], k: int, see
     for row in chosen([r for r in rows if r.get("KD") is not None], k, seed):
         if row["extractor"] not in sides:
             extract = known[row["extractor"]]()
-            sides[row["extractor"]] = {name: Side(extract(x).double().numpy(), *(np.array(t.column(c)) for c in (
-                "label", "patient"))) for name, (t, x) in loaded.items() if name != "train"}
-        real, made = (sides[row["extractor"]][name].of(row["label"]) for name in ("heldout", "synthetic"))
-        both, where = {"real": real.features, "fake": made.features}, f"{row['extractor']}, {row['label']}"
-        yield f"KD, {where}", row["KD"], kid(**both, real_patients=real.patients, fake_patients=made.patients)
+            sides[row["extractor"]] = {name: Side(
+                extract(x).double().numpy(), *(np.array(t.column(c)) for c in ("label", "patient")))
+                                       for name, (t, x) in loaded.items() if name != "train"}
+        real, made = (sides[row["extractor"]][name].of(row["label"])
+                      for name in ("heldout", "synthetic"))
+        both, where = {"real": real.features,
+                       "fake": made.features}, f"{row['extractor']}, {row['label']}"
+        yield f"KD, {where}", row["KD"], kid(**both, real_patients=real.patients,
+                                             fake_patients=made.patients)
         yield f"FD, {where}", row["FD"], fid(**both)
 
 
-def matrix_cells(folder: Path, root: Path, tables: dict[str, Table], k: int, seed: int) -> Iterator[Cell]:
-    """KD and FD of cells of a matrix; `tables` are real, external and the folders of samples, as they are now."""
+def matrix_cells(folder: Path, root: Path, tables: dict[str, Table], k: int,
+                 seed: int) -> Iterator[Cell]:
+    """KD and FD of cells of a matrix; `tables` are real, external and the folders of samples, as
+    they are now.
+    """
     cfg = config.from_dict(matrix.MatrixConfig, config.load(folder / "config.json"))
     cfg = replace(cfg, classifier=str(root / cfg.classifier))
     result = runs.read_json(folder / "matrix.json")
-    loaded = {name: matrix.ordered(*load_pixels(t, result["data"]["size"])) for name, t in tables.items()}
+    loaded = {name: matrix.ordered(*load_pixels(t, result["data"]["size"]))
+              for name, t in tables.items()}
     tables, pixels = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
     judge = Predictor.load(Path(cfg.classifier) / "judge")
-    spaces = matrix.spaces_of(cfg, matrix.of(tables["real"], pixels["real"], split=("train",)), judge)
+    spaces = matrix.spaces_of(cfg, matrix.of(tables["real"], pixels["real"], split=("train",)),
+                              judge)
     spaces = {e.name: e for e in spaces}
     rows, _, columns = matrix.arrange(cfg, tables, pixels)
     rows, columns = ({s.name: s for s in reversed(some)} for some in (rows, columns))

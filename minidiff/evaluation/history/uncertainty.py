@@ -1,14 +1,18 @@
-"""How sure is the generator of each of its images? The spread of one image over the last checkpoints of its training.
+"""How sure is the generator of each of its images? The spread of one image over the last
+checkpoints of its training.
 
-A checkpoint is a draw of what training might have ended with. From one seed and one set of conditions it makes nearly the
-same image wherever the data have settled it, and another one wherever they have not. With f_k the features of an image
-from checkpoint k of K, its uncertainty is the trace of their covariance in units of that of real training images,
+A checkpoint is a draw of what training might have ended with. From one seed and one set of
+conditions it makes nearly the same image wherever the data have settled it, and another one
+wherever they have not. With f_k the features of an image from checkpoint k of K, its uncertainty is
+the trace of their covariance in units of that of real training images,
 
-    u = Σ_k |f_k − f̄|² / (K − 1) / tr Cov(real)       0: every checkpoint makes the same; 1: as different as two patients
+    u = Σ_k |f_k − f̄|² / (K − 1) / tr Cov(real)       0: every checkpoint makes the same; 1: as
+                                                       different as two patients
 
-in the spirit of the feature-space ensembles of Jazbec et al. (2025, arXiv 2502.20946), at the price of no further training.
-It goes into metadata.csv as the column `uncertainty`, where it can be filtered by; its rank correlations with the judge's
-probability of the label asked for, and with the distances to training and held-out images, say what it is worth.
+in the spirit of the feature-space ensembles of Jazbec et al. (2025, arXiv 2502.20946), at the price
+of no further training. It goes into metadata.csv as the column `uncertainty`, where it can be
+filtered by; its rank correlations with the judge's probability of the label asked for, and with the
+distances to training and held-out images, say what it is worth.
 """
 
 from __future__ import annotations
@@ -60,22 +64,29 @@ class UncertaintyConfig(Rooted):
 
 
 def uncertainty(features: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """u of each image, (N,), from its features over checkpoints (K,N,d); real (M,d) sets the unit."""
+    """u of each image, (N,), from its features over checkpoints (K,N,d); real (M,d) sets the
+    unit.
+    """
     x, y = np.asarray(features, np.float64), np.asarray(real, np.float64)
     assert x.ndim == 3 and x.shape[2:] == y.shape[1:], (x.shape, y.shape)
     if len(x) < 2 or len(y) < 2:
-        raise InputError(f"a spread needs 2 checkpoints and 2 real images or more; there are {len(x)} and {len(y)}")
+        raise InputError(f"a spread needs 2 checkpoints and 2 real images or more; there are "
+                         f"{len(x)} and {len(y)}")
     check_finite("fake", x.reshape(len(x), -1)), check_finite("real", y)
     unit = y.var(0, ddof=1).sum()
     if not unit:
-        raise InputError("the real images are all alike in this space: there is no unit for a spread")
+        raise InputError("the real images are all alike in this space: there is no unit for a "
+                         "spread")
     return x.var(0, ddof=1).sum(1) / unit
 
 
-def spearman(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Rank correlation, midranks for ties, with its interval: (r, low, high); nan with fewer than 4 pairs or no spread.
+def spearman(x: Sequence[float], y: Sequence[float],
+             confidence: float = 0.95) -> tuple[float, float, float]:
+    """Rank correlation, midranks for ties, with its interval: (r, low, high); nan with fewer than 4
+    pairs or no spread.
 
-    Fisher's z with variance (1 + r²/2)/(n − 3), which holds for ranks where 1/(n − 3) is too small (Bonett & Wright 2000).
+    Fisher's z with variance (1 + r²/2)/(n − 3), which holds for ranks where 1/(n − 3) is too small
+    (Bonett & Wright 2000).
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     assert x.shape == y.shape and not (np.isnan(x).any() or np.isnan(y).any())
@@ -87,15 +98,19 @@ def spearman(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
     return r, math.tanh(centre - half), math.tanh(centre + half)
 
 
-def over_checkpoints(points: Sequence[Checkpoint], rows: Sequence[Row], sample: Sample, extractors: Sequence
-                     ) -> tuple[dict[str, np.ndarray], list[Tensor]]:
-    """Features of these rows' images from each checkpoint, extractor → (K,N,d) float64; and the images, K × (N,3,S,S)."""
+def over_checkpoints(points: Sequence[Checkpoint], rows: Sequence[Row], sample: Sample,
+                     extractors: Sequence) -> tuple[dict[str, np.ndarray], list[Tensor]]:
+    """Features of these rows' images from each checkpoint, extractor → (K,N,d) float64; and the
+    images, K × (N,3,S,S).
+    """
     made = [sample(point.folder, rows) for point in points]
-    return {e.name: np.stack([e(pixels).double().numpy() for pixels in made]) for e in extractors}, made
+    return {e.name: np.stack([e(pixels).double().numpy() for pixels in made])
+            for e in extractors}, made
 
 
 def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
-    """Write the column, uncertainty.json and a sheet of the least and the most certain images; returns what the JSON has.
+    """Write the column, uncertainty.json and a sheet of the least and the most certain images;
+    returns what the JSON has.
 
     `sample` makes images by the recipe of the folder.
     """
@@ -103,58 +118,70 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
     source = made_by(cfg)
     points = checkpoints(source)[-cfg.k:]
     if len(points) < FEWEST_MODELS:
-        raise InputError(f"models kept by {source}: {len(checkpoints(source))}, --k {cfg.k}; {FEWEST_MODELS} or more are "
-                         "compared: train with --snapshots 9")
+        raise InputError(f"models kept by {source}: {len(checkpoints(source))}, --k {cfg.k}; "
+                         f"{FEWEST_MODELS} or more are compared: train with --snapshots 9")
     train, heldout = read(source, cfg.data, cfg.skip_bad)
     judge = judge_of(cfg.classifier, train.table)
     extractors = ([PredictorFeatures(judge)] if judge else []) + [PixelPCA().fit(train.pixels)]
     table, pixels = load_pixels(read_table(folder, split=False), train.size)
     features, made = over_checkpoints(points, table.rows, sample, extractors)
-    found = {e.name: uncertainty(features[e.name], e(train.pixels).double().numpy()) for e in extractors}
+    found = {e.name: uncertainty(features[e.name], e(train.pixels).double().numpy())
+             for e in extractors}
     lead = extractors[0]
     qualities = per_image(pixels, table.column("label"), train.pixels, heldout, lead, judge)
     result = {
         "samples": cfg.samples, "column": lead.name, "n": len(table), "k": len(points),
-        "checkpoints": [{"step": p.step, "folder": str(p.folder), "sha256": runs.sha256(p.folder / "model.safetensors")}
-                        for p in points],
-        "quantiles": {name: dict(zip(("q05", "q50", "q95"), np.quantile(u, [0.05, 0.5, 0.95]).tolist()))
-                      for name, u in found.items()},
-        "correlations": [{"space": name, "with": what, **dict(zip(("r", "low", "high"), spearman(u, values)))}
-                         for name, u in found.items() for what, values in qualities.items()],
+        "checkpoints": [{"step": p.step, "folder": str(p.folder),
+                         "sha256": runs.sha256(p.folder / "model.safetensors")} for p in points],
+        "quantiles": {name: dict(zip(("q05", "q50", "q95"),
+                                     np.quantile(u, [0.05, 0.5, 0.95]).tolist()))
+                      for name, u in found.items()}, "correlations":
+        [{"space": name, "with": what, **dict(zip(("r", "low", "high"), spearman(u, values)))}
+         for name, u in found.items() for what, values in qualities.items()],
         "provenance": runs.provenance(),
     }
-    write_column(folder, dict(zip(table.column("file_name"), (f"{u:.6g}" for u in found[lead.name]))), written)
+    write_column(folder, dict(zip(table.column("file_name"),
+                                  (f"{u:.6g}" for u in found[lead.name]))), written)
     runs.write_json(folder / "uncertainty.json", jsonable(result))
     order = np.argsort(found[lead.name], kind="stable")
     shown = np.unique(np.concatenate([order[:5], order[-5:]]))
     shown = shown[np.argsort(found[lead.name][shown], kind="stable")]
     sheet = torch.stack([x[torch.from_numpy(shown)] for x in made])
-    images.write(folder / "sheets" / "uncertainty.png", images.grid(sheet.flatten(0, 1), columns=len(shown)))
+    images.write(folder / "sheets" / "uncertainty.png",
+                 images.grid(sheet.flatten(0, 1), columns=len(shown)))
     for c in result["correlations"]:
-        print(f"uncertainty in {c['space']} and {c['with']}: rank correlation {num(c['r'])} ({span(c['low'], c['high'])}; "
-              f"n = {len(table)})")
-    print(f"{folder}: {len(table)} images over {len(points)} checkpoints, steps {points[0].step} to {points[-1].step}; "
-          f"column {COLUMN} is of {lead.name}, median {num(result['quantiles'][lead.name]['q50'])}")
+        print(f"uncertainty in {c['space']} and {c['with']}: rank correlation {num(c['r'])} "
+              f"({span(c['low'], c['high'])}; n = {len(table)})")
+    print(f"{folder}: {len(table)} images over {len(points)} checkpoints, steps {points[0].step} "
+          f"to {points[-1].step}; column {COLUMN} is of {lead.name}, median "
+          f"{num(result['quantiles'][lead.name]['q50'])}")
     return result
 
 
 def made_by(cfg: UncertaintyConfig) -> Path:
-    """The run of the snapshots; InputError where its finished model, or best, is not the one that made the samples."""
+    """The run of the snapshots; InputError where its finished model, or best, is not the one that
+    made the samples.
+    """
     folder = Path(cfg.samples)
     path = Path(runs.read_json(folder / "config.json")["run"])
-    source = Path(cfg.run) if cfg.run else next((f for f in (path, path.parent) if (f / "snapshots").is_dir()), path)
+    source = Path(cfg.run) if cfg.run else next((f for f in (path, path.parent)
+                                                 if (f / "snapshots").is_dir()), path)
     model = runs.read_json(folder / "manifest.json")["model"]
     if not any(runs.sha256(p.folder / "model.safetensors") == model for p in checkpoints(source)):
-        raise InputError(f"{source} holds no model that made {folder} (sha256 {model[:12]}): they say nothing of it")
+        raise InputError(f"{source} holds no model that made {folder} (sha256 {model[:12]}): they "
+                         "say nothing of it")
     return source
 
 
-def per_image(pixels: Tensor, labels: Sequence[str], train: Tensor, heldout, extractor, judge: Predictor | None
-              ) -> dict[str, np.ndarray]:
-    """Other numbers of each image (N,): the judge's probability of its label, and its distances to real images."""
+def per_image(pixels: Tensor, labels: Sequence[str], train: Tensor, heldout, extractor,
+              judge: Predictor | None) -> dict[str, np.ndarray]:
+    """Other numbers of each image (N,): the judge's probability of its label, and its distances to
+    real images.
+    """
     sure = certainty(judge, labels, pixels)
     found = {} if sure is None else {"probability of the label asked for": sure}
-    found["distance to the nearest training image"] = distances(equalised(pixels), equalised(train)).min(1).values.numpy()
+    found["distance to the nearest training "
+          "image"] = distances(equalised(pixels), equalised(train)).min(1).values.numpy()
     real, made = (extractor(x).double().numpy() for x in (heldout.pixels, pixels))
     of = np.array(heldout.table.column("label"))
     if set(labels) <= set(of):
@@ -164,10 +191,11 @@ def per_image(pixels: Tensor, labels: Sequence[str], train: Tensor, heldout, ext
 
 
 def check_written(folder: str | Path) -> list[dict[str, str]]:
-    """The rows of metadata.csv without the column, as text; InputError unless they are what the manifest says.
+    """The rows of metadata.csv without the column, as text; InputError unless they are what the
+    manifest says.
 
-    A crash in `write_column` leaves a table with the column and a manifest that does not know of it: what the table is
-    without it tells that from an edit.
+    A crash in `write_column` leaves a table with the column and a manifest that does not know of
+    it: what the table is without it tells that from an edit.
     """
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
@@ -177,15 +205,18 @@ def check_written(folder: str | Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file))
     bare = [{name: cell for name, cell in row.items() if name != COLUMN} for row in rows]
     if then not in (runs.sha256(folder / "metadata.csv"), digest(bare)):
-        raise InputError(f"{folder / 'metadata.csv'} is not as it was written: manifest.json has another SHA-256")
+        raise InputError(f"{folder / 'metadata.csv'} is not as it was written: manifest.json has "
+                         "another SHA-256")
     return bare
 
 
-def write_column(folder: Path, values: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> None:
-    """metadata.csv with the column, file_name → cell, every other cell as it was, and its hash in the manifest.
+def write_column(folder: Path, values: Mapping[str, str],
+                 rows: Sequence[Mapping[str, str]]) -> None:
+    """metadata.csv with the column, file_name → cell, every other cell as it was, and its hash in
+    the manifest.
 
-    Two files cannot change as one. The manifest first names the table without the column, which is what `check_written`
-    finds whether the new table is there by then or not.
+    Two files cannot change as one. The manifest first names the table without the column, which is
+    what `check_written` finds whether the new table is there by then or not.
     """
     assert set(values) == {row["file_name"] for row in rows}, "one value for each row"
     manifest = runs.read_json(folder / "manifest.json")

@@ -1,8 +1,9 @@
 """Sets of images that a sound evaluation must condemn, each by the verdict that is named beside it.
 
-A table of distances may be blind: to copies (a copied training set has the best distances of all), to blur, to a
-collapse. So these known frauds stand among its columns, and where one is not caught, what is said of the real candidates
-is worth nothing. All are made of real training images of one label; the last two are real images under a false name.
+A table of distances may be blind: to copies (a copied training set has the best distances of all),
+to blur, to a collapse. So these known frauds stand among its columns, and where one is not caught,
+what is said of the real candidates is worth nothing. All are made of real training images of one
+label; the last two are real images under a false name.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from torch import Tensor
 BLUR = 2.0       # pixels, standard deviation
 NOISE = 0.05     # of the range, standard deviation
 LEFT = 5         # images that remain after the collapse
-CROP, GRAIN = 0.04, 0.01  # of a near-copy: share of the side that is cut off, at most; noise, of the range
+# of a near-copy: share of the side that is cut off, at most; noise, of the range
+CROP, GRAIN = 0.04, 0.01
 
-Make = Callable[[Tensor, int, np.random.Generator], Tensor]  # training images, n → at most n images, uint8 (N,C,H,W)
+# training images, n → at most n images, uint8 (N,C,H,W)
+Make = Callable[[Tensor, int, np.random.Generator], Tensor]
 
 
 class Control(NamedTuple):
@@ -36,7 +39,9 @@ def copycat(train: Tensor, n: int, rng: np.random.Generator) -> Tensor:
 
 
 def near_copy(train: Tensor, n: int, rng: np.random.Generator) -> Tensor:
-    """Training images, half of them mirrored, each cropped by up to 4 % at a random place, with a little noise."""
+    """Training images, half of them mirrored, each cropped by up to 4 % at a random place, with a
+    little noise.
+    """
     x = copycat(train, n, rng).float() / 255
     n = len(x)
     zoom = 1 - rng.uniform(0, CROP, n)
@@ -50,7 +55,8 @@ def near_copy(train: Tensor, n: int, rng: np.random.Generator) -> Tensor:
 
 def blurred(train: Tensor, n: int, rng: np.random.Generator, sigma: float = BLUR) -> Tensor:
     """Training images through a Gaussian filter of `sigma` pixels."""
-    x = scipy.ndimage.gaussian_filter(_some(train, n, rng).float().numpy(), (0, 0, sigma, sigma), mode="nearest")
+    x = scipy.ndimage.gaussian_filter(_some(train, n, rng).float().numpy(), (0, 0, sigma, sigma),
+                                      mode="nearest")
     return torch.from_numpy(x).round().clamp(0, 255).byte()
 
 
@@ -71,13 +77,15 @@ def _some(train: Tensor, n: int, rng: np.random.Generator) -> Tensor:
 
 
 def _noisy(x: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
-    noise = torch.from_numpy(rng.standard_normal((len(x), 1, *x.shape[2:]), dtype=np.float32))  # grey stays grey
+    # grey stays grey
+    noise = torch.from_numpy(rng.standard_normal((len(x), 1, *x.shape[2:]), dtype=np.float32))
     return ((x + sigma * noise) * 255).round().clamp(0, 255).byte()
 
 
 CONTROLS: dict[str, Control] = {
     "copycat": Control("NOVELTY", "training images, drawn with replacement", copycat),
-    "near-copy": Control("NOVELTY", "training images, half mirrored, slightly cropped, a little noise", near_copy),
+    "near-copy": Control("NOVELTY", "training images, half mirrored, slightly cropped, a little "
+                         "noise", near_copy),
     "blur": Control("FIDELITY", f"training images, blurred with σ = {BLUR:g} px", blurred),
     "noise": Control("FIDELITY", f"training images with noise, σ = {NOISE:g} of the range", noisy),
     "collapse": Control("COVERAGE", f"{LEFT} training images, over and over", collapsed),

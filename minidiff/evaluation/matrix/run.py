@@ -1,10 +1,11 @@
-"""The reference matrix: real subsets × (synthetic sets, real yardsticks, controls that must behave).
+"""The reference matrix: real subsets × (synthetic sets, real yardsticks, controls that must
+behave).
 
     python evaluate.py matrix                            the embedded demo → runs/demo/matrix/matrix.html
     python evaluate.py matrix --data DIR --samples runs/x/samples --external DIR --classifier runs/x/cls --out runs/x/m
 
-matrix.json holds every number, matrix.html is for the reader; the same command again writes the same bytes. The exit
-status is 1, after all is written, if a control was not caught (gates.py).
+matrix.json holds every number, matrix.html is for the reader; the same command again writes the
+same bytes. The exit status is 1, after all is written, if a control was not caught (gates.py).
 """
 
 from __future__ import annotations
@@ -34,14 +35,21 @@ from minidiff.evaluation.extractors.spectrum import Spectrum
 from minidiff.evaluation.judge import judge_of, seen_by
 from minidiff.evaluation.matrix import cells, gates, matrix_page
 from minidiff.evaluation.matrix.header import header_shortcuts
-from minidiff.evaluation.matrix.subsets import Judged, Subset, judged, real_subsets, synthetic_subsets
+from minidiff.evaluation.matrix.subsets import (
+    Judged,
+    Subset,
+    judged,
+    real_subsets,
+    synthetic_subsets,
+)
 from minidiff.evaluation.memorisation.neighbours import FEWEST, memorisation, pixel_spaces
 from minidiff.evaluation.page import jsonable
 from minidiff.evaluation.quick import recognised
 from minidiff.root import DEMO, Rooted
 
 PHANTOM = f"{DEMO}/phantom"    # the demo's data, with which go
-HOSPITAL = f"{DEMO}/hospital"  # phantoms of another hospital: more noise, and views that go with the label
+# phantoms of another hospital: more noise, and views that go with the label
+HOSPITAL = f"{DEMO}/hospital"
 SMALLEST = 32                    # px a side at which images are compared
 
 
@@ -64,7 +72,9 @@ class MatrixConfig(Rooted):
 
 
 def run_matrix(cfg: MatrixConfig) -> None:
-    """Compare synthetic sets with real ones of every source, between controls that must be caught."""
+    """Compare synthetic sets with real ones of every source, between controls that must be
+    caught.
+    """
     cfg = with_hospital(cfg)
     check(cfg)
     tables, pixels = read(cfg)
@@ -103,14 +113,16 @@ def run_matrix(cfg: MatrixConfig) -> None:
 
 def with_hospital(cfg: MatrixConfig) -> MatrixConfig:
     """The demo's phantoms get another hospital of phantoms, if no other was asked for."""
-    return replace(cfg, external=(HOSPITAL,)) if cfg.data == (PHANTOM,) and not cfg.external else cfg
+    return replace(cfg,
+                   external=(HOSPITAL,)) if cfg.data == (PHANTOM,) and not cfg.external else cfg
 
 
 def report(out: Path, result: dict) -> None:
     """Print the verdicts and the path; exit with status 1 if the matrix is invalid."""
     for v in result["verdicts"]:
         if v["kind"] == "synthetic":
-            print(f"{v['label']} ({v['part']}): " + ", ".join(f"{k} {v[k]['answer']}" for k in gates.VERDICTS if k in v)
+            print(f"{v['label']} ({v['part']}): " + ", ".join(f"{k} {v[k]['answer']}"
+                                                              for k in gates.VERDICTS if k in v)
                   + (f"{v['grey']}" if v["grey"] else ""))
     print(out / "matrix.html")
     if result["status"] == "INVALID":
@@ -125,19 +137,24 @@ def check(cfg: MatrixConfig) -> None:
         if getattr(cfg, name) < low:
             raise InputError(f"--{name} {getattr(cfg, name)} is not allowed: {low} or more")
     if cfg.size and cfg.size < SMALLEST:
-        raise InputError(f"--size {cfg.size} is not allowed: {SMALLEST} or more, or 0, that of the samples")
+        raise InputError(f"--size {cfg.size} is not allowed: {SMALLEST} or more, or 0, that of the "
+                         "samples")
     if not cfg.samples:
         raise InputError("--samples names no folder")
     if len(set(cfg.extractors) - {Spectrum.name}) < 1 or len(set(cfg.extractors)) < 2:
-        raise InputError(f"--extractors {' '.join(cfg.extractors) or 'none'}: at least two are needed, for each is blind to "
-                         f"something, and one besides {Spectrum.name}; there are {Spectrum.name}, {', '.join(EXTRACTORS)}")
+        raise InputError(f"--extractors {' '.join(cfg.extractors) or 'none'}: at least two are "
+                         "needed, for each is blind to something, and one besides "
+                         f"{Spectrum.name}; there are {Spectrum.name}, {', '.join(EXTRACTORS)}")
     for folder in cfg.samples:
         if any(runs.nested(folder, real) for real in (*cfg.data, *cfg.external)):
-            raise InputError(f"--samples {folder} is a folder of real data, or lies in one or around one")
+            raise InputError(f"--samples {folder} is a folder of real data, or lies in one or "
+                             "around one")
 
 
 def read(cfg: MatrixConfig) -> tuple[dict[str, Table], dict[str, Tensor]]:
-    """Tables and pixels: real (with splits), external, and each folder of samples by its name; in the order of content."""
+    """Tables and pixels: real (with splits), external, and each folder of samples by its name; in
+    the order of content.
+    """
     if cfg.external == (HOSPITAL,):
         phantom.write(HOSPITAL, n=600, seed=1, confounding=1.0, noise=0.05)
     real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
@@ -147,23 +164,30 @@ def read(cfg: MatrixConfig) -> tuple[dict[str, Table], dict[str, Tensor]]:
         raise InputError(f"{' '.join(cfg.data)} has no image in split val or test")
     if cfg.external:
         other = read_table(cfg.external, split=False)
-        tables["external"] = replace(other, rows=[{**row, "split": "external"} for row in other.rows])
+        tables["external"] = replace(other,
+                                     rows=[{**row, "split": "external"} for row in other.rows])
     for folder in cfg.samples:
         name = Path(folder).resolve().name if len(cfg.samples) == 1 else os.path.normpath(folder)
         tables[name] = read_table(folder, split=False)
         strange = sorted(set(tables[name].labels) - set(real.labels))
         if strange:
-            raise InputError(f"{folder}: the data have no label {', '.join(strange)}; they have {', '.join(real.labels)}")
+            raise InputError(f"{folder}: the data have no label {', '.join(strange)}; they have "
+                             f"{', '.join(real.labels)}")
     check_origin(cfg, tables)
     first = next(iter(list(tables.values())[-len(cfg.samples)].rows))["file"]
     size = cfg.size or max(SMALLEST, min(images.read(first).shape[1:]))
-    loaded = {name: ordered(*load_pixels(table, size, skip_bad=cfg.skip_bad)) for name, table in tables.items()}
-    return {name: t for name, (t, _) in loaded.items()}, {name: x for name, (_, x) in loaded.items()}
+    loaded = {name: ordered(*load_pixels(table, size, skip_bad=cfg.skip_bad))
+              for name, table in tables.items()}
+    return {name: t for name, (t, _) in loaded.items()}, {name: x
+                                                          for name, (_, x) in loaded.items()}
 
 
 def check_origin(cfg: MatrixConfig, tables: dict[str, Table]) -> None:
-    """Refuse samples that are real files, and a generator or judge that has seen what it is measured by."""
-    real, made = [tables[k] for k in ("real", "external") if k in tables], list(tables.values())[-len(cfg.samples):]
+    """Refuse samples that are real files, and a generator or judge that has seen what it is
+    measured by.
+    """
+    real, made = [tables[k] for k in ("real", "external")
+                  if k in tables], list(tables.values())[-len(cfg.samples):]
     known = {digest for table in real for digest in table.hashes.values()}
     for folder, table in zip(cfg.samples, made):
         check_synthetic(table.rows, table.hashes, known, folder)
@@ -175,12 +199,15 @@ def check_origin(cfg: MatrixConfig, tables: dict[str, Table]) -> None:
 
 
 def load_judge(cfg: MatrixConfig, real: Table) -> Predictor:
-    """The classifier run's judge; InputError where it does not read every label of the real data."""
+    """The classifier run's judge; InputError where it does not read every label of the real
+    data.
+    """
     folder, train = Path(cfg.classifier) / "judge", real.select(split="train")
     judge = judge_of(cfg.classifier, train) or Predictor.load(folder)  # which says what is missing
     known = next((v.values for v in judge.variables if v.name == "label"), ())
     if missing := sorted(set(real.labels) - set(known)):
-        raise InputError(f"{folder} does not read the label {', '.join(missing)}; it knows {', '.join(known) or 'none'}")
+        raise InputError(f"{folder} does not read the label {', '.join(missing)}; it knows "
+                         f"{', '.join(known) or 'none'}")
     return judge
 
 
@@ -193,11 +220,14 @@ def ordered(table: Table, pixels: Tensor) -> tuple[Table, Tensor]:
 
 def of(table: Table, pixels: Tensor, **wanted: Sequence[str]) -> Tensor:
     """The pixels of the rows whose cells are as asked."""
-    return pixels[[i for i, row in enumerate(table.rows) if all(row[k] in values for k, values in wanted.items())]]
+    return pixels[[i for i, row in enumerate(table.rows)
+                   if all(row[k] in values for k, values in wanted.items())]]
 
 
 def spaces_of(cfg: MatrixConfig, train: Tensor, judge: Predictor) -> list[Extractor]:
-    """The extractors asked for; `spectrum` is the matrix's own, the others are those of `extractors.build`."""
+    """The extractors asked for; `spectrum` is the matrix's own, the others are those of
+    `extractors.build`.
+    """
     named = [spec for spec in cfg.extractors if spec != Spectrum.name]
     own = [Spectrum().fit(train)] if Spectrum.name in cfg.extractors else []
     return [*build(named, train=train, judge=judge), *own]
@@ -208,28 +238,34 @@ def arrange(cfg: MatrixConfig, tables: dict[str, Table],
     """Rows, the standards of each label, and columns: synthetic sets, controls, real sets."""
     real = tables["real"]
     parts = [name for name in ("real", "external") if name in tables]
-    rows, wide = ([s for name in parts for s in real_subsets(tables[name], pixels[name], n=n, seed=cfg.seed)]
+    rows, wide = ([s for name in parts
+                   for s in real_subsets(tables[name], pixels[name], n=n, seed=cfg.seed)]
                   for n in (cfg.n, 2 * cfg.n))
-    sources = {label: real.select(split=("train",), label=label).column("source") for label in real.labels}
-    made = [s for name in tables if name not in parts
-            for s in synthetic_subsets(tables[name], pixels[name], sources, name=name, by_set=cfg.by_set, n=cfg.n,
-                                       seed=cfg.seed)]
-    trained = {label: of(real, pixels["real"], split=("train",), label=(label,)) for label in real.labels}
-    found = [judged(label, rows, wide, made, trained[label], n=cfg.n, seed=cfg.seed) for label in real.labels]
+    sources = {label: real.select(split=("train",), label=label).column("source")
+               for label in real.labels}
+    made = [s for name in tables if name not in parts for s in synthetic_subsets(
+        tables[name], pixels[name], sources, name=name, by_set=cfg.by_set, n=cfg.n, seed=cfg.seed)]
+    trained = {label: of(real, pixels["real"], split=("train",), label=(label,))
+               for label in real.labels}
+    found = [judged(label, rows, wide, made, trained[label], n=cfg.n, seed=cfg.seed)
+             for label in real.labels]
     standards = [j for j in found if j]
     controls = [s for j in standards for s in j.candidates if s.kind == "control"]
     return rows, standards, [*made, *controls, *rows]
 
 
-def measure(cfg: MatrixConfig, spaces: Sequence[str], rows: Sequence[Subset], columns: Sequence[Subset],
-            standards: Sequence[Judged]) -> tuple[list[dict], dict]:
-    """All cells, and of those against held-out references cell and draws by (space, reference, column)."""
+def measure(cfg: MatrixConfig, spaces: Sequence[str], rows: Sequence[Subset],
+            columns: Sequence[Subset], standards: Sequence[Judged]) -> tuple[list[dict], dict]:
+    """All cells, and of those against held-out references cell and draws by (space, reference,
+    column).
+    """
     grid, kept = [], {}
     knobs = {"permutations": cfg.permutations, "resamples": cfg.resamples, "seed": cfg.seed}
     with tqdm(total=len(spaces) * len(rows) * len(columns), desc="cells", unit="cell") as bar:
         for space in spaces:
             for row in rows:
-                kin = [s for s in rows if (s.label, s.sources, s.kind) == (row.label, row.sources, row.kind)]
+                kin = [s for s in rows
+                       if (s.label, s.sources, s.kind) == (row.label, row.sources, row.kind)]
                 null = cells.real_against_real(kin, space, repeats=cfg.repeats, seed=cfg.seed)
                 measured = {}
                 for s in columns:
@@ -238,13 +274,15 @@ def measure(cfg: MatrixConfig, spaces: Sequence[str], rows: Sequence[Subset], co
                 grid += [found for found, _ in measured.values()]
                 for j in standards:
                     if row is j.reference:
-                        more = {j.yardstick: cells.cell(row, j.yardstick, space, null, **knobs)} if j.yardstick else {}
-                        kept |= {(space, j.label, s): value for s, value in {**measured, **more}.items()}
+                        more = {j.yardstick: cells.cell(row, j.yardstick, space, null,
+                                                        **knobs)} if j.yardstick else {}
+                        kept |= {(space, j.label, s): value
+                                 for s, value in {**measured, **more}.items()}
     return grid, kept
 
 
-def judge_all(cfg: MatrixConfig, standards: Sequence[Judged], draws: dict, judge: Predictor, tables: dict[str, Table],
-              pixels: dict[str, Tensor]) -> list[dict]:
+def judge_all(cfg: MatrixConfig, standards: Sequence[Judged], draws: dict, judge: Predictor,
+              tables: dict[str, Table], pixels: dict[str, Tensor]) -> list[dict]:
     """Verdicts on every candidate and, of fidelity and coverage, on the real training images."""
     trained = {label: set(tables["real"].select(split=("train",), label=label).column("source"))
                for label in tables["real"].labels}
@@ -252,27 +290,35 @@ def judge_all(cfg: MatrixConfig, standards: Sequence[Judged], draws: dict, judge
     for j in standards:
         held = of(tables["real"], pixels["real"], split=("val", "test"), label=(j.label,))
         real = recognised(judge, held, [j.label] * len(held)).tolist()
-        known = near_spaces(of(tables["real"], pixels["real"], split=("train",), label=(j.label,)), judge)
+        known = near_spaces(of(tables["real"], pixels["real"], split=("train",), label=(j.label,)),
+                            judge)
         unseen = near_spaces(held, judge)
         named = tuple(tables["real"].select(split=split, label=j.label).column("patient")
                       for split in ("train", ("val", "test")))
-        alone = all(trained[j.label].isdisjoint(v) for label, v in trained.items() if label != j.label)
+        alone = all(trained[j.label].isdisjoint(v) for label, v in trained.items()
+                    if label != j.label)
         for s in tqdm([j.train, *j.candidates], f"verdicts, {j.label}", unit="set", leave=False):
-            v = {**about(s), "reference": j.reference.name, "yardstick": j.yardstick.name if j.yardstick else "",
+            v = {**about(s), "reference": j.reference.name,
+                 "yardstick": j.yardstick.name if j.yardstick else "",
                  "grey": s.grey or j.reference.grey, "label_confounded": alone and len(trained) > 1,
-                 "yardstick_confounded": bool(j.yardstick and cells.confounded(j.reference, j.yardstick))}
-            own = {space: draws[space, j.label, s] for space, label, t in draws if label == j.label and t is s}
+                 "yardstick_confounded": bool(j.yardstick
+                                              and cells.confounded(j.reference, j.yardstick))}
+            own = {space: draws[space, j.label, s] for space, label, t in draws
+                   if label == j.label and t is s}
             if not v["grey"]:
                 own = {space: value for space, value in own.items() if value[1] is not None}
-                scores = {space: cells.rho(value, draws[space, j.label, j.yardstick]) for space, value in own.items()
+                scores = {space: cells.rho(value, draws[space, j.label, j.yardstick])
+                          for space, value in own.items()
                           if j.yardstick and draws[space, j.label, j.yardstick][1] is not None}
                 v |= {"rho": scores, "FIDELITY": gates.fidelity(scores, j.another_source),
                       "COVERAGE": gates.coverage({space: c for space, (c, _) in own.items()}),
-                      "C2ST": {space: [c["C2ST"], c["C2ST_low"], c["C2ST_high"]] for space, (c, _) in own.items()}}
+                      "C2ST": {space: [c["C2ST"], c["C2ST_low"], c["C2ST_high"]]
+                               for space, (c, _) in own.items()}}
             if not v["grey"] and s is not j.train:
-                copies = memorisation(fake=near_spaces(s.pixels, judge), train=known, heldout=unseen, patients=named,
-                                      pairs=0, seed=cfg.seed)
-                v |= {"LABEL": gates.label(recognised(judge, s.pixels, [j.label] * len(s)).tolist(), real),
+                copies = memorisation(fake=near_spaces(s.pixels, judge), train=known,
+                                      heldout=unseen, patients=named, pairs=0, seed=cfg.seed)
+                v |= {"LABEL": gates.label(recognised(judge, s.pixels, [j.label] * len(s)).tolist(),
+                                           real),
                       "NOVELTY": gates.novelty(copies), "memorisation": copies}
             found.append(v)
     return found
@@ -284,5 +330,6 @@ def near_spaces(images: Tensor, judge: Predictor) -> dict[str, Tensor]:
 
 
 def about(s: Subset) -> dict:
-    return {"name": s.name, "kind": s.kind, "label": s.label, "part": s.part, "sources": list(s.sources), "n": len(s),
-            "patients": len(set(s.patients)), "content": s.content, "truth": s.truth, "grey": s.grey}
+    return {"name": s.name, "kind": s.kind, "label": s.label, "part": s.part,
+            "sources": list(s.sources), "n": len(s), "patients": len(set(s.patients)),
+            "content": s.content, "truth": s.truth, "grey": s.grey}

@@ -1,9 +1,10 @@
 """Can one tell from the model's errors who was in its training set? A membership audit by patient.
 
-A model that knows an image by heart denoises it better than one that it never saw. Each image gets the same times and the
-same noise, its score is the negative mean of the logarithm of its errors (times differ in error by orders of magnitude),
-and the question is how well the score tells training from held-out images: AUROC, and the share of training images found
-when 1 % of held-out ones are named in error (Carlini et al. 2022 hold that to be the figure that counts). .5 and 1 % say
+A model that knows an image by heart denoises it better than one that it never saw. Each image gets
+the same times and the same noise, its score is the negative mean of the logarithm of its errors
+(times differ in error by orders of magnitude), and the question is how well the score tells
+training from held-out images: AUROC, and the share of training images found when 1 % of held-out
+ones are named in error (Carlini et al. 2022 hold that to be the figure that counts). .5 and 1 % say
 that this attack finds nothing; another may.
 """
 
@@ -32,8 +33,9 @@ FEWEST = 2
 
 
 class Membership(NamedTuple):
-    """low, high: DeLong's 95 % interval; by_patient: that of a bootstrap of patients; chance: how far from .5 the AUROC of
-    so many images comes by chance (95 %); p: permutation of patients, one-sided; tpr at no more than 1 % false alarms."""
+    """low, high: DeLong's 95 % interval; by_patient: that of a bootstrap of patients; chance: how
+    far from .5 the AUROC of so many images comes by chance (95 %); p: permutation of patients,
+    one-sided; tpr at no more than 1 % false alarms."""
 
     auroc: float
     low: float
@@ -51,13 +53,14 @@ class Membership(NamedTuple):
     note: str
 
 
-def denoising_errors(losses: Losses, images: Tensor, *, times: Sequence[int] = TIMES, draws: int = DRAWS,
-                     batch: int = 32) -> Tensor:
+def denoising_errors(losses: Losses, images: Tensor, *, times: Sequence[int] = TIMES,
+                     draws: int = DRAWS, batch: int = 32) -> Tensor:
     """Errors of images (N,…), each at the same times and noise: float64 (N, draws).
 
-    images are whatever losses takes, a batch of rows at a time: pixels, latents, or row numbers where labels go with them.
-    losses(images, t, noise_seed) → (n,) are the errors at time t with the one noise that the seed says, the same for every
-    image; draw k is at time times[k % len(times)] with noise seed k.
+    images are whatever losses takes, a batch of rows at a time: pixels, latents, or row numbers
+    where labels go with them. losses(images, t, noise_seed) → (n,) are the errors at time t with
+    the one noise that the seed says, the same for every image; draw k is at time times[k %
+    len(times)] with noise seed k.
     """
     errors = torch.empty(len(images), draws, dtype=torch.float64)
     for k in tqdm(range(draws), "denoising errors", disable=len(images) * draws < 400, leave=False):
@@ -68,11 +71,13 @@ def denoising_errors(losses: Losses, images: Tensor, *, times: Sequence[int] = T
 
 
 def membership(train: Tensor, heldout: Tensor, *, train_patients: Sequence | None = None,
-               heldout_patients: Sequence | None = None, n_boot: int = 1000, seed: int = 0) -> Membership:
-    """Audit errors of training images (n,k) and held-out ones (m,k), from `denoising_errors` with the same times and noise.
+               heldout_patients: Sequence | None = None, n_boot: int = 1000,
+               seed: int = 0) -> Membership:
+    """Audit errors of training images (n,k) and held-out ones (m,k), from `denoising_errors` with
+    the same times and noise.
 
-    Without patients every image is one of its own. Raises InputError where a side has fewer than two patients and where
-    an error is not a number above 0.
+    Without patients every image is one of its own. Raises InputError where a side has fewer than
+    two patients and where an error is not a number above 0.
     """
     sides = [_checked(train, "training"), _checked(heldout, "held-out")]
     assert sides[0].shape[1] == sides[1].shape[1], (train.shape, heldout.shape)
@@ -83,7 +88,8 @@ def membership(train: Tensor, heldout: Tensor, *, train_patients: Sequence | Non
     groups = [codes(p) for p in patients]
     for name, group in zip(("training", "held-out"), groups):
         if group.max() + 1 < FEWEST:
-            raise InputError(f"a membership audit needs {FEWEST} or more {name} patients; there is {group.max() + 1}")
+            raise InputError(f"a membership audit needs {FEWEST} or more {name} patients; there is "
+                             f"{group.max() + 1}")
     both, member = np.concatenate(scores), np.arange(n + m) < n
     area, _ = delong(both, member)
     sums = dealt(n, [*patients[0], *patients[1]], None, 2000, seed) @ scipy.stats.rankdata(both)
@@ -92,24 +98,28 @@ def membership(train: Tensor, heldout: Tensor, *, train_patients: Sequence | Non
     return Membership(area, *auroc_interval(both, member), finite_percentile(draws[0]),
                       z_value() * math.sqrt((n + m + 1) / (12 * n * m)),
                       float((1 + (sums[1:] >= sums[0] - 1e-9).sum()) / len(sums)), float(tpr[0]),
-                      finite_percentile(draws[1]), int(alarms[0]), n, m, *(int(g.max()) + 1 for g in groups), _note(n, m))
+                      finite_percentile(draws[1]), int(alarms[0]), n, m,
+                      *(int(g.max()) + 1 for g in groups), _note(n, m))
 
 
 def _draws(train: np.ndarray, heldout: np.ndarray, p: np.ndarray, q: np.ndarray, n_boot: int,
            seed: int) -> tuple[np.ndarray, np.ndarray]:
     """AUROC and share found in resamples of patients on both sides: (n_boot,) each."""
-    c, e = bootstrap_counts(p.max() + 1, n_boot, seed)[:, p], bootstrap_counts(q.max() + 1, n_boot, seed + 1)[:, q]
+    c, e = bootstrap_counts(p.max() + 1, n_boot, seed)[:, p], bootstrap_counts(q.max() + 1, n_boot,
+                                                                               seed + 1)[:, q]
     wins = (train[:, None] > heldout) + 0.5 * (train[:, None] == heldout)
     return ((c @ wins) * e).sum(1) / (c.sum(1) * e.sum(1)), _found(train, heldout, c, e)[0]
 
 
-def _found(train: np.ndarray, heldout: np.ndarray, c: np.ndarray, e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of training images above the lowest threshold with no more than 1 % of held-out images above it, and how many
-    those are; counts c (B,n), e (B,m) say how often each image is there."""
+def _found(train: np.ndarray, heldout: np.ndarray, c: np.ndarray,
+           e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of training images above the lowest threshold with no more than 1 % of held-out images
+    above it, and how many those are; counts c (B,n), e (B,m) say how often each image is there."""
     order = np.argsort(-heldout, kind="stable")
     above = np.cumsum(e[:, order], axis=1)                          # held-out images down to here
     allowed = np.floor(FPR * above[:, -1] + 1e-9)
-    first = (above > allowed[:, None]).argmax(1)                    # the first that may not be above the threshold
+    # the first that may not be above the threshold
+    first = (above > allowed[:, None]).argmax(1)
     threshold = heldout[order][first]
     return ((c * (train > threshold[:, None])).sum(1) / c.sum(1),
             (e * (heldout > threshold[:, None])).sum(1))
@@ -120,7 +130,8 @@ def _checked(errors: Tensor, name: str) -> np.ndarray:
     assert x.ndim == 2, x.shape
     bad = ~(np.isfinite(x) & (x > 0)).all(1)
     if not len(x) or bad.any():
-        raise InputError(f"{bad.sum()} of {len(x)} {name} images have an error that is not a number above 0")
+        raise InputError(f"{bad.sum()} of {len(x)} {name} images have an error that is not a "
+                         "number above 0")
     return x
 
 

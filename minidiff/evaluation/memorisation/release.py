@@ -1,9 +1,11 @@
-"""Which synthetic images may leave: those that are no near-copy of a training image, by the standard of held-out images.
+"""Which synthetic images may leave: those that are no near-copy of a training image, by the
+standard of held-out images.
 
-The nearest training image of a near-copy is nearer, by the standard of the copy's own neighbourhood (`copying.calibrated`),
-than 99 % of held-out images have theirs. So 1 % of honest images are held back in each space, and more of those that are
-smoother than real ones (13 % of phantoms without noise where the real ones have some): that is the price of a filter that
-judges images one by one, and no sign of copying; whether a set holds copies is for `neighbours.memorisation` to say.
+The nearest training image of a near-copy is nearer, by the standard of the copy's own neighbourhood
+(`copying.calibrated`), than 99 % of held-out images have theirs. So 1 % of honest images are held
+back in each space, and more of those that are smoother than real ones (13 % of phantoms without
+noise where the real ones have some): that is the price of a filter that judges images one by one,
+and no sign of copying; whether a set holds copies is for `neighbours.memorisation` to say.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ FEWEST = round(1 / QUANTILE)   # held-out images: with fewer, the nearest 1 % of
 
 
 class Release(NamedTuple):
-    """Which images may leave (n,) bool; why not, "" where they may; the training image that each is nearest to, (n,) int, in
-    the space in which it is most conspicuously so; and its calibrated distance by the limit there, (n,): copies < 1."""
+    """Which images may leave (n,) bool; why not, "" where they may; the training image that each is
+    nearest to, (n,) int, in the space in which it is most conspicuously so; and its calibrated
+    distance by the limit there, (n,): copies < 1."""
 
     keep: Tensor
     reasons: list[str]
@@ -33,15 +36,18 @@ class Release(NamedTuple):
 
 
 class ReleaseFilter:
-    """Training images, and the limit in each space that held-out images set; call it with synthetic images."""
+    """Training images, and the limit in each space that held-out images set; call it with synthetic
+    images.
+    """
 
-    def __init__(self, train: Mapping[str, Tensor], heldout: Mapping[str, Tensor], names: Sequence[str] | None = None):
-        """Spaces as for `memorisation`: name → features or small images. names: of the training images, for the
-        reasons. Raises InputError where there are too few images to set a limit."""
+    def __init__(self, train: Mapping[str, Tensor], heldout: Mapping[str, Tensor],
+                 names: Sequence[str] | None = None):
+        """Spaces as for `memorisation`: name → features or small images. names: of the training
+        images, for the reasons. Raises InputError where there are too few images to set a limit."""
         n, m = (len(next(iter(side.values()))) for side in (train, heldout))
         if m < FEWEST or n <= NEXT:
-            raise InputError(f"near-copies cannot be told apart with {m} held-out and {n} training images: needed are "
-                             f"{FEWEST} and {NEXT + 1} or more")
+            raise InputError(f"near-copies cannot be told apart with {m} held-out and {n} training "
+                             f"images: needed are {FEWEST} and {NEXT + 1} or more")
         self.train, self.names = train, names
         self.limits = {name: calibrated(distances(x, train[name]))[0].quantile(QUANTILE).item()
                        for name, x in heldout.items()}
@@ -49,7 +55,8 @@ class ReleaseFilter:
     def __call__(self, fake: Mapping[str, Tensor]) -> Release:
         """Synthetic images in the same spaces, or some of them."""
         found = {name: calibrated(distances(x, self.train[name])) for name, x in fake.items()}
-        relative = torch.stack([value / max(self.limits[name], 1e-12) for name, (value, _) in found.items()])
+        relative = torch.stack([value / max(self.limits[name], 1e-12)
+                                for name, (value, _) in found.items()])
         least, where = relative.min(0)
         nearest = torch.stack([index for _, index in found.values()]).gather(0, where[None])[0]
         spaces = list(found)

@@ -1,1 +1,3 @@
-"""Distances between sets of features, how varied a set is and what it covers: features in, numbers out."""
+"""Distances between sets of features, how varied a set is and what it covers: features in, numbers
+out.
+"""

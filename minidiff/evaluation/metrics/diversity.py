@@ -1,9 +1,13 @@
-"""How varied is one set of images? Two numbers that need no reference, and say little without that of held-out real.
+"""How varied is one set of images? Two numbers that need no reference, and say little without that
+of held-out real.
 
-    Vendi     the effective number of different images, 1 … n, by the features' similarities (Friedman & Dieng 2023)
-    MS-SSIM   mean similarity of random pairs, 0 … 1, lower = more varied (Odena et al. 2017, on Wang et al. 2003)
+    Vendi     the effective number of different images, 1 … n, by the features' similarities
+              (Friedman & Dieng 2023)
+    MS-SSIM   mean similarity of random pairs, 0 … 1, lower = more varied (Odena et al. 2017, on
+              Wang et al. 2003)
 
-Both depend on n or on the size of the images: compare with as many held-out real images of the same label and size.
+Both depend on n or on the size of the images: compare with as many held-out real images of the same
+label and size.
 """
 
 from __future__ import annotations
@@ -23,47 +27,57 @@ from minidiff.evaluation.metrics.moments import check_finite
 
 TAPS, SIGMA = 11, 1.5                                # the Gaussian window
 C1, C2 = 0.01 ** 2, 0.03 ** 2                        # images in 0…1
-WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # of the scales, finest first (Wang et al. 2003, section 3.2)
+# of the scales, finest first (Wang et al. 2003, section 3.2)
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 BATCH = 2 ** 20                                      # pixels of one batch of pairs
 
 
 def vendi(features: np.ndarray) -> float:
-    """exp of the entropy of the eigenvalues of K/n, K the cosines of all pairs: n equal images → 1, n orthogonal → n.
+    """exp of the entropy of the eigenvalues of K/n, K the cosines of all pairs: n equal images → 1,
+    n orthogonal → n.
 
-    features (n,d), n ≥ 1; computed from XXᵀ or XᵀX, which share their eigenvalues, whichever is smaller.
+    features (n,d), n ≥ 1; computed from XXᵀ or XᵀX, which share their eigenvalues, whichever is
+    smaller.
     """
     x = np.asarray(features, dtype=np.float64)
     assert x.ndim == 2, x.shape
     check_finite("", x)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     if not len(x) or not length.all():
-        raise InputError(f"Vendi needs directions: {int((length == 0).sum())} of {len(x)} feature vectors are 0")
+        raise InputError(f"Vendi needs directions: {int((length == 0).sum())} of {len(x)} feature "
+                         "vectors are 0")
     x = x / length
     values = np.linalg.eigvalsh(x @ x.T if len(x) <= x.shape[1] else x.T @ x) / len(x)
     values = values[values > 0]   # rounding puts some of the zeros below 0, where there is no log
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def ms_ssim(images: Tensor, *, pairs: int = 1000, seed: int = 0, patients: Sequence | None = None) -> float:
-    """Mean MS-SSIM over at most `pairs` random pairs of different images of one size: uint8 (N,3,H,W) → 0 … 1.
+def ms_ssim(images: Tensor, *, pairs: int = 1000, seed: int = 0,
+            patients: Sequence | None = None) -> float:
+    """Mean MS-SSIM over at most `pairs` random pairs of different images of one size: uint8
+    (N,3,H,W) → 0 … 1.
 
-    Unordered pairs, none twice; all there are where those are fewer. Two images of one patient make no pair: follow-ups
-    are alike, and would make real images look less varied than they are. Sizes below 176 px have fewer than five
-    scales, see `scales`: two figures compare at equal size alone.
+    Unordered pairs, none twice; all there are where those are fewer. Two images of one patient make
+    no pair: follow-ups are alike, and would make real images look less varied than they are. Sizes
+    below 176 px have fewer than five scales, see `scales`: two figures compare at equal size alone.
     """
     i, j = _pairs(len(images), pairs, seed, patient_codes(patients, len(images)))
     if not len(i):
-        raise InputError(f"MS-SSIM needs a pair of images of different patients; there are {len(images)} images")
+        raise InputError(f"MS-SSIM needs a pair of images of different patients; there are "
+                         f"{len(images)} images")
     x, values = grey(images)[:, None], []
     step = max(1, BATCH // x[0].numel())
-    for start in tqdm(range(0, len(i), step), desc="MS-SSIM", unit="batch", leave=False, disable=len(i) <= step):
+    for start in tqdm(range(0, len(i), step), desc="MS-SSIM", unit="batch", leave=False,
+                      disable=len(i) <= step):
         some = slice(start, start + step)
         values.append(similarity(x[i[some]], x[j[some]]))
     return torch.cat(values).double().mean().item()
 
 
 def scales(height: int, width: int) -> int:
-    """How many halvings keep the smaller side at 11 px or more, at most five: 5 from 176 px on, 4 from 88, 3 from 44."""
+    """How many halvings keep the smaller side at 11 px or more, at most five: 5 from 176 px on, 4
+    from 88, 3 from 44.
+    """
     count = sum(min(height, width) // 2 ** s >= TAPS for s in range(len(WEIGHTS)))
     if not count:
         raise InputError(f"SSIM needs images of at least {TAPS} px; these are {height} × {width}")
@@ -73,9 +87,9 @@ def scales(height: int, width: int) -> int:
 def similarity(x: Tensor, y: Tensor) -> Tensor:
     """MS-SSIM of images with images, both float (N,1,H,W) in 0…1 → (N,): Wang et al. 2003, eq. 7.
 
-    Contrast and structure at every scale, luminance at the coarsest, windows inside the image only. With fewer than five
-    scales the weights of those that there are are enlarged to the sum of all. Where structure is opposite, its mean is
-    negative and has no such power: it counts as 0.
+    Contrast and structure at every scale, luminance at the coarsest, windows inside the image only.
+    With fewer than five scales the weights of those that there are are enlarged to the sum of all.
+    Where structure is opposite, its mean is negative and has no such power: it counts as 0.
     """
     count, value = scales(*x.shape[2:]), 1.0
     for s in range(count):
@@ -95,19 +109,23 @@ def _ssim(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _window(side: int, dtype: torch.dtype) -> Tensor:
-    """The Gaussian's weighted means of 11 neighbours as a matrix (side − 10, side): 4 to 10 × as fast as conv2d on a CPU."""
+    """The Gaussian's weighted means of 11 neighbours as a matrix (side − 10, side): 4 to 10 × as
+    fast as conv2d on a CPU.
+    """
     taps = torch.exp(-(torch.arange(TAPS, dtype=dtype) - TAPS // 2) ** 2 / (2 * SIGMA ** 2))
-    return torch.stack([F.pad(taps / taps.sum(), (i, side - TAPS - i)) for i in range(side - TAPS + 1)])
+    return torch.stack([F.pad(taps / taps.sum(), (i, side - TAPS - i))
+                        for i in range(side - TAPS + 1)])
 
 
 def _pairs(n: int, pairs: int, seed: int, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Random pairs j < i of different groups: two arrays of at most `pairs` indices.
 
-    Pair number k of all n(n−1)/2 has i = ⌊(1 + √(1 + 8k))/2⌋ and j = k − i(i−1)/2. Twenty times as many are drawn as are
-    wanted, for the pairs within a patient that fall away.
+    Pair number k of all n(n−1)/2 has i = ⌊(1 + √(1 + 8k))/2⌋ and j = k − i(i−1)/2. Twenty times as
+    many are drawn as are wanted, for the pairs within a patient that fall away.
     """
     total = n * (n - 1) // 2
-    k = np.random.default_rng(seed).choice(total, min(total, 20 * pairs), replace=False) if total else np.zeros(0)
+    k = np.random.default_rng(seed).choice(total, min(total, 20 * pairs),
+                                           replace=False) if total else np.zeros(0)
     i = ((1 + np.sqrt(1 + 8 * k)) / 2).astype(int)
     j = (k - i * (i - 1) // 2).astype(int)
     apart = group[i] != group[j]

@@ -1,7 +1,9 @@
-"""Fréchet distance from streamed moments: 50,000 × 2,048 features are summed batch by batch and never held.
+"""Fréchet distance from streamed moments: 50,000 × 2,048 features are summed batch by batch and
+never held.
 
-A set is kept as its count, mean and scatter matrix in float64, and two halves of a set merge exactly, wherever they were
-summed. While batches come in there are the batch and two d × d matrices in memory: 67 MB at d = 2,048.
+A set is kept as its count, mean and scatter matrix in float64, and two halves of a set merge
+exactly, wherever they were summed. While batches come in there are the batch and two d × d matrices
+in memory: 67 MB at d = 2,048.
 """
 
 from __future__ import annotations
@@ -11,23 +13,29 @@ import torch
 
 from minidiff.errors import InputError
 
-ROWS = 2048   # of one call to `add`, taken at a time: its float64 copy stays small, however much is given
+# of one call to `add`, taken at a time: its float64 copy stays small, however much is given
+ROWS = 2048
 
 
 class Moments:
-    """Count, mean (d,) and scatter Σ(x − mean)(x − mean)ᵀ (d,d) of all feature vectors added so far."""
+    """Count, mean (d,) and scatter Σ(x − mean)(x − mean)ᵀ (d,d) of all feature vectors added so
+    far.
+    """
 
     def __init__(self, d: int):
         self.count, self.mean, self.scatter = 0, np.zeros(d), np.zeros((d, d))
 
     def add(self, features: np.ndarray) -> Moments:
-        """Take in a batch (n,d) of any float type; returns self. NaN or infinity raise InputError, nothing is added then.
+        """Take in a batch (n,d) of any float type; returns self. NaN or infinity raise InputError,
+        nothing is added then.
 
-        Each part is centred on its own mean before it is squared, since E[x²] − E[x]² loses all digits where the mean is
-        large beside the spread (Chan, Golub & LeVeque 1983, eq. 1.5); the shift of the mean is one more row.
+        Each part is centred on its own mean before it is squared, since E[x²] − E[x]² loses all
+        digits where the mean is large beside the spread (Chan, Golub & LeVeque 1983, eq. 1.5); the
+        shift of the mean is one more row.
         """
         features = np.asarray(features)
-        assert features.ndim == 2 and features.shape[1] == len(self.mean), (features.shape, len(self.mean))
+        assert features.ndim == 2 and features.shape[1] == len(self.mean), (features.shape,
+                                                                            len(self.mean))
         check_finite("", features)
         for start in range(0, len(features), ROWS):
             x = features[start:start + ROWS].astype(np.float64)
@@ -74,9 +82,9 @@ def frechet(shift: np.ndarray, traces: float, cross: float) -> float:
 def root_trace(s: np.ndarray, t: np.ndarray) -> float:
     """tr (ST)^½ of two covariances (d,d).
 
-    Any root S = LLᵀ will do: ST has the eigenvalues of LᵀTL, which is symmetric, so that they are real and, but for
-    rounding, not negative. Cholesky's L costs a seventh of the root by eigh, which remains where neither S nor T has full
-    rank.
+    Any root S = LLᵀ will do: ST has the eigenvalues of LᵀTL, which is symmetric, so that they are
+    real and, but for rounding, not negative. Cholesky's L costs a seventh of the root by eigh,
+    which remains where neither S nor T has full rank.
     """
     for first, other in ((s, t), (t, s)):
         try:
@@ -89,12 +97,16 @@ def root_trace(s: np.ndarray, t: np.ndarray) -> float:
 
 
 def _root_sum(root: np.ndarray, t: np.ndarray) -> float:
-    product = torch.from_numpy(root.T @ t @ root)   # PyTorch brings a LAPACK that takes half of NumPy's time
+    # PyTorch brings a LAPACK that takes half of NumPy's time
+    product = torch.from_numpy(root.T @ t @ root)
     return torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum().item()
 
 
 def check_finite(name: str, features: np.ndarray) -> None:
-    """Raise InputError that counts the rows of (n,d) with NaN or infinity; `name` says which side they are of."""
+    """Raise InputError that counts the rows of (n,d) with NaN or infinity; `name` says which side
+    they are of.
+    """
     bad = len(features) - int(np.isfinite(features).all(1).sum())
     if bad:
-        raise InputError(f"{bad} of {len(features)} {name + ' ' if name else ''}feature vectors hold NaN or infinity")
+        raise InputError(f"{bad} of {len(features)} {name + ' ' if name else ''}feature vectors "
+                         "hold NaN or infinity")

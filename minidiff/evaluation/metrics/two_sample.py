@@ -1,9 +1,10 @@
 """Can a classifier tell real from synthetic? The 1-nearest-neighbour two-sample test.
 
-Each image of the pooled sets takes the label, real or synthetic, of its nearest neighbour among all others (Lopez-Paz &
-Oquab 2017; Schilling 1986). Where both sets are of one kind about half of the labels are right; 1 is a set that anything
-tells apart. Well below one half is a warning, too: the nearest neighbour of a synthetic image then is a real one that it
-copies. Encoders leave traces: files of both sides must have come out of the same one.
+Each image of the pooled sets takes the label, real or synthetic, of its nearest neighbour among all
+others (Lopez-Paz & Oquab 2017; Schilling 1986). Where both sets are of one kind about half of the
+labels are right; 1 is a set that anything tells apart. Well below one half is a warning, too: the
+nearest neighbour of a synthetic image then is a real one that it copies. Encoders leave traces:
+files of both sides must have come out of the same one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ ROWS = 1024   # images at a time, whose distances to all are held
 
 
 class C2ST(NamedTuple):
-    """Accuracy with its interval, p of its being above chance, and the number of images on each side."""
+    """Accuracy with its interval, p of its being above chance, and the number of images on each
+    side.
+    """
 
     accuracy: float
     low: float
@@ -34,14 +37,16 @@ class C2ST(NamedTuple):
 
 def c2st(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
          fake_patients: Sequence | None = None, permutations: int = 1000, seed: int = 0) -> C2ST:
-    """Leave-one-out accuracy of 1-NN at equal n, (n,d) and (m,d); of the larger side a random draw is taken.
+    """Leave-one-out accuracy of 1-NN at equal n, (n,d) and (m,d); of the larger side a random draw
+    is taken.
 
-    A neighbour of the same patient is left out: it would give a real image away however good the synthetic ones are.
-    p: the share of random divisions of the pooled patients with as high an accuracy, neighbours as they are (exact).
+    A neighbour of the same patient is left out: it would give a real image away however good the
+    synthetic ones are. p: the share of random divisions of the pooled patients with as high an
+    accuracy, neighbours as they are (exact).
 
-    Images whose answers hang together are not so many independent ones: two that are each other's nearest are both right or
-    both wrong, and patients repeat themselves. With w such partners an image, itself included, n counts as 2n/w in
-    Wilson's interval.
+    Images whose answers hang together are not so many independent ones: two that are each other's
+    nearest are both right or both wrong, and patients repeat themselves. With w such partners an
+    image, itself included, n counts as 2n/w in Wilson's interval.
     """
     x, y = checked(real, fake)
     n = min(len(x), len(y))
@@ -53,7 +58,8 @@ def c2st(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None =
     labels = divisions(group, n, permutations, seed)
     values = (labels == labels[:, nearest]).mean(1)
     accuracy, total = float(values[0]), 2 * n
-    mutual = (nearest[nearest] == np.arange(total)).sum()         # never of one patient: no pair is counted twice
+    # never of one patient: no pair is counted twice
+    mutual = (nearest[nearest] == np.arange(total)).sum()
     ties = (np.bincount(group) ** 2).sum() + mutual
     low, high = wilson(accuracy * total ** 2 / ties, total ** 2 / ties)
     above = (values[1:] >= accuracy - 1e-12).sum()
@@ -63,10 +69,12 @@ def c2st(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None =
 def neighbours(pool: np.ndarray, group: np.ndarray, seed: int = 0) -> np.ndarray:
     """Index of each image's nearest image of another patient: (N,d), (N,) → (N,).
 
-    Of equally near ones a random one: by index the real side, which comes first, would win every tie.
+    Of equally near ones a random one: by index the real side, which comes first, would win every
+    tie.
     """
     if group.max() == 0:
-        raise InputError(f"all {len(pool)} images are of one patient, whose images are not each other's neighbours")
+        raise InputError(f"all {len(pool)} images are of one patient, whose images are not each "
+                         "other's neighbours")
     order = np.random.default_rng(seed).permutation(len(pool))
     x, g, found = torch.from_numpy(pool[order]), torch.from_numpy(group[order]), []
     for part, own in zip(x.split(ROWS), g.split(ROWS)):

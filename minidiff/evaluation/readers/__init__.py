@@ -1,1 +1,3 @@
-"""A blinded study with readers: a page to rate on (make), what the answers say (score), how many it takes (plan)."""
+"""A blinded study with readers: a page to rate on (make), what the answers say (score), how many it
+takes (plan).
+"""

@@ -1,7 +1,8 @@
 """Readers' files: read, checked against the key, and laid out as tables of images and readers.
 
-The checksum in a file finds what was cut or edited after export. It is no seal: who wants to forge answers can compute it
-anew. That each answer stands where the key's order for this reader has it, and only once, is checked as well.
+The checksum in a file finds what was cut or edited after export. It is no seal: who wants to forge
+answers can compute it anew. That each answer stands where the key's order for this reader has it,
+and only once, is checked as well.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy as np
 from minidiff import runs
 from minidiff.errors import InputError
 
-COLUMNS = ("study", "reader", "block", "position", "item", "answer", "confidence", "reasons", "ms", "time", "undone")
+COLUMNS = ("study", "reader", "block", "position", "item", "answer", "confidence", "reasons", "ms",
+           "time", "undone")
 WORDS = {"quality": ("bad", "good"), "origin": ("real", "generated")}  # answer → 0 or 1
 REASONS = ("anatomy", "artefact", "disease", "other", "text_marker")
 
@@ -35,19 +37,22 @@ class Key:
 
     def where(self, **wanted: str) -> list[int]:
         """Places of the items that are so, repeats aside."""
-        return [k for k, item in enumerate(self.items)
-                if "repeat_of" not in item and all(item.get(name) == value for name, value in wanted.items())]
+        return [k for k, item in enumerate(self.items) if "repeat_of" not in item
+                and all(item.get(name) == value for name, value in wanted.items())]
 
     @property
     def repeats(self) -> list[tuple[int, int]]:
         """Places of the two showings of each image that is shown twice."""
         place = {item["id"]: k for k, item in enumerate(self.items)}
-        return [(place[item["repeat_of"]], k) for k, item in enumerate(self.items) if "repeat_of" in item]
+        return [(place[item["repeat_of"]], k) for k, item in enumerate(self.items)
+                if "repeat_of" in item]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One reader's answers in the order of the key's items: 0, 1, or −1 where there is none; `position` counts from 1."""
+    """One reader's answers in the order of the key's items: 0, 1, or −1 where there is none;
+    `position` counts from 1.
+    """
 
     reader: int
     file: str
@@ -59,7 +64,9 @@ class Reading:
     missing: int = 0                   # images not rated
 
     def first(self, key: Key, places: list[int]) -> np.ndarray:
-        """Good (1) or Bad (0) at the first of an image's showings, whichever of the two items that was."""
+        """Good (1) or Bad (0) at the first of an image's showings, whichever of the two items that
+        was.
+        """
         twin = dict(key.repeats)
         seen = [min((k, twin.get(k, k)), key=lambda p: self.position[p] or 1 << 30) for k in places]
         return self.answer["quality"][seen]
@@ -76,8 +83,8 @@ def read_key(path: str | Path) -> Key:
 def read_readings(files: tuple[str, ...], key: Key) -> tuple[list[Reading], list[str]]:
     """The usable files by reader, and one remark for each file that is not, or not wholly, usable.
 
-    Two files of one reader: the same answers count once, a shorter one that the longer goes on from gives way to it, and
-    of two that differ neither counts.
+    Two files of one reader: the same answers count once, a shorter one that the longer goes on from
+    gives way to it, and of two that differ neither counts.
     """
     by_reader, remarks = {}, []
     for file in files:
@@ -95,18 +102,21 @@ def read_readings(files: tuple[str, ...], key: Key) -> tuple[list[Reading], list
             remarks.append(f"left out: reader {reader} is doubled, with different answers in "
                            + " and ".join(file for file, _ in found))
             continue
-        remarks += [f"left out: {file}: doubled; {longest[0]} has its answers of reader {reader}" for file, _ in found[:-1]]
+        remarks += [f"left out: {file}: doubled; {longest[0]} has its answers of reader "
+                    f"{reader}" for file, _ in found[:-1]]
         reading = lay_out(longest[0], longest[1], key)
         if reading.missing:
             done = len(longest[1])
-            remarks.append(f"not pooled: {longest[0]}: reader {reader} is unfinished, {done} of {done + reading.missing} "
-                           "images rated")
+            remarks.append(f"not pooled: {longest[0]}: reader {reader} is unfinished, {done} of "
+                           f"{done + reading.missing} images rated")
         readings.append(reading)
     return readings, remarks
 
 
 def read_rows(file: str | Path) -> list[dict]:
-    """The rows of an export, JSONL or CSV, after its checksum; every value as JSON would have it."""
+    """The rows of an export, JSONL or CSV, after its checksum; every value as JSON would have
+    it.
+    """
     try:
         data = Path(file).read_bytes()
         text = data.decode()
@@ -114,7 +124,8 @@ def read_rows(file: str | Path) -> list[dict]:
         raise InputError(f"{file}: no such file") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: not an export of the reading page (not UTF-8)") from None
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")  # a spreadsheet or a mail programme may have changed these
+    # a spreadsheet or a mail programme may have changed these
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     body, _, last = text.rstrip("\n").rpartition("\n")
     body += "\n"
     try:
@@ -123,10 +134,11 @@ def read_rows(file: str | Path) -> list[dict]:
             digest, n = last.split(",")[1], int(last.split(",")[2])
         else:
             end = json.loads(last)
-            rows, digest, n = [json.loads(line) for line in body.splitlines()], end["sha256"], end["rows"]
+            rows, digest, n = [json.loads(line)
+                               for line in body.splitlines()], end["sha256"], end["rows"]
     except (ValueError, KeyError, IndexError, TypeError, csv.Error):
-        raise InputError(f"{file}: not a whole export of the reading page: its last line is no checksum, or a row is "
-                         "damaged") from None
+        raise InputError(f"{file}: not a whole export of the reading page: its last line is no "
+                         f"checksum, or a row is damaged") from None
     if hashlib.sha256(body.encode()).hexdigest() != digest or n != len(rows):
         raise InputError(f"{file}: edited or damaged after export: the checksum does not fit")
     if not rows:
@@ -145,25 +157,30 @@ def check_rows(file: str | Path, rows: list[dict], key: Key) -> None:
         if not isinstance(row, dict) or set(row) != set(COLUMNS):
             raise InputError(f"{file}: row {at + 1} has other columns than {', '.join(COLUMNS)}")
         if row["study"] != key.study:
-            raise InputError(f"{file}: foreign: of study {row['study']!r}, but the key is of {key.study!r}; one of the two "
-                             "was changed, or belongs elsewhere")
+            raise InputError(f"{file}: foreign: of study {row['study']!r}, but the key is of "
+                             f"{key.study!r}; one of the two was changed, or belongs elsewhere")
     readers = {row["reader"] for row in rows}
-    if len(readers) > 1 or not all(isinstance(r, int) and 1 <= r <= len(key.orders) for r in readers):
-        raise InputError(f"{file}: reader {', '.join(map(str, readers))}; the key has 1 to {len(key.orders)}, one a file")
+    if len(readers) > 1 or not all(isinstance(r, int) and 1 <= r <= len(key.orders)
+                                   for r in readers):
+        raise InputError(f"{file}: reader {', '.join(map(str, readers))}; the key has 1 to "
+                         f"{len(key.orders)}, one a file")
     orders = key.orders[readers.pop() - 1]
     wanted = [(block, key.items[k]["id"]) for block, order in orders.items() for k in order]
     if len({(row["block"], row["item"]) for row in rows}) < len(rows):
         raise InputError(f"{file}: an image is answered twice in one part")
     for at, row in enumerate(rows):
-        if at >= len(wanted) or (row["block"], row["item"], row["position"]) != (*wanted[at], at + 1):
-            raise InputError(f"{file}: row {at + 1} is not the image that this reader saw there: rows were moved, left out "
-                             "or taken from another reader")
+        if at >= len(wanted) or (row["block"], row["item"], row["position"]) != (*wanted[at],
+                                                                                 at + 1):
+            raise InputError(f"{file}: row {at + 1} is not the image that this reader saw there: "
+                             "rows were moved, left out or taken from another reader")
         sound = (row["answer"] in WORDS[row["block"]] and row["confidence"] in (1, 2, 3, 4)
-                 and isinstance(row["reasons"], list) and all(reason in REASONS for reason in row["reasons"])
+                 and isinstance(row["reasons"], list)
+                 and all(reason in REASONS for reason in row["reasons"])
                  and isinstance(row["ms"], int) and row["ms"] >= 0)
         if not sound:
-            raise InputError(f"{file}: row {at + 1}: answer {row['answer']!r}, confidence {row['confidence']!r}, reasons "
-                             f"{row['reasons']!r}, ms {row['ms']!r} are not what the page writes")
+            raise InputError(f"{file}: row {at + 1}: answer {row['answer']!r}, confidence "
+                             f"{row['confidence']!r}, reasons {row['reasons']!r}, ms {row['ms']!r} "
+                             "are not what the page writes")
 
 
 def lay_out(file: str, rows: list[dict], key: Key) -> Reading:

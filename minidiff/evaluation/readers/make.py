@@ -1,8 +1,10 @@
-"""Make a reading study: one page for the readers, and apart from it the key that says what each image is.
+"""Make a reading study: one page for the readers, and apart from it the key that says what each
+image is.
 
-The page needs neither network nor server. All images are brought to one size, made grey and stored by one encoder without
-compression, so that their files are equally long and tell nothing but their pixels: a generated image compresses better.
-Names and orders come from a secret in the key file (`keyed`); the page and preregistration.json carry the key's hash.
+The page needs neither network nor server. All images are brought to one size, made grey and stored
+by one encoder without compression, so that their files are equally long and tell nothing but their
+pixels: a generated image compresses better. Names and orders come from a secret in the key file
+(`keyed`); the page and preregistration.json carry the key's hash.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ ATTENTIVE = 0.8   # share of the controls that a reader must call Bad for his an
 HEAVY = 150e6     # bytes of a page at which a tablet struggles
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 RULES = (
-    "Good-rates with Wilson's interval for each reader; difference synthetic − real with Newcombe's.",
-    "Non-inferior if both lower limits of the pooled difference, over other images and over other images and readers, lie "
-    "above −margin.",
-    "Readers who call fewer than {attentive:.0%} of the controls Bad are shown and left out of pooled numbers; so are "
-    "unfinished readers.",
-    "Only the first of two showings counts for rates; both count for agreement of a reader with himself.",
-    "Agreement: Cohen's kappa of two readers, Fleiss' of more, Gwet's AC1; real or generated: exact binomial against 1/2.",
+    "Good-rates with Wilson's interval for each reader; difference synthetic − real with "
+    "Newcombe's.", "Non-inferior if both lower limits of the pooled difference, over other images "
+    "and over other images and readers, lie above −margin.", "Readers who call fewer than "
+    "{attentive:.0%} of the controls Bad are shown and left out of pooled numbers; so are "
+    "unfinished readers.", "Only the first of two showings counts for rates; both count for "
+    "agreement of a reader with himself.", "Agreement: Cohen's kappa of two readers, Fleiss' of "
+    "more, Gwet's AC1; real or generated: exact binomial against 1/2.",
 )
 
 
@@ -67,11 +69,12 @@ def run(cfg: Config) -> None:
     """Make a reading study: a page to rate images on, and its key."""
     page, key = make(cfg, secrets.token_bytes(32))
     plan = json.loads((key / "preregistration.json").read_text())
-    print(f"{plan['images']} images and {plan['shown'] - plan['images']} repeats and controls for {cfg.readers} readers; "
-          f"repeats {plan['gap']} or more places apart")
+    print(f"{plan['images']} images and {plan['shown'] - plan['images']} repeats and controls for "
+          f"{cfg.readers} readers; repeats {plan['gap']} or more places apart")
     for remark in plan["notes"]:
         print(f"note: {remark}")
-    print(f"{page}  give this to the readers ({page.stat().st_size / 1e6:.0f} MB); a link may end in ?reader=2")
+    print(f"{page}  give this to the readers ({page.stat().st_size / 1e6:.0f} MB); a link may end "
+          "in ?reader=2")
     print(f"{key / 'preregistration.json'}  deposit this before anybody reads")
     print(f"{key / 'key.json'}  keep this from the readers")
 
@@ -85,33 +88,45 @@ def make(cfg: Config, secret: bytes) -> tuple[Path, Path]:
     raw = [images.read(it["file"]) for it in items]
     sides = [min(image.shape[1:]) for image in raw]
     size = cfg.size or min(side for side, it in zip(sides, items) if it["kind"] == "synthetic")
-    small = Counter(it["kind"] for side, it in zip(sides, items) if side < size and "twin" not in it)
-    notes += [f"{n} {kind} images, smaller than {size} px, were enlarged, which may show" for kind, n in small.items()]
+    small = Counter(it["kind"] for side, it in zip(sides, items)
+                    if side < size and "twin" not in it)
+    notes += [f"{n} {kind} images, smaller than {size} px, were enlarged, which may "
+              f"show" for kind, n in small.items()]
     pixels = render(raw, items, size, secret)
     ids = [keyed.name(secret, f"item {k}") for k in range(len(items))]
-    places = [int(k) for k in np.argsort(ids)]               # the page lists its items by their random names
+    # the page lists its items by their random names
+    places = [int(k) for k in np.argsort(ids)]
     rank = {k: place for place, k in enumerate(places)}
     orders, gap = draw_orders(cfg, secret, items)
     orders = [{block: [rank[k] for k in order] for block, order in o.items()} for o in orders]
     listed = [{"id": ids[k], **{c: v for c, v in items[k].items() if c not in ("file", "twin")},
-               **({"repeat_of": ids[items[k]["twin"]]} if "twin" in items[k] else {})} for k in places]
-    design = {"size": size, "margin": cfg.margin, "attentive": ATTENTIVE, "gap": gap, "origin": cfg.origin,
+               **({"repeat_of": ids[items[k]["twin"]]} if "twin" in items[k] else {})}
+              for k in places]
+    design = {"size": size, "margin": cfg.margin, "attentive": ATTENTIVE, "gap": gap,
+              "origin": cfg.origin,
               "show_label": cfg.show_label, "controls": cfg.controls, "readers": cfg.readers}
-    sealed = json.dumps({"secret": secret.hex(), "design": design, "items": listed, "orders": orders}, indent=1).encode()
+    sealed = json.dumps({"secret": secret.hex(), "design": design, "items": listed,
+                         "orders": orders}, indent=1).encode()
     digest = hashlib.sha256(sealed).hexdigest()
     shown = [{"id": ids[k], "png": base64.b64encode(stored_png(pixels[k])).decode(),
               **({"label": items[k]["label"]} if cfg.show_label else {})} for k in places]
-    html = build_page({"id": digest[:16], "key": digest, "labelled": cfg.show_label, "orders": orders, "items": shown,
-                       "text": words})
+    html = build_page({"id": digest[:16], "key": digest, "labelled": cfg.show_label,
+                       "orders": orders, "items": shown, "text": words})
     if len(html) > HEAVY:
-        notes.append(f"the page has {len(html) / 1e6:.0f} MB, too many for a tablet; lower --size or --per-label")
-    kinds = Counter((i["kind"], i["label"]) for i in items if "twin" not in i and i["kind"] != "control")
-    plan = {"study": digest[:16], "key_sha256": digest, "page_sha256": hashlib.sha256(html).hexdigest(), **design,
-            "images": sum(kinds.values()), "shown": len(items), "of": {f"{k} {label}": n for (k, label), n in kinds.items()},
-            "question": {k: words[k] for k in ("quality_title", "definition_label" if cfg.show_label else "definition",
-                                               *(("origin_title", "definition_origin") if cfg.origin else ()))},
+        notes.append(f"the page has {len(html) / 1e6:.0f} MB, too many for a tablet; lower --size "
+                     "or --per-label")
+    kinds = Counter((i["kind"], i["label"]) for i in items
+                    if "twin" not in i and i["kind"] != "control")
+    plan = {"study": digest[:16], "key_sha256": digest,
+            "page_sha256": hashlib.sha256(html).hexdigest(), **design,
+            "images": sum(kinds.values()), "shown": len(items),
+            "of": {f"{k} {label}": n for (k, label), n in kinds.items()},
+            "question": {k: words[k] for k in (
+                "quality_title", "definition_label" if cfg.show_label else "definition",
+                *(("origin_title", "definition_origin") if cfg.origin else ()))},
             "rules": [rule.format(attentive=ATTENTIVE) for rule in RULES], "data": list(cfg.data),
-            "samples": list(cfg.samples), "notes": notes, "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "samples": list(cfg.samples), "notes": notes,
+            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "provenance": runs.provenance()}
     runs.write_atomic(key / "key.json", sealed)
     runs.write_json(key / "preregistration.json", plan)
@@ -121,23 +136,29 @@ def make(cfg: Config, secret: bytes) -> tuple[Path, Path]:
 
 def check(cfg: Config) -> tuple[Path, Path]:
     """The two folders, after what can be refused before anything is read."""
-    for name, low, high in (("per_label", 1, 10_000), ("readers", 1, 100), ("repeat", 0, 1), ("controls", 0, 1000),
-                            ("margin", 0.01, 0.5)):
+    for name, low, high in (("per_label", 1, 10_000), ("readers", 1, 100), ("repeat", 0, 1),
+                            ("controls", 0, 1000), ("margin", 0.01, 0.5)):
         if not low <= getattr(cfg, name) <= high:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(cfg, name)} is not allowed: {low:g} to {high:g}")
+            raise InputError(f"--{name.replace('_', '-')} {getattr(cfg, name)} is not allowed: "
+                             f"{low:g} to {high:g}")
     if cfg.size and not 16 <= cfg.size <= 2048:
-        raise InputError(f"--size {cfg.size} is not allowed: 16 to 2048, or 0 for that of the samples")
+        raise InputError(f"--size {cfg.size} is not allowed: 16 to 2048, or 0 for that of the "
+                         "samples")
     out, key = Path(cfg.out), Path(cfg.key)
     if runs.nested(out, key):
-        raise InputError(f"--key {key} and --out {out}: the key must lie apart from what the readers get")
+        raise InputError(f"--key {key} and --out {out}: the key must lie apart from what the "
+                         "readers get")
     for folder in (out, key):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} exists and is not empty; a study is never made over another: give another folder")
+            raise InputError(f"{folder} exists and is not empty; a study is never made over "
+                             "another: give another folder")
     return out, key
 
 
 def texts(path: str) -> dict[str, str]:
-    """The page's words: those of text.json, or their translation, which must have each of them with the same {values}."""
+    """The page's words: those of text.json, or their translation, which must have each of them with
+    the same {values}.
+    """
     english = json.loads((HERE / "text.json").read_text())
     if not path:
         return english
@@ -145,41 +166,52 @@ def texts(path: str) -> dict[str, str]:
     found = found if isinstance(found, dict) else {}
     for key, text in english.items():
         values = {part.split("}")[0] for part in text.split("{")[1:]}
-        if not isinstance(found.get(key), str) or {p.split("}")[0] for p in found[key].split("{")[1:]} != values:
+        if not isinstance(found.get(key),
+                          str) or {p.split("}")[0] for p in found[key].split("{")[1:]} != values:
             wanted = f"with {', '.join(sorted(values))} in braces" if values else "without braces"
-            raise InputError(f"{path}: {key!r} is missing or not as it should be; wanted is a text {wanted}")
+            raise InputError(f"{path}: {key!r} is missing or not as it should be; wanted is a text "
+                             f"{wanted}")
     return {key: found[key] for key in english}
 
 
 def read(cfg: Config) -> tuple[Table, list[Table]]:
-    """Held-out real images, and each set of samples; no sample may be a real file, none made from a held-out image."""
+    """Held-out real images, and each set of samples; no sample may be a real file, none made from a
+    held-out image.
+    """
     table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
-    real, made = table.select(split=("val", "test")), [read_table(folder, split=False) for folder in cfg.samples]
+    real, made = table.select(split=("val", "test")), [read_table(folder, split=False)
+                                                       for folder in cfg.samples]
     if not cfg.samples:
         raise InputError("--samples: no folder of synthetic images given")
     notes = list(table.notes)
     for folder, samples in zip(cfg.samples, made):
         check_synthetic(samples.rows, samples.hashes, table.hashes.values(), folder)
-        notes += check_unseen(real.rows, real.hashes, trained_on(folder), f"the generator of {folder}")
+        notes += check_unseen(real.rows, real.hashes, trained_on(folder),
+                              f"the generator of {folder}")
     return replace(real, notes=notes), made
 
 
-def choose(cfg: Config, secret: bytes, real: Table, made: list[Table]) -> tuple[list[dict], list[str]]:
-    """The items in a fixed order: equally many real and synthetic ones of each label, then repeats, then controls.
+def choose(cfg: Config, secret: bytes, real: Table,
+           made: list[Table]) -> tuple[list[dict], list[str]]:
+    """The items in a fixed order: equally many real and synthetic ones of each label, then repeats,
+    then controls.
 
-    An item is {kind, label, set, file_name, sha256, file}; repeats also carry "twin", the place of their first.
+    An item is {kind, label, set, file_name, sha256, file}; repeats also carry "twin", the place of
+    their first.
     """
     rng = keyed.generator(secret, "draw")
     labels = sorted({label for table in made for label in table.labels})
-    pools = {"real": [(real, "real", r) for r in real.rows],
-             "synthetic": [(table, folder, r) for folder, table in zip(cfg.samples, made) for r in table.rows]}
+    pools = {"real": [(real, "real", r) for r in real.rows], "synthetic":
+             [(table, folder, r) for folder, table in zip(cfg.samples, made) for r in table.rows]}
     taken, spare = [], []
     for kind, pool in pools.items():
         for label in labels:
-            own = spread([entry for entry in pool if entry[2]["label"] == label], rng, patients=kind == "real")
+            own = spread([entry for entry in pool if entry[2]["label"] == label], rng,
+                         patients=kind == "real")
             if len(own) < cfg.per_label:
                 where = "held-out (val and test) images" if kind == "real" else "synthetic images"
-                raise InputError(f"--per-label {cfg.per_label}: label {label!r} has only {len(own)} {where}")
+                raise InputError(f"--per-label {cfg.per_label}: label {label!r} has only "
+                                 f"{len(own)} {where}")
             taken += [item(kind, *entry) for entry in own[: cfg.per_label]]
             spare += [item(kind, *entry) for entry in own[cfg.per_label :]]
     repeats = []
@@ -187,12 +219,13 @@ def choose(cfg: Config, secret: bytes, real: Table, made: list[Table]) -> tuple[
         places = [k for k, it in enumerate(taken) if it["kind"] == kind]
         repeats += [int(k) for k in rng.permutation(places)[: round(cfg.repeat * len(places))]]
     sources = [spare[int(k)] for k in rng.permutation(len(spare))] or taken
-    spoilt = [{**sources[k % len(sources)], "kind": "control", "control": list(SPOIL)[k % len(SPOIL)]}
-              for k in range(cfg.controls)]
+    spoilt = [{**sources[k % len(sources)], "kind": "control",
+               "control": list(SPOIL)[k % len(SPOIL)]} for k in range(cfg.controls)]
     mine = {it["file"] for it in taken}
     patients = [r["patient"] for r in real.rows if r["file"] in mine]
     twice = len(patients) - len(set(patients))
-    notes = [*real.notes, *([f"{twice} real images are further ones of a patient who has one already"] if twice else [])]
+    notes = [*real.notes, *([f"{twice} real images are further ones of a patient who has one "
+                             f"already"] if twice else [])]
     return [*taken, *({**taken[k], "twin": k} for k in repeats), *spoilt], notes
 
 
@@ -210,13 +243,17 @@ def item(kind: str, table: Table, folder: str, row: Row) -> dict:
             "sha256": table.hashes[row["file"]], "file": row["file"]}
 
 
-def draw_orders(cfg: Config, secret: bytes, items: list[dict]) -> tuple[list[dict[str, list[int]]], int]:
-    """For each reader the order of part 1 (everything) and of part 2 (each real and synthetic image once); the gap kept."""
+def draw_orders(cfg: Config, secret: bytes,
+                items: list[dict]) -> tuple[list[dict[str, list[int]]], int]:
+    """For each reader the order of part 1 (everything) and of part 2 (each real and synthetic image
+    once); the gap kept.
+    """
     pairs = [(it["twin"], k) for k, it in enumerate(items) if "twin" in it]
     once = [k for k, it in enumerate(items) if "twin" not in it and it["kind"] != "control"]
     orders, gaps = [], []
     for reader in range(1, cfg.readers + 1):
-        order, gap = keyed.spaced_order(len(items), pairs, GAP, keyed.generator(secret, f"quality {reader}"))
+        order, gap = keyed.spaced_order(len(items), pairs, GAP,
+                                        keyed.generator(secret, f"quality {reader}"))
         gaps.append(gap)
         again = keyed.generator(secret, f"origin {reader}").permutation(once)
         orders.append({"quality": order, **({"origin": again.tolist()} if cfg.origin else {})})
@@ -247,7 +284,9 @@ def blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def tiles(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Its sixteen tiles, each in the place of another; what is left over at right and below stays."""
+    """Its sixteen tiles, each in the place of another; what is left over at right and below
+    stays.
+    """
     side, out, order = image.shape[0] // 4, image.copy(), rng.permutation(16)
     for to, of in zip(order, np.roll(order, 1)):
         (y, x), (v, u) = (tuple(side * np.array(divmod(int(k), 4))) for k in (to, of))
@@ -259,29 +298,36 @@ SPOIL = {"noise": noise, "blur": blur, "tiles": tiles}
 
 
 def stored_png(image: np.ndarray) -> bytes:
-    """The PNG of uint8 (H,W) with its pixels stored, not packed: as long as any other of this size, to the byte."""
+    """The PNG of uint8 (H,W) with its pixels stored, not packed: as long as any other of this size,
+    to the byte.
+    """
     height, width = image.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), image], 1).tobytes()  # each row says "no filter" first
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows, 0)),
-              (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    # each row says "no filter" first
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), image], 1).tobytes()
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+              (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(
+        ">I", zlib.crc32(kind + data)) for kind, data in chunks)
 
 
 # --- the page
 
 
 def build_page(study: dict) -> bytes:
-    """The page with everything in it; its policy lets run these very scripts and styles, and forbids every request."""
+    """The page with everything in it; its policy lets run these very scripts and styles, and
+    forbids every request.
+    """
     script, style = ((HERE / f"reader.{kind}").read_text() for kind in ("js", "css"))
     allowed = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
                for name, text in (("script", script), ("style", style))}
-    policy = "; ".join(["default-src 'none'", "img-src data:", "base-uri 'none'", "form-action 'none'",
+    policy = "; ".join(["default-src 'none'", "img-src data:", "base-uri 'none'",
+                        "form-action 'none'",
                         *(f"{name}-src 'sha256-{digest}'" for name, digest in allowed.items())])
     data = json.dumps(study, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     escape = str.maketrans({"<": "&lt;", "&": "&amp;", '"': "&quot;"})
     html = (HERE / "reader.html").read_text()
-    parts = {"lang": study["text"]["lang"].translate(escape), "title": study["text"]["title"].translate(escape),
+    parts = {"lang": study["text"]["lang"].translate(escape),
+             "title": study["text"]["title"].translate(escape),
              "policy": policy, "style": style, "script": script, "study": data}
     for name, part in parts.items():
         html = html.replace("{{" + name + "}}", part)

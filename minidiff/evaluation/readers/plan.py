@@ -1,4 +1,6 @@
-"""How many images a reading study needs, for an interval of a wanted width or a test of a wanted power."""
+"""How many images a reading study needs, for an interval of a wanted width or a test of a wanted
+power.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from minidiff.rating import agreement, mover
 from minidiff.statistics import wilson, z_value
 
 MOST = 5000  # images of a kind; no reader would see more
-BLOCK = 100  # an exact test's power moves in a saw-tooth: the n given holds for the next hundred as well
+# an exact test's power moves in a saw-tooth: the n given holds for the next hundred as well
+BLOCK = 100
 
 
 @dataclass(frozen=True)
@@ -36,33 +39,36 @@ def run(cfg: Config) -> None:
         print(f"{row['n'] or 'over ' + str(MOST):>10}  {row['for']}")
     largest = max((row["n"] or MOST) for row in rows[:2])
     shown = 2 * largest * 1.15 + 10
-    print(f"With {largest} images of each kind, 15 % repeats and 10 controls: {shown:.0f} images to rate Good or Bad, "
-          f"{2 * largest} to call real or generated, {(shown + 2 * largest) * cfg.seconds / 60:.0f} minutes a reader.")
+    print(f"With {largest} images of each kind, 15 % repeats and 10 controls: {shown:.0f} images "
+          f"to rate Good or Bad, {2 * largest} to call real or generated, "
+          f"{(shown + 2 * largest) * cfg.seconds / 60:.0f} minutes a reader.")
 
 
 def plan(cfg: Config) -> list[dict]:
     """{"n", "for"} for each aim, one reader; n is None where even `MOST` would not do."""
     for name in ("good", "good_real", "interval", "margin", "told", "agree", "power"):
         if not 0 < getattr(cfg, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(cfg, name)} is not allowed: between 0 and 1")
+            raise InputError(f"--{name.replace('_', '-')} {getattr(cfg, name)} is not allowed: "
+                             "between 0 and 1")
     if cfg.told <= 0.5:
         raise InputError(f"--told {cfg.told} is chance or less; more than 0.5 is needed")
     if 1 - cfg.agree > 2 * min(cfg.good, 1 - cfg.good):
         raise InputError(f"--agree {cfg.agree} is not possible where {cfg.good} are Good: "
                          f"{abs(2 * cfg.good - 1):.2f} or more is")
     if cfg.good - cfg.good_real <= -cfg.margin:
-        raise InputError(f"--good {cfg.good} falls short of --good-real {cfg.good_real} by the margin {cfg.margin} or more: "
-                         "no number of images would show that it does not")
+        raise InputError(f"--good {cfg.good} falls short of --good-real {cfg.good_real} by the "
+                         f"margin {cfg.margin} or more: no number of images would show that it "
+                         "does not")
     return [
-        {"n": n_for_width(cfg.good, cfg.interval),
-         "for": f"synthetic images: a Good-rate of {cfg.good:.0%} to ± {cfg.interval / 2:.1%} (Wilson)"},
-        {"n": n_for_margin(cfg.good, cfg.good_real, cfg.margin, cfg.power),
-         "for": f"of each kind: to show synthetic ({cfg.good:.0%}) no more than {cfg.margin:.0%} below real "
-                f"({cfg.good_real:.0%}), power {cfg.power:.0%} (Newcombe, exact)"},
-        {"n": n_for_told(cfg.told, cfg.power),
-         "for": f"of both kinds together: to find {cfg.told:.0%} right, not 50 %, power {cfg.power:.0%} (binomial, exact)"},
-        {"n": n_for_kappa(cfg.agree, cfg.good, cfg.interval),
-         "for": f"two readers: Cohen's kappa to ± {cfg.interval / 2:.2f} where they agree on {cfg.agree:.0%}"},
+        {"n": n_for_width(cfg.good, cfg.interval), "for": f"synthetic images: a Good-rate of "
+         f"{cfg.good:.0%} to ± {cfg.interval / 2:.1%} (Wilson)"},
+        {"n": n_for_margin(cfg.good, cfg.good_real, cfg.margin, cfg.power), "for": f"of each kind: "
+         f"to show synthetic ({cfg.good:.0%}) no more than {cfg.margin:.0%} below real "
+         f"({cfg.good_real:.0%}), power {cfg.power:.0%} (Newcombe, exact)"},
+        {"n": n_for_told(cfg.told, cfg.power), "for": f"of both kinds together: to find "
+         f"{cfg.told:.0%} right, not 50 %, power {cfg.power:.0%} (binomial, exact)"},
+        {"n": n_for_kappa(cfg.agree, cfg.good, cfg.interval), "for": f"two readers: Cohen's kappa "
+         f"to ± {cfg.interval / 2:.2f} where they agree on {cfg.agree:.0%}"},
     ]
 
 
@@ -72,7 +78,9 @@ def n_for_width(p: float, width: float) -> int | None:
 
 
 def margin_power(n: int, p: float, q: float, margin: float) -> float:
-    """Chance that Newcombe's lower limit of p − q, n images of each, lies above −margin: over all outcomes, exactly."""
+    """Chance that Newcombe's lower limit of p − q, n images of each, lies above −margin: over all
+    outcomes, exactly.
+    """
     shares, ends = np.arange(n + 1) / n, np.array([wilson(k, n) for k in range(n + 1)]).T
     low, _ = mover(shares[:, None], ends[:, :, None], shares, ends)
     k = np.arange(n + 1)
@@ -80,7 +88,9 @@ def margin_power(n: int, p: float, q: float, margin: float) -> float:
 
 
 def n_for_margin(p: float, q: float, margin: float, power: float) -> int | None:
-    """Fewest images of each kind with this power, by steps of one in the first hundred and of a hundredth beyond."""
+    """Fewest images of each kind with this power, by steps of one in the first hundred and of a
+    hundredth beyond.
+    """
     n = 5
     while n <= MOST // 2:
         if margin_power(n, p, q, margin) >= power:
@@ -91,7 +101,8 @@ def n_for_margin(p: float, q: float, margin: float, power: float) -> int | None:
 
 def told_power(n: int | np.ndarray, p: float, alpha: float = 0.05) -> float | np.ndarray:
     """Power of the two-sided exact binomial test against 1/2."""
-    limit = scipy.stats.binom.ppf(alpha / 2, n, 0.5)  # reject at this or fewer, if that is rare enough
+    # reject at this or fewer, if that is rare enough
+    limit = scipy.stats.binom.ppf(alpha / 2, n, 0.5)
     limit = limit - (scipy.stats.binom.cdf(limit, n, 0.5) > alpha / 2)
     return scipy.stats.binom.cdf(limit, n, p) + scipy.stats.binom.sf(n - limit - 1, n, p)
 

@@ -1,8 +1,10 @@
-"""What readers' answers say: how often Good, on synthetic and on real images; how far readers agree; whether they can tell.
+"""What readers' answers say: how often Good, on synthetic and on real images; how far readers
+agree; whether they can tell.
 
-The 68 % of a set of synthetic images that readers call Good mean little before the same readers have judged real ones.
-Rates are of first showings. A pooled rate has two intervals: over other images with these readers, each image being one
-draw however many read it, and over other images and other readers (`rating.crossed`).
+The 68 % of a set of synthetic images that readers call Good mean little before the same readers
+have judged real ones. Rates are of first showings. A pooled rate has two intervals: over other
+images with these readers, each image being one draw however many read it, and over other images and
+other readers (`rating.crossed`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,15 @@ from minidiff.errors import InputError
 from minidiff.evaluation.page import jsonable
 from minidiff.evaluation.readers import result_page
 from minidiff.evaluation.readers.answers import REASONS, Key, Reading, read_key, read_readings
-from minidiff.rating import against_chance, agreement, crossed, effective_wilson, intraclass, mover, newcombe
+from minidiff.rating import (
+    against_chance,
+    agreement,
+    crossed,
+    effective_wilson,
+    intraclass,
+    mover,
+    newcombe,
+)
 from minidiff.root import Rooted
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
 
@@ -49,8 +59,9 @@ def run(cfg: Config) -> None:
         raise InputError("none of the files can be used: " + "; ".join(remarks))
     numbers = read_numbers(cfg.numbers, key) if cfg.numbers else {}
     out = runs.open_run(cfg.out, cfg, "readers", free=("answers", "numbers"), key_sha256=key.sha256)
-    result = {**summary(key, readings, numbers), "remarks": remarks, "study": key.study, "key_sha256": key.sha256,
-              "design": key.design, "answers": {file: runs.sha256(file) for file in cfg.answers if Path(file).is_file()},
+    result = {**summary(key, readings, numbers), "remarks": remarks, "study": key.study,
+              "key_sha256": key.sha256, "design": key.design,
+              "answers": {file: runs.sha256(file) for file in cfg.answers if Path(file).is_file()},
               "provenance": runs.provenance()}
     result = jsonable({**result, "verdict": result_page.verdicts(jsonable(result))})
     runs.write_json(out / "readers.json", result)
@@ -60,21 +71,29 @@ def run(cfg: Config) -> None:
     print(out / "readers.html")
 
 
-def summary(key: Key, readings: Sequence[Reading], numbers: dict[str, np.ndarray] | None = None) -> dict:
-    """All numbers of the page: each reader's, and those of the finished and attentive readers together."""
+def summary(key: Key, readings: Sequence[Reading],
+            numbers: dict[str, np.ndarray] | None = None) -> dict:
+    """All numbers of the page: each reader's, and those of the finished and attentive readers
+    together.
+    """
     rows = [of_reader(key, r) for r in readings]
     pooled = [r for r, row in zip(readings, rows) if row["pooled"]]
-    result = {"readers": rows, "pooled": None, "agreement": [], "labels": [], "reasons": [], "numbers": []}
+    result = {"readers": rows, "pooled": None, "agreement": [], "labels": [], "reasons": [],
+              "numbers": []}
     if not pooled:
         return result
-    good = {kind: np.array([r.first(key, key.where(kind=kind)) for r in pooled], float) for kind in KINDS}
-    result["pooled"] = {"readers": [r.reader for r in pooled], **{kind: share(table) for kind, table in good.items()},
-                        "difference": difference(good["synthetic"], good["real"]), "origin": of_origin(key, pooled)}
+    good = {kind: np.array([r.first(key, key.where(kind=kind)) for r in pooled], float)
+            for kind in KINDS}
+    result["pooled"] = {"readers": [r.reader for r in pooled],
+                        **{kind: share(table) for kind, table in good.items()},
+                        "difference": difference(good["synthetic"], good["real"]),
+                        "origin": of_origin(key, pooled)}
     result["agreement"] = agreements(key, pooled, good)
     result["labels"] = of_labels(key, good)
-    result["reasons"] = [{"reason": name, **{kind: of_reason(key, pooled, kind, name) for kind in KINDS}}
-                         for name in REASONS]
-    result["numbers"] = [against(name, values, good["synthetic"]) for name, values in (numbers or {}).items()]
+    result["reasons"] = [{"reason": name, **{kind: of_reason(key, pooled, kind, name)
+                                             for kind in KINDS}} for name in REASONS]
+    result["numbers"] = [against(name, values, good["synthetic"])
+                         for name, values in (numbers or {}).items()]
     return result
 
 
@@ -93,16 +112,20 @@ def of_reader(key: Key, r: Reading) -> dict:
            "pooled": bool(attentive and not r.missing), "controls": len(controls),
            "controls_bad": int((controls == 0).sum()), "seconds": float(np.median(r.seconds)),
            **{kind: proportion(*count) for kind, count in counts.items()},
-           "difference": {"value": ratio(*counts["synthetic"]) - ratio(*counts["real"]), "low": low, "high": high},
-           "intra": {**dict(zip(("value", "low", "high"), intraclass(looks[:, 0], looks[:, 1]))), "n": len(looks),
-                     "same": float((looks[:, 0] == looks[:, 1]).mean()) if len(looks) else math.nan}}
+           "difference": {"value": ratio(*counts["synthetic"]) - ratio(*counts["real"]), "low": low,
+                          "high": high},
+           "intra": {**dict(zip(("value", "low", "high"), intraclass(looks[:, 0], looks[:, 1]))),
+                     "n": len(looks), "same": float((looks[:, 0] == looks[:, 1]).mean())
+                     if len(looks) else math.nan}}
     if "origin" in r.answer:
         row["origin"] = tell(key, r)
     return row
 
 
 def tell(key: Key, r: Reading) -> dict:
-    """"Real or generated?" of one reader: right answers against chance, and the area under the curve of his confidence."""
+    """"Real or generated?" of one reader: right answers against chance, and the area under the
+    curve of his confidence.
+    """
     places = np.array([k for kind in KINDS for k in key.where(kind=kind)])
     made = np.array([key.items[k]["kind"] == "synthetic" for k in places])
     said, sure = r.answer["origin"][places], r.confidence["origin"][places]
@@ -110,10 +133,10 @@ def tell(key: Key, r: Reading) -> dict:
     right = int((said == made).sum())
     graded = np.where(said == 1, sure, -sure)
     low, high = auroc_interval(graded, made)
-    return {**proportion(right, len(said)), "p": against_chance(right, len(said)), "auroc": auroc(graded, made),
-            "auroc_low": low, "auroc_high": high,
-            **{f"said_{name}": float(said[made == flag].mean()) if (made == flag).any() else math.nan
-               for name, flag in (("synthetic", True), ("real", False))}}
+    return {**proportion(right, len(said)), "p": against_chance(right, len(said)),
+            "auroc": auroc(graded, made), "auroc_low": low, "auroc_high": high,
+            **{f"said_{name}": float(said[made == flag].mean()) if (made == flag).any()
+               else math.nan for name, flag in (("synthetic", True), ("real", False))}}
 
 
 def share(table: np.ndarray) -> dict:
@@ -122,14 +145,16 @@ def share(table: np.ndarray) -> dict:
     by_image = table.mean(0)
     low, high = effective_wilson(mean, by_image.var() / n, n)
     wide = crossed(table)[1] if len(table) > 1 and n > 1 else (math.nan, math.nan)
-    return {"value": mean, "n": n, "low": low, "high": high, "wide_low": wide[0], "wide_high": wide[1]}
+    return {"value": mean, "n": n, "low": low, "high": high, "wide_low": wide[0],
+            "wide_high": wide[1]}
 
 
 def difference(made: np.ndarray, real: np.ndarray) -> dict:
     """Good-rate of synthetic minus real images, with both intervals."""
     a, b = share(made), share(real)
     low, high = mover(a["value"], (a["low"], a["high"]), b["value"], (b["low"], b["high"]))
-    wide = crossed(made, real)[1] if len(made) > 1 and min(made.shape[1], real.shape[1]) > 1 else (math.nan, math.nan)
+    wide = crossed(made, real)[1] if len(made) > 1 and min(
+        made.shape[1], real.shape[1]) > 1 else (math.nan, math.nan)
     return {"value": a["value"] - b["value"], "low": float(low), "high": float(high),
             "wide_low": wide[0], "wide_high": wide[1]}
 
@@ -138,12 +163,15 @@ def of_origin(key: Key, pooled: Sequence[Reading]) -> dict | None:
     """Share of right answers to "real or generated?", pooled."""
     if any("origin" not in r.answer for r in pooled):
         return None
-    right = [np.array([r.answer["origin"][key.where(kind=kind)] == (kind == "synthetic") for r in pooled]) for kind in KINDS]
+    right = [np.array([r.answer["origin"][key.where(kind=kind)] == (kind == "synthetic")
+                       for r in pooled]) for kind in KINDS]
     return share(np.concatenate(right, 1).astype(float))
 
 
 def agreements(key: Key, pooled: Sequence[Reading], good: dict[str, np.ndarray]) -> list[dict]:
-    """Cohen's kappa of two readers or Fleiss' of more, and Gwet's AC1, on each kind of images and on both."""
+    """Cohen's kappa of two readers or Fleiss' of more, and Gwet's AC1, on each kind of images and
+    on both.
+    """
     if len(pooled) < 2:
         return []
     sets = {"Good or Bad, synthetic": good["synthetic"], "Good or Bad, real": good["real"],
@@ -154,9 +182,11 @@ def agreements(key: Key, pooled: Sequence[Reading], good: dict[str, np.ndarray])
     kappa = "cohen" if len(pooled) == 2 else "fleiss"
     found = []
     for name, table in sets.items():
-        by_name = {"kappa": agreement(table.T.astype(int), kappa), "ac1": agreement(table.T.astype(int), "ac1")}
-        found.append({"of": name, "n": table.shape[1], "which": kappa, "observed": by_name["ac1"].observed,
-                      **{n: {"value": a.value, "low": a.low, "high": a.high} for n, a in by_name.items()}})
+        by_name = {"kappa": agreement(table.T.astype(int), kappa),
+                   "ac1": agreement(table.T.astype(int), "ac1")}
+        found.append(
+            {"of": name, "n": table.shape[1], "which": kappa, "observed": by_name["ac1"].observed,
+             **{n: {"value": a.value, "low": a.low, "high": a.high} for n, a in by_name.items()}})
     return found
 
 
@@ -167,20 +197,24 @@ def of_labels(key: Key, good: dict[str, np.ndarray]) -> list[dict]:
         items = [key.items[k] for k in key.where(kind=kind)]
         for group in sorted({(item["set"], item["label"]) for item in items}):
             own = [k for k, item in enumerate(items) if (item["set"], item["label"]) == group]
-            found.append({"kind": kind, "set": group[0], "label": group[1], **share(good[kind][:, own])})
+            found.append({"kind": kind, "set": group[0], "label": group[1],
+                          **share(good[kind][:, own])})
     return found
 
 
 def of_reason(key: Key, pooled: Sequence[Reading], kind: str, name: str) -> dict:
-    """How often a reason is given, of all answers Bad to images of one kind, second showings included."""
+    """How often a reason is given, of all answers Bad to images of one kind, second showings
+    included.
+    """
     places = [k for k, item in enumerate(key.items) if item["kind"] == kind]
     bad = [r.reasons[k] for r in pooled for k in places if r.answer["quality"][k] == 0]
     return {"k": Counter(reason for given in bad for reason in given)[name], "n": len(bad)}
 
 
 def against(name: str, values: np.ndarray, table: np.ndarray) -> dict:
-    """Does a number of a synthetic image go with its being called Good? Rank correlation with the share of readers who do,
-    and the area under the curve for the majority's Good; images without a number, and for the latter ties, aside."""
+    """Does a number of a synthetic image go with its being called Good? Rank correlation with the
+    share of readers who do, and the area under the curve for the majority's Good; images without a
+    number, and for the latter ties, aside."""
     known = ~np.isnan(values)
     x, y = values[known], table.mean(0)[known]
     decided = y != 0.5
@@ -191,16 +225,19 @@ def against(name: str, values: np.ndarray, table: np.ndarray) -> dict:
 
 
 def read_numbers(path: str, key: Key) -> dict[str, np.ndarray]:
-    """Columns of numbers, each in the order of the key's synthetic images; nan where an image has none.
+    """Columns of numbers, each in the order of the key's synthetic images; nan where an image has
+    none.
 
-    Raises InputError where no row names an image of the study, or where a file name stands for two of its images.
+    Raises InputError where no row names an image of the study, or where a file name stands for two
+    of its images.
     """
     rows = read_csv(path, needed=("file_name",))
     names = ["set", "file_name"] if "set" in rows[0] else ["file_name"]
     items = [tuple(key.items[k][n] for n in names) for k in key.where(kind="synthetic")]
     place = {item: k for k, item in enumerate(items)}
     if len(place) < len(items):
-        raise InputError(f"{path}: file names stand for images of several sets; add a column 'set' with the sets' folders")
+        raise InputError(f"{path}: file names stand for images of several sets; add a column 'set' "
+                         "with the sets' folders")
     found = {}
     for row in rows:
         at = place.get(tuple(row[n] for n in names))
@@ -212,7 +249,8 @@ def read_numbers(path: str, key: Key) -> dict[str, np.ndarray]:
                     raise InputError(f"{path}: {' '.join(row[n] for n in names)} has two rows")
                 column[at] = value
     if not found:
-        raise InputError(f"{path}: no row has a number for an image of the study, such as {' '.join(items[0])}")
+        raise InputError(f"{path}: no row has a number for an image of the study, such as "
+                         f"{' '.join(items[0])}")
     return found
 
 

@@ -1,6 +1,8 @@
-"""Distances broken down: with the number of images, by condition; and how varied each set is beside real ones.
+"""Distances broken down: with the number of images, by condition; and how varied each set is beside
+real ones.
 
-    growth       KD and FD at rising n, with real against real at the same n: what part of a distance is but the number
+    growth       KD and FD at rising n, with real against real at the same n: what part of a
+                 distance is but the number
     conditions   synthetic images of one sex, age band, view … against held-out images of the same
     variety      Vendi and MS-SSIM of synthetic images beside those of as many held-out ones
 """
@@ -16,27 +18,39 @@ from torch import Tensor
 
 from minidiff.data.table import Table
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics.distances import equal, fid, finite_percentile, floor, kid, kid_draws, same_mix
+from minidiff.evaluation.metrics.distances import (
+    equal,
+    fid,
+    finite_percentile,
+    floor,
+    kid,
+    kid_draws,
+    same_mix,
+)
 from minidiff.evaluation.metrics.diversity import TAPS, ms_ssim, vendi
 from minidiff.evaluation.report.comparison import ALL, FEWEST, Side
 from minidiff.variables import RESERVED, Findings, Number, infer
 
 REPEATS = 20                       # draws behind each range
 SIZES, SMALLEST = 7, 10            # points of a curve; images at its first
-PAIRS, AT_MOST = 250, 176          # of MS-SSIM: pairs of a set; px a side, from which on it has all its five scales
+# of MS-SSIM: pairs of a set; px a side, from which on it has all its five scales
+PAIRS, AT_MOST = 250, 176
 NO_CONDITION = (*RESERVED, "label", "source")
 MOST_VALUES = 8                    # of a category that is shown by value
 
 
 def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed: int = 0,
            repeats: int = REPEATS) -> list[dict]:
-    """One row for each n: KD and FD between n synthetic and n held-out images of the same mix of labels, and the floors.
+    """One row for each n: KD and FD between n synthetic and n held-out images of the same mix of
+    labels, and the floors.
 
-    Median and 5–95 % over random draws of both sides; the floor's are draws of real patients of that mix.
+    Median and 5–95 % over random draws of both sides; the floor's are draws of real patients of
+    that mix.
     """
     wanted = synthetic.labels.tolist()
     held, known = (s.take(same_mix(s.labels.tolist(), wanted, seed)) for s in (heldout, train))
-    features, patients = (np.concatenate([getattr(s, name) for s in (known, held)]) for name in ("features", "patients"))
+    features, patients = (np.concatenate([getattr(s, name) for s in (known, held)])
+                          for name in ("features", "patients"))
     most = min(len(held.features), len(synthetic.features), len(features) // 2)
     if most < FEWEST:
         return []
@@ -45,14 +59,15 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
         rng, drawn = np.random.default_rng(seed), {"KD": [], "FD": []}
         for _ in range(repeats):
             real, fake = (s.take(rng.permutation(len(s.features))[:n]) for s in (held, synthetic))
-            drawn["KD"].append(kid(real=real.features, fake=fake.features, real_patients=real.patients))
+            drawn["KD"].append(kid(real=real.features, fake=fake.features,
+                                   real_patients=real.patients))
             drawn["FD"].append(fid(real=real.features, fake=fake.features))
         row = {"extractor": extractor, "n": n}
         for name, metric in (("KD", kid), ("FD", fid)):
             row[name] = _range(drawn[name])
             try:
-                row[f"{name}_floor"] = floor(metric, real=features, patients=patients, n=n, m=n, repeats=repeats,
-                                             seed=seed)._asdict()
+                row[f"{name}_floor"] = floor(metric, real=features, patients=patients, n=n, m=n,
+                                             repeats=repeats, seed=seed)._asdict()
             except InputError:   # too few patients
                 row[f"{name}_floor"] = None
         rows.append(row)
@@ -60,12 +75,14 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
 
 
 def groups(tables: Mapping[str, Table]) -> dict[str, dict[str, np.ndarray]]:
-    """Condition → set (train, heldout, synthetic) → the value of each row as text, "" where unknown.
+    """Condition → set (train, heldout, synthetic) → the value of each row as text, "" where
+    unknown.
 
-    Conditions are columns that synthetic and held-out rows share. Numbers are cut into thirds of the training rows, and of
-    findings each of the commonest is a condition.
+    Conditions are columns that synthetic and held-out rows share. Numbers are cut into thirds of
+    the training rows, and of findings each of the commonest is a condition.
     """
-    columns = {name: set().union(*(row for row in table.rows[:1])) for name, table in tables.items()}
+    columns = {name: set().union(*(row for row in table.rows[:1]))
+               for name, table in tables.items()}
     shared = [c for c in dict.fromkeys(c for row in tables["synthetic"].rows[:1] for c in row)
               if c in columns["heldout"] and c in columns["train"] and c not in NO_CONDITION]
     found = {}
@@ -88,21 +105,25 @@ def _banded(v: Number, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     numbers = {side: np.array([v.encode(c) for c in column]) for side, column in cells.items()}
     a, b = np.quantile(numbers["train"][np.isfinite(numbers["train"])], [1 / 3, 2 / 3])
     names = np.array([f"under {a:g}", f"{a:g} to {b:g}", f"{b:g} and over", ""])
-    return {side: names[np.where(np.isfinite(x), (x >= a).astype(int) + (x >= b), 3)] for side, x in numbers.items()}
+    return {side: names[np.where(np.isfinite(x), (x >= a).astype(int) + (x >= b), 3)]
+            for side, x in numbers.items()}
 
 
 def _each(v: Findings, cells: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    v = infer(v.name, np.concatenate(list(cells.values())).tolist(), v)  # the others may have a finding that training lacks
+    # the others may have a finding that training lacks
+    v = infer(v.name, np.concatenate(list(cells.values())).tolist(), v)
     sets = {side: np.array([v.encode(c) for c in column]) for side, column in cells.items()}
     there = {side: v.bits(torch.from_numpy(x)).numpy() for side, x in sets.items()}
     commonest = np.argsort(-there["train"].sum(0), kind="stable")[:MOST_VALUES]
-    return {f"{v.name}: {v.values[i]}": {side: np.where(x < 0, "", np.where(there[side][:, i], "yes", "no"))
-                                         for side, x in sets.items()} for i in commonest}
+    return {f"{v.name}: {v.values[i]}": {side: np.where(x < 0, "", np.where(
+        there[side][:, i], "yes", "no")) for side, x in sets.items()} for i in commonest}
 
 
-def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *, synthetic: Side, train: Side,
-               heldout: Side, seed: int = 0, repeats: int = REPEATS) -> list[dict]:
-    """One row for each value of each condition: KD with interval and floor between images that have it."""
+def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *, synthetic: Side,
+               train: Side, heldout: Side, seed: int = 0, repeats: int = REPEATS) -> list[dict]:
+    """One row for each value of each condition: KD with interval and floor between images that have
+    it.
+    """
     rows = []
     for name, cells in groups.items():
         for value in in_order(cells["train"]):
@@ -115,25 +136,30 @@ def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *
             if row["small"]:
                 continue
             sets = {"real": own["heldout"].features, "fake": own["synthetic"].features,
-                    "real_patients": own["heldout"].patients, "fake_patients": own["synthetic"].patients}
+                    "real_patients": own["heldout"].patients,
+                    "fake_patients": own["synthetic"].patients}
             row["KD"] = kid(**sets)
             row["KD_low"], row["KD_high"] = finite_percentile(kid_draws(**sets, seed=seed))
             pool = [np.concatenate([getattr(own[s], part) for s in ("train", "heldout")])
                     for part in ("features", "patients")]
-            row["KD_floor"] = floor(kid, real=pool[0], patients=pool[1], n=n, m=m, repeats=repeats, seed=seed)._asdict()
+            row["KD_floor"] = floor(kid, real=pool[0], patients=pool[1], n=n, m=m, repeats=repeats,
+                                    seed=seed)._asdict()
     return rows
 
 
 def in_order(cells: np.ndarray) -> list[str]:
     """The known values, bands of a number from low to high."""
-    return sorted(set(cells.tolist()) - {""}, key=lambda text: (not text.startswith("under"), "over" in text, text))
+    return sorted(set(cells.tolist()) - {""},
+                  key=lambda text: (not text.startswith("under"), "over" in text, text))
 
 
-def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Tensor], labels: Sequence[str], *,
-            seed: int = 0, repeats: int = REPEATS) -> list[dict]:
-    """One row for each label and measure: of n synthetic images, of n held-out ones, and of draws of n real ones (5–95 %).
+def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Tensor],
+            labels: Sequence[str], *, seed: int = 0, repeats: int = REPEATS) -> list[dict]:
+    """One row for each label and measure: of n synthetic images, of n held-out ones, and of draws
+    of n real ones (5–95 %).
 
-    features: extractor → set → Side. pixels: set → uint8 (N,3,S,S), brought to 176 px where they are larger.
+    features: extractor → set → Side. pixels: set → uint8 (N,3,S,S), brought to 176 px where they
+    are larger.
     """
     first, rows = next(iter(features.values())), []
     pixels = {name: _at_most(x) for name, x in pixels.items()}
@@ -145,30 +171,35 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
             return vendi(np.concatenate([features[name][s].features for s in among])[index])
         starts = np.cumsum([0, *(len(first[s].labels) for s in among)])
         own = [index[(index >= a) & (index < b)] - a for a, b in zip(starts, starts[1:])]
-        return ms_ssim(torch.cat([pixels[s][torch.from_numpy(i)] for s, i in zip(among, own)]), pairs=PAIRS, seed=seed,
+        return ms_ssim(torch.cat([pixels[s][torch.from_numpy(i)] for s, i in zip(among, own)]),
+                       pairs=PAIRS, seed=seed,
                        patients=np.concatenate([first[s].patients[i] for s, i in zip(among, own)]))
 
     for label in [ALL, *labels]:
-        where = {key: np.flatnonzero((label == ALL) | (np.concatenate([first[s].labels for s in among]) == label))
+        where = {key: np.flatnonzero((label == ALL)
+                                     | (np.concatenate([first[s].labels for s in among]) == label))
                  for key, among in sides.items()}
         n = min(len(where["synthetic"]), len(where["real"]))
-        seen = label != ALL and pixels["synthetic"].shape[-1] >= TAPS   # across labels MS-SSIM says less than coverage
+        # across labels MS-SSIM says less than coverage
+        seen = label != ALL and pixels["synthetic"].shape[-1] >= TAPS
         for name in [*features, *(["MS-SSIM"] if seen else [])]:
-            row = {"label": label, "measure": name if name == "MS-SSIM" else f"Vendi, {name}", "n": n, "small": n < FEWEST}
+            row = {"label": label, "measure": name if name == "MS-SSIM" else f"Vendi, {name}",
+                   "n": n, "small": n < FEWEST}
             rows.append(row)
             if not row["small"]:
                 draws = repeats // 4 if name == "MS-SSIM" else repeats
-                row |= {key: measure(name, sides[key], equal(where[key], n, seed)) for key in ("synthetic", "real")}
-                row["range"] = _range([measure(name, sides["range"], equal(where["range"], n, seed + k))
-                                       for k in range(draws)])
+                row |= {key: measure(name, sides[key], equal(where[key], n, seed))
+                        for key in ("synthetic", "real")}
+                row["range"] = _range([measure(name, sides["range"], equal(
+                    where["range"], n, seed + k)) for k in range(draws)])
     return rows
 
 
 def _at_most(x: Tensor) -> Tensor:
     if x.shape[-1] <= AT_MOST:
         return x
-    small = [F.interpolate(part.float().mean(1, keepdim=True), (AT_MOST, AT_MOST), mode="area").round().to(torch.uint8)
-             for part in x.split(64)]
+    small = [F.interpolate(part.float().mean(1, keepdim=True), (AT_MOST, AT_MOST),
+                           mode="area").round().to(torch.uint8) for part in x.split(64)]
     return torch.cat(small).expand(-1, 3, -1, -1)
 
 

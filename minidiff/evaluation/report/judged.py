@@ -1,4 +1,6 @@
-"""What the judge reads off held-out real and synthetic images, beside what they are or were asked to be."""
+"""What the judge reads off held-out real and synthetic images, beside what they are or were asked
+to be.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,11 @@ from minidiff.variables import Labels
 
 
 def asked(judge: Predictor | None, tables: dict[str, Table]) -> dict[str, Labels]:
-    """Cells of held-out real and synthetic rows, of the variables that the samples were asked for and the judge reads."""
-    wanted = [v for v in judge.variables if any(tables["synthetic"].column(v.name))] if judge else []
+    """Cells of held-out real and synthetic rows, of the variables that the samples were asked for
+    and the judge reads.
+    """
+    wanted = [v for v in judge.variables
+              if any(tables["synthetic"].column(v.name))] if judge else []
     return {name: var.encode(wanted, tables[name].rows) for name in ("heldout", "synthetic")}
 
 
@@ -29,7 +34,8 @@ def agree(judge: Predictor | None, labels: dict[str, Labels], tables: dict[str, 
     rows = []
     for name, shown in (("heldout", "held-out real"), ("synthetic", "synthetic")) if judge else ():
         judged = judge.predict(pixels[name])
-        read_once = SimpleNamespace(variables=judge.variables, predict=lambda _, judged=judged: judged)
+        read_once = SimpleNamespace(variables=judge.variables, predict=lambda _,
+                                    judged=judged: judged)
         within = within_label(judge.variables, judged, labels[name], tables[name].column("label"))
         found = agreement(read_once, pixels[name], labels[name], shown)
         rows += [{**row, **within.get(row["variable"], {})} for row in found]
@@ -37,7 +43,9 @@ def agree(judge: Predictor | None, labels: dict[str, Labels], tables: dict[str, 
 
 
 def certainty(judge: Predictor | None, labels: Sequence[str], pixels: Tensor) -> np.ndarray | None:
-    """The judge's probability of the label that each image was asked for, (n,); None where it does not read them all."""
+    """The judge's probability of the label that each image was asked for, (n,); None where it does
+    not read them all.
+    """
     names = next((v.values for v in judge.variables if v.name == "label"), ()) if judge else ()
     if not names or not set(labels) <= set(names):
         return None

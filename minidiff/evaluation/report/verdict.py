@@ -11,40 +11,51 @@ from minidiff.evaluation.study.answers import primary_text
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
 KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how `page.chip` shows them
 MARGIN = 0.1  # by which agreement may fall short of that on real images
-LEAK = 0.6    # AUROC of an attack below which, with its whole interval, it is said to find next to nothing
+# AUROC of an attack below which, with its whole interval, it is said to find next to nothing
+LEAK = 0.6
 
 
 def verdicts(result: dict) -> list[dict]:
-    """One {"question", "answer", "text"} for each question that the report could ask; answers are yes, no, not resolved."""
+    """One {"question", "answer", "text"} for each question that the report could ask; answers are
+    yes, no, not resolved.
+    """
     return [*_copies(result.get("neighbours") or {}, result.get("samples") or {}),
             *_membership(result.get("membership") or {}), *_likeness(result["distances"]),
             *_agreement(result.get("agreement") or []), *_study(result.get("study") or {})]
 
 
 def _likeness(rows: Sequence[dict]) -> list[dict]:
-    """Is synthetic X nearer to held-out real X than real images of any other label are? One space in which it is will
-    do, for pixels may not see the label at all, if there is none in which it is farther."""
+    """Is synthetic X nearer to held-out real X than real images of any other label are? One space
+    in which it is will do, for pixels may not see the label at all, if there is none in which it is
+    farther."""
     found = []
     for label in dict.fromkeys(r["label"] for r in rows if r["label"] != ALL):
         answers, parts = [], []
         for extractor in dict.fromkeys(r["extractor"] for r in rows):
-            own = [r for r in rows if (r["extractor"], r["label"]) == (extractor, label) and r.get("KD") is not None]
+            own = [r for r in rows if (r["extractor"], r["label"]) == (extractor, label)
+                   and r.get("KD") is not None]
             made = next((r for r in own if r["set"] == "synthetic"), None)
-            others = [r for r in own if r["set"] not in ("synthetic", "real") and r.get("beyond_low") is not None]
+            others = [r for r in own
+                      if r["set"] not in ("synthetic", "real") and r.get("beyond_low") is not None]
             if made is None or not others:
                 continue
             other = min(others, key=lambda r: r["KD"])
-            answers.append(GOOD if other["beyond_low"] > 0 else BAD if other["beyond_high"] < 0 else OPEN)
-            parts.append(f"{extractor}: KD {num(made['KD'])}, and {num(other['KD'])} of {other['set']}, which is "
-                         f"{num(other['beyond_low'])} to {num(other['beyond_high'])} farther")
+            answers.append(GOOD if other["beyond_low"] > 0 else BAD if other["beyond_high"] < 0
+                           else OPEN)
+            parts.append(f"{extractor}: KD {num(made['KD'])}, and {num(other['KD'])} of "
+                         f"{other['set']}, which is {num(other['beyond_low'])} to "
+                         f"{num(other['beyond_high'])} farther")
         if answers:
             question = f"Is synthetic {label} nearer to held-out real {label} than real images of other labels are?"
-            found.append({"question": question, "answer": _all(answers), "text": "; ".join(parts) + "."})
+            found.append({"question": question, "answer": _all(answers),
+                          "text": "; ".join(parts) + "."})
     return found
 
 
 def _agreement(rows: Sequence[dict]) -> list[dict]:
-    """Attributes within label: those asked for come from real rows of a label, so the label alone tells of them."""
+    """Attributes within label: those asked for come from real rows of a label, so the label alone
+    tells of them.
+    """
     real = {r["variable"]: r for r in rows if r["set"] == "held-out real"}
     found = []
     for r in rows:
@@ -53,34 +64,40 @@ def _agreement(rows: Sequence[dict]) -> list[dict]:
             continue
         if r["variable"] == "label":
             goal = truth["accuracy"] - MARGIN
-            text = (f"The judge, trained on real patients only, sees the label asked for in {percent(r['accuracy'])} "
-                    f"({percent(r['low'])} to {percent(r['high'])}) of {r['n']} synthetic images, and the true label in "
+            text = (f"The judge, trained on real patients only, sees the label asked for in "
+                    f"{percent(r['accuracy'])} ({percent(r['low'])} to {percent(r['high'])}) of "
+                    f"{r['n']} synthetic images, and the true label in "
                     f"{percent(truth['accuracy'])} of {truth['n']} held-out real ones.")
             answer = GOOD if r["low"] >= goal else BAD if r["high"] < goal else OPEN
-            found.append({"question": "Do the pictures show the label asked for?", "answer": answer, "text": text})
+            found.append({"question": "Do the pictures show the label asked for?", "answer": answer,
+                          "text": text})
         elif r["kind"] == "number":
             low, high = r["within_low"], r["within_high"]
-            text = (f"Within a label, {r['variable']} asked for and judged correlate with r = {num(r['within_r'])} "
-                    f"({num(low)} to {num(high)}; n = {r['n']}); on held-out real images, r = {num(truth['within_r'])}.")
+            text = (f"Within a label, {r['variable']} asked for and judged correlate with r = "
+                    f"{num(r['within_r'])} ({num(low)} to {num(high)}; n = {r['n']}); on held-out "
+                    f"real images, r = {num(truth['within_r'])}.")
             answer = OPEN if low is None else GOOD if low > 0 else BAD if high <= 0 else OPEN
-            found.append({"question": f"Does asking for {r['variable']} move the picture?", "answer": answer, "text": text})
+            found.append({"question": f"Does asking for {r['variable']} move the picture?",
+                          "answer": answer, "text": text})
         else:
             chance = r["within_chance"]
-            text = (f"The judge sees the {r['variable']} asked for in {percent(r['accuracy'])} ({percent(r['low'])} to "
-                    f"{percent(r['high'])}; n = {r['n']}), guessing by the label would reach {percent(chance)}; on "
-                    f"held-out real images, {percent(truth['accuracy'])}.")
+            text = (f"The judge sees the {r['variable']} asked for in {percent(r['accuracy'])} "
+                    f"({percent(r['low'])} to {percent(r['high'])}; n = {r['n']}), guessing by the "
+                    f"label would reach {percent(chance)}; on held-out real images, "
+                    f"{percent(truth['accuracy'])}.")
             answer = GOOD if r["low"] > chance else BAD if r["high"] <= chance else OPEN
-            found.append({"question": f"Does asking for {r['variable']} move the picture?", "answer": answer, "text": text})
+            found.append({"question": f"Does asking for {r['variable']} move the picture?",
+                          "answer": answer, "text": text})
     return found
 
 
 def _copies(neighbours: dict, samples: dict) -> list[dict]:
     if not neighbours:
         return []
-    text = "; ".join(
-        f"{s['space']}: {percent(s['near_share'])} are conspicuously near to a training image (of held-out images "
-        f"{percent(s['near_heldout_share'])} are), and {s['closest_train']} of the closest {s['closest']} lie next to one "
-        f"(by chance {s['closest_expected']:.1f})" for s in neighbours["spaces"])
+    text = "; ".join(f"{s['space']}: {percent(s['near_share'])} are conspicuously near to a "
+                     f"training image (of held-out images {percent(s['near_heldout_share'])} are), "
+                     f"and {s['closest_train']} of the closest {s['closest']} lie next to one (by "
+                     f"chance {s['closest_expected']:.1f})" for s in neighbours["spaces"])
     answer = {True: BAD, False: GOOD, None: OPEN}[neighbours["suspected"]]
     if samples.get("of_other_data") and answer == GOOD:
         answer, text = OPEN, f"The generator was trained on other images, whose copies cannot be seen here. {text}"
@@ -93,20 +110,23 @@ def _membership(m: dict) -> list[dict]:
     if m.get("auroc") is None:
         return []
     low, high = m["by_patient"]
-    text = (f"From its denoising error a training image is told from a held-out one with AUROC {num(m['auroc'])} "
-            f"({num(low)} to {num(high)}, by patient; n = {m['n_train']} and {m['n_heldout']}); .5 is guessing. Other "
-            "attacks may find more.")
+    text = (f"From its denoising error a training image is told from a held-out one with AUROC "
+            f"{num(m['auroc'])} ({num(low)} to {num(high)}, by patient; n = {m['n_train']} and "
+            f"{m['n_heldout']}); .5 is guessing. Other attacks may find more.")
     answer = OPEN if low is None else BAD if low > 0.5 else GOOD if high < LEAK else OPEN
-    return [{"question": "Does the model keep who was in its training set to itself?", "answer": answer, "text": text}]
+    return [{"question": "Does the model keep who was in its training set to itself?",
+             "answer": answer, "text": text}]
 
 
 def _study(study: dict) -> list[dict]:
-    """Did synthetic images help the classifier? The study's primary comparison says so; its own page says more."""
+    """Did synthetic images help the classifier? The study's primary comparison says so; its own
+    page says more.
+    """
     if not (p := study.get("primary")):
         return []
     return [{"question": f"Do synthetic training images help a classifier ({p['test_set']} set)?",
-             "answer": {"gain": GOOD, "harm": BAD}.get(p["answer"], OPEN),
-             "text": f"{p['arm']} less {p['against']}, {p['metric'].replace('_', ' ')}: {primary_text(p)}"}]
+             "answer": {"gain": GOOD, "harm": BAD}.get(p["answer"], OPEN), "text": f"{p['arm']} "
+             f"less {p['against']}, {p['metric'].replace('_', ' ')}: {primary_text(p)}"}]
 
 
 def _all(answers: Sequence[str]) -> str:

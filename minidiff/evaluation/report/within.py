@@ -1,5 +1,6 @@
-"""Agreement within a label. The attributes that a sample is asked for come from real rows of its label, and where old
-people have one label and young ones another, a picture that shows the label alone agrees with the age asked for, too.
+"""Agreement within a label. The attributes that a sample is asked for come from real rows of its
+label, and where old people have one label and young ones another, a picture that shows the label
+alone agrees with the age asked for, too.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from minidiff.variables import Labels, Number, Variable
 
 def within_label(variables: Sequence[Variable], judged: Mapping[str, Tensor], labels: Labels,
                  groups: Sequence[str]) -> dict[str, dict]:
-    """Name → figures over the known cells of each variable in `labels` but the label itself; `groups` are its values.
+    """Name → figures over the known cells of each variable in `labels` but the label itself;
+    `groups` are its values.
 
-    Number: correlation with each label's mean taken off both sides, Fisher's interval (within_r, within_low, within_high).
-    Category: the accuracy of guessing the commonest value of each label (within_chance).
+    Number: correlation with each label's mean taken off both sides, Fisher's interval (within_r,
+    within_low, within_high). Category: the accuracy of guessing the commonest value of each label
+    (within_chance).
     """
     group, found = codes(groups), {}
     for v in variables:
@@ -42,7 +45,9 @@ def within_label(variables: Sequence[Variable], judged: Mapping[str, Tensor], la
 
 
 def _pooled(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> tuple[float, float, float]:
-    """Correlation within groups: (r, low, high); every mean taken off costs one degree of freedom."""
+    """Correlation within groups: (r, low, high); every mean taken off costs one degree of
+    freedom.
+    """
     _, group = np.unique(group, return_inverse=True)
     r, _, _ = pearson(_centred(x, group), _centred(y, group))
     free = len(x) - group.max() - 3
@@ -55,4 +60,5 @@ def _pooled(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> tuple[float, flo
 def _centred(x: np.ndarray, group: np.ndarray) -> np.ndarray:
     x = x.astype(float)
     rest = x - (np.bincount(group, x) / np.bincount(group))[group]
-    return np.where(np.abs(rest) < 1e-9 * np.abs(x).max(), 0.0, rest)  # of equal values nothing is left, not a rounding
+    # of equal values nothing is left, not a rounding
+    return np.where(np.abs(rest) < 1e-9 * np.abs(x).max(), 0.0, rest)

@@ -15,7 +15,9 @@ AREAS = "auroc", "auroc_macro"
 
 
 def answers(summary: Mapping) -> list[tuple[str, str, str]]:
-    """Rows (kind, answer, question and why, as HTML) for `page.answers`: the primary comparison first, then the shortcut."""
+    """Rows (kind, answer, question and why, as HTML) for `page.answers`: the primary comparison
+    first, then the shortcut.
+    """
     rows = [*_primary(summary), _shortcut(summary), *_elsewhere(summary)]
     if "synthetic" not in kinds_of(summary).values():
         return [*rows, ("open", "not tested", "<b>Did synthetic images help?</b> No arm had any.")]
@@ -36,7 +38,8 @@ def headlines(summary: Mapping) -> tuple[str, str]:
 
 def name_of(metric: str, positive: str) -> str:
     """auroc → AUROC, covid."""
-    return {"auroc": f"AUROC, {positive}", "auroc_macro": "AUROC, mean over labels"}.get(metric, metric.replace("_", " "))
+    return {"auroc": f"AUROC, {positive}",
+            "auroc_macro": "AUROC, mean over labels"}.get(metric, metric.replace("_", " "))
 
 
 def title_of(name: str) -> str:
@@ -78,8 +81,10 @@ def by_label(summary: Mapping) -> dict[str, Counter]:
 
 def size_of(summary: Mapping, name: str) -> str:
     """: 74 images of 70 patients."""
-    images, known = (summary.get("images") or {}).get(name), (summary.get("patients") or {}).get(name)
-    return f": {sum(images.values())} images" + (f" of {known} patients" if known else "") if images else ""
+    images, known = (summary.get("images") or {}).get(name), (summary.get("patients")
+                                                              or {}).get(name)
+    return f": {sum(images.values())} images" + (f" of {known} patients" if known
+                                                 else "") if images else ""
 
 
 def patients(n: int) -> str:
@@ -93,19 +98,23 @@ def _shortcut(summary: Mapping) -> tuple[str, str, str]:
     if not measured:
         return "open", "not audited", question + "Nobody asked what the files tell without a look at the lungs."
     if shortcut(summary):
-        return "no", "SHORTCUT", f"{question}<div>{escape(audit['sentence'])}</div>" + _told(measured, outside=True)
-    return "yes", "none found", (question + _told(measured, outside=False) + _told(measured, outside=True)
-                                 + "<div>.9 and more would be called a shortcut, or a whole interval above .75, but for the "
-                                   "thumbnail. That none was found is no proof that there is none.</div>")
+        return "no", "SHORTCUT", f"{question}<div>{escape(audit['sentence'])}</div>" + _told(
+            measured, outside=True)
+    return "yes", "none found", (
+        question + _told(measured, outside=False) + _told(measured, outside=True) + "<div>.9 and "
+        "more would be called a shortcut, or a whole interval above .75, but for the thumbnail. "
+        "That none was found is no proof that there is none.</div>")
 
 
 def _told(rows: Sequence[Mapping], outside: bool) -> str:
     """The most that a trivial feature reaches on each test set, within or outside."""
     parts = []
-    for name in dict.fromkeys(r["test_set"] for r in rows if (r["test_set"] != INTERNAL) is outside):
+    for name in dict.fromkeys(r["test_set"] for r in rows
+                              if (r["test_set"] != INTERNAL) is outside):
         best = max((r for r in rows if r["test_set"] == name), key=lambda r: r["auroc"])
-        parts.append(f"on the {title_of(name)}, AUROC {area(best['auroc'], (best['low'], best['high']))} by "
-                     f"{best['features']}, for {best['label']}")
+        parts.append(f"on the {title_of(name)}, AUROC "
+                     f"{area(best['auroc'], (best['low'], best['high']))} by {best['features']}, "
+                     f"for {best['label']}")
     return f"<div>The most that is told without a look at the lungs: {escape('; '.join(parts))}.</div>" if parts else ""
 
 
@@ -115,36 +124,46 @@ def _primary(summary: Mapping) -> list[tuple[str, str, str]]:
     if not p:
         return []
     kind = {"gain": "yes", "harm": "no"}.get(p["answer"], "open")
-    question = (f"<b>Primary comparison, declared before training:</b> {escape(p['arm'])} less {escape(p['against'])}, "
-                f"{escape(name_of(p['metric'], summary.get('positive', '')))}, {escape(title_of(p['test_set']))}.")
+    question = (f"<b>Primary comparison, declared before training:</b> {escape(p['arm'])} less "
+                f"{escape(p['against'])}, "
+                f"{escape(name_of(p['metric'], summary.get('positive', '')))}, "
+                f"{escape(title_of(p['test_set']))}.")
     return [(kind, p["answer"], f"{question}<div>{escape(primary_text(p))}</div>")]
 
 
 def primary_text(p: Mapping) -> str:
-    """The difference of the primary comparison, of what its interval is, and what it would take to see more."""
+    """The difference of the primary comparison, of what its interval is, and what it would take to
+    see more.
+    """
     n = f"{p['patients']} patients and {p['seeds']} {'seed' if p['seeds'] == 1 else 'seeds'} of the classifier"
     if p["difference"] is None:
         return f"Cannot be measured over {n}: all are on one side."
     if p["sees"] is None:
         return f"{delta(p['difference'], (None, None), points=True)} points over {n}: fewer than 3 resolve nothing."
-    text = (f"{delta(p['difference'], p['interval'], points=True)} points; the interval counts {n}, and holds for this "
-            f"one generator. A true difference of {100 * p['sees']:.1f} points would be resolved four times in five")
-    more = f"; one of 2 points with about {p['times']:,.0f} times as many patients and seeds" if p["times"] > 1 else ""
+    text = (f"{delta(p['difference'], p['interval'], points=True)} points; the interval counts "
+            f"{n}, and holds for this one generator. A true difference of {100 * p['sees']:.1f} "
+            "points would be resolved four times in five")
+    more = f"; one of 2 points with about {p['times']:,.0f} times as many patients and seeds" if p[
+        "times"] > 1 else ""
     return f"{text}{more}."
 
 
 def _elsewhere(summary: Mapping) -> list[tuple[str, str, str]]:
-    """Does what real images alone taught hold outside? The AUROC of the label of interest, set by set."""
+    """Does what real images alone taught hold outside? The AUROC of the label of interest, set by
+    set.
+    """
     rows, positive = summary.get("arms") or [], summary.get("positive", "")
-    arm = next((r["arm"] for r in rows if r.get("added_kind") is None), rows[0]["arm"] if rows else "")
-    areas = {r["test_set"]: (whole["auroc"].get(positive), *((whole.get("auroc_interval_patients") or {}).get(positive)
-                             or (None, None))) for r in rows if r["arm"] == arm and (whole := r.get("ensemble"))}
+    arm = next((r["arm"] for r in rows if r.get("added_kind") is None),
+               rows[0]["arm"] if rows else "")
+    areas = {r["test_set"]: (whole["auroc"].get(positive), *((whole.get("auroc_interval_patients")
+                                                              or {}).get(positive) or (None, None)))
+             for r in rows if r["arm"] == arm and (whole := r.get("ensemble"))}
     within, found = areas.pop(INTERNAL, None), []
     for name, (value, low, high) in areas.items():
         if value is None or low is None:
             continue  # nothing to say without an interval
-        kind, answer = (("yes", "above chance") if low > 0.5 else ("no", "below chance") if high < 0.5 else
-                        ("open", "not resolved"))
+        kind, answer = (("yes", "above chance") if low > 0.5 else ("no", "below chance")
+                        if high < 0.5 else ("open", "not resolved"))
         text = f"{arm} tells {positive} there with AUROC {area(value, (low, high))}"
         if within and within[0] is not None:
             text += f"; on the {title_of(INTERNAL)} with {area(within[0], within[1:])}"
@@ -156,28 +175,34 @@ def _elsewhere(summary: Mapping) -> list[tuple[str, str, str]]:
 def _helped(summary: Mapping, name: str, metric: str) -> tuple[str, str, str]:
     """Synthetic images over as many duplicates of real ones, on one test set by one figure."""
     facts = {r["arm"]: r for r in summary.get("arms") or []}
-    question = (f"<b>{escape(first(title_of(name)))}, {escape(name_of(metric, summary.get('positive', '')))}:</b> did "
-                "synthetic images help more than as many duplicates?")
+    question = (f"<b>{escape(first(title_of(name)))}, "
+                f"{escape(name_of(metric, summary.get('positive', '')))}:</b> did synthetic images "
+                "help more than as many duplicates?")
     added = [d for d in summary["differences"][name] if d["metric"] == metric
-             and facts.get(d["arm"], {}).get("added_kind") == "synthetic" and facts[d["arm"]].get("real", 1)]
+             and facts.get(d["arm"], {}).get("added_kind") == "synthetic"
+             and facts[d["arm"]].get("real", 1)]
     pairs = [d for d in added if facts.get(d["against"], {}).get("added_kind") == "duplicates"]
     if not pairs:
         over = "; ".join(f"{d['arm']} over {d['against']} {_said(d)}" for d in added)
-        why = (f"No arm had duplicates, so that more images cannot be told from new ones. {escape(over)}." if added else
-               "No arm had synthetic images beside real ones, or none to be held against.")
+        why = (f"No arm had duplicates, so that more images cannot be told from new ones. "
+               f"{escape(over)}." if added else "No arm had synthetic images beside real ones, or "
+               "none to be held against.")
         return "open", "not tested", f"{question}<div>{why}</div>"
-    better, worse = ([d for d in pairs if d["resolved"] and (d["difference"] > 0) is up] for up in (True, False))
+    better, worse = ([d for d in pairs if d["resolved"] and (d["difference"] > 0) is up]
+                     for up in (True, False))
     fair = [d for d in better if facts[d["arm"]].get("generator_extra") == 0
             and facts[d["arm"]].get("n_train") == facts[d["against"]].get("n_train")]
     rest = [d for d in pairs if not d["resolved"]]
     kind, answer = (("yes", "yes") if fair else ("open", "not shown") if better else
                     ("no", "no, harmed") if worse and not rest else ("open", "not resolved"))
     html, n = "", (summary.get("patients") or {}).get(name)
-    for word, some in (("Better", better), ("Worse", worse), ("Not resolved" + (f" with {n} patients" if n else ""), rest)):
+    for word, some in (("Better", better), ("Worse", worse),
+                       ("Not resolved" + (f" with {n} patients" if n else ""), rest)):
         html += f"<div>{word}: {'; '.join(_pair(d, facts) for d in some)}.</div>" if some else ""
     if better and not fair:
-        html += ("<div>Not shown: what was better had another number of images than its duplicates, or a generator that "
-                 "saw, or may have seen, real images that the arm did not.</div>")
+        html += ("<div>Not shown: what was better had another number of images than its "
+                 "duplicates, or a generator that saw, or may have seen, real images that the arm "
+                 "did not.</div>")
     if name == INTERNAL and shortcut(summary):
         kind, answer = ("open", "yes, by SHORTCUT?") if fair else (kind, answer)
         html += "<div>SHORTCUT: a gain on this set is no gain in seeing disease.</div>"
@@ -215,6 +240,6 @@ def _with(value: str | None, low: str | None, high: str | None) -> str:
 
 def delta(x: float | None, ends: Sequence[float | None], points: bool = False) -> str:
     """+0.012 (−0.004 to +0.029); in points +1.2 (−0.4 to +2.9)."""
-    value, *both = (None if v is None else (f"{100 * v:+.1f}" if points else f"{v:+.3f}").replace("-", "−")
-                    for v in (x, *ends))
+    value, *both = (None if v is None else (f"{100 * v:+.1f}" if points
+                                            else f"{v:+.3f}").replace("-", "−") for v in (x, *ends))
     return "–" if value is None else value if None in both else f"{value} ({' to '.join(both)})"
