@@ -49,21 +49,23 @@ from minidiff.diffusion import plan as plans
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError
-from minidiff.evaluation.documents.audit_page import AuditConfig, run_audit
-from minidiff.evaluation.documents.cards import CardConfig, run_card
-from minidiff.evaluation.extractors.build import build, describe
-from minidiff.evaluation.extractors.cache import FeatureCache
-from minidiff.evaluation.extractors.features import PixelPCA
+from minidiff.evaluation import monitor, uncertainty
+from minidiff.evaluation import verify as chain
+from minidiff.evaluation.audit import AuditConfig, run_audit
+from minidiff.evaluation.cards import CardConfig, run_card
+from minidiff.evaluation.features.build import build, describe
+from minidiff.evaluation.features.cache import FeatureCache
+from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.fid import FIDConfig, run_fid
-from minidiff.evaluation.history import chain, monitor, uncertainty
+from minidiff.evaluation.judged import agree, asked, certainty
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
-from minidiff.evaluation.memorisation.membership import denoising_errors, membership
-from minidiff.evaluation.memorisation.neighbours import memorisation, pixel_spaces
+from minidiff.evaluation.metrics import breakdown
+from minidiff.evaluation.metrics.comparison import FEWEST, Side, compare
+from minidiff.evaluation.metrics.membership import denoising_errors, membership
+from minidiff.evaluation.metrics.neighbours import memorisation, pixel_spaces
+from minidiff.evaluation.pages import pictures, report
 from minidiff.evaluation.readers import make, plan, score
-from minidiff.evaluation.report import breakdown, pictures, report
-from minidiff.evaluation.report.comparison import FEWEST, Side, compare
-from minidiff.evaluation.report.inputs import Config, notes, of_these_data, read
-from minidiff.evaluation.report.judged import agree, asked, certainty
+from minidiff.evaluation.sets import Config, notes, of_these_data, read
 from minidiff.training.precision import Precision, pick_device
 
 

@@ -74,8 +74,8 @@ def pytorch_fid() -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def folder_own(folder: Path) -> Callable[[], float]:
-    from minidiff.evaluation.extractors import cache
-    from minidiff.evaluation.extractors.build import build
+    from minidiff.evaluation.features import cache
+    from minidiff.evaluation.features.build import build
     from minidiff.evaluation.metrics.moments import Moments, fid_of
     network, = build([f"inception-pytorch-fid={folder / 'inception.pth'}"], train=None)
 
@@ -105,7 +105,7 @@ def prepare(folder: Path, n: int, side: int) -> None:
     import torch
 
     from minidiff.data import images, phantom
-    from minidiff.evaluation.extractors.inception import Inception
+    from minidiff.evaluation.features.inception import Inception
     torch.manual_seed(0)
     net = Inception()
     for name, tensor in net.state_dict().items():

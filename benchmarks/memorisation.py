@@ -35,7 +35,7 @@ from minidiff.counted import generators  # noqa: E402
 from minidiff.data import phantom  # noqa: E402
 from minidiff.data.dataset import augment, load_pixels, to_float  # noqa: E402
 from minidiff.data.table import read_table  # noqa: E402
-from minidiff.evaluation.memorisation.neighbours import (  # noqa: E402
+from minidiff.evaluation.metrics.neighbours import (  # noqa: E402
     ALPHA,
     Space,
     distances,

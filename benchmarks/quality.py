@@ -41,7 +41,7 @@ from minidiff.diffusion.generate import DECODE, Pipeline, Recipe, to_uint8
 from minidiff.diffusion.guidance import EVERYWHERE
 from minidiff.diffusion.samplers import SeededNoise
 from minidiff.diffusion.store import load_pipeline
-from minidiff.evaluation.extractors.features import Extractor, PixelPCA, PredictorFeatures
+from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
 from minidiff.evaluation.metrics.distances import equal, finite_percentile, floor, kid, kid_draws
 from minidiff.evaluation.metrics.manifold import prdc
 from minidiff.evaluation.quick import Quick, recognised

@@ -16,7 +16,7 @@ from minidiff.data import audit, baselines, files, images, phantom
 from minidiff.data.duplicates import Pair
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.documents.audit_page import AuditConfig, run_audit
+from minidiff.evaluation.audit import AuditConfig, run_audit
 from minidiff.statistics import auroc, auroc_by_patient, bootstrap_indices, percentile
 
 SIDE = 96

@@ -11,8 +11,8 @@ from test_resnet import randomise
 from torchvision_peer import torchvision
 
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors import backbones
-from minidiff.evaluation.extractors.backbones import BACKBONES, load, read_state
+from minidiff.evaluation.features import backbones
+from minidiff.evaluation.features.backbones import BACKBONES, load, read_state
 
 
 @pytest.fixture(autouse=True)

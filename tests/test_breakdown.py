@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from minidiff.data.table import Table
-from minidiff.evaluation.report import breakdown, pictures
-from minidiff.evaluation.report.comparison import Side
+from minidiff.evaluation.metrics import breakdown
+from minidiff.evaluation.metrics.comparison import Side
+from minidiff.evaluation.pages import pictures
 
 
 def side(seed, n=80, shift=0.0, labels=("a", "b"), d=6):

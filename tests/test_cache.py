@@ -12,10 +12,10 @@ from test_backbones import saved, torchvision_net
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors import backbones, cache
-from minidiff.evaluation.extractors.backbones import BACKBONES, load
-from minidiff.evaluation.extractors.cache import FeatureCache, content_keys, stream
-from minidiff.evaluation.extractors.features import PixelPCA, PredictorFeatures, digest
+from minidiff.evaluation.features import backbones, cache
+from minidiff.evaluation.features.backbones import BACKBONES, load
+from minidiff.evaluation.features.cache import FeatureCache, content_keys, stream
+from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures, digest
 from minidiff.variables import Category
 
 PIXELS = torch.randint(0, 256, (75, 3, 32, 32), dtype=torch.uint8,

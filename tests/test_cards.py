@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from minidiff.data import phantom
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.documents.cards import BLANK, CardConfig, run_card
-from minidiff.evaluation.documents.written import Files
+from minidiff.evaluation.cards import BLANK, CardConfig, run_card
+from minidiff.evaluation.written import Files
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
 from minidiff.diffusion.plan import encode
 from minidiff.errors import InputError
-from minidiff.evaluation.history import chain
-from minidiff.evaluation.history.chain import DIFFERS, MATCHES, MISSING, VerifyConfig, verify, walk
+from minidiff.evaluation import verify as chain
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
+from minidiff.evaluation.verify import DIFFERS, MATCHES, MISSING, VerifyConfig, verify, walk
 from minidiff.variables import Category
 
 

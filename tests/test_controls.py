@@ -10,7 +10,7 @@ import torch
 
 from minidiff.data import phantom
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.spectrum import Spectrum
+from minidiff.evaluation.features.spectrum import Spectrum
 from minidiff.evaluation.matrix.controls import (
     CONTROLS,
     LEFT,
@@ -20,9 +20,9 @@ from minidiff.evaluation.matrix.controls import (
     near_copy,
     noisy,
 )
-from minidiff.evaluation.memorisation.neighbours import memorisation, pixel_spaces
 from minidiff.evaluation.metrics.distances import fid, kid
 from minidiff.evaluation.metrics.manifold import prdc
+from minidiff.evaluation.metrics.neighbours import memorisation, pixel_spaces
 
 
 @pytest.fixture(scope="module")

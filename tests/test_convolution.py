@@ -17,7 +17,7 @@ from minidiff.convolution import LEAST, pointwise
 from minidiff.diffusion import unet, vae
 from minidiff.diffusion.public.lpips import LPIPS
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors import backbones, inception
+from minidiff.evaluation.features import backbones, inception
 
 NETWORKS = {
     **{f"VAE {name}": partial(vae.VAE, getattr(vae, name)) for name in ("TINY", "SD")},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from minidiff.evaluation.memorisation.copying import (
+from minidiff.evaluation.metrics.copying import (
     authentic,
     calibrated,
     cells,
@@ -15,7 +15,7 @@ from minidiff.evaluation.memorisation.copying import (
     exchange,
     rank_z,
 )
-from minidiff.evaluation.memorisation.neighbours import distances, spacing
+from minidiff.evaluation.metrics.neighbours import distances, spacing
 
 
 def normal(n, d, seed):

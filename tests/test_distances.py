@@ -8,7 +8,7 @@ from torchvision_peer import torchvision
 
 from minidiff.data.phantom import phantom
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.features import PixelPCA
+from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.metrics import distances as ds
 from minidiff.evaluation.metrics.distances import fid, fid_infinity, floor, kid, mind
 

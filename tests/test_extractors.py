@@ -17,9 +17,9 @@ from test_backbones import Evil, saved, torchvision_net, xrv_net
 
 from minidiff.classification.predictor import Predictor
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors import backbones
-from minidiff.evaluation.extractors.backbones import BACKBONES, load
-from minidiff.evaluation.extractors.build import (
+from minidiff.evaluation.features import backbones
+from minidiff.evaluation.features.backbones import BACKBONES, load
+from minidiff.evaluation.features.build import (
     EXTRACTORS,
     NETWORKS,
     build,
@@ -27,7 +27,7 @@ from minidiff.evaluation.extractors.build import (
     describe,
     main,
 )
-from minidiff.evaluation.extractors.pickled import DTYPES, read_pickled
+from minidiff.evaluation.features.pickled import DTYPES, read_pickled
 from minidiff.variables import Category
 
 TRAIN = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8,
@@ -91,7 +91,7 @@ def test_the_generators_own_vae_is_never_the_only_one():
 
 
 def test_all_specs_are_checked_before_the_first_is_worked_on(monkeypatch):
-    monkeypatch.setattr("minidiff.evaluation.extractors.build.PixelPCA", None)
+    monkeypatch.setattr("minidiff.evaluation.features.build.PixelPCA", None)
     with pytest.raises(InputError, match="not known"):
         names("pixels", "nonsense")
 

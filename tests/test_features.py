@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.features import (
+from minidiff.evaluation.features.extractor import (
     PixelPCA,
     PredictorFeatures,
     VAEFeatures,

@@ -18,7 +18,7 @@ from minidiff.diffusion.public import __main__ as public
 from minidiff.diffusion.public import certificate, fetch
 from minidiff.diffusion.public.load import load_sd, read_vae
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors import inception
+from minidiff.evaluation.features import inception
 
 pytest.importorskip("huggingface_hub", reason="pip install minidiff[hub]")
 BODY = bytes(range(256)) * 12_000  # 3 MB, read in three blocks

@@ -15,7 +15,7 @@ from minidiff import config
 from minidiff.data import images, phantom
 from minidiff.errors import InputError
 from minidiff.evaluation import fid as rooms
-from minidiff.evaluation.extractors.features import PixelPCA
+from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.metrics import distances
 
 

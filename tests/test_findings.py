@@ -14,7 +14,7 @@ from minidiff.diffusion import plan, unet
 from minidiff.diffusion.model import from_model, from_scratch
 from minidiff.diffusion.public.export import finished_contexts
 from minidiff.errors import InputError
-from minidiff.evaluation.report import breakdown
+from minidiff.evaluation.metrics import breakdown
 from minidiff.statistics import auroc
 from minidiff.variables import Category, Findings
 

@@ -21,8 +21,7 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "evaluation": {"training", "data", "classification"},
     "public": {"diffusion"},
     "dicom": {"data"},
-    **dict.fromkeys(("metrics", "extractors", "memorisation", "matrix", "report", "history", "documents", "readers",
-                     "study"),
+    **dict.fromkeys(("metrics", "features", "matrix", "pages", "readers", "study"),
                     {"data", "classification", "evaluation"}),
 }
 DIFFUSION = {  # within diffusion

@@ -16,10 +16,10 @@ from torchvision_peer import torchvision
 
 from minidiff import download as downloads
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors import backbones, cache
-from minidiff.evaluation.extractors import build as extractors
-from minidiff.evaluation.extractors.backbones import load
-from minidiff.evaluation.extractors.inception import (
+from minidiff.evaluation.features import backbones, cache
+from minidiff.evaluation.features import build as extractors
+from minidiff.evaluation.features.backbones import load
+from minidiff.evaluation.features.inception import (
     INCEPTIONS,
     SHA256,
     URL,

@@ -5,7 +5,7 @@ from scipy.stats import norm
 
 from minidiff.counted import normal as noise_of
 from minidiff.errors import InputError
-from minidiff.evaluation.memorisation.membership import denoising_errors, membership
+from minidiff.evaluation.metrics.membership import denoising_errors, membership
 from minidiff.statistics import auroc
 
 

@@ -14,16 +14,10 @@ from minidiff import runs
 from minidiff.data import phantom
 from minidiff.data.dataset import read_images
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.features import PixelPCA
-from minidiff.evaluation.history import monitor
-from minidiff.evaluation.history.monitor import (
-    Checkpoint,
-    MonitorConfig,
-    checkpoints,
-    choose,
-    measure,
-)
+from minidiff.evaluation import monitor
+from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.metrics.distances import kid, kid_draws, same_mix
+from minidiff.evaluation.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure
 
 LABELS = ["covid", "normal", "pneumonia"]
 

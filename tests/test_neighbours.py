@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import small
 from minidiff.data.table import read_table
-from minidiff.evaluation.memorisation.neighbours import (
+from minidiff.evaluation.metrics.neighbours import (
     LOOKED_AT,
     _verdict,
     distances,

@@ -3,8 +3,8 @@ import torch
 from test_neighbours import HELDOUT, TRAIN, near_copies, phantoms
 
 from minidiff.errors import InputError
-from minidiff.evaluation.memorisation.neighbours import equalised, pixel_spaces
-from minidiff.evaluation.memorisation.release import ReleaseFilter
+from minidiff.evaluation.metrics.neighbours import equalised, pixel_spaces
+from minidiff.evaluation.metrics.release import ReleaseFilter
 
 
 def spaces(images):

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 
 from minidiff.classification.agreement import agreement
 from minidiff.data import images
+from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
 from minidiff.evaluation.metrics.distances import kid
-from minidiff.evaluation.page import jsonable, num, table
-from minidiff.evaluation.report import report, sections
-from minidiff.evaluation.report.comparison import ALL, EQUAL, Side, compare
-from minidiff.evaluation.report.verdict import verdicts
-from minidiff.evaluation.report.within import within_label
+from minidiff.evaluation.metrics.within import within_label
+from minidiff.evaluation.pages import report
+from minidiff.evaluation.pages import report_sections as sections
+from minidiff.evaluation.pages.page import jsonable, num, table
+from minidiff.evaluation.verdicts import verdicts
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number
 

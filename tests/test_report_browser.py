@@ -9,7 +9,7 @@ import evaluate
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images, phantom
 from minidiff.data.table import write_table
-from minidiff.evaluation.page import CSS
+from minidiff.evaluation.pages.page import CSS
 from minidiff.variables import Category
 
 LOADED = "[...document.images].map(i => i.complete && i.naturalWidth > 0)"

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 import train
 from minidiff.diffusion import store
 from minidiff.errors import InputError
-from minidiff.evaluation.history.monitor import checkpoints
+from minidiff.evaluation.monitor import checkpoints
 from minidiff.training import state
 
 

@@ -15,9 +15,9 @@ from minidiff import runs
 from minidiff.data import images, phantom
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.history import uncertainty as module
-from minidiff.evaluation.history.monitor import Checkpoint, checkpoints
-from minidiff.evaluation.history.uncertainty import (
+from minidiff.evaluation import uncertainty as module
+from minidiff.evaluation.monitor import Checkpoint, checkpoints
+from minidiff.evaluation.uncertainty import (
     UncertaintyConfig,
     check_written,
     over_checkpoints,

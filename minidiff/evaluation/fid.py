@@ -24,9 +24,9 @@ from minidiff import runs
 from minidiff.data import images
 from minidiff.data.table import image_files, is_data_set, read_table
 from minidiff.errors import InputError, count
-from minidiff.evaluation.extractors.build import build, describe
-from minidiff.evaluation.extractors.features import Extractor
-from minidiff.evaluation.extractors.inception import INCEPTIONS, weights
+from minidiff.evaluation.features.build import build, describe
+from minidiff.evaluation.features.extractor import Extractor
+from minidiff.evaluation.features.inception import INCEPTIONS, weights
 from minidiff.evaluation.metrics import distances
 from minidiff.training.precision import pick_device
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import Images
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.features import PixelPCA
-from minidiff.evaluation.memorisation.neighbours import distances, equalised
-from minidiff.evaluation.memorisation.release import ReleaseFilter
+from minidiff.evaluation.features.extractor import PixelPCA
+from minidiff.evaluation.metrics.comparison import FEWEST
 from minidiff.evaluation.metrics.distances import floor, kid, same_mix
-from minidiff.evaluation.report.comparison import FEWEST
+from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.metrics.release import ReleaseFilter
 
 
 class Quick:

@@ -23,11 +23,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from minidiff.evaluation.extractors.spectrum import Spectrum
+from minidiff.evaluation.features.spectrum import Spectrum
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS
-from minidiff.evaluation.page import num, percent, signed, span
-from minidiff.evaluation.report.verdict import BAD, GOOD, MARGIN, OPEN
+from minidiff.evaluation.pages.page import num, percent, signed, span
+from minidiff.evaluation.verdicts import BAD, GOOD, MARGIN, OPEN
 from minidiff.statistics import wilson
 
 VERDICTS = ("FIDELITY", "COVERAGE", "LABEL", "NOVELTY")

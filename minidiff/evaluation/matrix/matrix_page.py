@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from html import escape
 
-from minidiff.evaluation import figures
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS
 from minidiff.evaluation.matrix.gates import VERDICTS
-from minidiff.evaluation.page import (
+from minidiff.evaluation.pages import charts as figures
+from minidiff.evaluation.pages.page import (
     answers,
     chip,
     fields,
@@ -24,7 +24,7 @@ from minidiff.evaluation.page import (
     span,
     table,
 )
-from minidiff.evaluation.report.verdict import BAD, KINDS
+from minidiff.evaluation.verdicts import BAD, KINDS
 
 MEANING = {
     "FIDELITY": f"Are they as near to held-out real images as ρ ≤ {LIMIT:g} asks, in every space?",

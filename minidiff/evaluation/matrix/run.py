@@ -28,10 +28,10 @@ from minidiff.data.dataset import load_pixels
 from minidiff.data.split import check_synthetic, check_unseen, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.build import EXTRACTORS, build, describe
-from minidiff.evaluation.extractors.cache import FeatureCache
-from minidiff.evaluation.extractors.features import Extractor, PredictorFeatures
-from minidiff.evaluation.extractors.spectrum import Spectrum
+from minidiff.evaluation.features.build import EXTRACTORS, build, describe
+from minidiff.evaluation.features.cache import FeatureCache
+from minidiff.evaluation.features.extractor import Extractor, PredictorFeatures
+from minidiff.evaluation.features.spectrum import Spectrum
 from minidiff.evaluation.judge import judge_of, seen_by
 from minidiff.evaluation.matrix import cells, gates, matrix_page
 from minidiff.evaluation.matrix.header import header_shortcuts
@@ -42,8 +42,8 @@ from minidiff.evaluation.matrix.subsets import (
     real_subsets,
     synthetic_subsets,
 )
-from minidiff.evaluation.memorisation.neighbours import FEWEST, memorisation, pixel_spaces
-from minidiff.evaluation.page import jsonable
+from minidiff.evaluation.metrics.neighbours import FEWEST, memorisation, pixel_spaces
+from minidiff.evaluation.pages.page import jsonable
 from minidiff.evaluation.quick import recognised
 from minidiff.root import DEMO, Rooted
 

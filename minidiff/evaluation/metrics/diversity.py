@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.features import grey
+from minidiff.evaluation.features.extractor import grey
 from minidiff.evaluation.metrics.distances import patient_codes
 from minidiff.evaluation.metrics.moments import check_finite
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.evaluation.memorisation.neighbours import distances
 from minidiff.evaluation.metrics.distances import checked
+from minidiff.evaluation.metrics.neighbours import distances
 
 # real images at a time: their distances to all others are held, not those of all pairs
 ROWS = 1024

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from minidiff.errors import InputError
-from minidiff.evaluation.memorisation.neighbours import distances
 from minidiff.evaluation.metrics.distances import checked, divisions, equal, patient_codes
+from minidiff.evaluation.metrics.neighbours import distances
 from minidiff.statistics import wilson
 
 ROWS = 1024   # images at a time, whose distances to all are held

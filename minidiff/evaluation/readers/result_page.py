@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from html import escape
 
-from minidiff.evaluation.page import (
+from minidiff.evaluation.pages.page import (
     answers,
     fields,
     note,
@@ -17,7 +17,7 @@ from minidiff.evaluation.page import (
     span,
     table,
 )
-from minidiff.evaluation.report.verdict import BAD, GOOD, OPEN
+from minidiff.evaluation.verdicts import BAD, GOOD, OPEN
 
 NAMES = {"cohen": "Cohen’s kappa", "fleiss": "Fleiss’ kappa"}
 

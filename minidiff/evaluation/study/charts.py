@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from minidiff.evaluation.figures import ACCENT, INK, PALE, WIDTH, _png, pyplot, styled
+from minidiff.evaluation.pages.charts import ACCENT, INK, PALE, WIDTH, _png, pyplot, styled
 
 COLOURS, MARKS = {"synthetic": ACCENT, "duplicates": "#6d808a",
                   None: INK}, {"synthetic": "D", "duplicates": "s", None: "o"}

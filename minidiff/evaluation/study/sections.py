@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from minidiff.evaluation.page import figure, note, num, p_value, table
+from minidiff.evaluation.pages.page import figure, note, num, p_value, table
 from minidiff.evaluation.study import charts
 from minidiff.evaluation.study.answers import (
     area,

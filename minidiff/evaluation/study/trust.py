@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from minidiff.evaluation.page import figure, note, num, table
+from minidiff.evaluation.pages.page import figure, note, num, table
 from minidiff.evaluation.study import charts
 from minidiff.evaluation.study.answers import (
     area,

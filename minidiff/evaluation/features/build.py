@@ -1,6 +1,6 @@
 """The extractors by name, and how a list of them is made from what a user writes.
 
-    python -m minidiff.evaluation.extractors.build convert densenet121-all.pt xrv.safetensors
+    python -m minidiff.evaluation.features.build convert densenet121-all.pt xrv.safetensors
 
 `convert` takes the tensors out of a pickled model, such as TorchXRayVision's, and runs nothing that
 is in the file.
@@ -23,15 +23,15 @@ from typing import Any
 from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.backbones import BACKBONES, CONVERT, Backbone, load
-from minidiff.evaluation.extractors.features import (
+from minidiff.evaluation.features.backbones import BACKBONES, CONVERT, Backbone, load
+from minidiff.evaluation.features.extractor import (
     Extractor,
     PixelPCA,
     PredictorFeatures,
     VAEFeatures,
 )
-from minidiff.evaluation.extractors.inception import INCEPTIONS, download
-from minidiff.evaluation.extractors.pickled import read_pickled
+from minidiff.evaluation.features.inception import INCEPTIONS, download
+from minidiff.evaluation.features.pickled import read_pickled
 from minidiff.runs import save_tensors, sha256
 
 OWN = ("pixels", "classifier", "vae")  # need no file

@@ -25,7 +25,7 @@ from minidiff.data.files import Box, Facts
 from minidiff.data.split import Row
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.page import (
+from minidiff.evaluation.pages.page import (
     answers,
     fields,
     img,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.evaluation.memorisation.copying import NEXT, calibrated
-from minidiff.evaluation.memorisation.neighbours import distances
+from minidiff.evaluation.metrics.copying import NEXT, calibrated
+from minidiff.evaluation.metrics.neighbours import distances
 
 QUANTILE = 0.01
 FEWEST = round(1 / QUANTILE)   # held-out images: with fewer, the nearest 1 % of them is none

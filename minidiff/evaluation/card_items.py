@@ -9,8 +9,8 @@ from pathlib import Path
 
 from minidiff import runs
 from minidiff.data.split import SPLITS
-from minidiff.evaluation.documents.written import Files, Item, Items, numbers, read_again
-from minidiff.evaluation.page import num, percent, plain, signed, span
+from minidiff.evaluation.pages.page import num, percent, plain, signed, span
+from minidiff.evaluation.written import Files, Item, Items, numbers, read_again
 
 RESEARCH = "Research only. Not for diagnosis, treatment or triage, nor as a substitute for patients' images in either."
 # images, below which a subgroup's figure is marked
@@ -24,7 +24,7 @@ def model_card(files: Files) -> list[Item]:
     add = Items("model card")
     model(add, files)
     add.section = "Intended use"
-    add("use", RESEARCH, ["minidiff/evaluation/documents/card_items.py: RESEARCH"],
+    add("use", RESEARCH, ["minidiff/evaluation/card_items.py: RESEARCH"],
         "TRIPOD+AI 3b; MI-CLAIM 1")
     ask(add, {"question of the study": "TRIPOD+AI 3a, 4; MI-CLAIM 1",
               "intended users": "TRIPOD+AI 3b, 27b", "known inequalities between "

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from minidiff.data import images
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.backbones import BATCH, Network
-from minidiff.evaluation.extractors.features import Extractor, digest, filled
+from minidiff.evaluation.features.backbones import BATCH, Network
+from minidiff.evaluation.features.extractor import Extractor, digest, filled
 from minidiff.runs import save_tensors
 
 # images after which what has been computed is written, so that a long run that is stopped goes on

@@ -37,13 +37,13 @@ from minidiff.data.dataset import load_pixels
 from minidiff.data.split import Row
 from minidiff.data.table import csv_text, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.features import PixelPCA, PredictorFeatures
-from minidiff.evaluation.history.monitor import Checkpoint, Sample, checkpoints, read
+from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures
 from minidiff.evaluation.judge import judge_of
-from minidiff.evaluation.memorisation.neighbours import distances, equalised
+from minidiff.evaluation.judged import certainty
 from minidiff.evaluation.metrics.distances import check_finite
-from minidiff.evaluation.page import jsonable, num, span
-from minidiff.evaluation.report.judged import certainty
+from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.monitor import Checkpoint, Sample, checkpoints, read
+from minidiff.evaluation.pages.page import jsonable, num, span
 from minidiff.root import Rooted
 from minidiff.statistics import NONE, pearson, z_value
 

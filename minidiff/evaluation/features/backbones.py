@@ -28,11 +28,11 @@ from minidiff.classification.resnet import Block
 from minidiff.convolution import pointwise
 from minidiff.data.table import some
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.features import digest, filled
-from minidiff.evaluation.extractors.pickled import read_weights
+from minidiff.evaluation.features.extractor import digest, filled
+from minidiff.evaluation.features.pickled import read_weights
 
 BATCH = 32           # images a network sees at once; a smaller one is filled up
-CONVERT = "python -m minidiff.evaluation.extractors.build convert"
+CONVERT = "python -m minidiff.evaluation.features.build convert"
 
 
 def bilinear(x: Tensor, side: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minidiff.data.table import Table
 from minidiff.errors import InputError
+from minidiff.evaluation.metrics.comparison import ALL, FEWEST, Side
 from minidiff.evaluation.metrics.distances import (
     equal,
     fid,
@@ -28,7 +29,6 @@ from minidiff.evaluation.metrics.distances import (
     same_mix,
 )
 from minidiff.evaluation.metrics.diversity import TAPS, ms_ssim, vendi
-from minidiff.evaluation.report.comparison import ALL, FEWEST, Side
 from minidiff.variables import RESERVED, Findings, Number, infer
 
 REPEATS = 20                       # draws behind each range

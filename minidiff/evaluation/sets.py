@@ -18,7 +18,7 @@ from minidiff.data.split import check_synthetic, check_unseen, of_other_data, tr
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation.judge import seen_by
-from minidiff.evaluation.report.comparison import FEWEST
+from minidiff.evaluation.metrics.comparison import FEWEST
 from minidiff.root import Rooted
 
 SMALLEST = 8  # px a side at which images are compared

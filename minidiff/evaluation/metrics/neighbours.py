@@ -43,8 +43,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minidiff.data.duplicates import laid_over, small
-from minidiff.evaluation.extractors.features import grey
-from minidiff.evaluation.memorisation.copying import (
+from minidiff.evaluation.features.extractor import grey
+from minidiff.evaluation.metrics.copying import (
     FEWEST_FOR_CELLS,
     DataCopying,
     authentic,

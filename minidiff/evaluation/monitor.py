@@ -34,13 +34,13 @@ from minidiff.data import images
 from minidiff.data.dataset import Images, read_images
 from minidiff.data.split import Row, check_unseen
 from minidiff.errors import InputError
-from minidiff.evaluation import figures
-from minidiff.evaluation.extractors.features import Extractor, PixelPCA, PredictorFeatures
+from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
 from minidiff.evaluation.judge import judge_of
-from minidiff.evaluation.memorisation.neighbours import FEWEST, memorisation, pixel_spaces
+from minidiff.evaluation.metrics.comparison import Side, joined
 from minidiff.evaluation.metrics.distances import finite_percentile, floor, kid, kid_draws, same_mix
-from minidiff.evaluation.page import jsonable, num, percent, span
-from minidiff.evaluation.report.comparison import Side, joined
+from minidiff.evaluation.metrics.neighbours import FEWEST, memorisation, pixel_spaces
+from minidiff.evaluation.pages import charts as figures
+from minidiff.evaluation.pages.page import jsonable, num, percent, span
 from minidiff.root import Rooted
 
 Sample = Callable[[Path, Sequence[Row]], Tensor]  # folder of a model, rows → uint8 (n,3,S,S)

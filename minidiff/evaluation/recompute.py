@@ -17,11 +17,11 @@ from minidiff import config, runs
 from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import load_pixels
 from minidiff.data.table import Table
-from minidiff.evaluation.extractors.features import PixelPCA, PredictorFeatures
+from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures
 from minidiff.evaluation.matrix import cells
 from minidiff.evaluation.matrix import run as matrix
+from minidiff.evaluation.metrics.comparison import Side
 from minidiff.evaluation.metrics.distances import fid, kid
-from minidiff.evaluation.report.comparison import Side
 
 Cell = tuple[str, float, float]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from minidiff import runs
 from minidiff.errors import InputError
-from minidiff.evaluation.documents.card_items import RESEARCH, datasheet, model_card
-from minidiff.evaluation.documents.written import Files, Item
+from minidiff.evaluation.card_items import RESEARCH, datasheet, model_card
+from minidiff.evaluation.written import Files, Item
 from minidiff.root import Rooted
 
 BLANK = "▢ **TO BE FILLED IN BY A PERSON**"

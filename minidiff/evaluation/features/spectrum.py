@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.evaluation.extractors.features import digest, grey
+from minidiff.evaluation.features.extractor import digest, grey
 
 
 class Spectrum:

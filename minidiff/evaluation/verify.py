@@ -33,8 +33,8 @@ from minidiff.data.dataset import load_pixels, read_images
 from minidiff.data.split import Row
 from minidiff.data.table import Table, read_table, some
 from minidiff.errors import InputError
-from minidiff.evaluation.history.recompute import CELLS
-from minidiff.evaluation.page import num
+from minidiff.evaluation.pages.page import num
+from minidiff.evaluation.recompute import CELLS
 from minidiff.root import DEMO, Rooted
 
 MATCHES, DIFFERS, MISSING = "matches", "differs", "missing"

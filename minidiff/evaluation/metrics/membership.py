@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minidiff.errors import InputError
-from minidiff.evaluation.memorisation.copying import dealt
+from minidiff.evaluation.metrics.copying import dealt
 from minidiff.evaluation.metrics.distances import finite_percentile
 from minidiff.statistics import auroc_interval, bootstrap_counts, codes, delong, z_value
 

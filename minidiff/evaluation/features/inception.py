@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from minidiff.download import INCEPTION, cache, retrieve
-from minidiff.evaluation.extractors.backbones import Backbone, Input, bilinear
+from minidiff.evaluation.features.backbones import Backbone, Input, bilinear
 from minidiff.runs import sha256
 
 URL, SHA256, SIZE = INCEPTION

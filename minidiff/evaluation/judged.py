@@ -15,7 +15,7 @@ from minidiff import variables as var
 from minidiff.classification.agreement import agreement
 from minidiff.classification.predictor import Predictor
 from minidiff.data.table import Table
-from minidiff.evaluation.report.within import within_label
+from minidiff.evaluation.metrics.within import within_label
 from minidiff.variables import Labels
 
 

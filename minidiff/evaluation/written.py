@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from minidiff import runs
 from minidiff.data.table import Table
 from minidiff.errors import InputError
-from minidiff.evaluation.history.chain import read_as_then
+from minidiff.evaluation.verify import read_as_then
 
 KINDS = ("vae", "diffusion", "samples", "classifier", "report", "matrix", "audit", "readers")
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from minidiff.evaluation import figures
-from minidiff.evaluation.page import figure, note, num, p_value, percent, span, table
-from minidiff.evaluation.report.comparison import EQUAL, FEWEST, NEIGHBOUR
+from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
+from minidiff.evaluation.pages import charts as figures
+from minidiff.evaluation.pages.page import figure, note, num, p_value, percent, span, table
 
 SHARES = ("precision", "recall", "coverage", "C2ST")   # printed in per cent
 

@@ -27,7 +27,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from minidiff.evaluation.extractors.features import principal
+from minidiff.evaluation.features.extractor import principal
 from minidiff.statistics import codes
 
 # Carlini et al.: so many nearest images are the neighbourhood, this much of its distance is 1

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from minidiff import runs
 from minidiff.errors import count
-from minidiff.evaluation import figures
 from minidiff.evaluation.matrix import matrix_page
-from minidiff.evaluation.memorisation.neighbours import ALPHA, GATE, UNCLEAR
-from minidiff.evaluation.page import (
+from minidiff.evaluation.metrics.neighbours import ALPHA, GATE, UNCLEAR
+from minidiff.evaluation.pages import charts as figures
+from minidiff.evaluation.pages import report_sections as sections
+from minidiff.evaluation.pages.page import (
     answers,
     cards,
     fields,
@@ -31,8 +32,7 @@ from minidiff.evaluation.page import (
     span,
     table,
 )
-from minidiff.evaluation.report import sections
-from minidiff.evaluation.report.verdict import KINDS, verdicts
+from minidiff.evaluation.verdicts import KINDS, verdicts
 
 # section → run whose command made what it shows
 ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "collection": "samples",

@@ -1,1 +1,0 @@
-"""Are samples copies of training images, and which of them may leave?"""

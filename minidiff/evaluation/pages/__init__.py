@@ -1,0 +1,1 @@
+"""Pages: a result in JSON and pictures in, one HTML file out."""

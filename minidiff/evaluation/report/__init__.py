@@ -1,1 +1,0 @@
-"""The report on one synthetic set: comparisons, verdicts, pictures, one page."""
