@@ -11,7 +11,7 @@ from readers_data import key_of, reading
 from scipy import stats
 
 from minidiff.errors import InputError
-from minidiff.evaluation.pages.page import jsonable
+from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.readers import plan, score
 from minidiff.rating import newcombe
 from minidiff.statistics import wilson

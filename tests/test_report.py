@@ -16,7 +16,8 @@ from minidiff.evaluation.metrics.distances import kid
 from minidiff.evaluation.metrics.within import within_label
 from minidiff.evaluation.pages import report
 from minidiff.evaluation.pages import report_sections as sections
-from minidiff.evaluation.pages.page import jsonable, num, table
+from minidiff.evaluation.pages.format import jsonable, num
+from minidiff.evaluation.pages.page import table
 from minidiff.evaluation.verdicts import verdicts
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number

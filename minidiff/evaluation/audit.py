@@ -25,19 +25,8 @@ from minidiff.data.files import Box, Facts
 from minidiff.data.split import Row
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.pages.page import (
-    answers,
-    fields,
-    img,
-    jsonable,
-    note,
-    num,
-    page,
-    percent,
-    plain,
-    span,
-    table,
-)
+from minidiff.evaluation.pages.format import jsonable, num, percent, plain, span
+from minidiff.evaluation.pages.page import answers, fields, img, note, page, table
 from minidiff.root import Rooted
 
 SIDE, CROP = 176, (264, 88)  # px of the page's pictures; width and height of those of letters

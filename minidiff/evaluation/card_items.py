@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minidiff import runs
 from minidiff.data.split import SPLITS
-from minidiff.evaluation.pages.page import num, percent, plain, signed, span
+from minidiff.evaluation.pages.format import num, percent, plain, signed, span
 from minidiff.evaluation.written import Files, Item, Items, numbers, read_again
 
 RESEARCH = "Research only. Not for diagnosis, treatment or triage, nor as a substitute for patients' images in either."

@@ -40,7 +40,7 @@ from minidiff.evaluation.metrics.comparison import Side, joined
 from minidiff.evaluation.metrics.distances import finite_percentile, floor, kid, kid_draws, same_mix
 from minidiff.evaluation.metrics.neighbours import FEWEST, memorisation, pixel_spaces
 from minidiff.evaluation.pages import charts as figures
-from minidiff.evaluation.pages.page import jsonable, num, percent, span
+from minidiff.evaluation.pages.format import jsonable, num, percent, span
 from minidiff.root import Rooted
 
 Sample = Callable[[Path, Sequence[Row]], Tensor]  # folder of a model, rows → uint8 (n,3,S,S)

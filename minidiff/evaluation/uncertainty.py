@@ -43,7 +43,7 @@ from minidiff.evaluation.judged import certainty
 from minidiff.evaluation.metrics.distances import check_finite
 from minidiff.evaluation.metrics.neighbours import distances, equalised
 from minidiff.evaluation.monitor import Checkpoint, Sample, checkpoints, read
-from minidiff.evaluation.pages.page import jsonable, num, span
+from minidiff.evaluation.pages.format import jsonable, num, span
 from minidiff.root import Rooted
 from minidiff.statistics import NONE, pearson, z_value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minidiff.evaluation.metrics.comparison import ALL
-from minidiff.evaluation.pages.page import num, percent
+from minidiff.evaluation.pages.format import num, percent
 from minidiff.evaluation.study.answers import primary_text
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"

@@ -33,7 +33,7 @@ from minidiff.data.dataset import load_pixels, read_images
 from minidiff.data.split import Row
 from minidiff.data.table import Table, read_table, some
 from minidiff.errors import InputError
-from minidiff.evaluation.pages.page import num
+from minidiff.evaluation.pages.format import num
 from minidiff.evaluation.recompute import CELLS
 from minidiff.root import DEMO, Rooted
 

@@ -26,7 +26,7 @@ import numpy as np
 from minidiff.evaluation.features.spectrum import Spectrum
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS
-from minidiff.evaluation.pages.page import num, percent, signed, span
+from minidiff.evaluation.pages.format import num, percent, signed, span
 from minidiff.evaluation.verdicts import BAD, GOOD, MARGIN, OPEN
 from minidiff.statistics import wilson
 

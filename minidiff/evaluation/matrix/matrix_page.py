@@ -10,20 +10,8 @@ from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS
 from minidiff.evaluation.matrix.gates import VERDICTS
 from minidiff.evaluation.pages import charts as figures
-from minidiff.evaluation.pages.page import (
-    answers,
-    chip,
-    fields,
-    figure,
-    note,
-    num,
-    p_value,
-    page,
-    percent,
-    signed,
-    span,
-    table,
-)
+from minidiff.evaluation.pages.format import num, p_value, percent, signed, span
+from minidiff.evaluation.pages.page import answers, chip, fields, figure, note, page, table
 from minidiff.evaluation.verdicts import BAD, KINDS
 
 MEANING = {

@@ -43,7 +43,7 @@ from minidiff.evaluation.matrix.subsets import (
     synthetic_subsets,
 )
 from minidiff.evaluation.metrics.neighbours import FEWEST, memorisation, pixel_spaces
-from minidiff.evaluation.pages.page import jsonable
+from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.quick import recognised
 from minidiff.root import DEMO, Rooted
 

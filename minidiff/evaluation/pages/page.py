@@ -5,10 +5,11 @@ the marks on it.
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from minidiff.evaluation.pages.format import plain
 
 CSS = """
 :root { --ink: #22303a; --soft: #66757f; --line: #dfe4e7; --paper: #fbfaf7; --accent: #b5482a }
@@ -145,46 +146,3 @@ def fields(facts: Mapping[str, Any]) -> str:
 
 def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
-
-
-def num(x: float | None) -> str:
-    """Three significant digits, with a true minus; – for what there is not."""
-    if x is None or math.isnan(x):
-        return "–"
-    text = f"{x:.0f}" if abs(x) >= 1000 else f"{x:.3g}" if abs(x) >= 0.001 or x == 0 else f"{x:.1e}"
-    return text.replace("-", "−")
-
-
-def p_value(p: float | None) -> str:
-    return "–" if p is None else "< 0.001" if p < 0.0005 else f"{p:.3f}"
-
-
-def signed(x: float | None) -> str:
-    return ("+" if x is not None and x > 0 else "") + num(x)
-
-
-def span(low: float | None, high: float | None) -> str:
-    return f"{num(low)} to {num(high)}"
-
-
-def percent(x: float | None) -> str:
-    return "–" if x is None or math.isnan(x) else f"{100 * x:.1f} %"
-
-
-def plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def jsonable(value: Any) -> Any:
-    """The same with nan and infinity as None, tuples as lists, everything else as text: what JSON
-    can hold.
-    """
-    if isinstance(value, dict):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

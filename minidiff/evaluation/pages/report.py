@@ -16,22 +16,8 @@ from minidiff.evaluation.matrix import matrix_page
 from minidiff.evaluation.metrics.neighbours import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.pages import charts as figures
 from minidiff.evaluation.pages import report_sections as sections
-from minidiff.evaluation.pages.page import (
-    answers,
-    cards,
-    fields,
-    figure,
-    img,
-    jsonable,
-    note,
-    num,
-    p_value,
-    page,
-    percent,
-    signed,
-    span,
-    table,
-)
+from minidiff.evaluation.pages.format import jsonable, num, p_value, percent, signed, span
+from minidiff.evaluation.pages.page import answers, cards, fields, figure, img, note, page, table
 from minidiff.evaluation.verdicts import KINDS, verdicts
 
 # section → run whose command made what it shows

@@ -9,7 +9,8 @@ from html import escape
 
 from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
 from minidiff.evaluation.pages import charts as figures
-from minidiff.evaluation.pages.page import figure, note, num, p_value, percent, span, table
+from minidiff.evaluation.pages.format import num, p_value, percent, span
+from minidiff.evaluation.pages.page import figure, note, table
 
 SHARES = ("precision", "recall", "coverage", "C2ST")   # printed in per cent
 

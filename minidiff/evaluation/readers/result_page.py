@@ -5,18 +5,8 @@ from __future__ import annotations
 import json
 from html import escape
 
-from minidiff.evaluation.pages.page import (
-    answers,
-    fields,
-    note,
-    num,
-    p_value,
-    page,
-    percent,
-    signed,
-    span,
-    table,
-)
+from minidiff.evaluation.pages.format import num, p_value, percent, signed, span
+from minidiff.evaluation.pages.page import answers, fields, note, page, table
 from minidiff.evaluation.verdicts import BAD, GOOD, OPEN
 
 NAMES = {"cohen": "Cohen’s kappa", "fleiss": "Fleiss’ kappa"}

@@ -21,7 +21,7 @@ import scipy
 from minidiff import runs
 from minidiff.data.table import read_csv
 from minidiff.errors import InputError
-from minidiff.evaluation.pages.page import jsonable
+from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.readers import result_page
 from minidiff.evaluation.readers.answers import REASONS, Key, Reading, read_key, read_readings
 from minidiff.rating import (

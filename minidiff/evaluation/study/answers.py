@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from minidiff.evaluation.pages.page import p_value
+from minidiff.evaluation.pages.format import p_value
 from minidiff.variables import NONE, present
 
 INTERNAL = "test"  # the set of the training hospitals; all others are external

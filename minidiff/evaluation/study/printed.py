@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import textwrap
 
-from minidiff.evaluation.pages.page import num, percent
+from minidiff.evaluation.pages.format import num, percent
 from minidiff.evaluation.study.answers import primary_text
 
 

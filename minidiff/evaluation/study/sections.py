@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from minidiff.evaluation.pages.page import figure, note, num, p_value, table
+from minidiff.evaluation.pages.format import num, p_value
+from minidiff.evaluation.pages.page import figure, note, table
 from minidiff.evaluation.study import charts
 from minidiff.evaluation.study.answers import (
     area,

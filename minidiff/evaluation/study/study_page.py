@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from minidiff.data.table import csv_text
+from minidiff.evaluation.pages.format import num, percent
 from minidiff.evaluation.pages.page import answers as answer_rows
-from minidiff.evaluation.pages.page import cards, fields, figure, note, num, page, percent, table
+from minidiff.evaluation.pages.page import cards, fields, figure, note, page, table
 from minidiff.evaluation.study import charts, sections, trust
 from minidiff.evaluation.study.answers import answers, kinds_of, shortcut
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from minidiff.evaluation.pages.page import figure, note, num, table
+from minidiff.evaluation.pages.format import num
+from minidiff.evaluation.pages.page import figure, note, table
 from minidiff.evaluation.study import charts
 from minidiff.evaluation.study.answers import (
     area,

@@ -1,0 +1,51 @@
+"""One table that is written as HTML, CSV or text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NUMBER = re.compile(r"[−+<≥-]?\s?[.\d]")  # what a cell of numbers begins with
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells are anything with a text; kind "own", "small" or "first" marks the row on a page."""
+
+    cells: Sequence[Any]
+    kind: str = ""
+
+
+class Table:
+    """A head and rows; rows may be given as plain sequences of cells."""
+
+    def __init__(self, head: Sequence[str], rows: Iterable[Row | Sequence[Any]]):
+        self.head = list(head)
+        self.rows = [row if isinstance(row, Row) else Row(row) for row in rows]
+
+    def texts(self) -> list[list[str]]:
+        return [["" if cell is None else str(cell) for cell in row.cells] for row in self.rows]
+
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers: they are set flush right, the others left."""
+        columns = zip(*self.texts()) if self.rows else [()] * len(self.head)
+        return [any(map(NUMBER.match, filled))
+                and all(c in "–" or NUMBER.match(c) for c in filled)
+                for filled in ([c for c in column if c] for column in columns)]
+
+    def csv(self) -> str:
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.head, *self.texts()])
+        return out.getvalue()
+
+    def text(self, indent: str = "  ") -> str:
+        """Columns of equal width, numbers flush right."""
+        lines, flush = [self.head, *self.texts()], self.numeric()
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        return "\n".join(indent + "  ".join(
+            cell.rjust(w) if right else cell.ljust(w)
+            for cell, w, right in zip(line, widths, flush)).rstrip() for line in lines)
