@@ -66,7 +66,8 @@ from minidiff.evaluation.metrics.neighbours import memorisation, pixel_spaces
 from minidiff.evaluation.pages import pictures, report
 from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.sets import Config, notes, of_these_data, read
-from minidiff.training.precision import Precision, pick_device
+from minidiff.training.device import pick_device
+from minidiff.training.precision import Precision
 
 
 def run_report(cfg: Config) -> None:

@@ -44,7 +44,8 @@ from minidiff.diffusion.trajectory import TrajectoryConfig, trajectory
 from minidiff.errors import InputError, count
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.root import Rooted, then
-from minidiff.training.precision import Precision, pick_device
+from minidiff.training.device import pick_device
+from minidiff.training.precision import Precision
 
 Sampler = Literal["dpmpp_2m", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m_sde",
                   "unipc"]
@@ -100,7 +101,7 @@ def sample(cfg: SampleConfig) -> None:
                          "levels of the schedule")
     watch = watcher(cfg, pipeline.size)
     model, out = runs.sha256(Path(cfg.run) / "model.safetensors"), Path(cfg.out)
-    with distributed.first():
+    with distributed.rank0_first():
         if not distributed.rank():
             free = FREE if not cfg.keep else FREE[:2]
             runs.open_run(cfg.out, cfg, "samples", free=free, model=model, data=facts["data"])

@@ -46,7 +46,7 @@ from minidiff.evaluation.metrics.distances import equal, finite_percentile, floo
 from minidiff.evaluation.metrics.manifold import prdc
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.statistics import wilson
-from minidiff.training.precision import pick_device
+from minidiff.training.device import pick_device
 from minidiff.variables import Labels
 
 PEER, DEFAULT = "pndm/leading/50/1.5", "dpmpp_2m/logsigma/12/1.5"

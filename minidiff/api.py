@@ -18,7 +18,7 @@ from minidiff.diffusion import plan, store
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.errors import InputError
 from minidiff.evaluation.fid import Distance, measure
-from minidiff.training.precision import pick_device
+from minidiff.training.device import pick_device
 from minidiff.variables import Number
 
 

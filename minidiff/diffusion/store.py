@@ -49,7 +49,7 @@ def load_vae(folder: Path) -> VAE:
 
 
 def save_model(folder: Path, model: Model, schedule: Schedule, prediction: str, **facts) -> None:
-    tensors = {name: distributed.full(tensor) for name, tensor in model.state_dict().items()}
+    tensors = {name: distributed.gather_full(tensor) for name, tensor in model.state_dict().items()}
     if distributed.rank():
         return
     runs.save_tensors(folder / "model.safetensors", tensors)
