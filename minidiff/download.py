@@ -44,7 +44,7 @@ def retrieve(url: str, path: Path, digest: str, size: int, advice: str,
                                                                                      "reason",
                                                                                      error)
         raise InputError(f"{url} cannot be fetched ({why}); {advice}") from None
-    from minidiff.runs import sha256, sync_folder  # only now: runs imports torch
+    from minidiff.runs import sha256, sync  # only now: runs imports torch
     found, length = sha256(part), part.stat().st_size
     if found != digest:
         part.unlink()
@@ -54,7 +54,7 @@ def retrieve(url: str, path: Path, digest: str, size: int, advice: str,
         raise InputError(f"{url}: {length} bytes {more}with SHA-256 {found}; the public file has "
                          f"{size} and {digest}. Nothing was kept; {advice}")
     os.replace(part, path)
-    sync_folder(path.parent)
+    sync(path.parent)
     return path
 
 

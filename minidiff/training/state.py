@@ -48,7 +48,7 @@ def save(path: str | Path, **parts: Stateful) -> None:
             runs.write_json(temporary / "state.json", manifest)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(temporary, path)
-            runs.sync_folder(path.parent)
+            runs.sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
