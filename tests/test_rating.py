@@ -140,7 +140,7 @@ def test_effective_wilson_is_wilson_for_one_reader():
     assert rating.effective_wilson(1.0, 0.0, 100) == pytest.approx(wilson(100, 100))
 
 
-def test_crossed_against_drawing_readers_and_images_again():
+def test_two_way_random_interval_against_drawing_readers_and_images_again():
     """With many of both, the standard deviation over two-way resamples (Owen 2007)."""
     rng = np.random.default_rng(2)
     z = rng.normal(size=300) + .5 * rng.normal(size=(40, 1)) + .6 * rng.normal(size=(40, 300))
