@@ -8,9 +8,9 @@ from minidiff import rating
 from minidiff.statistics import wilson
 
 N = math.nan
-KRIPPENDORFF = np.array([  # 12 units, 4 readers, 5 categories, of Krippendorff 2011; also raw data of Gwet 2014
-    [1, 1, N, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4], [4, 4, 4, 4], [1, 1, 2, 1],
-    [2, 2, 2, 2], [N, 5, 5, 5], [N, N, 1, 1], [N, N, 3, N]])
+KRIPPENDORFF = np.array([  # 12 units, 4 readers, 5 categories: Krippendorff 2011, Gwet 2014
+    [1, 1, N, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4],
+    [4, 4, 4, 4], [1, 1, 2, 1], [2, 2, 2, 2], [N, 5, 5, 5], [N, N, 1, 1], [N, N, 3, N]])
 
 
 def two_readers(a, b, c, d):
