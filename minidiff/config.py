@@ -151,17 +151,12 @@ def moved(preset: dict, flags: Mapping[str, Any]) -> dict:
     root = preset.get("root", "")
     if not root or not {"root", *ANCHORS} & set(flags):
         return preset
-
-    def move(value: Any) -> Any:
-        if isinstance(value, list):
-            return [move(item) for item in value]
-        inside = isinstance(value, str) and value.startswith(f"{root}/")
-        return f"ROOT/{value.removeprefix(f'{root}/')}" if inside else value
-
     rest = {name: value for name, value in preset.items() if name != "root"}
-    if "root" not in flags:
-        return rest
-    return {name: value if name == "data" else move(value) for name, value in rest.items()}
+    if "root" in flags:
+        old = json.dumps(f"{root}/").removesuffix('"')
+        moved = json.loads(json.dumps(rest).replace(old, '"ROOT/'))
+        rest = {**moved, "data": rest["data"]} if "data" in rest else moved
+    return rest
 
 
 def load(path: str | Path) -> dict:
