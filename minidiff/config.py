@@ -215,11 +215,11 @@ def _add_knobs(parser: argparse.ArgumentParser, config_type: type) -> None:
             how = {"choices": typing.get_args(hint)}
         else:
             how = {"type": hint, "metavar": hint.__name__.upper()}
-        text = f"{comments.get(field.name, '')} [{_show(field.default)}]"
+        text = f"{comments.get(field.name, '')} [{_show(field.default)}]".replace("%", "%%")
         if field.name in BOUNDS:
-            text = "{}; allowed: {:g} to {:g}]".format(text[:-1], *BOUNDS[field.name])
-        parser.add_argument("--" + field.name.replace("_", "-"), default=MISSING,
-                            help=text.replace("%", "%%"), **how)
+            low, high = BOUNDS[field.name]
+            text += f" {low:g} or more" if high >= 1e6 else f" {low:g} to {high:g}"
+        parser.add_argument("--" + field.name.replace("_", "-"), default=MISSING, help=text, **how)
 
 
 class _Parser(argparse.ArgumentParser):
