@@ -38,12 +38,15 @@ HEAVY = 150e6     # bytes of a page at which a tablet struggles
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 RULES = (
     "Good-rates with Wilson's interval for each reader; difference synthetic − real with "
-    "Newcombe's.", "Non-inferior if both lower limits of the pooled difference, over other images "
-    "and over other images and readers, lie above −margin.", "Readers who call fewer than "
-    "{attentive:.0%} of the controls Bad are shown and left out of pooled numbers; so are "
-    "unfinished readers.", "Only the first of two showings counts for rates; both count for "
-    "agreement of a reader with the first answer.", "Agreement: Cohen's kappa of two readers, Fleiss' of "
-    "more, Gwet's AC1; real or generated: exact binomial against 1/2.",
+    "Newcombe's.",
+    "Non-inferior if both lower limits of the pooled difference, over other images and over other "
+    "images and readers, lie above −margin.",
+    "Readers who call fewer than {attentive:.0%} of the controls Bad are shown and left out of "
+    "pooled numbers; so are unfinished readers.",
+    "Only the first of two showings counts for rates; both count for a reader's agreement with the "
+    "first answer.",
+    "Agreement: Cohen's kappa of two readers, Fleiss' of more, Gwet's AC1; real or generated: "
+    "exact binomial against 1/2.",
 )
 
 
@@ -241,7 +244,7 @@ def item(kind: str, table: Table, folder: str, row: Row) -> dict:
 
 def draw_orders(cfg: Config, secret: bytes,
                 items: list[dict]) -> tuple[list[dict[str, list[int]]], int]:
-    """Each reader's order of part 1 (everything) and of part 2 (each real and synthetic image once),
+    """Each reader's order of part 1 (everything) and of part 2 (real and synthetic images once),
     and the least gap between an image and its repeat."""
     pairs = [(it["twin"], k) for k, it in enumerate(items) if "twin" in it]
     once = [k for k, it in enumerate(items) if "twin" not in it and it["kind"] != "control"]
