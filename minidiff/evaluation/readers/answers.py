@@ -1,7 +1,8 @@
 """Read the readers' exports, check them against the key and lay them out as tables.
 
 The checksum in a file finds what was cut or edited after export. It is no seal: a forger can
-compute it again. Each answer must also stand where the key's order for this reader has it, and only once.
+compute it again. Each answer must also stand where the key's order for this reader has it, and only
+once.
 """
 
 from __future__ import annotations
