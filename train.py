@@ -275,26 +275,24 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size)
     pick = picker(s.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
     snapshot_steps = {cfg.steps * k // (cfg.snapshots + 1) for k in range(1, cfg.snapshots + 1)}
-
     with Checkpointer(s.run, steps=cfg.steps, every=cfg.save_every, text="diffusion",
                       model=Trained(s.model), ema=s.ema, optimizer=s.optimizer,
                       precision=s.precision) as checkpointer:
         for step in checkpointer.steps():
             slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
             index = pick(slots)
-            z, noise = s.source.draw(index, slots)
+            z, noise = (x.to(device) for x in s.source.draw(index, slots))
             times = (counted.stratified(cfg.seed, step, cfg.batch) * len(schedule)).long()
             t = distributed.rank_slice(times)
             dropped = counted.drops(cfg.seed, slots, len(variables), cfg.drop, cfg.drop_each)
-            y = var.drop(variables, {k: v[index] for k, v in s.labels.items()}, dropped)
+            y = var.drop(variables, {k: v[index].to(device) for k, v in s.labels.items()}, dropped)
             lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
             losses = []
             for micro in torch.arange(len(slots)).chunk(cfg.accumulate):
                 last = micro[-1] + 1 == len(slots)
                 with s.precision.autocast(), distributed.unsynced(s.net, last):
-                    loss = denoiser.loss(z[micro].to(device), t[micro], noise[micro].to(device),
-                                         {k: v[micro].to(device) for k, v in y.items()},
-                                         cfg.min_snr)
+                    loss = denoiser.loss(z[micro], t[micro], noise[micro],
+                                         {k: v[micro] for k, v in y.items()}, cfg.min_snr)
                     s.precision.backward(loss.sum() / len(slots))
                 losses.append(loss.detach().cpu())
             norm = s.precision.update(s.optimizer, s.model.parameters(), cfg.clip,
@@ -303,8 +301,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
 
             done, losses = step + 1, distributed.gather(torch.cat(losses))
             checkpointer.show(cfg.batch, loss=losses.mean(), lr=lr)
-            is_due = checkpointer.is_due(done)
-            is_snapshot = done in snapshot_steps
+            is_due, is_snapshot = checkpointer.is_due(done), done in snapshot_steps
             held_out = {"val_loss": None}
             if is_due or is_snapshot:
                 held_out = watch.look(averaged, s.probes, s.precision.autocast, device, cfg.batch,
