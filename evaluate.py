@@ -62,7 +62,8 @@ from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
 from minidiff.evaluation.metrics import breakdown
 from minidiff.evaluation.metrics.comparison import FEWEST, Side, compare
 from minidiff.evaluation.metrics.membership import denoising_errors, membership
-from minidiff.evaluation.metrics.neighbours import memorisation, pixel_spaces
+from minidiff.evaluation.metrics.copying import memorisation
+from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.pages import pictures, report
 from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.sets import Config, notes, of_these_data, read

@@ -1,9 +1,9 @@
 """The Fréchet distance beside pytorch-fid: seconds and memory, from two sets of features and from
 two folders.
 
-    python benchmarks/fid.py                                the distance: n = 500 and 5,000, d = 2,048, three runs each
+    python benchmarks/fid.py                                n = 500 and 5,000, d = 2,048, three runs
     python benchmarks/fid.py --n 500 --repeats 7            one size
-    python benchmarks/fid.py --folders --n 128 --side 512   two folders of so many PNG → number, Inception in float32
+    python benchmarks/fid.py --folders --n 128 --side 512   from two folders of PNG to the number
 
 The step is mean, covariance and distance, which pytorch-fid does with np.cov and SciPy's sqrtm.
 `streamed` is minidiff's `Moments`, fed 500 rows at a time, which never holds the rows. Features are
@@ -13,7 +13,7 @@ seconds by the clock. Memory is the peak above that at the start, features inclu
 
 Folders hold noisy phantoms, and the Inception network, the same for both, random weights in the
 true shapes. pytorch-fid reads with as many workers as there are threads, as it does unless told;
-minidiff decodes in threads beside the network.
+minidiff reads in the process itself.
 """
 
 from __future__ import annotations
@@ -74,18 +74,9 @@ def pytorch_fid() -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def folder_own(folder: Path) -> Callable[[], float]:
-    from minidiff.evaluation.features import cache
-    from minidiff.evaluation.features.build import build
-    from minidiff.evaluation.metrics.moments import Moments, fid_of
-    network, = build([f"inception-pytorch-fid={folder / 'inception.pth'}"], train=None)
-
-    def step() -> float:
-        sides = Moments(D), Moments(D)
-        for moments, name in zip(sides, "ab"):
-            for _, rows in cache.stream(network, sorted((folder / name).glob("*.png"))):
-                moments.add(rows.double().numpy())
-        return fid_of(*sides)
-    return step
+    from minidiff.evaluation.fid import measure
+    spec = f"inception-pytorch-fid={folder / 'inception.pth'}"
+    return lambda: measure(folder / "a", folder / "b", extractor=spec, draws=0, metrics=["FID"])[0]
 
 
 def folder_theirs(folder: Path) -> Callable[[], float]:
@@ -174,16 +165,14 @@ def main() -> None:
                 if got.returncode:
                     sys.exit(f"{which}: {got.stderr[-2000:]}")
                 found.append(json.loads(got.stdout.strip().splitlines()[-1]))
-        print(
-            "n = "
-            f"{n:<19,}{'FD':>14}{'seconds':>10}{'CPU s':>8}{'MB':>7}{'minidiff is':>13}{'by CPU s':>10}")
+        print(f"n = {n:<19,}{'FD':>14}{'seconds':>10}{'CPU s':>8}{'MB':>7}{'minidiff is':>13}"
+              f"{'by CPU s':>10}")
         middle = {which: {k: statistics.median(r[k] for r in found) for k in found[0]}
                   for which, found in runs.items()}
         for which, m in middle.items():
             ratio, by_cpu = (m[k] / middle["minidiff"][k] for k in ("seconds", "cpu"))
-            print(
-                f"{which:<23}{m['value']:>14.8f}{m['seconds']:>10.3f}{m['cpu']:>8.3f}{m['memory'] / 1e6:>7.0f}{ratio:>12.2f}×{by_cpu:>9.2f}×",
-                flush=True)
+            print(f"{which:<23}{m['value']:>14.8f}{m['seconds']:>10.3f}{m['cpu']:>8.3f}"
+                  f"{m['memory'] / 1e6:>7.0f}{ratio:>12.2f}×{by_cpu:>9.2f}×", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 

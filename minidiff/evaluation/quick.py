@@ -20,7 +20,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.metrics.comparison import FEWEST
 from minidiff.evaluation.metrics.distances import floor, kid, same_mix
-from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.metrics.pairwise import distances, equalised
 from minidiff.evaluation.metrics.release import ReleaseFilter
 
 

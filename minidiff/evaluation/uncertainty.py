@@ -40,8 +40,8 @@ from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures
 from minidiff.evaluation.judge import judge_of
 from minidiff.evaluation.judged import certainty
-from minidiff.evaluation.metrics.distances import check_finite
-from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.metrics.pairwise import check_finite
+from minidiff.evaluation.metrics.pairwise import distances, equalised
 from minidiff.evaluation.monitor import Checkpoint, Sample, checkpoints, read
 from minidiff.evaluation.pages.format import jsonable, num, span
 from minidiff.root import Rooted

@@ -42,7 +42,8 @@ from minidiff.evaluation.matrix.subsets import (
     real_subsets,
     synthetic_subsets,
 )
-from minidiff.evaluation.metrics.neighbours import FEWEST, memorisation, pixel_spaces
+from minidiff.evaluation.metrics.copying import FEWEST, memorisation
+from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.quick import recognised
 from minidiff.root import DEMO, Rooted
