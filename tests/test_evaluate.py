@@ -244,7 +244,7 @@ def test_sizes_and_modes_that_differ_and_small_sets_are_said(demo, tmp_path):
         "n"] == 14 and "1 of 15 images could not be read" in told and "normal/7.png" in told
     assert "synthetic images have shorter sides from 32 to 48 px; all were brought to 32 px" in told
     assert "3 of 14 synthetic images are in colour" in told
-    assert all(r["small"] for r in result["distances"]) and result["growth"] == []
+    assert all(r["too_few"] for r in result["distances"]) and result["growth"] == []
     assert result["neighbours"]["suspected"] is None and "too few images" in result["neighbours"][
         "verdict"]
     page = Page((tmp_path / "r/report.html").read_text())

@@ -180,8 +180,9 @@ def fid_spread(*, real: np.ndarray, fake: np.ndarray, repeats: int = 200, seed: 
     """FD between random halves of each side. A bootstrap's interval would miss FD's own value."""
     x, y = checked(real, fake)
     rng, n, m = np.random.default_rng(seed), max(2, len(x) // 2), max(2, len(y) // 2)
-    return _spread([fid(real=x[rng.permutation(len(x))[:n]], fake=y[rng.permutation(len(y))[:m]])
-                    for _ in range(repeats)], n, m)
+    draws = [fid(real=x[rng.permutation(len(x))[:n]], fake=y[rng.permutation(len(y))[:m]])
+             for _ in range(repeats)]
+    return spread_of(draws, n, m)
 
 
 def floor(metric: Metric, *, real: np.ndarray, patients: Sequence, n: int, m: int,
@@ -192,35 +193,52 @@ def floor(metric: Metric, *, real: np.ndarray, patients: Sequence, n: int, m: in
     returned.
     """
     x, _ = checked(real, real)
-    group = codes(patients)
-    biggest = int(np.bincount(group).max())
-    # the patient at the border may leave biggest − 1 images unused
-    share = min(1.0, (len(x) - biggest + 1) / (n + m))
-    n, m = int(n * share), int(m * share)
-    too_few = InputError(f"{len(x)} real images of {group.max() + 1} patients are too few to "
-                         "compare real with real")
-    if min(n, m) < 2:
-        raise too_few
-    rng, draws = np.random.default_rng(seed), []
-    for _ in range(repeats):
-        # images, patient by patient
-        order = np.argsort(rng.random(group.max() + 1)[group], kind="stable")
-        a, rest = order[:n], order[n:]
-        draws.append((a, rest[group[rest] != group[a[-1]]][:m]))
+    draws, n, m = disjoint_draws(patients, n, m, repeats, seed)
     if metric is not kid:
         bar = tqdm(draws, "real against real", leave=False, disable=len(x) < 2000)
-        return _spread([metric(real=x[a], fake=x[b]) for a, b in bar], n, m)
+        return spread_of([metric(real=x[a], fake=x[b]) for a, b in bar], n, m)
     left, right = np.zeros((2, repeats, len(x)))
     for i, (a, b) in enumerate(draws):
         left[i, a] = right[i, b] = 1
-    apart = _apart(group)
+    apart = _apart(codes(patients))
     k = kernel(x, x) * apart
-    mean = lambda u, v: ((u @ k) * v).sum(1) / ((u @ apart) * v).sum(1)  # noqa: E731
+
+    def mean(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return ((u @ k) * v).sum(1) / ((u @ apart) * v).sum(1)
+
     with np.errstate(invalid="ignore"):
         values = mean(left, left) + mean(right, right) - 2 * mean(left, right)
     if not np.isfinite(values).any():
-        raise too_few
-    return _spread(values[np.isfinite(values)], n, m)
+        raise _too_few(patients)
+    return spread_of(values[np.isfinite(values)], n, m)
+
+
+def disjoint_draws(patients: Sequence, n: int, m: int, repeats: int, seed: int
+                   ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int, int]:
+    """Pairs of random sets of images, no patient in both, and their sizes: n and m, or smaller."""
+    group = codes(patients)
+    if min(n, m, len(group)) >= 2:
+        # the patient at the border may leave most images of the biggest unused
+        share = min(1.0, (len(group) - int(np.bincount(group).max()) + 1) / (n + m))
+        n, m = int(n * share), int(m * share)
+    if min(n, m, len(group)) < 2:
+        raise _too_few(patients)
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(repeats):
+        order = np.argsort(rng.random(group.max() + 1)[group], kind="stable")  # patient by patient
+        a, rest = order[:n], order[n:]
+        draws.append((a, rest[group[rest] != group[a[-1]]][:m]))
+    return draws, n, m
+
+
+def spread_of(values: Sequence[float], n: int, m: int) -> Spread:
+    low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return Spread(float(median), float(low), float(high), n, m)
+
+
+def _too_few(patients: Sequence) -> InputError:
+    return InputError(f"{len(patients)} real images of {len(set(patients))} patients are too few "
+                      "to compare real with real")
 
 
 def _apart(group: np.ndarray) -> np.ndarray:
@@ -249,8 +267,3 @@ def _within(k: np.ndarray, group: np.ndarray, counts: np.ndarray) -> np.ndarray:
     k, size = _sum_by(k, group, group), np.bincount(group)
     np.fill_diagonal(k, 0)
     return ((counts @ k) * counts).sum(1) / ((counts @ size) ** 2 - counts ** 2 @ size ** 2)
-
-
-def _spread(values: Sequence[float], n: int, m: int) -> Spread:
-    low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
-    return Spread(float(median), float(low), float(high), n, m)
