@@ -13,7 +13,7 @@ from minidiff.classification.agreement import agreement
 from minidiff.data import images
 from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
 from minidiff.evaluation.metrics.distances import kid
-from minidiff.evaluation.metrics.within import within_label
+from minidiff.evaluation.metrics.agreement import within_label
 from minidiff.evaluation.pages import report
 from minidiff.evaluation.pages import report_sections as sections
 from minidiff.evaluation.pages.format import jsonable, num

@@ -11,7 +11,8 @@ say that this attack finds nothing; another may.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,15 +21,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics.distances import finite_percentile, permuted_sides
 from minidiff.statistics import auroc_interval, bootstrap_counts, codes, delong, z_value
 
-Losses = Callable[[Tensor, int, int], Tensor]
+Losses = Callable[[Tensor, int, int], Tensor]   # images, time, seed of the noise → (n,)
 
 TIMES, DRAWS = (100, 200, 300, 400), 8   # of 1,000 levels: where memory shows; errors an image
 FPR = 0.01
-FEWEST = 2
+FEWEST_PATIENTS, FEWEST = 2, 20          # on each side; images on each side of `audit`
 
 
 class Membership(NamedTuple):
@@ -48,6 +50,31 @@ class Membership(NamedTuple):
     patients_train: int
     patients_heldout: int
     note: str
+
+
+def audit(tables: Mapping[str, Table], trained_on: Collection[str],
+          losses_of: Callable[[Table], Losses], *, images: int, run: str, seed: int = 0) -> dict:
+    """Audit a model on train and heldout images; {"why"} where that is not possible.
+
+    trained_on: SHA-256 of the images that the model, of `run`, saw. losses_of(table) are its losses
+    on the images of these rows by their number. images: at most so many of each side.
+    """
+    errors, patients = {}, {}
+    try:
+        for side in ("train", "heldout"):
+            table = tables[side]
+            rows = [row for row in table.rows
+                    if (table.hashes[row["file"]] in trained_on) == (side == "train")]
+            if len(rows) < FEWEST:
+                raise InputError(f"of the images here {len(rows)} are known as {side} images of "
+                                 f"{run}; {FEWEST} are needed")
+            order = np.random.default_rng(seed).permutation(len(rows))[:images]
+            own = replace(table, rows=[rows[i] for i in order])
+            errors[side] = denoising_errors(losses_of(own), torch.arange(len(own)))
+            patients[f"{side}_patients"] = own.column("patient")
+        return membership(**errors, **patients, seed=seed)._asdict()
+    except InputError as error:
+        return {"why": str(error)}
 
 
 def denoising_errors(losses: Losses, images: Tensor, *, times: Sequence[int] = TIMES,
@@ -81,9 +108,9 @@ def membership(train: Tensor, heldout: Tensor, *, train_patients: Sequence | Non
                 for k, (p, size) in enumerate(((train_patients, n), (heldout_patients, m)))]
     groups = [codes(p) for p in patients]
     for name, group in zip(("training", "held-out"), groups):
-        if group.max() + 1 < FEWEST:
-            raise InputError(f"a membership audit needs {FEWEST} or more {name} patients; there is "
-                             f"{group.max() + 1}")
+        if group.max() + 1 < FEWEST_PATIENTS:
+            raise InputError(f"a membership audit needs {FEWEST_PATIENTS} or more {name} "
+                             f"patients; there is {group.max() + 1}")
     both, member = np.concatenate(scores), np.arange(n + m) < n
     area, _ = delong(both, member)
     sides = permuted_sides(codes([*patients[0], *patients[1]]), n, 2000, seed, dtype=np.float32)
