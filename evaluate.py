@@ -197,17 +197,15 @@ def run_uncertainty(cfg: uncertainty.UncertaintyConfig) -> None:
 
 
 def run_verify(cfg: chain.VerifyConfig) -> None:
-    """Walk from a report to its samples, model and data by their hashes, and say what no longer
-    matches.
-    """
+    """Check a report, its samples, model and data by their hashes, and say what does not match."""
     chain.verify(cfg, lambda folder, rows: as_made(folder, cfg.device)(
         chain.root_of(folder) / runs.read_json(folder / "config.json")["run"], rows))
 
 
 def as_made(folder: Path, device: str) -> monitor.Sample:
     """What makes images by the recipe of a folder of samples."""
-    saved, recipe = runs.read_json(folder / "config.json"), runs.read_json(
-        folder / "manifest.json")["recipe"]
+    saved = runs.read_json(folder / "config.json")
+    recipe = runs.read_json(folder / "manifest.json")["recipe"]
     against = saved.get("against") and chain.root_of(folder) / saved["against"]
     return sampler(Recipe(**recipe), device, saved["batch"], saved.get("precision", "fp32"),
                    against)

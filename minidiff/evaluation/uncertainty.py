@@ -61,8 +61,7 @@ class UncertaintyConfig(Rooted):
 
 
 def uncertainty(features: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """u of each image, (N,), from its features over checkpoints (K,N,d); the unit is of real (M,d).
-    """
+    """u of each image (N,) from its features over checkpoints (K,N,d), in units of real (M,d)."""
     x, y = np.asarray(features, np.float64), np.asarray(real, np.float64)
     assert x.ndim == 3 and x.shape[2:] == y.shape[1:], (x.shape, y.shape)
     if len(x) < 2 or len(y) < 2:

@@ -1,5 +1,4 @@
-"""Frozen public networks as extractors: torchvision's ResNets and DenseNet-121, TorchXRayVision's
-DenseNet-121.
+"""Frozen public networks as extractors, of torchvision and TorchXRayVision.
 
 A network is written here in the names of the public file, takes its tensors, and returns what its
 last layer would read, averaged over the picture. The last layer is checked for its shape and left

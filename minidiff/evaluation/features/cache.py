@@ -25,8 +25,7 @@ SAVED = 64 * BATCH  # images after which features are written: a stopped run los
 
 
 class FeatureCache:
-    """Called as (extractor, pixels) → float32 (N,d); one file an extractor,
-    `<folder>/<name>.safetensors`.
+    """Called as (extractor, pixels) → float32 (N,d); one file `<name>.safetensors` an extractor.
 
     A file that is damaged, or of another identity under this name, is not used, and a line says so.
     `folder` None keeps nothing.

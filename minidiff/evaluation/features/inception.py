@@ -123,8 +123,7 @@ class Mixed(nn.Module):
 
 
 class Inception(nn.Module):
-    """(N,3,299,299) in -1…1 → `pooled` (N,2048), which FID calls pool3; the last layer is unused.
-    """
+    """(N,3,299,299) in -1…1 → `pooled` (N,2048), FID's pool3; the last layer is not used."""
 
     def __init__(self):
         super().__init__()

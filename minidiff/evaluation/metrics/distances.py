@@ -85,8 +85,7 @@ def equal(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def same_mix(labels: Sequence[str], wanted: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Indices of the most labelled images in the proportions of `wanted`; all if a label has none.
-    """
+    """Indices of the most images in the proportions of the labels wanted; all if one has none."""
     counts = Counter(wanted)
     there = {label: np.flatnonzero(np.array(labels) == label) for label in counts}
     times = min(len(there[label]) / n for label, n in counts.items())
@@ -247,8 +246,7 @@ def _apart(group: np.ndarray) -> np.ndarray:
 
 
 def _blocks(k: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums of symmetric k (N,N) within the images that a row of a (R,N) marks, across, and beyond.
-    """
+    """Sums of symmetric k (N,N) within the images marked by each row of a (R,N), across, beyond."""
     within = ((a @ k) * a).sum(1)
     across = a @ k.sum(1) - within
     return within, across, k.sum() - within - 2 * across
@@ -262,8 +260,7 @@ def _sum_by(k: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _within(k: np.ndarray, group: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean of k (n, n) over pairs of different patients in each resample: (n_boot, P) → (n_boot,).
-    """
+    """Mean of k (n,n) over pairs of different patients in each resample: (n_boot,)."""
     k, size = _sum_by(k, group, group), np.bincount(group)
     np.fill_diagonal(k, 0)
     return ((counts @ k) * counts).sum(1) / ((counts @ size) ** 2 - counts ** 2 @ size ** 2)

@@ -24,14 +24,12 @@ FEWEST = round(1 / QUANTILE)   # held-out images: with fewer, the nearest 1 % of
 
 
 class Release(NamedTuple):
-    """Which images may leave (n,) bool; why not, "" where they may; the training image that each is
-    nearest to, (n,) int, in the space in which it is most conspicuously so; and its calibrated
-    distance by the limit there, (n,): copies < 1."""
+    """Which images may leave, and why others may not."""
 
-    keep: Tensor
-    reasons: list[str]
-    nearest: Tensor
-    relative: Tensor
+    keep: Tensor          # (n,) bool
+    reasons: list[str]    # "" where an image may leave
+    nearest: Tensor       # (n,) int: the training image that it is most conspicuously near to
+    relative: Tensor      # (n,): its calibrated distance by the limit there; near-copies < 1
 
 
 class ReleaseFilter:
@@ -39,8 +37,10 @@ class ReleaseFilter:
 
     def __init__(self, train: Mapping[str, Tensor], heldout: Mapping[str, Tensor],
                  names: Sequence[str] | None = None):
-        """Spaces as for `memorisation`: name → features or small images. names: of the training
-        images, for the reasons. Raises InputError where there are too few images to set a limit."""
+        """Spaces as for `memorisation`; names are those of the training images, for the reasons.
+
+        Raises InputError where there are too few images to set a limit.
+        """
         n, m = (len(next(iter(side.values()))) for side in (train, heldout))
         if m < FEWEST or n <= NEXT:
             raise InputError(f"near-copies cannot be told apart with {m} held-out and {n} training "

@@ -33,8 +33,7 @@ class C2ST(NamedTuple):
 
 def c2st(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
          fake_patients: Sequence | None = None, permutations: int = 1000, seed: int = 0) -> C2ST:
-    """Leave-one-out accuracy of 1-NN at equal n, (n,d) and (m,d); of the larger side a random draw
-    is taken.
+    """Leave-one-out accuracy of 1-NN; of the larger of (n,d) and (m,d) a random draw is taken.
 
     A neighbour of the same patient is left out: it would give a real image away however good the
     synthetic ones are. p: how often the accuracy is as high with patients dealt out anew,
