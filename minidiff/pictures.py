@@ -15,7 +15,7 @@ from minidiff.counted import ROWS, uniform
 from minidiff.data import images
 from minidiff.data.dataset import Images
 from minidiff.diffusion.generate import Pipeline, Recipe
-from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.metrics.pairwise import distances, equalised
 
 
 def draw_losses(run: Path, names: Sequence[str]) -> None:

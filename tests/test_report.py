@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from minidiff.classification.agreement import agreement
 from minidiff.data import images
+from minidiff.evaluation.metrics.agreement import within_label
 from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
 from minidiff.evaluation.metrics.distances import kid
-from minidiff.evaluation.metrics.within import within_label
 from minidiff.evaluation.pages import report
 from minidiff.evaluation.pages import report_sections as sections
 from minidiff.evaluation.pages.format import jsonable, num
@@ -91,7 +91,7 @@ def test_the_table_of_distances():
     assert other["KD_low"] > 0 and other["KD_p"] < 0.01 and other["beyond_low"] > 0
     assert same["KD_floor"]["low"] < 0 < same["KD_floor"]["high"] and same["FD_floor"]["median"] > 0
     assert (same["FD_floor_halves"]["n"], same["FD_floor_halves"]["m"]) == (30, 20)
-    assert found["rare", "synthetic"]["small"] and "KD" not in found["rare", "synthetic"]
+    assert found["rare", "synthetic"]["too_few"] and "KD" not in found["rare", "synthetic"]
     # at equal numbers, beside real against real there
     for name in EQUAL:
         spread = same[f"{name}_floor"]
@@ -138,7 +138,7 @@ def test_few_patients_get_intervals_or_a_grey_cell():
     heldout = joined(few(4, "normal", 30, 9), few(5, "covid", 30, 1, 2.0))
     found = compare("x", synthetic=made, train=train, heldout=heldout, labels=["normal", "covid"],
                     repeats=20)
-    assert all(r["small"] for r in found if r["label"] == "covid")
+    assert all(r["too_few"] for r in found if r["label"] == "covid")
 
 
 def test_other_labels_are_held_out_images_of_other_patients():
@@ -273,7 +273,7 @@ def test_page_with_every_input(tmp_path):
     spread = {"median": 0.1, "low": 0.0, "high": 0.2}
     point = {"extractor": "pixels-pca64",
              **dict.fromkeys(("KD", "FD", "KD_floor", "FD_floor"), spread)}
-    kd = {"KD": 0.1, "KD_low": 0.0, "KD_high": 0.2, "KD_floor": spread, "small": False}
+    kd = {"KD": 0.1, "KD_low": 0.0, "KD_high": 0.2, "KD_floor": spread, "too_few": False}
     cell = {"extractor": "pixels-pca64", "condition": "sex", "value": "F", "n": 40, "m": 30}
     audit = {"auroc": 0.7, "by_patient": [0.62, 0.78], "p": 0.001, "tpr": 0.1,
              "tpr_by_patient": [0.0, 0.2], "n_train": 60,
@@ -288,10 +288,10 @@ def test_page_with_every_input(tmp_path):
                     "closest": [{"d_train": 1.0, "d_heldout": 1.1}]},
         extractors=[{"name": "pixels-pca64", "identity": "abc123"}],
         growth=[point | {"n": 10}, point | {"n": 40}],
-        conditions=[cell | kd, cell | {"value": "M", "n": 3, "small": True}],
-        variety=[{"label": "normal", "measure": "MS-SSIM", "n": 40, "small": False,
+        conditions=[cell | kd, cell | {"value": "M", "n": 3, "too_few": True}],
+        variety=[{"label": "normal", "measure": "MS-SSIM", "n": 40, "too_few": False,
                   "synthetic": 0.5, "real": 0.4, "range": spread},
-                 {"label": "rare", "measure": "MS-SSIM", "n": 3, "small": True}],
+                 {"label": "rare", "measure": "MS-SSIM", "n": 3, "too_few": True}],
         duplicates={"n": 120, "exact": 1, "near": 2, "surplus": 2, "across_patients": 1},
         membership=audit, commands={"report": "python evaluate.py --out <x>",
                                     "samples": "python sample.py", "vae": ""},
@@ -360,10 +360,10 @@ def test_a_matrix_is_shown_with_its_state():
 
 
 def test_a_grey_cell_says_why():
-    row = {"extractor": "x", "label": "a", "set": "synthetic", "n": 40, "m": 30, "small": True}
+    row = {"extractor": "x", "label": "a", "set": "synthetic", "n": 40, "m": 30, "too_few": True}
     rows = [row, row | {"label": "b", "m": 19}]
     text = Page(sections.numbers({"distances": rows})).text
     # in each table; the former in the note
     assert text.count("one patient") == 3 + 1 and text.count("n < 20") == 3
-    cell = {"extractor": "x", "condition": "sex", "value": "F", "n": 19, "m": 40, "small": True}
+    cell = {"extractor": "x", "condition": "sex", "value": "F", "n": 19, "m": 40, "too_few": True}
     assert "n < 20" in Page(sections.conditions({"conditions": [cell]})).text

@@ -13,7 +13,7 @@ from pathlib import Path
 from minidiff import runs
 from minidiff.errors import count
 from minidiff.evaluation.matrix import matrix_page
-from minidiff.evaluation.metrics.neighbours import ALPHA, GATE, UNCLEAR
+from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.pages import charts as figures
 from minidiff.evaluation.pages import report_sections as sections
 from minidiff.evaluation.pages.format import jsonable, num, p_value, percent, signed, span

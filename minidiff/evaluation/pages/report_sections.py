@@ -76,7 +76,7 @@ def variety(result: dict) -> str:
     rows = result.get("variety") or []
     if not rows:
         return note("Variety was not measured.")
-    lines = [("grey", [r["label"], r["measure"], r["n"], _why(r), "", ""]) if r["small"] else
+    lines = [("grey", [r["label"], r["measure"], r["n"], _why(r), "", ""]) if r["too_few"] else
              ("", [r["label"], r["measure"], r["n"], num(r["synthetic"]), num(r["real"]),
                    span(r["range"]["low"], r["range"]["high"])]) for r in rows]
     return table(["label", "measure", "n", "synthetic", "held-out real", "real, 5–95 %"],
@@ -97,9 +97,9 @@ def conditions(result: dict) -> str:
         lines, before = [], None
         for r in [r for r in rows if r["extractor"] == extractor]:
             first, before = r["condition"] != before, r["condition"]
-            values = [_why(r), "", ""] if r["small"] else [
+            values = [_why(r), "", ""] if r["too_few"] else [
                 num(r["KD"]), span(r["KD_low"], r["KD_high"]), _floor(r["KD_floor"])]
-            lines.append(("grey" * r["small"] + " first" * first,
+            lines.append(("grey" * r["too_few"] + " first" * first,
                           [r["condition"] if first else "", r["value"], r["n"], r["m"], *values]))
         body += f"<h3>{escape(extractor)}</h3>" + table(["condition", "value", "n", "m", "KD",
                                                          "95 %", "floor"], lines)
@@ -137,8 +137,8 @@ def _distance_lines(rows: Sequence[dict],
     lines, before = [], None
     for r in rows:
         first, before = r["label"] != before, r["label"]
-        kind = "grey" if r["small"] else "own" if r["set"] == "synthetic" else ""
-        values = [_why(r), "", "", ""] if r["small"] else cells(r, first)
+        kind = "grey" if r["too_few"] else "own" if r["set"] == "synthetic" else ""
+        values = [_why(r), "", "", ""] if r["too_few"] else cells(r, first)
         lines.append((kind + " first" * first,
                       [r["label"] if first else "", r["set"], r["n"], r["m"], *values]))
     return lines
@@ -160,15 +160,15 @@ def _equal_lines(rows: Sequence[dict]) -> list[tuple[str, list]]:
     for label in _unique(rows, "label"):
         own = [r for r in rows if r["label"] == label]
         for k, r in enumerate(own):
-            kind = ("grey" if r["small"] else "own" if r["set"] == "synthetic"
+            kind = ("grey" if r["too_few"] else "own" if r["set"] == "synthetic"
                     else "") + " first" * (k == 0)
-            values = [_why(r), *[""] * len(EQUAL)] if r["small"] else [
+            values = [_why(r), *[""] * len(EQUAL)] if r["too_few"] else [
                 *(_with_ends(name, r.get(name), r.get(f"{name}_low"), r.get(f"{name}_high"))
                   for name in EQUAL), p_value(r["C2ST_p"])]
             lines.append((kind,
                           [label if k == 0 else "", r["set"], r.get("equal_n", r["n"]), *values]))
         floors = [own[0].get(f"{name}_floor") for name in EQUAL]
-        if all(floors) and not all(r["small"] for r in own):
+        if all(floors) and not all(r["too_few"] for r in own):
             lines.append(("", ["", "real vs real", floors[0]["n"], *(_with_ends(
                 name, f["median"], f["low"], f["high"]) for name, f in zip(EQUAL, floors)), ""]))
     return lines
