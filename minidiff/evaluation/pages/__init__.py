@@ -11,27 +11,32 @@ from typing import Any
 
 from minidiff.evaluation.pages import format as formats
 
-FILTERS = ("num", "p_value", "signed", "percent", "plain")
+FILTERS = ("num", "p_value", "signed", "percent", "points", "plain")
 
 
 @functools.cache
 def _environment():
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    environment = Environment(loader=PackageLoader("minidiff.evaluation", "pages"), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-                              keep_trailing_newline=True)
+    environment = Environment(loader=PackageLoader("minidiff.evaluation", "pages"),
+                              autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters.update({name: getattr(formats, name) for name in FILTERS})
     environment.filters["png"] = lambda png: (
         f"data:image/png;base64,{base64.b64encode(png).decode()}")
-    environment.globals["span"] = formats.span
+    environment.globals.update(span=formats.span, distance_names=formats.distance_names)
     return environment
 
 
 def render(template: str, **context: Any) -> str:
     """The page of a template, such as "report.html"; an undefined name in it raises.
 
-    Text is escaped. Filters: num, p_value, signed, percent, plain, png (bytes → data URI);
-    functions: span(low, high), and the macros of macros.html.
+    In HTML, text is escaped. Filters: those of FILTERS and png (bytes → data URI); functions:
+    span(low, high), distance_names(extractor), and the macros of macros.html.
     """
     return _environment().get_template(template).render(**context)
+
+
+def sentence(template: str, macro: str, **context: Any) -> str:
+    """One macro of a text template, as one line."""
+    return " ".join(getattr(_environment().get_template(template).module, macro)(**context).split())

@@ -30,6 +30,16 @@ def percent(x: float | None) -> str:
     return "–" if x is None or math.isnan(x) else f"{100 * x:.1f} %"
 
 
+def points(x: float) -> str:
+    """A share as percentage points with its sign."""
+    return f"{100 * x:+.1f}".replace("-", "−")
+
+
+def distance_names(extractor: str) -> tuple[str, str]:
+    """What the kernel and the Fréchet distance are called: KID and FID in Inception's features."""
+    return ("KID", "FID") if "inception" in extractor else ("kernel distance", "Fréchet distance")
+
+
 def plain(value: Any) -> str:
     """A dictionary or list in one line."""
     if isinstance(value, dict):
