@@ -56,11 +56,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of `lines`: its lines, level bands {name: (low, high)}, and rules {name: y or x}."""
+    """One panel of `lines`."""
 
     title: str
     lines: Sequence[Line]
-    bands: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    bands: Mapping[str, tuple[float, float]] = field(default_factory=dict)   # name → low, high
     levels: Sequence[float] = ()                             # thin horizontal lines
     at: Mapping[str, float] = field(default_factory=dict)    # named dashed vertical lines
     near: float | None = None    # y is linear to here and logarithmic beyond
@@ -241,7 +241,7 @@ def _places(own) -> dict[tuple[str, str], float]:
 
 def _row_names(rows: Mapping[tuple[str, str], float]) -> list[str]:
     """The name of each row; the first of a group carries the group's, too."""
-    firsts = {group: name for group, name in reversed(rows)}
+    firsts = dict(reversed(list(rows)))
     return [f"{group}  ·  {name}" if group and firsts[group] == name else name
             for group, name in rows]
 

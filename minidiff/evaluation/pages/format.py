@@ -48,7 +48,7 @@ def plain(value: Any) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinity as None, tuples as lists, the rest as text."""
+    """The value as JSON can hold it: NaN and infinity as None, what it cannot as text."""
     if isinstance(value, dict):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -74,7 +74,7 @@ def conditions(rows: Sequence[Mapping]) -> dict[str, Table]:
 
 
 def agreement(rows: Sequence[Mapping]) -> tuple[Table, Table]:
-    """What the judge reads off the images, beside what they are labelled: categories, and numbers."""
+    """What the judge reads off the images: a table of categories and one of numbers."""
     rows = [r for name in _unique(rows, "variable") for r in rows if r["variable"] == name]
     numbers = {r["variable"] for r in rows if r.get("kind") == "number"}
     return Table(
