@@ -141,15 +141,6 @@ def test_a_page_needs_its_numbers(tmp_path):
         report.write_page(tmp_path)
 
 
-def test_pictures_are_kept_as_files(tmp_path):
-    drawn = {"grids": [{"value": "No Finding/2", "png": DOT}], "pairs": [[DOT, DOT]],
-             "logs": {"vae": [{"step": 1}]}, "matrix": None}
-    pictures.save(tmp_path, drawn)
-    assert pictures.load(tmp_path) == drawn
-    pictures.save(tmp_path, {"labels": [DOT]})
-    assert {path.name for path in tmp_path.iterdir()} == {"pictures.json", "labels-0.png"}
-
-
 @pytest.mark.parametrize("size,side", [(32, 128), (64, 128), (96, 192), (224, 224), (512, 256)])
 def test_the_tiles_of_a_sheet_are_128_pixels_or_more(size, side, tmp_path):
     x = torch.randint(0, 255, (8, 3, size, size), dtype=torch.uint8)

@@ -11,7 +11,7 @@ from typing import Any
 
 from minidiff.evaluation.pages import format as formats
 
-FILTERS = ("num", "p_value", "signed", "percent", "points", "plain")
+FILTERS = ("num", "p_value", "signed", "percent", "hundred", "points", "plain")
 
 
 @functools.cache
@@ -22,10 +22,16 @@ def _environment():
                               autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters.update({name: getattr(formats, name) for name in FILTERS})
-    environment.filters["png"] = lambda png: (
-        f"data:image/png;base64,{base64.b64encode(png).decode()}")
+    environment.filters["png"] = data_uri
     environment.globals.update(span=formats.span, distance_names=formats.distance_names)
     return environment
+
+
+def data_uri(png: bytes | str) -> str:
+    """A picture as text that can stand in a page; what is such text already is left alone."""
+    if isinstance(png, str):
+        return png
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def render(template: str, **context: Any) -> str:

@@ -30,6 +30,11 @@ def percent(x: float | None) -> str:
     return "–" if x is None or math.isnan(x) else f"{100 * x:.1f} %"
 
 
+def hundred(x: float | None) -> str:
+    """A share in per cent, without the sign."""
+    return "–" if x is None else num(100 * x)
+
+
 def points(x: float) -> str:
     """A share as percentage points with its sign."""
     return f"{100 * x:+.1f}".replace("-", "−")

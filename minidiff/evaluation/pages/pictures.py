@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy
@@ -13,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minidiff import runs
 from minidiff.data import images
 from minidiff.data.table import Table
 from minidiff.evaluation.metrics.breakdown import in_order
@@ -117,31 +113,3 @@ def pairs(closest: Sequence[dict],
     """Synthetic, training and held-out image of each row of numbers."""
     return [tuple(images.png_bytes(pixels[name][p[key]]) for name, key in (
         ("synthetic", "fake"), ("train", "train"), ("heldout", "heldout"))) for p in closest]
-
-
-def save(folder: Path, drawn: Mapping[str, Any]) -> None:
-    """Write every PNG of `drawn` as a file, and pictures.json, which names them in its place."""
-    def kept(value: Any, name: str) -> Any:
-        if isinstance(value, bytes):
-            runs.write_atomic(folder / f"{name}.png", value, durable=False)
-            return {"file": f"{name}.png"}
-        if isinstance(value, Mapping):
-            return {k: kept(v, f"{name}-{re.sub(r'[^a-z0-9]+', '-', k)}") for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [kept(v, f"{name}-{k}") for k, v in enumerate(value)]
-        return value
-
-    for old in folder.glob("*.png"):
-        old.unlink()
-    runs.write_json(folder / "pictures.json", {k: kept(v, k) for k, v in drawn.items()})
-
-
-def load(folder: Path) -> dict[str, Any]:
-    """What `save` wrote."""
-    def opened(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return (folder / value["file"]).read_bytes() if set(value) == {"file"} else {
-                k: opened(v) for k, v in value.items()}
-        return [opened(v) for v in value] if isinstance(value, list) else value
-
-    return opened(runs.read_json(folder / "pictures.json"))

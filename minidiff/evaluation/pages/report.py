@@ -12,10 +12,9 @@ from pathlib import Path
 from minidiff import runs
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
-from minidiff.evaluation.metrics.comparison import FEWEST, NEIGHBOUR
+from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
 from minidiff.evaluation.metrics.neighbours import ALPHA, GATE, UNCLEAR
-from minidiff.evaluation.pages import charts, pictures
-from minidiff.evaluation.pages import report_tables as tables
+from minidiff.evaluation.pages import charts
 from minidiff.evaluation.pages.charts import INK, PALE, STROKES, Line, Panel, Point
 from minidiff.evaluation.pages.format import distance_names, jsonable, num
 from minidiff.evaluation.verdicts import KINDS, verdicts
@@ -33,7 +32,7 @@ LIMITS = {"few": FEWEST, "neighbour": NEIGHBOUR, "alpha": ALPHA, "gate": GATE, "
 
 
 def write(folder: Path, result: dict, drawn: dict) -> Path:
-    """Write report.json, pictures/ and report.html; returns the page's path.
+    """Write report.json, pictures.json and report.html; returns the page's path.
 
     result: data, samples, distances, and what there is of OPTIONAL. drawn: those of
     `pictures.draw`, "rebuilt", all PNG bytes, "logs" {run: lines of its log} and "matrix", the
@@ -41,16 +40,16 @@ def write(folder: Path, result: dict, drawn: dict) -> Path:
     """
     result = jsonable(result)
     runs.write_json(folder / "report.json", {"verdict": answered(result), **result})
-    pictures.save(folder / "pictures", drawn)
+    runs.write_atomic(folder / "pictures.json", json.dumps(drawn, default=pages.data_uri))
     return write_page(folder)
 
 
 def write_page(folder: Path) -> Path:
-    """report.html from the report.json and the pictures that stand in the folder."""
+    """report.html from the report.json and the pictures.json of the folder."""
     if not (folder / "report.json").is_file():
         raise InputError(f"{folder} holds no report.json: python evaluate.py makes one")
-    kept = folder / "pictures"
-    drawn = pictures.load(kept) if kept.is_dir() else {}
+    kept = folder / "pictures.json"
+    drawn = runs.read_json(kept) if kept.is_file() else {}
     runs.write_atomic(folder / "report.html", render(runs.read_json(folder / "report.json"), drawn))
     return folder / "report.html"
 
@@ -65,14 +64,18 @@ def render(result: dict, drawn: dict) -> str:
     """The whole page; a function of its arguments alone."""
     result = {**dict.fromkeys(OPTIONAL), **result}
     commands, logs = result["commands"] or {}, drawn.get("logs") or {}
+    readings = result["agreement"] or []
+    variables = list(dict.fromkeys(r["variable"] for r in readings))
     measured = [r for r in result["distances"] if "KD" in r]
     return pages.render("report.html", **{
-        **result, **LIMITS, "tables": tables, "facts": facts(result),
+        **result, **LIMITS, "facts": facts(result), "with_floors": with_floors, "equal": EQUAL,
         "answers": [{**v, "kind": KINDS[v["answer"]]} for v in answered(result)],
         "commands": {section: commands.get(run) for section, run in ORIGINS.items()},
         "configs": {name: json.dumps(config, indent=1, ensure_ascii=False)
                     for name, config in (result["configs"] or {}).items() if config},
         "study": result["study"] or {},
+        "agreement": sorted(readings, key=lambda r: variables.index(r["variable"])),
+        "numeric_variables": {r["variable"] for r in readings if r.get("kind") == "number"},
         "made": [r for r in measured if r["set"] == "synthetic"],
         "drawn": {**dict.fromkeys(PICTURES), **drawn},
         "distances_of_pairs": [f"{num(p['d_train'])}, {num(p['d_heldout'])}" for p in (
@@ -94,6 +97,21 @@ def facts(result: dict) -> dict:
                for e in result["extractors"] or []}, **(result["provenance"] or {}),
             **{f"command of {name}": text for name, text in (result["commands"] or {}).items()
                if text}}
+
+
+def with_floors(rows: Sequence[dict]) -> list[dict]:
+    """The rows of distances, and after those of each label one of real against real."""
+    found = []
+    for label in dict.fromkeys(r["label"] for r in rows):
+        own = [r for r in rows if r["label"] == label]
+        found += own
+        floors = {name: own[0].get(f"{name}_floor") for name in EQUAL}
+        if all(floors.values()) and not all(r["small"] for r in own):
+            found.append({"label": label, "set": "real vs real", "n": floors["MIND"]["n"],
+                          "small": False, "C2ST_p": None,
+                          **{f"{name}{end}": spread[key] for name, spread in floors.items()
+                             for end, key in (("", "median"), ("_low", "low"), ("_high", "high"))}})
+    return found
 
 
 def distance_chart(rows: Sequence[Mapping], metric: str) -> bytes:
