@@ -4,6 +4,7 @@ numbers.
     python evaluate.py                                     the embedded demo → runs/demo/report/report.html
     python evaluate.py --data DIR --samples runs/x/samples --classifier runs/x/classifier --out runs/x/report
     python evaluate.py --extractors pixels classifier inception-clean-fid=inception.pth --out runs/x/r2
+    python evaluate.py page --folder runs/x/report         its page again, from its report.json
     python evaluate.py fid REAL SYNTHETIC                  FID and KID of any two folders of images
     python evaluate.py matrix --external DIR               real subsets × synthetic sets, yardsticks, controls → its page
     python evaluate.py monitor --run runs/x/diffusion      the same numbers for every checkpoint; which one to take
@@ -121,7 +122,7 @@ def run_report(cfg: Config) -> None:
     drawn = pictures.draw(tables, pixels, first, known["closest"], groups, sure, shown=cfg.shown,
                           seed=cfg.seed)
     path = report.write(out, result,
-                        {**drawn, **{name: found[name] for name in ("logs", "matrix", "rebuilt")}})
+                        {**drawn, **{name: found[name] for name in ("losses", "matrix", "rebuilt")}})
     for v in runs.read_json(out / "report.json")["verdict"]:
         print(f"{v['answer']:>12}  {v['question']}")
     print(path)
@@ -204,8 +205,8 @@ def optional(cfg: Config, tables: dict[str, Table]) -> dict:
                 classifier / "summary.json": "summary of a study",
                 vae / "vae.json": "quality of the autoencoder",
                 vae / "reconstructions.png": "reconstructions",
-                vae / "log.jsonl": "curve of the autoencoder",
-                diffusion / "log.jsonl": "curve of the diffusion model",
+                vae / "loss.png": "curve of the autoencoder",
+                diffusion / "loss.png": "curve of the diffusion model",
                 Path(cfg.matrix) / "matrix.json": "heat map of a reference matrix"}
     for path, what in expected.items():
         # what was left out is named already
@@ -228,7 +229,8 @@ def optional(cfg: Config, tables: dict[str, Table]) -> dict:
         "configs": {folder: read_json(Path(folder) / "config.json") or read_json(
             Path(folder) / "manifest.json") for folder in (cfg.vae, cfg.diffusion, cfg.samples,
                                                            cfg.classifier) if folder != os.devnull},
-        "logs": {folder.name: runs.read_log(folder / "log.jsonl") for folder in (vae, diffusion)},
+        "losses": {folder.name: (folder / "loss.png").read_bytes() for folder in (vae, diffusion)
+                   if (folder / "loss.png").is_file()},
     }
 
 
@@ -306,7 +308,8 @@ def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "fp32
     return sample
 
 
-VERBS = {"report": (Config, run_report), "matrix": (MatrixConfig, run_matrix),
+VERBS = {"report": (Config, run_report), "page": (report.PageConfig, report.run_page),
+         "matrix": (MatrixConfig, run_matrix),
          "monitor": (monitor.MonitorConfig, run_monitor),
          "uncertainty": (uncertainty.UncertaintyConfig, run_uncertainty),
          "verify": (chain.VerifyConfig, run_verify), "audit": (AuditConfig, run_audit),

@@ -108,13 +108,11 @@ def test_page_with_every_input(tmp_path):
         study={"arms": [{"arm": "real", "test_set": "test", "accuracy": 0.9, "accuracy_sd": None}]},
         vae={"psnr": 30.1, "psnr_pca64": 27.0}, provenance={"command": "evaluate.py"},
         configs={"runs/x": {"kind": "vae"}, "none": None})
-    logs = {"vae": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "val_loss": 1.1}],
-            "diffusion": []}
     shot = {"png": DOT, "label": "normal", "d": 1.0, "p": None}
     strip = {"condition": "sex", "value": "<F>", "n": 9, "m": 8, "shown": 6, "heldout": DOT,
              "synthetic": DOT}
-    drawn = {"labels": [strip], "grids": [strip], "pairs": [(DOT, DOT, DOT)], "logs": logs,
-             "rebuilt": DOT, "best": [shot], "worst": [shot | {"p": 0.25}],
+    drawn = {"labels": [strip], "grids": [strip], "pairs": [(DOT, DOT, DOT)], "rebuilt": DOT,
+             "losses": {"vae": DOT}, "best": [shot], "worst": [shot | {"p": 0.25}],
              "beside": [(DOT, DOT, DOT)], "collection": [strip]}
     html = report.write(tmp_path, result, drawn).read_text()
     page = Page(html)

@@ -5,9 +5,14 @@ The page is a function of the two; its words stand in report.html and verdicts.t
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
 
 from minidiff import runs
 from minidiff.errors import InputError
@@ -15,9 +20,9 @@ from minidiff.evaluation import pages
 from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
 from minidiff.evaluation.metrics.neighbours import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.pages import charts
-from minidiff.evaluation.pages.charts import INK, PALE, STROKES, Line, Panel, Point
 from minidiff.evaluation.pages.format import distance_names, jsonable, num
 from minidiff.evaluation.verdicts import KINDS, verdicts
+from minidiff.root import Rooted
 
 # section → run whose command made what it shows
 ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "collection": "samples",
@@ -27,15 +32,27 @@ ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "coll
 OPTIONAL = ("growth", "conditions", "neighbours", "duplicates", "membership", "agreement",
             "classifier", "study", "vae", "commands", "configs", "provenance", "extractors",
             "variety")
-PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "collection", "rebuilt")
+PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "collection", "rebuilt",
+            "losses")
 LIMITS = {"few": FEWEST, "neighbour": NEIGHBOUR, "alpha": ALPHA, "gate": GATE, "unclear": UNCLEAR}
+
+
+@dataclass(frozen=True)
+class PageConfig(Rooted):
+    data_of_root: ClassVar[bool] = False
+    folder: str = "ROOT/report"   # a report; its page is rendered again from its JSON
+
+
+def run_page(cfg: PageConfig) -> None:
+    """Render the page of a finished report again, without measuring anything."""
+    print(write_page(Path(cfg.folder)))
 
 
 def write(folder: Path, result: dict, drawn: dict) -> Path:
     """Write report.json, pictures.json and report.html; returns the page's path.
 
     result: data, samples, distances, and what there is of OPTIONAL. drawn: those of
-    `pictures.draw`, "rebuilt", all PNG bytes, "logs" {run: lines of its log} and "matrix", the
+    `pictures.draw`, "rebuilt", all PNG bytes, "losses" {run: its loss.png} and "matrix", the
     contents of a matrix.json.
     """
     result = jsonable(result)
@@ -63,7 +80,7 @@ def answered(result: dict) -> list[dict]:
 def render(result: dict, drawn: dict) -> str:
     """The whole page; a function of its arguments alone."""
     result = {**dict.fromkeys(OPTIONAL), **result}
-    commands, logs = result["commands"] or {}, drawn.get("logs") or {}
+    commands = result["commands"] or {}
     readings = result["agreement"] or []
     variables = list(dict.fromkeys(r["variable"] for r in readings))
     measured = [r for r in result["distances"] if "KD" in r]
@@ -85,8 +102,7 @@ def render(result: dict, drawn: dict) -> str:
             "kernel": measured and distance_chart(measured, "KD"),
             "frechet": measured and distance_chart(measured, "FD"),
             "growth": result["growth"] and growth_chart(result["growth"]),
-            "study": result["classifier"] and study_chart(result["classifier"]),
-            "losses": any(logs.values()) and loss_chart(logs)}})
+            "study": result["classifier"] and study_chart(result["classifier"])}})
 
 
 def facts(result: dict) -> dict:
@@ -116,66 +132,46 @@ def with_floors(rows: Sequence[dict]) -> list[dict]:
 
 def distance_chart(rows: Sequence[Mapping], metric: str) -> bytes:
     """Every set's distance to held-out real images, over that of real against real."""
-    panels: dict[str, list[Point]] = {}
+    panels: dict[str, list[dict]] = {}
     value, floor = {"KD": ("KD", "KD_floor"), "FD": ("FD_halves", "FD_floor_halves")}[metric]
     for r in rows:
-        kind = r["set"] if r["set"] in ("synthetic", "real") else "other"
-        band = r.get(floor) and (r[floor]["low"], r[floor]["high"])
         name = distance_names(r["extractor"])[metric == "FD"]
-        panels.setdefault(f"{name}, {r['extractor']}", []).append(
-            Point(r["set"], r[value], (r[f"{metric}_low"], r[f"{metric}_high"]), band, kind=kind,
-                  group=r["label"]))
+        panels.setdefault(f"{name}, {r['extractor']}", []).append({
+            "name": r["set"], "group": r["label"], "value": r[value],
+            "kind": r["set"] if r["set"] in ("synthetic", "real") else "other",
+            "ends": (r[f"{metric}_low"], r[f"{metric}_high"]),
+            "band": r.get(floor) and (r[floor]["low"], r[floor]["high"])})
     return charts.points(panels, "distance to held-out real images of the label")
 
 
 def growth_chart(rows: Sequence[Mapping]) -> bytes:
     """Both distances against the number of images: the median and 5–95 % of random draws."""
     panels = []
-    for metric in ("KD", "FD"):
-        for extractor in dict.fromkeys(r["extractor"] for r in rows):
-            own = [r for r in rows if r["extractor"] == extractor]
-            drawn = []
-            for name, key, (mark, style, colour) in (
-                    ("real against real", f"{metric}_floor", STROKES[0]),
-                    ("synthetic against held-out", metric, STROKES[1])):
-                some = [r for r in own if r[key]]
-                drawn.append(Line(name, [r["n"] for r in some], *(
-                    [r[key][end] for r in some] for end in ("median", "low", "high")),
-                    look={"marker": mark, "ls": style, "color": colour}))
-            ticks = sorted({r["n"] for r in own})[::2]
-            panels.append(Panel(
-                f"{distance_names(extractor)[metric == 'FD']}, {extractor}", drawn, settings={
-                    "xscale": "log", "xticks": ticks, "xticklabels": ticks,
-                    "xlabel": "images on each side"}))
-    return charts.lines(panels, columns=len(panels) // 2)
+    extractors = dict.fromkeys(r["extractor"] for r in rows)
+    for metric, extractor in itertools.product(("KD", "FD"), extractors):
+        own = [r for r in rows if r["extractor"] == extractor]
+        lines = [{"name": name, "look": look, "x": [r["n"] for r in own if r[key]],
+                  **{end: [r[key][spread] for r in own if r[key]] for end, spread in (
+                      ("y", "median"), ("low", "low"), ("high", "high"))}}
+                 for name, key, look in (
+                     ("real against real", f"{metric}_floor", charts.STROKES[0]),
+                     ("synthetic against held-out", metric, charts.STROKES[1]))]
+        ticks = sorted({r["n"] for r in own})[::2]
+        panels.append({"title": f"{distance_names(extractor)[metric == 'FD']}, {extractor}",
+                       "lines": lines, "settings": {"xscale": "log", "xticks": ticks,
+                                                    "xticklabels": ticks,
+                                                    "xlabel": "images on each side"}})
+    return charts.lines(panels, columns=len(extractors))
 
 
 def study_chart(results: Sequence[Mapping]) -> bytes:
     """A panel for each test set: balanced accuracy of every seed, and the mean of each arm."""
-    panels: dict[str, list[Point]] = {}
+    panels: dict[str, list[dict]] = {}
     for name, arm in dict.fromkeys((r["test_set"], r["arm"]) for r in results):
         own = [r.get("balanced_accuracy", r.get("accuracy")) for r in results
                if (r["test_set"], r["arm"]) == (name, arm)]
         own = [100 * value for value in own if value is not None]
-        panels.setdefault(f"{name} set", []).append(
-            Point(arm, sum(own) / len(own) if own else None, draws=own,
-                  kind=next((kind for kind in ("synthetic", "duplicates") if kind in arm), "real")))
+        panels.setdefault(f"{name} set", []).append({
+            "name": arm, "value": np.mean(own) if own else np.nan, "draws": own,
+            "kind": next((kind for kind in ("synthetic", "duplicates") if kind in arm), "real")})
     return charts.points(panels, "balanced accuracy, %")
-
-
-def loss_chart(logs: Mapping[str, Sequence[Mapping]]) -> bytes:
-    """Loss on training and held-out images against the step, one panel a run."""
-    panels = []
-    for name, log in logs.items():
-        if not log:
-            continue
-        drawn = []
-        for column, label, look in (("loss", "training", {"color": PALE}),
-                                    ("val_loss", "held-out", {"color": INK, "ls": "--"})):
-            at = [(row["step"], row[column]) for row in log if row.get(column) is not None]
-            if at:
-                mark = "o" if len(at) < 15 else None
-                drawn.append(Line(label, *zip(*at), look={**look, "marker": mark}))
-        panels.append(Panel(name, drawn, settings={"xlabel": "optimiser step", "ylabel": "loss",
-                                                   "yscale": "log"}))
-    return charts.lines(panels)
