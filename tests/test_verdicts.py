@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from minidiff.classification.agreement import agreement
+from minidiff.evaluation import pages
 from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
 from minidiff.evaluation.metrics.distances import kid
 from minidiff.evaluation.metrics.within import within_label
-from minidiff.evaluation.pages import report
 from minidiff.evaluation.pages.format import jsonable
-from minidiff.evaluation.verdicts import beyond, in_any, in_every
+from minidiff.evaluation.verdicts import beyond, in_any, in_every, verdicts
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number
 
@@ -64,7 +64,7 @@ def test_the_table_of_distances():
 
 
 def answers(result):
-    return {v["question"]: v["answer"] for v in report.answered(jsonable(result))}
+    return {v["question"]: v["answer"] for v in pages.answers(verdicts(jsonable(result)))}
 
 
 def test_verdicts_on_likeness_say_yes_no_and_not_resolved():
@@ -251,6 +251,6 @@ def test_copies_are_not_excluded_where_the_generator_saw_other_images():
     found = {"verdict": "no sign of copying", "suspected": False, "spaces": []}
     question = "Are the images new, not copies of training images?"
     assert answers({"distances": [], "neighbours": found}) == {question: "yes"}
-    (row,) = report.answered({"distances": [], "neighbours": found,
-                              "samples": {"of_other_data": True}})
+    (row,) = pages.answers(verdicts({"distances": [], "neighbours": found,
+                                    "samples": {"of_other_data": True}}))
     assert row["answer"] == "not resolved" and "trained on other images" in row["text"]

@@ -122,6 +122,29 @@ def _study(study: Mapping) -> list[dict]:
     return [{**p, "about": "study", "answer": {"gain": GOOD, "harm": BAD}.get(p["answer"], OPEN)}]
 
 
+def of_readers(result: Mapping) -> list[dict]:
+    """The answers of a reading study; "good" is the welcome one.
+
+    Of the intervals over other images and over other images and readers, the wider end counts.
+    """
+    pooled, margin = result["pooled"], result["design"]["margin"]
+    if not pooled:
+        return [{"about": "readers", "answer": OPEN, "good": GOOD, "pooled": None,
+                 "margin": margin}]
+    answer = beyond(*_widest(pooled["difference"]), -margin)
+    found = [{"about": "readers", "answer": answer, "good": GOOD, "pooled": pooled,
+              "margin": margin}]
+    if origin := pooled["origin"]:
+        seen = beyond(*_widest(origin), 0.5) == GOOD
+        found.append({"about": "origin", "answer": GOOD if seen else OPEN, "good": BAD, **origin})
+    return found
+
+
+def _widest(x: Mapping) -> tuple[float, float]:
+    return (min(x[end] for end in ("low", "wide_low") if x[end] is not None),
+            max(x[end] for end in ("high", "wide_high") if x[end] is not None))
+
+
 def _by(rows: Iterable[Mapping], key: str) -> list[tuple[str, list[Mapping]]]:
     """The rows of each value of a column, in the order of its first rows."""
     return [(value, [r for r in rows if r[key] == value])

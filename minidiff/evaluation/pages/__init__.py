@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from minidiff.evaluation.pages import format as formats
@@ -23,6 +24,9 @@ def _environment():
                               trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters.update({name: getattr(formats, name) for name in FILTERS})
     environment.filters["png"] = data_uri
+    environment.filters["groupby_in_order"] = lambda items, name: [
+        (value, [item for item in items if getattr(item, name) == value])
+        for value in dict.fromkeys(getattr(item, name) for item in items)]
     environment.globals.update(span=formats.span, distance_names=formats.distance_names)
     return environment
 
@@ -32,6 +36,14 @@ def data_uri(png: bytes | str) -> str:
     if isinstance(png, str):
         return png
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def text(source: str, context: dict[str, Any]) -> str:
+    """A line of plain text from a template's source, with the same filters."""
+    from jinja2 import Undefined
+
+    plain = _environment().overlay(autoescape=False, undefined=Undefined)
+    return plain.from_string(source).render(**context)
 
 
 def render(template: str, **context: Any) -> str:
@@ -46,3 +58,10 @@ def render(template: str, **context: Any) -> str:
 def sentence(template: str, macro: str, **context: Any) -> str:
     """One macro of a text template, as one line."""
     return " ".join(getattr(_environment().get_template(template).module, macro)(**context).split())
+
+
+def answers(found: Iterable[dict]) -> list[dict]:
+    """The answers of verdicts.py in words: {"question", "answer", "text"}, and "good" if it has."""
+    return [{"question": sentence("verdicts.txt", "question", v=v),
+             **{key: v[key] for key in ("answer", "good") if key in v},
+             "text": sentence("verdicts.txt", "text", v=v)} for v in found]

@@ -56,7 +56,7 @@ def write(folder: Path, result: dict, drawn: dict) -> Path:
     contents of a matrix.json.
     """
     result = jsonable(result)
-    runs.write_json(folder / "report.json", {"verdict": answered(result), **result})
+    runs.write_json(folder / "report.json", {"verdict": pages.answers(verdicts(result)), **result})
     runs.write_atomic(folder / "pictures.json", json.dumps(drawn, default=pages.data_uri))
     return write_page(folder)
 
@@ -71,12 +71,6 @@ def write_page(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def answered(result: dict) -> list[dict]:
-    """The questions that the report answers: [{"question", "answer", "text"}]."""
-    return [{"question": pages.sentence("verdicts.txt", "question", v=v), "answer": v["answer"],
-             "text": pages.sentence("verdicts.txt", "text", v=v)} for v in verdicts(result)]
-
-
 def render(result: dict, drawn: dict) -> str:
     """The whole page; a function of its arguments alone."""
     result = {**dict.fromkeys(OPTIONAL), **result}
@@ -86,7 +80,7 @@ def render(result: dict, drawn: dict) -> str:
     measured = [r for r in result["distances"] if "KD" in r]
     return pages.render("report.html", **{
         **result, **LIMITS, "facts": facts(result), "with_floors": with_floors, "equal": EQUAL,
-        "answers": [{**v, "kind": KINDS[v["answer"]]} for v in answered(result)],
+        "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(verdicts(result))],
         "commands": {section: commands.get(run) for section, run in ORIGINS.items()},
         "configs": {name: json.dumps(config, indent=1, ensure_ascii=False)
                     for name, config in (result["configs"] or {}).items() if config},
