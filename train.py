@@ -55,7 +55,7 @@ from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.diffusion.watch import AT_MOST, Probe, by_quarter, look
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
-from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.metrics.pairwise import distances, equalised
 from minidiff.root import DEMO, Rooted, then
 from minidiff.training.ema import EMA, Trained
 from minidiff.training.plot import plot_run

@@ -22,7 +22,8 @@ from minidiff.evaluation.matrix.controls import (
 )
 from minidiff.evaluation.metrics.distances import fid, kid
 from minidiff.evaluation.metrics.manifold import prdc
-from minidiff.evaluation.metrics.neighbours import memorisation, pixel_spaces
+from minidiff.evaluation.metrics.copying import memorisation
+from minidiff.evaluation.metrics.pairwise import pixel_spaces
 
 
 @pytest.fixture(scope="module")

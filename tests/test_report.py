@@ -76,7 +76,7 @@ def test_page_with_every_input(tmp_path):
     spread = {"median": 0.1, "low": 0.0, "high": 0.2}
     point = {"extractor": "pixels-pca64",
              **dict.fromkeys(("KD", "FD", "KD_floor", "FD_floor"), spread)}
-    kd = {"KD": 0.1, "KD_low": 0.0, "KD_high": 0.2, "KD_floor": spread, "small": False}
+    kd = {"KD": 0.1, "KD_low": 0.0, "KD_high": 0.2, "KD_floor": spread, "too_few": False}
     cell = {"extractor": "pixels-pca64", "condition": "sex", "value": "F", "n": 40, "m": 30}
     audit = {"auroc": 0.7, "by_patient": [0.62, 0.78], "p": 0.001, "tpr": 0.1,
              "tpr_by_patient": [0.0, 0.2], "n_train": 60,
@@ -91,10 +91,10 @@ def test_page_with_every_input(tmp_path):
                     "closest": [{"d_train": 1.0, "d_heldout": 1.1}]},
         extractors=[{"name": "pixels-pca64", "identity": "abc123"}],
         growth=[point | {"n": 10}, point | {"n": 40}],
-        conditions=[cell | kd, cell | {"value": "M", "n": 3, "small": True}],
-        variety=[{"label": "normal", "measure": "MS-SSIM", "n": 40, "small": False,
+        conditions=[cell | kd, cell | {"value": "M", "n": 3, "too_few": True}],
+        variety=[{"label": "normal", "measure": "MS-SSIM", "n": 40, "too_few": False,
                   "synthetic": 0.5, "real": 0.4, "range": spread},
-                 {"label": "rare", "measure": "MS-SSIM", "n": 3, "small": True}],
+                 {"label": "rare", "measure": "MS-SSIM", "n": 3, "too_few": True}],
         duplicates={"n": 120, "exact": 1, "near": 2, "surplus": 2, "across_patients": 1},
         membership=audit, commands={"report": "python evaluate.py --out <x>",
                                     "samples": "python sample.py", "vae": ""},
@@ -166,11 +166,11 @@ def test_a_matrix_is_shown_with_its_state():
 
 
 def test_a_row_that_was_not_measured_says_why():
-    row = {"extractor": "x", "label": "a", "set": "synthetic", "n": 40, "m": 30, "small": True}
+    row = {"extractor": "x", "label": "a", "set": "synthetic", "n": 40, "m": 30, "too_few": True}
     text = Page(report.render(bare(distances=[row, row | {"label": "b", "m": 19}]), {})).text
     # in each table; the former in the note, too
     assert text.count("one patient") == 3 + 1 and text.count("n < 20") == 3
-    cell = {"extractor": "x", "condition": "sex", "value": "F", "n": 19, "m": 40, "small": True}
+    cell = {"extractor": "x", "condition": "sex", "value": "F", "n": 19, "m": 40, "too_few": True}
     assert "n < 20" in Page(report.render(bare(conditions=[cell]), {})).text
 
 

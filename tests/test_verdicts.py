@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from minidiff.classification.agreement import agreement
 from minidiff.evaluation import pages
+from minidiff.evaluation.metrics.agreement import within_label
 from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
 from minidiff.evaluation.metrics.distances import kid
-from minidiff.evaluation.metrics.within import within_label
 from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.verdicts import beyond, in_any, in_every, verdicts
 from minidiff.statistics import wilson
@@ -50,7 +50,7 @@ def test_the_table_of_distances():
     assert other["KD_low"] > 0 and other["KD_p"] < 0.01 and other["beyond_low"] > 0
     assert same["KD_floor"]["low"] < 0 < same["KD_floor"]["high"] and same["FD_floor"]["median"] > 0
     assert (same["FD_floor_halves"]["n"], same["FD_floor_halves"]["m"]) == (30, 20)
-    assert found["rare", "synthetic"]["small"] and "KD" not in found["rare", "synthetic"]
+    assert found["rare", "synthetic"]["too_few"] and "KD" not in found["rare", "synthetic"]
     # at equal numbers, beside real against real there
     for name in EQUAL:
         spread = same[f"{name}_floor"]
@@ -97,7 +97,7 @@ def test_few_patients_get_intervals_or_a_grey_cell():
     heldout = joined(few(4, "normal", 30, 9), few(5, "covid", 30, 1, 2.0))
     found = compare("x", synthetic=made, train=train, heldout=heldout, labels=["normal", "covid"],
                     repeats=20)
-    assert all(r["small"] for r in found if r["label"] == "covid")
+    assert all(r["too_few"] for r in found if r["label"] == "covid")
 
 
 def test_other_labels_are_held_out_images_of_other_patients():

@@ -35,12 +35,13 @@ from minidiff.data.dataset import Images, read_images
 from minidiff.data.split import Row, check_unseen
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
-from minidiff.evaluation.judge import judge_of
 from minidiff.evaluation.metrics.comparison import Side, joined
+from minidiff.evaluation.metrics.copying import FEWEST, memorisation
 from minidiff.evaluation.metrics.distances import finite_percentile, floor, kid, kid_draws, same_mix
-from minidiff.evaluation.metrics.neighbours import FEWEST, memorisation, pixel_spaces
+from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.pages import charts as figures
 from minidiff.evaluation.pages.format import jsonable, num, percent, span
+from minidiff.evaluation.sets import judge_of
 from minidiff.root import Rooted
 
 Sample = Callable[[Path, Sequence[Row]], Tensor]  # folder of a model, rows → uint8 (n,3,S,S)

@@ -38,12 +38,11 @@ from minidiff.data.split import Row
 from minidiff.data.table import csv_text, read_table, write_table
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures
-from minidiff.evaluation.judge import judge_of
-from minidiff.evaluation.judged import certainty
-from minidiff.evaluation.metrics.distances import check_finite
-from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.metrics.agreement import certainty
+from minidiff.evaluation.metrics.pairwise import check_finite, distances, equalised
 from minidiff.evaluation.monitor import Checkpoint, Sample, checkpoints, read
 from minidiff.evaluation.pages.format import jsonable, num, span
+from minidiff.evaluation.sets import judge_of
 from minidiff.root import Rooted
 from minidiff.statistics import NONE, pearson, z_value
 

@@ -34,7 +34,7 @@ from minidiff.evaluation.metrics.distances import (
     mind,
 )
 from minidiff.evaluation.metrics.manifold import prdc
-from minidiff.evaluation.metrics.neighbours import FEWEST
+from minidiff.evaluation.metrics.copying import FEWEST
 from minidiff.evaluation.metrics.two_sample import c2st
 from minidiff.statistics import wilson
 

@@ -32,7 +32,6 @@ from minidiff.evaluation.features.build import EXTRACTORS, build, describe
 from minidiff.evaluation.features.cache import FeatureCache
 from minidiff.evaluation.features.extractor import Extractor, PredictorFeatures
 from minidiff.evaluation.features.spectrum import Spectrum
-from minidiff.evaluation.judge import judge_of, seen_by
 from minidiff.evaluation.matrix import cells, gates, matrix_page
 from minidiff.evaluation.matrix.header import header_shortcuts
 from minidiff.evaluation.matrix.subsets import (
@@ -42,9 +41,11 @@ from minidiff.evaluation.matrix.subsets import (
     real_subsets,
     synthetic_subsets,
 )
-from minidiff.evaluation.metrics.neighbours import FEWEST, memorisation, pixel_spaces
+from minidiff.evaluation.metrics.copying import FEWEST, memorisation
+from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.quick import recognised
+from minidiff.evaluation.sets import judge_of, seen_by
 from minidiff.root import DEMO, Rooted
 
 PHANTOM = f"{DEMO}/phantom"    # the demo's data, with which go

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minidiff.data.table import Row, Table
 from minidiff.evaluation.matrix.controls import CONTROLS
-from minidiff.evaluation.metrics.neighbours import FEWEST
+from minidiff.evaluation.metrics.copying import FEWEST
 
 TRAIN, HELD_OUT, EXTERNAL = "train", "held-out", "external"
 

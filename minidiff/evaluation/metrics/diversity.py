@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey
-from minidiff.evaluation.metrics.distances import patient_codes
-from minidiff.evaluation.metrics.moments import check_finite
+from minidiff.evaluation.metrics.pairwise import check_finite, patient_codes
 
 TAPS, SIGMA = 11, 1.5                                # the Gaussian window
 C1, C2 = 0.01 ** 2, 0.03 ** 2                        # images in 0…1

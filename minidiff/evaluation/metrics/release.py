@@ -1,11 +1,10 @@
-"""Which synthetic images may leave: those that are no near-copy of a training image, by the
-standard of held-out images.
+"""Which synthetic images may leave: those that are no near-copy of a training image.
 
 The nearest training image of a near-copy is nearer, by the standard of the copy's own neighbourhood
 (`copying.calibrated`), than 99 % of held-out images have theirs. So 1 % of honest images are held
 back in each space, and more of those that are smoother than real ones (13 % of phantoms without
 noise where the real ones have some): that is the price of a filter that judges images one by one,
-and no sign of copying; whether a set holds copies is for `neighbours.memorisation` to say.
+and no sign of copying; whether a set holds copies is for `copying.memorisation` to say.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics.copying import NEXT, calibrated
-from minidiff.evaluation.metrics.neighbours import distances
+from minidiff.evaluation.metrics.pairwise import distances
 
 QUANTILE = 0.01
 FEWEST = round(1 / QUANTILE)   # held-out images: with fewer, the nearest 1 % of them is none
@@ -36,9 +35,7 @@ class Release(NamedTuple):
 
 
 class ReleaseFilter:
-    """Training images, and the limit in each space that held-out images set; call it with synthetic
-    images.
-    """
+    """Training images and the limits that held-out images set; call it with synthetic images."""
 
     def __init__(self, train: Mapping[str, Tensor], heldout: Mapping[str, Tensor],
                  names: Sequence[str] | None = None):
@@ -66,4 +63,5 @@ class ReleaseFilter:
 
     def _reason(self, i: int, space: str, relative: float) -> str:
         name = f"training image {i}" if self.names is None else self.names[i]
-        return f"a near-copy of {name} ({space}: {relative:.2f} of the limit that 1 % of held-out images are below)"
+        return (f"a near-copy of {name} ({space}: {relative:.2f} of the limit that 1 % of held-out "
+                "images are below)")

@@ -14,7 +14,7 @@ from minidiff.data import images
 from minidiff.data.table import Table
 from minidiff.evaluation.metrics.breakdown import in_order
 from minidiff.evaluation.metrics.comparison import Side
-from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.metrics.pairwise import distances, equalised
 
 BEST = 12         # images of the sheets of best and worst, in equal parts of each label
 BESIDE = 8        # images beside their nearest real ones

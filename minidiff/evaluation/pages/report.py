@@ -18,7 +18,7 @@ from minidiff import runs
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
 from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
-from minidiff.evaluation.metrics.neighbours import ALPHA, GATE, UNCLEAR
+from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.pages import charts
 from minidiff.evaluation.pages.format import distance_names, jsonable, num
 from minidiff.evaluation.verdicts import KINDS, verdicts
@@ -74,6 +74,8 @@ def write_page(folder: Path) -> Path:
 def render(result: dict, drawn: dict) -> str:
     """The whole page; a function of its arguments alone."""
     result = {**dict.fromkeys(OPTIONAL), **result}
+    for name in ("distances", "variety", "conditions"):   # older reports say "small"
+        result[name] = [{"too_few": r.get("small"), **r} for r in result[name] or []]
     commands = result["commands"] or {}
     readings = result["agreement"] or []
     variables = list(dict.fromkeys(r["variable"] for r in readings))
@@ -116,9 +118,9 @@ def with_floors(rows: Sequence[dict]) -> list[dict]:
         own = [r for r in rows if r["label"] == label]
         found += own
         floors = {name: own[0].get(f"{name}_floor") for name in EQUAL}
-        if all(floors.values()) and not all(r["small"] for r in own):
+        if all(floors.values()) and not all(r["too_few"] for r in own):
             found.append({"label": label, "set": "real vs real", "n": floors["MIND"]["n"],
-                          "small": False, "C2ST_p": None,
+                          "too_few": False, "C2ST_p": None,
                           **{f"{name}{end}": spread[key] for name, spread in floors.items()
                              for end, key in (("", "median"), ("_low", "low"), ("_high", "high"))}})
     return found
