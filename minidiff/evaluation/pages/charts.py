@@ -148,8 +148,9 @@ def matrix_maps(found: Mapping) -> list[tuple[str, bytes]]:
 def course_chart(result: dict, log: Sequence[dict]) -> bytes:
     """From monitor.json: distances over their floors, and the signs of copying, by step."""
     points, chosen = result["points"], result["choice"]["step"]
-    steps, shared = [p["step"] for p in points], {
-        "at": {} if chosen is None else {f"take step {chosen}": chosen}}
+    steps = [p["step"] for p in points]
+    shared = {"at": {} if chosen is None else {f"take step {chosen}": chosen},
+              "settings": {"xlabel": "optimiser step"}}
 
     def course(name: str, rows: Sequence[dict], k: int, unit: float = 1, **keys: str) -> dict:
         return {"name": name, "x": steps, "look": STROKES[k % len(STROKES)],
@@ -179,7 +180,7 @@ def course_chart(result: dict, log: Sequence[dict]) -> bytes:
            **{end: [unit * line[key] for line in gaps] for end, key, unit in (
                ("x", "step", 1), ("y", "gap", 100), ("low", "gap_low", 100), ("high", "gap", 100))}}
     panels += [{"title": "near to a training image, %; held-out: 5", "lines": near, "levels": [5],
-                **shared, "settings": {"ylim": (0, None)}},
+                **shared, "settings": {"xlabel": "optimiser step", "ylim": (0, None)}},
                {"title": "q: nearest training by nearest held-out; no copies: 1", "lines": ratio,
                 "levels": [1], **shared},
                {"title": "gap of the denoising losses, %", "lines": [gap], "levels": [0], **shared}]
