@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -39,7 +38,6 @@ LIMITS = {"few": FEWEST, "neighbour": NEIGHBOUR, "alpha": ALPHA, "gate": GATE, "
 
 @dataclass(frozen=True)
 class PageConfig(Rooted):
-    data_of_root: ClassVar[bool] = False
     folder: str = "ROOT/report"   # a report; its page is rendered again from its JSON
 
 
