@@ -1,8 +1,8 @@
 """Are the synthetic images like real ones, as asked for, and new? One page that says so in numbers.
 
     python evaluate.py                                     the embedded demo → runs/demo/report
-    python evaluate.py --data DIR --samples runs/x/samples --classifier runs/x/classifier --out OUT
-    python evaluate.py --extractors pixels classifier inception-clean-fid=inception.pth --out OUT
+    python evaluate.py --root runs/x --data DIR            your own data and the runs of a root
+    python evaluate.py --extractors pixels classifier inception-clean-fid=FILE --out runs/x/r2
     python evaluate.py page --folder runs/x/report         its page again, from its report.json
     python evaluate.py fid REAL SYNTHETIC                  FID and KID of any two folders of images
     python evaluate.py matrix --external DIR               real subsets × synthetic sets, controls

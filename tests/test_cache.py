@@ -153,9 +153,3 @@ def test_keys_are_of_content_shape_and_not_of_storage():
     assert len(set(keys)) == 4 and content_keys(grey.repeat(1, 3, 1,
                                                             1)) == keys == content_keys(grey)
     assert content_keys(PIXELS[:4]) != keys and content_keys(grey.reshape(4, 1, 16, 64)) != keys
-    with pytest.raises(AssertionError):
-        FeatureCache(None)(Counting(), PIXELS, keys)
-    extractor = Counting()
-    # trusted
-    assert torch.equal(*FeatureCache(None)(extractor, PIXELS[:2],
-                                           ["same", "same"])) and extractor.sizes == [32]

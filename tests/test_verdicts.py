@@ -14,7 +14,7 @@ from minidiff.evaluation.metrics.agreement import within_label
 from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
 from minidiff.evaluation.metrics.distances import kid
 from minidiff.evaluation.pages.format import jsonable
-from minidiff.evaluation.verdicts import beyond, in_any, in_every, verdicts
+from minidiff.evaluation.verdicts import beyond, in_any, in_every, variety, verdicts
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number
 
@@ -244,7 +244,8 @@ def test_variety_is_held_to_what_real_images_reach_in_every_space():
     good, bad, between = space(0.85, 0.95), space(0.5, 0.7), space(0.7, 0.9)
     for some, answer in (([good, good], "yes"), ([good, bad], "no"), ([good, between],
                                                                      "not resolved")):
-        assert answers({"distances": some}) == {"Are they as varied as real images?": answer}
+        (row,) = pages.answers(variety(some))
+        assert row["question"] == "Are they as varied as real images?" and row["answer"] == answer
 
 
 def test_copies_are_not_excluded_where_the_generator_saw_other_images():

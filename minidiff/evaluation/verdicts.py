@@ -38,8 +38,7 @@ def verdicts(result: Mapping) -> list[dict]:
     """For each question that the report could ask {"about", "answer", the figures behind it}."""
     return [*_copies(result.get("neighbours") or {}, result.get("samples") or {}),
             *_membership(result.get("membership") or {}), *_likeness(result["distances"]),
-            *_variety(result["distances"]), *_agreement(result.get("agreement") or []),
-            *_study(result.get("study") or {})]
+            *_agreement(result.get("agreement") or []), *_study(result.get("study") or {})]
 
 
 def _copies(neighbours: Mapping, samples: Mapping) -> list[dict]:
@@ -84,16 +83,6 @@ def _likeness(rows: Sequence[Mapping]) -> list[dict]:
     return found
 
 
-def _variety(rows: Sequence[Mapping]) -> list[dict]:
-    """Do synthetic images reach as much of the held-out ones as real images do, less MARGIN?"""
-    spaces = [{**r, "answer": beyond(r["coverage_low"], r["coverage_high"],
-                                     r["coverage_floor"]["median"] - MARGIN)}
-              for r in rows if (r["label"], r["set"]) == (ALL, "synthetic")
-              and r.get("coverage_low") is not None and r.get("coverage_floor")]
-    return [{"about": "variety", "spaces": spaces,
-             "answer": in_every(s["answer"] for s in spaces)}] if spaces else []
-
-
 def _agreement(rows: Sequence[Mapping]) -> list[dict]:
     """Does the judge see what was asked for? Attributes are compared within a label.
 
@@ -120,6 +109,19 @@ def _study(study: Mapping) -> list[dict]:
     if not (p := study.get("primary")):
         return []
     return [{**p, "about": "study", "answer": {"gain": GOOD, "harm": BAD}.get(p["answer"], OPEN)}]
+
+
+def variety(rows: Sequence[Mapping]) -> list[dict]:
+    """Do synthetic images reach as much of the held-out ones as real images do, less MARGIN?
+
+    Asked on the page of a report only.
+    """
+    spaces = [{**r, "answer": beyond(r["coverage_low"], r["coverage_high"],
+                                     r["coverage_floor"]["median"] - MARGIN)}
+              for r in rows if (r["label"], r["set"]) == (ALL, "synthetic")
+              and r.get("coverage_low") is not None and r.get("coverage_floor")]
+    return [{"about": "variety", "spaces": spaces,
+             "answer": in_every(s["answer"] for s in spaces)}] if spaces else []
 
 
 def of_readers(result: Mapping) -> list[dict]:

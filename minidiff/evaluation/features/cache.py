@@ -8,7 +8,6 @@ PyTorch; elsewhere the same to about 1e-5 of their size).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -26,7 +25,7 @@ SAVED = 64 * BATCH  # images after which features are written: a stopped run los
 
 
 class FeatureCache:
-    """Called as (extractor, pixels, keys) → float32 (N,d); one file an extractor,
+    """Called as (extractor, pixels) → float32 (N,d); one file an extractor,
     `<folder>/<name>.safetensors`.
 
     A file that is damaged, or of another identity under this name, is not used, and a line says so.
@@ -36,17 +35,12 @@ class FeatureCache:
     def __init__(self, folder: str | Path | None):
         self.folder = None if folder is None else Path(folder)
 
-    def __call__(self, extractor: Extractor, pixels: Tensor,
-                 keys: Sequence[str] | None = None) -> Tensor:
-        """uint8 (N,3,H,W) → float32 (N,d), of which only those missing are computed, each different
-        image once.
+    def __call__(self, extractor: Extractor, pixels: Tensor) -> Tensor:
+        """uint8 (N,3,H,W) → float32 (N,d), of which only those missing are computed, each once.
 
-        `keys` name the content of the very pixels, size included; None takes their SHA-256. Raises
-        InputError where an extractor gives other than finite numbers.
+        Raises InputError where an extractor gives NaN or infinity.
         """
-        keys = content_keys(pixels) if keys is None else keys
-        assert len(keys) == len(pixels), (len(keys), len(pixels))
-        names = [hashlib.sha256(key.encode()).digest() for key in keys]
+        names = [hashlib.sha256(key.encode()).digest() for key in content_keys(pixels)]
         features, row = self._read(extractor)
         first = {name: i for i, name in reversed(list(enumerate(names))) if name not in row}
         missing = sorted(first.items(), key=lambda item: item[1])

@@ -41,7 +41,7 @@ class Spectrum:
         return ((self._log_power(images) - self.mean) / self.std).asinh().float()
 
     def _log_power(self, images: Tensor) -> Tensor:
-        """uint8 (N,C,S,S) → float64 (N, rings), from 1 to S/2 cycles a side, S/2 − 1 rings at most."""
+        """uint8 (N,C,S,S) → float64 (N, rings), from 1 to S/2 cycles a side; at most S/2 − 1."""
         side = images.shape[-1]
         rings = min(self.rings, side // 2 - 1)
         # no edge of the image in its spectrum

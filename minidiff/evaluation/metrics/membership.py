@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import scipy
@@ -31,25 +30,6 @@ Losses = Callable[[Tensor, int, int], Tensor]   # images, time, seed of the nois
 TIMES, DRAWS = (100, 200, 300, 400), 8   # of 1,000 levels: where memory shows; errors an image
 FPR = 0.01
 FEWEST_PATIENTS, FEWEST = 2, 20          # on each side; images on each side of `audit`
-
-
-class Membership(NamedTuple):
-    """An audit's numbers; chance is how far from .5 the AUROC of so many images lies in 95 %."""
-
-    auroc: float
-    low: float                          # DeLong's 95 % interval
-    high: float
-    by_patient: tuple[float, float]     # that of a bootstrap of patients
-    chance: float
-    p: float                            # permutation of patients, one-sided
-    tpr: float                          # at no more than 1 % false alarms
-    tpr_by_patient: tuple[float, float]
-    false_alarms: int
-    n_train: int
-    n_heldout: int
-    patients_train: int
-    patients_heldout: int
-    note: str
 
 
 def audit(tables: Mapping[str, Table], trained_on: Collection[str],
@@ -72,7 +52,7 @@ def audit(tables: Mapping[str, Table], trained_on: Collection[str],
             own = replace(table, rows=[rows[i] for i in order])
             errors[side] = denoising_errors(losses_of(own), torch.arange(len(own)))
             patients[f"{side}_patients"] = own.column("patient")
-        return membership(**errors, **patients, seed=seed)._asdict()
+        return membership(**errors, **patients, seed=seed)
     except InputError as error:
         return {"why": str(error)}
 
@@ -95,11 +75,15 @@ def denoising_errors(losses: Losses, images: Tensor, *, times: Sequence[int] = T
 
 def membership(train: Tensor, heldout: Tensor, *, train_patients: Sequence | None = None,
                heldout_patients: Sequence | None = None, n_boot: int = 1000,
-               seed: int = 0) -> Membership:
+               seed: int = 0) -> dict:
     """Audit errors of training images (n,k) and held-out ones (m,k), from `denoising_errors`.
 
     Both must have the same times and noise. Without patients every image is one of its own. Raises
     InputError where a side has fewer than two patients or an error is not a number above 0.
+
+    low and high are DeLong's 95 % interval, by_patient that of a bootstrap of patients. chance: how
+    far from .5 the AUROC of so many images lies in 95 %. p: one-sided permutation of patients.
+    tpr: at no more than 1 % false alarms.
     """
     assert train.shape[1] == heldout.shape[1], (train.shape, heldout.shape)
     scores = [_scores(train, "training"), _scores(heldout, "held-out")]
@@ -117,11 +101,14 @@ def membership(train: Tensor, heldout: Tensor, *, train_patients: Sequence | Non
     sums = sides @ scipy.stats.rankdata(both)
     areas, shares = _resampled(*scores, *groups, n_boot, seed)
     tpr, alarms = _found(*scores, np.ones((1, n)), np.ones((1, m)))
-    return Membership(area, *auroc_interval(both, member), finite_percentile(areas),
-                      z_value() * math.sqrt((n + m + 1) / (12 * n * m)),
-                      float((1 + (sums[1:] >= sums[0] - 1e-9).sum()) / len(sums)), float(tpr[0]),
-                      finite_percentile(shares), int(alarms[0]), n, m,
-                      *(int(g.max()) + 1 for g in groups), _note(m))
+    low, high = auroc_interval(both, member)
+    return {"auroc": area, "low": low, "high": high, "by_patient": finite_percentile(areas),
+            "chance": z_value() * math.sqrt((n + m + 1) / (12 * n * m)),
+            "p": float((1 + (sums[1:] >= sums[0] - 1e-9).sum()) / len(sums)),
+            "tpr": float(tpr[0]), "tpr_by_patient": finite_percentile(shares),
+            "false_alarms": int(alarms[0]), "n_train": n, "n_heldout": m,
+            "patients_train": int(groups[0].max()) + 1,
+            "patients_heldout": int(groups[1].max()) + 1, "note": _note(m)}
 
 
 def _scores(errors: Tensor, name: str) -> np.ndarray:

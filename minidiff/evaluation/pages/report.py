@@ -20,7 +20,7 @@ from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
 from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.pages import charts
 from minidiff.evaluation.pages.format import distance_names, jsonable, num
-from minidiff.evaluation.verdicts import KINDS, verdicts
+from minidiff.evaluation.verdicts import KINDS, variety, verdicts
 from minidiff.root import Rooted
 
 # section → run whose command made what it shows
@@ -74,13 +74,14 @@ def render(result: dict, drawn: dict) -> str:
     result = {**dict.fromkeys(OPTIONAL), **result}
     for name in ("distances", "variety", "conditions"):   # older reports say "small"
         result[name] = [{"too_few": r.get("small"), **r} for r in result[name] or []]
+    asked = [*verdicts(result), *variety(result["distances"])]
     commands = result["commands"] or {}
     readings = result["agreement"] or []
     variables = list(dict.fromkeys(r["variable"] for r in readings))
     measured = [r for r in result["distances"] if "KD" in r]
     return pages.render("report.html", **{
         **result, **LIMITS, "facts": facts(result), "with_floors": with_floors, "equal": EQUAL,
-        "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(verdicts(result))],
+        "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(asked)],
         "commands": {section: commands.get(run) for section, run in ORIGINS.items()},
         "configs": {name: json.dumps(config, indent=1, ensure_ascii=False)
                     for name, config in (result["configs"] or {}).items() if config},
