@@ -80,8 +80,9 @@ def render(result: dict, drawn: dict) -> str:
     variables = list(dict.fromkeys(r["variable"] for r in readings))
     measured = [r for r in result["distances"] if "KD" in r]
     return pages.render("report.html", **{
-        **result, **LIMITS, "facts": facts(result), "with_floors": with_floors, "equal": EQUAL,
+        **result, **LIMITS, "with_floors": with_floors, "equal": EQUAL,
         "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(asked)],
+        "commands_of_runs": commands,
         "commands": {section: commands.get(run) for section, run in ORIGINS.items()},
         "configs": {name: json.dumps(config, indent=1, ensure_ascii=False)
                     for name, config in (result["configs"] or {}).items() if config},
@@ -98,16 +99,6 @@ def render(result: dict, drawn: dict) -> str:
             "frechet": measured and distance_chart(measured, "FD"),
             "growth": result["growth"] and growth_chart(result["growth"]),
             "study": result["classifier"] and study_chart(result["classifier"])}})
-
-
-def facts(result: dict) -> dict:
-    """Where everything on the page came from."""
-    return {**{f"data {k}": v for k, v in result["data"].items() if k != "notes"},
-            **{f"samples {k}": v for k, v in result["samples"].items()},
-            **{f"extractor {e['name']}": {k: v for k, v in e.items() if k != "name"}
-               for e in result["extractors"] or []}, **(result["provenance"] or {}),
-            **{f"command of {name}": text for name, text in (result["commands"] or {}).items()
-               if text}}
 
 
 def with_floors(rows: Sequence[dict]) -> list[dict]:
