@@ -138,7 +138,7 @@ def of_readers(result: Mapping) -> list[dict]:
               "margin": margin}]
     if origin := pooled["origin"]:
         seen = beyond(*_widest(origin), 0.5) == GOOD
-        found.append({"about": "origin", "answer": GOOD if seen else OPEN, "good": BAD, **origin})
+        found.append({**origin, "about": "origin", "answer": GOOD if seen else OPEN, "good": BAD})
     return found
 
 
