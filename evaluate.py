@@ -3,6 +3,7 @@
     python evaluate.py                                     the embedded demo → runs/demo/report
     python evaluate.py --root runs/x --data DIR            your own data and the runs of a root
     python evaluate.py --extractors pixels classifier inception-clean-fid=FILE --out runs/x/r2
+    python evaluate.py page --folder runs/x/report         its page again, from its report.json
     python evaluate.py fid REAL SYNTHETIC                  FID and KID of any two folders of images
     python evaluate.py matrix --external DIR               real subsets × synthetic sets, controls
     python evaluate.py monitor --run runs/x/diffusion      every checkpoint, and which one to take
@@ -119,7 +120,7 @@ def run_report(cfg: Config) -> None:
     sure = certainty(judge, made.column("label"), pixels["synthetic"])
     shown = pictures.draw(tables, pixels, first, copies["closest"], groups, sure, shown=cfg.shown,
                           seed=cfg.seed)
-    shown |= {name: found[name] for name in ("logs", "matrix", "rebuilt")}
+    shown |= {name: found[name] for name in ("losses", "matrix", "rebuilt")}
     path = report.write(out, result, shown)
     for v in runs.read_json(out / "report.json")["verdict"]:
         print(f"{v['answer']:>12}  {v['question']}")
@@ -238,7 +239,8 @@ def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "fp32
     return sample
 
 
-VERBS = {"report": (Config, run_report), "matrix": (MatrixConfig, run_matrix),
+VERBS = {"report": (Config, run_report), "page": (report.PageConfig, report.run_page),
+         "matrix": (MatrixConfig, run_matrix),
          "monitor": (monitor.MonitorConfig, run_monitor),
          "uncertainty": (uncertainty.UncertaintyConfig, run_uncertainty),
          "verify": (chain.VerifyConfig, run_verify), "audit": (AuditConfig, run_audit),

@@ -119,7 +119,7 @@ def test_the_pictures_that_are_shown():
     how = {"closest": [{"fake": 0, "train": 3, "heldout": 5}], "groups": groups,
            "probabilities": None, "shown": 4}
     drawn = pictures.draw(tables, pixels, sides, **how)
-    assert set(drawn) == {"grids", "best", "worst", "beside", "pairs", "collection"}
+    assert set(drawn) == {"labels", "grids", "best", "worst", "beside", "pairs", "collection"}
     assert [c["label"]
             for c in drawn["best"]] == ["a"] * 6 + ["b"] * 6 and len(drawn["worst"]) == 12
     made, copied, other = drawn["pairs"][0]

@@ -217,7 +217,7 @@ def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path,
         (tmp_path / "broken" / name).unlink()
     printed = capsys.readouterr().out
     assert all(f"{demo / path} is absent" in printed
-               for path in ("vae/vae.json", "vae/log.jsonl", "diffusion/log.jsonl"))
+               for path in ("vae/vae.json", "vae/loss.png", "diffusion/loss.png"))
     Predictor([Category("label", ("covid", "normal"))], width=8, size=32).save(tmp_path / "judge")
     with pytest.raises(InputError, match="pneumonia"):
         evaluate.run_report(config(demo, classifier=str(tmp_path), out=str(tmp_path / "r")))

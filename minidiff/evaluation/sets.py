@@ -166,8 +166,8 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
                 classifier / "summary.json": "summary of a study",
                 vae / "vae.json": "quality of the autoencoder",
                 rebuilt: "reconstructions",
-                vae / "log.jsonl": "curve of the autoencoder",
-                diffusion / "log.jsonl": "curve of the diffusion model",
+                vae / "loss.png": "curve of the autoencoder",
+                diffusion / "loss.png": "curve of the diffusion model",
                 matrix: "heat map of a reference matrix"}
     for path, what in expected.items():
         if not path.exists() and Path(os.devnull) not in path.parents:  # a run left out is noted
@@ -188,7 +188,8 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
                     or read_json(Path(folder) / "manifest.json")
                     for folder in (cfg.vae, cfg.diffusion, cfg.samples, cfg.classifier)
                     if folder != os.devnull},
-        "logs": {folder.name: runs.read_log(folder / "log.jsonl") for folder in (vae, diffusion)},
+        "losses": {folder.name: (folder / "loss.png").read_bytes() for folder in (vae, diffusion)
+                   if (folder / "loss.png").is_file()},
     }
 
 

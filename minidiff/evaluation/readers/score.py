@@ -64,7 +64,7 @@ def run(cfg: Config) -> None:
               "answers": {file: runs.sha256(file) for file in cfg.answers if Path(file).is_file()},
               "provenance": runs.provenance()}
     result = jsonable(result)
-    result = {**result, "verdict": verdicts.of_readers(result)}
+    result = {**result, "verdict": pages.answers(verdicts.of_readers(result))}
     runs.write_json(out / "readers.json", result)
     rows = [{**v, "kind": "open" if v["answer"] == verdicts.OPEN
              else "yes" if v["answer"] == v["good"] else "no"} for v in result["verdict"]]
