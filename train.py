@@ -35,7 +35,7 @@ from minidiff.counted import (
     uniform,
 )
 from minidiff.data import images, phantom
-from minidiff.data.dataset import Images, augment, picker, read_images, to_float
+from minidiff.data.dataset import Images, augment, picker, read_images
 from minidiff.data.glance import by_split, glance
 from minidiff.data.latents import Source, encoded, moments
 from minidiff.diffusion import lora, store, unet
@@ -48,14 +48,15 @@ from minidiff.diffusion.begin import (
     known_size,
 )
 from minidiff.diffusion.denoiser import Denoiser
-from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
+from minidiff.diffusion.generate import Pipeline, Recipe
+from minidiff.diffusion.lpips import load_lpips
 from minidiff.diffusion.model import Model
-from minidiff.diffusion.public.lpips import load_lpips
 from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.diffusion.watch import AT_MOST, Probe, by_quarter, look
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
 from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.pixels import to_float, to_uint8
 from minidiff.root import DEMO, Rooted, then
 from minidiff.training.ema import EMA, Trained
 from minidiff.training.plot import plot_run

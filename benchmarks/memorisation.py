@@ -33,7 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from minidiff.counted import generators  # noqa: E402
 from minidiff.data import phantom  # noqa: E402
-from minidiff.data.dataset import augment, load_pixels, to_float  # noqa: E402
+from minidiff.data.dataset import augment, load_pixels  # noqa: E402
 from minidiff.data.table import read_table  # noqa: E402
 from minidiff.evaluation.metrics.neighbours import (  # noqa: E402
     ALPHA,
@@ -43,6 +43,7 @@ from minidiff.evaluation.metrics.neighbours import (  # noqa: E402
     overlaid,
     pixel_spaces,
 )
+from minidiff.pixels import to_float  # noqa: E402
 
 GRAIN, BLUR, SMOOTH = 0.02, 0.7, 1.0
 AROUND, POOL = 32, 600

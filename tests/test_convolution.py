@@ -15,7 +15,7 @@ from torch import nn
 from minidiff.classification.resnet import Block, ResNet
 from minidiff.convolution import LEAST, pointwise
 from minidiff.diffusion import unet, vae
-from minidiff.diffusion.public.lpips import LPIPS
+from minidiff.diffusion.lpips import LPIPS
 from minidiff.errors import InputError
 from minidiff.evaluation.features import backbones, inception
 

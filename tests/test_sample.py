@@ -22,9 +22,10 @@ from minidiff import variables as var
 from minidiff.data import images
 from minidiff.data.table import read_table, write_table
 from minidiff.diffusion import store
-from minidiff.diffusion.generate import Recipe, to_uint8
-from minidiff.diffusion.plan import encode, plan, plan_rows
+from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError, TrainingFault
+from minidiff.pixels import to_uint8
+from minidiff.sampling.plan import encode, plan, plan_rows
 
 ROOT = Path(__file__).parents[1]
 

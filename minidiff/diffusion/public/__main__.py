@@ -24,12 +24,12 @@ from minidiff.data import images
 from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table
 from minidiff.diffusion import store
-from minidiff.diffusion.plan import read_csv
 from minidiff.diffusion.public import export as exports
 from minidiff.diffusion.public.fetch import FetchConfig, fetch
 from minidiff.diffusion.public.latents import report
 from minidiff.diffusion.public.load import EMA, SDParts, load_sd, read_vae
 from minidiff.errors import InputError
+from minidiff.sampling.plan import read_csv
 
 
 @dataclass(frozen=True)

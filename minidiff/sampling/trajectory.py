@@ -1,7 +1,6 @@
-"""One image's way from noise, on one sheet for people who study the internals: `python sample.py
-trajectory`.
+"""One image's way from noise, on one sheet: `python sample.py trajectory`.
 
-    film       row 1   x/√(1+σ²), the noisy latents as the network sees them, decoded: of the unit variance of finished ones
+    film       row 1   x/√(1+σ²), the noisy latents as the network sees them, decoded
                row 2   D(x; σ), the guided estimate of the clean image at that level, decoded
     arrow      how far guidance moved that estimate, level by level: root mean square in units of z
     attention  at three of these levels, in the conditional call, of one layer, averaged over its
@@ -18,28 +17,32 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minidiff import runs
-from minidiff.diffusion import plan, store
-from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
+from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.model import Model
+from minidiff.diffusion.samplers import Sampler
+from minidiff.diffusion.schedule import Ladder
+from minidiff.diffusion.unet import Attention
 from minidiff.errors import InputError
+from minidiff.pixels import to_grey, to_uint8
 from minidiff.root import Rooted
+from minidiff.sampling import plan
+from minidiff.sampling.pipeline import open_pipeline
 from minidiff.variables import Labels
 
 if TYPE_CHECKING:  # to import matplotlib takes half a second, for which --help need not wait
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-Sampler = Literal["dpmpp_2m", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m_sde",
-                  "unipc"]
 AT_MOST = 16  # columns of the film that can still be read
 MAPS = 3      # levels whose attention is shown
 
@@ -48,14 +51,14 @@ MAPS = 3      # levels whose attention is shown
 class TrajectoryConfig(Rooted):
     run: str = "ROOT/diffusion"            # finished diffusion run, or its best/
     out: str = "ROOT/trajectory.png"       # the sheet; one that is there is replaced
-    seed: int = 0                          # of the image, and of the draw of the conditions that are not given
+    seed: int = 0                          # of the image, and of the conditions that are drawn
     label: str = ""                        # one label; none: the first that the model knows
-    given: tuple[str, ...] = ()            # fixed conditions: sex=F age=60, age= unknown, age=null dropped; else drawn
-    sampler: Sampler = "dpmpp_2m"          # docs/samplers.md compares them
-    ladder: Literal["logsigma", "karras", "leading", "trailing", "linspace"] = "logsigma"  # spacing of the noise levels
-    steps: int = 12                        # steps of the sampler
-    guidance: float = 1.5                  # 1: none
-    shown: int = 8                         # steps on the film, evenly picked, the first and the last among them
+    given: tuple[str, ...] = ()            # conditions: sex=F, age= unknown, age=null dropped
+    sampler: Sampler = Recipe.sampler      # docs/samplers.md compares them
+    ladder: Ladder = Recipe.ladder         # spacing of the noise levels
+    steps: int = Recipe.steps              # steps of the sampler
+    guidance: float = Recipe.guidance      # 1: none
+    shown: int = 8                         # steps on the film, spread evenly from first to last
     device: str = "cpu"                    # cpu, cuda, cuda:1 …
 
 
@@ -78,53 +81,88 @@ class Maps:
     uniform: float              # the share if all positions drew alike
 
 
-class Watched:
-    """net(x_in, t, labels) that remembers the inputs of its calls and, where `tap` is set, their
-    attention.
-    """
+class Recorder:
+    """net(x_in, t, labels) that keeps its inputs and, while `mapping`, the attention maps."""
 
     def __init__(self, model: Model):
-        self.model, self.tap = model, False
+        self.model, self.mapping = model, False
         self.calls: list[tuple[Tensor, Maps | None]] = []
 
     def __call__(self, x: Tensor, t: Tensor, labels: Labels) -> Tensor:
-        taps = {} if self.tap else None
-        out = self.model.unet(x, t, self.model.conditioner(labels), taps)
-        self.calls.append((x[:1].cpu(), maps(taps) if self.tap else None))
+        if not self.mapping:
+            out, maps = self.model(x, t, labels), None
+        else:
+            with attention_maps(self.model.unet) as by_layer:
+                out = self.model(x, t, labels)
+            maps = finest(by_layer)
+        self.calls.append((x[:1].cpu(), maps))
         return out
 
 
-def maps(taps: dict[str, Tensor]) -> Maps:
-    """Of the layer with the most cells; the last one of several. The first image of a guided batch
-    has all conditions.
+@contextmanager
+def attention_maps(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """What each attention layer looks at in the calls inside, by its name: `probabilities`.
+
+    `mid_block.attentions.0.attn1` is self-attention, `….attn2` cross-attention.
     """
-    own = max(reversed([name for name in taps if name.endswith("attn1")]),
-              key=lambda name: taps[name].shape[1])
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        def hook(layer: Attention, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+            found[name.replace(".transformer_blocks.0", "")] = probabilities(layer, *inputs)
+        return hook
+
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in unet.named_modules()
+             if isinstance(layer, Attention)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def probabilities(layer: Attention, h: Tensor, context: Tensor) -> Tensor:
+    """The mean of the heads' softmax(q·kᵀ/√d_head), (N, cells, tokens) float32 on the CPU.
+
+    The fused kernel never holds them. One head at a time: at 64² cells one map takes 64 MiB.
+    """
+    q, k = layer.split(layer.to_q(h)), layer.split(layer.to_k(context))
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = q.float() / math.sqrt(q.shape[-1]), k.float()
+        heads = ((a @ b.mT).softmax(-1) for a, b in zip(q.unbind(1), k.unbind(1)))
+        return (sum(heads) / q.shape[1]).cpu()
+
+
+def finest(by_layer: dict[str, Tensor]) -> Maps:
+    """The maps of the last layer with the most cells, for the first image of a guided batch.
+
+    That image has all its conditions.
+    """
+    own = max(reversed([name for name in by_layer if name.endswith("attn1")]),
+              key=lambda name: by_layer[name].shape[1])
     layer = own.removesuffix(".attn1")
-    # (cells, cells), (cells, K)
-    whole, cross = taps[own][0], taps[layer + ".attn2"][0]
-    side = math.isqrt(len(whole))
-    centre = whole[(side // 2) * side + side // 2]
+    self_attention, cross = by_layer[own][0], by_layer[layer + ".attn2"][0]  # (cells, cells | K)
+    side = math.isqrt(len(self_attention))
+    centre = self_attention[(side // 2) * side + side // 2]
     return Maps(layer, cross[:, 1:].sum(1).view(side, side), centre.view(side, side),
                 1 - 1 / cross.shape[1])
 
 
 def follow(pipeline: Pipeline, labels: Labels, seed: int, recipe: Recipe,
-           tapped: Sequence[int]) -> Iterator[Step | Tensor]:
-    """The steps, and the finished latents (1, 4, h, w) last, the same as without being watched;
-    `tapped` have maps.
-    """
-    watched, arrows = Watched(pipeline.denoiser.net), []
-    pipeline = replace(pipeline, denoiser=replace(pipeline.denoiser, net=watched))
-    ways = pipeline.latents(labels, [seed], recipe, arrows=arrows)
+           mapped: Sequence[int]) -> Iterator[Step | Tensor]:
+    """The steps of sampling, those in `mapped` with maps, then the latents (1, 4, h, w)."""
+    recorder, arrows = Recorder(pipeline.denoiser.net), []
+    pipeline = replace(pipeline, denoiser=replace(pipeline.denoiser, net=recorder))
+    estimates = pipeline.latents(labels, [seed], recipe, arrows=arrows)
     for i in range(recipe.taken):
-        watched.tap = i in tapped
-        denoised = next(ways)
-        # heun's second call looks ahead
-        (sigma, arrow), (seen, attention) = arrows[0], watched.calls[0]
-        arrows.clear(), watched.calls.clear()
-        yield Step(sigma, seen, denoised, arrow.item(), attention)
-    yield next(ways)
+        recorder.mapping = i in mapped
+        denoised = next(estimates)
+        (sigma, arrow), (seen, maps) = arrows[0], recorder.calls[0]  # of heun's calls the first
+        arrows.clear()
+        recorder.calls.clear()
+        yield Step(sigma, seen, denoised, arrow.item(), maps)
+    yield next(estimates)
 
 
 def trajectory(cfg: TrajectoryConfig) -> None:
@@ -134,40 +172,34 @@ def trajectory(cfg: TrajectoryConfig) -> None:
         raise InputError(f"--out {cfg.out}: name a file that ends in .png")
     if cfg.shown > AT_MOST:
         raise InputError(f"--shown {cfg.shown}: {AT_MOST} images side by side at the most")
-    pipeline, facts = store.load_pipeline(Path(cfg.run))
-    if cfg.steps > len(pipeline.denoiser.schedule):
-        raise InputError(f"--steps {cfg.steps} is more than the {len(pipeline.denoiser.schedule)} "
-                         "levels of the schedule")
+    pipeline, facts = open_pipeline(cfg.run, cfg.device)
+    recipe.require_levels(pipeline.denoiser.schedule)
     variables = pipeline.conditioner.variables
     row = plan.plan(variables, facts["rows"], labels=(cfg.label,) if cfg.label else (), per_label=1,
                     given=cfg.given, seed=cfg.seed)[0]
-    for module in (pipeline.denoiser.net, pipeline.vae):
-        module.to(found(cfg.device), memory_format=torch.channels_last)
-
     shown = evenly(cfg.steps, cfg.shown)
-    tapped = [shown[i] for i in evenly(len(shown), MAPS)]
-    *steps, end = follow(pipeline, plan.encode(variables, [row]), cfg.seed, recipe, tapped)
+    mapped = [shown[i] for i in evenly(len(shown), MAPS)]
+    *steps, end = follow(pipeline, plan.encode(variables, [row]), cfg.seed, recipe, mapped)
 
+    @torch.no_grad()
     def picture(z: Tensor) -> Tensor:
-        with torch.no_grad():
-            pixels = to_uint8(pipeline.vae.decode(z.to(end.device)))[0].cpu()         # (3, H, W)
-        return pixels.float().mean(0).round().to(torch.uint8) if facts["grey"] else pixels.permute(
-            1, 2, 0)
+        pixels = to_uint8(pipeline.vae.decode(z.to(end.device))).cpu()                # (1, 3, H, W)
+        return to_grey(pixels)[0, 0] if facts["grey"] else pixels[0].permute(1, 2, 0)
 
     film = [(step, picture(step.seen), picture(step.denoised))
             for step in (steps[i] for i in shown)]
-    conditions = ", ".join(said(name, row.get(name, ""), name in plan.outside(variables, row))
-                           for name in (v.name for v in variables))
+    conditions = ", ".join(described(v.name, row.get(v.name, ""),
+                                     v.name in plan.outside(variables, row)) for v in variables)
     conditions = "no conditions (guidance 0)" if cfg.guidance == 0 else conditions
-    title = (fill(f"A synthetic image on its way from noise: {conditions}", 130) + f"\nseed "
-             f"{cfg.seed}, sampler {cfg.sampler}, ladder {cfg.ladder}, {cfg.steps} steps, guidance "
-             f"{cfg.guidance:g}")
+    title = (fill(f"A synthetic image on its way from noise: {conditions}", 130)
+             + f"\nseed {cfg.seed}, sampler {cfg.sampler}, ladder {cfg.ladder}, "
+             f"{cfg.steps} steps, guidance {cfg.guidance:g}")
     runs.write_atomic(out, sheet(title, film, picture(end), steps, cfg.guidance))
     print(f"{out}: {conditions}; {len(shown)} of {cfg.steps} steps shown, the attention of "
-          f"{steps[tapped[0]].maps.layer} at {len(tapped)} of them")
+          f"{steps[mapped[0]].maps.layer} at {len(mapped)} of them")
 
 
-def said(name: str, cell: str, outside: bool) -> str:
+def described(name: str, cell: str, outside: bool) -> str:
     cell = {"": "unknown", plan.NULL: "dropped"}.get(cell, cell)
     return f"{name} {cell}" + (" (outside what training saw)" if outside else "")
 
@@ -175,14 +207,6 @@ def said(name: str, cell: str, outside: bool) -> str:
 def evenly(n: int, k: int) -> list[int]:
     """Up to k of 0 … n−1, first and last among them; of one, the last."""
     return [n - 1] if k == 1 else sorted({round(i * (n - 1) / (k - 1)) for i in range(k)})
-
-
-def found(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
-        raise InputError(f"device {name!r} is not here; CUDA devices found: "
-                         f"{torch.cuda.device_count()}") from None
 
 
 def sheet(title: str, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor,
