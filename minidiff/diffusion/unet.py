@@ -96,14 +96,15 @@ class UNet(nn.Module):
                 h = run(level.block, i, h, emb, context)
                 skips.append(h)
             if level.resample:
-                h = level.downsamplers[0].conv(h)
+                h = level.downsamplers[0]["conv"](h)
                 skips.append(h)
         h = run(self.mid_block, h, emb, context)
         for level in self.up_blocks:
             for i in range(len(level.resnets)):
                 h = run(level.block, i, h, emb, context, skips.pop())
             if level.resample:
-                h = level.upsamplers[0].conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = level.upsamplers[0]["conv"](
+                    F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
 
@@ -126,9 +127,11 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList([Transformer(c, channels)
                                          for _ in inputs]) if attention else None
         if resample == "down":
-            self.downsamplers = nn.ModuleList([Resample(channels, stride=2)])
+            conv = Conv3x3(channels, channels, stride=2)
+            self.downsamplers = nn.ModuleList([nn.ModuleDict({"conv": conv})])
         elif resample == "up":
-            self.upsamplers = nn.ModuleList([Resample(channels, stride=1)])
+            conv = Conv3x3(channels, channels)
+            self.upsamplers = nn.ModuleList([nn.ModuleDict({"conv": conv})])
         self.resample = resample
 
     def block(self, i: int, h: Tensor, emb: Tensor, context: Tensor,
@@ -146,14 +149,6 @@ class Middle(nn.Module):
     def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         h = self.attentions[0](self.resnets[0](h, emb), context)
         return self.resnets[1](h, emb)
-
-
-class Resample(nn.Module):
-    """One 3×3 convolution: stride 2 with symmetric padding down, stride 1 after nearest ×2 up."""
-
-    def __init__(self, channels: int, stride: int):
-        super().__init__()
-        self.conv = Conv3x3(channels, channels, stride)
 
 
 class ResBlock(nn.Module):
