@@ -97,7 +97,7 @@ def sample(cfg: SampleConfig) -> None:
     recipe.require_levels(pipeline.denoiser.schedule)
     watch = watcher(cfg, pipeline.size)
     model = runs.sha256(Path(cfg.run) / "model.safetensors")
-    with distributed.first():
+    with distributed.rank0_first():
         if not distributed.rank():
             free = FREE_WITH_KEEP if cfg.keep else FREE
             runs.open_run(cfg.out, cfg, "samples", free=free, model=model, data=facts["data"])

@@ -47,7 +47,7 @@ from minidiff.evaluation.quick import Quick, recognised
 from minidiff.pixels import to_uint8
 from minidiff.sampling import plan as plans
 from minidiff.statistics import wilson
-from minidiff.training.precision import pick_device
+from minidiff.training.device import pick_device
 from minidiff.variables import Labels
 
 PEER, DEFAULT = "pndm/leading/50/1.5", "dpmpp_2m/logsigma/12/1.5"

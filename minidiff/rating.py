@@ -147,7 +147,7 @@ def intraclass(first: Sequence[int], second: Sequence[int],
     return float(kappa), float(low), float(high)
 
 
-def crossed(*tables: np.ndarray, confidence: float = 0.95) -> tuple[float, Interval]:
+def two_way_random_interval(*tables: np.ndarray, confidence: float = 0.95) -> tuple[float, Interval]:
     """Mean of a (readers, images) table of 0 and 1, or of one minus another by the same readers;
     its interval over other readers and other images.
 

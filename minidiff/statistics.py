@@ -209,7 +209,7 @@ def pearson(x: Sequence[float], y: Sequence[float],
     return r, math.tanh(centre - half), math.tanh(centre + half)
 
 
-def codes(groups: Sequence) -> np.ndarray:
+def group_ids(groups: Sequence) -> np.ndarray:
     """Group names → 0 … G−1, in order of first appearance: the same names always give the same
     codes.
     """
@@ -219,7 +219,7 @@ def codes(groups: Sequence) -> np.ndarray:
 
 def group_sums(table: np.ndarray, groups: Sequence) -> np.ndarray:
     """(rows, n) → (rows, groups): the columns of one group added up."""
-    of = codes(groups)
+    of = group_ids(groups)
     return np.stack([np.bincount(of, row) for row in table])
 
 
@@ -259,7 +259,7 @@ def bootstrap_indices(groups: Sequence, n_boot: int, seed: int) -> list[np.ndarr
     Images of one patient are not independent; resampling single images would make every interval
     too narrow.
     """
-    group = codes(groups)
+    group = group_ids(groups)
     counts = bootstrap_counts(group.max() + 1, n_boot, seed)
     return [np.repeat(np.arange(len(group)), c[group]) for c in counts]
 
@@ -268,7 +268,7 @@ def patient_weights(patients: Sequence, n_boot: int, seed: int) -> Iterator[np.n
     """The draws of `bootstrap_indices` as weights of the images, (b,n), fifty at a time to spare
     memory.
     """
-    group = codes(patients)
+    group = group_ids(patients)
     for counts in np.array_split(bootstrap_counts(group.max() + 1, n_boot, seed),
                                  max(1, n_boot // 50)):
         yield counts[:, group].astype(float)

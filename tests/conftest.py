@@ -94,7 +94,7 @@ def no_pictures(monkeypatch):
     not what is tested.
     """
     import train
-    monkeypatch.setattr(train, "draw_pictures", lambda *_: None)
+    monkeypatch.setattr(train, "draw_pictures", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

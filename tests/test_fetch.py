@@ -227,10 +227,10 @@ def test_auto_takes_what_fetch_left(hub):
 
 
 def test_an_absent_init_fetches_nothing(hub, tmp_path):
-    from minidiff.diffusion.begin import begin_vae
+    from minidiff.diffusion.begin import start_vae
     hub.publish("sd-1.5", BODY)
     absent = str(tmp_path / fetch.ON_HUB["sd-1.5"].file)
-    for read in (load_sd, lambda path: begin_vae(path, "SD15", 0)):
+    for read in (load_sd, lambda path: start_vae(path, "SD15", 0)):
         with pytest.raises(InputError, match="no such file"):
             read(absent)
     assert hub.asked == [] and not Path(absent).exists()

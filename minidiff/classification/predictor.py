@@ -31,7 +31,8 @@ from minidiff.errors import InputError
 from minidiff.pixels import to_float
 from minidiff.pixels import to_grey as grey
 from minidiff.runs import read_json, write_atomic, write_json
-from minidiff.training.precision import Precision, cosine, set_lr
+from minidiff.training.optim import cosine, set_lr
+from minidiff.training.precision import Precision
 from minidiff.variables import Category, Findings, Labels, Number, Variable, from_json, to_json
 
 # ImageNet's mean and deviation, averaged over the colours, on the scale of [-1,1]: the input

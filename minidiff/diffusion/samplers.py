@@ -7,7 +7,7 @@ ours is imported.
     name             order   calls a step   noise      source
     ddim             1       1              eta > 0    Song, Meng & Ermon 2021, eq. 12 and 16
     ddpm             1       1              yes        Ho et al. 2020, eq. 7
-    euler            1       1              no         Karras et al. 2022, algorithm 1, lines 4 and 5 alone
+    euler            1       1              no         Karras et al. 2022, algorithm 1, lines 4, 5
     euler_ancestral  1       1              yes        Song et al. 2021 (score SDE), appendix F
     heun             2       2              no         Karras et al. 2022, algorithm 1
     dpmpp_2m         2       1              no         Lu et al. 2022 (DPM-Solver++), algorithm 2

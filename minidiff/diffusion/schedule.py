@@ -62,9 +62,9 @@ class Schedule:
     def timesteps(self, n: int, spacing: str = "leading") -> Tensor:
         """n descending timesteps, leading, trailing or linspace, as diffusers names them.
 
-        Stable Diffusion's own is leading with offset 1. A half is rounded to even; diffusers' floats
-        may drift to the other neighbour. linspace ends at t = 0: its last step, to σ(0), has no
-        length; it costs a call of the network and changes nothing.
+        Stable Diffusion's own is leading with offset 1. A half is rounded to even; diffusers'
+        floats may drift to the other neighbour. linspace ends at t = 0: its last step, to σ(0), has
+        no length; it costs a call of the network and changes nothing.
         """
         T = len(self)
         assert 1 <= n <= T, f"steps must lie in 1 … {T}"

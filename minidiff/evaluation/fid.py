@@ -28,7 +28,7 @@ from minidiff.evaluation.features.build import build, describe
 from minidiff.evaluation.features.extractor import Extractor
 from minidiff.evaluation.features.inception import INCEPTIONS, weights
 from minidiff.evaluation.metrics import distances
-from minidiff.training.precision import pick_device
+from minidiff.training.device import pick_device
 
 FETCH = "python -m minidiff.diffusion.public fetch inception"
 BATCH = 64          # images in one pass of an extractor

@@ -13,7 +13,8 @@ from minidiff.data import images
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.sampling.plan import Row, encode
-from minidiff.training.precision import Precision, pick_device
+from minidiff.training.device import pick_device
+from minidiff.training.precision import Precision
 
 
 def open_pipeline(run: str | Path, device: str = "auto", precision: str = "fp32",

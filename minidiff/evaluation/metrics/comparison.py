@@ -35,7 +35,7 @@ from minidiff.evaluation.metrics.distances import (
 )
 from minidiff.evaluation.metrics.manifold import prdc
 from minidiff.evaluation.metrics.two_sample import c2st
-from minidiff.statistics import codes, wilson
+from minidiff.statistics import group_ids, wilson
 
 # images on each side, below which a cell stays grey; so it does where they are all of one patient
 FEWEST = 20
@@ -135,7 +135,7 @@ def _equal_floors(train: Side, heldout: Side, m: int, seed: int) -> dict:
     """EQUAL between two draws of real patients of one label, at the number at which they are
     measured or, where there are too few, at as many as there are: {"MIND_floor": …}."""
     n, pool, drawn = min(len(heldout.features), m), joined(train, heldout), []
-    known = np.column_stack([pool.features, codes(pool.patients)])  # last: who it is
+    known = np.column_stack([pool.features, group_ids(pool.patients)])  # last: who it is
 
     def measure(real: np.ndarray, fake: np.ndarray) -> float:
         sides = (Side(x[:, :-1], x[:, -1].astype(str), x[:, -1].astype(int)) for x in (real, fake))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from minidiff.evaluation.features.extractor import principal
-from minidiff.statistics import codes
+from minidiff.statistics import group_ids
 
 # Carlini et al.: so many nearest images are the neighbourhood, this much of its distance is 1
 NEXT, ALPHA = 50, 0.5
@@ -169,8 +169,8 @@ def dealt(train: int, patients: Sequence, labels: Sequence | None, divisions: in
           seed: int) -> np.ndarray:
     """Who is in the training set, (1 + divisions, pool) bool: as it is, then at random. Of each
     label as many images as there are; the patient at the border may be divided."""
-    group = codes(patients)
-    stratum = codes(labels) if labels is not None else np.zeros(len(group), int)
+    group = group_ids(patients)
+    stratum = group_ids(labels) if labels is not None else np.zeros(len(group), int)
     rng = np.random.default_rng(seed)
     # one key a patient
     keys = rng.random((divisions, group.max() + 1), dtype=np.float32)[:, group]

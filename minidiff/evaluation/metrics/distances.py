@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics.moments import Moments, check_finite, fid_of, frechet
-from minidiff.statistics import bootstrap_counts, codes, percentile
+from minidiff.statistics import bootstrap_counts, group_ids, percentile
 
 Metric = Callable[..., float]
 SIZES = 15           # subset sizes of FD∞'s line
@@ -240,7 +240,7 @@ def floor(metric: Metric, *, real: np.ndarray, patients: Sequence, n: int, m: in
     returned.
     """
     x, _ = checked(real, real)
-    group = codes(patients)
+    group = group_ids(patients)
     biggest = int(np.bincount(group).max())
     # the patient at the border may leave biggest − 1 images unused
     share = min(1.0, (len(x) - biggest + 1) / (n + m))
@@ -274,7 +274,7 @@ def floor(metric: Metric, *, real: np.ndarray, patients: Sequence, n: int, m: in
 def patient_codes(names: Sequence | None, n: int) -> np.ndarray:
     """Patients of n images as codes (n,); without names every image is a patient of its own."""
     assert names is None or len(names) == n, (len(names), n)
-    return np.arange(n) if names is None else codes(names)
+    return np.arange(n) if names is None else group_ids(names)
 
 
 def _apart(group: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics.copying import dealt
 from minidiff.evaluation.metrics.distances import finite_percentile
-from minidiff.statistics import auroc_interval, bootstrap_counts, codes, delong, z_value
+from minidiff.statistics import auroc_interval, bootstrap_counts, delong, group_ids, z_value
 
 Losses = Callable[[Tensor, int, int], Tensor]
 
@@ -85,7 +85,7 @@ def membership(train: Tensor, heldout: Tensor, *, train_patients: Sequence | Non
     n, m = map(len, scores)
     patients = [list(p) if p is not None else [(k, i) for i in range(len(s))]
                 for k, (p, s) in enumerate(zip((train_patients, heldout_patients), scores))]
-    groups = [codes(p) for p in patients]
+    groups = [group_ids(p) for p in patients]
     for name, group in zip(("training", "held-out"), groups):
         if group.max() + 1 < FEWEST:
             raise InputError(f"a membership audit needs {FEWEST} or more {name} patients; there is "

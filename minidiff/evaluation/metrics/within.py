@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minidiff.statistics import codes, pearson, z_value
+from minidiff.statistics import group_ids, pearson, z_value
 from minidiff.variables import Labels, Number, Variable
 
 
@@ -26,7 +26,7 @@ def within_label(variables: Sequence[Variable], judged: Mapping[str, Tensor], la
     within_low, within_high). Category: the accuracy of guessing the commonest value of each label
     (within_chance).
     """
-    group, found = codes(groups), {}
+    group, found = group_ids(groups), {}
     for v in variables:
         if v.name not in labels or v.name == "label":
             continue
