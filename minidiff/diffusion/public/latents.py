@@ -1,6 +1,4 @@
-"""Does a public VAE fit these images? Their latents against the scale it was published with, and
-what it loses.
-"""
+"""Does a public VAE fit these images? Their latents against its scale, and what it loses."""
 
 from __future__ import annotations
 
