@@ -74,7 +74,8 @@ torch.set_num_threads(1)
 g, last = torch.Generator().manual_seed(0), torch.channels_last
 with torch.device("meta"):
     sd, net = vae.VAE(vae.SD), unet.UNet(unet.SD15)
-for layer in (sd.quant_conv, sd.post_quant_conv, sd.decoder.conv_in, sd.encoder.conv_out, net.conv_in, net.conv_out):
+for layer in (sd.quant_conv, sd.post_quant_conv, sd.decoder.conv_in, sd.encoder.conv_out,
+              net.conv_in, net.conv_out):
     assert min(layer.in_channels, layer.out_channels) <= 8
     layer.to_empty(device="cpu")
     for p in layer.parameters():

@@ -100,7 +100,8 @@ def test_another_setting_is_refused(made, capsys):
 def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):
     cfg, out = made
     sample.verify(sample.VerifyConfig(out=str(out), k=5))
-    assert "13 files as written; 5 images made again, largest difference 0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "13 files as written; 5 images made again, largest difference 0" in said
     victim = sorted(out.glob("images/*/*.png"))[5]
     before = victim.read_bytes()
     os.utime(victim)

@@ -165,7 +165,8 @@ def test_the_sheet_is_drawn_twice_alike(tiny, tmp_path, capsys):
     for name in ("a.png", "b.png"):
         trajectory(TrajectoryConfig(**cfg, out=str(tmp_path / name)))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert "label covid, sex F, age unknown, view dropped; 3 of 5 steps shown" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "label covid, sex F, age unknown, view dropped; 3 of 5 steps shown" in said
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.format == "PNG" and sheet.size[0] > 1000 and len(
             set(sheet.convert("L").tobytes())) > 100

@@ -104,10 +104,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
     for sigma, down in zip(sigmas, sigmas[1:]):
         denoised = denoise(x, sigma)
         h = (sigma / down).log()
-        slope = denoised
-        if previous is not None and down > 0:
-            r = (h_last / h).item()
-            slope = denoised + (denoised - previous) / (2 * r)
+        slope = _extrapolated(denoised, previous, h, h_last, down)
         x = x * (down / sigma).item() - slope * torch.expm1(-h).item()
         previous, h_last = denoised, h
         yield x, denoised
@@ -122,10 +119,7 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> S
     for sigma, down in zip(sigmas, sigmas[1:]):
         denoised = denoise(x, sigma)
         h = (sigma / down).log()
-        slope = denoised
-        if previous is not None and down > 0:
-            r = (h_last / h).item()
-            slope = denoised + (denoised - previous) / (2 * r)
+        slope = _extrapolated(denoised, previous, h, h_last, down)
         fresh = -torch.expm1(-2 * h)  # 1 − e^(−2h), the share of the variance that is drawn anew
         x = x * (down / sigma * torch.exp(-h)).item() + slope * fresh.item()
         if down > 0 and fresh > 0:
@@ -146,12 +140,19 @@ def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
             x = _correct(start, h_last, r, before, previous, denoised)
         h = (sigma / down).log()
         r = None if previous is None else (h_last / h).item()
-        slope = denoised
-        if r is not None and down > 0:
-            slope = denoised + (denoised - previous) / (2 * r)
+        slope = _extrapolated(denoised, previous, h, h_last, down)
         start, before, previous, h_last = x, previous, denoised, h
         x = x * (down / sigma).item() - slope * torch.expm1(-h).item()
         yield x, denoised
+
+
+def _extrapolated(denoised: Tensor, previous: Tensor | None, h: Tensor, h_last: Tensor | None,
+                  down: Tensor) -> Tensor:
+    """D half a step ahead, D + (D − D_previous)/(2r) with r = h_last/h; D itself at an end."""
+    if previous is None or not down > 0:
+        return denoised
+    r = (h_last / h).item()
+    return denoised + (denoised - previous) / (2 * r)
 
 
 def _correct(x: Tensor, h: Tensor, r: float | None, before: Tensor | None, here: Tensor,

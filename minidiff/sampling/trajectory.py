@@ -23,6 +23,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,10 +42,12 @@ from minidiff.variables import Labels
 
 if TYPE_CHECKING:  # to import matplotlib takes half a second, for which --help need not wait
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import SubFigure
 
 AT_MOST = 16  # columns of the film that can still be read
 MAPS = 3      # levels whose attention is shown
+FONTS = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labelsize": 7,
+         "ytick.labelsize": 7, "legend.fontsize": 7}
 
 
 @dataclass(frozen=True)
@@ -212,70 +215,61 @@ def evenly(n: int, k: int) -> list[int]:
 def sheet(title: str, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor,
           steps: Sequence[Step], guidance: float) -> bytes:
     """The whole as PNG."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
     columns = len(film) + 1
     width = max(11.5, columns + 0.5)
     height = 2 * min(width / columns, 2.2) + 0.5  # of the film
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height + 4.9), dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    top, below = figure.subfigures(2, 1, height_ratios=[height, 4.4])
-    strip(top, film, image)
-    left, right = below.subfigures(1, 2, width_ratios=[4, 6.5])
-    curve(left, steps, {step.sigma for step, *_ in film}, guidance)
-    attention(right, [step for step, *_ in film if step.maps])
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
+    with rc_context(FONTS):
+        figure = Figure(figsize=(width, height + 4.9), dpi=120, layout="constrained")
+        figure.suptitle(title, fontsize=10)
+        top, below = figure.subfigures(2, 1, height_ratios=[height, 4.4])
+        left, right = below.subfigures(1, 2, width_ratios=[4, 6.5])
+        draw_film(top.subplots(2, columns, squeeze=False), film, image)
+        draw_arrows(left.subplots(), steps, {step.sigma for step, *_ in film}, guidance)
+        draw_attention(right, [step for step, *_ in film if step.maps])
+        figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
-def strip(figure: SubFigure | Figure, film: Sequence[tuple[Step, Tensor, Tensor]],
-          image: Tensor) -> None:
-    axes = figure.subplots(2, len(film) + 1, squeeze=False)
-    for column, (step, seen, denoised) in enumerate(film):
-        show(axes[0, column], seen, f"σ {step.sigma:.3g}")
-        show(axes[1, column], denoised)
-    show(axes[0, -1], image, "finished")
-    axes[1, -1].axis("off")
-    axes[0, 0].set_ylabel("noisy: x/√(1+σ²)\nas decoded", fontsize=7)
-    axes[1, 0].set_ylabel("estimate: D(x; σ)\nas decoded", fontsize=7)
+def draw_film(axes: np.ndarray, film: Sequence[tuple[Step, Tensor, Tensor]],
+              image: Tensor) -> None:
+    columns = [(f"σ {step.sigma:.3g}", seen, denoised) for step, seen, denoised in film]
+    for (upper, lower), (title, *pictures) in zip(axes.T, [*columns, ("finished", image)]):
+        upper.set(title=title)
+        lower.set_visible(len(pictures) == 2)
+        for ax, pixels in zip((upper, lower), pictures):
+            ax.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+    axes[0, 0].set(ylabel="noisy: x/√(1+σ²)\nas decoded")
+    axes[1, 0].set(ylabel="estimate: D(x; σ)\nas decoded")
 
 
-def show(axes: Axes, pixels: Tensor, title: str = "") -> None:
-    """uint8 (H, W) or (H, W, 3)."""
-    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    axes.set_title(title, fontsize=8)
-
-
-def curve(figure: SubFigure | Figure, steps: Sequence[Step], marked: set[float],
-          guidance: float) -> None:
-    axes = figure.subplots()
+def draw_arrows(ax: Axes, steps: Sequence[Step], marked: set[float], guidance: float) -> None:
+    """How far guidance moved the estimate of each step; those on the film are marked."""
     points = [(step.sigma, step.arrow) for step in steps]
-    axes.plot(*zip(*points), color="black", linewidth=1.2, marker=".", label="each step")
-    axes.plot(*zip(*(point for point in points if point[0] in marked)), color="black",
-              linestyle="none", marker="o",
-              markerfacecolor="white", clip_on=False, zorder=3, label="on the film")
-    axes.set(xscale="log")
-    axes.set_xlabel("noise level σ; time runs to the right", fontsize=8)
-    axes.set_ylabel("guidance arrow: rms of guided − unguided, in units of z", fontsize=8)
-    axes.tick_params(labelsize=8)
-    nothing = {0: "guidance 0: the conditions play no part", 1: "guidance 1: nothing is added"}
-    axes.set_title(nothing.get(guidance, f"how far guidance {guidance:g} moves the estimate"),
-                   fontsize=9)
-    axes.invert_xaxis()
-    axes.set_ylim(0, 1.1 * max(s.arrow for s in steps) or 1)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7)
+    shown = [point for point in points if point[0] in marked]
+    ax.plot(*zip(*points), color="black", linewidth=1.2, marker=".", label="each step")
+    ax.plot(*zip(*shown), color="black", linestyle="none", marker="o", markerfacecolor="white",
+            clip_on=False, zorder=3, label="on the film")
+    titles = {0: "guidance 0: the conditions play no part", 1: "guidance 1: nothing is added"}
+    ax.set(title=titles.get(guidance, f"how far guidance {guidance:g} moves the estimate"),
+           xlabel="noise level σ; time runs to the right", xscale="log",
+           ylabel="guidance arrow: rms of guided − unguided, in units of z",
+           ylim=(0, 1.1 * max(step.arrow for step in steps) or 1))
+    ax.invert_xaxis()
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
 
 
-def attention(figure: SubFigure | Figure, steps: Sequence[Step]) -> None:
-    """Two rows of maps, one scale a row; what brightness says is written there, too."""
-    from matplotlib.patches import Rectangle
+def draw_attention(figure: SubFigure, steps: Sequence[Step]) -> None:
+    """Two rows of maps, one scale a row; small maps have their values written in them."""
     first = steps[0].maps
     side = len(first.share)
-    figure.suptitle(f"attention in {first.layer} ({side} × {side} cells), the mean of its "
-                    f"heads", fontsize=9)
+    figure.suptitle(f"attention in {first.layer} ({side} × {side} cells), the mean of its heads",
+                    fontsize=9)
     axes = figure.subplots(2, len(steps), squeeze=False)
     rows = (("cross: share that goes to\npositions 1 …", [step.maps.share for step in steps]),
             ("self: where the centre cell\n(framed) looks", [step.maps.centre for step in steps]))
@@ -284,25 +278,24 @@ def attention(figure: SubFigure | Figure, steps: Sequence[Step]) -> None:
         for ax, value in zip(row, values):
             drawn = ax.imshow(value.numpy(), cmap="cividis", vmin=low, vmax=high,
                               interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(f"{value.min().item():.3g} to {value.max().item():.3g}", fontsize=7)
+            ax.set(xticks=[], yticks=[],
+                   xlabel=f"{value.min().item():.3g} to {value.max().item():.3g}")
             if side <= 8:
-                write(ax, value, low + 0.45 * (high - low))
-        row[0].set_ylabel(name, fontsize=7)
-        figure.colorbar(drawn, ax=list(row), fraction=0.05).ax.tick_params(labelsize=7)
-    for ax, step in zip(axes[0], steps):
-        ax.set_title(f"σ {step.sigma:.3g}, mean {step.maps.share.mean().item():.3g}", fontsize=8)
-    for ax in axes[1]:
+                write_values(ax, value, low + 0.45 * (high - low))
+        row[0].set(ylabel=name)
+        figure.colorbar(drawn, ax=list(row), fraction=0.05)
+    middle = side // 2
+    corners = middle + np.array([(-.5, -.5), (.5, -.5), (.5, .5), (-.5, .5), (-.5, -.5)]).T
+    for (upper, lower), step in zip(axes.T, steps):
+        upper.set(title=f"σ {step.sigma:.3g}, mean {step.maps.share.mean().item():.3g}")
         for color, width in (("black", 4), ("white", 2)):
-            ax.add_patch(Rectangle((side // 2 - 0.5, side // 2 - 0.5), 1, 1, fill=False,
-                                   edgecolor=color, linewidth=width))
+            lower.plot(*corners, color=color, linewidth=width, clip_on=False)
     figure.supxlabel(f"alike everywhere would be {first.uniform:.3g} above and {1 / side**2:.3g} "
                      f"below", fontsize=7)
 
 
-def write(axes: Axes, values: Tensor, middle: float) -> None:
+def write_values(ax: Axes, values: Tensor, middle: float) -> None:
     """Each cell's value in it, dark on bright and bright on dark."""
-    for y, line in enumerate(values.tolist()):
-        for x, value in enumerate(line):
-            axes.text(x, y, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6,
-                      color="black" if value > middle else "white")
+    for (y, x), value in np.ndenumerate(values.numpy()):
+        ax.text(x, y, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6,
+                color="black" if value > middle else "white")

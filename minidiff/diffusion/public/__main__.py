@@ -27,7 +27,7 @@ from minidiff.diffusion import store
 from minidiff.diffusion.public import export as exports
 from minidiff.diffusion.public.fetch import FetchConfig, fetch
 from minidiff.diffusion.public.latents import report
-from minidiff.diffusion.public.load import EMA, SDParts, load_sd, read_vae
+from minidiff.diffusion.public.load import load_sd, read_vae
 from minidiff.errors import InputError
 from minidiff.sampling.plan import read_csv
 
@@ -45,9 +45,10 @@ class ShowConfig:
 
 def show(cfg: ShowConfig) -> None:
     """Read a public model and print its load certificate."""
-    certificate = _load(cfg.file, cfg.vae, cfg.prediction, cfg.ema, cfg.null_context).certificate
-    print(json.dumps(certificate.json(), indent=2, ensure_ascii=False) if cfg.json
-          else certificate.text())
+    certificate = load_sd(_named(cfg.file), vae=cfg.vae or None, prediction=cfg.prediction or None,
+                          ema=cfg.ema, null_context=cfg.null_context).certificate
+    facts = certificate.json()
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if cfg.json else certificate.text())
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,6 @@ def latents(cfg: LatentsConfig) -> None:
           f"{facts['std_scaled']:.3f}\nreconstruction: PSNR {facts['psnr_mean']:.2f} dB (worst "
           f"{facts['psnr_min']:.2f}), mean |error| {255 * facts['mean_absolute_error']:.2f} of "
           f"255, chroma {facts['chroma']:.2f}\n{out}: latents.json, reconstructions.png")
-
-
-def _load(file: str, vae: str, prediction: str, ema: EMA, null_context: str) -> SDParts:
-    return load_sd(_named(file), vae=vae or None, prediction=prediction or None, ema=ema,
-                   null_context=null_context)
 
 
 def _named(file: str) -> Path:
