@@ -53,6 +53,7 @@ SD21 = UNetConfig((320, 640, 1280, 1280), (True, True, True, False), 1024, head_
 TINY = UNetConfig((32, 64, 128), (False, False, True), 64, heads=4, blocks=1, groups=16)
 SMALL = UNetConfig((96, 192, 288), (False, True, True), 128, heads=4, blocks=1)
 
+
 class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -103,8 +104,8 @@ class UNet(nn.Module):
             for i in range(len(level.resnets)):
                 h = run(level.block, i, h, emb, context, skips.pop())
             if level.resample:
-                h = level.upsamplers[0]["conv"](
-                    F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+                h = level.upsamplers[0]["conv"](h)
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
 
