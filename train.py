@@ -42,7 +42,7 @@ from minidiff.training.checkpointer import Checkpointer
 from minidiff.training.device import pick_device
 from minidiff.training.ema import EMA, Trained
 from minidiff.training.optim import SCHEDULES, adamw, set_lr
-from minidiff.training.precision import Precision
+from minidiff.training.precision import Precision, PrecisionName
 
 # Knobs that a resumed run may change: the weights do not depend on them.
 FREE = ("log_every", "save_every", "snapshots", "guidance", "device", "compile", "checkpointing",
@@ -54,7 +54,7 @@ class VAEConfig(Rooted):
     data: tuple[str, ...] = ()       # folders of metadata.csv or class folders; none: the root's
     out: str = "ROOT/vae"            # run folder
     init: str = ""                   # start from: public SD or VAE file or folder, or a VAE run
-    train: Literal["auto", "all", "decoder"] = "auto"  # auto: decoder with --init, keeping latents
+    train: Literal["auto", "all", "decoder"] = "auto"  # auto: with --init the decoder only
     size: int = 64                   # side of the square images, px; a multiple of 8
     architecture: Literal["TINY", "SD"] = "TINY"  # TINY: 0.6 M parameters for a CPU; SD: 84 M
     steps: int = 550                 # optimiser steps
@@ -63,9 +63,9 @@ class VAEConfig(Rooted):
     kl: float = 1e-3                 # weight of the KL, in nats per pixel value
     edges: float = 1.0               # weight of the multi-scale gradient term: sharp edges
     lpips: tuple[str, ...] = ()      # LPIPS or VGG-16 files: add the learned perceptual distance
-    augment: float = 0.0             # strength of rotation, shift, scale, intensity; 1 for few
-    clip: float = 1.0                # gradient norm
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 if the GPU has it; no fp16
+    augment: float = 0.0             # strength of rotation, shift, scale, intensity; few images: 1
+    clip: float = 1.0                # largest gradient norm; larger gradients are scaled down
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 if the GPU has it
     seed: int = 0                    # of initial weights, order, augmentation and noise
     skip_bad: bool = False           # leave out unreadable images and list them; else refuse
     grey: Literal["auto", "yes", "no"] = "auto"  # colour images to grey; auto: if they are ≤ 5 %
@@ -82,8 +82,8 @@ class DiffusionConfig(Rooted):
     size: int = 0                    # side of the images, px; 0: the VAE's, 512 for a public --init
     out: str = "ROOT/diffusion"      # run folder
     condition: tuple[str, ...] = var.USUAL  # columns to condition on; cells may be empty
-    architecture: Literal["TINY", "SMALL", "SD15", "SD21"] = "TINY"  # 4 M, 24 M, 860 M, 866 M
-    train: Literal["auto", "all", "attention", "cross-attention", "lora"] = "auto"  # --init: lora
+    architecture: Literal["TINY", "SMALL", "SD15", "SD21"] = "TINY"  # 4, 24, 860, 866 M parameters
+    train: Literal["auto", lora.Part] = "auto"  # what is trained; auto: lora with --init, else all
     rank: int = 16                   # of the adapters of --train lora
     alpha: float = 16.0              # scale of the adapters: alpha / rank
     prediction: Literal["auto", "eps", "v", "x0"] = "auto"  # auto: that of --init, else v
@@ -94,14 +94,14 @@ class DiffusionConfig(Rooted):
     lr: float = 2e-3                 # AdamW peak after 5 % warm-up
     decay: Literal["cosine", "constant"] = "cosine"  # of the rate: to a hundredth, or not at all
     balance: float = 0.0             # 0: labels as frequent as in the data; 1: all equally
-    prior: tuple[str, ...] = ()      # more data sets, so that nothing is forgotten (10,000 images)
+    prior: tuple[str, ...] = ()      # more data, mixed in so that the model does not forget them
     prior_share: float = 0.5         # share of a batch that is taken from --prior
-    drop: float = 0.1                # share of images that lose all conditions, for guidance
+    drop: float = 0.1                # share of images without any condition, which guidance needs
     drop_each: float = 0.05          # share of single cells dropped, so that any may be left out
     views: int = 1                   # cached views an image, the first as it is; 0: encode live
-    augment: float = 0.5             # strength of the augmented views; samples will show it
-    clip: float = 1.0                # gradient norm
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16, fp16; CPU: fp32
+    augment: float = 0.5             # strength of the augmented views; samples look like them
+    clip: float = 1.0                # largest gradient norm; larger gradients are scaled down
+    precision: PrecisionName = "auto"  # auto: bf16 on GPUs that have it, else fp16; fp32 on the CPU
     compile: bool = False            # torch.compile: minutes at the start, then faster steps
     checkpointing: bool = False      # compute activations twice: half the memory, a third more time
     shard: bool = False              # FSDP2 in place of DDP: weights spread over torchrun's GPUs
@@ -276,26 +276,24 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size)
     pick = picker(s.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
     snapshot_steps = {cfg.steps * k // (cfg.snapshots + 1) for k in range(1, cfg.snapshots + 1)}
-
     with Checkpointer(s.run, steps=cfg.steps, every=cfg.save_every, text="diffusion",
                       model=Trained(s.model), ema=s.ema, optimizer=s.optimizer,
                       precision=s.precision) as checkpointer:
         for step in checkpointer.steps():
             slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
             index = pick(slots)
-            z, noise = s.source.draw(index, slots)
+            z, noise = (x.to(device) for x in s.source.draw(index, slots))
             times = (counted.stratified(cfg.seed, step, cfg.batch) * len(schedule)).long()
             t = distributed.rank_slice(times)
             dropped = counted.drops(cfg.seed, slots, len(variables), cfg.drop, cfg.drop_each)
-            y = var.drop(variables, {k: v[index] for k, v in s.labels.items()}, dropped)
+            y = var.drop(variables, {k: v[index].to(device) for k, v in s.labels.items()}, dropped)
             lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
             losses = []
             for micro in torch.arange(len(slots)).chunk(cfg.accumulate):
                 last = micro[-1] + 1 == len(slots)
                 with s.precision.autocast(), distributed.unsynced(s.net, last):
-                    loss = denoiser.loss(z[micro].to(device), t[micro], noise[micro].to(device),
-                                         {k: v[micro].to(device) for k, v in y.items()},
-                                         cfg.min_snr)
+                    loss = denoiser.loss(z[micro], t[micro], noise[micro],
+                                         {k: v[micro] for k, v in y.items()}, cfg.min_snr)
                     s.precision.backward(loss.sum() / len(slots))
                 losses.append(loss.detach().cpu())
             norm = s.precision.update(s.optimizer, s.model.parameters(), cfg.clip,
@@ -304,8 +302,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
 
             done, losses = step + 1, distributed.gather(torch.cat(losses))
             checkpointer.show(cfg.batch, loss=losses.mean(), lr=lr)
-            is_due = checkpointer.is_due(done)
-            is_snapshot = done in snapshot_steps
+            is_due, is_snapshot = checkpointer.is_due(done), done in snapshot_steps
             held_out = {"val_loss": None}
             if is_due or is_snapshot:
                 held_out = watch.validate(averaged, s.probes, s.precision.autocast, device, cfg.batch,

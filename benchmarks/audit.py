@@ -1,9 +1,9 @@
 """How long an audit takes and how much memory, what it finds of what was planted, and how often it
 cries wolf.
 
-    python benchmarks/audit.py --part scale --n 20000            phantoms of 128 px: seconds and peak memory
-    python benchmarks/audit.py --part films [--data DIR]         planted copies: recall, and the share of reported pairs
-    python benchmarks/audit.py --part text [--data DIR]          planted letters: hits; false alarms on phantoms
+    python benchmarks/audit.py --part scale --n 20000   phantoms of 128 px: seconds and peak memory
+    python benchmarks/audit.py --part films [--data DIR]   planted copies: recall, precision
+    python benchmarks/audit.py --part text [--data DIR]   planted letters: hits, false alarms
 
 Copies are mirrored, compressed again (JPEG, quality 40), cropped by 5 % a side, or brightened
 (gamma 0.7, 20 grey values), written as files, and found again by `film_pairs`. Letters are of 8 to

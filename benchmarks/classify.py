@@ -1,7 +1,7 @@
 """Training the classifier side by side with a plain torchvision loop: resnet18, the same size,
 batch and optimiser.
 
-    python benchmarks/classify.py                       64 and 128 px, batch 64, on the GPU if there is one
+    python benchmarks/classify.py   64 and 128 px, batch 64, on the GPU if there is one
     python benchmarks/classify.py --pixels 224 --batch 32 --dtype bf16
 
 Ours is `predictor.fit`, all of it: counted order, augmentation, loss, finite check, clipping,
@@ -149,15 +149,15 @@ def side_by_side(task: Task, args: argparse.Namespace) -> None:
     print(f"\nresnet18, batch {task.batch}, {task.pixels} px, {task.precision.name}; median of "
           f"{args.repeats} × {task.steps} steps, images/s by "
           f"{'the clock' if clock else 'processor time'}")
-    print(
-        f"{'':<46}{'images/s':>10}{'memory, GB':>12}{'minidiff is':>13}{'by the clock':>14}{'lowest … highest':>19}")
+    print(f"{'':<46}{'images/s':>10}{'memory, GB':>12}{'minidiff is':>13}{'by the clock':>14}"
+          f"{'lowest … highest':>19}")
     for name, row in rows.items():
         ratios, by_clock = ([turn[name][k] / turn[BESIDE[name]][k] for turn in turns]
                             for k in (clock, 1))
         rate = task.batch / statistics.median(turn[name][clock] for turn in turns)
-        print(
-            f"{name:<46}{rate:>10.1f}{row.memory():>12.2f}{statistics.median(ratios):>12.2f}×{statistics.median(by_clock):>13.2f}×{min(ratios):>12.2f} "
-            f"… {max(ratios):.2f}", flush=True)
+        print(f"{name:<46}{rate:>10.1f}{row.memory():>12.2f}{statistics.median(ratios):>12.2f}×"
+              f"{statistics.median(by_clock):>13.2f}×{min(ratios):>12.2f} … {max(ratios):.2f}",
+              flush=True)
         row.end()
 
 

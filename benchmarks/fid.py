@@ -1,9 +1,9 @@
 """The Fréchet distance beside pytorch-fid: seconds and memory, from two sets of features and from
 two folders.
 
-    python benchmarks/fid.py                                the distance: n = 500 and 5,000, d = 2,048, three runs each
+    python benchmarks/fid.py   the distance: n = 500 and 5,000, d = 2,048, three runs each
     python benchmarks/fid.py --n 500 --repeats 7            one size
-    python benchmarks/fid.py --folders --n 128 --side 512   two folders of so many PNG → number, Inception in float32
+    python benchmarks/fid.py --folders --n 128 --side 512   folders of PNG, Inception
 
 The step is mean, covariance and distance, which pytorch-fid does with np.cov and SciPy's sqrtm.
 `streamed` is minidiff's `Moments`, fed 500 rows at a time, which never holds the rows. Features are
@@ -175,15 +175,14 @@ def main() -> None:
                     sys.exit(f"{which}: {got.stderr[-2000:]}")
                 found.append(json.loads(got.stdout.strip().splitlines()[-1]))
         print(
-            "n = "
-            f"{n:<19,}{'FD':>14}{'seconds':>10}{'CPU s':>8}{'MB':>7}{'minidiff is':>13}{'by CPU s':>10}")
+            f"n = {n:<19,}{'FD':>14}{'seconds':>10}{'CPU s':>8}{'MB':>7}{'minidiff is':>13}"
+            f"{'by CPU s':>10}")
         middle = {which: {k: statistics.median(r[k] for r in found) for k in found[0]}
                   for which, found in runs.items()}
         for which, m in middle.items():
             ratio, by_cpu = (m[k] / middle["minidiff"][k] for k in ("seconds", "cpu"))
-            print(
-                f"{which:<23}{m['value']:>14.8f}{m['seconds']:>10.3f}{m['cpu']:>8.3f}{m['memory'] / 1e6:>7.0f}{ratio:>12.2f}×{by_cpu:>9.2f}×",
-                flush=True)
+            print(f"{which:<23}{m['value']:>14.8f}{m['seconds']:>10.3f}{m['cpu']:>8.3f}"
+                  f"{m['memory'] / 1e6:>7.0f}{ratio:>12.2f}×{by_cpu:>9.2f}×", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
 """From a full-size SD 1.5 safetensors file to the end of one forward of the UNet: minidiff beside
 diffusers.
 
-    python benchmarks/load.py                     writes a file with random weights (4.3 GB) and measures on it
+    python benchmarks/load.py   writes a file with random weights (4.3 GB) and measures on it
     python benchmarks/load.py --file v1-5-pruned-emaonly.safetensors
 
 Both read the UNet and the VAE; minidiff is also timed with the text tower, run once for the null
@@ -148,8 +148,8 @@ def main() -> None:
                     sys.exit(f"{which}: {got.stderr[-2000:]}")
                 runs.append(json.loads(got.stdout.strip().splitlines()[-1]))
         print(
-            "median of "
-            f"{args.repeats:<13}{'load, s':>10}{'+ one forward, s':>18}{'anonymous memory / parameters':>32}{'minidiff is':>14}")
+            f"median of {args.repeats:<13}{'load, s':>10}{'+ one forward, s':>18}"
+            f"{'anonymous memory / parameters':>32}{'minidiff is':>14}")
         own = statistics.median(r["total_s"] for r in results["minidiff"])
         for which, runs in results.items():
             if not all(runs):

@@ -175,7 +175,8 @@ def seconds(step: Callable, device: torch.device, steps: int = 1) -> float:
     less.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     begin = wait() or clock()
     for _ in range(steps):
         step()

@@ -1,9 +1,9 @@
 """What a recipe costs and what its images are worth: samplers × steps × guidance of a finished run,
 beside diffusers' PNDM.
 
-    python benchmarks/quality.py                                  a dozen recipes of runs/demo/diffusion, 300 images each
+    python benchmarks/quality.py   a dozen recipes of runs/demo/diffusion, 300 images each
     python benchmarks/quality.py --n 1000 --rows dpmpp_2m/logsigma/16/1.5 unipc/logsigma/8/1.5
-    python benchmarks/quality.py --rows dpmpp_2m/logsigma/16/2/0.3-5      guidance at noise levels .3 < σ ≤ 5 alone
+    python benchmarks/quality.py --rows dpmpp_2m/logsigma/16/2/0.3-5   guidance for .3 < σ ≤ 5
 
 A row is sampler/ladder/steps/guidance, and an interval if there is one; pndm/leading/50/1.5 is the
 loop of diffusers' pipeline and its default scheduler on the same weights, contexts and noise. All
@@ -74,7 +74,8 @@ def peer(pipeline: Pipeline, spacing: str, steps: int, guidance: float) -> Make:
     our networks.
     """
     from diffusers import PNDMScheduler
-    schedule, net, device = pipeline.denoiser.schedule, pipeline.denoiser.net, pipeline.conditioner.null_context.device
+    schedule, net = pipeline.denoiser.schedule, pipeline.denoiser.net
+    device = pipeline.conditioner.null_context.device
     kept = schedule.alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64),
                                                 schedule.alphas_cumprod[:-1]])
     scheduler = PNDMScheduler(len(schedule), trained_betas=(1 - kept).numpy(),
@@ -168,7 +169,10 @@ def distances(extractor: Extractor, rows: list[str], pixels: dict, train: Images
                    patients=np.concatenate([train.table.column("patient"), patients]), n=len(real),
                    m=len(made[against]))
     margin, n = (bottom.high - bottom.low) / 2, min(len(real), len(other), len(made[against]))
-    where = lambda side: "{2:>9.2f}{3:>10.2f}".format(*prdc(real=equal(real, n, 0), fake=equal(side, n, 1)))  # noqa: E731
+
+    def where(side) -> str:
+        return "{2:>9.2f}{3:>10.2f}".format(*prdc(real=equal(real, n, 0), fake=equal(side, n, 1)))
+
     print(f"\n{extractor.name}: KD of {len(made[against])} images to {len(real)} held-out ones of "
           f"{len(set(patients))} patients; floor {bottom.median:.4f} ({bottom.low:.4f} to "
           f"{bottom.high:.4f}), half its width {margin:.4f}")
@@ -183,7 +187,8 @@ def distances(extractor: Extractor, rows: list[str], pixels: dict, train: Images
             low, high = finite_percentile(draws[row] - draws[against])
             answer = "yes" if high <= margin else "no" if low > margin else "not resolved"
             better = ", and nearer" if high < 0 else ""
-            words += f"{point[row] - point[against]:>10.4f}{f'{low:.4f} to {high:.4f}':>22}   {answer}{better}"
+            words += (f"{point[row] - point[against]:>10.4f}{f'{low:.4f} to {high:.4f}':>22}   "
+                      f"{answer}{better}")
         print(words, flush=True)
 
 

@@ -192,12 +192,13 @@ def side_by_side(part: str, sides: dict[str, Row], task: Task, args: argparse.Na
             "default": "the defaults: dpmpp_2m, 12 steps; PNDM, 50; both decoded"}
     print(f"\n{what.get(part, part)}: {task.architecture}, batch {task.batch}, {task.pixels} px, "
           f"{args.dtype}; median of {args.repeats} × {each}")
-    print(
-        f"{'':<46}{'images/s':>10}{'minidiff is':>14}{'middle half':>16}{'memory, GB':>12}{'relative L2':>13}")
+    print(f"{'':<46}{'images/s':>10}{'minidiff is':>14}{'middle half':>16}{'memory, GB':>12}"
+          f"{'relative L2':>13}")
     for name, relative in zip(sides, apart):
         ratios, quarter = sorted(turn[name] / turn["minidiff"] for turn in turns), len(turns) // 4
         speed = task.batch / statistics.median(turn[name] for turn in turns)
-        ratio = f"{statistics.median(ratios):.2f}×{ratios[quarter]:>9.2f}–{ratios[-1 - quarter]:.2f}"
+        middle = f"{ratios[quarter]:>9.2f}–{ratios[-1 - quarter]:.2f}"
+        ratio = f"{statistics.median(ratios):.2f}×{middle}"
         far = f"{relative:>13.1e}" * (relative > 0 and part != "default")
         cells = f"{speed:>10.3g}{ratio:>29} ", f"{sides[name].memory():>12.2f}", far
         print(f"{name:<46}" + "".join(f"{'–':>{len(c)}}" if "nan" in c else c for c in cells),

@@ -1,8 +1,8 @@
 """How far each sampler ends from the truth after 10, 20 and 50 calls of the network, where the
 truth is known.
 
-    python benchmarks/samplers.py                            the table of docs/samplers.md, 2 minutes
-    python benchmarks/samplers.py --run runs/demo/diffusion  a trained network instead: distance from its own ODE's end
+    python benchmarks/samplers.py   the table of docs/samplers.md, 2 minutes
+    python benchmarks/samplers.py --run runs/demo/diffusion   a trained network
 
 The data: a mixture of three Gaussians on a line, mean 0, variance 1; its ideal denoiser is a
 formula. The figure: the 2-Wasserstein distance between what the sampler makes of 2^16 starts at σ₀

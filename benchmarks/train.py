@@ -3,7 +3,7 @@ can carry.
 
     python benchmarks/train.py                          TINY and SD 1.5, on the GPU if there is one
     python benchmarks/train.py --size sd15 --pixels 256 --batch 2 --dtype bf16
-    python benchmarks/train.py --table                  images/s and memory over batch and size; the data alone
+    python benchmarks/train.py --table   images/s and memory over batch and size; the data alone
 
 Each row has a process of its own, and they work in turn; a ratio is the median of those within each
 turn. Memory is a process's highest: on the CPU anonymous memory above that before the network was
@@ -210,9 +210,8 @@ def side_by_side(title: str, rows: dict[str, Callable], task: Task, args: argpar
     own, least = [turn[0] for turn in turns], sides[next(iter(sides))].memory()
     for (name, side), times in zip(sides.items(), zip(*turns)):
         ratio, held = statistics.median(b / a for a, b in zip(own, times)), side.memory()
-        print(
-            f"{name:<46}{task.batch / statistics.median(times):>10.2f}{held:>13.2f}{ratio:>13.2f}×{least / held:>12.2f}×",
-            flush=True)
+        print(f"{name:<46}{task.batch / statistics.median(times):>10.2f}{held:>13.2f}"
+              f"{ratio:>13.2f}×{least / held:>12.2f}×", flush=True)
         side.end()
     return task.batch / statistics.median(own)
 
@@ -241,8 +240,9 @@ def grid(task: Task) -> None:
     shows that it runs.
     """
     print(
-        f"\n{task.architecture}, batch {task.batch}, {task.pixels} "
-        f"px\n{'trained':<12}{'dtype':<7}{'compile':<9}{'checkpointing':<15}{'images/s':>10}{'memory, GB':>12}{'TFLOP/s':>9}{'of matmul':>11}")
+        f"\n{task.architecture}, batch {task.batch}, {task.pixels} px\n"
+        f"{'trained':<12}{'dtype':<7}{'compile':<9}{'checkpointing':<15}{'images/s':>10}"
+        f"{'memory, GB':>12}{'TFLOP/s':>9}{'of matmul':>11}")
     for part, dtype in itertools.product(("all", "attention"), ("bf16", "fp16")):
         task = replace(task, part=part, precision=Precision(dtype, task.device), compile=False,
                        checkpointing=False)
@@ -252,15 +252,16 @@ def grid(task: Task) -> None:
         for compiled, checkpointing in itertools.product(
                 (False, True)[:1 + (task.device.type == "cuda")], (False, True)):
             torch.compiler.reset()
-            words = f"{part:<12}{dtype:<7}{'yes' if compiled else '':<9}{'yes' if checkpointing else '':<15}"
+            words = (f"{part:<12}{dtype:<7}{'yes' if compiled else '':<9}"
+                     f"{'yes' if checkpointing else '':<15}")
             try:
                 one, memory = peak(replace(task, compile=compiled, checkpointing=checkpointing),
                                    STEPS["minidiff"], 8)
             except torch.OutOfMemoryError:
                 print(words + "out of memory")
                 continue
-            print(
-                f"{words}{task.batch / one:>10.2f}{memory / 1e9:>12.1f}{work / one / 1e12:>9.2f}{work / one / top:>11.1%}")
+            print(f"{words}{task.batch / one:>10.2f}{memory / 1e9:>12.1f}{work / one / 1e12:>9.2f}"
+                  f"{work / one / top:>11.1%}")
 
 
 def ceiling(task: Task) -> float:

@@ -20,6 +20,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,7 +97,11 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str,
     for line in lines:
         given, unknown = parser.parse_known_args(line)
         if unknown:
-            commands.choices[given.verb].refuse(unknown)
+            knobs = commands.choices[given.verb]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0],
+                                             knobs._option_string_actions, 1)
+            knobs.error(f"{' '.join(unknown)}: no such flag or value"
+                        + "".join(f", nearest: {flag}" for flag in near))
         config_type, run = verbs[given.verb]
         cfg = _config(config_type, vars(given))
         if given.dry_run:
@@ -110,13 +115,15 @@ def _config(config_type: type, given: dict[str, Any]) -> Any:
     """The Config of a parsed command line: flags, else the preset of --from, else defaults."""
     flags = {field.name: given[field.name] for field in fields(config_type)
              if given[field.name] is not MISSING}
-    words = given.get("words")
-    if words:
+    flags = {name: tuple(chain(*value)) if isinstance(value, list) else value
+             for name, value in flags.items()}
+    words = tuple(given.get("words", ()))
+    if words:  # they belong to the one knob that needs no flag
         name = config_type.positional
         is_list = typing.get_origin(typing.get_type_hints(config_type)[name]) is tuple
         if len(words) > 1 and not is_list:
-            raise InputError(f"{' '.join(words)}: one {name} is asked for")
-        flags[name] = tuple(words) if is_list else words[0]
+            raise InputError(f"{' '.join(words)}: only one {name} is allowed")
+        flags[name] = words if is_list else words[0]
     preset = moved(load(given["preset"]), flags) if given["preset"] else {}
     return from_dict(config_type, {**preset, **flags})
 
@@ -144,17 +151,12 @@ def moved(preset: dict, flags: Mapping[str, Any]) -> dict:
     root = preset.get("root", "")
     if not root or not {"root", *ANCHORS} & set(flags):
         return preset
-
-    def move(value: Any) -> Any:
-        if isinstance(value, list):
-            return [move(item) for item in value]
-        inside = isinstance(value, str) and value.startswith(f"{root}/")
-        return f"ROOT/{value.removeprefix(f'{root}/')}" if inside else value
-
     rest = {name: value for name, value in preset.items() if name != "root"}
-    if "root" not in flags:
-        return rest
-    return {name: value if name == "data" else move(value) for name, value in rest.items()}
+    if "root" in flags:
+        old = json.dumps(f"{root}/").removesuffix('"')
+        moved = json.loads(json.dumps(rest).replace(old, '"ROOT/'))
+        rest = {**moved, "data": rest["data"]} if "data" in rest else moved
+    return rest
 
 
 def load(path: str | Path) -> dict:
@@ -207,17 +209,17 @@ def _add_knobs(parser: argparse.ArgumentParser, config_type: type) -> None:
         if hint is bool:
             how = {"action": argparse.BooleanOptionalAction}
         elif kind is tuple:
-            how = {"action": _Split, "item": typing.get_args(hint)[0], "nargs": "*",
+            how = {"type": _split(typing.get_args(hint)[0]), "nargs": "*",
                    "metavar": field.name.upper()}
         elif kind is Literal:
             how = {"choices": typing.get_args(hint)}
         else:
             how = {"type": hint, "metavar": hint.__name__.upper()}
-        text = f"{comments.get(field.name, '')} [{_show(field.default)}]"
+        text = f"{comments.get(field.name, '')} [{_show(field.default)}]".replace("%", "%%")
         if field.name in BOUNDS:
-            text = "{}; allowed: {:g} to {:g}]".format(text[:-1], *BOUNDS[field.name])
-        parser.add_argument("--" + field.name.replace("_", "-"), default=MISSING,
-                            help=text.replace("%", "%%"), **how)
+            low, high = BOUNDS[field.name]
+            text += f" {low:g} or more" if high >= 1e6 else f" {low:g} to {high:g}"
+        parser.add_argument("--" + field.name.replace("_", "-"), default=MISSING, help=text, **how)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -226,26 +228,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         _exit(f"{message.removeprefix('argument ')}; {self.prog} --help lists what is allowed")
 
-    def refuse(self, unknown: list[str]) -> None:
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions)
-        self.error(f"{' '.join(unknown)}: no such flag or value"
-                   + (f", nearest: {near[0]}" if near else ""))
 
+def _split(item: type) -> Callable[[str], list]:
+    """argparse's type of a list: `a,b c` gives ["a", "b"] and ["c"]."""
+    def split(word: str) -> list:
+        return [item(part) for part in word.split(",") if part]
 
-class _Split(argparse.Action):
-    """`a,b c` → ("a", "b", "c")."""
-
-    def __init__(self, *args, item: type = str, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.item = item
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        words = [word for value in values for word in value.split(",") if word]
-        try:
-            setattr(namespace, self.dest, tuple(map(self.item, words)))
-        except ValueError:
-            parser.error(f"{option_string}: {' '.join(values)!r} is not a list of "
-                         f"{self.item.__name__}")
+    split.__name__ = f"list of {item.__name__}"
+    return split
 
 
 def _show(value: Any) -> str:

@@ -27,7 +27,7 @@ PATIENCE = timedelta(hours=2)  # how long ranks wait while rank 0 reads and enco
 
 def start() -> None:
     """Join the other processes, if torchrun started this one."""
-    if world_asked() > 1 and not dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
@@ -41,10 +41,6 @@ def stop() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def world_asked() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:

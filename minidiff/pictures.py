@@ -19,46 +19,33 @@ from minidiff.evaluation.metrics.neighbours import distances, equalised
 
 
 def draw_losses(run: Path, names: Sequence[str]) -> None:
-    """loss.png from log.jsonl."""
-    log = runs.read_log(run / "log.jsonl")
-    if log and distributed.rank() == 0:
-        runs.write_atomic(run / "loss.png", curves(log, names, f"{run.parent.name} / {run.name}"))
-
-
-def curves(log: Sequence[dict], names: Sequence[str], title: str) -> bytes:
-    """PNG of logged losses over the steps, on a log scale; below, the memorisation gap, if any."""
+    """loss.png from log.jsonl: losses over the steps; below, the memorisation gap, if any."""
     from matplotlib.figure import Figure  # here, for it takes half a second that --help can spare
 
-    def points(name: str) -> list[tuple[int, float]]:
-        return [(line["step"], line[name]) for line in log if line.get(name) is not None]
-
-    def plot(axes, name: str, label: str, **style) -> None:
-        marker = "." if len(points(name)) < 15 else None
-        axes.plot(*zip(*points(name)), label=label, linewidth=1.3, marker=marker, **style)
-
-    heights = [3, 1] if points("gap") else [1]
-    figure = Figure(figsize=(6, 4.2 if points("gap") else 3.2), dpi=120, layout="constrained")
-    axes = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for name in filter(points, names):
-        plot(axes[0], name, name.replace("_", " "))
-    axes[0].set(yscale="log", title=title)
-    axes[0].grid(alpha=0.25, which="both")
-    axes[0].legend(frameon=False)
-    if points("gap"):
-        label = "held-out loss / training loss − 1"
-        plot(axes[1], "gap", label, color="black")
-        steps, lower = zip(*points("gap_low"))
-        axes[1].fill_between(steps, lower, [gap for _, gap in points("gap")], alpha=0.25,
-                             color="black", label="to its 95 % lower bound")
-        axes[1].axhline(0, color="grey", linewidth=0.8)
-        axes[1].set(ylabel=label)
-        axes[1].legend(frameon=False, fontsize=7)
-    axes[-1].set(xlabel="step")
-    for part in axes:
+    log = runs.read_log(run / "log.jsonl")
+    if not log or distributed.rank() > 0:
+        return
+    panels = [({name: name.replace("_", " ") for name in names},
+               {"yscale": "log", "title": f"{run.parent.name} / {run.name}"})]
+    if any("gap" in line for line in log):
+        panels.append(({"gap": "gap", "gap_low": "its 95 % lower bound"},
+                       {"title": "memorisation: held-out loss / training loss − 1"}))
+    figure = Figure(figsize=(7, 2 + 1.4 * len(panels)), dpi=120, layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False,
+                           height_ratios=[5, 2][:len(panels)])[:, 0]
+    for part, (labels, settings) in zip(axes, panels):
+        for name, label in labels.items():
+            points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
+            if points:
+                part.plot(*zip(*points), label=label, marker="." if len(points) < 15 else None)
+        part.set(**settings)
         part.spines[["top", "right"]].set_visible(False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+        part.grid(alpha=0.25)
+        part.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
+    axes[-1].set(xlabel="step")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    runs.write_atomic(run / "loss.png", png.getvalue())
 
 
 def draw_pictures(run: Path, done: int, pipeline: Pipeline, train: Images, *, guidance: float,

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from minidiff.data import phantom
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.cards import BLANK, CardConfig, run_card
-from minidiff.evaluation.written import Files
+from minidiff.evaluation.cards import BLANK, CardConfig, Files, run_card
 
 
 @pytest.fixture
@@ -118,9 +117,8 @@ def test_the_numbers_are_those_of_the_files(project):
     assert told["near-copies, pixels"].startswith("10.0 % (5.0 % to 20.0 %; n = 40); of held-out "
                                                   "images 5.0 %")
     assert told["sex, synthetic: F"] == "75.0 % (50.0 % to 90.0 %; n = 12, **n too small**)"
-    assert told[
-        "age, "
-        "synthetic"] == "r = 0.875 (0.7 to 0.95; n = 30), mean error 4.5" and "view, synthetic" not in told
+    assert told["age, synthetic"] == "r = 0.875 (0.7 to 0.95; n = 30), mean error 4.5"
+    assert "view, synthetic" not in told
     assert told["diffusion: end of the log"] == "step 77, loss 0.0247, val_loss 0.03"
     assert told["exclusions and remarks"] == "3 images could not be read"
     assert "steps 77" in told["diffusion: settings and seed"]
@@ -190,15 +188,15 @@ def test_what_was_not_measured_is_called_so(project):
     (project / "audit/config.json").write_text('{"kind": "audit"}')
     (project / "audit/audit.json").write_text(json.dumps(
         {"images": 60, "readable": 59, "patients": 50,
-         "findings": [{"kind": "shortcut", "level": "look", "text": "SHORTCUT: 0.99"},
-                      {"kind": "name", "level": "note", "text": "odd"}], "tables":
+         "findings": [{"kind": "shortcut", "level": "warning", "text": "SHORTCUT: 0.99"},
+                      {"kind": "name", "level": "info", "text": "odd"}], "tables":
          {"sex": {"": {"covid": 3}}, "all at once": {}}, "missing": {"sex": {"covid": 0.25}}}))
     items = cards()
     assert (
         "model card",
         "shortcuts") not in items and items["model card", "shortcut"]["value"] == "SHORTCUT: 0.99"
     assert ("model card",
-            "name") not in items and items["datasheet", "name (note)"]["value"] == "odd"
+            "name") not in items and items["datasheet", "name (info)"]["value"] == "odd"
     assert items["datasheet", "images by sex"]["value"] == "unknown: covid 3"
     assert items["datasheet", "empty cells of sex"]["value"] == "covid 25.0 %"
     change(project / "report/report.json", "neighbours", to=None)

@@ -61,7 +61,8 @@ def test_help_shows_the_comment_beside_the_field(capsys):
     with pytest.raises(SystemExit) as stop:
         run("go", "--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0 and "optimiser steps; 100 % of them [10; allowed: 1 to inf]" in text and "what is predicted [v]" in text
+    assert stop.value.code == 0 and "what is predicted [v]" in text
+    assert "optimiser steps; 100 % of them [10] 1 or more" in text
 
 
 def test_several_defaults_run_in_order_and_a_flag_goes_to_all():
@@ -72,7 +73,7 @@ def test_several_defaults_run_in_order_and_a_flag_goes_to_all():
     (["--steps", "many"], "invalid int value: 'many'"),
     (["--mode", "q"], "invalid choice: 'q'"),
     (["--stepz", "3"], "--stepz 3: no such flag or value, nearest: --steps"),
-    (["--step", "3"], "--step 3: no such flag"),  # no abbreviations: a later flag might take the name
+    (["--step", "3"], "--step 3: no such flag"),  # a later flag might take an abbreviation
     (["--mode", "q"], "--help lists what is allowed"),
 ])
 def test_bad_flags_exit_2(argv, said, capsys):

@@ -25,7 +25,8 @@ from minidiff import config
 
 draw = train.draw_pictures
 for verb, saved in zip(sys.argv[1::2], sys.argv[2::2]):
-    train.draw_pictures = draw if saved.endswith("fsdp.json") else lambda *_, **__: None  # sharded, all ranks draw together
+    # Of a sharded model, all ranks draw together.
+    train.draw_pictures = draw if saved.endswith("fsdp.json") else lambda *_, **__: None
     try:
         config.main(train.VERBS, default=["vae", "diffusion"], doc="", argv=[verb, "--from", saved])
     except SystemExit as stop:

@@ -224,5 +224,5 @@ def test_the_short_form_of_the_command_line():
     assert run is public.show and cfg == public.ShowConfig(file="m.ckpt", json=True)
     ((run, cfg),) = config.parse(public.VERBS, "show", "", ["export", "--run", "x", "--out", "y"])
     assert cfg == public.ExportConfig(run="x", out="y")
-    with pytest.raises(InputError, match="a b: one file is asked for"):
+    with pytest.raises(InputError, match="a b: only one file is allowed"):
         config.parse(public.VERBS, "show", "", ["show", "a", "b"])

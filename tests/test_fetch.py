@@ -131,7 +131,7 @@ def test_a_cut_download_goes_on_and_a_whole_one_is_not_repeated(hub, tmp_path, c
                                                                 ranges):
     file, hub.ranges = tmp_path / hub.publish(what, BODY), ranges
     hub.cut = 2_000_000
-    assert "cut off after 2,000,000 of 3,072,000 bytes; the same command goes on" in fails(
+    assert "cut off after 2,000,000 of 3,072,000 bytes; the same command resumes" in fails(
         capsys, "fetch", what, "--to", tmp_path)
     assert not file.exists() and Path(f"{file}.part").stat().st_size == 2_000_000
     hub.cut = None
@@ -180,7 +180,7 @@ def test_two_processes_do_not_write_into_one_file(hub, tmp_path, capsys):
     import fcntl
     with open(tmp_path / (hub.publish("inception", BODY) + ".part"), "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert "another process is at it" in fails(capsys, "fetch", "inception", "--to", tmp_path)
+        assert "another process is fetching it" in fails(capsys, "fetch", "inception", "--to", tmp_path)
 
 
 def test_without_network_file_or_library_one_line_says_what_to_do(hub, tmp_path, capsys,

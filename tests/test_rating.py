@@ -8,9 +8,9 @@ from minidiff import rating
 from minidiff.statistics import wilson
 
 N = math.nan
-KRIPPENDORFF = np.array([  # 12 units, 4 readers, 5 categories, of Krippendorff 2011; also raw data of Gwet 2014
-    [1, 1, N, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4], [4, 4, 4, 4], [1, 1, 2, 1],
-    [2, 2, 2, 2], [N, 5, 5, 5], [N, N, 1, 1], [N, N, 3, N]])
+KRIPPENDORFF = np.array([  # 12 units, 4 readers, 5 categories: Krippendorff 2011, Gwet 2014
+    [1, 1, N, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4],
+    [4, 4, 4, 4], [1, 1, 2, 1], [2, 2, 2, 2], [N, 5, 5, 5], [N, N, 1, 1], [N, N, 3, N]])
 
 
 def two_readers(a, b, c, d):
@@ -140,7 +140,7 @@ def test_effective_wilson_is_wilson_for_one_reader():
     assert rating.effective_wilson(1.0, 0.0, 100) == pytest.approx(wilson(100, 100))
 
 
-def test_crossed_against_drawing_readers_and_images_again():
+def test_two_way_random_interval_against_drawing_readers_and_images_again():
     """With many of both, the standard deviation over two-way resamples (Owen 2007)."""
     rng = np.random.default_rng(2)
     z = rng.normal(size=300) + .5 * rng.normal(size=(40, 1)) + .6 * rng.normal(size=(40, 300))

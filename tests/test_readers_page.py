@@ -151,7 +151,8 @@ def test_no_request_is_let_out_even_when_asked_for(browser, study):
         await fetch('https://example.com/').catch(() => 0);
         const image = new Image(); image.src = 'https://example.com/a.png';
         await new Promise(r => setTimeout(r, 200));
-        const script = document.createElement('script'); script.textContent = 'window.ran = 1'; document.head.append(script);
+        const script = document.createElement('script');
+        script.textContent = 'window.ran = 1'; document.head.append(script);
         return [found, window.ran];
     }""")
     context.close()
@@ -199,7 +200,8 @@ def test_sha256_and_pixels_in_the_browser(browser, study):
     context.close()
 
 
-SMALL = """() => [...document.querySelectorAll('button, input')].filter(e => e.checkVisibility()).map(e => {
+SMALL = """() => [...document.querySelectorAll('button, input')]
+    .filter(e => e.checkVisibility()).map(e => {
     const r = e.getBoundingClientRect();
     return [e.id || e.textContent, r.width, r.height, r.left >= 0 && r.right <= innerWidth + 1];
 }).filter(r => r[1] < 44 || r[2] < 44 || !r[3])"""
@@ -220,7 +222,8 @@ def test_usable_by_touch_and_labelled(browser, study, width, height):
                                           abs=1) and film["y"] >= 0 and film["x"] >= 0
     assert width < 560 or film["y"] + film["height"] <= height + 1 and film["width"] >= 0.55 * min(
         width, height)
-    nameless = page.evaluate("""() => [...document.querySelectorAll('button, input')].filter(e => e.checkVisibility() &&
+    nameless = page.evaluate("""() => [...document.querySelectorAll('button, input')]
+        .filter(e => e.checkVisibility() &&
         !(e.textContent.trim() || e.labels && e.labels.length)).length""")
     assert nameless == 0 and page.get_attribute("#film", "aria-label") == "Image 1 of 30"
     pressed = page.locator("[aria-pressed=true]").all_inner_texts()

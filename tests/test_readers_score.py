@@ -11,6 +11,7 @@ from readers_data import key_of, reading
 from scipy import stats
 
 from minidiff.errors import InputError
+from minidiff.evaluation import verdicts
 from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.readers import plan, score
 from minidiff.rating import newcombe
@@ -82,7 +83,7 @@ def test_verdicts():
         rs = [reading(k, np.r_[rng.random(200) < synthetic, rng.random(200) < real],
                       (rng.random(400) < told) == np.repeat([True, False], 200)) for k in (1, 2, 3)]
         found = jsonable({**score.summary(key, rs), "design": key.design})
-        return [v["answer"] for v in score.result_page.verdicts(found)]
+        return [v["answer"] for v in verdicts.of_readers(found)]
     assert answer(.8, .8, .5) == ["yes", "not resolved"]
     assert answer(.4, .9, .9) == ["no", "yes"]
     assert answer(.72, .85, .5)[0] == "not resolved"

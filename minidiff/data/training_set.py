@@ -1,4 +1,4 @@
-"""The images of a training stage, with a line of what they are for the user."""
+"""The images of a training stage, and their summary for the user."""
 
 from __future__ import annotations
 

@@ -1,306 +1,228 @@
-"""The items of a model card and of a datasheet: which statement, from which file, asked for by
-which guideline.
+"""What stands on a model card and a datasheet: a table of items, each with the guideline that asks
+for it, the place in a run's files that answers it, and how the answer is written.
+
+A place is "run/file: key.key"; * stands for each member, and DATA for the run that names the data.
+Item and value are Jinja2 templates. They see the member as `it`, the members round it under their
+own names (those of the innermost first), and `key`, its number or name.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
+from typing import NamedTuple
 
-from minidiff import runs
-from minidiff.data.split import SPLITS
-from minidiff.evaluation.pages.format import num, percent, plain, signed, span
-from minidiff.evaluation.written import Files, Item, Items, numbers, read_again
-
-RESEARCH = "Research only. Not for diagnosis, treatment or triage, nor as a substitute for patients' images in either."
-# images, below which a subgroup's figure is marked
-FEW = 20
-FIGURES = ("step", "loss", "val_loss", "gap", "skipped")  # of the last line of a log
-MACHINE = ("machine", "threads", "torch", "python", "minidiff", "commit", "started", "command")
+RESEARCH = ("Research only. Not for diagnosis, treatment or triage, nor as a substitute for "
+            "patients' images in either.")
+FEW = 20  # images, below which a subgroup's figure is marked
+RUNS = ("vae", "diffusion", "samples", "classifier")
 
 
-def model_card(files: Files) -> list[Item]:
-    """Every item of the model card, filled or not."""
-    add = Items("model card")
-    model(add, files)
-    add.section = "Intended use"
-    add("use", RESEARCH, ["minidiff/evaluation/card_items.py: RESEARCH"],
-        "TRIPOD+AI 3b; MI-CLAIM 1")
-    ask(add, {"question of the study": "TRIPOD+AI 3a, 4; MI-CLAIM 1",
-              "intended users": "TRIPOD+AI 3b, 27b", "known inequalities between "
-              "groups": "TRIPOD+AI 3c", "clinical setting": "TRIPOD+AI 6a"})
-    add.section = "Training data"
-    data(add, files)
-    training(add, files)
-    likeness(add, files)
-    subgroups(add, files)
-    use(add, files)
-    copies(add, files)
-    limits(add, files)
-    add.section = "For a person to say"
-    ask(add, {"ethical approval and consent": "TRIPOD+AI 17", "funding": "TRIPOD+AI 18a",
-              "conflicts of interest": "TRIPOD+AI 18b", "protocol and registration":
-              "TRIPOD+AI 18c, 18d", "sharing of data and code": "TRIPOD+AI 18e, 18f",
-              "patient and public involvement": "TRIPOD+AI 19", "interpretation": "TRIPOD+AI 25",
-              "who is responsible, and how to reach them": "model cards",
-              "licence of the model": "model cards"})
-    return add.all
+class Entry(NamedTuple):
+    """One row of the table, which gives one item for each member of its place."""
+
+    item: str
+    asked_by: str
+    place: str = ""               # "": only a person can say it
+    value: str = "{{ it | plain }}"
+    missing: str | None = None    # what is said where the place is empty; None: nothing, no item
 
 
-def datasheet(files: Files) -> list[Item]:
-    """Every item of the datasheet, of the real data and of the synthetic set, filled or not."""
-    add = Items("datasheet")
-    add.section = "Motivation"
-    ask(add,
-        dict.fromkeys(("why it was made, by whom, for whom", "funding"), "datasheets, motivation"))
-    add.section = "Composition"
-    data(add, files)
-    audited(add, files)
-    add.section = "The synthetic set"
-    made, at = files.get("report", "report.json", "samples")
-    if made:
-        add("images", f"{made['n']}: {plain(made['labels'])}", [at], "datasheets, composition")
-    for name in ("model", "recipe"):
-        value, at = files.get("samples", "manifest.json", name)
-        if value:
-            add(name, plain(value), [at], "datasheets, collection")
-    listed, at = files.get("samples", "manifest.json", "trained_on")
-    if listed:
-        add("images that its model was trained on", f"{len(listed):,}, by SHA-256", [at],
-            "datasheets, collection")
-    for section, names in {
-            "Collection": ("how and when images were acquired", "consent, and its withdrawal",
-                           "ethical review"),
-            "Uses": ("tasks it was used for", "what it should not be used for, beyond diagnosis"),
-            "Distribution and maintenance": ("licence and terms", "how it is distributed",
-                                             "who maintains it, and errata"),
-    }.items():
-        add.section = section
-        ask(add, dict.fromkeys(names, f"datasheets, {section.lower()}"))
-    return add.all
+def ask(asked_by: str, *items: str) -> list[Entry]:
+    """Items that no file can answer."""
+    return [Entry(item, asked_by) for item in items]
 
 
-def ask(add: Items, asked: dict[str, str]) -> None:
-    """Items that no file can fill."""
-    for name, by in asked.items():
-        add(name, asked_by=by)
+SHARE = ("{{ accuracy | percent }} ({{ low | percent }} to {{ high | percent }}; n = {{ n }}"
+         "{% if n < " + str(FEW) + " %}, **n too small**{% endif %})")
 
+MODEL = [
+    *(Entry(f"{name}, {knob}", "TRIPOD+AI 22; MI-CLAIM 3", f"{run}/config.json: {knob}")
+      for run, name in (("diffusion", "diffusion model"), ("vae", "autoencoder"))
+      for knob in ("architecture", "init", "train", "prediction")),
+    *(Entry(f"{name}, {fact}", asked_by, f"{run}/{file}", value)
+      for run, name, file in (("diffusion", "diffusion model", "model.safetensors"),
+                              ("vae", "autoencoder", "vae.safetensors"))
+      for fact, asked_by, value in (
+          ("numbers in the file of weights", "TRIPOD+AI 22", "{{ '{:,}'.format(it.numbers) }}"),
+          ("SHA-256 of that file", "MI-CLAIM 6", "{{ it.sha256 }}"))),
+    Entry("conditions, each of which may be unknown", "TRIPOD+AI 9a, 11",
+          "diffusion/model.json: variables",
+          "{% for v in it %}{{ '; ' if not loop.first }}{{ v.name }} ("
+          "{% if 'values' in v %}{{ v['values'] | plain }}"
+          "{% else %}{{ span(v.low, v.high) }}, mean {{ v.mean | num }}{% endif %}){% endfor %}"),
+    Entry("sampling", "MI-CLAIM 6", "samples/manifest.json: recipe"),
+]
 
-def model(add: Items, files: Files) -> None:
-    """What the model is."""
-    add.section = "Model"
-    parts = ("diffusion", "diffusion model", "model.safetensors"), ("vae", "autoencoder",
-                                                                    "vae.safetensors")
-    for kind, what, weights in parts:
-        for name in ("architecture", "init", "train", "prediction"):
-            value, at = files.get(kind, "config.json", name)
-            if value:
-                add(f"{what}, {name}", plain(value), [at], "TRIPOD+AI 22; MI-CLAIM 3")
-        path = files.path(kind, weights)
-        if path:
-            add(f"{what}, numbers in the file of weights", f"{numbers(path):,}", [f"{path}"],
-                "TRIPOD+AI 22")
-            add(f"{what}, SHA-256 of that file", runs.sha256(path), [f"{path}"], "MI-CLAIM 6")
-    variables, at = files.get("diffusion", "model.json", "variables")
-    if variables:
-        told = [f"{v['name']} ({', '.join(v['values'])})" if "values" in v else f"{v['name']} "
-                f"({num(v['low'])} to {num(v['high'])}, mean {num(v['mean'])})" for v in variables]
-        add("conditions, each of which may be unknown", "; ".join(told), [at], "TRIPOD+AI 9a, 11")
-    recipe, at = files.get("samples", "manifest.json", "recipe")
-    if recipe:
-        add("sampling", plain(recipe), [at], "MI-CLAIM 6")
+DATA = [
+    Entry("data folders", "TRIPOD+AI 5a", "DATA/config.json: data", missing=""),
+    Entry("fingerprint of the data", "MI-CLAIM 6", "DATA/run.json: facts.data"),
+    Entry("these are no patients", "TRIPOD+AI 5a", "again: drawn.*",
+          "drawn by a program: {{ it | plain }}"),
+    Entry("{{ key }}, images (patients)", "TRIPOD+AI 20a, 21; MI-CLAIM 2", "again: splits.*",
+          "{% for label, n, patients in it %}{{ '; ' if not loop.first }}"
+          "{{ label }} {{ n }} ({{ patients }}){% endfor %}"),
+    Entry("no patient and no file in two splits", "TRIPOD+AI 16; MI-CLAIM 2", "again: trained_on",
+          "checked when this card was made, over all rows; "
+          "{% if it == 'yes' %}by fingerprint, these are the data trained on"
+          "{% else %}**but by fingerprint these are not the data trained on**, "
+          "or some could not be read then{% endif %}"),
+    *(Entry(f"images the {run} was trained on", "TRIPOD+AI 21", f"{run}/run.json: facts.n_train",
+            "{{ '{:,}'.format(it) }}") for run in ("vae", "diffusion")),
+    Entry("exclusions and remarks", "TRIPOD+AI 6b, 7", "DATA/run.json: facts.notes",
+          "{{ it | plain or 'none were written down' }}"),
+    *ask("TRIPOD+AI 6b, 10", "why these patients, and why so many"),
+    *ask("TRIPOD+AI 5b, 6a", "dates and places of collection"),
+    *ask("TRIPOD+AI 8a, 8b", "who assigned the labels, and how"),
+]
 
+TRAINING = [
+    Entry("preparation of images", "TRIPOD+AI 7; MI-CLAIM 2", "vae/config.json: size",
+          "shorter side to {{ it }} px, central square, 8 bit; no padding, metadata dropped"),
+    *(entry for run in RUNS for entry in (
+        Entry(f"{run}: settings and seed", "TRIPOD+AI 12c; MI-CLAIM 3, 6", f"{run}/config.json",
+              "{% for k, v in it.items() if k not in ('kind', 'out', 'data') %}"
+              "{{ ', ' if not loop.first }}{{ k }} {{ v | plain or 'none' }}{% endfor %}"),
+        Entry(f"{run}: computed by", "MI-CLAIM 6", f"{run}/run.json: sessions.*",
+              "{% for k in ('machine', 'threads', 'torch', 'python', 'minidiff', 'commit', "
+              "'started', 'command') if k in it %}"
+              "{{ ', ' if not loop.first }}{{ k }} {{ it[k] }}{% endfor %}"),
+        Entry(f"{run}: end of the log", "MI-CLAIM 3", f"{run}/log.jsonl",
+              "{% for k in ('step', 'loss', 'val_loss', 'gap', 'skipped') "
+              "if it.get(k) is not none %}"
+              "{{ ', ' if not loop.first }}{{ k }} {{ it[k] | num }}{% endfor %}"))),
+    *ask("MI-CLAIM 6", "time and energy spent"),
+]
 
-def data(add: Items, files: Files) -> None:
-    """Folders, images and patients of each split and label, what was left out, and whether the
-    splits are apart.
-    """
-    kind = next((k for k in ("diffusion", "vae", "classifier", "audit")
-                 if files.get(k, "config.json", "data")[0]), "")
-    folders, at = files.get(kind, "config.json", "data")
-    add("data folders", plain(folders or ""), [at] if at else [], "TRIPOD+AI 5a")
-    fingerprint, held = files.get(kind, "run.json", "facts", "data")
-    if isinstance(fingerprint, str):
-        add("fingerprint of the data", fingerprint, [held], "MI-CLAIM 6")
-    for folder in folders or ():
-        drawn = Path(folder) / "phantom.json"
-        if drawn.is_file():
-            add("these are no patients", f"drawn by a program: {plain(runs.read_json(drawn))}",
-                [f"{drawn}"], "TRIPOD+AI 5a")
-    table = read_again(files, kind)
-    if table:
-        count = Counter(zip(table.column("split"), table.column("label")))
-        people = Counter((split, label) for split, label, _ in {(r["split"], r["label"],
-                                                                 r["patient"]) for r in table.rows})
-        for split in SPLITS:
-            told = [f"{label} {count[split, label]} ({people[split, label]})"
-                    for label in table.labels]
-            add(f"{split}, images (patients)", "; ".join(told), folders,
-                "TRIPOD+AI 20a, 21; MI-CLAIM 2")
-        same = table.select(split=SPLITS).fingerprint == fingerprint
-        add("no patient and no file in two splits", "checked when this card was made, over all "
-            "rows; " + ("by fingerprint, these are the data trained on" if same else "**but by "
-                        "fingerprint these are not the data trained on**, or some could not be "
-                        "read then"), [*folders, *([held] if held else [])],
-            "TRIPOD+AI 16; MI-CLAIM 2")
-    for k in ("vae", "diffusion"):
-        n, where = files.get(k, "run.json", "facts", "n_train")
-        if n:
-            add(f"images the {k} was trained on", f"{n:,}", [where], "TRIPOD+AI 21")
-    notes, where = files.get(kind, "run.json", "facts", "notes")
-    if notes is not None:
-        add("exclusions and remarks", plain(notes) or "none were written down", [where],
-            "TRIPOD+AI 6b, 7")
-    ask(add,
-        {"why these patients, and why so many": "TRIPOD+AI 6b, 10", "dates and places of "
-         "collection": "TRIPOD+AI 5b, 6a", "who assigned the labels, and how": "TRIPOD+AI 8a, 8b"})
+MEASURED = "TRIPOD+AI 23a; MI-CLAIM 4"
+EVALUATION = [
+    Entry("{{ question }}", MEASURED, "report/report.json: verdict.*",
+          "**{{ answer }}**. {{ text }}"),
+    Entry("matrix: {{ it.name }}", "MI-CLAIM 4", "matrix/matrix.json: verdicts.*",
+          "{% for k, v in it.items() if v is mapping and 'answer' in v %}"
+          "{{ ', ' if not loop.first }}{{ k }} {{ v.answer }}"
+          "{% else %}{{ it.get('too_few') or 'not measured' }}{% endfor %}"),
+    Entry("KD, {{ extractor }}, {{ label }}", MEASURED, "report/report.json: distances.*",
+          "{% if it.set == 'synthetic' and it.KD is defined %}"
+          "{{ KD | num }} ({{ span(KD_low, KD_high) }}; n = {{ n }} held-out, {{ m }} synthetic); "
+          "real against real {{ KD_floor.median | num }} "
+          "({{ span(KD_floor.low, KD_floor.high) }}){% endif %}"),
+    Entry("autoencoder, PSNR of held-out images", "MI-CLAIM 4", "vae/vae.json",
+          "{% if it.psnr is defined %}{{ psnr | num }} dB (n = {{ n_held_out }}){% endif %}"),
+    *(Entry(f"readers call {kind} images Good", "MI-CLAIM 4",
+            f"readers/readers.json: pooled.{kind}",
+            "{{ it.value | percent }} ({{ low | percent }} to {{ high | percent }}; n = {{ n }}, "
+            "{{ readers | length }} readers)") for kind in ("synthetic", "real")),
+]
 
+BY_GROUP = "TRIPOD+AI 14, 23a; MI-CLAIM 4"
+SUBGROUPS = [
+    Entry("{{ variable }}, {{ it.set }}", BY_GROUP, "report/report.json: agreement.*",
+          "{% if n and kind == 'number' %}r = {{ r | num }} ({{ span(low, high) }}; n = {{ n }}), "
+          "mean error {{ mae | num }}{% elif n %}" + SHARE + "{% endif %}"),
+    Entry("{{ variable }}, {{ set }}: {{ it.value }}", BY_GROUP,
+          "report/report.json: agreement.*.by_value.*", SHARE),
+]
 
-def training(add: Items, files: Files) -> None:
-    """Preparation, settings, seeds, machines."""
-    add.section = "Training"
-    size, at = files.get("vae", "config.json", "size")
-    if size:
-        add("preparation of images", f"shorter side to {size} px, central square, 8 bit; no "
-            "padding, metadata dropped",
-            [at, "minidiff/data/images.py: square"], "TRIPOD+AI 7; MI-CLAIM 2")
-    for kind in ("vae", "diffusion", "samples", "classifier"):
-        knobs, at = files.get(kind, "config.json")
-        if knobs:
-            told = [f"{k} {plain(v) if v not in ('', []) else 'none'}" for k, v in knobs.items()
-                    if k not in ("kind", "out", "data")]
-            add(f"{kind}: settings and seed", ", ".join(told), [at], "TRIPOD+AI 12c; MI-CLAIM 3, 6")
-        for session, at in files.each(kind, "run.json", "sessions"):
-            told = [f"{name} {session[name]}" for name in MACHINE if name in session]
-            add(f"{kind}: computed by", ", ".join(told), [at], "MI-CLAIM 6")
-        path = files.path(kind, "log.jsonl")
-        log = runs.read_log(path) if path else []
-        if log:
-            told = [f"{k} {num(log[-1][k])}" for k in FIGURES if log[-1].get(k) is not None]
-            add(f"{kind}: end of the log", ", ".join(told), [f"{path}"], "MI-CLAIM 3")
-    ask(add, {"time and energy spent": "MI-CLAIM 6"})
+CLASSIFIER = [
+    Entry("{{ test_set }}: {{ arm }}", MEASURED, "classifier/summary.json: arms.*",
+          "{% for k in ('balanced_accuracy', 'auroc_macro') if it.get(k) is not none %}"
+          "{{ ', ' if not loop.first }}{{ k }} {{ it[k] | num }} ± {{ it[k ~ '_sd'] | num }}"
+          "{% endfor %} (over {{ seeds }} seeds; trained on {{ n_train }})"),
+    Entry("{{ keys[-2] }}: {{ metric }}, {{ arm }} less {{ against }}", MEASURED,
+          "classifier/summary.json: differences.*.*",
+          "{{ difference | signed }} ({{ span(*interval) }}; {{ seeds }} seeds), "
+          "{{ 'resolved' if resolved else 'not resolved' }}"),
+]
 
+MEMORISATION = [
+    Entry("verdict", "MI-CLAIM 5", "report/report.json: neighbours.verdict",
+          missing="**not measured**: run `evaluate.py report` on the samples"),
+    Entry("near-copies, {{ space }}", "MI-CLAIM 5", "report/report.json: neighbours.spaces.*",
+          "{{ near_share | percent }} ({{ near_low | percent }} to {{ near_high | percent }}; "
+          "n = {{ n }}); of held-out images {{ near_heldout_share | percent }}; of the closest "
+          "{{ closest }}, {{ closest_train }} lie next to a training image, "
+          "{{ '%.1f' | format(closest_expected) }} by chance"),
+]
 
-def likeness(add: Items, files: Files) -> None:
-    """The verdicts, and the distances behind them."""
-    add.section = "Evaluation"
-    for v, at in files.each("report", "report.json", "verdict"):
-        add(v["question"], f"**{v['answer']}**. {v['text']}", [at], "TRIPOD+AI 23a; MI-CLAIM 4")
-    for v, at in files.each("matrix", "matrix.json", "verdicts"):
-        said = [f"{name} {v[name]['answer']}" for name in v
-                if isinstance(v[name], dict) and "answer" in v[name]]
-        add(f"matrix: {v['name']}", ", ".join(said) or v.get("grey") or "not measured", [at],
-            "MI-CLAIM 4")
-    for d, at in files.each("report", "report.json", "distances"):
-        if d["set"] == "synthetic" and d.get("KD") is not None:
-            floor = d.get("KD_floor") or dict.fromkeys(("median", "low", "high"))
-            add(f"KD, {d['extractor']}, {d['label']}", f"{num(d['KD'])} "
-                f"({span(d.get('KD_low'), d.get('KD_high'))}; n = {d['n']} held-out, {d['m']} "
-                f"synthetic); real against real {num(floor['median'])} "
-                f"({span(floor['low'], floor['high'])})", [at], "TRIPOD+AI 23a; MI-CLAIM 4")
-    quality, at = files.get("vae", "vae.json")
-    if quality and quality.get("psnr") is not None:
-        add("autoencoder, PSNR of held-out images", f"{num(quality['psnr'])} dB (n = "
-            f"{quality['n_held_out']})", [f"{at}: psnr", f"{at}: n_held_out"], "MI-CLAIM 4")
-    pooled, at = files.get("readers", "readers.json", "pooled")
-    if pooled:
-        for kind in ("synthetic", "real"):
-            s = pooled[kind]
-            add(f"readers call {kind} images Good", f"{percent(s['value'])} ({percent(s['low'])} "
-                f"to {percent(s['high'])}; n = {s['n']}, {len(pooled['readers'])} "
-                f"readers)", [f"{at}.{kind}"], "MI-CLAIM 4")
+LIMITS = [
+    Entry("shortcuts", "MI-CLAIM 5", "audit/audit.json", "",
+          missing="**not measured**: run `evaluate.py audit` on the data"),
+    Entry("{{ kind }}", "TRIPOD+AI 26; MI-CLAIM 5", "audit/audit.json: findings.*",
+          "{% if level != 'info' %}{{ text }}{% endif %}"),
+    Entry("{{ it.label }} by {{ fact }}", "MI-CLAIM 5", "matrix/matrix.json: shortcuts.*",
+          "AUROC {{ auroc | num }} ({{ span(low, high) }}; n = {{ n }}, {{ n_rest }})"),
+    Entry("patients", "TRIPOD+AI 26", "report/report.json: data.patients_assumed",
+          "{% if it %}unknown in some folder, where each image counts as one; "
+          "intervals are too narrow{% endif %}"),
+    *ask("TRIPOD+AI 26", "limits beyond these"),
+]
 
+COMPOSED = "datasheets, composition"
+AUDIT = [
+    Entry("audit", COMPOSED, "audit/audit.json", "",
+          missing="**not made**: run `evaluate.py audit` on the data"),
+    *(Entry(name, COMPOSED, f"audit/audit.json: {name}", "{{ '{:,}'.format(it) }}")
+      for name in ("images", "readable", "patients")),
+    Entry("{{ kind }} ({{ level }})", COMPOSED, "audit/audit.json: findings.*", "{{ text }}"),
+    Entry("images by {{ key }}", f"{COMPOSED}; TRIPOD+AI 20b", "audit/audit.json: tables.*",
+          "{% if key != 'all at once' %}{% for cell, counts in it.items() %}"
+          "{{ '; ' if not loop.first }}{{ cell or 'unknown' }}: {{ counts | plain }}"
+          "{% endfor %}{% endif %}"),
+    Entry("empty cells of {{ key }}", "TRIPOD+AI 11", "audit/audit.json: missing.*",
+          "{% for label, v in it.items() %}{{ ', ' if not loop.first }}"
+          "{{ label }} {{ v | percent }}{% endfor %}"),
+]
 
-def subgroups(add: Items, files: Files) -> None:
-    """What the judge sees in real and synthetic images, over all and by value."""
-    add.section, by = "Subgroups and conditions", "TRIPOD+AI 14, 23a; MI-CLAIM 4"
+SYNTHETIC = [
+    Entry("images", COMPOSED, "report/report.json: samples",
+          "{{ n }}: {{ labels | plain }}"),
+    *(Entry(name, "datasheets, collection", f"samples/manifest.json: {name}")
+      for name in ("model", "recipe")),
+    Entry("images that its model was trained on", "datasheets, collection",
+          "samples/manifest.json: trained_on", "{{ '{:,}'.format(it | length) }}, by SHA-256"),
+]
 
-    def share(v: dict) -> str:
-        few = ", **n too small**" if v["n"] < FEW else ""
-        return f"{percent(v['accuracy'])} ({percent(v['low'])} to {percent(v['high'])}; n = {v['n']}{few})"
-
-    for a, at in files.each("report", "report.json", "agreement"):
-        name = f"{a['variable']}, {a['set']}"
-        if a["n"] and a["kind"] == "number":
-            add(name, f"r = {num(a['r'])} ({span(a['low'], a['high'])}; n = {a['n']}), mean error "
-                f"{num(a['mae'])}", [at], by)
-        elif a["n"]:
-            add(name, share(a), [at], by)
-            for k, v in enumerate(a["by_value"]):
-                add(f"{name}: {v['value']}", share(v), [f"{at}.by_value.{k}"], by)
-
-
-def use(add: Items, files: Files) -> None:
-    """What a classifier gained from synthetic images."""
-    add.section = "A classifier trained with synthetic images"
-    for arm, at in files.each("classifier", "summary.json", "arms"):
-        told = [f"{name} {num(arm[name])} ± {num(arm.get(f'{name}_sd'))}"
-                for name in ("balanced_accuracy", "auroc_macro") if arm.get(name) is not None]
-        add(f"{arm['test_set']}: {arm['arm']}", f"{', '.join(told)} (over {arm['seeds']} seeds; "
-            f"trained on {arm['n_train']})", [at], "TRIPOD+AI 23a; MI-CLAIM 4")
-    for name in files.get("classifier", "summary.json", "differences")[0] or ():
-        for d, at in files.each("classifier", "summary.json", "differences", name):
-            said = "resolved" if d["resolved"] else "not resolved"
-            add(f"{name}: {d['metric']}, {d['arm']} less {d['against']}",
-                f"{signed(d['difference'])} ({span(*d['interval'])}; {d['seeds']} seeds), "
-                f"{said}", [at], "TRIPOD+AI 23a; MI-CLAIM 4")
-
-
-def copies(add: Items, files: Files) -> None:
-    """The verdict on memorisation, and the shares behind it."""
-    add.section = "Memorisation"
-    verdict, at = files.get("report", "report.json", "neighbours", "verdict")
-    if verdict:
-        add("verdict", verdict, [at], "MI-CLAIM 5")
-    else:
-        add("verdict", "**not measured**: run `evaluate.py report` on the samples",
-            asked_by="MI-CLAIM 5")
-    for s, at in files.each("report", "report.json", "neighbours", "spaces"):
-        add(f"near-copies, {s['space']}", f"{percent(s['near_share'])} ({percent(s['near_low'])} "
-            f"to {percent(s['near_high'])}; n = {s['n']}); of held-out images "
-            f"{percent(s['near_heldout_share'])}; of the closest {s['closest']}, "
-            f"{s['closest_train']} lie next to a training image, {s['closest_expected']:.1f} by "
-            f"chance", [at], "MI-CLAIM 5")
-
-
-def limits(add: Items, files: Files) -> None:
-    """What the audit, the matrix and the notes say against the numbers above."""
-    add.section = "Known shortcuts and limits"
-    if files.path("audit", "audit.json") is None:
-        add("shortcuts", "**not measured**: run `evaluate.py audit` on the data",
-            asked_by="MI-CLAIM 5")
-    for f, at in files.each("audit", "audit.json", "findings"):
-        if f["level"] != "note":
-            add(f["kind"], f["text"], [at], "TRIPOD+AI 26; MI-CLAIM 5")
-    for s, at in files.each("matrix", "matrix.json", "shortcuts"):
-        add(f"{s['label']} by {s['fact']}", f"AUROC {num(s['auroc'])} "
-            f"({span(s['low'], s['high'])}; n = {s['n']}, {s['n_rest']})", [at], "MI-CLAIM 5")
-    assumed, at = files.get("report", "report.json", "data", "patients_assumed")
-    if assumed:
-        add("patients", "unknown in some folder, where each image counts as one; intervals are too "
-            "narrow", [at], "TRIPOD+AI 26")
-    ask(add, {"limits beyond these": "TRIPOD+AI 26"})
-
-
-def audited(add: Items, files: Files) -> None:
-    """Everything that the audit counted."""
-    add.section = "Found by the audit"
-    if files.path("audit", "audit.json") is None:
-        add("audit", "**not made**: run `evaluate.py audit` on the data",
-            asked_by="datasheets, composition")
-    for name in ("images", "readable", "patients"):
-        n, at = files.get("audit", "audit.json", name)
-        if n is not None:
-            add(name, f"{n:,}", [at], "datasheets, composition")
-    for f, at in files.each("audit", "audit.json", "findings"):
-        add(f"{f['kind']} ({f['level']})", f["text"], [at], "datasheets, composition")
-    tables, at = files.get("audit", "audit.json", "tables")
-    for name, cells in (tables or {}).items():
-        if name != "all at once":
-            told = [f"{value or 'unknown'}: {plain(counts)}" for value, counts in cells.items()]
-            add(f"images by {name}", "; ".join(told), [f"{at}.{name}"],
-                "datasheets, composition; TRIPOD+AI 20b")
-    shares, at = files.get("audit", "audit.json", "missing")
-    for name, by_label in (shares or {}).items():
-        told = [f"{label} {percent(v)}" for label, v in by_label.items()]
-        add(f"empty cells of {name}", ", ".join(told), [f"{at}.{name}"], "TRIPOD+AI 11")
+CARDS = {
+    "model card": {
+        "Model": MODEL,
+        "Intended use": [
+            Entry("use", "TRIPOD+AI 3b; MI-CLAIM 1", "again: use"),
+            *ask("TRIPOD+AI 3a, 4; MI-CLAIM 1", "question of the study"),
+            *ask("TRIPOD+AI 3b, 27b", "intended users"),
+            *ask("TRIPOD+AI 3c", "known inequalities between groups"),
+            *ask("TRIPOD+AI 6a", "clinical setting")],
+        "Training data": DATA,
+        "Training": TRAINING,
+        "Evaluation": EVALUATION,
+        "Subgroups and conditions": SUBGROUPS,
+        "A classifier trained with synthetic images": CLASSIFIER,
+        "Memorisation": MEMORISATION,
+        "Known shortcuts and limits": LIMITS,
+        "For a person to say": [
+            *ask("TRIPOD+AI 17", "ethical approval and consent"),
+            *ask("TRIPOD+AI 18a", "funding"),
+            *ask("TRIPOD+AI 18b", "conflicts of interest"),
+            *ask("TRIPOD+AI 18c, 18d", "protocol and registration"),
+            *ask("TRIPOD+AI 18e, 18f", "sharing of data and code"),
+            *ask("TRIPOD+AI 19", "patient and public involvement"),
+            *ask("TRIPOD+AI 25", "interpretation"),
+            *ask("model cards", "who is responsible, and how to reach them",
+                 "licence of the model")],
+    },
+    "datasheet": {
+        "Motivation": ask("datasheets, motivation", "why it was made, by whom, for whom",
+                          "funding"),
+        "Composition": DATA,
+        "Found by the audit": AUDIT,
+        "The synthetic set": SYNTHETIC,
+        "Collection": ask("datasheets, collection", "how and when images were acquired",
+                          "consent, and its withdrawal", "ethical review"),
+        "Uses": ask("datasheets, uses", "tasks it was used for",
+                    "what it should not be used for, beyond diagnosis"),
+        "Distribution and maintenance": ask(
+            "datasheets, distribution and maintenance", "licence and terms",
+            "how it is distributed", "who maintains it, and errata"),
+    },
+}
+SUMMARY = ("use", "data folders", "images the diffusion was trained on",
+           "no patient and no file in two splits", "sampling", "verdict", "shortcuts", "shortcut",
+           "readers call synthetic images Good", "diffusion model, architecture")

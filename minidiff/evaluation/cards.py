@@ -1,26 +1,35 @@
-"""A model card and a datasheet, filled from what the runs have written down; what only a person can
-say is left blank.
+"""A model card and a datasheet, filled from the files of the runs; what only a person can say is
+left blank.
 
-    python evaluate.py card --root runs/x                         from all runs in it, or from those of --runs
+    python evaluate.py card --root runs/x              from all runs in it, or from those of --runs
 
-Each line says which file, and where in it, the statement comes from, and which guideline asks for
+Each item says which file, and where in it, the statement comes from, and which guideline asks for
 it: TRIPOD+AI (Collins et al. 2024), MI-CLAIM (Norgeot et al. 2020; its six parts), model cards
-(Mitchell et al. 2019), datasheets (Gebru et al. 2021). Blank lines are collected in answers.json:
-fill them in there, run the command again, and they are in the cards.
+(Mitchell et al. 2019), datasheets (Gebru et al. 2021). Blank items are collected in answers.json:
+fill them in there, run the command again, and they are on the cards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from minidiff import runs
+from minidiff.data.split import SPLITS
+from minidiff.data.table import Table
 from minidiff.errors import InputError
-from minidiff.evaluation.card_items import RESEARCH, datasheet, model_card
-from minidiff.evaluation.written import Files, Item
+from minidiff.evaluation import pages
+from minidiff.evaluation.card_items import CARDS, RESEARCH, SUMMARY, Entry
+from minidiff.evaluation.verify import read_as_then
 from minidiff.root import Rooted
 
+KINDS = ("vae", "diffusion", "samples", "classifier", "report", "matrix", "audit", "readers")
 BLANK = "▢ **TO BE FILLED IN BY A PERSON**"
 ANSWERS = "answers.json"
 
@@ -28,58 +37,211 @@ ANSWERS = "answers.json"
 @dataclass(frozen=True)
 class CardConfig(Rooted):
     runs: tuple[str, ...] = ("ROOT/",)      # run folders, or folders that hold some
-    out: str = "ROOT/card"                  # model_card.md, datasheet.md, card.json, answers.json
+    out: str = "ROOT/card"                  # model_card and datasheet, card.json, answers.json
+
+
+class Item(NamedTuple):
+    """One line of a card. Without a value it waits for a person."""
+
+    document: str                   # model card or datasheet
+    section: str
+    name: str
+    value: str
+    sources: tuple[str, ...]        # "file: key.key"
+    asked_by: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.document}: {self.name}"
+
+    @property
+    def by(self) -> str:
+        if not self.value or not self.sources:
+            return "nobody yet"
+        return "person" if ANSWERS in self.sources[0] else "files"
 
 
 def run_card(cfg: CardConfig) -> None:
-    """A model card and a datasheet (TRIPOD+AI, MI-CLAIM) from what the runs have written down."""
+    """A model card and a datasheet (TRIPOD+AI, MI-CLAIM) from the files of the runs."""
     files, out = Files(cfg.runs), Path(cfg.out)
-    given = out / ANSWERS
-    answers = runs.read_json(given) if given.is_file() else {}
+    items = [item for document in CARDS for item in filled(document, files)]
+    items = answered(items, out / ANSWERS)
+    runs.write_json(out / "card.json", {"items": [{**item._asdict(), "by": item.by}
+                                                  for item in items],
+                                        "provenance": runs.provenance()})
+    of = ", ".join(sorted({str(folder.parent) for folder in files.folders.values()}))
+    for document in CARDS:
+        own = [item for item in items if item.document == document]
+        left = sum(not item.value for item in own)
+        about = {"document": document, "of": of, "items": own, "left": left, "blank": BLANK,
+                 "answers": ANSWERS, "research": RESEARCH, "summary": summary(own)}
+        for ending in ("md", "html"):
+            path = out / f"{document.replace(' ', '_')}.{ending}"
+            runs.write_atomic(path, pages.render(f"card.{ending}", **about))
+        print(f"{path}: {len(own) - left} items filled, {left} left to a person")
+
+
+def filled(document: str, files: Files) -> Iterator[Item]:
+    """Every item of a document, those that no file answers without a value."""
+    for section, entries in CARDS[document].items():
+        for entry in entries:
+            for name, value, sources in lines(entry, files):
+                yield Item(document, section, name, value, sources, entry.asked_by)
+
+
+def lines(entry: Entry, files: Files) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Name, value and sources of each item that an entry gives."""
+    if not entry.place:
+        yield entry.item, "", ()
+        return
+    found = list(files.each(entry.place))
+    for context, sources in found:
+        value = pages.text(entry.value, context)
+        if value:
+            yield pages.text(entry.item, context), value, sources
+    if not found and entry.missing is not None:
+        yield entry.item, entry.missing, ()
+
+
+def answered(items: Sequence[Item], path: Path) -> list[Item]:
+    """The items with what a person wrote into answers.json, which is written anew."""
+    answers = runs.read_json(path) if path.is_file() else {}
     if not isinstance(answers, dict) or not all(isinstance(v, str) for v in answers.values()):
-        raise InputError(f"{given}: allowed is one JSON object of texts, {{item: answer}}")
-    items = [*model_card(files), *datasheet(files)]
-    blank = dict.fromkeys(_key(item) for item in items if not item.value)
+        raise InputError(f"{path}: allowed is one JSON object of texts, {{item: answer}}")
+    blank = dict.fromkeys(item.key for item in items if not item.value)
     strange = sorted(key for key, text in answers.items() if text and key not in blank)
     if strange:
-        raise InputError(f"{given} answers {strange[0]!r}, which is not asked; asked are: "
+        raise InputError(f"{path} answers {strange[0]!r}, which is not asked; asked are: "
                          f"{', '.join(blank)}")
-    items = [item._replace(value=answers[_key(item)], sources=(f"{given}: {_key(item)}",))
-             if not item.value and answers.get(_key(item)) else item for item in items]
-    runs.write_json(given, {key: answers.get(key, "") for key in blank})
-    runs.write_json(out / "card.json",
-                    {"items": [{**item._asdict(), "by": _by(item)} for item in items],
-                     "provenance": runs.provenance()})
-    for document, name in (("model card", "model_card.md"), ("datasheet", "datasheet.md")):
-        own = [item for item in items if item.document == document]
-        runs.write_atomic(out / name, markdown(document, own, files))
-        left = sum(not item.value for item in own)
-        print(f"{out / name}: {len(own) - left} items filled, {left} left to a person")
+    runs.write_json(path, {key: answers.get(key, "") for key in blank})
+    return [item._replace(value=answers[item.key], sources=(f"{path}: {item.key}",))
+            if not item.value and answers.get(item.key) else item for item in items]
 
 
-def markdown(document: str, items: Sequence[Item], files: Files) -> str:
-    """A card as tables, one a section."""
-    left = sum(not item.value for item in items)
-    of = ", ".join(sorted({str(folder.parent) for folder in files.folders.values()}))
-    text = (f"# {document.capitalize()}: {of}\n\n**{RESEARCH}**\n\n{len(items) - left} items "
-            f"filled, {left} left to a "
-            f"person" + (f" and marked {BLANK}: write them into {ANSWERS} and run the command "
-                         f"again.\n" if left else ".\n"))
-    for section in dict.fromkeys(item.section for item in items):
-        text += f"\n## {section}\n\n| | | from | asked for by |\n|---|---|---|---|\n"
-        for item in (i for i in items if i.section == section):
-            cells = (item.name, item.value or BLANK, "<br>".join(f"`{s}`" for s in item.sources),
-                     item.asked_by)
-            text += "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ")
-                                      for c in cells) + " |\n"
-    return text
+def summary(items: Sequence[Item]) -> list[Item]:
+    """The ten lines at the head of a page: what it is, of what data, and the verdicts."""
+    def chosen(item: Item) -> bool:
+        return item.name in SUMMARY or any(".json: verdict." in s for s in item.sources)
+
+    return [item for item in items if item.value and chosen(item)][:10]
 
 
-def _key(item: Item) -> str:
-    return f"{item.document}: {item.name}"
+class Files:
+    """The files of run folders, by kind of run, and what the data say when they are read again."""
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self.folders = find_runs(folders)
+        self.content: dict[Path, Any] = {}
+        self.again = {"use": (RESEARCH, ["minidiff/evaluation/card_items.py: RESEARCH"])}
+        with_data = (kind for kind in ("diffusion", "vae", "classifier", "audit")
+                     if (self.load(kind, "config.json") or {}).get("data"))
+        self.data = next(with_data, "")
+        if self.data:
+            self.again |= read_again(self.folders[self.data], self.load(self.data, "config.json"))
+
+    def load(self, kind: str, name: str) -> Any:
+        """A file of a run: JSON, the last line of a log, or facts of weights; None without one."""
+        path = self.folders.get(kind, Path()) / name
+        if kind not in self.folders or not path.is_file():
+            return None
+        if path not in self.content:
+            read = {".json": runs.read_json, ".jsonl": last_line, ".safetensors": weights}
+            self.content[path] = read[path.suffix](path)
+        return self.content[path]
+
+    def each(self, place: str) -> Iterator[tuple[dict, tuple[str, ...]]]:
+        """Every member at a place of `card_items` that there is, as (context, sources)."""
+        where, _, dotted = place.partition(": ")
+        keys = dotted.split(".") if dotted else []
+        if where == "again":
+            start, sources = self.again.get(keys.pop(0), (None, []))
+        else:
+            kind, _, name = where.replace("DATA", self.data or "DATA").partition("/")
+            start, sources = self.load(kind, name), []
+        for found, path in members(start, keys):
+            context: dict[str, Any] = {}
+            for outer in found:
+                context |= outer if isinstance(outer, dict) else {}
+            context |= {"it": found[-1], "key": path[-1] if path else "", "keys": path}
+            at = sources or [f"{self.folders[kind] / name}: {'.'.join(path)}".rstrip(": ")]
+            yield context, tuple(at)
 
 
-def _by(item: Item) -> str:
-    if not item.value or not item.sources:
-        return "nobody yet"
-    return "person" if ANSWERS in item.sources[0] else "files"
+def members(value: Any, keys: Sequence[str]) -> Iterator[tuple[list, list[str]]]:
+    """([value, …, innermost member], path) of every member that the keys lead to."""
+    if value is None:
+        return
+    if not keys:
+        yield [value], []
+        return
+    inner = value if isinstance(value, dict) else dict(enumerate(value))
+    for key in (inner if keys[0] == "*" else [keys[0]]):
+        for found, path in members(inner.get(key), keys[1:]):
+            yield [value, *found], [str(key), *path]
+
+
+def find_runs(folders: Sequence[str]) -> dict[str, Path]:
+    """Kind → run folder, among the folders and those inside them; two of a kind are refused."""
+    found = defaultdict(list)
+    for folder in dict.fromkeys(map(Path, folders)):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such run folder")
+        for path in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
+            config = path / "config.json"
+            kind = runs.read_json(config).get("kind", "") if config.is_file() else ""
+            if kind in KINDS and path not in found[kind]:
+                found[kind].append(path)
+    for kind, paths in found.items():
+        if len(paths) > 1:
+            raise InputError(f"{len(paths)} runs of kind {kind}: {', '.join(map(str, paths))}; "
+                             "a card is of one model, so name its runs by --runs")
+    if not found:
+        raise InputError(f"{', '.join(folders)}: no run folder, nor one inside; a card is filled "
+                         "from their config.json, …")
+    return {kind: paths[0] for kind, paths in found.items()}
+
+
+def read_again(run: Path, config: Mapping) -> dict[str, tuple[Any, list[str]]]:
+    """(fact, sources) of the data of a run: their splits today, whether they are those trained on,
+    and whether a program drew them.
+    """
+    folders = config["data"]
+    drawn = [path for path in (Path(f) / "phantom.json" for f in folders) if path.is_file()]
+    facts = {"drawn": ([runs.read_json(path) for path in drawn], list(map(str, drawn)))}
+    if not all(Path(folder).is_dir() for folder in folders):
+        return facts
+    try:
+        table = read_as_then(folders, config.get("seed") or 0, run.parent)
+    except InputError as error:
+        print(f"the data cannot be read again, so patients are not counted: {error}")
+        return facts
+    record = run / "run.json"
+    written = runs.read_json(record)["facts"].get("data") if record.is_file() else None
+    same = table.select(split=SPLITS).fingerprint == written
+    sources = [*folders, f"{record}: facts.data"] if written else list(folders)
+    return facts | {"splits": (counts(table), list(folders)),
+                    "trained_on": ("yes" if same else "no", sources)}
+
+
+def counts(table: Table) -> dict[str, list[tuple[str, int, int]]]:
+    """Split → (label, images, patients)."""
+    images = Counter((row["split"], row["label"]) for row in table.rows)
+    patients = Counter((split, label) for split, label, _ in
+                       {(row["split"], row["label"], row["patient"]) for row in table.rows})
+    return {split: [(label, images[split, label], patients[split, label])
+                    for label in table.labels] for split in SPLITS}
+
+
+def last_line(path: Path) -> dict | None:
+    log = runs.read_log(path)
+    return log[-1] if log else None
+
+
+def weights(path: Path) -> dict[str, Any]:
+    """How many numbers a safetensors file holds, from its header, and its SHA-256."""
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    return {"numbers": sum(map(math.prod, shapes)), "sha256": runs.sha256(path)}

@@ -131,3 +131,38 @@ def _study(study: dict) -> list[dict]:
 
 def _all(answers: Sequence[str]) -> str:
     return BAD if BAD in answers else GOOD if GOOD in answers else OPEN
+
+
+def of_readers(result: dict) -> list[dict]:
+    """{"question", "answer", "text", "good"} of a reading study; "good" is the welcome answer.
+
+    Of the intervals over other images and over other images and readers, the wider end counts.
+    """
+    pooled, margin = result["pooled"], result["design"]["margin"]
+    question = ("Are synthetic images called Good as often as real ones, to within "
+                f"{100 * margin:.0f} points?")
+    if not pooled:
+        return [{"question": question, "answer": OPEN, "good": GOOD,
+                 "text": "No reader is both finished and attentive."}]
+    d, shares = pooled["difference"], [pooled[kind]["value"] for kind in ("synthetic", "real")]
+    low = min(d[end] for end in ("low", "wide_low") if d[end] is not None)
+    high = max(d[end] for end in ("high", "wide_high") if d[end] is not None)
+    answer = GOOD if low > -margin else BAD if high < -margin else OPEN
+    text = (f"{percent(shares[0])} of synthetic and {percent(shares[1])} of real; difference "
+            f"{100 * d['value']:+.1f} points ({_both(d, '{:+.1f}')}).")
+    found = [{"question": question, "answer": answer, "good": GOOD, "text": text}]
+    if o := pooled["origin"]:
+        low = min(o[end] for end in ("low", "wide_low") if o[end] is not None)
+        text = (f"{percent(o['value'])} of the answers are right, where chance is 50 % "
+                f"({_both(o, '{:.1f}')} %).")
+        found.append({"question": "Can readers tell synthetic images from real ones?",
+                      "answer": GOOD if low > 0.5 else OPEN, "good": BAD, "text": text})
+    return found
+
+
+def _both(x: dict, number: str) -> str:
+    """Both intervals of a share or a difference, in per cent."""
+    low, high, wide_low, wide_high = (None if x[end] is None else number.format(100 * x[end])
+                                      for end in ("low", "high", "wide_low", "wide_high"))
+    wide = "" if wide_low is None else f"; over other readers, too, {wide_low} to {wide_high}"
+    return f"{low} to {high}{wide}".replace("-", "−")

@@ -17,10 +17,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # limits of glibc's allocator, see 
 def pick_device(name: str = "auto") -> torch.device:
     """auto: the GPU if there is one (under torchrun, the one of this rank), else the CPU."""
     keep_memory()
-    if name == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
     if name == "auto":
-        return torch.device("cuda", distributed.local_rank())
+        name = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

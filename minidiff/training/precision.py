@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minidiff import distributed
 from minidiff.errors import TrainingFault
 
-Name = Literal["auto", "fp32", "bf16", "fp16"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = 3  # non-finite steps in a row that end the run
 
@@ -27,7 +27,7 @@ PATIENCE = 3  # non-finite steps in a row that end the run
 class Precision:
     """Precision and device of a training run; its state (loss scale, skipped steps) is saved."""
 
-    def __init__(self, name: Name = "auto", device: torch.device | str = "cpu"):
+    def __init__(self, name: PrecisionName = "auto", device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         if name == "auto" and self.device.type == "cuda":
             name = "bf16" if torch.cuda.is_bf16_supported() else "fp16"

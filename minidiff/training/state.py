@@ -8,7 +8,6 @@ checkpoint or none. All ranks hand in their shards; rank 0 writes.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -48,14 +47,14 @@ def save(path: str | Path, **parts: Stateful) -> None:
             runs.write_json(temporary / "state.json", manifest)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(temporary, path)
-            runs.sync_folder(path.parent)
+            runs.sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(path: str | Path, **parts: Stateful) -> None:
     """Load the named parts of a checkpoint, which may hold more; names and shapes must fit."""
-    manifest = _manifest(Path(path))
+    manifest = runs.read_json(Path(path) / "state.json")
     for name, part in parts.items():
         if name not in manifest:
             raise InputError(f"{path} holds {', '.join(manifest)}, no {name}")
@@ -82,7 +81,7 @@ def newest(folder: str | Path) -> Path | None:
 def check(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        for name, part in _manifest(path).items():
+        for name, part in runs.read_json(path / "state.json").items():
             if runs.sha256(path / f"{name}.safetensors") != part["sha256"]:
                 return f"{name}.safetensors has another SHA-256 than state.json says"
     except (OSError, KeyError, TypeError, AttributeError, InputError) as error:
@@ -138,15 +137,6 @@ def require_space(run: Path, model: nn.Module, snapshots: int = 0) -> None:
         raise InputError(f"{run}: states of {size / 1e9:.2f} GB{more} need {needed / 1e9:.2f} GB "
                          f"of disk, {free / 1e9:.2f} GB are free; name another --out, train fewer "
                          "weights or keep fewer --snapshots")
-
-
-def _manifest(path: Path) -> dict:
-    try:
-        return json.loads((path / "state.json").read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} is no checkpoint: it has no state.json") from None
-    except ValueError as error:
-        raise InputError(f"{path}/state.json is damaged: {error}") from None
 
 
 def _to_tree(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

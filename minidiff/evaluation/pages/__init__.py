@@ -24,8 +24,19 @@ def _environment():
     environment.filters.update({name: getattr(formats, name) for name in FILTERS})
     environment.filters["png"] = lambda png: (
         f"data:image/png;base64,{base64.b64encode(png).decode()}")
+    environment.filters["groupby_in_order"] = lambda items, name: [
+        (value, [item for item in items if getattr(item, name) == value])
+        for value in dict.fromkeys(getattr(item, name) for item in items)]
     environment.globals["span"] = formats.span
     return environment
+
+
+def text(source: str, context: dict[str, Any]) -> str:
+    """A line of plain text from a template's source, with the same filters."""
+    from jinja2 import Undefined
+
+    plain = _environment().overlay(autoescape=False, undefined=Undefined)
+    return plain.from_string(source).render(**context)
 
 
 def render(template: str, **context: Any) -> str:

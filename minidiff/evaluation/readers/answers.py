@@ -1,8 +1,8 @@
-"""Readers' files: read, checked against the key, and laid out as tables of images and readers.
+"""Read the readers' exports, check them against the key and lay them out as tables.
 
-The checksum in a file finds what was cut or edited after export. It is no seal: who wants to forge
-answers can compute it anew. That each answer stands where the key's order for this reader has it,
-and only once, is checked as well.
+The checksum in a file finds what was cut or edited after export. It is no seal: a forger can
+compute it again. Each answer must also stand where the key's order for this reader has it, and only
+once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Key:
     orders: list[dict]
 
     def where(self, **wanted: str) -> list[int]:
-        """Places of the items that are so, repeats aside."""
+        """Places of the items with these values, without repeats."""
         return [k for k, item in enumerate(self.items) if "repeat_of" not in item
                 and all(item.get(name) == value for name, value in wanted.items())]
 
@@ -50,23 +50,19 @@ class Key:
 
 @dataclass(frozen=True)
 class Reading:
-    """One reader's answers in the order of the key's items: 0, 1, or −1 where there is none;
-    `position` counts from 1.
-    """
+    """One reader's answers in the order of the key's items: 0 or 1, −1 for none."""
 
     reader: int
     file: str
     answer: dict[str, np.ndarray]      # block → (items,)
     confidence: dict[str, np.ndarray]  # block → (items,), 1 … 4
-    position: np.ndarray               # (items,) in the first part
+    position: np.ndarray               # (items,) in the first part, from 1
     seconds: np.ndarray                # of every answer given
     reasons: list[tuple[str, ...]] = field(default_factory=list)  # of each item, in the first part
     missing: int = 0                   # images not rated
 
     def first(self, key: Key, places: list[int]) -> np.ndarray:
-        """Good (1) or Bad (0) at the first of an image's showings, whichever of the two items that
-        was.
-        """
+        """Good (1) or Bad (0) when an image was shown first, as either of its two items."""
         twin = dict(key.repeats)
         seen = [min((k, twin.get(k, k)), key=lambda p: self.position[p] or 1 << 30) for k in places]
         return self.answer["quality"][seen]
@@ -81,10 +77,10 @@ def read_key(path: str | Path) -> Key:
 
 
 def read_readings(files: tuple[str, ...], key: Key) -> tuple[list[Reading], list[str]]:
-    """The usable files by reader, and one remark for each file that is not, or not wholly, usable.
+    """The readings of usable files, and a remark for each file that is not, or only partly, usable.
 
-    Two files of one reader: the same answers count once, a shorter one that the longer goes on from
-    gives way to it, and of two that differ neither counts.
+    Of two files of one reader, equal answers count once, and a file that continues the other
+    replaces it; where answers differ, neither counts.
     """
     by_reader, remarks = {}, []
     for file in files:
@@ -114,9 +110,7 @@ def read_readings(files: tuple[str, ...], key: Key) -> tuple[list[Reading], list
 
 
 def read_rows(file: str | Path) -> list[dict]:
-    """The rows of an export, JSONL or CSV, after its checksum; every value as JSON would have
-    it.
-    """
+    """The rows of an export, JSONL or CSV, if its checksum fits; values as in JSON."""
     try:
         data = Path(file).read_bytes()
         text = data.decode()

@@ -1,8 +1,8 @@
-"""Chance that only the holder of the key can repeat: names, draws and orders from one secret.
+"""Random names, draws and orders that only the holder of the secret can repeat.
 
-A public seed would let anybody draw the same images and orders again and read the truth off them;
-so would the state of one generator, which its outputs give away. Here every purpose has a generator
-of its own, keyed by HMAC-SHA256.
+With a public seed anybody could draw the same images and orders again and learn which are real; so
+they could from the state of a generator, which its outputs reveal. Here every purpose has its own
+generator, keyed by HMAC-SHA256.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TRIES = 200  # placements of the pairs before the gap is narrowed by one
+TRIES = 200
 
 
 def name(secret: bytes, purpose: str) -> str:
@@ -27,11 +27,10 @@ def generator(secret: bytes, purpose: str) -> np.random.Generator:
 
 def spaced_order(n: int, pairs: Sequence[tuple[int, int]], gap: int,
                  rng: np.random.Generator) -> tuple[list[int], int]:
-    """0 … n − 1 in random order, the two of each pair at least `gap` places apart: (order, gap
-    kept).
+    """(order, gap): 0 … n − 1 in random order, the two of each pair at least a gap apart.
 
-    The pairs are placed first, each on two free places drawn at random, anew where one finds none;
-    the gap shrinks only where that fails too often, as it must in a short list.
+    Pairs are placed first, each on two free places drawn at random. If that fails `TRIES` times, as
+    it must in a short list, the gap shrinks by one.
     """
     for kept in range(min(gap, n - len(pairs)), -1, -1):
         for _ in range(TRIES if pairs else 1):

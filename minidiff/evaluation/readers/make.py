@@ -1,10 +1,10 @@
-"""Make a reading study: one page for the readers, and apart from it the key that says what each
-image is.
+"""Make a reading study: a page for the readers, and apart from it the key that says what each image
+is.
 
-The page needs neither network nor server. All images are brought to one size, made grey and stored
-by one encoder without compression, so that their files are equally long and tell nothing but their
-pixels: a generated image compresses better. Names and orders come from a secret in the key file
-(`keyed`); the page and preregistration.json carry the key's hash.
+The page needs neither network nor server. All images have one size, are grey and are stored without
+compression, so that all files are equally long: a generated image compresses better, and the length
+would give it away. Names and orders come from a secret in the key file (`keyed`); the page and
+preregistration.json carry the key's hash.
 """
 
 from __future__ import annotations
@@ -33,36 +33,39 @@ from minidiff.root import Rooted
 
 HERE = Path(__file__).parent
 GAP = 50          # places between an image and its repeat, where the list is long enough
-ATTENTIVE = 0.8   # share of the controls that a reader must call Bad for his answers to be pooled
+ATTENTIVE = 0.8   # share of the controls that a reader must call Bad to be pooled
 HEAVY = 150e6     # bytes of a page at which a tablet struggles
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 RULES = (
     "Good-rates with Wilson's interval for each reader; difference synthetic − real with "
-    "Newcombe's.", "Non-inferior if both lower limits of the pooled difference, over other images "
-    "and over other images and readers, lie above −margin.", "Readers who call fewer than "
-    "{attentive:.0%} of the controls Bad are shown and left out of pooled numbers; so are "
-    "unfinished readers.", "Only the first of two showings counts for rates; both count for "
-    "agreement of a reader with himself.", "Agreement: Cohen's kappa of two readers, Fleiss' of "
-    "more, Gwet's AC1; real or generated: exact binomial against 1/2.",
+    "Newcombe's.",
+    "Non-inferior if both lower limits of the pooled difference, over other images and over other "
+    "images and readers, lie above −margin.",
+    "Readers who call fewer than {attentive:.0%} of the controls Bad are shown and left out of "
+    "pooled numbers; so are unfinished readers.",
+    "Only the first of two showings counts for rates; both count for a reader's agreement with the "
+    "first answer.",
+    "Agreement: Cohen's kappa of two readers, Fleiss' of more, Gwet's AC1; real or generated: "
+    "exact binomial against 1/2.",
 )
 
 
 @dataclass(frozen=True)
 class Config(Rooted):
-    data: tuple[str, ...] = ()            # real data sets; only their val and test are shown, never train
-    samples: tuple[str, ...] = ("ROOT/samples",)  # folders of synthetic images, of the same form
-    out: str = "ROOT/readers"             # folder for the readers: index.html and nothing else
-    key: str = "ROOT/readers-key"         # folder to keep: key.json and preregistration.json
-    per_label: int = 34                   # real and as many synthetic images of each label; 100 of each kind are usual
-    readers: int = 4                      # orders on the page, one a reader
-    repeat: float = 0.15                  # share of the images shown twice, for a reader's agreement with himself
-    controls: int = 10                    # images spoilt on purpose, which an attentive reader calls Bad
-    origin: bool = True                   # a second part that asks "real or generated?"
-    margin: float = 0.15                  # by which the Good-rate of synthetic images may fall short of that of real ones
-    show_label: bool = False              # print each image's label, and ask for good examples of it
-    size: int = 0                         # side of all images, px; 0: that of the samples
-    text: str = ""                        # JSON file with the page's words in another language; none: English
-    seed: int = 0                         # of the patient split where the data bring none
+    data: tuple[str, ...] = ()     # real data sets; only their val and test images are shown
+    samples: tuple[str, ...] = ("ROOT/samples",)  # folders of synthetic images
+    out: str = "ROOT/readers"      # folder for the readers: index.html and nothing else
+    key: str = "ROOT/readers-key"  # folder to keep: key.json and preregistration.json
+    per_label: int = 34            # real images, and as many synthetic ones, of each label
+    readers: int = 4               # orders on the page, one for each reader
+    repeat: float = 0.15           # share shown twice, for agreement with the first answer
+    controls: int = 10             # images spoilt on purpose, which an attentive reader calls Bad
+    origin: bool = True            # a second part that asks "real or generated?"
+    margin: float = 0.15           # by which the Good-rate of synthetic images may fall short
+    show_label: bool = False       # print each image's label, and ask for good examples of it
+    size: int = 0                  # side of all images, px; 0: that of the samples
+    text: str = ""                 # JSON file with the page's words in another language
+    seed: int = 0                  # of the patient split where the data bring none
 
 
 def run(cfg: Config) -> None:
@@ -156,9 +159,7 @@ def check(cfg: Config) -> tuple[Path, Path]:
 
 
 def texts(path: str) -> dict[str, str]:
-    """The page's words: those of text.json, or their translation, which must have each of them with
-    the same {values}.
-    """
+    """The page's words, from text.json or a translation that has each with the same {values}."""
     english = json.loads((HERE / "text.json").read_text())
     if not path:
         return english
@@ -175,9 +176,8 @@ def texts(path: str) -> dict[str, str]:
 
 
 def read(cfg: Config) -> tuple[Table, list[Table]]:
-    """Held-out real images, and each set of samples; no sample may be a real file, none made from a
-    held-out image.
-    """
+    """Held-out real images and each set of samples, which may hold no real file, nor images of a
+    generator that saw held-out ones."""
     table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
     real, made = table.select(split=("val", "test")), [read_table(folder, split=False)
                                                        for folder in cfg.samples]
@@ -193,11 +193,10 @@ def read(cfg: Config) -> tuple[Table, list[Table]]:
 
 def choose(cfg: Config, secret: bytes, real: Table,
            made: list[Table]) -> tuple[list[dict], list[str]]:
-    """The items in a fixed order: equally many real and synthetic ones of each label, then repeats,
-    then controls.
+    """Equally many real and synthetic items of each label, then repeats, then controls; and notes.
 
-    An item is {kind, label, set, file_name, sha256, file}; repeats also carry "twin", the place of
-    their first.
+    An item is {kind, label, set, file_name, sha256, file}; a repeat also has "twin", the place of
+    its first showing.
     """
     rng = keyed.generator(secret, "draw")
     labels = sorted({label for table in made for label in table.labels})
@@ -245,9 +244,8 @@ def item(kind: str, table: Table, folder: str, row: Row) -> dict:
 
 def draw_orders(cfg: Config, secret: bytes,
                 items: list[dict]) -> tuple[list[dict[str, list[int]]], int]:
-    """For each reader the order of part 1 (everything) and of part 2 (each real and synthetic image
-    once); the gap kept.
-    """
+    """Each reader's order of part 1 (everything) and of part 2 (real and synthetic images once),
+    and the least gap between an image and its repeat."""
     pairs = [(it["twin"], k) for k, it in enumerate(items) if "twin" in it]
     once = [k for k, it in enumerate(items) if "twin" not in it and it["kind"] != "control"]
     orders, gaps = [], []
@@ -284,9 +282,7 @@ def blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def tiles(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Its sixteen tiles, each in the place of another; what is left over at right and below
-    stays.
-    """
+    """Its sixteen tiles, each in the place of another; the rest at the right and below stays."""
     side, out, order = image.shape[0] // 4, image.copy(), rng.permutation(16)
     for to, of in zip(order, np.roll(order, 1)):
         (y, x), (v, u) = (tuple(side * np.array(divmod(int(k), 4))) for k in (to, of))
@@ -298,9 +294,7 @@ SPOIL = {"noise": noise, "blur": blur, "tiles": tiles}
 
 
 def stored_png(image: np.ndarray) -> bytes:
-    """The PNG of uint8 (H,W) with its pixels stored, not packed: as long as any other of this size,
-    to the byte.
-    """
+    """The PNG of uint8 (H,W), stored without compression: of one length for all of one size."""
     height, width = image.shape
     # each row says "no filter" first
     rows = np.concatenate([np.zeros((height, 1), np.uint8), image], 1).tobytes()
@@ -314,9 +308,7 @@ def stored_png(image: np.ndarray) -> bytes:
 
 
 def build_page(study: dict) -> bytes:
-    """The page with everything in it; its policy lets run these very scripts and styles, and
-    forbids every request.
-    """
+    """The whole page; its policy allows this one script and style, and no request."""
     script, style = ((HERE / f"reader.{kind}").read_text() for kind in ("js", "css"))
     allowed = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
                for name, text in (("script", script), ("style", style))}

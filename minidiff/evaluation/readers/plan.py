@@ -1,6 +1,4 @@
-"""How many images a reading study needs, for an interval of a wanted width or a test of a wanted
-power.
-"""
+"""How many images a reading study needs for an interval of some width or a test of some power."""
 
 from __future__ import annotations
 
@@ -78,9 +76,7 @@ def n_for_width(p: float, width: float) -> int | None:
 
 
 def margin_power(n: int, p: float, q: float, margin: float) -> float:
-    """Chance that Newcombe's lower limit of p − q, n images of each, lies above −margin: over all
-    outcomes, exactly.
-    """
+    """Exact chance that Newcombe's lower limit of p − q, n images of each, is above −margin."""
     shares, ends = np.arange(n + 1) / n, np.array([wilson(k, n) for k in range(n + 1)]).T
     low, _ = mover(shares[:, None], ends[:, :, None], shares, ends)
     k = np.arange(n + 1)
@@ -88,9 +84,7 @@ def margin_power(n: int, p: float, q: float, margin: float) -> float:
 
 
 def n_for_margin(p: float, q: float, margin: float, power: float) -> int | None:
-    """Fewest images of each kind with this power, by steps of one in the first hundred and of a
-    hundredth beyond.
-    """
+    """Fewest images of each kind with this power; beyond 200, to a hundredth."""
     n = 5
     while n <= MOST // 2:
         if margin_power(n, p, q, margin) >= power:
@@ -123,7 +117,7 @@ def n_for_kappa(agree: float, good: float, width: float) -> int | None:
 
 
 def first(enough: Callable[[int], bool]) -> int | None:
-    """The least n for which a condition holds that holds from there on; None beyond `MOST`."""
+    """The least n from which on a condition holds, by bisection; None beyond `MOST`."""
     low, high = 0, MOST
     if not enough(high):
         return None

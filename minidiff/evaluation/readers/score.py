@@ -1,10 +1,10 @@
-"""What readers' answers say: how often Good, on synthetic and on real images; how far readers
-agree; whether they can tell.
+"""Score a reading study: how often readers call synthetic and real images Good, how far they agree,
+and whether they can tell the two apart.
 
-The 68 % of a set of synthetic images that readers call Good mean little before the same readers
-have judged real ones. Rates are of first showings. A pooled rate has two intervals: over other
-images with these readers, each image being one draw however many read it, and over other images and
-other readers (`rating.two_way_random_interval`).
+That readers call 68 % of the synthetic images Good means little until the same readers have judged
+real ones. Rates count first showings only. A pooled rate has two intervals: over other images with
+these readers, where an image is one draw however many read it, and over other images and readers
+(`rating.two_way_random_interval`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import scipy
 from minidiff import runs
 from minidiff.data.table import read_csv
 from minidiff.errors import InputError
+from minidiff.evaluation import pages, verdicts
 from minidiff.evaluation.pages.format import jsonable
-from minidiff.evaluation.readers import result_page
 from minidiff.evaluation.readers.answers import REASONS, Key, Reading, read_key, read_readings
 from minidiff.rating import (
     against_chance,
@@ -41,10 +41,10 @@ KINDS = ("synthetic", "real")
 
 @dataclass(frozen=True)
 class Config(Rooted):
-    answers: tuple[str, ...] = ()               # the readers' exports, JSONL or CSV, any number
+    answers: tuple[str, ...] = ()           # the readers' exports, JSONL or CSV
     key: str = "ROOT/readers-key/key.json"  # the study's key
     out: str = "ROOT/readers-score"         # readers.html and readers.json
-    numbers: str = ""                           # CSV: file_name (and set) of synthetic images, and their numbers; or none
+    numbers: str = ""                       # CSV: file_name (and set) and numbers of images
 
 
 def run(cfg: Config) -> None:
@@ -63,9 +63,13 @@ def run(cfg: Config) -> None:
               "key_sha256": key.sha256, "design": key.design,
               "answers": {file: runs.sha256(file) for file in cfg.answers if Path(file).is_file()},
               "provenance": runs.provenance()}
-    result = jsonable({**result, "verdict": result_page.verdicts(jsonable(result))})
+    result = jsonable(result)
+    result = {**result, "verdict": verdicts.of_readers(result)}
     runs.write_json(out / "readers.json", result)
-    runs.write_atomic(out / "readers.html", result_page.render(result))
+    rows = [{**v, "kind": "open" if v["answer"] == verdicts.OPEN
+             else "yes" if v["answer"] == v["good"] else "no"} for v in result["verdict"]]
+    runs.write_atomic(out / "readers.html", pages.render(
+        "readers.html", **{**result, "verdict": rows, "answers_of": result["answers"]}))
     for v in result["verdict"]:
         print(f"{v['answer']:>12}  {v['question']} {v['text']}")
     print(out / "readers.html")
@@ -123,8 +127,8 @@ def of_reader(key: Key, r: Reading) -> dict:
 
 
 def tell(key: Key, r: Reading) -> dict:
-    """"Real or generated?" of one reader: right answers against chance, and the area under the
-    curve of his confidence.
+    """One reader's answers to "real or generated?": right answers against chance, and the AUROC of
+    the answers graded by confidence.
     """
     places = np.array([k for kind in KINDS for k in key.where(kind=kind)])
     made = np.array([key.items[k]["kind"] == "synthetic" for k in places])
