@@ -24,7 +24,6 @@ features kept in OUT/features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
@@ -38,12 +37,10 @@ from minidiff import config, runs
 from minidiff import variables as var
 from minidiff.classification.predictor import grey
 from minidiff.counted import VALIDATE, normal
-from minidiff.data import images
-from minidiff.data.dataset import load_pixels, to_float
+from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
 from minidiff.data.glance import glance
 from minidiff.data.table import Table
-from minidiff.diffusion import plan as plans
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
 from minidiff.evaluation import monitor, sets, uncertainty
@@ -64,8 +61,9 @@ from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.pages import pictures, report
 from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.sets import Config
-from minidiff.training.device import pick_device
-from minidiff.training.precision import Precision
+from minidiff.pixels import to_float
+from minidiff.sampling import plan as plans
+from minidiff.sampling.pipeline import make_images, open_pipeline
 
 
 def run_report(cfg: Config) -> None:
@@ -158,9 +156,8 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
     """
     if not cfg.audit or not (Path(cfg.diffusion) / "model.json").is_file():
         return None
-    pipeline, facts = store.load_pipeline(Path(cfg.diffusion))
-    device = pick_device(cfg.device)
-    pipeline.denoiser.net.to(device), pipeline.vae.to(device)
+    pipeline, facts = open_pipeline(cfg.diffusion, cfg.device)
+    device = pipeline.vae.scale.device
 
     def losses_of(table: Table) -> Losses:
         labels = var.encode(pipeline.conditioner.variables, table.rows)
@@ -217,23 +214,10 @@ def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "fp32
             against: Path | str = "") -> monitor.Sample:
     """(folder of a model, rows of a plan) → uint8 (n,3,S,S), grey where training saw grey only."""
     def sample(folder: Path, rows: Sequence[Mapping[str, str]]) -> Tensor:
-        pipeline, facts = store.load_pipeline(folder)
-        place = pick_device(device)
-        for net in (pipeline.denoiser.net, pipeline.vae):
-            net.to(place, memory_format=torch.channels_last)
-        if against:
-            weaker, _ = store.load_pipeline(Path(against))
-            weaker.denoiser.net.to(place, memory_format=torch.channels_last)
-            pipeline = pipeline.guided_by(weaker)
-        pipeline = replace(pipeline, autocast=Precision(precision, place).autocast)
-        start = [images.square(images.read(row["origin"]), pipeline.size) for row in rows
-                 if row.get("origin")]
-        start = torch.stack([torch.tensor(x).expand(3, -1, -1) for x in start]) if start else None
+        pipeline, facts = open_pipeline(folder, device, precision, against)
         with tqdm(total=len(rows) * (recipe.taken + 1), desc=f"sampling, {folder.name}",
                   unit="step", leave=False) as bar:
-            made = torch.cat(list(pipeline.images(plans.encode(
-                pipeline.conditioner.variables, rows), [int(row["seed"]) for row in rows], recipe,
-                                                  batch=batch, origin=start, progress=bar.update)))
+            made = make_images(pipeline, rows, recipe, batch=batch, progress=bar.update)
         return grey(made).expand(-1, 3, -1, -1) if facts["grey"] else made
 
     return sample

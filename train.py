@@ -24,17 +24,18 @@ from torch import nn
 from minidiff import config, counted, distributed, runs
 from minidiff import variables as var
 from minidiff.data import latents
-from minidiff.data.dataset import Images, augment, picker, to_float
+from minidiff.data.dataset import Images, augment, picker
 from minidiff.data.training_set import read_training_set
 from minidiff.diffusion import begin, lora, store, unet, watch
 from minidiff.diffusion.denoiser import Denoiser
-from minidiff.diffusion.generate import Pipeline, to_uint8
+from minidiff.diffusion.generate import Pipeline, Recipe
+from minidiff.diffusion.lpips import load_lpips
 from minidiff.diffusion.model import Model
-from minidiff.diffusion.public.lpips import load_lpips
 from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
 from minidiff.pictures import draw_losses, draw_pictures, draw_reconstructions
+from minidiff.pixels import to_float, to_uint8
 from minidiff.root import Rooted, then
 from minidiff.training import state
 from minidiff.training.checkpointer import Checkpointer
@@ -104,7 +105,7 @@ class DiffusionConfig(Rooted):
     compile: bool = False            # torch.compile: minutes at the start, then faster steps
     checkpointing: bool = False      # compute activations twice: half the memory, a third more time
     shard: bool = False              # FSDP2 in place of DDP: weights spread over torchrun's GPUs
-    guidance: float = 1.5            # guidance of the pictures in grids/
+    guidance: float = Recipe.guidance  # of the pictures in grids/
     seed: int = 0                    # of initial weights, order, times, noise and drops
     skip_bad: bool = False           # leave out unreadable images and list them; else refuse
     grey: Literal["auto", "yes", "no"] = "auto"  # colour images to grey; auto: if they are ≤ 5 %
@@ -123,7 +124,7 @@ def train_vae(cfg: VAEConfig) -> None:
     data = read_training_set(cfg, cfg.size)
     train = data.part("train")
     distributed.require_equal_slices(cfg.batch)
-    vae, origin, seen = begin.begin_vae(cfg.init, cfg.architecture, cfg.seed)
+    vae, origin, seen = begin.start_vae(cfg.init, cfg.architecture, cfg.seed)
     vae = vae.train().requires_grad_(True).to(device, memory_format=torch.channels_last)
     frozen = cfg.train == "decoder" or (cfg.train == "auto" and bool(cfg.init))
     if frozen:
@@ -226,7 +227,7 @@ def prepare(cfg: DiffusionConfig) -> Stage:
     begin.check_vae(cfg.vae, cfg.init, cfg.root, train.hashes)
     condition = var.usable(cfg.condition, train.table.rows, begin.known_conditions(cfg.init))
     cfg = replace(cfg, size=data.size, condition=condition)
-    start = begin.begin(cfg.init, vae_run, cfg.architecture,
+    start = begin.start_diffusion(cfg.init, vae_run, cfg.architecture,
                         {name: train.table.column(name) for name in cfg.condition},
                         None if cfg.prediction == "auto" else cfg.prediction, cfg.seed)
     start.vae.to(device)
@@ -304,7 +305,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             is_due, is_snapshot = checkpointer.is_due(done), done in snapshot_steps
             held_out = {"val_loss": None}
             if is_due or is_snapshot:
-                held_out = watch.look(averaged, s.probes, s.precision.autocast, device, cfg.batch,
+                held_out = watch.validate(averaged, s.probes, s.precision.autocast, device, cfg.batch,
                                       cfg.min_snr)
             if is_due or is_snapshot or done % cfg.log_every == 0:
                 checkpointer.log(step=done, loss=losses.mean().item(),

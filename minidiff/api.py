@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minidiff.diffusion import plan, store
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.errors import InputError
 from minidiff.evaluation.fid import Distance, measure
-from minidiff.training.device import pick_device
+from minidiff.pixels import to_grey
+from minidiff.sampling import plan
+from minidiff.sampling.pipeline import make_images, open_pipeline
 from minidiff.variables import Number
 
 
@@ -31,8 +32,9 @@ class Model:
     def __repr__(self) -> str:
         return f"minidiff model of {self.pipeline.size} px images, conditioned on {self.conditions}"
 
-    def sample(self, *, n: int = 1, seed: int = 0, guidance: float = 1.5, steps: int = 12,
-               sampler: str = "dpmpp_2m", batch: int = 50, **conditions) -> np.ndarray:
+    def sample(self, *, n: int = 1, seed: int = 0, guidance: float = Recipe.guidance,
+               steps: int = Recipe.steps, sampler: str = Recipe.sampler, batch: int = 50,
+               **conditions) -> np.ndarray:
         """n images: uint8 (n, S, S), or (n, S, S, 3) if training saw colour; image k has seed + k.
 
         Conditions that are not given are drawn jointly from the training rows, as in sample.py;
@@ -46,12 +48,10 @@ class Model:
         rows = plan.plan(variables, self.facts["rows"], labels=labels if "label" in self.conditions
                          or label else (), per_label=-(-n // len(labels)), given=given, seed=seed)
         recipe = Recipe(sampler=sampler, steps=steps, guidance=guidance)
-        made = self.pipeline.images(plan.encode(variables, rows[:n]), range(seed, seed + n), recipe,
-                                    batch=batch)
-        pixels = np.concatenate([part.cpu().numpy() for part in made])
+        made = make_images(self.pipeline, rows[:n], recipe, batch=batch)
         if self.facts["grey"]:
-            return pixels.mean(1).round().astype(np.uint8)
-        return pixels.transpose(0, 2, 3, 1)
+            return to_grey(made)[:, 0].numpy()
+        return made.permute(0, 2, 3, 1).numpy()
 
 
 def load(root: str | Path, device: str = "auto") -> Model:
@@ -60,11 +60,7 @@ def load(root: str | Path, device: str = "auto") -> Model:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder of an experiment")
     folder = root if (root / "model.json").exists() else root / "diffusion"
-    pipeline, facts = store.load_pipeline(folder)
-    chosen = pick_device(device)
-    pipeline.denoiser.net.to(chosen)
-    pipeline.vae.to(chosen)
-    return Model(pipeline, facts)
+    return Model(*open_pipeline(folder, device))
 
 
 def fid(real, synthetic, *, extractor: str = "inception", draws: int = 20,

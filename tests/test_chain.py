@@ -16,11 +16,11 @@ from minidiff.classification.predictor import Predictor
 from minidiff.data import images, phantom
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
-from minidiff.diffusion.plan import encode
 from minidiff.errors import InputError
 from minidiff.evaluation import verify as chain
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
 from minidiff.evaluation.verify import DIFFERS, MATCHES, MISSING, VerifyConfig, verify, walk
+from minidiff.sampling.plan import encode
 from minidiff.variables import Category
 
 

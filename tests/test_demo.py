@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minidiff.data import images
-from minidiff.data.dataset import load_pixels, to_float
+from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ def report(demo):
 
 def test_reconstructions_beat_64_components_and_keep_the_diagnosis(demo, judge):
     from minidiff.diffusion import store
-    from minidiff.diffusion.generate import to_uint8
+    from minidiff.pixels import to_float, to_uint8
 
     facts = json.loads((demo / "vae" / "vae.json").read_text())
     assert facts["psnr"] > facts["psnr_pca64"] > 25

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.errors import InputError
+from minidiff.pixels import to_float
 from minidiff.runs import json_key
 
 
@@ -93,7 +94,7 @@ class VAEFeatures:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         device = next(self.vae.parameters()).device
-        means = (self.vae.encode(part.to(device).float() / 127.5 - 1).mean.float().cpu()
+        means = (self.vae.encode(to_float(part.to(device))).mean.float().cpu()
                  for part in images.split(32))
         return torch.cat([F.adaptive_avg_pool2d(z, self.side).flatten(1) for z in means])
 
