@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "convolution", "variables", "counted", "config", "runs", "distributed",
-          "statistics", "rating", "threads", "root", "download", "__init__"}
+LEAVES = {"errors", "convolution", "pixels", "variables", "counted", "config", "runs",
+          "distributed", "statistics", "rating", "threads", "root", "download", "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
     "data": set(),
     "diffusion": set(),
     "classification": {"training", "data"},
+    "sampling": {"training", "data", "diffusion", "evaluation"},
     "evaluation": {"training", "data", "classification"},
     "public": {"diffusion"},
     "dicom": {"data"},
@@ -31,26 +32,28 @@ DIFFUSION = {  # within diffusion
     "guidance": {"denoiser", "model"},
     "generate": {"conditioning", "denoiser", "guidance", "samplers", "schedule", "vae"},
     "store": {"denoiser", "generate", "model", "schedule", "vae"},
-    "watch": {"denoiser"}, "plan": set(), "trajectory": {"generate", "model", "plan", "store"},
+    "watch": {"denoiser"},
     "clip": set(), "lora": set(),
+    "lpips": {"public"},
     "begin": {"model", "public", "schedule", "store", "vae"},
 }
-PUBLIC = {  # within diffusion/public; besides, they may import the networks, the schedule and the pipeline
+PUBLIC = {  # within diffusion/public; all may import the networks, schedule and pipeline
     "fetch": set(), "keys": set(), "weights": set(), "certificate": set(), "latents": set(),
     "reader": {"certificate", "weights"},
-    "lpips": {"reader", "weights"},
     "ldm": {"keys", "reader", "weights"},
     "folder": {"ldm", "reader", "weights"},
     "export": {"keys", "ldm"},
     "load": {"certificate", "folder", "ldm", "reader", "weights"},
     "__main__": {"export", "fetch", "latents", "load"},
 }
-COMMANDS = {"public/__main__": {"data"}}  # run by `python -m`: as a script, it may read images
+COMMANDS = {"public/__main__": {"data", "sampling"}}  # run by `python -m`: as a script, it may read images
 LEAF_IMPORTS = {
     **dict.fromkeys(("distributed", "statistics", "variables"), {"errors"}),
     "runs": {"errors", "threads"}, "config": {"errors", "root", "runs", "threads"},
     "rating": {"statistics"}, "download": {"errors", "runs"}, "root": {"errors", "runs"},
-    "__init__": {"api"}, "api": {"diffusion", "errors", "evaluation", "training", "variables"},
+    "pixels": {"errors"},
+    "__init__": {"api"},
+    "api": {"diffusion", "errors", "evaluation", "pixels", "sampling", "variables"},
 }
 MODULES = sorted((ROOT / "minidiff").rglob("*.py"))
 
