@@ -1,9 +1,13 @@
-"""Are the images like real ones, as asked for, and new? Rooms in the order in which numbers pass
-through them.
+"""Are the images like real ones, as asked for, and new? In the order in which numbers pass through.
 
-    extractors     images → feature vectors                 metrics       sets of features → numbers
-    memorisation   copies, membership, what may leave       matrix        real × synthetic × controls that must be caught
-    report         one page on one set of samples           history       checkpoints over time, all verified by hashes
-    readers        a blinded study with doctors             documents     a data set's audit page, model card and datasheet
-    study          the page of the classifier study
+    sets       what every command begins with: real and synthetic sets, what is refused, the judge
+    features   images → feature vectors, and their cache
+    metrics    sets of features → numbers
+    verdicts   numbers → words: yes, no, not resolved
+    pages      templates, tables and charts of the pages
+    matrix     real subsets × synthetic sets, between controls that must be caught
+    readers    a blinded study with doctors
+    study      the page of the classifier study
+
+Beside them a file a command: fid, monitor, uncertainty, verify, audit, cards.
 """

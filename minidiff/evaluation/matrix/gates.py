@@ -81,7 +81,7 @@ def label(seen: Sequence[bool], real: Sequence[bool]) -> dict:
 
 
 def novelty(found: dict) -> dict:
-    """From `neighbours.memorisation`.
+    """From `copying.memorisation`.
 
     no where it suspects copies: tests that agree, nearer than held-out images are and nearest to
     training images in particular. Images that are only smooth or typical lie nearer to everything:

@@ -28,7 +28,7 @@ def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mappi
          probabilities: np.ndarray | None, *, shown: int, seed: int = 0) -> dict:
     """All that shows images: "labels", "grids", "best", "worst", "beside", "pairs", "collection".
 
-    sides: synthetic and heldout in one space. closest: pairs of `neighbours.memorisation`. groups:
+    sides: synthetic and heldout in one space. closest: pairs of `copying.memorisation`. groups:
     those of `breakdown`. probabilities (n,): the judge's of the label asked for, if there is one.
     """
     order, facts = ranked(sides["synthetic"], sides["heldout"], probabilities)
