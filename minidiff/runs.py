@@ -1,4 +1,4 @@
-"""Run folders: config.json (knobs), run.json (provenance), log.jsonl (losses); atomic writes.
+"""Run folders: config.json (knobs), run.json (provenance), log.jsonl; and atomic writes.
 
 A folder belongs to one kind of run with one config. The same command again resumes it; another
 config, or a folder that holds something else, is refused and nothing in it is touched.
