@@ -306,4 +306,5 @@ def test_the_perceptual_loss_is_added_when_its_weights_are_given(tiny, tmp_path,
 
 def test_an_init_that_predicts_otherwise_is_refused(tiny, tmp_path, capsys):
     fails(capsys, ["diffusion", "--data", tiny / "data", "--init", tiny / "diffusion",
-                   "--prediction", "eps", "--out", tmp_path / "x"], "predicts v; a run that begins there must, too")
+                   "--prediction", "eps", "--out", tmp_path / "x"],
+          "predicts v; a run that begins there must, too")
