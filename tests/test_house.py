@@ -46,7 +46,7 @@ PUBLIC = {  # within diffusion/public; all may import the networks, schedule and
     "load": {"certificate", "folder", "ldm", "reader", "weights"},
     "__main__": {"export", "fetch", "latents", "load"},
 }
-COMMANDS = {"public/__main__": {"data", "sampling"}}  # run by `python -m`: as a script, it may read images
+COMMANDS = {"public/__main__": {"data", "sampling"}}  # by `python -m`: as scripts, they read images
 LEAF_IMPORTS = {
     **dict.fromkeys(("distributed", "statistics", "variables"), {"errors"}),
     "runs": {"errors", "threads"}, "config": {"errors", "root", "runs", "threads"},
