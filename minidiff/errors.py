@@ -1,6 +1,8 @@
-"""The two exceptions that the scripts turn into one sentence and exit status 2, and what such
-sentences are made of.
+"""The two exceptions that scripts turn into one sentence and exit status 2, and parts of such
+sentences.
 """
+
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -14,3 +16,10 @@ class TrainingFault(RuntimeError):
 def count(n: int, one: str, many: str = "") -> str:
     """1 image, 2,000 images: a number and its noun, for a message."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def first_few(items: Iterable[str], shown: int = 3, separator: str = ", ") -> str:
+    """The first of them, and how many more there are, for a message."""
+    items = list(items)
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return separator.join(items[:shown]) + more

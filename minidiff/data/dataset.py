@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from minidiff.counted import order, order_of_groups
 from minidiff.data import images
-from minidiff.data.audit import check_pictures
-from minidiff.data.table import Row, Table, read_table, some
-from minidiff.errors import InputError, count
+from minidiff.data.split import check_pictures
+from minidiff.data.table import Row, Table, read_table
+from minidiff.errors import InputError, count, first_few
 
 # degrees, at most; the limits of a careful radiographer, not of what a classifier could bear
 ROTATION = 5.0
@@ -68,7 +68,7 @@ class Images:
 
     def names(self, index: Sequence[int]) -> str:
         """The first images of a batch by name, for the message of a fault."""
-        return some((self.table.rows[i]["file"] for i in index), 4)
+        return first_few((self.table.rows[i]["file"] for i in index), 4)
 
 
 def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path, skip_bad: bool,
@@ -153,9 +153,9 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
     constant = [row["file"] for row, item in zip(rows, squares) if item.min() == item.max()]
     notes = list(table.notes)
     if faults:
-        names = some(row["file"] for row, item in zip(table.rows, loaded) if isinstance(item, str))
+        names = [row["file"] for row, item in zip(table.rows, loaded) if isinstance(item, str)]
         print(f"{len(faults)} of {len(table)} images cannot be read and are left out: "
-              f"{names}", file=sys.stderr)
+              f"{first_few(names)}", file=sys.stderr)
         notes += [f"{len(faults)} of {len(table)} images could not be read and were dropped: "
                   f"{'; '.join(faults)}"]
     if constant:
@@ -164,7 +164,7 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
     if 0 < len(colour) < len(rows):
         turned = grey == "yes" or (grey == "auto" and len(colour) <= FEW_COLOUR * len(rows))
         notes += [f"{len(colour)} of {len(rows)} images are in colour, the others grey; these were "
-                  f"{'made grey' if turned else 'left so'}: {some(colour)}"]
+                  f"{'made grey' if turned else 'left so'}: {first_few(colour)}"]
         grey = "yes" if turned else grey
     if grey == "yes":
         squares = [item.mean(0, keepdims=True).round().astype(np.uint8) for item in squares]

@@ -22,12 +22,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
-import numpy as np
-import scipy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
+
+from minidiff.data.split import connected, equal_pairs
 
 Pair = tuple[int, int, float]
 
@@ -53,9 +53,8 @@ DARK, BRIGHT, INNER = 4, 250, 0.9
 
 def exact_duplicates(images: Tensor) -> list[Pair]:
     """Images of equal pixels (sha256): (first of its kind, later one, 0.0)."""
-    first: dict[bytes, int] = {}
-    keys = [hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images]
-    return [(first[key], j, 0.0) for j, key in enumerate(keys) if first.setdefault(key, j) != j]
+    keys = (hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images)
+    return [(i, j, 0.0) for i, j in equal_pairs(keys)]
 
 
 def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
@@ -91,13 +90,6 @@ def by_patient(pairs: Sequence[Pair], patients: Sequence[str]) -> dict:
     films = connected(len(patients), [(i, j) for i, j, _ in pairs])
     return {"pairs": len(pairs), "surplus": len(films) - len(set(films.tolist())),
             "across_patients": [(i, j, d) for i, j, d in pairs if patients[i] != patients[j]]}
-
-
-def connected(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Number (n,) of the connected component of each of n nodes."""
-    i, j = np.array(edges, dtype=int).reshape(-1, 2).T
-    graph = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), (n, n))
-    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
 
 
 def small(images: Tensor, side: int = SIDE) -> Tensor:
