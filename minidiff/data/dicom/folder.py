@@ -157,7 +157,7 @@ def walk(source: Path, failed: Callable[[OSError], None]) -> Iterator[str]:
 
 
 def _content(path: str) -> str:
-    """sha256 of a file that may be an image. Raises Refused for any other after reading its head."""
+    """sha256 of a file that may be an image. Raises Refused for others after reading their head."""
     try:
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode):
