@@ -69,7 +69,8 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
 
     noise is a standard deviation of the 0..1 range. confounding is the probability that the view is
     tied to the label (AP for covid, PA otherwise). sex, age, view and severity force a factor,
-    which is then known, and change nothing else. Raises InputError for values outside the module's table.
+    which is then known, and change nothing else. Raises InputError for values outside the module's
+    table.
     """
     patient = index - (index % 10 == 9)
     label = LABELS[patient % 3] if label is None else label
