@@ -6,7 +6,7 @@ cries wolf.
     python benchmarks/audit.py --part text [--data DIR]   planted letters: hits, false alarms
 
 Copies are mirrored, compressed again (JPEG, quality 40), cropped by 5 % a side, or brightened
-(gamma 0.7, 20 grey values), written as files, and found again by `film_pairs`. Letters are of 8 to
+(gamma 0.7, 20 grey values), written as files, and found again by `audit.copies`. Letters are of 8 to
 20 px in a corner of images of 320 px or more.
 """
 
@@ -72,7 +72,7 @@ def films(folder: Path, sources: list[str], each: int) -> None:
         planted[i, len(files)] = kind
         files.append(str(folder / f"{k:04d}.png"))
     start = time.time()
-    pairs = audit.film_pairs(*read_facts(files, typical_side(files, audit.SIDE)))
+    pairs = audit.copies(*read_facts(files, typical_side(files, audit.SIDE)))
     hit = [planted[i, j] for i, j, _ in pairs if (i, j) in planted]
     rest = [(i, j, d) for i, j, d in pairs if (i, j) not in planted]
     print(f"{len(sources)} images and {len(planted)} copies, {time.time() - start:.0f} "

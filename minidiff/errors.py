@@ -1,4 +1,6 @@
-"""Two exceptions that the scripts turn into one sentence and exit status 2."""
+"""Two exceptions that scripts turn into one sentence and exit status 2, and parts of it."""
+
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -12,3 +14,10 @@ class TrainingFault(RuntimeError):
 def count(n: int, one: str, many: str = "") -> str:
     """1 image, 2,000 images: a number and its noun, for a message."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def first_few(items: Iterable[str], shown: int = 3, separator: str = ", ") -> str:
+    """The first of them, and how many more there are, for a message."""
+    items = list(items)
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return separator.join(items[:shown]) + more

@@ -2,6 +2,7 @@
 bytes.
 """
 
+import csv
 import io
 
 import numpy as np
@@ -11,6 +12,7 @@ pydicom = pytest.importorskip("pydicom", minversion="3")
 from pydicom import uid  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 
+from minidiff.data.dicom import REASONS, folder  # noqa: E402
 from minidiff.data.dicom.reader import Options  # noqa: E402
 
 SALT = "ab" * 32
@@ -28,12 +30,13 @@ def make(pixels=ARRAY, stored=8, signed=False, photometric="MONOCHROME2", **elem
     pixels = np.asarray(pixels)
     allocated = 8 if stored == 8 else 16
     ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID, ds.StudyInstanceUID = uid.DigitalXRayImageStorageForPresentation, "2.25.1", "2.25.2"
+    ds.SOPClassUID = uid.DigitalXRayImageStorageForPresentation
+    ds.SOPInstanceUID, ds.StudyInstanceUID = "2.25.1", "2.25.2"
     ds.Modality, ds.BurnedInAnnotation, ds.PatientID = "DX", "NO", "12345"
     ds.SamplesPerPixel, ds.PhotometricInterpretation = (3 if pixels.ndim == 3 else 1), photometric
     ds.Rows, ds.Columns = pixels.shape[:2]
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = allocated, stored, stored - 1, int(
-        signed)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = allocated, stored, stored - 1
+    ds.PixelRepresentation = int(signed)
     if pixels.ndim == 3:
         ds.PlanarConfiguration = 0
     data = pixels.astype(f"{'i' if signed else 'u'}{allocated // 8}").tobytes()
@@ -49,8 +52,10 @@ def make(pixels=ARRAY, stored=8, signed=False, photometric="MONOCHROME2", **elem
 def encode(ds: Dataset, syntax=uid.ExplicitVRLittleEndian) -> bytes:
     """The file, in a native transfer syntax or compressed without loss."""
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
-    ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian if syntax.is_encapsulated else syntax
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    native = uid.ExplicitVRLittleEndian if syntax.is_encapsulated else syntax
+    ds.file_meta.TransferSyntaxUID = native
     if syntax.is_encapsulated:
         if not pydicom.pixels.get_encoder(syntax).is_available:
             pytest.skip(f"no encoder for {syntax.name} is installed")
@@ -80,3 +85,24 @@ def lut(first: int, bits: int, entries, packed: bool = False) -> Dataset:
     else:
         ds.add_new("LUTData", "US", [int(v) for v in entries])
     return ds
+
+
+def run(source, out, *, salt=None, **changes):
+    given = {"label": "covid", "salt": str(salt or out.parent / "salt"), **changes}
+    return folder.import_folder(folder.ImportConfig(source=str(source), out=str(out), **given))
+
+
+def fates(out) -> dict[str, str]:
+    """Source file → key of REASONS, or "imported"."""
+    keys = {(result, why): key
+            for key, (result, why) in REASONS.items()} | {("imported", ""): "imported"}
+    with open(f"{out}.names.csv", newline="") as file:
+        return {line["source"]: keys[line["result"], line["reason"]]
+                for line in csv.DictReader(file)}
+
+
+def everything(out) -> bytes:
+    """All that stands in a folder: contents and names."""
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return b"\n".join([str(path.relative_to(out)).encode() for path in files] + [path.read_bytes()
+                                                                                 for path in files])

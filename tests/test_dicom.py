@@ -1,6 +1,4 @@
-"""Pixels of written-then-read DICOM files against values worked out by hand and against pydicom;
-the facts that leave.
-"""
+"""Pixels of written-then-read DICOM files against values by hand and against pydicom."""
 
 import io
 import shutil
@@ -12,7 +10,7 @@ from dicom_files import ARRAY, NATIVE, OPTIONS, PACKED, encode, item, lut, make,
 from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from minidiff.data.dicom import Refused, pixels, reader, tags
+from minidiff.data.dicom import Refused, pixels, reader
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 DEPTHS = [(8, False), (10, False), (12, False), (16, False), (8, True), (12, True), (16, True)]
@@ -297,60 +295,3 @@ def test_the_size_of_a_stream_is_read_without_decoding_it(kind):
     assert pixels.codestream_size(buffer.getvalue()) == (21, 37)
     assert pixels.codestream_size(b"") is None and pixels.codestream_size(
         buffer.getvalue()[:9]) is None
-
-
-# --- facts
-
-
-def facts(salt=b"x" * 32, **elements):
-    return tags.facts(make(**elements), salt)
-
-
-@pytest.mark.parametrize("elements,years", [
-    *(({"PatientAge": text}, years)
-      for text, years in (("045Y", "45"), ("018M", "1"), ("011M", "0"), ("024M", "2"),
-                          ("003W", "0"), ("400D", "1"), ("090Y", "90"), ("101Y", "90"))),
-    ({"PatientAge": "999Y"}, ""), ({"PatientAge": "MARKER"}, ""), ({}, ""),
-    ({"PatientBirthDate": "19400229", "StudyDate": "20200228"}, "79"),
-    ({"PatientBirthDate": "19400229", "StudyDate": "20200229"}, "80"),
-    ({"PatientBirthDate": "19200101", "StudyDate": "20200229"}, "90"),
-    ({"PatientBirthDate": "19700101", "ContentDate": "20200229"}, "50"),
-    ({"PatientBirthDate": "20300101", "StudyDate": "20200229"}, ""),
-    ({"PatientBirthDate": "19701301", "StudyDate": "20200229"}, ""),
-    ({"PatientBirthDate": "19700101"}, ""),
-    ({"PatientAge": "050Y", "PatientBirthDate": "19200101", "StudyDate": "20200229"}, "50"),
-])
-def test_age_in_whole_years_capped(elements, years):
-    assert facts(**elements)["age"] == years
-
-
-def test_only_values_of_closed_sets_leave():
-    row = facts(PatientSex="F", ViewPosition="PA")
-    assert (row["sex"], row["view"], row["modality"]) == ("F", "PA", "DX")
-    row = facts(PatientSex="SMITH", ViewPosition="PA SMITH", Modality="")
-    assert (row["sex"], row["view"], row["modality"]) == ("", "", "")
-    assert set(row) == {"patient", "sex", "age", "view", "modality"}
-
-
-def test_patients_have_the_same_name_under_the_same_salt_only():
-    assert facts(PatientID="7") == facts(PatientID="7 ") != facts(PatientID="8")
-    assert facts(PatientID="7") != facts(b"y" * 32, PatientID="7")
-    assert facts(PatientID="7")["patient"][0] == "p"
-    study = facts(PatientID=None, StudyInstanceUID="2.25.9")["patient"]
-    assert study[0] == "s" and study != facts(PatientID="2.25.9")["patient"]
-    assert facts(PatientID="", StudyInstanceUID="")["patient"] == ""
-
-
-def test_the_salt_is_made_once_for_its_owner(tmp_path, capsys):
-    path = tmp_path / "deep" / "salt"
-    first = tags.read_salt(path)
-    assert len(first) == 32 and path.stat().st_mode & 0o777 == 0o600 and tags.read_salt(
-        path) == first
-    assert tags.read_salt(tmp_path / "other") != first
-    assert capsys.readouterr().err == ""
-    path.chmod(0o644)
-    tags.read_salt(path)
-    assert "chmod 600" in capsys.readouterr().err
-    path.write_text("secret")
-    with pytest.raises(ValueError, match="64 hexadecimal digits"):
-        tags.read_salt(path)

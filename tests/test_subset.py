@@ -57,8 +57,9 @@ def test_the_same_command_goes_on_and_another_is_refused(data, tmp_path):
     assert read_table(cfg.out).fingerprint == whole
     table = (data / "metadata.csv").read_bytes()
     for out, keep, words in (
-            (cfg.out, "light=5", "other settings"), (str(data), "light=12", "lie in one another"),
-            (str(data / "images" / "ten"), "light=12", "lie in one another"),
+            (cfg.out, "light=5", "other settings"),
+            (str(data), "light=12", "lie within each other"),
+            (str(data / "images" / "ten"), "light=12", "lie within each other"),
             (str(tmp_path / "new"), "flu=3", "labels: dark, light, striped"),
             (str(tmp_path / "new"), "light", "write label=images"),
             (str(tmp_path / "new"), "light=4", "the first patient, 1-.*, has 5; ask for more")):

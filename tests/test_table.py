@@ -1,18 +1,14 @@
-"""data.table: layouts, union of data sets, splits by patient, leakage, and every kind of bad
-table.
-"""
+"""data.table: union of data sets, splits by patient, leakage."""
 
 import csv
 import os
-import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import data_set, picture, refused, rows_of
 
-from minidiff.data import images
-from minidiff.data.split import check_unseen, trained_on
 from minidiff.data.table import read_table, require_classes, write_table
 from minidiff.errors import InputError
 
@@ -21,54 +17,7 @@ needs_cxr = pytest.mark.skipif(not CXR.is_dir(),
                                reason=f"no real chest X-rays at {CXR}; set MINIDIFF_CXR")
 
 
-def picture(path: Path, content: int) -> None:
-    """An image file whose content is this number: equal numbers make identical files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images.write(path, np.array([[content >> 8, content & 255]], np.uint8))
-
-
-def data_set(folder: Path, rows: list[dict], contents=None) -> Path:
-    """A folder of one image a row, each different unless `contents` says otherwise, and its
-    metadata.csv.
-    """
-    base = 1000 * (sum(folder.name.encode()) % 60)
-    for k, row in enumerate(rows):
-        picture(folder / row["file_name"], base + k if contents is None else contents[k])
-    write_table(folder / "metadata.csv", rows)
-    return folder
-
-
-def rows_of(n: int, **columns) -> list[dict]:
-    """n rows, labels a and b in turn; a column is a list of n cells or a function of the index."""
-    cells = {name: [value(k) if callable(value) else value[k] for k in range(n)]
-             for name, value in columns.items()}
-    return [
-        {"file_name": f"images/{k:03d}.png",
-         "label": "ab"[k % 2]} | {name: cells[name][k] for name in cells} for k in range(n)
-    ]
-
-
-def refused(folders, *says: str, **options) -> None:
-    with pytest.raises(InputError) as error:
-        read_table(folders, **options)
-    message = str(error.value)
-    assert all(part in message for part in says) and "\n" not in message, message
-
-
-# --- layouts
-
-
-def test_metadata_is_read_as_it_stands(tmp_path):
-    rows = rows_of(4, split=["train", "val", "test", "train"], patient=["p", "q", "r", "p"],
-                   age=["", "50", "6.5", ""])
-    table = read_table(data_set(tmp_path / "d", rows))
-    assert [{key: r[key] for key in rows[0]} for r in table.rows] == rows
-    assert table.labels == ["a", "b"] and table.column("age") == ["", "50", "6.5",
-                                                                  ""] and not table.patients_assumed
-    assert table.rows[2]["where"] == f"{tmp_path}/d/metadata.csv:4" and table.column("source") == [
-        "d"] * 4
-    assert all(Path(row["file"]).is_absolute() and Path(row["file"]).is_file()
-               for row in table.rows)
+# --- writing
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -84,52 +33,6 @@ def test_columns_in_order_of_first_appearance_and_absent_cells_empty(tmp_path):
     write_table(tmp_path / "t.csv", [{"b": 1, "a": 2.5}, {"c": "x", "a": 3}])
     with open(tmp_path / "t.csv") as file:
         assert list(csv.reader(file)) == [["b", "a", "c"], ["1", "2.5", ""], ["", "3", "x"]]
-
-
-def test_byte_order_mark_and_blank_lines_of_spreadsheets(tmp_path):
-    picture(tmp_path / "x.png", 1)
-    (tmp_path / "metadata.csv").write_bytes("\ufefffile_name , label\r\nx.png, a \r\n\r\n".encode())
-    assert [(r["file_name"], r["label"])
-            for r in read_table(tmp_path, split=False).rows] == [("x.png", "a")]
-
-
-@pytest.mark.parametrize("top", ["", "images/"])
-@pytest.mark.parametrize("below", ["", "images/"])
-def test_class_folders(tmp_path, top, below):
-    for k, label in enumerate(["Normal", "Viral Pneumonia"]):
-        picture(tmp_path / f"{top}{label}/{below}x.png", k)
-        picture(tmp_path / f"{top}{label}/{below}.hidden.png", k)
-        picture(tmp_path / f"{top}{label}/masks/x.png", 7)
-        shutil.copy(tmp_path / f"{top}{label}/{below}x.png",
-                    tmp_path / f"{top}{label}/{below}y.JPEG")
-        (tmp_path / f"{top}{label}/readme.txt").write_text("no image")
-    picture(tmp_path / "__MACOSX/Normal/x.png", 9)
-    table = read_table(tmp_path, split=False)
-    assert Counter(table.column("label")) == {"Normal": 2,
-                                              "Viral Pneumonia": 2} and table.patients_assumed
-    assert len(set(table.column("patient"))) == 4
-    assert f"{tmp_path.name}: no patient ids: one image = one patient, assumed" in table.notes
-
-
-def test_kaggle_splits_are_kept(tmp_path):
-    for k, (split, label) in enumerate((s, c) for s in ("Train", "valid", "test")
-                                       for c in ("NORMAL", "PNEUMONIA")):
-        picture(tmp_path / split / label / "images" / "im.png", k)
-    # the archive holds a second copy of itself
-    picture(tmp_path / "chest_xray" / "NORMAL" / "im.png", 99)
-    table = read_table(tmp_path)
-    assert Counter(table.column("split")) == {"train": 2, "val": 2, "test": 2}
-    assert len(set(table.column("patient"))) == 6
-    assert any("left out" in note and "chest_xray" in note for note in table.notes)
-    table.require("train", "val", "test")
-
-
-def test_nested_data_sets_are_left_alone(tmp_path):
-    outer = data_set(tmp_path / "outer", rows_of(4))
-    data_set(outer / "other", rows_of(6))
-    data_set(outer / "images" / "deep", rows_of(6))
-    assert len(read_table(outer, split=False)) == 4
-    assert len(read_table([outer, outer / "other"], split=False)) == 10
 
 
 # --- several data sets
@@ -287,30 +190,6 @@ def test_fingerprint_follows_content_label_patient_and_split(tmp_path):
     assert len({first, *changed}) == 5
 
 
-# --- what a model has seen
-
-
-def test_trained_on_is_what_the_manifest_says(tmp_path):
-    assert trained_on(tmp_path) is None
-    for text, says in (('{"n": 3}', None), ('{"trained_on": []}', None),
-                       ('{"trained_on": ["a", "b", "a"]}', {"a", "b"})):
-        (tmp_path / "manifest.json").write_text(text)
-        assert trained_on(tmp_path) == says
-    (tmp_path / "manifest.json").write_text('{"trained_on": ["a"')
-    with pytest.raises(InputError, match="manifest.json is damaged"):
-        trained_on(tmp_path)
-
-
-def test_a_held_out_image_that_was_trained_on_is_refused(tmp_path):
-    table = read_table(data_set(tmp_path / "d", rows_of(5)), split=False)
-    digests = [table.hashes[file] for file in table.column("file")]
-    check_unseen(table.rows, table.hashes, set(), "the judge")
-    check_unseen(table.rows[:3], table.hashes, set(digests[3:]), "the judge")
-    with pytest.raises(InputError,
-                       match="the judge was trained on 2 of 4 held-out images, e.g. .*003.png"):
-        check_unseen(table.rows[1:], table.hashes, {digests[0], *digests[3:]}, "the judge")
-
-
 # --- bad tables
 
 
@@ -335,16 +214,6 @@ def test_identical_file_under_two_labels(tmp_path):
     refused(folder, "two labels", "000.png is a", "001.png is b")
 
 
-def test_row_without_file_and_file_without_row(tmp_path):
-    folder = data_set(tmp_path / "d", rows_of(5))
-    (folder / "images/003.png").unlink()
-    refused(folder, "1 row(s) without a file", "metadata.csv:5", "003.png")
-    picture(folder / "images/003.png", 3)
-    picture(folder / "images/extra/x.png", 9)
-    (folder / "images/extra/x.png").rename(folder / "images/extra/x.PNG")
-    refused(folder, "1 file(s) without a row", "images/extra/x.PNG")
-
-
 def test_duplicate_rows(tmp_path):
     rows = rows_of(3)
     folder = data_set(tmp_path / "d", [*rows, rows[1] | {"file_name": "images/./001.png"}, rows[0]])
@@ -354,54 +223,9 @@ def test_duplicate_rows(tmp_path):
     refused([data_set(tmp_path / "e", rows), tmp_path / "e"], "6 duplicate rows")
 
 
-def test_missing_and_empty_folder(tmp_path):
-    refused([], "no data folder")
-    refused(tmp_path / "none", "no such folder", "none")
-    (tmp_path / "empty" / "a").mkdir(parents=True)
-    refused(tmp_path / "empty", "no metadata.csv and no class folders")
-    picture(tmp_path / "flat" / "x.png", 1)
-    refused(tmp_path / "flat", "no metadata.csv and no class folders")
-    data_set(tmp_path / "above" / "cxr", rows_of(2))
-    refused(tmp_path / "above", "data sets inside it: cxr")
-
-
 def test_split_of_too_few_patients(tmp_path):
     rows = rows_of(30, patient=lambda k: f"p{k}", label=lambda k: "rare" if k < 2 else "a")
     refused(data_set(tmp_path / "d", rows), "label 'rare' has 2 patient(s)", "3 or more")
-
-
-def test_split_of_some_rows_only(tmp_path):
-    refused(data_set(tmp_path / "d", rows_of(4, split=["train", "", "test", ""])), "metadata.csv:3",
-            "no split")
-
-
-@pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "images/../../x.png", ""])
-def test_a_path_out_of_the_folder(tmp_path, name):
-    folder = data_set(tmp_path / "d", rows_of(1))
-    write_table(folder / "metadata.csv", [*rows_of(1), {"file_name": name, "label": "a"}])
-    refused(folder, "metadata.csv:3", repr(name), "not a path inside")
-
-
-BAD_CSV = {
-    "no label column": ("file_name,sex\nx.png,F\n", "no column 'label'; it has file_name, sex"),
-    "semicolons": ("file_name;label\nx.png;a\n", "no column 'file_name'"),
-    "empty": ("", "no column 'file_name'; it has none"),
-    "header only": ("file_name,label\n", "no rows"),
-    "a column twice": ("file_name,label,age,age\nx.png,a,1,2\n", "'age' is there twice"),
-    "a reserved column": ("file_name,label,where\nx.png,a,b\n", "'where' is reserved"),
-    "a cell too many": ("file_name,label\nx.png,a\ny.png,a,b\n",
-                        "metadata.csv:3: 3 cells where the header has 2"),
-    "no label": ("file_name,label\nx.png,\n", "metadata.csv:2: no label for x.png"),
-    "an open quote": ('file_name,label\nx.png,"a\n', "not a CSV table"),
-    "latin-1": ("file_name,label\nx.png,é\n".encode("latin-1"), "not a CSV table in UTF-8"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_CSV)
-def test_bad_metadata(tmp_path, kind):
-    text, says = BAD_CSV[kind]
-    (tmp_path / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(tmp_path, str(tmp_path / "metadata.csv"), says)
 
 
 # --- real chest X-rays

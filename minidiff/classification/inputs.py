@@ -17,7 +17,6 @@ import torch
 from minidiff import variables as var
 from minidiff.classification.arms import DUPLICATES, Images
 from minidiff.counted import order
-from minidiff.data.audit import check_pictures
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import SIDE, near_duplicates
 from minidiff.data.files import typical_side
@@ -26,6 +25,7 @@ from minidiff.data.split import (
     SPLITS,
     Row,
     check_leakage,
+    check_pictures,
     check_synthetic,
     check_unseen,
     of_other_data,

@@ -1,9 +1,9 @@
 """Augmentation as between hospitals: what a detector, a film, a printer, a camera and a crop do to
 a chest X-ray.
 
-A classifier that sees every training picture at another sharpness, brightness, frame and scale
-cannot know a hospital by these (domain randomisation, Tobin et al. 2017). What lies in the patients
-of a hospital stays.
+A classifier that sees every training image at another sharpness, brightness, frame and scale cannot
+recognise a hospital by these (domain randomisation, Tobin et al. 2017). It can still recognise the
+patients of a hospital.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def vary(batch: Tensor, generators: Sequence[torch.Generator], strength: float =
     if n == 0 or strength == 0:
         return batch
     draws = torch.stack([torch.rand(DRAWS, generator=g) for g in generators]).to(batch.device)
-    # (N, draws) in ±strength
-    u = strength * (2 * draws - 1)
+    u = strength * (2 * draws - 1)  # (N, draws) in ±strength
     x = _moved(batch, *u[:, :5].T)
     x = _blurred(x, BLUR * side * strength * draws[:, 5])
     x = ((x + 1) / 2).clamp(1e-4, 1) ** torch.exp(GAMMA * u[:, 6]).view(n, 1, 1, 1)
@@ -46,13 +45,11 @@ def vary(batch: Tensor, generators: Sequence[torch.Generator], strength: float =
 
 def _moved(x: Tensor, angle: Tensor, dx: Tensor, dy: Tensor, zoom: Tensor,
            aspect: Tensor) -> Tensor:
-    angle, scale, wide = angle * math.radians(ROTATION), torch.exp(-ZOOM
-                                                                   * zoom), torch.exp(ASPECT
-                                                                                      * aspect)
+    angle, scale = angle * math.radians(ROTATION), torch.exp(-ZOOM * zoom)
+    wide = torch.exp(ASPECT * aspect)
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    theta = torch.stack([cos * wide, -sin, 2 * SHIFT * dx, sin * wide, cos, 2 * SHIFT * dy],
-                        1).view(-1, 2, 3)
-    places = F.affine_grid(theta, x.shape, align_corners=False)
+    theta = torch.stack([cos * wide, -sin, 2 * SHIFT * dx, sin * wide, cos, 2 * SHIFT * dy], 1)
+    places = F.affine_grid(theta.view(-1, 2, 3), x.shape, align_corners=False)
     return F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -70,9 +67,7 @@ def _blurred(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _framed(x: Tensor, widths: Tensor, shade: Tensor) -> Tensor:
-    """A frame of one shade (N,) whose four widths (N,4), shares of the side, are often none: those
-    below 0.
-    """
+    """A frame of one shade (N,) with four widths (N,4), shares of the side; below 0 is no frame."""
     side = x.shape[-1]
     place = (torch.arange(side, device=x.device) + 0.5) / side
     left, right, top, bottom = widths[:, :, None].unbind(1)                        # (N,1) each

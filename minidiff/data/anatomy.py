@@ -1,8 +1,8 @@
 """The organs of the phantom: smooth solids in normalised coordinates, and the beam's path length
 through each.
 
-x runs to the image's right and y down, both -1..1; `side` is |x|, `px` a pixel's width, `a` one
-patient's `anatomy`.
+x runs to the image's right and y down, both -1..1; `side` is |x|, `px` the width of a pixel, `a`
+the `anatomy` of one patient.
 """
 
 from types import SimpleNamespace
@@ -11,9 +11,7 @@ import numpy as np
 
 
 def anatomy(factors: dict, z: list[float]) -> SimpleNamespace:
-    """Lengths (units of half the image's side) and densities of one patient; z (16,) are its normal
-    deviates.
-    """
+    """Lengths (in half image sides) and densities of one patient; z (16,) are normal deviates."""
     old, ap, female = (factors["age"] - 20) / 70, factors["view"] == "AP", factors["sex"] == "F"
     width = 0.75 * (0.92 if female else 1.0) * (1 + 0.03 * z[0])
     apex = -0.80 + 0.02 * z[1] + 0.08 * old
@@ -41,9 +39,7 @@ def anatomy(factors: dict, z: list[float]) -> SimpleNamespace:
 
 
 def edge(d: np.ndarray, width: float) -> np.ndarray:
-    """0 outside, 1 inside a border at signed distance d = 0, blurred over `width` about a pixel or
-    more.
-    """
+    """0 outside, 1 inside a border at signed distance d = 0, blurred over `width`."""
     t = np.clip(d / width + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -54,16 +50,12 @@ def bell(d: np.ndarray, width: float) -> np.ndarray:
 
 
 def union(a: np.ndarray, b: np.ndarray, blend: float = 0.05) -> np.ndarray:
-    """Signed distance inside a or b, the corner between them filled over `blend`: a smooth
-    maximum.
-    """
+    """Signed distance inside a or b, rounded between them over `blend`: a smooth maximum."""
     return 0.5 * (a + b + np.sqrt(np.square(a - b) + blend * blend))
 
 
 def band(d: np.ndarray, half: float, px: float) -> np.ndarray:
-    """Profile of a bone across its axis: a marrow plateau between two denser cortical lines; d is
-    from the axis.
-    """
+    """Profile of a bone at distance d from its axis: marrow between two denser cortical lines."""
     d = np.abs(d)
     soft = max(0.02, 1.5 * px)
     cortex = bell(d - 0.85 * half, 0.35 * half + 0.4 * px) * edge(half + px - d, soft)
@@ -81,16 +73,14 @@ def body(a, x, y, side, sharp):
     path = (0.22 + 0.60 * chord) * (0.85 + 0.15 * edge(y + 0.6, 0.7))
     if a.female:
         r = np.hypot(side - 0.43, (y - a.sag) * 1.05)
-        path = path + 0.14 * edge(a.breast - r, 3 * sharp) * np.clip(0.6 + (y - a.sag) / a.breast,
-                                                                     0.05, 1.5)
+        thick = np.clip(0.6 + (y - a.sag) / a.breast, 0.05, 1.5)
+        path = path + 0.14 * edge(a.breast - r, 3 * sharp) * thick
     inside = edge(outline, 1.5 * sharp)
     return path * inside, inside
 
 
 def lungs(a, x, y, side):
-    """Signed distance inside the lungs, air depth's distance to the chest wall, and reach 0
-    (midline)..1 (wall).
-    """
+    """Signed distance inside the lungs, distance to the chest wall, reach 0 (midline)..1 (wall)."""
     base = a.dome + a.dip
     height = base - a.apex
     rest = np.maximum((base - y) / height, 0)  # 0 at the base, 1 at the apex
@@ -107,9 +97,7 @@ def lungs(a, x, y, side):
 
 
 def mediastinum(a, x, y, sharp):
-    """Signed distance inside heart and great vessels, and their extra path length (trachea:
-    less).
-    """
+    """Signed distance inside heart and great vessels, and their extra path length."""
     cx, cy = 0.34 * a.heart, a.dome - 0.10
     u, v = (x - cx) * 0.88 + (y - cy) * 0.47, (y - cy) * 0.88 - (x - cx) * 0.47
     r = np.sqrt(np.square(u / a.heart) + np.square(v / (0.66 * a.heart + 0.03)))
@@ -121,10 +109,9 @@ def mediastinum(a, x, y, sharp):
     inside = union(union(heart, stem), knob)
     path = 0.24 * np.sqrt(np.clip(1 - r * r, 0, 1)) + 0.08 * edge(knob, 2 * sharp)
     path = path + 0.16 * edge(stem, 0.12) * edge(y + 0.62, 0.3)
-    # calcified wall
-    rim = 0.22 * a.old**2 * bell(np.abs(knob) - 0.008, 0.014) * edge(x - 0.1, 0.05)
+    calcified = 0.22 * a.old**2 * bell(np.abs(knob) - 0.008, 0.014) * edge(x - 0.1, 0.05)
     trachea = edge(0.05 - np.abs(x + 0.02 * bell(y - knob_y, 0.2)), 0.04) * edge(-0.28 - y, 0.1)
-    return inside, path + rim - 0.20 * trachea
+    return inside, path + calcified - 0.20 * trachea
 
 
 def bones(a, x, y, side, reach, depth, px):
@@ -132,8 +119,7 @@ def bones(a, x, y, side, reach, depth, px):
     disc = np.cos(2 * np.pi * (y - 0.12 * y * y) / 0.16)
     spine = edge(0.08 + 0.015 * y - 0.008 * disc - side, 0.05) * (0.22 - 0.06 * disc)
     spine = spine + 0.10 * bell(side, 0.022) * (1 - disc)  # spinous processes
-    # Ribs repeat along y, so one periodic profile draws all of them: k counts ribs, s runs along
-    # each.
+    # One periodic profile along y draws all ribs: k counts them, s runs along each.
     s = np.minimum(reach, 1.2)
     bend = a.slope * s**2.2 * (0.72 + 0.25 * y) - 0.05 * np.sin(np.pi * np.minimum(s, 1))
     k = (y - a.apex - 0.02 - bend) / a.spacing
@@ -142,12 +128,11 @@ def bones(a, x, y, side, reach, depth, px):
     step = 1.15 * a.spacing
     k = (y - a.apex - 0.30 + 0.36 * s * np.sqrt(s)) / step
     front = band((k - np.round(k)) * step, 0.044, px) * edge(k + 0.3, 0.3) * edge(4.2 - k, 0.4)
-    # cartilage, medially, is not seen
-    front = front * edge(s - 0.55, 0.25) * edge(depth + 0.05, 0.10)
+    front = front * edge(s - 0.55, 0.25) * edge(depth + 0.05, 0.10)  # no cartilage, medially
     run = side - 0.08
     axis = a.clavicle - (0.17 if a.ap else 0.28) * run - 0.03 * np.sin(2 * np.pi * run / 0.75)
-    clavicle = band(y - axis, 0.032 + 0.012 * bell(run, 0.08),
-                    px) * edge(run, 0.03) * edge(0.7 - run, 0.1)
+    clavicle = band(y - axis, 0.032 + 0.012 * bell(run, 0.08), px)
+    clavicle = clavicle * edge(run, 0.03) * edge(0.7 - run, 0.1)
     inner = (0.52 if a.ap else 0.80) * a.width / 0.75  # the scapula's medial border at its top
     medial = side - inner - 0.12 * (y + 0.55) + 0.25 * np.square(y + 0.25)
     lateral = inner + 0.34 - side - 0.38 * (y + 0.48)
@@ -159,13 +144,11 @@ def bones(a, x, y, side, reach, depth, px):
 
 
 def vessels(a, x, y, side):
-    """Pulmonary vessels: branches of constant width that fan out from the hila and thin out to the
-    periphery.
-    """
+    """Pulmonary vessels: branches of constant width that fan out from the hila and fade away."""
     hx, hy = side - 0.17, y + 0.10 - 0.04 * (x > 0)
     r = np.hypot(hx, hy)
     angle = np.arctan2(hy, hx) + 0.35 * np.sin(4 * r)
     trunk = bell(r * np.sin(3.5 * angle + 0.6) / 3.5, 0.022) * np.exp(-r / 0.30)
-    twig = bell(r * np.sin(7.5 * angle + 2.0 + x) / 7.5,
-                0.014) * np.exp(-np.square((r - 0.35) / 0.2))
+    twig = bell(r * np.sin(7.5 * angle + 2.0 + x) / 7.5, 0.014)
+    twig = twig * np.exp(-np.square((r - 0.35) / 0.2))
     return 1.2 * bell(r, 0.12) + trunk + 0.6 * twig

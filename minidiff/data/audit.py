@@ -1,56 +1,53 @@
-"""What is wrong with a data set, or only odd, before a model learns it: findings, in numbers and
-places, no page.
+"""What is wrong with a data set, or only odd, before a model learns from it: findings as JSON.
 
 A finding has a level:
 
-    mend   what must not be: unreadable files, one patient or one film in two splits, one film under
-           two labels. A study that goes on all the same is wrong
-    look   what a person must judge: shortcuts, sources that go with the label, letters in the
-           picture, odd shapes
-    note   what is to be known, and written into the paper
+    error    must be repaired: unreadable files, one patient or copies of one image in two splits,
+             copies of one image under two labels; figures measured on such data are wrong
+    warning  a person must judge: shortcuts, sources that go with the label, letters in the image
+    info     to be known, and reported in a paper
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minidiff.data.baselines import baselines, features
-from minidiff.data.duplicates import SIDE, Pair, connected, near_duplicates
+from minidiff.data.duplicates import SIDE, Pair, near_duplicates
 from minidiff.data.files import Facts, read_facts, typical_side
 from minidiff.data.images import EXTENSIONS
-from minidiff.data.split import SPLITS, Row, split_patients
+from minidiff.data.layouts import ADDED
+from minidiff.data.split import Row, equal_pairs, group_images
 from minidiff.data.table import Table
-from minidiff.errors import InputError, count
+from minidiff.errors import InputError, count, first_few
 
-COLUMNS = ("sex", "age", "view")   # that a classifier might know a label by
-LEVELS = ("mend", "look", "note")
-# share of a picture within 8 grey values: mostly constant; next to nothing else
-CONSTANT, BLANK = 0.75, 0.999
-# a size so many times the median, or a shape so many times less square, is odd
-FAR = 4.0
-# difference of labels in the share of empty cells from which emptiness tells the label
-MISSING = 0.5
-# share of one label, from which a source is its own; share of a label's images in such
-PURE, ALONE = 0.8, 0.9
-AGES = (0, 18, 40, 60, 80)         # years: bands of the tables; the first are children
+COLUMNS = ("sex", "age", "view")  # from which a classifier might predict the label
+LEVELS = ("error", "warning", "info")
+CONSTANT, BLANK = 0.75, 0.999     # share of an image within 8 grey values: mostly, wholly constant
+FAR = 4.0                         # a size so many times the median, or so many times less, is odd
+MISSING = 0.5                     # difference of labels in their share of empty cells
+PURE, ALONE = 0.8, 0.9            # share of a source that is one label; of a label in such sources
+AGES = (0, 18, 40, 60, 80)        # years: bands of the tables; the first are children
+SUFFIXES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
+COPIES = {                        # kind: level, text
+    "copy across splits": ("error", "one image in two splits"),
+    "copy across patients": ("warning", "one image under two patients, who may be one"),
+    "duplicate": ("info", "one image twice, same patient, same split"),
+    "label conflict": ("error", "one image under two labels"),
+}
 
 
-def audit(table: Table, *, columns: Sequence[str] = COLUMNS,
-          seed: int = 0) -> tuple[dict, list[Facts]]:
+def audit(table: Table, *, columns: Sequence[str] = COLUMNS) -> tuple[dict, list[Facts]]:
     """Everything found about the images of a table (read with split=False, check=False), and the
     facts of each file.
 
-    The result is plain JSON: status ("go on", or "mend" if a finding of that level is there),
-    findings, files, pairs, tables, baselines, histograms. Numbers of images are places in the
-    table.
+    The result is plain JSON: status ("ok", or "error" if there is a finding of that level),
+    findings, files, pairs, tables, baselines, histograms. Images are given by place in the table.
     """
     files = table.column("file")
     side = typical_side(files, SIDE)
@@ -59,59 +56,39 @@ def audit(table: Table, *, columns: Sequence[str] = COLUMNS,
     if not good:
         raise InputError(f"none of {len(files)} images can be read, e.g. "
                          f"{facts[0].fault if facts else 'there are none'}")
-    rows = [table.rows[i] for i in good]
-    pairs = film_pairs(facts, squares)
-    trivial = baselines(features([facts[i] for i in good], rows, columns),
-                        [row["label"] for row in rows],
-                        _groups(len(facts), pairs, table.rows)[good])
-    found = [*unreadable(facts), *duplicates(pairs, table.rows, sharp=side == SIDE),
-             *patients(table), *odd_files(table, facts), *confounding(rows, columns),
-             *shortcuts(trivial), *letters(facts)]
-    found.sort(key=lambda finding: LEVELS.index(finding["level"]))
+    rows, known = [table.rows[i] for i in good], [facts[i] for i in good]
+    pairs = copies(facts, squares)
+    trivial = baselines(features(known, rows, columns), [row["label"] for row in rows],
+                        group_images(table.rows, [pair[:2] for pair in pairs])[good])
+    findings = [*odd_images(files, facts), *other_files(files),
+                *copied(pairs, table.rows, certain=side == SIDE), *patients(table),
+                *confounded(rows), *missing_by_label(rows, columns), *children(rows),
+                *shortcuts(trivial)]
+    findings.sort(key=lambda finding: LEVELS.index(finding["level"]))
     return {
-        "status": "mend" if any(f["level"] == "mend" for f in found) else "go on",
+        "status": "error" if any(f["level"] == "error" for f in findings) else "ok",
         "images": len(files), "readable": len(good), "patients": len(set(table.column("patient"))),
         "patients_assumed": table.patients_assumed, "fingerprint": table.fingerprint,
-        "findings": found, "notes": table.notes,
-        "files": {name: dict(Counter(str(getattr(facts[i], name)) for i in good).most_common())
-                  for name in ("format", "mode", "bits", "channels")}
-        | {"size": _sizes([facts[i] for i in good])}, "pairs": pairs, "compared_at": side,
-        "tables": tables(rows, columns), "missing": missing(rows), "baselines": trivial,
-        "histograms": histograms(rows, [facts[i] for i in good]),
+        "findings": findings, "notes": table.notes,
+        "files": {name: dict(Counter(str(getattr(f, name)) for f in known).most_common())
+                  for name in ("format", "mode", "bits", "channels")} | {"size": sizes(known)},
+        "pairs": pairs, "compared_at": side, "tables": tables(rows, columns),
+        "missing": missing(rows), "baselines": trivial, "histograms": histograms(rows, known),
     }, facts
 
 
-def check_pictures(rows: Sequence[Row], pictures: Iterable[Tensor]) -> None:
-    """The fast form, for the start of training: raise InputError if one picture, however encoded,
-    lies in two splits or under two labels.
-
-    Compares what is trained on, uint8 (3,S,S) each, bit for bit; copies that differ are found by
-    the audit only. Pictures of one grey are all alike and are not compared."""
-    first: dict[bytes, Row] = {}
-    for row, picture in zip(rows, pictures):
-        # grey beside data in colour has three channels
-        picture = picture[:1] if (picture == picture[:1]).all() else picture
-        key = hashlib.sha256(picture.contiguous().numpy().tobytes()).digest()
-        other = row if picture.min() == picture.max() else first.setdefault(key, row)
-        for column, what in (("split", "splits"), ("label", "labels")):
-            if other[column] != row[column]:
-                raise InputError(f"one picture has two {what}: {other['file']} is "
-                                 f"{other[column] or 'without'}, {row['file']} is "
-                                 f"{row[column] or 'without'}; evaluate.py audit looks for more")
-
-
-def film_pairs(facts: Sequence[Facts], squares: np.ndarray) -> list[Pair]:
-    """Pairs that show one film, the nearest first: distance 0 if all pixels are equal, next to 0
-    for altered copies.
-    """
+def copies(facts: Sequence[Facts], squares: np.ndarray) -> list[Pair]:
+    """Pairs of copies, the nearest first: distance 0 if all pixels are equal, near 0 if altered."""
     usable = [i for i, f in enumerate(facts) if not f.fault and f.constant < BLANK]
-    pictures = torch.from_numpy(squares if len(usable) == len(facts) else squares[usable])[:, None]
-    near = {(usable[i], usable[j]): d for i, j, d in near_duplicates(pictures)}
-    first: dict[str, int] = {}
-    equal = {(first[facts[i].pixels], i): 0.0 for i in usable
-             if first.setdefault(facts[i].pixels, i) != i}
-    return sorted(((i, j, d) for (i, j), d in (near | equal).items()),
+    altered = near_duplicates(torch.from_numpy(squares[usable])[:, None])
+    found = {(usable[i], usable[j]): distance for i, j, distance in altered}
+    for i, j in equal_pairs(facts[k].pixels for k in usable):
+        found[usable[i], usable[j]] = 0.0
+    return sorted(((i, j, distance) for (i, j), distance in found.items()),
                   key=lambda pair: (pair[2], pair))
+
+
+# --- findings
 
 
 def finding(kind: str, level: str, text: str, images: Iterable[int] = (),
@@ -120,132 +97,117 @@ def finding(kind: str, level: str, text: str, images: Iterable[int] = (),
             "pairs": [list(p) for p in pairs]}
 
 
-def unreadable(facts: Sequence[Facts]) -> list[dict]:
-    bad = [i for i, f in enumerate(facts) if f.fault]
-    blank = [i for i, f in enumerate(facts) if not f.fault and f.constant >= BLANK]
-    plain = [i for i, f in enumerate(facts) if CONSTANT <= f.constant < BLANK]
-    some = "; ".join(facts[i].fault for i in bad[:5]) + ("; …" if len(bad) > 5 else "")
-    found = [finding("unreadable", "mend", f"{len(bad)} of {len(facts)} files cannot be read: "
-                     f"{some}", bad), finding("blank", "mend", f"{count(len(blank), 'image')} of "
-                                              f"one grey throughout", blank),
-             finding("mostly constant", "look", f"{count(len(plain), 'image')} with {CONSTANT:.0%} "
-                     f"or more of the area within 8 grey values", plain)]
+def odd_images(files: Sequence[str], facts: Sequence[Facts]) -> list[dict]:
+    """Images that cannot be read, and those that differ in kind from the rest."""
+    good = [f for f in facts if not f.fault]
+    median = np.median([(f.width * f.height) ** 0.5 for f in good])
+    mode = Counter(f.mode for f in good).most_common(1)[0][0]
+    faults = first_few((f.fault for f in facts if f.fault), 5, "; ")
+    checks = {  # kind: level, text, which of the readable images
+        "blank": ("error", "of one grey throughout", lambda f, _: f.constant >= BLANK),
+        "mostly constant": ("warning",
+                            f"with {CONSTANT:.0%} or more of the area within 8 grey values",
+                            lambda f, _: CONSTANT <= f.constant < BLANK),
+        "size": ("warning", f"of a size beyond {FAR:g} times the median of {median:.0f} px",
+                 lambda f, _: not 1 / FAR <= (f.width * f.height) ** 0.5 / median <= FAR),
+        "shape": ("warning", "more than twice as wide as high, or as high as wide",
+                  lambda f, _: max(f.width, f.height) > 2 * min(f.width, f.height)),
+        "colour": ("warning", "in colour, which no radiograph is", lambda f, _: f.channels > 1),
+        "carries text": ("warning", "with EXIF or text beside the pixels, which may hold names "
+                         "(minidiff drops it)", lambda f, _: f.carries),
+        "burned-in text": ("warning", "with what seem to be letters in the image; look whether "
+                           "any names a person", lambda f, _: f.text),
+        "mode": ("info", f"of another mode than {mode}, the most frequent",
+                 lambda f, _: f.mode != mode),
+        "rotated by EXIF": ("info", "turned upright by EXIF, as minidiff does and others do not",
+                            lambda f, _: f.turned),
+        "name": ("info", "whose name has the ending of another format",
+                 lambda f, file: not file.lower().endswith(SUFFIXES.get(f.format, ""))),
+    }
+    found = [finding("unreadable", "error", f"{len(facts) - len(good)} of {len(facts)} files "
+                     f"cannot be read: {faults}", [i for i, f in enumerate(facts) if f.fault])]
+    for kind, (level, text, is_odd) in checks.items():
+        odd = [i for i, f in enumerate(facts) if not f.fault and is_odd(f, files[i])]
+        found.append(finding(kind, level, f"{count(len(odd), 'image')} {text}", odd))
     return [f for f in found if f["images"]]
 
 
-def duplicates(pairs: Sequence[Pair], rows: Sequence[Row], *, sharp: bool = True) -> list[dict]:
-    """One film twice: across splits, patients, or only so; and under two labels. Pictures of fewer
-    than 96 px have too little detail to be sure of an altered copy: unless `sharp`, nothing but
-    equal pixels must be mended."""
-    def differ(column: str, i: int, j: int) -> bool:
-        return rows[i].get(column, "") != rows[j].get(column, "")
+def other_files(files: Sequence[str]) -> list[dict]:
+    """Files beside the images that nothing reads, by their endings."""
+    beside = [path for folder in {Path(file).parent for file in files} for path in folder.iterdir()]
+    endings = Counter(path.suffix.lower() or "no ending" for path in beside if not path.is_dir()
+                      and path.suffix.lower() not in (*EXTENSIONS, ".csv"))
+    listed = ", ".join(f"{ending} {n}" for ending, n in sorted(endings.items()))
+    return [finding("other files", "info", "files that are not read lie beside the images: "
+                    f"{listed}")] if endings else []
 
-    def tell(pair: Pair) -> str:
-        return " = ".join(f"{rows[k]['file_name']} ({rows[k]['source']}, "
-                          f"{rows[k]['split'] or 'no split'}, {rows[k]['label']}, "
-                          f"{rows[k]['patient']})" for k in pair[:2])
+
+def copied(pairs: Sequence[Pair], rows: Sequence[Row], *, certain: bool = True) -> list[dict]:
+    """Copies of one image: across splits, across patients, or neither; and under two labels.
+
+    Images of fewer than 96 px have too little detail to be sure of an altered copy: unless
+    `certain`, only equal pixels are an error.
+    """
+    def place(k: int) -> str:
+        row = rows[k]
+        return (f"{row['file_name']} ({row['source']}, {row['split'] or 'no split'}, "
+                f"{row['label']}, {row['patient']})")
 
     kinds: dict[tuple[str, str, str], list[Pair]] = defaultdict(list)
     for pair in pairs:
-        i, j, distance = pair
-        own = [("film across splits", "mend", "one film in two splits") if differ("split", i, j)
-               else ("film of two patients", "look", "one film under two patients, maybe one")
-               if differ("patient", i, j)
-               else ("duplicate", "note", "one film twice, same patient, same split")]
-        own += [("label conflict", "mend", "one film under two labels")] if differ("label", i,
-                                                                                   j) else []
-        for kind, level, what in own:
-            if distance > 0 and not sharp and level == "mend":
-                kinds[f"perhaps a {kind}", "look", f"{what}, if pictures of so few px can "
-                      f"tell"].append(pair)
-            else:
-                kinds[kind, level, what].append(pair)
-    return [finding(kind, level, f"{what}: {len(some)} pair(s), {sum(d == 0 for *_, d in some)} "
-                    "equal in every "
-                    f"pixel: " + "; ".join(map(tell, some[:3])) + ("; …" if len(some) > 3 else ""),
-                    pairs=some) for (kind, level, what), some in kinds.items()]
+        differs = {name: rows[pair[0]][name] != rows[pair[1]][name]
+                   for name in ("split", "patient", "label")}
+        if differs["split"]:
+            own = ["copy across splits"]
+        else:
+            own = ["copy across patients" if differs["patient"] else "duplicate"]
+        if differs["label"]:
+            own.append("label conflict")
+        for kind in own:
+            level, text = COPIES[kind]
+            if level == "error" and pair[2] > 0 and not certain:
+                kind, level, text = f"possible {kind}", "warning", f"{text}, or two that look alike"
+            kinds[kind, level, text].append(pair)
+    found = []
+    for (kind, level, text), own in kinds.items():
+        listed = first_few((f"{place(i)} = {place(j)}" for i, j, _ in own), 3, "; ")
+        found.append(finding(kind, level, f"{text}: {count(len(own), 'pair')}, "
+                             f"{sum(pair[2] == 0 for pair in own)} equal in every pixel: {listed}",
+                             pairs=own))
+    return found
 
 
 def patients(table: Table) -> list[dict]:
     """Patients in two splits, with two labels, or unknown."""
-    images = defaultdict(list)
+    images, found = defaultdict(list), []
     for i, row in enumerate(table.rows):
         images[row["patient"]].append(i)
-
-    def several(column: str) -> dict[str, list[int]]:
-        return {p: own for p, own in images.items()
-                if len({table.rows[i][column] for i in own}) > 1}
-
-    found, across, labels = [], several("split"), several("label")
-    if across:
-        some = ", ".join(f"{p} "
-                         f"({', '.join(sorted({table.rows[i]['split'] or 'none' for i in own}))})"
-                         for p, own in list(across.items())[:5])
-        found.append(finding("patient across splits", "mend", f"{len(across)} patient(s) in two "
-                             f"splits: {some}", [i for own in across.values() for i in own]))
-    if labels:
-        found.append(finding("patient with two labels", "note", f"{len(labels)} patient(s) have "
-                             "images of two labels, as in the course of a disease, or by mistake: "
-                             f"{', '.join(list(labels)[:5])}",
-                             [i for own in labels.values() for i in own]))
+    for column, kind, level, text in (
+            ("split", "patient across splits", "error", "in two splits"),
+            ("label", "patient with two labels", "info",
+             "with images of two labels, as in the course of a disease, or by mistake")):
+        values = {p: sorted({table.rows[i][column] or "none" for i in own})
+                  for p, own in images.items()}
+        several = {p: names for p, names in values.items() if len(names) > 1}
+        if several:
+            named = first_few((f"{p} ({', '.join(names)})" for p, names in several.items()), 5)
+            found.append(finding(kind, level, f"{count(len(several), 'patient')} {text}: {named}",
+                                 [i for p in several for i in images[p]]))
     if table.patients_assumed:
-        found.append(finding("patients unknown", "look", "no patient ids in some folder: each "
+        found.append(finding("patients unknown", "warning", "no patient ids in some folder: each "
                              "image counts as a patient, and images of one patient may lie on both "
                              "sides of a split"))
-    most = max(map(len, images.values()))
-    if most > 1:
-        found.append(finding("images per patient", "note", f"{len(images)} patients with 1 to "
-                             f"{most} images, {sum(len(own) > 1 for own in images.values())} with "
-                             "more than one"))
+    numbers = [len(own) for own in images.values()]
+    if max(numbers) > 1:
+        found.append(finding("images per patient", "info", f"{len(numbers)} patients with 1 to "
+                             f"{max(numbers)} images, {sum(n > 1 for n in numbers)} with more than "
+                             "one"))
     return found
 
 
-def odd_files(table: Table, facts: Sequence[Facts]) -> list[dict]:
-    """What differs from the rest in kind: depth, mode, size, shape, name; what carries text; what
-    no reader looks at.
-    """
-    good = [i for i, f in enumerate(facts) if not f.fault]
-    area = np.array([facts[i].width * facts[i].height for i in good]) ** 0.5
-    shape = np.array([abs(np.log(facts[i].width / facts[i].height)) for i in good])
-    middle, common = np.median(area), Counter(facts[i].mode for i in good).most_common(1)[0][0]
-    suffixes = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
-    groups = {
-        ("size", "look", f"of a size beyond {FAR:g} times the median of {middle:.0f} "
-         f"px"): [i for i, a in zip(good, area) if not 1 / FAR <= a / middle <= FAR],
-        ("shape", "look", "more than twice as wide as high, or as high as "
-         "wide"): [i for i, s in zip(good, shape) if s > np.log(2)],
-        ("mode", "note", f"of another mode than {common}, the most "
-         f"frequent"): [i for i in good if facts[i].mode != common],
-        ("colour", "look",
-         "in colour, which no radiograph is"): [i for i in good if facts[i].channels > 1],
-        ("rotated by EXIF", "note", "turned upright by their EXIF, as our reader does and others "
-         "do not"): [i for i in good if facts[i].turned],
-        ("carries text", "look", "with EXIF or text beside the picture, in which names may stand "
-         "(our reader drops it)"): [i for i in good if facts[i].carries],
-        ("name", "note", "whose name ends as another format's"):
-        [i for i in good
-         if not table.rows[i]["file"].lower().endswith(suffixes.get(facts[i].format, ""))],
-    }
-    found = [finding(kind, level, f"{count(len(some), 'image')} {text}", some)
-             for (kind, level, text), some in groups.items() if some]
-    folders = sorted({str(Path(file).parent) for file in table.column("file")})
-    strays = Counter(Path(name).suffix.lower() or "no ending" for folder in folders
-                     for name in os.listdir(folder) if not (Path(folder) / name).is_dir()
-                     and Path(name).suffix.lower() not in (*EXTENSIONS, ".csv"))
-    if strays:
-        kinds = ", ".join(f"{suffix} {n}" for suffix, n in sorted(strays.items()))
-        found.append(finding("other files", "note",
-                             f"beside the images lie files that are not read: {kinds}"))
-    return found
-
-
-def confounding(rows: Sequence[Row], columns: Sequence[str]) -> list[dict]:
-    """Labels that come from sources of their own, and columns whose emptiness tells the label."""
-    by_label, found = defaultdict(list), []
-    for row in rows:
-        by_label[row["label"]].append(row)
-    if len(by_label) < 2:
-        return []
+def confounded(rows: Sequence[Row]) -> list[dict]:
+    """Labels that come from sources of their own."""
+    found, by_label = [], _by_label(rows)
     sizes = Counter(row["source"] for row in rows)
     for label, own in by_label.items():
         counts = Counter(row["source"] for row in own)
@@ -253,47 +215,53 @@ def confounding(rows: Sequence[Row], columns: Sequence[str]) -> list[dict]:
         pure = sorted(s for s in counts if counts[s] >= at_least * sizes[s])
         alone = sum(counts[s] for s in pure)
         if alone >= ALONE * len(own):
-            found.append(finding("confounded", "look", f"CONFOUNDED: {alone} of {len(own)} images "
-                                 f"of {label} come from sources that hold little else "
-                                 f"({', '.join(pure)}), so that the hospital tells the label"))
-    for name in columns:
-        empty = {label: sum(not row.get(name) for row in own) / len(own)
-                 for label, own in by_label.items()}
-        if max(empty.values()) - min(empty.values()) >= MISSING:
-            shares = ", ".join(f"{label} {share:.0%}" for label, share in empty.items())
-            found.append(finding("missing by label", "look",
-                                 f"whether {name} is known goes with the label; empty in {shares}"))
-    young = {label: (sum(0 <= a < AGES[1] for a in ages), len(ages))
-             for label, own in by_label.items()
-             if (ages := [a for row in own if (a := _age(row)) is not None])}
-    if any(k for k, _ in young.values()):
-        some = ", ".join(f"{label} {k} of {n} of known age" for label, (k, n) in young.items())
-        found.append(finding("children", "look", f"patients under 18: {some}"))
+            found.append(finding("confounded", "warning", f"CONFOUNDED: {alone} of {len(own)} "
+                                 f"images of {label} come from sources that hold little else "
+                                 f"({', '.join(pure)}), so the hospital predicts the label"))
     return found
 
 
+def missing_by_label(rows: Sequence[Row], columns: Sequence[str]) -> list[dict]:
+    """Columns whose empty cells predict the label."""
+    found = []
+    for name in columns:
+        shares = {label: sum(not row.get(name) for row in own) / len(own)
+                  for label, own in _by_label(rows).items()}
+        if max(shares.values()) - min(shares.values()) >= MISSING:
+            listed = ", ".join(f"{label} {share:.0%}" for label, share in shares.items())
+            found.append(finding("missing by label", "warning", f"whether {name} is known goes "
+                                 f"with the label; empty in {listed}"))
+    return found
+
+
+def children(rows: Sequence[Row]) -> list[dict]:
+    ages = {label: [age for age in map(_age, own) if age is not None]
+            for label, own in _by_label(rows).items()}
+    young = {label: sum(0 <= age < AGES[1] for age in known) for label, known in ages.items()}
+    if len(ages) < 2 or not any(young.values()):
+        return []
+    listed = ", ".join(f"{label} {young[label]} of {len(known)} of known age"
+                       for label, known in ages.items() if known)
+    return [finding("children", "warning", f"patients under 18: {listed}")]
+
+
 def shortcuts(trivial: Sequence[dict]) -> list[dict]:
-    return [finding("shortcut", "look", f"SHORTCUT: the {b['features']} alone tells {b['label']} "
-                    f"from the rest with AUROC {b['auroc']:.3f} ({b['low']:.3f} to "
-                    f"{b['high']:.3f}; n = {b['n']} and {b['n_rest']})")
+    return [finding("shortcut", "warning", f"SHORTCUT: {b['label']} is predicted from the "
+                    f"{b['features']} alone with AUROC {b['auroc']:.3f} ({b['low']:.3f} to "
+                    f"{b['high']:.3f}; n = {b['n']}, and {b['n_rest']} of the rest)")
             for b in trivial if b["shortcut"]]
 
 
-def letters(facts: Sequence[Facts]) -> list[dict]:
-    some = [i for i, f in enumerate(facts) if f.text]
-    return [finding("burned-in text", "look", f"{count(len(some), 'image')} with what seem to be "
-                    "letters in the picture; look whether any names a "
-                    f"person", some)] if some else []
+# --- tables
 
 
 def tables(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
     """For split, source and each column: value → label → images; "" is unknown, an age is its
-    band.
-    """
-    found = {name: defaultdict(Counter) for name in ("split", "source", *columns, "all at once")}
+    band."""
+    names = ("split", "source", *columns)
+    found = {name: defaultdict(Counter) for name in (*names, "all at once")}
     for row in rows:
-        cells = {name: age_band(row) if name == "age"
-                 else row.get(name, "") for name in ("split", "source", *columns)}
+        cells = {name: age_band(row) if name == "age" else row.get(name, "") for name in names}
         cells["all at once"] = " · ".join([row["source"],
                                            *(cells[name] or "?" for name in columns)])
         for name, cell in cells.items():
@@ -304,12 +272,11 @@ def tables(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, dict[str, d
 
 def missing(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Column → label → share of empty cells, of columns that have any."""
-    labels = sorted({row["label"] for row in rows})
-    names = [k for k in dict.fromkeys(k for row in rows for k in row)
-             if k not in ("file", "where", "file_name", "label")]
-    found = {
-        name: {label: float(np.mean([not row.get(name) for row in rows if row["label"] == label]))
-               for label in labels} for name in names}
+    by_label = sorted(_by_label(rows).items())
+    names = dict.fromkeys(name for row in rows for name in row
+                          if name not in (*ADDED, "file_name", "label"))
+    found = {name: {label: float(np.mean([not row.get(name) for row in own]))
+                    for label, own in by_label} for name in names}
     return {name: shares for name, shares in found.items() if any(shares.values())}
 
 
@@ -318,62 +285,16 @@ def histograms(rows: Sequence[Row], facts: Sequence[Facts]) -> dict[str, list[fl
     groups = defaultdict(list)
     for row, f in zip(rows, facts):
         groups[row["source"]].append(f.histogram)
-    return {source: np.mean(some, 0).tolist() for source, some in sorted(groups.items())}
+    return {source: np.mean(own, 0).tolist() for source, own in sorted(groups.items())}
 
 
-def new_split(table: Table, pairs: Sequence[Pair], seed: int) -> dict[str, str]:
-    """Patient → split, for a table without splits: patients who share a film, altered or not, stay
-    together.
-    """
-    film = connected(len(table), [(i, j) for i, j, _ in pairs])
-    return split_patients(table.rows, {row["file"]: str(f) for row, f in zip(table.rows, film)},
-                          seed)
-
-
-def mended(table: Table, pairs: Sequence[Pair]) -> list[Row]:
-    """The rows of a table that brings splits, without leaks: what belongs together by patient or
-    film goes to one split.
-
-    To "train" if it lay in several of train, val and test, for a held-out image must be new; what
-    shares a patient or film with another split ("external") is "left-out", and so is a film under
-    two labels.
-    """
-    group, rows = _groups(len(table), pairs, table.rows), []
-    splits: dict[int, set[str]] = defaultdict(set)
-    for g, row in zip(group, table.rows):
-        splits[g].add(row["split"])
-    conflict = {k for i, j, _ in pairs
-                if table.rows[i]["label"] != table.rows[j]["label"] for k in (i, j)}
-    for i, (g, row) in enumerate(zip(group, table.rows)):
-        split = row["split"]
-        if len(splits[g]) > 1:
-            split = "train" if splits[g] <= set(
-                SPLITS) else split if split not in SPLITS else "left-out"
-        rows.append({**row, "split": "left-out" if i in conflict else split})
-    return rows
-
-
-def _groups(n: int, pairs: Sequence[Pair], rows: Sequence[Row]) -> np.ndarray:
-    """What belongs together, by patient or by film: the number of each image's group."""
-    first: dict[str, int] = {}
-    same = [(first.setdefault(row["patient"], i), i) for i, row in enumerate(rows)]
-    return connected(n, [*((i, j) for i, j, _ in pairs), *same])
-
-
-def _sizes(facts: Sequence[Facts]) -> Mapping[str, int]:
+def sizes(facts: Sequence[Facts]) -> Mapping[str, int]:
     sides = np.array([[f.width, f.height] for f in facts])
     return {"shorter side, least": int(sides.min()),
             "shorter side, median": int(np.median(sides.min(1))),
             "longer side, most": int(sides.max()),
             "different shapes": len({tuple(s) for s in sides.tolist()}),
             "square": int((sides[:, 0] == sides[:, 1]).sum())}
-
-
-def _age(row: Row) -> float | None:
-    try:
-        return float(row.get("age", ""))
-    except ValueError:
-        return None
 
 
 def age_band(row: Row) -> str:
@@ -383,3 +304,17 @@ def age_band(row: Row) -> str:
     low = max(a for a in AGES if a <= age)
     high = next((a - 1 for a in AGES if a > low), None)
     return f"{low}–{high}" if high else f"{low}+"
+
+
+def _age(row: Row) -> float | None:
+    try:
+        return float(row.get("age", ""))
+    except ValueError:
+        return None
+
+
+def _by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found = defaultdict(list)
+    for row in rows:
+        found[row["label"]].append(row)
+    return found

@@ -1,9 +1,9 @@
-"""What can be told without a look at the lungs: small logistic regressions on trivial features,
-held to the patient.
+"""Can the label be predicted without the lungs? Small logistic regressions on trivial features, by
+patient.
 
-If the header, the border, a thumbnail of 8 × 8 or age and sex tell a label, then a classifier may
-do so by these alone, and its figures say nothing about disease (DeGrave et al. 2021; Maguolo &
-Nanni 2021).
+If the header, the border, a thumbnail of 8 × 8 or age and sex predict a label, then a classifier
+may use these alone, and its figures say nothing about disease (DeGrave et al. 2021; Maguolo & Nanni
+2021).
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from minidiff.errors import InputError
 from minidiff.statistics import auroc_by_patient
 
 FOLDS, SEED = 5, 0
-FEWEST = 10       # patients on each side, below which there is nothing to be learned
-# AUROC from which a trivial feature is a shortcut, or the lower end of its interval
-SHORTCUT, SURE = 0.9, 0.75
-# has the lungs in it: it may show a large disease, and is never called a shortcut
-THUMBNAIL = "thumbnail"
+FEWEST = 10                 # patients on each side, below which nothing can be learned
+SHORTCUT, SURE = 0.9, 0.75  # a shortcut from this AUROC on, or from this lower end of the interval
+THUMBNAIL = "thumbnail"     # never called a shortcut: it shows the lungs, and a large disease
 
 
 def logistic(x: np.ndarray, positive: Sequence[bool], ridge: float = 1.0) -> np.ndarray:
     """Weights (d+1,) of P(positive) = sigmoid(x·w + b), b last: the minimum of log loss +
-    ridge/2·|w|², b left free.
+    ridge/2·|w|², without a penalty on b.
 
     x (N,d) should be of about unit variance. Newton's method (iteratively reweighted least
     squares), step halved while the objective does not fall; it is convex, and with a ridge strictly
@@ -59,9 +57,7 @@ def logistic(x: np.ndarray, positive: Sequence[bool], ridge: float = 1.0) -> np.
 
 def fold_of(labels: Sequence[str], patients: Sequence[str], folds: int = FOLDS,
             seed: int = SEED) -> np.ndarray:
-    """Fold (N,) of each image: all images of a patient in one, patients of a label dealt out
-    evenly.
-    """
+    """Fold (N,) of each image: a patient in one fold, the patients of a label evenly in all."""
     of = {}
     for patient, label in zip(patients, labels):
         of[patient] = min(label, of.get(patient, label))
@@ -75,15 +71,14 @@ def fold_of(labels: Sequence[str], patients: Sequence[str], folds: int = FOLDS,
 
 def out_of_fold(x: np.ndarray, positive: Sequence[bool], fold: np.ndarray,
                 ridge: float = 1.0) -> np.ndarray:
-    """Log odds (N,) that each image is positive, from a regression that has not seen its fold."""
+    """Log odds (N,) that each image is positive, from a regression trained without its fold."""
     x, positive = np.asarray(x, float), np.asarray(positive, bool)
     scores = np.zeros(len(x))
     for k in np.unique(fold):
         seen = fold != k
         mean, std = x[seen].mean(0), x[seen].std(0)
         z = (x - mean) / np.where(std > 1e-9, std, 1.0)
-        # a constant column tells nothing; an outlier no more than 8 deviations
-        z = np.clip(z * (std > 1e-9), -8, 8)
+        z = np.clip(z * (std > 1e-9), -8, 8)  # a constant column is 0; outliers end at 8 deviations
         w = logistic(z[seen], positive[seen], ridge)
         scores[~seen] = z[~seen] @ w[:-1] + w[-1]
     return scores
@@ -106,9 +101,9 @@ def features(facts: Sequence[Facts], rows: Sequence[Row],
 
 def baselines(found: dict[str, np.ndarray], labels: Sequence[str],
               patients: Sequence[str]) -> list[dict]:
-    """For each kind of features and each label, how well they tell it from all others, by
-    patient-grouped 5-fold cross-validation: AUROC, its interval, n. A label of fewer than 10
-    patients, or faced by fewer, is left out."""
+    """For each kind of features and each label, how well it is predicted against the rest by 5-fold
+    cross-validation over patients: AUROC, its interval, n. A label is left out where it, or the
+    rest, has fewer than 10 patients."""
     labels, patients, result = np.asarray(labels), np.asarray(patients), []
     fold = fold_of(labels, patients)
     for label in sorted(set(labels)):
@@ -121,26 +116,25 @@ def baselines(found: dict[str, np.ndarray], labels: Sequence[str],
                            "high": high, "n": int(ours.sum()), "n_rest": int((~ours).sum()),
                            "patients": len(set(patients)),
                            "shortcut": is_shortcut(name, area, low)})
-        if len(set(labels)) == 2:  # the other label is told by the same numbers
+        if len(set(labels)) == 2:  # the other label has the same numbers
             break
     return result
 
 
 def is_shortcut(features: str, area: float, low: float) -> bool:
-    """Does a trivial feature tell the label so well that a classifier might do by it alone?"""
+    """Is the label predicted so well that a classifier might use this trivial feature alone?"""
     return features != THUMBNAIL and (area >= SHORTCUT or low >= SURE)
 
 
 def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
-    """A column as features: a number with the mean where it is unknown, a category and findings as
-    0 and 1, and whether it is known."""
+    """A column as features: a number (the mean where it is unknown) and whether it is unknown, a
+    category or findings as 0 and 1."""
     cells = [row.get(name, "") for row in rows]
     try:
         variable = var.infer(name, cells)
-    # nothing in it, one value only, or a hundred: then all that it can tell is where it is empty
-    except InputError:
-        return np.array([[cell != ""] for cell in cells],
-                        float) if "" in cells and any(cells) else None
+    except InputError:  # no value, only one, or a hundred: all it can show is where it is empty
+        known = np.array([[cell != ""] for cell in cells], float)
+        return known if "" in cells and any(cells) else None
     if isinstance(variable, var.Category):
         return _one_hot(cells)
     if isinstance(variable, var.Findings):

@@ -19,21 +19,18 @@ from tqdm import tqdm
 
 from minidiff.counted import order, order_of_groups
 from minidiff.data import images
-from minidiff.data.audit import check_pictures
-from minidiff.data.table import Row, Table, read_table, some
-from minidiff.errors import InputError, count
+from minidiff.data.split import check_pictures
+from minidiff.data.table import Row, Table, read_table
+from minidiff.errors import InputError, count, first_few
 
-# degrees, at most; the limits of a careful radiographer, not of what a classifier could bear
-ROTATION = 5.0
+ROTATION = 5.0  # degrees, at most: the limits of a careful radiographer
 SHIFT = 0.04    # of the side
 SCALE = 0.06
 GAIN = 0.10
 BIAS = 0.05     # of the range
-# share of colour images among grey ones up to which they are taken for grey ones in a colour file
-FEW_COLOUR = 0.05
+FEW_COLOUR = 0.05  # share of colour images up to which they are made grey like the rest
 Grey = Literal["auto", "yes", "no"]
-# No horizontal flip: it moves the heart to the right side, a rare disease (situs inversus) and not
-# a variation.
+# No horizontal flip: a heart on the right is a rare disease (situs inversus), not a variation.
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +59,19 @@ class Images:
     def part(self, *splits: str) -> Images:
         """The images of these splits."""
         index = [i for i, row in enumerate(self.table.rows) if row["split"] in splits]
-        pixels = self.pixels[:, :1][index].expand(-1, 3, -1,
-                                                  -1) if self.grey else self.pixels[index]
+        channels = 1 if self.grey else 3
+        pixels = self.pixels[:, :channels][index].expand(-1, 3, -1, -1)
         return Images(replace(self.table, rows=[self.table.rows[i] for i in index]), pixels)
 
     def names(self, index: Sequence[int]) -> str:
         """The first images of a batch by name, for the message of a fault."""
-        return some((self.table.rows[i]["file"] for i in index), 4)
+        return first_few((self.table.rows[i]["file"] for i in index), 4)
 
 
 def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path, skip_bad: bool,
                 prior: Sequence[str] = (), grey: Grey = "auto") -> Images:
-    """The images of data folders and, of `prior` folders, the training split; splits and leaks are
-    checked over all.
+    """The images of data folders and, of `prior` folders, the training split; leaks are checked over
+    all of them.
 
     Raises InputError where there is nothing to train on or nothing held out.
     """
@@ -127,10 +124,9 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
     """Read all images of a table as squares: (table, uint8 (N,3,size,size)).
 
     Where all are grey, one channel is kept in memory and expanded to three. `grey` yes takes the
-    mean of the channels of colour images, no leaves them, auto does it where they are few among
-    grey ones: two of them must not colour all samples. Bad files raise one InputError that lists
-    them; with `skip_bad` they leave the table, counted on stderr and listed in its notes. None is
-    ever replaced.
+    mean of the channels of colour images, no leaves them, auto takes it where they are few among
+    grey ones, since two of them must not colour all samples. Bad files raise one InputError that
+    lists them; with `skip_bad` they are dropped, counted on stderr and listed in the notes.
     """
 
     def load(row: Row) -> np.ndarray | str:
@@ -139,10 +135,9 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
         except InputError as error:
             return str(error) if row["where"] == row["file"] else f"{row['where']}: {error}"
 
-    with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter while it decodes
-        bar = tqdm(pool.map(load, table.rows), "reading images", len(table), unit=" images",
-                   disable=len(table) < 200)
-        loaded = list(bar)
+    with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock while it decodes
+        loaded = list(tqdm(pool.map(load, table.rows), "reading images", len(table),
+                           unit=" images", disable=len(table) < 200))
     faults = [item for item in loaded if isinstance(item, str)]
     if faults and (not skip_bad or len(faults) == len(table)):
         listed = "; ".join(faults[:5]) + ("; …" if len(faults) > 5 else "")
@@ -153,9 +148,9 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
     constant = [row["file"] for row, item in zip(rows, squares) if item.min() == item.max()]
     notes = list(table.notes)
     if faults:
-        names = some(row["file"] for row, item in zip(table.rows, loaded) if isinstance(item, str))
+        names = [row["file"] for row, item in zip(table.rows, loaded) if isinstance(item, str)]
         print(f"{len(faults)} of {len(table)} images cannot be read and are left out: "
-              f"{names}", file=sys.stderr)
+              f"{first_few(names)}", file=sys.stderr)
         notes += [f"{len(faults)} of {len(table)} images could not be read and were dropped: "
                   f"{'; '.join(faults)}"]
     if constant:
@@ -164,7 +159,7 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
     if 0 < len(colour) < len(rows):
         turned = grey == "yes" or (grey == "auto" and len(colour) <= FEW_COLOUR * len(rows))
         notes += [f"{len(colour)} of {len(rows)} images are in colour, the others grey; these were "
-                  f"{'made grey' if turned else 'left so'}: {some(colour)}"]
+                  f"{'made grey' if turned else 'left so'}: {first_few(colour)}"]
         grey = "yes" if turned else grey
     if grey == "yes":
         squares = [item.mean(0, keepdims=True).round().astype(np.uint8) for item in squares]

@@ -1,17 +1,16 @@
-"""Images that are there twice: exact copies, and copies that were flipped, cropped, compressed or
-brightened.
+"""Copies of one image: exact ones, and those that were flipped, cropped, compressed or brightened.
 
     hash     the 16 × 16 slowest cosine waves of an image, as in a perceptual hash (Zauner 2010),
-             but with their values kept and weighted by frequency, and what all images of a larger
-             set share taken out (else every chest is like every other); pairs whose hashes
-             correlate are candidates. Every image asks in 38 versions of itself: enlarged up to a
-             ninth from nine places, and flipped, which only turns signs of waves
+             but with their values kept and weighted by frequency, and without what all images of a
+             larger set share (else every chest is like every other); pairs whose hashes correlate
+             are candidates. Every image is compared in 38 versions: enlarged up to a ninth at nine
+             places, and flipped, which only changes signs of waves
     pixels   one image of a candidate is laid over the other by the affine map that least squares
              finds (Lucas & Kanade 1981); the distance is 1 − the correlation of their fine detail.
-             Two films of one patient may agree in outline to a hair, and still differ in detail
+             Two images of one patient may have the same outline, and still differ in detail
 
 The distance of a pair depends neither on brightness and contrast nor on the other images. An image
-of one grey has no detail: it is like no other here, and only `exact_duplicates` finds it twice.
+of one grey has no detail: it is like no other here, and only `exact_duplicates` finds its copies.
 """
 
 from __future__ import annotations
@@ -22,50 +21,39 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
-import numpy as np
-import scipy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from minidiff.data.split import connected, equal_pairs
+
 Pair = tuple[int, int, float]
 
-# px a side at which images are compared; waves a side in the hash
-SIDE, WAVES = 96, 16
-# in which a copy's crop is looked for; least squares does the rest
-ZOOMS = (1.055, 1.11)
-# images from which what they share is known well enough to be taken out
-LARGER = 200
-# correlation of hashes from which a pair is looked at; if nothing was taken out
-ALIKE, ALIKE_PLAIN = 0.81, 0.90
-# pairs of one image, at the most: those of the highest correlation
-LOOKED_AT = 8
-# distance up to which it is reported; up to which it is looked at, at half the side
-SAME, SAME_SMALL = 0.04, 0.25
-# px: detail lies between these blurs; its strength is evened out over this one
-FINE, COARSE, LOCAL = 1.0, 3.0, 3.0
+SIDE, WAVES = 96, 16               # px a side of compared images; waves a side in the hash
+ZOOMS = (1.055, 1.11)              # of the versions; least squares finds what is between
+LARGER = 200                       # images from which the shared part is known well enough
+ALIKE, ALIKE_PLAIN = 0.81, 0.90    # correlation of candidates, without the shared part and with
+LOOKED_AT = 8                      # candidates of one image, at most: the most correlated
+SAME, SAME_SMALL = 0.04, 0.25      # greatest distance of a copy; of a candidate at half the side
+FINE, COARSE, LOCAL = 1.0, 3.0, 3.0  # px: detail lies between two blurs; a third evens its strength
 ROUNDS = 6, 4                      # of least squares, at half the side and at the side
 REACH = 0.15                       # how far its map may go from where it began
-# grey values and place (of the half side) within which pixels are compared
-DARK, BRIGHT, INNER = 4, 250, 0.9
+DARK, BRIGHT, INNER = 4, 250, 0.9  # grey values, and share of the half side, that are compared
 
 
 def exact_duplicates(images: Tensor) -> list[Pair]:
     """Images of equal pixels (sha256): (first of its kind, later one, 0.0)."""
-    first: dict[bytes, int] = {}
-    keys = [hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images]
-    return [(first[key], j, 0.0) for j, key in enumerate(keys) if first.setdefault(key, j) != j]
+    keys = (hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images)
+    return [(i, j, 0.0) for i, j in equal_pairs(keys)]
 
 
 def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
-    """Pairs that show one and the same film: uint8 (N,3,H,W) → (i, j, distance), i < j, the nearest
-    first.
+    """Pairs of copies: uint8 (N,3,H,W) → (i, j, distance), i < j, the nearest first.
 
-    The distance is 0 for equal pixels, below .04 for a copy as described above, and above it for
-    another film. at_most is for images of 96 px or more; below, where there is less detail to
-    differ in, it shrinks with the side. Of a film that is there more than nine times not every pair
-    is listed.
+    The distance is 0 for equal pixels, below .04 for a copy as described above, and greater for
+    another image. at_most is for images of 96 px or more; below, where images have less detail, it
+    shrinks with the side. Of an image with more than nine copies not every pair is listed.
     """
     x = small(images)
     at_most = at_most * x.shape[-1] / SIDE
@@ -85,19 +73,11 @@ def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
 
 
 def by_patient(pairs: Sequence[Pair], patients: Sequence[str]) -> dict:
-    """What a list of pairs means: how many they are, images to leave out so that none is there
-    twice, and the pairs whose two images have different patients, which may put one film on both
-    sides of a split."""
-    films = connected(len(patients), [(i, j) for i, j, _ in pairs])
-    return {"pairs": len(pairs), "surplus": len(films) - len(set(films.tolist())),
+    """How many pairs there are, how many images to leave out so that no copy is left, and the pairs
+    of two patients, which may put copies on both sides of a split."""
+    group = connected(len(patients), [(i, j) for i, j, _ in pairs])
+    return {"pairs": len(pairs), "surplus": len(group) - len(set(group.tolist())),
             "across_patients": [(i, j, d) for i, j, d in pairs if patients[i] != patients[j]]}
-
-
-def connected(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Number (n,) of the connected component of each of n nodes."""
-    i, j = np.array(edges, dtype=int).reshape(-1, 2).T
-    graph = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), (n, n))
-    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
 
 
 def small(images: Tensor, side: int = SIDE) -> Tensor:
@@ -112,8 +92,7 @@ def small(images: Tensor, side: int = SIDE) -> Tensor:
 
 def _starts() -> Tensor:
     """The versions as maps (38,2,3) from places of the version to places of the image; the second
-    half is flipped.
-    """
+    half is flipped."""
     places = [(1.0, 0, 0)] + [(zoom, *at) for zoom in ZOOMS
                               for at in itertools.product((-1, 0, 1), repeat=2)]
     maps = torch.tensor([[[1 / z, 0, dx * (1 - 1 / z)], [0, 1 / z, dy * (1 - 1 / z)]]
@@ -130,9 +109,8 @@ def _hash(x: Tensor) -> Tensor:
 
 
 def _candidates(x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Pairs whose hashes correlate: (number of images that asked, pairs (n,2), maps to begin with
-    (n,2,3)), in turns.
-    """
+    """Pairs whose hashes correlate, by batches: (images of the batch, pairs (n,2), first maps
+    (n,2,3))."""
     starts, waves = _starts(), min(WAVES, x.shape[-1])
     flip = torch.ones(waves, waves)
     flip[:, 1::2] = -1                                     # waves that are odd from left to right
@@ -145,10 +123,8 @@ def _candidates(x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         part = x[first : first + 32].float()
         versions = torch.stack([_hash(_warp(part, start.expand(len(part), 2, 3))[:, 0])
                                 for start in half])
-        # (32, N)
         best, which = (special(torch.cat([versions, versions * flip])) @ hashes.T).max(0)
-        # each image with itself
-        best[torch.arange(len(part)), torch.arange(first, first + len(part))] = 0
+        best[torch.arange(len(part)), torch.arange(first, first + len(part))] = 0  # with itself
         best, j = best.topk(min(LOOKED_AT, len(x)), dim=1)
         i, place = (best > alike).nonzero(as_tuple=True)
         j = j[i, place]
@@ -156,9 +132,8 @@ def _candidates(x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 
 def _special(hashes: Tensor) -> Callable[[Tensor], Tensor]:
-    """A map of hashes that takes off their mean and brings the spread along each principal axis to
-    its square root.
-    """
+    """A map of hashes that removes their mean and takes the root of their spread along each
+    principal axis."""
     mean, (values, axes) = hashes.mean(0), torch.linalg.eigh(torch.cov(hashes.T))
     weighted = axes * (values.clamp(min=0) + 0.1 * values.mean()) ** -0.25
     return lambda h: F.normalize((h - mean) @ weighted, dim=-1)
@@ -185,9 +160,8 @@ def laid_over(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
 
 
 def _lay(x: Tensor, y: Tensor, maps: Tensor, rounds: int) -> Tensor:
-    """Improve maps (n,2,3), so that x at map(place) is y at the place, by Gauss–Newton on the
-    squared difference.
-    """
+    """Improve maps (n,2,3), so that x at map(place) is y at the place: Gauss–Newton steps on the
+    squared difference."""
     side = x.shape[-1]
     u = (torch.arange(side) + 0.5) / side * 2 - 1
     u, v = u.expand(side, side), u[:, None].expand(side, side)
@@ -208,8 +182,8 @@ def _lay(x: Tensor, y: Tensor, maps: Tensor, rounds: int) -> Tensor:
 
 
 def _apart(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
-    """1 − correlation of detail where both have some: inside, and neither black nor white; times
-    the whole by this part, since a small part is more easily alike. At most 1."""
+    """1 − correlation of detail where both have some: inside, and neither black nor white. Times
+    the whole area over this part, since small parts are more easily alike; at most 1."""
     x = _warp(x, maps)
     inside = F.affine_grid(maps, x.shape, align_corners=False).abs().amax(-1)[:, None] < 0.97
     inner = ((torch.arange(x.shape[-1]) + 0.5) / x.shape[-1] * 2 - 1).abs() < INNER
@@ -225,7 +199,7 @@ def _apart(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
 
 
 def _detail(x: Tensor) -> Tensor:
-    """What lies between two blurs, evened out in strength over the image: (n,1,s,s), variance 1."""
+    """What lies between two blurs, of even strength over the image: (n,1,s,s), variance 1."""
     d = _blur(x, FINE)
     d = d - _blur(d, COARSE)
     power = d.square()
@@ -240,11 +214,10 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
 
 @lru_cache
 def _blurring(side: int, sigma: float) -> Tensor:
-    """A Gaussian blur as a matrix (side, side), which for so few pixels is faster than a
-    convolution; edges go on.
-    """
-    at, reach = torch.arange(side)[:, None], torch.arange(-math.ceil(3 * sigma),
-                                                          math.ceil(3 * sigma) + 1)
+    """A Gaussian blur as a matrix (side, side), which is faster than a convolution of so few
+    pixels; edges are repeated."""
+    radius = math.ceil(3 * sigma)
+    at, reach = torch.arange(side)[:, None], torch.arange(-radius, radius + 1)
     weights = torch.exp(-reach.square() / (2 * sigma**2))
     weights = (weights / weights.sum()).expand(side, -1)
     return torch.zeros(side, side).scatter_add_(1, (at + reach).clamp(0, side - 1), weights)

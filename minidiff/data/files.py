@@ -1,8 +1,6 @@
-"""What one image file is, beside a picture: its header, its border, its greys, and letters that
-were burned into it.
+"""Facts of one image file: its header, its border, its greys, and letters burned into it.
 
-An audit reads every file once and keeps no more than this of it, and a small square: 12 kB an
-image.
+An audit reads every file once and keeps only these and a small square: 12 kB an image.
 """
 
 from __future__ import annotations
@@ -22,15 +20,14 @@ from tqdm import tqdm
 from minidiff.data import images
 from minidiff.errors import InputError
 
-# px: side of the thumbnail; side at which the border is cut off, and its width
-THUMBNAIL, EDGE, RIM = 8, 64, 4
+THUMBNAIL, EDGE, RIM = 8, 64, 4  # px: side of the thumbnail; of an image and its border
 BINS = 64                        # of the histogram of greys
 FLAT = 8                         # grey values within which a part of the image counts as constant
-LOOK = 640                       # px: longer side, at the most, at which letters are looked for
-# grey values by which a letter's strokes, and their middle, stand out from around them
-STROKE, PEAK = 45, 80
-LETTERS = 3                      # that stand in line, before they are text
+LOOK = 640                       # px: longest side at which letters are looked for
+STROKE, PEAK = 45, 80            # grey values of contrast: of a letter's strokes, of their middle
+LETTERS = 3                      # letters in a line make a text
 WIDE = {"I": 16, "I;16": 16, "I;16B": 16, "I;16L": 16, "1": 1}
+HARMLESS = {"exif", "icc_profile", "transparency", "jfif_unit", "background"}  # beside the pixels
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in px of the file
 
@@ -46,19 +43,19 @@ class Facts(NamedTuple):
     channels: int = 0             # in fact: 1 if the three are equal
     width: int = 0
     height: int = 0
-    carries: tuple[str, ...] = () # EXIF, text or comments: names may be in there
+    carries: tuple[str, ...] = ()  # EXIF, text or comments: names may be in there
     turned: bool = False          # EXIF says that it is to be rotated or mirrored
     pixels: str = ""              # sha256 of the decoded picture
     constant: float = 0.0         # share of the most frequent range of 8 grey values
     text: tuple[Box, ...] = ()    # lines of letters
-    histogram: np.ndarray = np.zeros(BINS)                              # shares
-    thumbnail: np.ndarray = np.zeros(THUMBNAIL**2)                      # greys, of the whole picture, whatever its shape
-    border: np.ndarray = np.zeros(4 * EDGE // RIM)                      # greys, clockwise in pieces of 4 × 4 of 64 × 64
+    histogram: np.ndarray = np.zeros(BINS)          # shares
+    thumbnail: np.ndarray = np.zeros(THUMBNAIL**2)  # greys of the whole image, whatever its shape
+    border: np.ndarray = np.zeros(4 * EDGE // RIM)  # greys, clockwise: 4 × 4 of 64 × 64
 
 
 def read_facts(files: Sequence[str | Path], side: int) -> tuple[list[Facts], np.ndarray]:
-    """Facts of each file, and the middle of each picture as a grey square, uint8 (N,side,side), in
-    which copies are looked for; black where a file cannot be read."""
+    """Facts of each file, and the middle of each image as a grey square for the search of copies,
+    uint8 (N,side,side); black where a file cannot be read."""
     squares = np.zeros((len(files), side, side), np.uint8)
     with ThreadPoolExecutor() as pool:
         found = pool.map(facts, files, squares)
@@ -67,9 +64,7 @@ def read_facts(files: Sequence[str | Path], side: int) -> tuple[list[Facts], np.
 
 
 def typical_side(files: Iterable[str | Path], at_most: int) -> int:
-    """The shorter side that nine of ten readable images have, from their headers alone; 8 to
-    at_most.
-    """
+    """The shorter side that nine of ten readable images reach, by their headers; 8 to at_most."""
     sides = []
     for file in files:
         try:
@@ -81,24 +76,19 @@ def typical_side(files: Iterable[str | Path], at_most: int) -> int:
 
 
 def facts(file: str | Path, square: np.ndarray) -> Facts:
-    """All of one file, whose middle is written into `square`; never raises for what is in the
-    file.
-    """
+    """All of one file, whose middle is written into `square`; never raises for a bad file."""
     try:
         picture = images.read(file)
     except InputError as error:
         return Facts(fault=str(error))
     data = Path(file).read_bytes()
-    # only after images.read has let it pass
     with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
         image.load()
         exif = image.getexif()
-        carries = [*(["EXIF"] if len(exif) else []),
-                   *(k for k, v in image.info.items() if isinstance(v, (str, bytes)) and k not in (
-                       "exif", "icc_profile", "transparency", "jfif_unit", "background"))]
+        carries = {k for k, v in image.info.items() if isinstance(v, (str, bytes))} - HARMLESS
         header = {"bytes": len(data), "format": image.format or "", "mode": image.mode,
-                  "bits": WIDE.get(image.mode, 8),
-                  "turned": exif.get(0x0112, 1) != 1, "carries": tuple(sorted(carries))}
+                  "bits": WIDE.get(image.mode, 8), "turned": exif.get(0x0112, 1) != 1,
+                  "carries": tuple(sorted(carries | ({"EXIF"} if len(exif) else set())))}
     grey = picture[0] if len(picture) == 1 else picture.mean(0).astype(np.uint8)
     whole = Image.fromarray(grey)
     square[:] = images.square(grey[None], len(square))[0]
@@ -122,9 +112,9 @@ def _border(x: np.ndarray) -> np.ndarray:
 def text(grey: np.ndarray) -> list[Box]:
     """Lines of 3 or more letters, bright on dark or dark on bright: uint8 (H,W) → boxes.
 
-    A letter is a connected stroke of high contrast, small and not much wider than high; letters of
-    a line have about one height, stand at one height, and next to each other. A single L or R is no
-    line.
+    A letter is a connected stroke of high contrast, small and not much wider than high. The letters
+    of a line have about the same height and level and stand next to each other. A single L or R is
+    no line.
     """
     zoom = max(1, round(max(grey.shape) / LOOK))
     x = np.asarray(Image.fromarray(grey).reduce(zoom), np.float32)
@@ -140,10 +130,9 @@ def _letters(contrast: np.ndarray, tallest: int) -> list[Box]:
     areas, found = np.bincount(named.ravel(), minlength=n + 1), []
     for k, (rows, columns) in enumerate(scipy.ndimage.find_objects(named), 1):
         high, wide = rows.stop - rows.start, columns.stop - columns.start
-        if not (5 <= high <= tallest and wide <= 1.6 * high and areas[k] / (high * wide) > 0.15
-                and areas[k] >= 6):
-            continue
-        if contrast[rows, columns][named[rows, columns] == k].max() > PEAK:
+        of_size = (5 <= high <= tallest and wide <= 1.6 * high and areas[k] >= 6
+                   and areas[k] / (high * wide) > 0.15)
+        if of_size and contrast[rows, columns][named[rows, columns] == k].max() > PEAK:
             found.append((columns.start, rows.start, columns.stop, rows.stop))
     return found
 
@@ -154,8 +143,7 @@ def _lines(letters: list[Box]) -> list[Box]:
     for box in sorted(letters):
         high = box[3] - box[1]
         for line in lines:
-            last = line[-1]
-            tall = last[3] - last[1]
+            last, tall = line[-1], line[-1][3] - line[-1][1]
             level = abs(box[3] - last[3]) <= 0.25 * tall or abs(box[1] - last[1]) <= 0.25 * tall
             if level and 0.6 <= high / tall <= 1.7 and -1 <= box[0] - last[2] <= 1.2 * tall:
                 line.append(box)

@@ -15,21 +15,22 @@ WIDEST = 8  # labels side by side; of more, the most frequent
 
 def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | None = None,
            size: int = 0, root: str | Path = "") -> str:
-    """Images of each set by label, patients, colour, and what reading them remarked. `tables`: set
-    → its rows; `size`: the side to which they are brought, px; `root`: the folder where a split
-    that was made here is kept."""
+    """Images of each set by label, patients, colour, and the notes of reading them.
+
+    tables: set → its rows; size: the side to which they are resized, px; root: the folder in which
+    a split that was made here is kept.
+    """
     rows = [row for table in tables.values() for row in table.rows]
     counts = Counter(row["label"] for row in rows)
     labels = sorted(label for label, _ in counts.most_common(WIDEST))
-    header = ["", *labels, *(["others"] if len(counts) > WIDEST else []), "images", "patients"]
-    lines = [header]
+    others = ["others"] if len(counts) > WIDEST else []
+    lines = [["", *labels, *others, "images", "patients"]]
     for name, table in tables.items():
-        own = Counter(table.column("label"))
-        cells = [own[label] for label in labels]
-        cells += [len(table) - sum(cells)] if len(counts) > WIDEST else []
-        lines.append([name,
-                      *(f"{n:,}" for n in (*cells, len(table), len(set(table.column("patient")))))])
-    wide = [max(len(line[k]) for line in lines) for k in range(len(header))]
+        own = Counter(label if label in labels else "others" for label in table.column("label"))
+        cells = [*(own[label] for label in labels + others), len(table),
+                 len(set(table.column("patient")))]
+        lines.append([name, *(f"{n:,}" for n in cells)])
+    wide = [max(map(len, column)) for column in zip(*lines)]
     text = [f"data: {' '.join(folders)}"]
     text += ["  " + "  ".join(cell.rjust(w) for cell, w in zip(line, wide)).rstrip()
              for line in lines]

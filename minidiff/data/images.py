@@ -1,8 +1,8 @@
 """The only reader and the only writer of image files: whatever came in, uint8 (C,H,W) comes out.
 
-A file is taken as untrusted: only the PNG and JPEG decoders are let near it, its size is judged
-from the header before a pixel is decoded, and every fault becomes one `InputError` that names the
-file. Metadata (EXIF, text) stays behind.
+A file is untrusted: only the PNG and JPEG decoders open it, its size is checked in the header
+before a pixel is decoded, and every fault becomes one `InputError` that names the file. Metadata
+(EXIF, text) is dropped.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch import Tensor
 from minidiff.errors import InputError
 from minidiff.runs import write_atomic
 
-# each further decoder is a further way in: EPS calls Ghostscript, FITS unpacks gzip bombs
-FORMATS = ("PNG", "JPEG")
+FORMATS = ("PNG", "JPEG")  # more decoders are more risk: EPS calls Ghostscript, FITS unpacks gzip
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 8192
@@ -58,8 +57,7 @@ def read(path: str | Path) -> np.ndarray:
                          f"allowed") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels") from None
-    # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error, …
-    except Exception as error:
+    except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, …
         raise InputError(f"{path}: damaged image ({str(error) or type(error).__name__})") from None
 
 
@@ -72,9 +70,7 @@ def write(path: str | Path, image: np.ndarray | Tensor,
 
 
 def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None) -> bytes:
-    """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W); `text` becomes its text
-    chunks.
-    """
+    """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W), with text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, str(value))
@@ -87,22 +83,19 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8 (C,H,W) so that its shorter side is `size`, and keep the central square: uint8
     (C,size,size).
 
-    Never padded: a border would draw the aspect ratio, which in public collections gives the label
-    away.
+    Never padded: a border would show the aspect ratio, from which the label of public collections
+    can be predicted.
     """
     _, height, width = image.shape
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    # Pillow's filter widens as it reduces
-    resized = _to_pil(image).resize((size, size), Image.Resampling.BICUBIC, box)
+    resized = _to_pil(image).resize((size, size), Image.Resampling.BICUBIC, box)  # antialiased
     return _channels_first(np.asarray(resized))
 
 
 def grid(images: np.ndarray | Tensor, columns: int, pad: int = 2) -> np.ndarray:
-    """Lay uint8 (N,C,H,W) out in rows of `columns`, with white lines between them: uint8
-    (C,H',W').
-    """
+    """uint8 (N,C,H,W) → a sheet of `columns` columns with white lines between: uint8 (C,H',W')."""
     images = np.asarray(images)
     n, channels, height, width = images.shape
     rows = -(-n // columns)
@@ -158,8 +151,8 @@ def _scale_by_range(wide: np.ndarray) -> np.ndarray:
 
 def _to_pil(image: np.ndarray | Tensor) -> Image.Image:
     array = np.asarray(image)
-    assert array.dtype == np.uint8 or (array.dtype == np.uint16 and array.ndim == 2), (array.dtype,
-                                                                                       array.shape)
+    is_wide = array.dtype == np.uint16 and array.ndim == 2
+    assert array.dtype == np.uint8 or is_wide, (array.dtype, array.shape)
     if array.ndim == 3:
         assert array.shape[0] in (1, 3), array.shape
         array = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)

@@ -2,12 +2,12 @@
 
 Organs are smooth solids in normalised coordinates (x to the image's right, y down, both -1..1),
 their path lengths along the beam add up to an attenuation, and a film curve turns it into
-brightness (bright = dense, image right = patient's left). Nothing is drawn in pixels, so one index
-looks alike at every size. About two dozen smooth parameters make a patient; ribs, vessels and
+brightness (bright = dense, image right = patient's left). Nothing is drawn in pixels, so an index
+looks the same at every size. About two dozen smooth parameters make a patient; ribs, vessels and
 vertebrae follow from them.
 
-    factor    what it changes in the picture
-    --------  -----------------------------------------------------------------------------------------------------
+    factor    what it changes in the image
+    --------  ------------------------------------------------------------------------------------
     label     pneumonia: a cluster of small nodules in one zone of one lung; covid: a fine net on
               faint haze at the periphery of both lungs, lower zones first; normal: neither
     severity  .3..1, extent and density of nodules or net; empty for normal
@@ -18,14 +18,13 @@ vertebrae follow from them.
     view      AP: heart 20 % wider, higher diaphragm, scapulae over the lungs, clavicles higher and
               flatter, brighter and flatter film; PA: scapulae beside the lungs
 
-The diseases are textures a few pixels wide at 64 px: means over an eighth of the side hardly tell
+The diseases are textures a few pixels wide at 64 px: means over an eighth of the side hardly show
 them, and nothing outside the lungs does.
 
 Factors are independent of the label unless `confounding` is asked for. Image 10k+9 is a follow-up
 of image 10k+8: the same patient on another day, with another severity, positioning and exposure.
 """
 
-import csv
 import json
 import os
 import shutil
@@ -40,20 +39,17 @@ from tqdm import tqdm
 
 from minidiff.data import anatomy as organs
 from minidiff.data import images
+from minidiff.data.table import write_table
 from minidiff.errors import InputError
 
 LABELS = ("normal", "pneumonia", "covid")
-# height of a pneumonia's centre, 0 at the apex, 1 at the base
-ZONES = {"upper": 0.30, "middle": 0.52, "lower": 0.76}
-# a nodule: radius, air replaced at full strength, and lung blown up around it
-SPOT, NODULE, HALO = 0.05, 1.4, 0.85
-# a covid's net: waves of 6 px at 64 px; air replaced by haze and by net
-NET, GLASS, RETICLE = 2 * np.pi / 0.2, 0.1, 0.8
+ZONES = {"upper": 0.30, "middle": 0.52, "lower": 0.76}  # pneumonia's centre; 0 apex, 1 base
+SPOT, NODULE, HALO = 0.05, 1.4, 0.85  # a nodule: radius, air replaced, emphysema around it
+NET, GLASS, RETICLE = 2 * np.pi / 0.2, 0.1, 0.8  # covid: waves of 6 px at 64 px; air replaced by
+                                                 # haze and by net
 UNKNOWN = 0.15  # share of patients whose age (and, independently, sex) is left out of the table
-COLUMNS = ("file_name", "label", "split", "patient", "sex", "age", "view", "severity")
 SPLITS = {"train": 0.625, "val": 0.125, "test": 0.25}
-# of the demo: the share of a label's patients outside test that a hospital would have
-SCARCE = {"covid": 0.12}
+SCARCE = {"covid": 0.12}  # of the demo: the share of a label's patients outside test that is kept
 
 
 class Phantom(NamedTuple):
@@ -71,25 +67,24 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
             | None = None, view: str | None = None, severity: float | None = None) -> Phantom:
     """Draw image `index` of the phantom data set `seed` at size x size pixels (32..512).
 
-    noise is a standard deviation of the 0..1 range; confounding is the probability that the view is
-    tied to the label (AP for covid, PA otherwise); sex, age, view, severity force a factor, which
-    is then known, and leave all else as it was. Raises InputError for values outside the module's
+    noise is a standard deviation of the 0..1 range. confounding is the probability that the view is
+    tied to the label (AP for covid, PA otherwise). sex, age, view and severity force a factor,
+    which is then known, and change nothing else. Raises InputError for values outside the module's
     table.
     """
     patient = index - (index % 10 == 9)
     label = LABELS[patient % 3] if label is None else label
     _check(seed, index, size, label, confounding, noise, sex, age, view, severity)
-    person, visit = np.random.default_rng((seed, patient, 0)), np.random.default_rng((seed, index,
-                                                                                      1))
+    person = np.random.default_rng((seed, patient, 0))
+    visit = np.random.default_rng((seed, index, 1))
 
-    # Everything is drawn before anything is forced: a forced factor must not shift the rest of the
-    # patient.
+    # Everything is drawn before anything is forced: a forced factor must not shift the other draws.
     drawn_sex, drawn_age = "FM"[person.integers(2)], int(person.integers(20, 91))
     tied, coin = person.random() < confounding, ("AP", "PA")[person.integers(2)]
     hidden = person.random(2) < UNKNOWN
     side, zone = ("right", "left")[person.integers(2)], list(ZONES)[person.integers(3)]
-    build, spots = np.clip(person.standard_normal(16), -2, 2).tolist(), person.uniform(-1, 1,
-                                                                                       26).tolist()
+    build = np.clip(person.standard_normal(16), -2, 2).tolist()
+    spots = person.uniform(-1, 1, 26).tolist()
     drawn_severity = round(visit.uniform(0.3, 1.0), 2)
     pose, film = visit.uniform(-1, 1, 4).tolist(), visit.uniform(-1, 1, 3).tolist()
 
@@ -104,11 +99,11 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
     brightness, lungs, opacity = _render(organs.anatomy(factors, build), factors, spots, pose, film,
                                          size)
     brightness = brightness + noise * visit.standard_normal((size, size), dtype=np.float32)
-    row = {"label": label, "patient": f"phantom{seed}-{patient:06d}"}
-    row["sex"] = "" if hidden[0] and sex is None else factors["sex"]
-    row["age"] = "" if hidden[1] and age is None else f"{factors['age']:g}"
-    row |= {"view": factors["view"],
-            "severity": "" if label == "normal" else f"{factors['severity']:g}"}
+    row = {"label": label, "patient": f"phantom{seed}-{patient:06d}",
+           "sex": "" if hidden[0] and sex is None else factors["sex"],
+           "age": "" if hidden[1] and age is None else f"{factors['age']:g}",
+           "view": factors["view"],
+           "severity": "" if label == "normal" else f"{factors['severity']:g}"}
     return Phantom(np.clip(brightness * 255 + 0.5, 0, 255).astype(np.uint8), lungs, opacity, row,
                    factors)
 
@@ -131,9 +126,7 @@ def _check(seed, index, size, label, confounding, noise, sex, age, view, severit
 
 
 def _render(a, factors, spots, pose, film, size):
-    """Brightness float32 (size,size) about 0..1, lung mask, opacity mask; the beam's path lengths
-    add up.
-    """
+    """Brightness float32 (size,size) about 0..1, lung mask, opacity mask."""
     px = 2 / size
     grid = (np.arange(size, dtype=np.float32) + 0.5) * px - 1
     turn, zoom = 0.03 * pose[0], 1 + 0.03 * pose[1]
@@ -153,13 +146,12 @@ def _render(a, factors, spots, pose, film, size):
     soft = body * (1 + 0.50 * organs.edge(y - a.dome, 0.5)) + great * inside
     bone = a.bone * organs.bones(a, x, y, side, reach, depth, px)
     fluid = air * (haze + 0.22 * a.vessels * organs.vessels(a, x, y, side))
-    # its gas, under the left dome
-    stomach = 0.16 * organs.edge(0.09 - np.hypot((x - 0.34) * 0.7, y - a.dome - 0.16), 0.06)
-    total = soft - stomach + bone * inside - 0.72 * (air - fluid)
+    gas = 0.16 * organs.edge(0.09 - np.hypot((x - 0.34) * 0.7, y - a.dome - 0.16), 0.06)  # stomach
+    total = soft - gas + bone * inside - 0.72 * (air - fluid)
     gain = (1.55 if a.ap else 1.75) * (1 + 0.06 * film[0])
     veil = (0.10 if a.ap else 0.0) + 0.02 * film[1]  # scatter
-    brightness = (1 - np.exp(-gain * np.maximum(total + veil * inside, 0))) * (0.97
-                                                                               + 0.02 * film[2] * x)
+    brightness = 1 - np.exp(-gain * np.maximum(total + veil * inside, 0))
+    brightness = brightness * (0.97 + 0.02 * film[2] * x)
     return brightness.astype(np.float32), visible > 0.5, opacity
 
 
@@ -167,8 +159,8 @@ def _disease(a, factors, spots, x, y, side, reach):
     """Share of the air that is replaced, float (H,W) about -.1..1, and where the opacity counts as
     present.
 
-    Both are faint and a few pixels wide at 64 px, so that their mean over an eighth of the picture
-    hardly moves: what tells them is texture. spots (26,) are the patient's own, uniform in -1..1.
+    Both are faint and a few pixels wide at 64 px, so that means over an eighth of the image hardly
+    change: only the texture shows them. spots (26,) are the patient's own, uniform in -1..1.
     """
     severity, label = factors["severity"], factors["label"]
     if label == "normal":
@@ -181,7 +173,6 @@ def _disease(a, factors, spots, x, y, side, reach):
         for up, out, wide in np.reshape(spots[6:24], (6, 3))[: 3 + round(3 * severity)]:
             r2 = np.square(low - centre - 0.13 * up) + np.square(0.5 * (reach - 0.6 - 0.3 * out))
             r2 = r2 / (SPOT * (1 + 0.2 * wide)) ** 2
-            # a nodule, and lung blown up around it
             haze = haze + np.exp(-r2) - HALO * np.exp(-r2 / 4) / 4
         haze = NODULE * strength * lobe * np.minimum(haze, 1.3)
         return haze, haze > 0.3 * NODULE
@@ -205,10 +196,10 @@ def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int
     """Write n phantoms as images/<label>/000017.png with metadata.csv; a finished folder of the
     same arguments is kept.
 
-    masks adds masks/lungs/ and masks/opacity/ beside images/. Splits are decided by patient and
-    stay balanced within each label. Of a label in `scarce` only this share of the patients is
-    written, but for those of test: few to learn from, and enough to measure with. The folder
-    appears whole or not at all. Raises InputError when it holds anything else.
+    masks adds masks/lungs/ and masks/opacity/ beside images/. Splits are made by patient and
+    balanced within each label. Of a label in `scarce` only this share of the patients is written,
+    except in test: few to learn from, and enough to measure with. The folder appears whole or not
+    at all. Raises InputError when it holds anything else.
     """
     folder = Path(folder)
     drawing = {"size": size, "confounding": confounding, "noise": noise}
@@ -226,11 +217,8 @@ def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        rows = _write_images(partial, n, seed, drawing, splits, scarce or {}, masks)
-        with (partial / "metadata.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+        write_table(partial / "metadata.csv",
+                    _write_images(partial, n, seed, drawing, splits, scarce or {}, masks))
         (partial / "phantom.json").write_text(json.dumps(arguments, indent=1) + "\n")
         partial.chmod(0o755)
         os.replace(partial, folder)
@@ -240,8 +228,7 @@ def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int
 
 
 def _write_images(folder, n, seed, drawing, splits, scarce, masks) -> list[dict[str, str]]:
-    """Write the PNGs and return their rows; each patient goes to the split that lags most behind
-    its share.
+    """Write the PNGs and return their rows; a patient goes to the split farthest behind its share.
     """
     counts = {label: {name: 0 for name, share in splits.items() if share > 0} for label in LABELS}
     patients, home, rows = Counter(), {}, []
@@ -253,18 +240,16 @@ def _write_images(folder, n, seed, drawing, splits, scarce, masks) -> list[dict[
             split = min(done, key=lambda name: (done[name] + 0.5) / splits[name])
             before = patients[label, split]
             patients[label, split] += 1
-            home[patient] = split, split == "test" or ceil((before
-                                                            + 1) * share) > ceil(before * share)
+            is_next = ceil((before + 1) * share) > ceil(before * share)
+            home[patient] = split, split == "test" or is_next
         split, kept = home[patient]
         done[split] += 1
         if not kept:
             continue
-        for kind, picture in (("images", p.image), ("masks/lungs", p.lungs),
-                              ("masks/opacity", p.opacity)):
-            if kind == "images" or masks:
-                path = folder / kind / label / f"{index:06d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                images.write(path,
-                             picture if picture.dtype == np.uint8 else picture * np.uint8(255))
-        rows.append({"file_name": f"images/{label}/{index:06d}.png", "split": split, **p.row})
+        name = f"{label}/{index:06d}.png"
+        images.write(folder / "images" / name, p.image)
+        if masks:
+            images.write(folder / "masks/lungs" / name, p.lungs * np.uint8(255))
+            images.write(folder / "masks/opacity" / name, p.opacity * np.uint8(255))
+        rows.append({"file_name": f"images/{name}", "label": label, "split": split, **p.row})
     return rows

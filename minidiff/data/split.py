@@ -1,28 +1,48 @@
-"""Splits by patient: made where the data bring none, and checked wherever they come from."""
+"""Splits by patient: made where the data bring none, checked, and repaired where patients cross."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy
+from torch import Tensor
 
 from minidiff.errors import InputError, count
 from minidiff.runs import of_other_images, read_json
 
 Row = dict[str, str]
 SPLITS = ("train", "val", "test")
-# of the patients of a label, once for val and once for test, where the data bring no split
-HELD_OUT = 0.15
+HELD_OUT = 0.15  # share of a label's patients in val, and again in test, where we make the split
 
 
-def split_patients(rows: Sequence[Row], hashes: Mapping[str, str], seed: int) -> dict[str, str]:
-    """Patient → split. Patients who share an identical file stay together; a split already given to
-    one is kept.
-    """
+def connected(n: int, edges: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Number (n,) of the connected component of each of n nodes."""
+    i, j = np.array(list(edges), dtype=int).reshape(-1, 2).T
+    graph = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), (n, n))
+    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+
+
+def group_images(rows: Sequence[Row], copies: Iterable[tuple[int, int]] = ()) -> np.ndarray:
+    """Number (N,) of each image's group: images of one patient, and copies, belong together."""
+    return connected(len(rows), [*copies, *equal_pairs(row["patient"] for row in rows)])
+
+
+def equal_pairs(keys: Iterable[Hashable]) -> list[tuple[int, int]]:
+    """(first of its kind, later one) for all equal keys."""
+    first: dict[Hashable, int] = {}
+    return [(first[key], i) for i, key in enumerate(keys) if first.setdefault(key, i) != i]
+
+
+def split_patients(rows: Sequence[Row], copies: Iterable[tuple[int, int]],
+                   seed: int) -> dict[str, str]:
+    """Patient → split, stratified by label. Patients who share a copied image stay together; a
+    split that one of them already has is kept."""
     groups = defaultdict(list)
-    for row, group in zip(rows, _groups(rows, hashes)):
+    for row, group in zip(rows, group_images(rows, copies)):
         groups[group].append(row)
     holders = Counter(label for group in groups.values()
                       for label in {row["label"] for row in group})
@@ -48,55 +68,85 @@ def split_patients(rows: Sequence[Row], hashes: Mapping[str, str], seed: int) ->
     return splits
 
 
-def _groups(rows: Sequence[Row], hashes: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Name of each row's group, a connected component of patients and file contents
-    (union-find).
+def repair_split(rows: Sequence[Row], copies: Sequence[tuple[int, int]]) -> list[Row]:
+    """The rows, changed so that each patient and all copies of an image lie in one split.
+
+    What lay in several of train, val and test goes to "train", for a held-out image must be new.
+    What shares a patient or a copy with another split ("external") becomes "left-out", and so does
+    an image that has a copy under another label.
     """
-    parent = {}
-
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while parent.setdefault(node, node) != node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
-    for row in rows:
-        parent[root(("content", hashes[row["file"]]))] = root(("patient", row["patient"]))
-    return [root(("patient", row["patient"])) for row in rows]
+    group = group_images(rows, copies)
+    splits = defaultdict(set)
+    for g, row in zip(group, rows):
+        splits[g].add(row["split"])
+    two_labels = {k for pair in copies for k in pair
+                  if rows[pair[0]]["label"] != rows[pair[1]]["label"]}
+    repaired = []
+    for i, (g, row) in enumerate(zip(group, rows)):
+        split = row["split"]
+        if i in two_labels:
+            split = "left-out"
+        elif len(splits[g]) > 1 and splits[g] <= set(SPLITS):
+            split = "train"
+        elif len(splits[g]) > 1 and split in SPLITS:
+            split = "left-out"
+        repaired.append({**row, "split": split})
+    return repaired
 
 
 def check_leakage(rows: Sequence[Row], hashes: Mapping[str, str]) -> None:
     """Raise InputError if a patient or an identical file lies in two splits, or an identical file
-    under two labels.
+    under two labels."""
+    for row, other in _same(rows, (row["patient"] for row in rows)):
+        _refuse_if_differing(row, other, f"patient {row['patient']!r}", columns=("split",))
+    for row, other in _same(rows, (hashes[row["file"]] for row in rows)):
+        _refuse_if_differing(row, other, "an identical file")
+
+
+def check_pictures(rows: Sequence[Row], pictures: Iterable[Tensor]) -> None:
+    """Raise InputError if one picture, however encoded, lies in two splits or under two labels.
+
+    Compares what is trained on, uint8 (3,S,S) each, bit for bit: fast enough for the start of every
+    training. Altered copies are found by the audit only. Pictures of one grey are not compared.
     """
+    for row, other in _same(rows, map(_content, pictures)):
+        _refuse_if_differing(row, other, "an identical picture",
+                             hint="; evaluate.py audit looks for more")
 
-    def two(column: str) -> str:
-        return f"{first['file']} is {first[column] or 'without'}, {row['file']} is {row[column] or 'without'}"
 
-    patients, contents = {}, {}
-    for row in rows:
-        first = patients.setdefault(row["patient"], row)
-        if first["split"] != row["split"]:
-            raise InputError(f"patient {row['patient']!r} crosses splits: {two('split')}")
-        first = contents.setdefault(hashes[row["file"]], row)
-        if first["split"] != row["split"]:
-            raise InputError(f"an identical file crosses splits: {two('split')}")
-        if first["label"] != row["label"]:
-            raise InputError(f"an identical file has two labels: {two('label')}")
+def _content(picture: Tensor) -> bytes | None:
+    """A key of its pixels; None for one grey. Three equal channels count as one."""
+    if picture.min() == picture.max():
+        return None
+    grey = (picture == picture[:1]).all()
+    return hashlib.sha256(picture[: 1 if grey else None].contiguous().numpy().tobytes()).digest()
+
+
+def _same(rows: Sequence[Row], keys: Iterable[Hashable]) -> Iterable[tuple[Row, Row]]:
+    """Each row with the first row of the same key; no key, no pair."""
+    first: dict[Hashable, Row] = {}
+    return ((first.setdefault(key, row), row) for row, key in zip(rows, keys) if key is not None)
+
+
+def _refuse_if_differing(a: Row, b: Row, what: str, columns: Sequence[str] = ("split", "label"),
+                         hint: str = "") -> None:
+    for column in columns:
+        if a[column] != b[column]:
+            fault = {"split": "crosses splits", "label": "has two labels"}[column]
+            raise InputError(f"{what} {fault}: {a['file']} is {a[column] or 'without'}, "
+                             f"{b['file']} is {b[column] or 'without'}{hint}")
 
 
 def trained_on(samples: str | Path) -> set[str] | None:
     """SHA-256 of the images that the generator of a samples folder was trained on; None where its
-    manifest does not say.
-    """
+    manifest does not say."""
     path = Path(samples) / "manifest.json"
     return set(read_json(path).get("trained_on", [])) or None if path.is_file() else None
 
 
 def check_synthetic(rows: Sequence[Row], hashes: Mapping[str, str], real: Iterable[str],
                     folder: str) -> None:
-    """Raise InputError if a file of a folder of samples is one of the real data, whose SHA-256
-    `real` are.
-    """
+    """Raise InputError if a folder of samples holds a file of the real data, given by SHA-256."""
     known = set(real)
     same = [row["file"] for row in rows if hashes[row["file"]] in known]
     if same:
@@ -106,9 +156,7 @@ def check_synthetic(rows: Sequence[Row], hashes: Mapping[str, str], real: Iterab
 
 def of_other_data(seen: Iterable[str] | None, rows: Sequence[Row],
                   hashes: Mapping[str, str]) -> bool:
-    """Was something trained on other images than these training rows? As `runs.of_other_images` has
-    it.
-    """
+    """Was something trained on other images than these rows? The rule is `runs.of_other_images`."""
     return of_other_images(seen, (hashes[row["file"]] for row in rows))
 
 

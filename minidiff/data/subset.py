@@ -1,8 +1,8 @@
-"""A smaller data set out of a larger one: fewer training patients of some labels, everything held
-out as it was.
+"""A smaller data set out of a larger one: fewer training patients of some labels, the same held-out
+images.
 
-`classify.py subset` writes it as a folder, for a generator to be trained on what an arm of the
-study is trained on.
+`classify.py subset` writes it as a folder, so that a generator can be trained on the images that an
+arm of the study is trained on.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
     """Indices of the images that stay, in order: of each label in `keep` at most so many, by whole
     patients.
 
-    Patients come in an order that is counted from `seed` and their sorted names, and are taken
-    until the next one would be too many: 25 images are among the 50 of the same seed. A patient
-    counts under each label that he has. InputError where the first alone has too many.
+    The order of patients follows from `seed` and their sorted names, and they are taken until the
+    next one would be too many: 25 images are among the 50 of the same seed. A patient counts under
+    each of his labels. Raises InputError where the first patient alone has too many.
     """
     gone: set[int] = set()
     for label, most in keep.items():
@@ -50,38 +50,36 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
 
 @dataclass(frozen=True)
 class SubsetConfig(Rooted):
-    data: tuple[str, ...] = ()             # data sets to take from, with their splits; none: the root's
-    keep: tuple[str, ...] = ("covid=25",)  # label=images: at most so many of the training images of a label, whole patients
-    out: str = "ROOT/subset"               # folder of the smaller data set
-    seed: int = 0                          # of the choice of patients; that of the study, if its arms are to be these
+    data: tuple[str, ...] = ()  # data sets to take from, with their splits; none: the root's
+    keep: tuple[str, ...] = ("covid=25",)  # label=images: at most so many for training
+    out: str = "ROOT/subset"    # folder of the smaller data set
+    seed: int = 0               # of the choice of patients; that of the study, for the same arms
 
 
 def write_subset(cfg: SubsetConfig) -> None:
-    """Write a data set with fewer training patients, e.g. to train a generator for the arm
-    real@25.
-    """
+    """Write a data set with fewer training patients, e.g. for a generator of the arm real@25."""
     table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
     keep = _read_keep(cfg.keep, table.labels)
-    train, rest = table.select(split="train"), [row for row in table.rows
-                                                if row["split"] != "train"]
+    train = table.select(split="train")
+    rest = [row for row in table.rows if row["split"] != "train"]
     kept = first_patients(train.column("label"), train.column("patient"), keep, cfg.seed)
     out, prefixes = Path(cfg.out), _prefixes(cfg.data)
     for folder in cfg.data:
         if runs.nested(folder, out):
-            raise InputError(f"--out {out}: it and {folder}, which it is taken from, lie in one "
-                             "another; give another --out")
+            raise InputError(f"--out {out} and {folder}, from which it is taken, lie within each "
+                             "other; give another --out")
     runs.open_run(out, cfg, "subset", data=table.fingerprint)
     rows = []
     for row in [*(train.rows[i] for i in kept), *rest]:
-        inside = Path(row["file_name"]).parts
-        name = prefixes[Path(row["file"]).parents[len(inside) - 1]] + row["file_name"]
-        _link(row["file"], out / name)
-        if inside[0] == "images":  # masks lie beside the images that they belong to
-            for masks in sorted(Path(row["file"]).parents[len(inside) - 1].glob("masks/*")):
-                if masks.joinpath(*inside[1:]).is_file():
-                    _link(masks.joinpath(*inside[1:]), out / Path(name).parents[len(inside) - 1]
-                          / "masks" / masks.name / Path(*inside[1:]))
-        rows.append({**row, "file_name": name})
+        top, *below = Path(row["file_name"]).parts
+        folder = Path(row["file"]).parents[len(below)]
+        prefix = prefixes[folder]
+        _link(row["file"], out / prefix / row["file_name"])
+        if top == "images":  # masks/lungs/… belong to images/…
+            for mask in (masks.joinpath(*below) for masks in folder.glob("masks/*")):
+                if mask.is_file():
+                    _link(mask, out / prefix / mask.relative_to(folder))
+        rows.append({**row, "file_name": prefix + row["file_name"]})
     write_table(out / "metadata.csv", rows)
     counts = Counter((row["split"], row["label"]) for row in rows)
     print(f"{out}: " + ", ".join(f"{split} {label} {n}"
@@ -89,13 +87,14 @@ def write_subset(cfg: SubsetConfig) -> None:
 
 
 def _prefixes(folders: Sequence[str]) -> dict[Path, str]:
-    """Data folder → the folder in the smaller data set that keeps its files apart; none where it is
-    the only one.
-    """
+    """Data folder → its folder in the smaller data set, with a number where names are the same;
+    none where it is the only one."""
     paths = [Path(os.path.abspath(folder)) for folder in folders]
-    names = [path.name for path in paths]
-    return {path: "" if len(paths) == 1 else f"{path.name}/" if names.count(path.name) == 1
-            else f"{path.name}-{k}/" for k, path in enumerate(paths, 1)}
+    if len(paths) == 1:
+        return {paths[0]: ""}
+    names = Counter(path.name for path in paths)
+    return {path: f"{path.name}-{k}/" if names[path.name] > 1 else f"{path.name}/"
+            for k, path in enumerate(paths, 1)}
 
 
 def _read_keep(items: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
@@ -117,5 +116,6 @@ def _link(source: str | Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target.with_name(f".{target.name}.part"))
-        os.replace(target.with_name(f".{target.name}.part"), target)
+        partial = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source, partial)
+        os.replace(partial, target)

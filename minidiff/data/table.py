@@ -1,23 +1,13 @@
-"""Rows of a data set: one dict of text cells an image, from metadata.csv or from class folders;
-splits by patient.
-
-Three layouts are read as they come, several folders together if need be:
-
-    metadata.csv         file_name,label[,split,patient,sex,…], paths relative to its folder
-                         (Hugging Face imagefolder)
-    <class>/…            class folders of PNG or JPEG (torchvision ImageFolder; Kaggle:
-                         <class>/images, masks ignored)
-    <split>/<class>/…    train, val, test above the class folders (Kaggle)
+"""Data folders as one table: rows, fingerprint, and splits by patient.
 
 A cell is text and "" is unknown. A row has the columns of its data set, and always
 
-    file, where          the absolute path; the place to name in an error. Made by reading, never
-                         written
+    file, where          the absolute path; the place to name in an error (never written)
     file_name, label, split
     patient              `folder/file_name` where it is unknown: one image = one patient, assumed
     source               the name of the folder, unless the data set has this column
 
-A folder inside that holds a metadata.csv of its own is another data set and is left alone.
+The layouts of a folder are those of `layouts`.
 """
 
 from __future__ import annotations
@@ -32,14 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minidiff.data.images import EXTENSIONS
-from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, split_patients
-from minidiff.errors import InputError, count
+from minidiff.data.layouts import ADDED, read_csv, read_folder
+from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
+from minidiff.errors import InputError, count, first_few
 from minidiff.runs import sha256, write_atomic
-
-SYNONYMS = {"training": "train", "valid": "val", "validation": "val",
-            "testing": "test"} | {s: s for s in SPLITS}
-ADDED = ("file", "where")
 
 
 @dataclass(frozen=True)
@@ -74,19 +60,18 @@ class Table:
 
     def select(self, **wanted: str | Sequence[str]) -> Table:
         """The rows whose cells are as asked: `select(split="train", label=["covid", "normal"])`."""
-        allowed = {name: {value} if isinstance(value, str)
-                   else set(value) for name, value in wanted.items()}
-        return replace(self, rows=[r for r in self.rows
-                                   if all(r.get(k, "") in v for k, v in allowed.items())])
+        allowed = {name: {value} if isinstance(value, str) else set(value)
+                   for name, value in wanted.items()}
+        return replace(self, rows=[row for row in self.rows
+                                   if all(row.get(k, "") in v for k, v in allowed.items())])
 
     def require(self, *splits: str, per_label: int = 1) -> None:
         """Raise InputError unless each of these splits has `per_label` images of every label."""
-        counts = Counter(zip(self.column("label"), self.column("split")))
         for label in self.labels:
+            own = Counter(self.select(label=label).column("split"))
             for split in splits:
-                if counts[label, split] < per_label:
-                    have = ", ".join(f"{s or 'no split'} {n}"
-                                     for (k, s), n in sorted(counts.items()) if k == label)
+                if own[split] < per_label:
+                    have = ", ".join(f"{s or 'no split'} {n}" for s, n in sorted(own.items()))
                     raise InputError(f"label {label!r} needs {per_label} or more images in split "
                                      f"{split!r}; has {have}")
 
@@ -121,16 +106,15 @@ def read_table(
         raise InputError("no data folder given")
     rows, notes, assumed = [], [], False
     for folder, name in zip(folders, _names(folders)):
-        part, remarks = _read_folder(folder)
-        known = sum(row.get("patient", "") != "" for row in part)
-        if known == 0:
+        part, remarks = read_folder(folder)
+        unknown = sum(row.get("patient", "") == "" for row in part)
+        if unknown == len(part):
+            assumed = True
             remarks += ["no patient ids: one image = one patient, assumed"]
-        elif known < len(part):
-            remarks += [f"{len(part) - known} images without a patient id count as one patient "
-                        f"each"]
-        assumed |= known == 0
-        rows += [{"source": name, **r, "patient": r.get("patient") or f"{name}/{r['file_name']}"}
-                 for r in part]
+        elif unknown:
+            remarks += [f"{unknown} images without a patient id count as one patient each"]
+        rows += [{"source": name, **row, "patient": row.get("patient")
+                  or f"{name}/{row['file_name']}"} for row in part]
         notes += [f"{name}: {remark}" for remark in remarks]
     columns = dict.fromkeys(key for row in rows for key in row)
     rows, remarks = _unite_labels([{**dict.fromkeys(columns, ""), **row} for row in rows])
@@ -165,134 +149,11 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
-# --- reading one folder
-
-
-def _read_folder(folder: Path) -> tuple[list[Row], list[str]]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    rows, remarks = _read_metadata(folder) if is_data_set(folder) else _read_classes(folder)
-    splits = [SYNONYMS.get(row.get("split", "").lower(), row.get("split", "")) for row in rows]
-    if "" in splits and any(splits):
-        at = rows[splits.index("")]["where"]
-        raise InputError(f"{at}: no split, nor have {splits.count('') - 1} other rows; give every "
-                         "row one, or none")
-    paths = [os.path.normpath(folder / row["file_name"]) for row in rows]
-    return [{**row, "split": s, "file": p} for row, s, p in zip(rows, splits, paths)], remarks
-
-
-def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
-    path = folder / "metadata.csv"
-    rows = read_csv(path, needed=("file_name", "label"))
-    for row in rows:
-        name = Path(row["file_name"])
-        if not row["file_name"] or name.is_absolute() or ".." in name.parts:
-            raise InputError(f"{row['where']}: file_name {row['file_name']!r} is not a path inside "
-                             f"{folder}")
-        if not row["label"]:
-            raise InputError(f"{row['where']}: no label for {name}")
-    missing = [f"{r['where']} {r['file_name']}" for r in rows
-               if not (folder / r["file_name"]).is_file()]
-    if missing:
-        raise InputError(f"{len(missing)} row(s) without a file: {some(missing)}")
-    named = {os.path.normpath(row["file_name"]) for row in rows}
-    tops = {Path(name).parts[0] for name in named if len(Path(name).parts) > 1}
-    files = [file for top in tops for file in image_files(folder / top)]
-    if any(len(Path(name).parts) == 1 for name in named):
-        files += image_files(folder, deep=False)
-    orphans = sorted({os.path.relpath(file, folder) for file in files} - named)
-    if orphans:
-        raise InputError(f"{path}: {len(orphans)} file(s) without a row: {some(orphans)}")
-    return rows, []
-
-
-def _read_classes(folder: Path) -> tuple[list[Row], list[str]]:
-    tops = _subfolders(folder)
-    bases = [(SYNONYMS[top.name.lower()], top) for top in tops
-             if top.name.lower() in SYNONYMS] or [("", folder)]
-    rows, left_out = [], [top.name for top in tops
-                          if bases[0][0] and top not in [base for _, base in bases]]
-    for split, base in bases:
-        base = base / "images" if (base / "images").is_dir() else base
-        left_out += [os.path.relpath(file, folder) for file in image_files(base, deep=False)]
-        for label in _subfolders(base):
-            files = image_files(label)
-            left_out += [] if files else [os.path.relpath(label, folder)]
-            named = [(os.path.relpath(file, folder), str(file)) for file in files]
-            rows += [{"file_name": n, "label": label.name, "split": split, "where": file}
-                     for n, file in named]
-    if not rows:
-        inside = [path.name for path in sorted(folder.iterdir()) if is_data_set(path)]
-        hint = f"; data sets inside it: {some(inside)}" if inside else ""
-        raise InputError(f"{folder}: no metadata.csv and no class folders of PNG or JPEG "
-                         f"files{hint}")
-    return rows, [f"left out, in no class folder or without images: "
-                  f"{some(left_out)}"] if left_out else []
-
-
-def read_csv(path: str | Path, needed: Sequence[str]) -> list[Row]:
-    """Rows of text cells, and as "where" the place of each, to be named in an error; InputError for
-    a faulty table.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader
-                     if any(cells)]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV table in UTF-8 ({error})") from None
-    header = lines[0][1] if lines else []
-    for name in needed:
-        if name not in header:
-            raise InputError(f"{path}: no column {name!r}; it has {', '.join(header) or 'none'}")
-    for name in header:
-        if header.count(name) > 1 or name in ADDED:
-            raise InputError(f"{path}: column {name!r} is "
-                             f"{'reserved' if name in ADDED else 'there twice'}; rename it")
-    if len(lines) < 2:
-        raise InputError(f"{path}: a header but no rows")
-    for number, cells in lines[1:]:
-        if len(cells) != len(header):
-            raise InputError(f"{path}:{number}: {len(cells)} cells where the header has "
-                             f"{len(header)}")
-    return [{**dict(zip(header, cells)), "where": f"{path}:{number}"}
-            for number, cells in lines[1:]]
-
-
-def image_files(folder: Path, deep: bool = True) -> list[Path]:
-    """The images in a folder and, if `deep`, below it, in order; masks, hidden folders and other
-    data sets left out.
-    """
-    here = sorted(path for path in folder.iterdir() if path.is_file())
-    files = [path for path in here
-             if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
-    return files + [file for below in _subfolders(folder)
-                    for file in image_files(below)] if deep else files
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    def counts(path: Path) -> bool:
-        hidden = path.name.startswith((".", "__MACOSX")) or path.name.lower().endswith(("mask",
-                                                                                        "masks"))
-        return path.is_dir() and not hidden and not is_data_set(path)
-
-    return sorted(path for path in folder.iterdir() if counts(path))
-
-
-def is_data_set(folder: Path) -> bool:
-    """Has this folder a table of its own?"""
-    return (folder / "metadata.csv").is_file()
-
-
-# --- over all rows
-
-
 def _names(folders: Sequence[Path]) -> list[str]:
+    """A source for each folder: its name, with a number where an earlier one has the same."""
     names = [folder.name for folder in folders]
-    return [f"{name}-{names[:k].count(name) + 1}" if name in names[:k]
-            else name for k, name in enumerate(names)]
+    earlier = [names[:k].count(name) for k, name in enumerate(names)]
+    return [f"{name}-{n + 1}" if n else name for name, n in zip(names, earlier)]
 
 
 def _check_unique(rows: Sequence[Row]) -> None:
@@ -300,62 +161,61 @@ def _check_unique(rows: Sequence[Row]) -> None:
     twice = [row["where"] for row in sorted(rows, key=lambda row: row["file"])
              if counts[row["file"]] > 1]
     if twice:
-        raise InputError(f"{len(twice)} duplicate rows, which name a file again: {some(twice, 4)}")
+        raise InputError(f"{len(twice)} duplicate rows, which name a file again: "
+                         f"{first_few(twice, 4)}")
 
 
 def _unite_labels(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """Labels that differ in capitals only are one, spelled as first met: Kaggle writes NORMAL,
-    Normal and normal.
-    """
-    spelling = {}
-    labels = [spelling.setdefault(row["label"].lower(), row["label"]) for row in rows]
-    changed = sorted({(row["label"], label) for row, label in zip(rows, labels)
-                      if row["label"] != label})
-    united = [{**row, "label": label} for row, label in zip(rows, labels)]
-    return united, [f"label {old!r} is read as {new!r}" for old, new in changed]
+    """Labels that differ in capitals only are one, spelled as the first: Kaggle has NORMAL, Normal
+    and normal."""
+    spelling, changed = {}, set()
+    for row in rows:
+        label = spelling.setdefault(row["label"].lower(), row["label"])
+        if label != row["label"]:
+            changed.add((row["label"], label))
+    united = [{**row, "label": spelling[row["label"].lower()]} for row in rows]
+    return united, [f"label {old!r} is read as {new!r}" for old, new in sorted(changed)]
 
 
 def _odd_splits(rows: Sequence[Row]) -> list[str]:
-    """A remark on splits that no script asks for; "external" is one that is left out on purpose."""
+    """A remark on splits that no script asks for; "external" is left out on purpose."""
     counts = Counter(row["split"] for row in rows if row["split"] not in ("", "external", *SPLITS))
     named = ", ".join(f"{name!r} {n}" for name, n in sorted(counts.items()))
     return [f"images of other splits than {', '.join(SPLITS)}, neither trained nor tested on: "
             f"{named}"] if counts else []
 
 
-def _fill_splits(
-    rows: list[Row], hashes: Mapping[str, str], seed: int, split_dir: str | Path | None
-) -> tuple[list[Row], str]:
+def _fill_splits(rows: list[Row], hashes: Mapping[str, str], seed: int,
+                 split_dir: str | Path | None) -> tuple[list[Row], str]:
+    """The rows with a split each, made here or kept from an earlier run, and a remark that is the
+    same in both cases, for a resumed run compares its notes."""
     path = split_dir and Path(split_dir) / f"split-{_fingerprint(rows, hashes)[:12]}.csv"
-    remark = f"split by patient here, {1 - 2 * HELD_OUT:.0%} / {HELD_OUT:.0%} / {HELD_OUT:.0%}, "
-    # the same when it is made and when it is read: a resumed
-    remark += f"kept in {path.name}" if path else f"seed {seed}"
-    if path and path.is_file():                                   # run compares its notes
-        splits = {row["patient"]: row["split"]
-                  for row in read_csv(path, needed=("patient", "split"))}
+    if path and path.is_file():
+        kept = read_csv(path, needed=("patient", "split"))
+        splits = {row["patient"]: row["split"] for row in kept}
     else:
-        splits = split_patients(rows, hashes, seed)
+        splits = split_patients(rows, equal_pairs(hashes[row["file"]] for row in rows), seed)
         if path:
-            write_table(path, [{"patient": patient, "split": s} for patient, s in splits.items()])
+            write_split(path, splits)
     if not {row["patient"] for row in rows} <= set(splits):
         raise InputError(f"{path}: patients are missing from this saved split; delete the file to "
                          "split anew")
-    return [{**row, "split": row["split"] or splits[row["patient"]]} for row in rows], remark
+    return [{**row, "split": row["split"] or splits[row["patient"]]} for row in rows], (
+        f"split by patient here, {1 - 2 * HELD_OUT:.0%} / {HELD_OUT:.0%} / {HELD_OUT:.0%}, "
+        + (f"kept in {path.name}" if path else f"seed {seed}"))
+
+
+def write_split(path: str | Path, splits: Mapping[str, str]) -> None:
+    """Write patient → split where `read_table` looks for it."""
+    write_table(path, [{"patient": patient, "split": name} for patient, name in splits.items()])
 
 
 def _hash(files: Iterable[str]) -> dict[str, str]:
     files = list(files)
-    with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter
+    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
         return dict(zip(files, pool.map(sha256, files)))
 
 
 def _fingerprint(rows: Iterable[Row], hashes: Mapping[str, str]) -> str:
     lines = ["\t".join((hashes[r["file"]], r["label"], r["patient"], r["split"])) for r in rows]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def some(items: Iterable[str], shown: int = 3) -> str:
-    """The first of them, and how many more there are, for a message."""
-    items = list(items)
-    return ", ".join(items[:shown]) + (f" and {len(items) - shown} more" if len(items) > shown
-                                       else "")

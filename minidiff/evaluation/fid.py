@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from minidiff import runs
 from minidiff.data import images
-from minidiff.data.table import image_files, is_data_set, read_table
+from minidiff.data.layouts import image_files, is_data_set
+from minidiff.data.table import read_table
 from minidiff.errors import InputError, count
 from minidiff.evaluation.features.build import build, describe, distance_name
 from minidiff.evaluation.features.extractor import Extractor

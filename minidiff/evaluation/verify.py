@@ -31,8 +31,8 @@ from minidiff import runs
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels, read_images
 from minidiff.data.split import Row
-from minidiff.data.table import Table, read_table, some
-from minidiff.errors import InputError
+from minidiff.data.table import Table, read_table
+from minidiff.errors import InputError, first_few
 from minidiff.evaluation.pages.format import num
 from minidiff.evaluation.recompute import CELLS
 from minidiff.root import DEMO, Rooted
@@ -157,7 +157,7 @@ class Walk:
                   if name not in gone and runs.sha256(folder / name) != hashes[name]]
         more = sorted({str(path.relative_to(folder))
                        for path in (folder / "images").rglob("*.png")} - set(hashes))
-        faults = [f"{len(names)} {what}: {some(names)}" for names, what in
+        faults = [f"{len(names)} {what}: {first_few(names)}" for names, what in
                   ((gone, "gone"), (edited, "changed"), (more, "not in the manifest")) if names]
         yield compared(f"{folder}: files", f"{len(hashes)} as written", not faults,
                        "; ".join(faults))
@@ -193,7 +193,7 @@ class Walk:
         wrong = [f"{name} by {d}" for name, d in worst.items() if d > TOLERANCE]
         return compared(what, f"{len(rows)}, largest difference {max(worst.values())} of 255 grey "
                         f"levels", not wrong,
-                        f"{len(wrong)} of {len(rows)} differ: {some(wrong)} grey levels")
+                        f"{len(wrong)} of {len(rows)} differ: {first_few(wrong)} grey levels")
 
     def model(self, folder: Path) -> Iterator[Link]:
         """A diffusion model: its data, its VAE, the stage before."""
@@ -297,7 +297,7 @@ def data_link(run: Path, cfg: dict, then: str, size: int) -> Link:
     folders, prior = ([str(root / f) for f in cfg.get(name, ())] for name in ("data", "prior"))
     gone = [f for f in (*folders, *prior) if not Path(f).is_dir()]
     if gone:
-        return Link(MISSING, what, f"no such folder: {some(gone)}")
+        return Link(MISSING, what, f"no such folder: {first_few(gone)}")
     try:
         now = read_as_then(folders, cfg["seed"], run.parent, prior, size,
                            cfg["skip_bad"]).fingerprint

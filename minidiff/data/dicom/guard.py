@@ -1,8 +1,8 @@
-"""Untrusted files are decoded in a process of their own: no file can hang, crash or fill the memory
-of the import.
+"""Untrusted files are decoded in a process of their own: no file can hang or crash the import, or
+fill its memory.
 
-The process takes one file after another and is replaced when it dies or overstays. What it sends
-back is JSON and PNG, never a pickle.
+The process takes one file after another and is replaced when it dies or takes too long. It sends
+back JSON and PNG, never a pickle.
 """
 
 from __future__ import annotations
@@ -22,18 +22,14 @@ READY = b"ready"
 
 
 class Guard:
-    """Calls `reader.convert` in another process, with so much time (seconds) and memory (GiB, on
-    Linux) for a file.
-    """
+    """Calls `reader.convert` in another process with limits of time and, on Linux, of memory."""
 
     def __init__(self, seconds: float = 60, gigabytes: float = 6):
         self.seconds, self.gigabytes = seconds, gigabytes
         self.process, self.pipe = None, None
 
     def convert(self, path: str, options: reader.Options) -> tuple[bytes, dict[str, str]]:
-        """As `reader.convert`. Raises Refused, also for a file that takes too much time or memory,
-        or kills the process.
-        """
+        """As `reader.convert`; a file that takes too much or kills the process is Refused, too."""
         if self.process is None:
             self._start()
         try:
@@ -58,8 +54,8 @@ class Guard:
             self.process = None
 
     def _start(self) -> None:
-        # forked from a server that has one thread and has imported everything: safe beside our
-        # threads, and quick
+        # forked from a server that has imported everything and has one thread: quick, and safe
+        # beside our threads
         ways = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
         if "forkserver" in ways:
@@ -78,7 +74,7 @@ class Guard:
 
 
 def _serve(pipe: Connection, gigabytes: float) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     warnings.simplefilter("ignore")               # pydicom quotes values in its warnings
     logging.disable(logging.CRITICAL)
     need_pydicom()

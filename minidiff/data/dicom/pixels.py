@@ -1,11 +1,11 @@
 """Stored values of a DICOM image → grey as a viewer shows it (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2).
 
-    stored ─ modality: LUT | rescale ─▶ physical ─ VOI: LUT | window | percentile ─▶ 0…1 ─
-    MONOCHROME1: 1 − y ─▶ uint
+    stored ─ modality: LUT | rescale ─▶ physical ─ VOI: LUT | window | percentile ─▶ 0…1
+           ─ MONOCHROME1: 1 − y ─▶ uint
 
-A stored value has 16 bits at most. So the whole way is gone once, in float64, for every value
-between the least and the greatest that occur, and the pixels are looked up: exact, and no float
-image is ever made. Padding becomes black.
+A stored value has 16 bits at most. So this is computed once, in float64, for every value between
+the least and the greatest that occur, and the pixels are looked up: exact, and without a float
+image. Padding becomes black.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from minidiff.data.images import MAX_PIXELS, MAX_SIDE
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# centre, width in Hounsfield units
-PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800)}
+PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800)}  # centre, width in HU
 PERCENTILES = (0.5, 99.5)  # become black and white where no window is given
-# grey levels by which channels may differ: lossy compression leaves such a trace
-GREY_IN_FACT = 2
-NEEDED = (                 # elements, besides the pixels, that this module looks at
-    "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns",
-    "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelSpacing", "ImagerPixelSpacing",
-    "PixelAspectRatio", "PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
-    "PresentationLUTShape", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+GREY_IN_FACT = 2  # grey levels by which channels of grey may differ after lossy compression
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
+NEEDED = (  # the elements, besides the pixels, that this module reads
+    "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
+    "Rows", "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", *SPACINGS, "PixelPaddingValue", "PixelPaddingRangeLimit",
+    "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "RescaleType", "VOILUTSequence",
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
 )
 WINDOWS = ("auto", "file", "percentile", *PRESETS)
 
@@ -48,8 +48,10 @@ def grey(ds: Dataset, *, frame: int = 0, window: str = "auto", bits: int = 8) ->
     """
     frame = _check(ds, frame)
     pixels = _stored(ds, frame)
-    if pixels.ndim == 3:
-        return _without_colour(pixels).astype(f"uint{bits}") * (1 if bits == 8 else 257)
+    if pixels.ndim == 3:  # many radiographs come as a Secondary Capture of three equal channels
+        if (pixels.max(2) - pixels.min(2)).max() > GREY_IN_FACT:
+            raise Refused("colour", "its channels differ")
+        return np.rint(pixels.mean(2)).astype(f"uint{bits}") * (1 if bits == 8 else 257)
     _take_frame_groups(ds, frame)
     low = int(pixels.min())
     places = pixels.astype(np.int32) - low
@@ -91,7 +93,7 @@ def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np
     if (window in PRESETS and (not hounsfield or scout)) or (window == "auto" and kind == "CT"):
         raise Refused("window", f"window {window}, Modality {kind}")
     if window in PRESETS:
-        return linear(physical, *PRESETS[window])
+        return windowed(physical, *PRESETS[window])
     if window == "file" or (window == "auto" and kind != "MR"):
         if ds.get("VOILUTSequence"):
             first, entries, top = _lut(ds, ds.VOILUTSequence[0], signed=span[0] < 0)
@@ -99,7 +101,7 @@ def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np
             return np.minimum(entries[places] / top, 1)
         centre, width = _first(ds, "WindowCenter"), _first(ds, "WindowWidth")
         if centre is not None and width is not None:
-            return _windowed(physical, centre, width, text(ds, "VOILUTFunction") or "LINEAR")
+            return windowed(physical, centre, width, text(ds, "VOILUTFunction") or "LINEAR")
         if window == "file":
             raise Refused("window", "the file has neither a VOI LUT nor a window")
         if number(ds, "BitsStored") == 8:
@@ -110,20 +112,15 @@ def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np
     return np.clip((physical - low) / max(high - low, np.finfo(float).tiny), 0, 1)
 
 
-def linear(x: np.ndarray, centre: float, width: float) -> np.ndarray:
-    """VOI LUT Function LINEAR (PS3.3 C.11.2.1.2.1): the window ends half a value within its bounds;
-    0…1.
-    """
-    if width == 1:
-        return (x > centre - 0.5).astype(np.float64)
-    return np.clip((x - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-
-
-def _windowed(x: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
+def windowed(x: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
+    """A VOI LUT Function (PS3.3 C.11.2.1.2, C.11.2.1.3): 0…1. LINEAR ends half a value within its
+    bounds."""
     if not np.isfinite((centre, width)).all() or width <= 0 or (function == "LINEAR" and width < 1):
         raise Refused("damaged", f"window centre {centre}, width {width}, {function}")
+    if function == "LINEAR" and width == 1:
+        return (x > centre - 0.5).astype(np.float64)
     if function == "LINEAR":
-        return linear(x, centre, width)
+        return np.clip((x - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
     if function == "LINEAR_EXACT":
         return np.clip((x - centre) / width + 0.5, 0, 1)
     if function == "SIGMOID":
@@ -132,9 +129,7 @@ def _windowed(x: np.ndarray, centre: float, width: float, function: str) -> np.n
 
 
 def percentiles(values: np.ndarray, counts: np.ndarray, wanted: tuple[float, ...]) -> list[float]:
-    """The least value that so many per cent of all do not exceed (numpy's "inverted_cdf"); counts
-    may be 0.
-    """
+    """The least value that so many per cent of all do not exceed (numpy's "inverted_cdf")."""
     values, counts = values[counts > 0], counts[counts > 0]
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(counts[order])
@@ -160,18 +155,17 @@ def number(ds: Dataset, name: str, default: int | None = None) -> int:
 
 
 def _first(ds: Dataset, name: str) -> float | None:
+    """A number, or the first of several; None where there is none."""
     value = ds.get(name)
-    value = value[0] if value is not None and not isinstance(value, (str, float,
-                                                                     int)) and len(value) else value
+    if value is not None and not isinstance(value, (str, float, int)) and len(value):
+        value = value[0]
     return None if value is None or value == "" or not np.isscalar(value) else float(value)
 
 
 def _lut(ds: Dataset, item: Dataset, signed: bool) -> tuple[int, np.ndarray, int]:
     """First input value mapped, entries as float64, and the greatest value an entry can have (PS3.3
-    C.11.1.1).
-    """
-    # a reader may take the wrong one of US and SS
-    n, first, bits = (int(v) & 0xFFFF for v in item.LUTDescriptor)
+    C.11.1.1)."""
+    n, first, bits = (int(v) & 0xFFFF for v in item.LUTDescriptor)  # read as US or as SS
     n, first = n or 2**16, first - 2**16 if signed and first >= 2**15 else first
     data = item["LUTData"].value
     if isinstance(data, bytes):
@@ -198,9 +192,7 @@ def _padding(ds: Dataset, values: np.ndarray) -> np.ndarray:
 
 
 def _take_frame_groups(ds: Dataset, frame: int) -> None:
-    """Lift rescale and window of one frame of an enhanced image out of its functional groups to the
-    top.
-    """
+    """Copy rescale and window of one frame of an enhanced image out of its functional groups."""
     groups = list(ds.get("SharedFunctionalGroupsSequence") or [])[:1]
     groups += list(ds.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
     for group in groups:
@@ -214,29 +206,29 @@ def _take_frame_groups(ds: Dataset, frame: int) -> None:
 
 def _check(ds: Dataset, frame: int) -> int:
     """Judge the header before a pixel is decoded; the frame counted from 0."""
-    rows, columns, frames = number(ds, "Rows"), number(ds, "Columns"), number(ds, "NumberOfFrames",
-                                                                              1) or 1
+    rows, columns = number(ds, "Rows"), number(ds, "Columns")
+    frames = number(ds, "NumberOfFrames", 1) or 1
     if rows * columns > MAX_PIXELS or max(rows, columns) > MAX_SIDE or min(rows, columns) < 1:
         raise Refused("size", f"{columns} x {rows}")
     if not 1 <= frames <= MAX_FRAMES or (frames > 1 and not 1 <= frame <= frames):
         raise Refused("frames", f"{frames} frames" + (f", --frame {frame}" if frame else ""))
     allocated, stored = number(ds, "BitsAllocated"), number(ds, "BitsStored")
-    samples, high, kind = number(ds, "SamplesPerPixel",
-                                 1), number(ds, "HighBit"), text(ds, "PhotometricInterpretation")
+    samples, high = number(ds, "SamplesPerPixel", 1), number(ds, "HighBit")
+    kind = text(ds, "PhotometricInterpretation")
     if kind == "PALETTE COLOR":
         raise Refused("colour", kind)
-    if number(ds, "PixelRepresentation") not in (0, 1) or samples != (
-            1 if kind in ("MONOCHROME1", "MONOCHROME2") else 3):
+    expected = 1 if kind in ("MONOCHROME1", "MONOCHROME2") else 3
+    if number(ds, "PixelRepresentation") not in (0, 1) or samples != expected:
         raise Refused("damaged", f"PixelRepresentation {ds.PixelRepresentation}; {samples} samples "
                       f"a pixel, {kind!r}")
-    if allocated not in ((8, 16) if samples == 1
-                         else (8,)) or not 8 <= stored <= allocated or high != stored - 1:
+    allowed = (8, 16) if samples == 1 else (8,)
+    if allocated not in allowed or not 8 <= stored <= allocated or high != stored - 1:
         raise Refused("bits", f"{allocated} allocated, {stored} stored, highest {high}, {samples} "
                       "samples a pixel")
     if (kind, text(ds, "PresentationLUTShape")) == ("MONOCHROME2", "INVERSE"):
         # with MONOCHROME1 it says the same thing a second time (PS3.3 C.8.11.3)
         raise Refused("sense")
-    for name in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+    for name in SPACINGS:
         sides = ds.get(name)
         if sides is not None and not isinstance(sides, str) and len(sides) == 2:
             down, across = map(float, sides)
@@ -246,9 +238,8 @@ def _check(ds: Dataset, frame: int) -> int:
 
 
 def _stored(ds: Dataset, frame: int) -> np.ndarray:
-    """One frame as (H,W) integers, bits above the stored ones (old overlays) masked, or as RGB
-    (H,W,3).
-    """
+    """One frame as (H,W) integers without the bits above the stored ones (old overlays), or as RGB
+    (H,W,3)."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder, pixel_array
 
@@ -277,34 +268,21 @@ def codestream_size(stream: bytes) -> tuple[int, int] | None:
     """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream names, before anything is decoded;
     None for others.
 
-    A small header before a huge stream is the bomb of this format: decoders take the stream's word
-    for the size.
+    Decoders believe the size in the stream: a huge one behind a small header would fill the memory.
     """
-    # JPEG 2000: start of codestream, then SIZ (ISO 15444-1 A.5.1)
-    siz = stream.find(b"\xff\x4f\xff\x51")
+    siz = stream.find(b"\xff\x4f\xff\x51")  # JPEG 2000: SOC, then SIZ (ISO 15444-1 A.5.1)
     if 0 <= siz < 4096 and len(stream) >= siz + 24:
         right, down, left, top = (int.from_bytes(stream[siz + k : siz + k + 4], "big")
                                   for k in (8, 12, 16, 20))
         return down - top, right - left
-    at = 2
-    # JPEG: from marker to marker
+    at = 2  # JPEG: from marker to marker
     while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:
         marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
         if marker == 0xFF:  # a fill byte
             at += 1
-        # start of frame
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return int.from_bytes(stream[at + 5 : at + 7],
-                                  "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
+        elif marker == 0xF7 or marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):
+            # start of frame
+            return tuple(int.from_bytes(stream[at + k : at + k + 2], "big") for k in (5, 7))
         else:
             at += 2 + length
     return None
-
-
-def _without_colour(pixels: np.ndarray) -> np.ndarray:
-    """The grey of RGB (H,W,3) whose channels agree: many radiographs come as a Secondary Capture of
-    three equal ones.
-    """
-    if (pixels.max(2) - pixels.min(2)).max() > GREY_IN_FACT:
-        raise Refused("colour", "its channels differ")
-    return np.rint(pixels.mean(2)).astype(np.uint8)

@@ -1,6 +1,4 @@
-"""One DICOM file → a PNG and its row, or the reason why not. Runs behind `guard`, for the file is
-untrusted.
-"""
+"""One untrusted DICOM file → a PNG and its row, or the reason why not. Runs behind `guard`."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ if TYPE_CHECKING:
 IMAGE = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 DEFLATED = "1.2.840.10008.1.2.1.99"
 SYNTHETIC = "SYNTHETIC"  # third value of ImageType in what `writer` makes
-# first group of a file without the preamble of 128 bytes and "DICM"
-BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")
+BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without "DICM"
+PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!",
+          b"\x28\xb5\x2f\xfd")  # archives
 
 
 class Options(NamedTuple):
@@ -33,22 +32,20 @@ class Options(NamedTuple):
 
 
 def convert(path: str, options: Options) -> tuple[bytes, dict[str, str]]:
-    """A PNG without metadata, and the facts of `tags`. Raises Refused, whatever is wrong with the
-    file.
-    """
+    """A PNG without metadata, and the facts of `tags`. Raises Refused, whatever is wrong."""
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise Refused("huge")
             data = file.read()
         ds = load(data)
-        burned = tags.text(ds, "BurnedInAnnotation").upper()
-        burned = {"NO": "", "YES": "yes"}.get(burned, "absent")
-        if burned and burned not in options.accept:
+        stated = pixels.text(ds, "BurnedInAnnotation").upper()
+        burned = {"NO": "no", "YES": "yes"}.get(stated, "absent")
+        if burned not in ("no", *options.accept):
             raise Refused(f"burned_{burned}")
         row = tags.facts(ds, bytes.fromhex(options.salt))
-        return images.png_bytes(pixels.grey(ds, frame=options.frame, window=options.window,
-                                            bits=options.bits)), row
+        grey = pixels.grey(ds, frame=options.frame, window=options.window, bits=options.bits)
+        return images.png_bytes(grey), row
     except Refused:
         raise
     except MemoryError:
@@ -60,9 +57,8 @@ def convert(path: str, options: Options) -> tuple[bytes, dict[str, str]]:
 
 
 def load(data: bytes) -> Dataset:
-    """The few elements that are looked at, and the pixels, of a whole file. Raises Refused, and
-    whatever pydicom raises.
-    """
+    """The pixels and the few elements that are read of a file. Raises Refused, and whatever pydicom
+    raises."""
     from pydicom import dcmread, uid
 
     _check_deflated(data)
@@ -90,17 +86,13 @@ def looks_like(head: bytes) -> str:
     """The first 512 bytes → "dicom", "archive", or "foreign"."""
     if head[128:132] == b"DICM":
         return "dicom"
-    packed = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf",
-              b"Rar!", b"\x28\xb5\x2f\xfd")
-    if head.startswith(packed) or head[257:262] == b"ustar":
+    if head.startswith(PACKED) or head[257:262] == b"ustar":
         return "archive"
     return "dicom" if head.startswith(BARE) else "foreign"
 
 
 def _check_deflated(data: bytes) -> None:
-    """Refuse a deflated file that would unpack to more than MAX_BYTES; pydicom unpacks without a
-    limit.
-    """
+    """Refuse a deflated file that unpacks to more than MAX_BYTES: pydicom has no limit."""
     from pydicom.filereader import read_dataset, read_preamble
 
     file = io.BytesIO(data)

@@ -1,5 +1,4 @@
-"""What may leave a DICOM file besides its pixels: five facts, each from a closed set of values, and
-nothing else.
+"""What may leave a DICOM file besides its pixels: five facts, each from a closed set of values.
 
     age       whole years, 90 for all who are older; from PatientAge, else from birth date and the
               date of the study
@@ -9,8 +8,8 @@ nothing else.
     patient   "p" and 64 bits of HMAC-SHA256 of PatientID under a secret salt; without an id "s" and
               that of the study, so that images of one examination stay together
 
-A value that is not of its set is unknown (""), for a free text may hold anything. (DICOM PS3.15
-Annex E asks which elements to remove; a list of what may stay cannot forget one.)
+A value outside its set is unknown (""), since a free text may hold anything. (DICOM PS3.15 Annex E
+lists elements to remove; a list of what may stay cannot forget one.)
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import re
 import secrets
 import stat
 import sys
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,37 +37,35 @@ SEXES = ("F", "M", "O")
 VIEWS = ("AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LATERAL", "LPO", "RPO", "LAO", "RAO")
 MODALITIES = ("CR", "DX", "RG", "RF", "XA", "PX", "IO", "MG", "CT", "MR", "PT", "NM", "US", "OT",
               "SC")
-NEEDED = ("PatientAge", "PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate",
-          "ContentDate", "PatientSex",
-          "ViewPosition", "Modality", "PatientID", "StudyInstanceUID", "BurnedInAnnotation")
+DATES = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")  # of the image; the first
+NEEDED = ("PatientAge", "PatientBirthDate", *DATES, "PatientSex", "ViewPosition", "Modality",
+          "PatientID", "StudyInstanceUID", "BurnedInAnnotation")
 UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 def facts(ds: Dataset, salt: bytes) -> dict[str, str]:
-    """The row of one file: patient, sex, age, view, modality. Raises Refused for a modality of
-    other values than grey.
-    """
+    """The row of one file: patient, sex, age, view, modality. Raises Refused for a modality whose
+    values are not grey levels."""
     kind = text(ds, "Modality")
     if kind not in ("", *MODALITIES):
         raise Refused("modality", kind)
-    patient, study = text(ds, "PatientID"), text(ds, "StudyInstanceUID")
-    known = "p" + keyed(salt, "patient",
-                        patient) if patient else "s" + keyed(salt, "study", study) if study else ""
+    known = ""
+    for mark, what, name in (("p", "patient", "PatientID"), ("s", "study", "StudyInstanceUID")):
+        if not known and text(ds, name):
+            known = mark + keyed(salt, what, text(ds, name))
     sex, view = text(ds, "PatientSex").upper(), text(ds, "ViewPosition").upper()
     return {"patient": known, "sex": sex if sex in SEXES else "", "age": age(ds),
             "view": view if view in VIEWS else "", "modality": kind}
 
 
 def age(ds: Dataset) -> str:
-    """Whole years at the study, at the most OLDEST; "" where unknown or impossible."""
+    """Whole years at the study, OLDEST at most; "" where unknown or impossible."""
     match = re.fullmatch(r"(\d{1,3})([YMWD])", text(ds, "PatientAge"))
     if match:
         years = int(int(match[1]) * UNITS[match[2]])
     else:
         born = _day(text(ds, "PatientBirthDate"))
-        days = (_day(text(ds, name))
-                for name in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"))
-        day = next((day for day in days if day), None)
+        day = next(filter(None, (_day(text(ds, name)) for name in DATES)), None)
         if not born or not day:
             return ""
         years = day.year - born.year - ((day.month, day.day) < (born.month, born.day))
@@ -76,15 +73,13 @@ def age(ds: Dataset) -> str:
 
 
 def keyed(salt: bytes, what: str, value: str | bytes) -> str:
-    """64 bits in hexadecimal that name a value to those who have the salt, and to nobody else (RFC
-    2104).
-    """
+    """64 bits in hexadecimal that name a value to those who have the salt alone (RFC 2104)."""
     value = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     return hmac.new(salt, what.encode() + b"\0" + value, hashlib.sha256).hexdigest()[:16]
 
 
 def read_salt(path: Path) -> bytes:
-    """The secret in this file, which is made on first use, for its owner's eyes alone."""
+    """The secret in this file, which is made on first use, readable by its owner alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -101,8 +96,7 @@ def read_salt(path: Path) -> bytes:
 
 def _day(digits: str) -> date | None:
     try:
-        found = date(int(digits[:4]), int(digits[4:6]),
-                     int(digits[6:8])) if re.fullmatch(r"\d{8}", digits) else None
+        day = datetime.strptime(digits, "%Y%m%d").date()
     except ValueError:
         return None
-    return found if found and found.year > 1850 else None
+    return day if day.year > 1850 and re.fullmatch(r"\d{8}", digits) else None

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from minidiff.classification.resnet import Block
 from minidiff.convolution import pointwise
-from minidiff.data.table import some
-from minidiff.errors import InputError
+from minidiff.errors import InputError, first_few
 from minidiff.evaluation.features.extractor import digest, filled
 
 BATCH = 32           # images a network sees at once; a smaller batch is filled up
@@ -157,7 +156,7 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], row: Backbone, what: str) -
     }
     if any(faults.values()):
         raise InputError(f"{what}. " + "; ".join(
-            f"{fault}: {some(names, 4)}" for fault, names in faults.items() if names))
+            f"{fault}: {first_few(names, 4)}" for fault, names in faults.items() if names))
     setattr(net, row.head, None)
     used = {k: x for k, x in state.items() if not k.startswith(f"{row.head}.")}
     net.load_state_dict({**used, **counts}, assign=True)

@@ -1,0 +1,62 @@
+"""data.files: what is known of one file, its border, and letters burned into it."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from minidiff.data import files, phantom
+
+SIDE = 96
+
+
+def test_facts_of_odd_files(tmp_path):
+    x = phantom.phantom(0, 0, SIDE).image
+    wide = Image.fromarray(x.astype(np.uint16) * 17)
+    wide.save(tmp_path / "wide.png")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Patient", "somebody")
+    Image.fromarray(x).save(tmp_path / "text.png", pnginfo=info)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(x[:40]).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(np.dstack([x, x // 2, x])).save(tmp_path / "colour.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "text.png").read_bytes()[:500])
+    names = ("wide.png", "text.png", "turned.jpg", "colour.png", "cut.png")
+    known, squares = files.read_facts([tmp_path / name for name in names], 32)
+    get = dict(zip(names, known))
+    assert (get["wide.png"].bits, get["wide.png"].channels) == (16, 1)
+    assert get["text.png"].carries == ("Patient",) and get["text.png"].bits == 8 and not get[
+        "text.png"].turned
+    assert get["turned.jpg"].turned and (get["turned.jpg"].width, get["turned.jpg"].height) == (40,
+                                                                                                96)
+    assert get["colour.png"].channels == 3
+    assert "cut.png" in get["cut.png"].fault
+    assert squares.shape == (5, 32,
+                             32) and (squares[:4].std((1, 2)) > 10).all() and not squares[4].any()
+    assert get["text.png"].histogram.sum() == pytest.approx(1) and get["text.png"].border.shape == (
+        64,)
+
+
+def test_the_border_is_the_border():
+    x = np.zeros((64, 64))
+    x[:4] = 200  # the upper edge
+    border = files._border(x)
+    assert (border[:16] == 200).all() and (
+        border[16:][[0, -16]] == 200).all() and border.sum() == 200 * 18
+
+
+def test_letters_are_found_and_anatomy_is_not_taken_for_them():
+    hits, font = 0, ImageFont.load_default(14)
+    for i in range(30):
+        x = phantom.phantom(1, i, 256).image
+        assert files.text(x) == []
+        image, y = Image.fromarray(x), (6 if i % 2 else 230)
+        dark = x[y : y + 14, 20:120].mean() < 140
+        word = ("SMITH JOHN", "PORTABLE", "12.03.1951")[i % 3]
+        ImageDraw.Draw(image).text((20, y), word, fill=255 if dark else 0, font=font)
+        boxes = files.text(np.asarray(image))
+        hits += any(left < 120 and abs(top - y) < 14 for left, top, *_ in boxes)
+    assert hits >= 27
+    image = Image.fromarray(x)
+    ImageDraw.Draw(image).text((20, 6), "L", fill=255, font=font)
+    assert files.text(np.asarray(image)) == []  # one letter is no line, as the docstring says
