@@ -45,9 +45,9 @@ from minidiff.convolution import LEAST
 from minidiff.data.glance import glance
 from minidiff.data.subset import SubsetConfig, write_subset
 from minidiff.errors import InputError
-from minidiff.evaluation.study.gallery import gallery
-from minidiff.evaluation.study.printed import printed
-from minidiff.evaluation.study.study_page import csv_tables, study_page
+from minidiff.evaluation.pages.study import study_page
+from minidiff.evaluation.pages.study_pictures import gallery
+from minidiff.evaluation.pages.study_tables import csv_tables, printed
 from minidiff.root import Rooted, then
 from minidiff.training.precision import pick_device
 

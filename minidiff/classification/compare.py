@@ -155,17 +155,23 @@ def summarise(results: Sequence[dict]) -> list[dict]:
 
     "auroc_positive" is that of the label that each result names as its "positive".
     """
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for r in results:
-        groups.setdefault((r["test_set"], r["arm"]),
-                          []).append({**r, "auroc_positive": r["auroc"][r["positive"]]})
     rows = []
-    for (test_set, arm), group in groups.items():
+    for (test_set, arm), group in grouped(results, "test_set", "arm").items():
         row = {"test_set": test_set, "arm": arm, "seeds": len(group),
                "n_train": group[0]["n_train"]}
+        group = [{**r, "auroc_positive": r["auroc"][r["positive"]]} for r in group]
         for name in ("accuracy", "balanced_accuracy", "auroc_macro", "auroc_positive"):
-            values = [g[name] for g in group if g[name] is not None]
+            values = [r[name] for r in group if r[name] is not None]
             row[name] = float(np.mean(values)) if values else None
             row[name + "_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         rows.append(row)
     return rows
+
+
+def grouped(rows: Sequence[Mapping], *keys: str) -> dict:
+    """Rows by their value of a key, or by the tuple of several, in order of first appearance."""
+    found: dict = {}
+    for row in rows:
+        values = tuple(row[key] for key in keys)
+        found.setdefault(values if len(keys) > 1 else values[0], []).append(row)
+    return found

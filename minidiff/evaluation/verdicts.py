@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from minidiff.evaluation.metrics.comparison import ALL
 from minidiff.evaluation.pages.format import num, percent
-from minidiff.evaluation.study.answers import primary_text
+from minidiff.evaluation.study_verdicts import primary_answer
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
 KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how `page.chip` shows them
@@ -124,9 +124,10 @@ def _study(study: dict) -> list[dict]:
     """
     if not (p := study.get("primary")):
         return []
+    found = primary_answer(p)
     return [{"question": f"Do synthetic training images help a classifier ({p['test_set']} set)?",
-             "answer": {"gain": GOOD, "harm": BAD}.get(p["answer"], OPEN), "text": f"{p['arm']} "
-             f"less {p['against']}, {p['metric'].replace('_', ' ')}: {primary_text(p)}"}]
+             "answer": found.answer, "text": f"{p['arm']} minus {p['against']}, "
+             f"{p['metric'].replace('_', ' ')}: {found.text}"}]
 
 
 def _all(answers: Sequence[str]) -> str:
