@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from minidiff.classification import fairness, uncertainty
+from minidiff.classification import fairness
+from minidiff.classification import predictive_uncertainty as uncertainty
 from minidiff.classification.assess import roc
 from minidiff.classification.calibration import calibration, pooled, probabilities, temperature
 from minidiff.classification.compare import compare, summarise
@@ -30,7 +31,7 @@ PAIRS = [("real-plain", "real"), ("real+1xduplicates", "real"),
          ("real@25+2xsynthetic", "real")]
 TELLS = {"header": 0.62, "border": 0.71, "thumbnail": 0.84, "metadata": 0.6,
          "lungs blacked out": 0.88}
-SENTENCE = ("SHORTCUT: the border of the picture alone tells covid from the rest with AUROC 0.953 "
+SENTENCE = ("SHORTCUT: the border of the picture alone predicts covid with AUROC 0.953 "
             "(0.910 to 0.980, n = 16 and 58). What a classifier scores on this test set is no "
             "evidence that it sees disease.")
 

@@ -1,5 +1,4 @@
-"""Arms of the study: what each classifier is trained on. All have the same steps, network, start
-and seeds.
+"""What each arm is trained on. All arms have the same steps, network, start and seeds.
 
     arm                       training images
     real                      all real ones, with classic augmentation
@@ -97,9 +96,7 @@ class Arm:
 
 
 def parse(name: str, sources: Sequence[str]) -> Arm:
-    """The arm of this name; InputError that says what is allowed. `sources` are the names of
-    synthetic folders.
-    """
+    """The arm of this name. `sources` are the names of synthetic folders."""
     folders = ", ".join(sources) or "none given"
     if name in sources:
         return Arm(name, real=False, added=name)
@@ -125,9 +122,7 @@ def parse(name: str, sources: Sequence[str]) -> Arm:
 
 
 def usual(real: Images, sources: Mapping[str, Images], positive: str) -> tuple[str, ...]:
-    """The usual arms, with a smaller factor where the one synthetic folder has fewer images than
-    they would take.
-    """
+    """The usual arms, with a smaller factor where there are too few synthetic images."""
     made = sources.get("synthetic")
     fewest = min((len(index) for index in _by_label(made).values()), default=0) if made else 0
     n = len(_by_label(real).get(positive, ()))
@@ -194,9 +189,7 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
 
 
 def unseen_by_arm(arm_real: Images, saw: set[str] | None) -> int | None:
-    """Real images that the arm's generator was trained on and the arm was not; None where nobody
-    knows.
-    """
+    """Real images that an arm's generator saw and the arm did not; None if unknown."""
     return None if saw is None else len(saw - set(arm_real.hashes))
 
 

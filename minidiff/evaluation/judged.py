@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minidiff import variables as var
-from minidiff.classification.agreement import agreement
+from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predictor import Predictor
 from minidiff.data.table import Table
 from minidiff.evaluation.metrics.within import within_label
@@ -37,7 +37,7 @@ def agree(judge: Predictor | None, labels: dict[str, Labels], tables: dict[str, 
         read_once = SimpleNamespace(variables=judge.variables, predict=lambda _,
                                     judged=judged: judged)
         within = within_label(judge.variables, judged, labels[name], tables[name].column("label"))
-        found = agreement(read_once, pixels[name], labels[name], shown)
+        found = judge_agreement(read_once, pixels[name], labels[name], shown)
         rows += [{**row, **within.get(row["variable"], {})} for row in found]
     return rows
 

@@ -17,7 +17,6 @@ from minidiff.classification.predictor import Predictor
 from minidiff.data.images import png_bytes
 from minidiff.evaluation.pages.charts import INK, PALE, WIDTH, _png, pyplot, styled
 from minidiff.runs import read_json
-from minidiff.variables import Category
 
 BAD = "#a8321a"  # --bad of page.css
 COLOURS = {"synthetic": "#2b6080", "duplicates": PALE, None: INK}
@@ -137,11 +136,10 @@ def gallery(data: Inputs, summary: Mapping, out: Path) -> dict[str, list[dict]]:
              for row in summary["arms"]}
     arm = min(tuned, key=lambda name: tuned[name]["val_loss"])
     predictor = Predictor.load(out / "arms" / arm / str(tuned[arm]["seeds"][0]))
-    place, found = data.target.values.index(summary["positive"]), {}
+    place, found = data.labels.index(summary["positive"]), {}
     for name, images in data.tests.items():
         p = predictor.predict(images.pixels)["label"].numpy()
-        exclusive = isinstance(data.target, Category)
-        called = p.argmax(1) == place if exclusive else p[:, place] >= 0.5
+        called = p.argmax(1) == place if data.exclusive else p[:, place] >= 0.5
         truth = data.truth(name)[:, place].numpy()
         for kind, which, sign in (("hits", truth & called, -1), ("misses", truth & ~called, 1),
                                   ("alarms", ~truth & called, -1)):
