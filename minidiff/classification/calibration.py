@@ -62,8 +62,8 @@ def temperature(logits: np.ndarray, truth: np.ndarray, exclusive: bool = True) -
     no better than none at all.
     """
     z, y = np.asarray(logits, float), np.asarray(truth, bool)
-    assert z.shape == y.shape and len(z) and np.isfinite(z).all() and (not exclusive
-                                                                       or (y.sum(1) == 1).all())
+    assert z.shape == y.shape and len(z) and np.isfinite(z).all()
+    assert not exclusive or (y.sum(1) == 1).all()
 
     # of the log-likelihood in 1/T: what the true labels have more than is expected
     def slope(log_t: float) -> float:
@@ -72,8 +72,9 @@ def temperature(logits: np.ndarray, truth: np.ndarray, exclusive: bool = True) -
     cold, hot = np.log(COLDEST), np.log(HOTTEST)
     if slope(hot) <= 0:
         return HOTTEST if (z != 0).any() else 1.0
-    return float(np.exp(scipy.optimize.brentq(slope, cold, hot,
-                                              xtol=1e-12))) if slope(cold) < 0 else 1.0
+    if slope(cold) >= 0:
+        return 1.0
+    return float(np.exp(scipy.optimize.brentq(slope, cold, hot, xtol=1e-12)))
 
 
 def confidence_and_right(p: np.ndarray, truth: np.ndarray,
@@ -136,9 +137,8 @@ def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray]
         return distance @ weight
     sigma = np.array([np.sqrt((confidence[i] * (1 - confidence[i])).sum()) / len(i) for i in parts])
     z = distance / np.maximum(sigma, 1e-12)   # a bin of certainties has none
-    # E|d + σε|
-    folded = sigma * np.sqrt(2 / np.pi) * np.exp(-z * z
-                                                 / 2) + distance * scipy.special.erf(z / np.sqrt(2))
+    folded = (sigma * np.sqrt(2 / np.pi) * np.exp(-z * z / 2)
+              + distance * scipy.special.erf(z / np.sqrt(2)))   # E|d + σε|
     return np.maximum((2 * distance - folded) @ weight, 0.0)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from minidiff.classification.scores import finite
 from minidiff.data.audit import age_band
 from minidiff.data.split import Row
 from minidiff.rating import effective_wilson, mover
@@ -53,9 +54,9 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
     gap are wide enough for every pair of groups at once (Bonferroni), as the pair was chosen by its
     size; `resolved` where they leave out 0.
     """
-    scores, positive, patients = np.asarray(scores, float), np.asarray(positive,
-                                                                       bool), codes(patients)
-    alarm, groups = None if threshold is None else scores >= threshold, {}
+    scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
+    alarm = None if threshold is None else scores >= threshold
+    patients, groups = codes(patients), {}
     for column in columns:
         cells = np.array([cell_of(row, column) for row in rows], object)
         names = sorted(set(cells), key=lambda name: (name == UNKNOWN, name))
@@ -83,8 +84,8 @@ class _Group:
     """The images of one value of a column, and what can be measured on them."""
 
     def __init__(self, scores, positive, alarm, patients, member):
-        self.member, self.scores, self.positive, self.patients = member, scores[member], positive[
-            member], patients[member]
+        self.member, self.patients = member, patients[member]
+        self.scores, self.positive = scores[member], positive[member]
         self.alarm = None if alarm is None else alarm[member]
         self.sides = (int(self.positive.sum()), int((~self.positive).sum()))
         self.areas = np.zeros(0)  # AUROC in each resample of patients, nan where a side is empty
@@ -114,9 +115,9 @@ class _Group:
         out = {"n": len(self.scores), "patients": len(set(self.patients.tolist())),
                "positives": self.sides[0], "negatives": self.sides[1], "few": self.sides[0] < FEW}
         for metric in METRICS:
-            out[metric] = _json(self.value(metric))
+            out[metric] = finite(self.value(metric))
             out["interval" if metric == "auroc"
-                else f"{metric}_interval"] = [_json(x) for x in self.interval(metric)]
+                else f"{metric}_interval"] = [finite(x) for x in self.interval(metric)]
         return out
 
 
@@ -140,7 +141,7 @@ def _gap(metric: str, groups: dict[str, _Group]) -> dict:
         interval = mover(a.value(metric), a.interval(metric, confidence), b.value(metric),
                          b.interval(metric, confidence))
     return {**out, "high": high, "low": low, "gap": a.value(metric) - b.value(metric),
-            "interval": [_json(x) for x in interval], "resolved": bool(interval[0] > 0)}
+            "interval": [finite(x) for x in interval], "resolved": bool(interval[0] > 0)}
 
 
 def share_interval(hit: np.ndarray, patients: np.ndarray, confidence: float = 0.95) -> Interval:
@@ -229,11 +230,11 @@ def _amplified(sides: Sequence[tuple[list[str], ...]], n_boot: int, seed: int) -
                                                 seed + k) @ by_group).reshape(-1, *shape), draws=2)
         values.append(value)
         draws.append(drawn)
-        out |= {name: _json(value), f"{name}_interval": [_json(x) for x in _middle(drawn)],
+        out |= {name: finite(value), f"{name}_interval": [finite(x) for x in _middle(drawn)],
                 f"n_{name}": len(labels)}
     difference = _middle(draws[1] - draws[0])
-    return {**out, "difference": _json(values[1] - values[0]),
-            "interval": [_json(x) for x in difference], "amplified": difference[0] > 0}
+    return {**out, "difference": finite(values[1] - values[0]),
+            "interval": [finite(x) for x in difference], "amplified": difference[0] > 0}
 
 
 def _known(rows: Sequence[Row], cells: Sequence[str],
@@ -249,7 +250,3 @@ def _labels(row: Row, several: bool) -> frozenset[str]:
 def _middle(draws: np.ndarray, confidence: float = 0.95) -> Interval:
     draws = draws[~np.isnan(draws)]
     return percentile(draws, confidence) if len(draws) else NONE
-
-
-def _json(x: float) -> float | None:
-    return None if math.isnan(x) else float(x)

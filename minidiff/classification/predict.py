@@ -2,10 +2,10 @@
 
     python classify.py predict --model runs/x/classifier --data NEW --out new.csv
 
-The probabilities are the mean over the seeds of one arm, at the temperature that fits validation;
-`set` are the labels that the conformal sets do not rule out, `entropy` and `disagreement` (mutual
-information of the seeds, nats) say how sure it is, and `typical` is the p of its being like the
-validation images: below .05, another world. Not for diagnosis.
+The probabilities are the mean over the seeds of one arm, at the temperature that fits validation.
+`set`: the labels that are not ruled out. `entropy` and `disagreement` (mutual information of the
+seeds), in nats: how unsure the classifier is. `typical`: the p that the image is like those of
+validation; below .05 it is not. Not for diagnosis.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from minidiff.classification.scores import finite
 from minidiff.errors import InputError
 from minidiff.statistics import Interval, auroc, auroc_interval, wilson
 
@@ -104,8 +105,8 @@ class Conformal:
             found = cls(float(form["alpha"]), thresholds, tuple(int(n) for n in form["n"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"no conformal thresholds: {type(error).__name__} {error}") from None
-        if not 0 < found.alpha < 1 or len(found.n) != len(thresholds) or any(map(math.isnan,
-                                                                                 thresholds)):
+        broken = len(found.n) != len(thresholds) or any(map(math.isnan, thresholds))
+        if broken or not 0 < found.alpha < 1:
             raise InputError(f"no conformal thresholds: alpha {found.alpha}, thresholds "
                              f"{thresholds} for n {found.n}")
         return found
@@ -149,18 +150,19 @@ def realised(sets: np.ndarray, truth: np.ndarray, labels: Sequence[str],
     for k, name in enumerate(labels):
         with_it, n = sets[truth[:, k], k], int(truth[:, k].sum())
         low, high = wilson(int(with_it.sum()), n)
-        expected = coverage_interval(conformal.n[k], conformal.alpha, n) if n else (math.nan,
-                                                                                    math.nan)
-        classes[name] = {"n": n, "coverage": _share(with_it), "low": _json(low),
-                         "high": _json(high),
-                         "in_others": _share(sets[~truth[:, k], k]), "n_cal": conformal.n[k],
+        expected = (math.nan, math.nan)
+        if n:
+            expected = coverage_interval(conformal.n[k], conformal.alpha, n)
+        classes[name] = {"n": n, "coverage": _mean(with_it), "low": finite(low),
+                         "high": finite(high),
+                         "in_others": _mean(sets[~truth[:, k], k]), "n_cal": conformal.n[k],
                          "beta": list(coverage_interval(conformal.n[k], conformal.alpha)),
-                         "expected": [_json(x) for x in expected],
+                         "expected": [finite(x) for x in expected],
                          "always": conformal.thresholds[k] == -math.inf,
                          "kept": bool(with_it.mean() >= expected[0]) if n else None}
     size = sets.sum(1)
     return {"n": len(sets), "target": 1 - conformal.alpha, "mean_size": float(size.mean()),
-            "empty": _share(size == 0), "single": _share(size == 1), "classes": classes}
+            "empty": _mean(size == 0), "single": _mean(size == 1), "classes": classes}
 
 
 def selective(uncertainty: Sequence[float], right: Sequence[bool]) -> dict:
@@ -300,12 +302,13 @@ def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
         found[name] = {"n": len(p), "members": len(members[name]), "accuracy": float(right.mean()),
                        "conformal": realised(conformal.sets(p), truth[name], labels, conformal)}
         for kind, u in scores[name].items():
-            far = scores["test"][kind] if name != "test" and kind in scores.get("test",
-                                                                                {}) else None
             row = {"mean": float(u.mean()), "mean_right": _mean(u[right]),
                    "mean_wrong": _mean(u[~right]), "wrong": _area_under(u, ~right),
-                   "selective": selective(u, right), "ood": None if far is None else _area_under(
-                       np.concatenate([u, far]), np.arange(len(u) + len(far)) < len(u))}
+                   "selective": selective(u, right), "ood": None}
+            internal = scores.get("test", {}).get(kind)
+            if name != "test" and internal is not None:
+                row["ood"] = _area_under(np.concatenate([u, internal]),
+                                         np.arange(len(u) + len(internal)) < len(u))
             if kind == "distance" and "distance" in scores.get("val", {}):
                 off = conformal_p(u, scores["val"]["distance"]) <= 0.05
                 low, high = wilson(int(off.sum()), len(off))
@@ -324,16 +327,9 @@ def _scores(members: np.ndarray, exclusive: bool,
 
 def _area_under(scores: np.ndarray, positive: np.ndarray) -> dict:
     low, high = auroc_interval(scores, positive)
-    return {"auroc": _json(auroc(scores, positive)), "low": _json(low), "high": _json(high),
+    return {"auroc": finite(auroc(scores, positive)), "low": finite(low), "high": finite(high),
             "n": int(positive.sum()), "n_rest": int((~positive).sum())}
 
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-_share = _mean   # of booleans
-
-
-def _json(x: float) -> float | None:
-    return float(x) if math.isfinite(x) else None   # JSON has no nan

@@ -79,8 +79,8 @@ def measure(primary: Primary, by_seed: Mapping[str, Sequence[np.ndarray]], truth
         return found
     variance, freedom = two_way(table)
     reach, d = float(scipy.stats.t.ppf(0.975, freedom)), found["difference"]
-    half, sees = reach * math.sqrt(variance), (
-        reach + float(scipy.stats.norm.ppf(POWER))) * math.sqrt(variance)
+    half = reach * math.sqrt(variance)
+    sees = (reach + float(scipy.stats.norm.ppf(POWER))) * math.sqrt(variance)
     answer = "gain" if d - half > 0 else "harm" if d + half < 0 else "not resolved"
     return {**found, "interval": [d - half, d + half], "answer": answer, "sees": sees,
             "times": (sees / 0.02) ** 2}

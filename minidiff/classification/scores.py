@@ -59,8 +59,8 @@ def score(p: np.ndarray, truth: np.ndarray, patients: Sequence[str], labels: Seq
     """Figures of one classifier on one set, for JSON; None where the set has no image for one.
 
     Intervals are then [None, None]. p (n,k) probabilities, truth (n,k) bool. Intervals by patient
-    come of n_boot resamples, normal on the logit scale, and are none at 0 and at 1; n_boot 0 leaves
-    them out. Thresholds are of `thresholds_at_specificity` on validation.
+    are from n_boot resamples, normal on the logit scale, and there are none at 0 and at 1; n_boot 0
+    leaves them out. Thresholds are those of `thresholds_at_specificity` on validation.
     """
     p, truth = np.asarray(p, float), np.asarray(truth, bool)
     assert p.shape == truth.shape == (len(patients), len(labels)) and len(p), (p.shape, truth.shape,

@@ -5,16 +5,16 @@
     lungs blacked out                            a small ResNet on the study's pictures, of which
                                                  the lungs are taken out
 
-All but the thumbnail, in which a large disease shows, may be called a shortcut.
+Any but the thumbnail, which shows a large disease, may be called a shortcut.
 
-A classifier may know a label by any of these, and then its figures on patients of the same
-hospitals say nothing of disease (Maguolo & Nanni 2021; DeGrave et al. 2021). A shortcut that fails
-on an external set was one of the hospital's.
+A classifier may predict a label from any of these. Its figures on patients of the same hospitals
+then say nothing about disease (Maguolo & Nanni 2021; DeGrave et al. 2021). A shortcut that fails on
+an external set was a property of the hospital.
 
-Of the header a study's CNN is not given width, height, bytes, mode and format: every picture was
-decoded, made grey and brought to one square (images.square). It still sees what these did to the
-picture: a crop that cuts off the sides of wide films, the sharpness of a reduced or enlarged one,
-JPEG's blocks, the window of greys, and letters that were burned in.
+A study's CNN is not given the header: every picture was decoded, made grey and brought to one
+square (images.square). It still sees what width, height, bytes, mode and format did to the picture:
+a crop that cuts off the sides of wide films, the sharpness of a reduced or enlarged one, JPEG's
+blocks, the window of greys, and letters that were burned in.
 """
 
 from __future__ import annotations
@@ -63,16 +63,14 @@ def shortcut_audit(train: Images, tests: Mapping[str, Images], *, labels: Sequen
     """
     sets = {"train": train, **tests}
     truth = {name: truth_of(each, labels) for name, each in sets.items()}
-    learnable = [k for k in range(len(labels))
-                 if min(len({p for p, is_it in zip(train.patients, truth["train"][:, k])
-                             if is_it is side}) for side in (np.True_, np.False_)) >= FEWEST]
+    patients = np.array(train.patients)
+    learnable = [k for k, own in enumerate(truth["train"].T)
+                 if min(len(set(patients[own])), len(set(patients[~own]))) >= FEWEST]
     scores = trivial_scores(sets, truth, learnable, columns)
     dark, region = blackout_scores(sets, labels, seed=seed, size=min(size, SIDE), steps=steps)
-    rows = []
-    for kind, found in {**scores, BLACKOUT: dark}.items():
-        for k in learnable:
-            rows += [_row(kind, labels[k], name, found[name][:, k], truth[name][:, k],
-                          each.patients) for name, each in tests.items()]
+    rows = [_row(kind, labels[k], name, found[name][:, k], truth[name][:, k], own.patients)
+            for kind, found in {**scores, BLACKOUT: dark}.items() for k in learnable
+            for name, own in tests.items()]
     sentence = _sentence(rows)
     return {"rows": rows, "shortcut": bool(sentence), "sentence": sentence, "region": region,
             "text": [*_text(rows, region), *([sentence] if sentence else [])]}
@@ -208,5 +206,6 @@ def _text(rows: Sequence[dict], region: str) -> list[str]:
 
 
 def _figure(row: dict) -> str:
-    return "–" if row[
-        "auroc"] is None else f"{row['auroc']:.3f} ({row['low']:.2f}–{row['high']:.2f})"
+    if row["auroc"] is None:
+        return "–"
+    return f"{row['auroc']:.3f} ({row['low']:.2f}–{row['high']:.2f})"
