@@ -1,21 +1,19 @@
-"""Did synthetic images help? Train the same classifier on real, real + duplicated and real +
-synthetic images, and say so.
+"""Did synthetic images help? Train one classifier with and without them, and compare.
 
-    python classify.py                                     the embedded demo → runs/demo/classifier
-    python classify.py --root runs/x --external DIR2 --steps 400   the experiment of runs/x, tested at another hospital, too
-    python classify.py --arms real real-plain real+1xduplicates real+.5xsynthetic real+1xsynthetic synthetic-then-real
-    python classify.py --root runs/x --synthetic even=runs/x/even odd=runs/x/odd --arms real+even real+odd   several
-    python classify.py --data DIR --arms real --out runs/x/baseline          no synthetic images needed
-    python classify.py subset --data DIR --keep covid=25 --out DIR25    fewer patients, for the generator of real@25
-    python classify.py predict --model runs/x/classifier --data NEW --out new.csv   probabilities, sets, uncertainty
-    torchrun --standalone --nproc-per-node 8 -- classify.py --seeds 8   arms and seeds are dealt to
-                                                                        the GPUs
+    python classify.py                               the demo → runs/demo/classifier
+    python classify.py --root runs/x --external DIR2 --steps 400   tested at another hospital, too
+    python classify.py --arms real real+1xduplicates real+.5xsynthetic synthetic-then-real
+    python classify.py --root runs/x --synthetic a=DIR2 b=DIR3 --arms real+a real+b   two folders
+    python classify.py --data DIR --arms real --out runs/x/baseline   without synthetic images
+    python classify.py subset --data DIR --keep covid=25 --out DIR25   fewer patients, for real@25
+    python classify.py predict --model runs/x/classifier --data NEW --out new.csv
+    torchrun --standalone --nproc-per-node 8 -- classify.py --seeds 8   pairs are dealt to the GPUs
 
-Which arms there are: minidiff/classification/arms.py. Finished pairs of arm and seed are kept: to
-resume, or to add --arms or --seeds, run the command again with the same --out. Out come study.html,
-its tables as CSV, results.json, summary.json, arms/ (predictors, logits), and judge/: a predictor
-of label and conditions trained on real training patients only, with which evaluate.py asks whether
-samples show what they were asked to show.
+The arms: minidiff/classification/arms.py. Finished pairs of arm and seed are kept: to resume, or to
+add --arms or --seeds, run the command again with the same --out. It writes study.html, its tables
+as CSV, results.json, summary.json, arms/ (predictors, logits), and judge/: a predictor of label and
+conditions trained on real training patients only, with which evaluate.py asks whether samples show
+what they were asked to show.
 """
 
 from __future__ import annotations
@@ -34,10 +32,10 @@ from minidiff import variables as var
 from minidiff.classification import arms as kinds
 from minidiff.classification import inputs, study, transfer
 from minidiff.classification import primary as primaries
-from minidiff.classification.agreement import agreement
 from minidiff.classification.assess import assess
 from minidiff.classification.calibration import probabilities
 from minidiff.classification.inputs import Inputs
+from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predict import PredictConfig, predict
 from minidiff.classification.predictor import Predictor, balance, fit
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
@@ -45,9 +43,9 @@ from minidiff.convolution import LEAST
 from minidiff.data.glance import glance
 from minidiff.data.subset import SubsetConfig, write_subset
 from minidiff.errors import InputError
-from minidiff.evaluation.study.gallery import gallery
-from minidiff.evaluation.study.printed import printed
-from minidiff.evaluation.study.study_page import csv_tables, study_page
+from minidiff.evaluation.pages.study import study_page
+from minidiff.evaluation.pages.study_pictures import gallery
+from minidiff.evaluation.pages.study_tables import csv_tables, printed
 from minidiff.root import Rooted, then
 from minidiff.training.device import pick_device
 
@@ -56,36 +54,36 @@ FREE = ("arms", "seeds", "device", "primary")  # knobs that do not change what i
 
 @dataclass(frozen=True)
 class Config(Rooted):
-    data: tuple[str, ...] = ()             # real data sets, with their splits; none: the root's
-    synthetic: tuple[str, ...] = ("ROOT/samples",)  # folders of samples, each DIR (named synthetic) or NAME=DIR
-    external: tuple[str, ...] = ()         # further test sets, each used whole; patients or files of training are refused
-    hold_out: str = ""                     # column=value: rows that are a test set of their own, e.g. source=hannover
-    out: str = "ROOT/classifier"           # run folder
-    arms: tuple[str, ...] = ()             # what there is: classification/arms.py; none: real, +1xduplicates, +1xsynthetic
-    primary: str = "auto"                  # comparison to answer first, ARM:ARM[@SET]; auto: of equal counts
-    target: str = "label"                  # column to classify; cells a|b make it multi-label
-    positive: str = ""                     # label of interest; none: the rarest in training
-    even: tuple[str, ...] = ("view",)      # columns of which the label is to tell nothing in the arms real-even
-    condition: tuple[str, ...] = ("label", "sex", "age", "view")  # what the judge reads off an image
-    init: str = ""                         # start of all arms: arms/ARM/SEED of another run, or a torchvision resnet18 file
-    size: int = 0                          # side to which all images are brought, px; 0: that of the root's runs, else 64
-    width: int = 16                        # channels of the first layer, 8 or more; resnet18 has 64
-    steps: int = 240                       # optimiser steps, the same for every arm
-    batch: int = 32                        # images a step
-    lr: float = 2e-3                       # AdamW peak; 20 % warm-up, then cosine
-    seeds: int = 4                         # classifiers an arm
-    seed: int = 0                          # the first of them; also of the choice of patients and of a split to be made
-    near_copies: Literal["refuse", "drop"] = "refuse"  # test images that show a training film in another file
-    skip_bad: bool = False                 # leave unreadable images out, listed and counted, instead of refusing
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on a GPU, fp32 on a CPU
-    device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
+    data: tuple[str, ...] = ()        # real data sets, with their splits; none: the root's
+    synthetic: tuple[str, ...] = ("ROOT/samples",)  # folders of samples: DIR, or NAME=DIR
+    external: tuple[str, ...] = ()    # further test sets, each used whole; no patient of training
+    hold_out: str = ""                # column=value: rows that are a test set, e.g. source=hannover
+    out: str = "ROOT/classifier"      # run folder
+    arms: tuple[str, ...] = ()        # none: real, and it with duplicates and with synthetic images
+    primary: str = "auto"             # ARM:ARM[@SET], answered first; auto: of equal counts
+    target: str = "label"             # column to classify; cells a|b make it multi-label
+    positive: str = ""                # label of interest; none: the rarest in training
+    even: tuple[str, ...] = ("view",)  # columns of which the label says nothing in arms real-even
+    condition: tuple[str, ...] = ("label", "sex", "age", "view")  # what the judge reads
+    init: str = ""                    # start: arms/ARM/SEED of a run, or resnet18 of torchvision
+    size: int = 0                     # side of all images, px; 0: that of the root's runs, else 64
+    width: int = 16                   # channels of the first layer, 8 or more; resnet18 has 64
+    steps: int = 240                  # optimiser steps, the same for every arm
+    batch: int = 32                   # images a step
+    lr: float = 2e-3                  # AdamW peak; 20 % warm-up, then cosine
+    seeds: int = 4                    # classifiers an arm
+    seed: int = 0                     # the first of them; also of choosing patients, of a split
+    near_copies: Literal["refuse", "drop"] = "refuse"  # test images that repeat a training film
+    skip_bad: bool = False            # leave unreadable images out, listed, instead of refusing
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on a GPU
+    device: str = "auto"              # auto, cpu, cuda, cuda:1 …
 
 
 def run_study(cfg: Config) -> None:
     """Compare the arms on held-out patients, after a look at what a shortcut could tell."""
     distributed.start()
-    usual, cfg = not cfg.arms, replace(cfg, size=cfg.size or side(cfg.root),
-                                       arms=cfg.arms or kinds.USUAL)
+    usual = not cfg.arms
+    cfg = replace(cfg, size=cfg.size or side(cfg.root), arms=cfg.arms or kinds.USUAL)
     folders = sources(cfg)
     arms = check(cfg, folders)
     runs.refuse_other(cfg.out, cfg, "classifier", (*FREE, "condition"))
@@ -105,18 +103,7 @@ def run_study(cfg: Config) -> None:
     out, main = Path(cfg.out), not distributed.rank()
     with distributed.rank0_first():  # no rank trains into a folder that is refused
         if main:
-            start = Path(cfg.init) / "predictor.safetensors" if Path(cfg.init).is_dir() else Path(
-                cfg.init)
-            runs.open_run(cfg.out, cfg, "classifier", free=FREE,
-                          init=runs.sha256(start) if cfg.init else "",
-                          data={name: table.fingerprint for name, table in data.tables.items()
-                                if name in data.sets})
-        if main:
-            print(glance(cfg.data, {name: data.tables[name] for name in data.sets},
-                         root=out.parent))
-            print(
-                "label of interest: "
-                f"{recipe.positive}{'' if cfg.positive else ', the rarest in training (--positive)'}")
+            open_run(cfg, data)
     primary = declared(cfg, arms, data, out)
     if main:
         with distributed.independent():
@@ -134,16 +121,34 @@ def run_study(cfg: Config) -> None:
                    for arm in arms}
         results, summary = assess(data, arms, trained, recipe, out)
         found = measured(primary, trained, data, recipe.positive) if primary else None
-        summary = {**summary, "primary": found, "audit": audit, "judge": judge,
-                   "recipe": asdict(recipe)}
-        runs.write_json(out / "results.json", results)
-        runs.write_json(out / "summary.json", summary)
-        for name, text in csv_tables(summary, results).items():
-            runs.write_atomic(out / f"{name}.csv", text)
-        runs.write_atomic(out / "study.html",
-                          study_page(summary, results, gallery(data, summary, out)))
-        print(printed(summary), f"\n\n{out / 'study.html'}\n{then('evaluate', cfg, 'classifier')}")
+        write(out, data, results, {**summary, "primary": found, "audit": audit, "judge": judge,
+                                   "recipe": asdict(recipe)})
+        print(f"\n\n{out / 'study.html'}\n{then('evaluate', cfg, 'classifier')}")
     distributed.stop()
+
+
+def open_run(cfg: Config, data: Inputs) -> None:
+    """Refuse a folder of another study, and print what this one is made of."""
+    start = Path(cfg.init)
+    if start.is_dir():
+        start = start / "predictor.safetensors"
+    tables = {name: data.tables[name] for name in data.sets}
+    runs.open_run(cfg.out, cfg, "classifier", free=FREE,
+                  init=runs.sha256(start) if cfg.init else "",
+                  data={name: table.fingerprint for name, table in tables.items()})
+    print(glance(cfg.data, tables, root=Path(cfg.out).parent))
+    rarest = "" if cfg.positive else ", the rarest in training (--positive)"
+    print(f"label of interest: {positive_of(cfg, data)}{rarest}")
+
+
+def write(out: Path, data: Inputs, results: list[dict], summary: dict) -> None:
+    runs.write_json(out / "results.json", results)
+    runs.write_json(out / "summary.json", summary)
+    for name, text in csv_tables(summary, results).items():
+        runs.write_atomic(out / f"{name}.csv", text)
+    runs.write_atomic(out / "study.html",
+                      study_page(summary, results, gallery(data, summary, out)))
+    print(printed(summary))
 
 
 def side(root: str) -> int:
@@ -190,7 +195,7 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
     """What can be refused before anything is written; the variables of the judge."""
     train = data.sets["train"]
     if any("even" in arm.words for arm in arms):
-        if isinstance(data.target, var.Findings):
+        if not data.exclusive:
             raise InputError("--arms real-even weighs labels that exclude each other; "
                              f"{cfg.target} names findings that may be there together")
         for name in cfg.even:
@@ -210,9 +215,7 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
 
 def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
              out: Path) -> primaries.Primary | None:
-    """The primary comparison, written down before anything is trained; once it stands there,
-    another one is refused.
-    """
+    """The primary comparison, written down before training; another one is refused."""
     matched = [f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
                and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor)]
     text = next(iter(matched), "") if cfg.primary == "auto" else cfg.primary
@@ -236,33 +239,28 @@ def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
 def measured(primary: primaries.Primary, trained: dict[str, list[dict]], data: Inputs,
              positive: str) -> dict:
     """The primary comparison's answer from the logits of its arms."""
-    exclusive = isinstance(data.target, var.Category)
-    p = {arm: [probabilities(np.array(one["logits"][primary.test_set]), exclusive=exclusive)
+    p = {arm: [probabilities(np.array(one["logits"][primary.test_set]), exclusive=data.exclusive)
                for one in trained[arm]] for arm in (primary.arm, primary.against)}
     return primaries.measure(primary, p, data.truth(primary.test_set).numpy(),
-                             data.sets[primary.test_set].patients,
-                             list(data.target.values).index(positive), exclusive)
+                             data.sets[primary.test_set].patients, data.labels.index(positive),
+                             data.exclusive)
 
 
 def positive_of(cfg: Config, data: Inputs) -> str:
     """The label of interest: as asked, or the rarest in training."""
-    values = data.target.values
-    if cfg.positive and cfg.positive not in values:
-        raise InputError(f"--positive {cfg.positive}: training has {', '.join(values)}")
-    counts = data.truth("train").sum(0).tolist()
-    return cfg.positive or min(zip(counts, values))[1]
+    if cfg.positive and cfg.positive not in data.labels:
+        raise InputError(f"--positive {cfg.positive}: training has {', '.join(data.labels)}")
+    return cfg.positive or min(zip(data.truth("train").sum(0).tolist(), data.labels))[1]
 
 
 def audited(cfg: Config, out: Path, data: Inputs) -> dict:
-    """What can be told without a look at the lungs; printed before anything is trained, and
-    kept.
-    """
+    """What can be predicted without seeing the lungs; printed before training, and kept."""
     if (out / "audit.json").exists():
         found = runs.read_json(out / "audit.json")
     else:
         # these are what is to be told
         columns = [name for name in cfg.condition if name not in ("label", cfg.target)]
-        found = shortcut_audit(data.sets["train"], data.tests, labels=data.target.values,
+        found = shortcut_audit(data.sets["train"], data.tests, labels=data.labels,
                                columns=columns,
                                seed=cfg.seed, size=cfg.size, steps=min(cfg.steps, STEPS))
         runs.write_json(out / "audit.json", found)
@@ -271,8 +269,7 @@ def audited(cfg: Config, out: Path, data: Inputs) -> dict:
 
 
 def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variable]) -> list[dict]:
-    """Train and save the judge on the training images, or read a finished one; its agreement with
-    the test images.
+    """Train and save the judge, or read a finished one; its agreement with the test images.
 
     The sha256 of its training files is kept beside it: no image that it is asked to judge should be
     among them.
@@ -283,11 +280,11 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
         return runs.read_json(folder / "agreement.json")
     judge = Predictor(known, width=cfg.width, size=cfg.size,
                       seed=cfg.seed).to(pick_device(cfg.device))
-    labels, exclusive = var.encode(known, train.rows), isinstance(data.target, var.Category)
-    log = fit(judge, train.pixels, labels, weights={cfg.target: balance(data.target, labels)}
-              if exclusive else None, steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr,
-              seed=cfg.seed, progress="judge", precision=cfg.precision)
-    found = agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
+    labels = var.encode(known, train.rows)
+    weights = {cfg.target: balance(data.target, labels)} if data.exclusive else None
+    log = fit(judge, train.pixels, labels, weights=weights, steps=5 * cfg.steps // 2,
+              batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge", precision=cfg.precision)
+    found = judge_agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
     judge.save(folder)
     runs.write_json(folder / "log.json", log)
     # last: its presence says that the judge is finished

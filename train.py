@@ -34,9 +34,9 @@ from minidiff.diffusion.model import Model
 from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
-from minidiff.sampling.pictures import draw_losses, draw_pictures, draw_reconstructions
 from minidiff.pixels import to_float, to_uint8
 from minidiff.root import Rooted, then
+from minidiff.sampling.pictures import draw_losses, draw_pictures, draw_reconstructions
 from minidiff.training import state
 from minidiff.training.checkpointer import Checkpointer
 from minidiff.training.device import pick_device

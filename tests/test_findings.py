@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minidiff import variables as var
-from minidiff.classification.agreement import agreement
+from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.data import baselines
 from minidiff.data.table import Table, read_table
 from minidiff.diffusion import unet
@@ -156,7 +156,7 @@ def test_agreement_tells_of_all_at_once_and_of_each():
         def predict(self, images):
             return {"seen": p}
 
-    (row,) = agreement(Judge(), torch.zeros(7), {"seen": cells}, "real")
+    (row,) = judge_agreement(Judge(), torch.zeros(7), {"seen": cells}, "real")
     assert (row["kind"], row["n"], row["accuracy"]) == ("findings", 6,
                                                         0.5) and row["low"] < 0.5 < row["high"]
     edema, mass = row["by_value"]
@@ -166,7 +166,7 @@ def test_agreement_tells_of_all_at_once_and_of_each():
     assert edema["auroc"] == auroc(p[known, 0].double().numpy(),
                                    np.array([1, 1, 0, 0, 0, 1], bool)) == pytest.approx(8 / 9)
     assert edema["auroc_low"] < edema["auroc"] < edema["auroc_high"] and mass["auroc"] == 1
-    (always,) = agreement(Judge(), torch.zeros(7), {"seen": torch.full((7,), 2)}, "real")
+    (always,) = judge_agreement(Judge(), torch.zeros(7), {"seen": torch.full((7,), 2)}, "real")
     assert [v["value"] for v in always["by_value"]] == ["effusion"] and math.isnan(
         always["by_value"][0]["auroc"])
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from minidiff.classification.agreement import agreement
+from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predictor import Predictor, balance, fit, grey, loss
 from minidiff.errors import InputError, TrainingFault
 from minidiff.variables import Category, Number
@@ -45,7 +45,7 @@ def trained():
 def test_learns_a_category_and_a_number(trained):
     predictor, log, *_ = trained
     images, truth = toy(200, 2)
-    side, age = agreement(predictor, images, truth, "held-out")
+    side, age = judge_agreement(predictor, images, truth, "held-out")
     assert side["n"] == 200 and side["accuracy"] > 0.95
     assert age["r"] > 0.8 and age["mae"] < 15  # in years, not in deviations
     assert log[-1]["loss"] < log[0]["loss"] and [line["step"] for line in log] == [10, 20, 30, 40]

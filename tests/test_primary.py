@@ -10,7 +10,7 @@ import pytest
 
 from minidiff.classification.primary import LEAST_SEEDS, Primary, measure, parse
 from minidiff.errors import InputError
-from minidiff.evaluation.study.answers import primary_text
+from minidiff.evaluation.study_verdicts import primary_text
 from minidiff.statistics import auroc, delong, delong_parts, two_way
 
 ARMS = ["real", "real+1xduplicates", "real+1xsynthetic"]

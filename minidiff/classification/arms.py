@@ -1,32 +1,30 @@
-"""Arms of the study: what each classifier is trained on. All have the same steps, network, start
-and seeds.
+"""What each arm is trained on. All arms have the same steps, network, start and seeds.
 
     arm                       training images
-    real                      all real ones, with classic augmentation
-    real+duplicates           and repeats of them, label by label as many as the first synthetic
+    real                      all real images, with classic augmentation
+    real+duplicates           and repeats of them: of each label as many as the first synthetic
                               folder has
-    real+2xduplicates         … of every label twice as many as there are real ones of the label of
+    real+2xduplicates         and repeats: of each label 2 n, where n real images have the label of
                               interest
     real+synthetic            and all images of the synthetic folder
-    real+.5xsynthetic         … of every label half as many as there are real ones of the label of
-                              interest
-    synthetic                 synthetic ones alone
-    synthetic-then-real       synthetic ones for the first half of the steps, real ones for the
+    real+.5xsynthetic         and synthetic images: of each label n / 2
+    synthetic                 synthetic images alone
+    synthetic-then-real       synthetic images in the first half of the steps, real ones in the
                               second
-    real@25+2xsynthetic       real ones with 25 of the label of interest, by whole patients; any
-                              `real` may have it
+    real@25+2xsynthetic       with only 25 real images of the label of interest, by whole patients
 
-`real` may be `real-plain` (no augmentation), `real-strong` (augmentation as between hospitals,
-data/acquisition.py), `real-even` (images weighted so that the label tells nothing of the study's
---even columns), `real-scratch` (from random weights, where the others start at --init), or several
-of these: `real-strong-even`. `synthetic` may be the name of any folder that the study was given.
-Where synthetic images help, they help more than as many duplicates, which bring nothing new
-(count-matched control).
+Any `real` may have @25. It may also be `real-plain` (no augmentation), `real-strong` (augmentation
+as between hospitals, data/acquisition.py), `real-even` (images weighted so that the label says
+nothing about the study's --even columns), `real-scratch` (from random weights, where the others
+start at --init), or several of these: `real-strong-even`. `synthetic` may be the name of any folder
+that the study was given. Synthetic images help only if they help more than as many duplicates,
+which add nothing new (count-matched control).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,10 +39,9 @@ from minidiff.variables import AND
 
 DUPLICATES = "duplicates"
 USUAL = ("real", "real+1xduplicates", "real+1xsynthetic")  # where no arms are named
-WORDS = ("plain", "strong", "even", "scratch")
-FORM = re.compile(
-    r"(?:(?P<first>[A-Za-z]\w*)-then-)?real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?"
-    r"(?:\+(?:(?P<factor>\d*\.?\d+)x)?(?P<added>[A-Za-z]\w*))?")
+FORM = re.compile(r"""(?:(?P<first>[A-Za-z]\w*)-then-)?
+                      real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?
+                      (?:\+(?:(?P<factor>\d*\.?\d+)x)?(?P<added>[A-Za-z]\w*))?""", re.VERBOSE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +66,9 @@ class Images:
     def __add__(self, other: Images) -> Images:
         # one channel each: a third of the memory
         pixels = torch.cat([grey(self.pixels), grey(other.pixels)])
-        return Images(pixels, torch.cat([self.labels, other.labels]), self.patients
-                      + other.patients, self.rows + other.rows, self.hashes + other.hashes)
+        return Images(pixels, torch.cat([self.labels, other.labels]),
+                      self.patients + other.patients, self.rows + other.rows,
+                      self.hashes + other.hashes)
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,7 @@ class Arm:
 
 
 def parse(name: str, sources: Sequence[str]) -> Arm:
-    """The arm of this name; InputError that says what is allowed. `sources` are the names of
-    synthetic folders.
-    """
+    """The arm of this name. `sources` are the names of synthetic folders."""
     folders = ", ".join(sources) or "none given"
     if name in sources:
         return Arm(name, real=False, added=name)
@@ -125,9 +121,7 @@ def parse(name: str, sources: Sequence[str]) -> Arm:
 
 
 def usual(real: Images, sources: Mapping[str, Images], positive: str) -> tuple[str, ...]:
-    """The usual arms, with a smaller factor where the one synthetic folder has fewer images than
-    they would take.
-    """
+    """The usual arms, with a smaller factor where there are too few synthetic images."""
     made = sources.get("synthetic")
     fewest = min((len(index) for index in _by_label(made).values()), default=0) if made else 0
     n = len(_by_label(real).get(positive, ()))
@@ -140,19 +134,22 @@ def usual(real: Images, sources: Mapping[str, Images], positive: str) -> tuple[s
 
 
 def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """Which arms to hold against which, the first minus the second: synthetic against the
-    duplicates nearest in number that have the same real images, everything against its real images
-    alone, and those against `real` or `real@25`."""
+    """Pairs of arms to compare, the first minus the second.
+
+    Synthetic images against the duplicates nearest in number beside the same real images; every arm
+    against its real images alone; and these against `real`, or `real@25`, without further words.
+    """
     pairs = []
     for arm in arms:
-        twins = [other for other in arms if other.added == DUPLICATES and other.base == arm.base
-                 and arm.source and arm.real and (other.factor is None) == (arm.factor is None)]
-        nearest = sorted(twins, key=lambda other: abs((other.factor or 0) - (arm.factor or 0)))[:1]
-        # of the same number, without words
-        plainer = "real" if arm.most is None or not arm.words else f"real@{arm.most}"
-        bases = [other for other in arms
-                 if other.name == (arm.base if arm.base != arm.name else plainer)]
-        pairs += [(arm.name, other.name) for other in [*nearest, *bases] if other.name != arm.name]
+        controls = [other for other in arms if other.added == DUPLICATES and other.base == arm.base
+                    and arm.source and arm.real and (other.factor is None) == (arm.factor is None)]
+        controls.sort(key=lambda other: abs((other.factor or 0) - (arm.factor or 0)))
+        base = arm.base
+        if base == arm.name:
+            base = f"real@{arm.most}" if arm.most is not None and arm.words else "real"
+        names = [other.name for other in controls[:1]]
+        names += [other.name for other in arms if other.name == base]
+        pairs += [(arm.name, name) for name in names if name != arm.name]
     return list(dict.fromkeys(pairs))
 
 
@@ -194,24 +191,20 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
 
 
 def unseen_by_arm(arm_real: Images, saw: set[str] | None) -> int | None:
-    """Real images that the arm's generator was trained on and the arm was not; None where nobody
-    knows.
-    """
+    """Real images that an arm's generator saw and the arm did not; None if unknown."""
     return None if saw is None else len(saw - set(arm_real.hashes))
 
 
 def even_weights(images: Images, columns: Sequence[str]) -> Tensor:
-    """Weights (N,), mean 1, under which every label weighs the same and, within a label, so does
-    every combination of cells of these columns: then the label tells nothing of them, where every
-    label has every combination."""
+    """Weights (N,), mean 1, by which the label says nothing about these columns.
+
+    Every label weighs the same and, within a label, so does every combination of cells; this takes
+    that every label has every combination.
+    """
     cells = [(row["label"], *(row.get(name, "") for name in columns)) for row in images.rows]
-    count: dict[tuple, int] = {}
-    for cell in cells:
-        count[cell] = count.get(cell, 0) + 1
-    kinds: dict[str, int] = {}
-    for label, *_ in count:
-        kinds[label] = kinds.get(label, 0) + 1
-    weights = torch.tensor([1 / (kinds[cell[0]] * count[cell]) for cell in cells])
+    images_of = Counter(cells)
+    combinations_of = Counter(label for label, *_ in images_of)
+    weights = torch.tensor([1 / (combinations_of[cell[0]] * images_of[cell]) for cell in cells])
     return weights * len(cells) / weights.sum()
 
 

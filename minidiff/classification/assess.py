@@ -1,5 +1,4 @@
-"""From the logits of all arms and seeds to the figures of the study: results by seed, and a
-summary.
+"""From the logits of all arms and seeds to the figures of a study.
 
 Everything that is tuned (epoch, threshold, temperature, conformal quantile) is tuned on validation;
 the test sets are looked at once, here. An arm's figures are those of the mean of its seeds'
@@ -17,7 +16,8 @@ import safetensors.torch
 from tqdm import tqdm
 
 from minidiff.classification import arms as kinds
-from minidiff.classification import fairness, uncertainty
+from minidiff.classification import fairness
+from minidiff.classification import predictive_uncertainty as uncertainty
 from minidiff.classification.arms import Arm
 from minidiff.classification.calibration import calibration, nll, pooled, probabilities, temperature
 from minidiff.classification.compare import compare, summarise
@@ -26,7 +26,6 @@ from minidiff.classification.predictor import Predictor
 from minidiff.classification.scores import score, thresholds_at_specificity
 from minidiff.classification.study import Recipe, folder_of
 from minidiff.runs import write_atomic, write_json
-from minidiff.variables import Category
 
 ALPHA = 0.1                                  # of conformal sets: one truth in ten may be outside
 PARTS = "calibration", "uncertainty", "fairness", "roc"
@@ -35,12 +34,10 @@ GROUPS = ("sex", "age", "view", "source")    # columns of the fairness tables
 
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
            out: Path) -> tuple[list[dict], dict]:
-    """(results.json, summary.json without audit and judge); writes what `predict` needs beside each
-    arm's predictors.
-    """
-    labels, exclusive = list(data.target.values), isinstance(data.target, Category)
-    place, truth = labels.index(recipe.positive), {name: data.truth(name).numpy()
-                                                   for name in data.sets}
+    """results.json, and summary.json without audit and judge; writes what `predict` needs."""
+    labels, exclusive = data.labels, data.exclusive
+    truth = {name: data.truth(name).numpy() for name in data.sets}
+    place = labels.index(recipe.positive)
     # logits (seeds, n, k)
     members = {arm: {name: np.array([found["logits"][name] for found in seeds])
                      for name in seeds[0]["logits"]} for arm, seeds in trained.items()}
@@ -53,25 +50,26 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         found, sets = trained[arm.name], p[arm.name]
         kept = tuned(data, arm.name, pooled(members[arm.name]["val"], exclusive),
                      [one["seed"] for one in found], out)
-        unsure = doubts(data, arm.name, sets, truth, kept["conformal"], recipe, out)
+        unsure = uncertainties(data, arm.name, sets, truth, kept["conformal"], recipe, out)
         for name, images in data.tests.items():
-            each = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
-                     "positive": recipe.positive, "n_train": one["n_train"],
-                     "best_step": one["best_step"], **score(q, truth[name], images.patients, labels,
-                                                            exclusive=exclusive, n_boot=0)}
-                    for one, q in zip(found, sets[name])]
-            results += each
-            own, z, cut = mean[arm.name][name], pooled(members[arm.name][name],
-                                                       exclusive), kept["thresholds"]
-            rows += [{**row, **facts(data, arm, recipe), "ensemble": score(
-                own, truth[name], images.patients, labels, exclusive=exclusive, thresholds=cut)}
-                     for row in summarise(each)]
-            side = own[:, place], truth[name][:, place]
-            for kind, value in (
-                    ("calibration", calibration(z, truth[name], kept["temperature"], exclusive)),
-                    ("uncertainty", unsure[name]), ("roc", roc(*side)),
-                    ("fairness", fairness.gaps(*side, images.rows, images.patients, columns=GROUPS,
-                                               threshold=cut[recipe.positive]))):
+            by_seed = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
+                        "positive": recipe.positive, "n_train": one["n_train"],
+                        "best_step": one["best_step"],
+                        **score(q, truth[name], images.patients, labels, exclusive=exclusive,
+                                n_boot=0)} for one, q in zip(found, sets[name])]
+            results += by_seed
+            own, z = mean[arm.name][name], pooled(members[arm.name][name], exclusive)
+            ensemble = score(own, truth[name], images.patients, labels, exclusive=exclusive,
+                             thresholds=kept["thresholds"])
+            rows += [{**row, **facts(data, arm, recipe), "ensemble": ensemble}
+                     for row in summarise(by_seed)]
+            of_positive = own[:, place], truth[name][:, place]
+            parts = {"calibration": calibration(z, truth[name], kept["temperature"], exclusive),
+                     "uncertainty": unsure[name], "roc": roc(*of_positive),
+                     "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
+                                               columns=GROUPS,
+                                               threshold=kept["thresholds"][recipe.positive])}
+            for kind, value in parts.items():
                 by_set[kind][name][arm.name] = value
     for name, images in data.tests.items():
         differences[name] = compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
@@ -84,34 +82,40 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
                    for name, images in {**data.sets, **data.sources}.items()},
         "patients": {name: len(set(images.patients)) for name, images in data.sets.items()},
         "patients_assumed": any(data.tables[name].patients_assumed for name in data.sets),
-        "notes": [*data.notes, *kept["conformal"].remarks(labels)],  # the same for all arms: they share validation
+        # the same for all arms, which share their validation set
+        "notes": [*data.notes, *kept["conformal"].remarks(labels)],
         "generators": {name: {"n_images": len(data.sources[name]), "saw": len(data.saw[name] or ()),
                               "known": data.saw[name] is not None} for name in used},
         "arms": rows, "differences": differences, **by_set,
-        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.sources[name].rows, GROUPS) for name in used},
+        "attributes": {name: fairness.attributes(data.sets["train"].rows,
+                                                 data.sources[name].rows, GROUPS)
+                       for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }
 
 
-def doubts(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
-           conformal: uncertainty.Conformal, recipe: Recipe, out: Path) -> dict:
-    """Of each test set: conformal sets, entropy and disagreement of the seeds, distance from the
-    training images, and under mc_dropout the same of one seed's network under 20 draws of
-    dropout."""
-    labels, exclusive, first = list(data.target.values), isinstance(
-        data.target, Category), folder_of(out, arm, recipe.seed)
+def uncertainties(data: Inputs, arm: str, sets: Mapping[str, np.ndarray],
+                  truth: Mapping[str, np.ndarray],
+                  conformal: uncertainty.Conformal, recipe: Recipe, out: Path) -> dict:
+    """Of each test set, from the arm's seeds: what `predictive_uncertainty.summary` measures.
+
+    Under mc_dropout the same of one seed's network under 20 draws of dropout.
+    """
+    first = folder_of(out, arm, recipe.seed)
     predictor = Predictor.load(first)
-    typical = uncertainty.Typical.fit(
-        predictor.features(data.sets["train"].pixels).double().numpy(), truth["train"])
+
+    def features(name: str) -> np.ndarray:
+        return predictor.features(data.sets[name].pixels).double().numpy()
+
+    typical = uncertainty.FeatureDistance.fit(features("train"), truth["train"])
     write_atomic(first.parent / "typical.safetensors", safetensors.torch.save(typical.state()))
-    distances = {name: typical.distance(predictor.features(data.sets[name].pixels).double().numpy())
-                 for name in sets}
+    distances = {name: typical.distance(features(name)) for name in sets}
     write_json(first.parent / "distances.json", distances["val"].tolist())
-    found = uncertainty.summary(sets, truth, labels, conformal, distances=distances,
-                                exclusive=exclusive)
+    found = uncertainty.summary(sets, truth, data.labels, conformal, distances=distances,
+                                exclusive=data.exclusive)
     dropped = {name: predictor.under_dropout(data.sets[name].pixels)["label"].double().numpy()
                for name in sets}
-    again = uncertainty.summary(dropped, truth, labels, conformal, exclusive=exclusive)
+    again = uncertainty.summary(dropped, truth, data.labels, conformal, exclusive=data.exclusive)
     return {name: {**row, "mc_dropout": {kind: again[name][kind]
                                          for kind in ("accuracy", "entropy", "mutual_information")}}
             for name, row in found.items()}
@@ -131,15 +135,14 @@ def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
 
 def tuned(data: Inputs, arm: str, z_val: np.ndarray, seeds: Sequence[int], out: Path) -> dict:
     """What an arm's ensemble takes from validation, kept beside it for `predict`."""
-    labels, exclusive = list(data.target.values), isinstance(data.target, Category)
-    truth, p_val = data.truth("val").numpy(), probabilities(z_val, exclusive=exclusive)
-    t, conformal = temperature(z_val, truth, exclusive), uncertainty.Conformal.fit(p_val, truth,
-                                                                                   alpha=ALPHA)
-    thresholds = thresholds_at_specificity(p_val, truth, labels)
+    truth, p_val = data.truth("val").numpy(), probabilities(z_val, exclusive=data.exclusive)
+    conformal = uncertainty.Conformal.fit(p_val, truth, alpha=ALPHA)
+    found = {"temperature": temperature(z_val, truth, data.exclusive),
+             "thresholds": thresholds_at_specificity(p_val, truth, data.labels)}
     write_json(folder_of(out, arm, seeds[0]).parent / "tuned.json",
-               {"seeds": list(seeds), "temperature": t, "conformal": conformal.to_json(),
-                "thresholds": thresholds, "val_loss": nll(z_val, truth, exclusive=exclusive)})
-    return {"temperature": t, "conformal": conformal, "thresholds": thresholds}
+               {"seeds": list(seeds), **found, "conformal": conformal.to_json(),
+                "val_loss": nll(z_val, truth, exclusive=data.exclusive)})
+    return {**found, "conformal": conformal}
 
 
 def _curve(seeds: Sequence[dict]) -> list[list[float]]:

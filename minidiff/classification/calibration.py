@@ -1,5 +1,4 @@
-"""Does a probability of 80 % come true 8 times in 10? Calibration, its error, and the one
-temperature that mends most of it.
+"""Does a probability of 80 % come true 8 times in 10? Calibration, and its one temperature.
 
     z (n,k) logits ─ z / T ─ softmax, or sigmoid where findings go together ─▶ p (n,k) ─▶ confidence
     (n,), right (n,)
@@ -24,16 +23,13 @@ COLDEST, HOTTEST = 1e-3, 1e3   # of T: beyond, all probabilities are 0 or 1, or 
 
 
 def probabilities(logits: np.ndarray, T: float = 1.0, exclusive: bool = True) -> np.ndarray:
-    """Logits (…,k) → probabilities at temperature T: softmax where labels exclude each other, else
-    a sigmoid each.
-    """
+    """Logits (…,k) → probabilities at temperature T: softmax, or a sigmoid for each finding."""
     z = np.asarray(logits, float) / T
     return scipy.special.softmax(z, axis=-1) if exclusive else scipy.special.expit(z)
 
 
 def pooled(members: np.ndarray, exclusive: bool = True) -> np.ndarray:
-    """Logits (m,n,k) of the members of an ensemble → logits (n,k) whose probabilities are the mean
-    of the members'.
+    """Logits (m,n,k) of m members → logits (n,k) of the mean of their probabilities.
 
     So the ensemble has a temperature of its own: pool first, then scale (Rahaman & Thiery 2021).
     Computed in logarithms, for a mean of probabilities that round to 1 would have no logit.
@@ -47,8 +43,9 @@ def pooled(members: np.ndarray, exclusive: bool = True) -> np.ndarray:
 
 
 def nll(logits: np.ndarray, truth: np.ndarray, T: float = 1.0, exclusive: bool = True) -> float:
-    """Mean negative log-likelihood in nats, logits (n,k), truth (n,k) bool; of findings that go
-    together, their mean.
+    """Mean negative log-likelihood in nats; logits (n,k), truth (n,k) bool.
+
+    Of findings that go together, the mean over them.
     """
     z, truth = np.asarray(logits, float) / T, np.asarray(truth, bool)
     if exclusive:
@@ -57,16 +54,16 @@ def nll(logits: np.ndarray, truth: np.ndarray, T: float = 1.0, exclusive: bool =
 
 
 def temperature(logits: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> float:
-    """The T that makes the truth likeliest, fitted on validation: > 1 where the classifier is too
-    sure (Guo et al. 2017).
+    """The T that makes the truth likeliest; over 1 where the classifier is too sure.
 
-    The likelihood is concave in 1/T, so its slope has one root. Where there is none, it is 1 if
-    every answer is right, by which the likelihood would grow for ever as T → 0 though nothing was
-    learned of errors to come; and `HOTTEST` if the logits are no better than none at all.
+    Fitted on validation (Guo et al. 2017). The likelihood is concave in 1/T, so its slope has one
+    root. Where there is none, it is 1 if every answer is right, by which the likelihood would grow
+    for ever as T → 0 though nothing was learned of errors to come; and `HOTTEST` if the logits are
+    no better than none at all.
     """
     z, y = np.asarray(logits, float), np.asarray(truth, bool)
-    assert z.shape == y.shape and len(z) and np.isfinite(z).all() and (not exclusive
-                                                                       or (y.sum(1) == 1).all())
+    assert z.shape == y.shape and len(z) and np.isfinite(z).all()
+    assert not exclusive or (y.sum(1) == 1).all()
 
     # of the log-likelihood in 1/T: what the true labels have more than is expected
     def slope(log_t: float) -> float:
@@ -75,15 +72,14 @@ def temperature(logits: np.ndarray, truth: np.ndarray, exclusive: bool = True) -
     cold, hot = np.log(COLDEST), np.log(HOTTEST)
     if slope(hot) <= 0:
         return HOTTEST if (z != 0).any() else 1.0
-    return float(np.exp(scipy.optimize.brentq(slope, cold, hot,
-                                              xtol=1e-12))) if slope(cold) < 0 else 1.0
+    if slope(cold) >= 0:
+        return 1.0
+    return float(np.exp(scipy.optimize.brentq(slope, cold, hot, xtol=1e-12)))
 
 
 def confidence_and_right(p: np.ndarray, truth: np.ndarray,
                          exclusive: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """p (n,k), truth (n,k) bool → confidence and right, (n,) each; of findings that go together
-    (n·k,).
-    """
+    """p (n,k), truth (n,k) bool → confidence and right, (n,) each; of findings (n·k,)."""
     p, truth = np.asarray(p, float), np.asarray(truth, bool)
     if not exclusive:
         return p.ravel(), truth.ravel()
@@ -92,8 +88,9 @@ def confidence_and_right(p: np.ndarray, truth: np.ndarray,
 
 
 def equal_mass(confidence: np.ndarray, bins: int) -> list[np.ndarray]:
-    """Indices of the images of each bin, from the least confident: n/bins images each, equal
-    confidences in one bin.
+    """Indices of the images of each bin of n/bins images, the least confident first.
+
+    Equal confidences are in one bin.
     """
     # so the order of the images plays no part
     below = np.searchsorted(np.sort(confidence), confidence)
@@ -103,8 +100,7 @@ def equal_mass(confidence: np.ndarray, bins: int) -> list[np.ndarray]:
 
 def ece(confidence: Sequence[float], right: Sequence[bool], bins: int = 15,
         debiased: bool = True) -> float:
-    """Expected calibration error: mean over images of |share right − mean confidence| of their bin;
-    equal-mass bins.
+    """Expected calibration error: the mean of |share right − mean confidence| of a bin.
 
     A share of few images is off by chance, and its distance from the confidence is never negative,
     so the error comes out too high. What chance would add to the distances that were found, were
@@ -120,10 +116,10 @@ def ece(confidence: Sequence[float], right: Sequence[bool], bins: int = 15,
 
 def ece_null(confidence: Sequence[float], bins: int = 15, n_boot: int = 1000, seed: int = 0,
              debiased: bool = True) -> dict[str, float]:
-    """`ece` of a calibrated classifier of the same confidences: median and 95th percentile of
-    n_boot simulated sets.
+    """`ece` of a calibrated classifier of the same confidences: median and 95th percentile.
 
-    An error above "high" is more than the number of images explains, at 5 %.
+    Of n_boot simulated sets. An error above "high" is more than the number of images explains, at 5
+    %.
     """
     confidence, rng = np.asarray(confidence, float), np.random.default_rng(seed)
     parts = equal_mass(confidence, bins)
@@ -141,24 +137,19 @@ def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray]
         return distance @ weight
     sigma = np.array([np.sqrt((confidence[i] * (1 - confidence[i])).sum()) / len(i) for i in parts])
     z = distance / np.maximum(sigma, 1e-12)   # a bin of certainties has none
-    # E|d + σε|
-    folded = sigma * np.sqrt(2 / np.pi) * np.exp(-z * z
-                                                 / 2) + distance * scipy.special.erf(z / np.sqrt(2))
+    folded = (sigma * np.sqrt(2 / np.pi) * np.exp(-z * z / 2)
+              + distance * scipy.special.erf(z / np.sqrt(2)))   # E|d + σε|
     return np.maximum((2 * distance - folded) @ weight, 0.0)
 
 
 def brier(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> float:
-    """Mean squared error of the probabilities: summed over labels, 0 … 2 (Brier 1950); mean over
-    findings, 0 … 1.
-    """
+    """Mean squared error of the probabilities: 0 … 2 (Brier 1950); of findings 0 … 1."""
     squares = (np.asarray(p, float) - np.asarray(truth, bool)) ** 2
     return float(squares.sum(1).mean() if exclusive else squares.mean())
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[dict]:
-    """What a reliability plot shows: of each equal-mass bin its mean confidence, share right,
-    Wilson interval and n.
-    """
+    """Of each equal-mass bin its mean confidence, share right, Wilson interval and n."""
     confidence, right, rows = np.asarray(confidence, float), np.asarray(right, bool), []
     for i in equal_mass(confidence, bins):
         low, high = wilson(int(right[i].sum()), len(i))
@@ -169,9 +160,7 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 def calibration(logits: np.ndarray, truth: np.ndarray, T: float, exclusive: bool = True, *,
                 n_boot: int = 1000, seed: int = 0) -> dict:
-    """All figures on one set, as it is and "scaled" by the T that was fitted on validation; for the
-    page and the JSON.
-    """
+    """All figures on one set, as it is and "scaled" by the T that was fitted on validation."""
     def figures(t: float) -> tuple[dict, list[dict]]:
         p = probabilities(logits, t, exclusive)
         confidence, right = confidence_and_right(p, truth, exclusive)

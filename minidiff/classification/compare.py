@@ -1,18 +1,17 @@
-"""Arms against each other on the same images: how much better, how sure, and how many patients it
-would take to say so.
+"""Differences between arms on the same images: how large, how sure, and what is needed to tell.
 
 A difference is that of the mean probabilities over seeds. It is resolved where three things hold:
-its interval, over resamples of whole patients that are the same for both arms, leaves out 0; its
-p-value is below .05 when all comparisons by this figure count (Holm); and it has the same sign with
-every single seed, for neither interval nor p knows how much training varies from seed to seed. What
-is resolved holds for other patients, not for other generators and, with few seeds, not surely for
-other seeds.
+its interval leaves out 0, over resamples of whole patients that are the same for both arms; its p
+is below .05 after Holm's correction for all comparisons by this figure; and every single seed has
+its sign, for neither interval nor p includes how much training varies from seed to seed. What is
+resolved holds for other patients, but not for other generators, nor surely for other seeds where
+there are few. The tests:
 
-    figure                                     test, one image a patient     test, several images a patient
-    accuracy                                   exact McNemar                 signs flipped by patient
-    balanced_accuracy                          signs flipped by patient      signs flipped by patient
-    auroc, of the label of interest            DeLong, paired                bootstrap of patients
-    auroc_macro                                bootstrap of patients         bootstrap of patients
+    figure                            one image a patient         several images a patient
+    accuracy                          exact McNemar               signs flipped by patient
+    balanced_accuracy                 signs flipped by patient    signs flipped by patient
+    auroc, of the label of interest   DeLong, paired              bootstrap of patients
+    auroc_macro                       bootstrap of patients       bootstrap of patients
 """
 
 from __future__ import annotations
@@ -77,8 +76,9 @@ def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, pati
         for k, metric in enumerate(METRICS):
             if not exclusive and "accuracy" in metric:
                 continue
-            d, *each = (round(float((x - y)[k, 0]), 12) for x, y in  # equal figures may differ in their last bit
-                        [(whole[a], whole[b]), *zip(single[a], single[b])])
+            # rounded, for equal figures may differ in their last bit
+            d, *by_one_seed = (round(float((x - y)[k, 0]), 12) for x, y in
+                               [(whole[a], whole[b]), *zip(single[a], single[b])])
             spread = (drawn[a] - drawn[b])[k]
             spread = spread[~np.isnan(spread)]
             test, p = (_own_test(metric, mean[a], mean[b], truth, place, group, n_boot, seed)
@@ -87,7 +87,7 @@ def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, pati
             rows.append({"arm": a, "against": b, "metric": metric, "difference": finite(d),
                          "interval": [finite(x) for x in interval], "p": finite(p), "test": test,
                          "seeds": len(arms[a]),
-                         "seeds_agree": sum(bool(np.sign(x) == np.sign(d)) for x in each),
+                         "seeds_agree": sum(bool(np.sign(x) == np.sign(d)) for x in by_one_seed),
                          "patients_needed": patients_needed(d, spread, len(set(patients)))})
     return _judged(rows)
 
@@ -102,8 +102,9 @@ def _headline(p: np.ndarray, truth: np.ndarray, weights: np.ndarray, place: int,
 
 def _own_test(metric: str, a: np.ndarray, b: np.ndarray, truth: np.ndarray, place: int,
               group: np.ndarray, n_perm: int, seed: int) -> tuple[str, float] | None:
-    """The test of a figure and its two-sided p, nan where DeLong's has no answer; None: left to the
-    bootstrap.
+    """The test of a figure and its two-sided p; None where the bootstrap is the test.
+
+    p is nan where DeLong's has no answer.
     """
     alone = group.max() + 1 == len(group)  # images are as independent as patients
     if metric == "auroc" and alone:
@@ -123,10 +124,10 @@ def _own_test(metric: str, a: np.ndarray, b: np.ndarray, truth: np.ndarray, plac
 
 
 def patients_needed(difference: float, drawn: np.ndarray, patients: int) -> int | None:
-    """Patients at which a difference would be found at 5 % with a power of 80 %, the standard error
-    falling as 1/√patients.
+    """Patients that would show a difference at 5 % with a power of 80 %.
 
-    `drawn` are its resamples over so many patients; None for no difference and no spread.
+    The standard error falls as 1/√patients. `drawn` are its resamples over so many patients; None
+    for no difference and no spread.
     """
     se = float(np.std(drawn, ddof=1)) if len(drawn) > 1 else 0.0
     if not (abs(difference) > 0 and se > 0):
@@ -156,17 +157,23 @@ def summarise(results: Sequence[dict]) -> list[dict]:
 
     "auroc_positive" is that of the label that each result names as its "positive".
     """
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for r in results:
-        groups.setdefault((r["test_set"], r["arm"]),
-                          []).append({**r, "auroc_positive": r["auroc"][r["positive"]]})
     rows = []
-    for (test_set, arm), group in groups.items():
+    for (test_set, arm), group in grouped(results, "test_set", "arm").items():
         row = {"test_set": test_set, "arm": arm, "seeds": len(group),
                "n_train": group[0]["n_train"]}
+        group = [{**r, "auroc_positive": r["auroc"][r["positive"]]} for r in group]
         for name in ("accuracy", "balanced_accuracy", "auroc_macro", "auroc_positive"):
-            values = [g[name] for g in group if g[name] is not None]
+            values = [r[name] for r in group if r[name] is not None]
             row[name] = float(np.mean(values)) if values else None
             row[name + "_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         rows.append(row)
     return rows
+
+
+def grouped(rows: Sequence[Mapping], *keys: str) -> dict:
+    """Rows by their value of a key, or by the tuple of several, in order of first appearance."""
+    found: dict = {}
+    for row in rows:
+        values = tuple(row[key] for key in keys)
+        found.setdefault(values if len(keys) > 1 else values[0], []).append(row)
+    return found

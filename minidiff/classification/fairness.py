@@ -1,5 +1,4 @@
-"""Does a classifier serve all alike, and does a generator keep to the mixture of attributes that it
-was shown?
+"""Does a classifier serve all groups alike, and does a generator keep the mixture of attributes?
 
     gaps         AUROC, sensitivity (TPR) and false alarms (FPR) of one label in each group of a
                  column, at one threshold
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from minidiff.classification.scores import finite
 from minidiff.data.audit import age_band
 from minidiff.data.split import Row
 from minidiff.rating import effective_wilson, mover
@@ -43,8 +43,7 @@ UNKNOWN = "unknown"
 def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
          patients: Sequence[str], *, columns: Sequence[str] = COLUMNS, threshold: float | None,
          n_boot: int = 2000, seed: int = 0) -> dict:
-    """{"groups": a row for each value of a column, "gaps": for each column and metric the largest
-    difference of two groups}.
+    """"groups": each value of a column; "gaps": the largest difference of two, by metric.
 
     scores and positive (n,) are of one label; ages are in the audit's bands; an empty cell is the
     group "unknown". A score of `threshold` or more is an alarm; without a threshold TPR and FPR are
@@ -55,9 +54,9 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
     gap are wide enough for every pair of groups at once (Bonferroni), as the pair was chosen by its
     size; `resolved` where they leave out 0.
     """
-    scores, positive, patients = np.asarray(scores, float), np.asarray(positive,
-                                                                       bool), group_ids(patients)
-    alarm, groups = None if threshold is None else scores >= threshold, {}
+    scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
+    alarm = None if threshold is None else scores >= threshold
+    patients, groups = group_ids(patients), {}
     for column in columns:
         cells = np.array([cell_of(row, column) for row in rows], object)
         names = sorted(set(cells), key=lambda name: (name == UNKNOWN, name))
@@ -85,8 +84,8 @@ class _Group:
     """The images of one value of a column, and what can be measured on them."""
 
     def __init__(self, scores, positive, alarm, patients, member):
-        self.member, self.scores, self.positive, self.patients = member, scores[member], positive[
-            member], patients[member]
+        self.member, self.patients = member, patients[member]
+        self.scores, self.positive = scores[member], positive[member]
         self.alarm = None if alarm is None else alarm[member]
         self.sides = (int(self.positive.sum()), int((~self.positive).sum()))
         self.areas = np.zeros(0)  # AUROC in each resample of patients, nan where a side is empty
@@ -116,9 +115,9 @@ class _Group:
         out = {"n": len(self.scores), "patients": len(set(self.patients.tolist())),
                "positives": self.sides[0], "negatives": self.sides[1], "few": self.sides[0] < FEW}
         for metric in METRICS:
-            out[metric] = _json(self.value(metric))
+            out[metric] = finite(self.value(metric))
             out["interval" if metric == "auroc"
-                else f"{metric}_interval"] = [_json(x) for x in self.interval(metric)]
+                else f"{metric}_interval"] = [finite(x) for x in self.interval(metric)]
         return out
 
 
@@ -142,12 +141,11 @@ def _gap(metric: str, groups: dict[str, _Group]) -> dict:
         interval = mover(a.value(metric), a.interval(metric, confidence), b.value(metric),
                          b.interval(metric, confidence))
     return {**out, "high": high, "low": low, "gap": a.value(metric) - b.value(metric),
-            "interval": [_json(x) for x in interval], "resolved": bool(interval[0] > 0)}
+            "interval": [finite(x) for x in interval], "resolved": bool(interval[0] > 0)}
 
 
 def share_interval(hit: np.ndarray, patients: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a share of images, at the number of independent ones that would vary as
-    much.
+    """Wilson's interval of a share at the number of images that patients leave independent.
 
     The variance is that of a ratio of sums over patients (linearised), at least that of independent
     images; where all images agree, each patient counts once.
@@ -161,15 +159,14 @@ def share_interval(hit: np.ndarray, patients: np.ndarray, confidence: float = 0.
 
 def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[str] = COLUMNS, *,
                n_boot: int = 1000, seed: int = 0) -> dict:
-    """{"shares": of each value of a column within each label, "association": of label and column},
-    real beside synthetic.
+    """"shares" of each value within a label, "association" of label and column, both sides.
 
-    A synthetic image's attributes are those that it was asked for; whether it shows them is the
-    judge's to say. Association is Cramér's V, 0 … 1, corrected for its bias (Bergsma 2013), of
-    images where the column is known; intervals from resamples, of real images by patient.
-    `amplified`: the generator ties the label to the column more than the real images do, beyond the
-    interval of the difference. With findings that go together each has its own row. A column of
-    which the two sides have no value in common is left out.
+    Real beside synthetic. A synthetic image's attributes are those that it was asked for; whether
+    it shows them is the judge's to say. Association is Cramér's V, 0 … 1, corrected for its bias
+    (Bergsma 2013), of images where the column is known; intervals from resamples, of real images by
+    patient. `amplified`: the generator ties the label to the column more than the real images do,
+    beyond the interval of the difference. With findings that go together each has its own row. A
+    column of which the two sides have no value in common is left out.
     """
     several = any(AND in row["label"] for row in real)
     labels = sorted({name for row in [*real, *synthetic] for name in _labels(row, several)})
@@ -199,13 +196,13 @@ def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[
 
 
 def cramers_v(counts: np.ndarray, draws: int = 1) -> np.ndarray:
-    """Tables (…,r,c) of counts → bias-corrected Cramér's V (…), 0 to 1; nan where a side has one
-    value only.
+    """Tables (…,r,c) of counts → bias-corrected Cramér's V (…), 0 to 1, or nan.
 
-    φ² = χ²/n − (r−1)(c−1)/(n−1), at least 0; V = √(φ²/min(r̃−1, c̃−1)) with r̃ = r − (r−1)²/(n−1),
-    and c̃ likewise (Bergsma 2013). r and c are the rows and columns that have counts. The term is
-    what chance adds to φ² in one draw of n images; a resample is drawn twice, first from the world
-    and then from the sample, and takes it twice.
+    nan where a side has one value only. φ² = χ²/n − (r−1)(c−1)/(n−1), at least 0; V =
+    √(φ²/min(r̃−1, c̃−1)) with r̃ = r − (r−1)²/(n−1), and c̃ likewise (Bergsma 2013). r and c are
+    the rows and columns that have counts. The term is what chance adds to φ² in one draw of n
+    images; a resample is drawn twice, first from the world and then from the sample, and takes it
+    twice.
     """
     x = np.asarray(counts, float)
     n, down, across = x.sum((-2, -1)), x.sum(-1), x.sum(-2)
@@ -218,9 +215,7 @@ def cramers_v(counts: np.ndarray, draws: int = 1) -> np.ndarray:
 
 
 def _amplified(sides: Sequence[tuple[list[str], ...]], n_boot: int, seed: int) -> dict:
-    """V of real and of synthetic images, and their difference: of each side labels, cells and
-    patients.
-    """
+    """V of real and of synthetic images, and their difference."""
     values, draws, out = [], [], {}
     for k, (name, (labels, cells, groups)) in enumerate(zip(("real", "synthetic"), sides)):
         value, drawn = math.nan, np.full(n_boot, math.nan)
@@ -235,11 +230,11 @@ def _amplified(sides: Sequence[tuple[list[str], ...]], n_boot: int, seed: int) -
                                                 seed + k) @ by_group).reshape(-1, *shape), draws=2)
         values.append(value)
         draws.append(drawn)
-        out |= {name: _json(value), f"{name}_interval": [_json(x) for x in _middle(drawn)],
+        out |= {name: finite(value), f"{name}_interval": [finite(x) for x in _middle(drawn)],
                 f"n_{name}": len(labels)}
     difference = _middle(draws[1] - draws[0])
-    return {**out, "difference": _json(values[1] - values[0]),
-            "interval": [_json(x) for x in difference], "amplified": difference[0] > 0}
+    return {**out, "difference": finite(values[1] - values[0]),
+            "interval": [finite(x) for x in difference], "amplified": difference[0] > 0}
 
 
 def _known(rows: Sequence[Row], cells: Sequence[str],
@@ -255,7 +250,3 @@ def _labels(row: Row, several: bool) -> frozenset[str]:
 def _middle(draws: np.ndarray, confidence: float = 0.95) -> Interval:
     draws = draws[~np.isnan(draws)]
     return percentile(draws, confidence) if len(draws) else NONE
-
-
-def _json(x: float) -> float | None:
-    return None if math.isnan(x) else float(x)

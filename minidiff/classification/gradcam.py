@@ -1,5 +1,4 @@
-"""Where in a picture did the network find what speaks for an answer? Grad-CAM, for a look at hits
-and misses.
+"""Grad-CAM: where in a picture is what speaks for an answer?
 
 Selvaraju et al. 2017 (arXiv 1610.02391), eq. 1 and 2: the channels of one layer, each weighted by
 the mean over places of the gradient of the answer's score, summed, and what is below 0 left out. A
@@ -24,13 +23,13 @@ OPACITY = 0.6  # of the warmest place
 
 
 def layer_of(predictor: Predictor) -> str:
-    """The deepest layer whose map has 7 × 7 places or more: layer2 at 64 px (8 × 8), layer3 at 128
-    (8 × 8), layer4 at 224.
+    """The deepest layer whose map has 7 × 7 places or more.
 
-    The paper takes the last one, which at 64 px has 2 × 2 places and at 128 px 4 × 4: too coarse to
-    tell lungs from corners. On 66 phantoms of 64 px its maps told opacities from the rest with
-    AUROC .47, those of layer3 .71, of layer2 .82, of layer1 .70 (one classifier). At 128 px layer4
-    had .67 and layer3 .62, but layer4's warmest place was never in an opacity.
+    layer2 at 64 px (8 × 8), layer3 at 128 (8 × 8), layer4 at 224. The paper takes the last one,
+    which at 64 px has 2 × 2 places and at 128 px 4 × 4: too coarse to tell lungs from corners. On
+    66 phantoms of 64 px its maps told opacities from the rest with AUROC .47, those of layer3 .71,
+    of layer2 .82, of layer1 .70 (one classifier). At 128 px layer4 had .67 and layer3 .62, but
+    layer4's warmest place was never in an opacity.
     """
     side = -(-predictor.size // 4)  # after conv1 and the pooling, each of stride 2
     found = predictor.net.layers[0]
@@ -42,12 +41,11 @@ def layer_of(predictor: Predictor) -> str:
 
 def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *,
             variable: str = "", layer: str = "", batch: int = 64) -> np.ndarray:
-    """uint8 (N,C,S,S) → float32 (N,S,S) in 0…1: 1 where most speaks for value `target` (of each
-    image, if several).
+    """uint8 (N,C,S,S) → float32 (N,S,S) in 0…1: 1 where most speaks for value `target`.
 
-    `variable` is the predictor's first unless named; the score is its logit. Each map is scaled by
-    its own maximum, so that two maps tell places, not strengths; it is 0 throughout where nothing
-    speaks for the answer.
+    `target` is one value, or one for each image. `variable` is the predictor's first unless named;
+    the score is its logit. Each map is scaled by its own maximum, so that two maps tell places, not
+    strengths; it is 0 throughout where nothing speaks for the answer.
     """
     names = [v.name for v in predictor.variables]
     variable, layer = variable or names[0], layer or layer_of(predictor)
@@ -73,9 +71,7 @@ def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *
 
 
 def overlay(images: Tensor, heat: np.ndarray) -> np.ndarray:
-    """uint8 (N,C,S,S) and maps (N,S,S) → uint8 (N,S,S,3): the grey picture, the warmer a place the
-    more coloured.
-    """
+    """uint8 (N,C,S,S), maps (N,S,S) → uint8 (N,S,S,3): grey, coloured where the map is warm."""
     picture = grey(images)[:, 0].numpy().astype(np.float64)[..., None]
     warm = np.asarray(heat, np.float64)
     import matplotlib  # only now: it takes long to import

@@ -1,5 +1,4 @@
-"""What a study is made of, read and held to its protocol: nobody is trained on whom he is tested
-on.
+"""Reads what a study is made of, and refuses what breaks its protocol.
 
 Refused are a patient, an identical file or picture, and a near copy on both sides; a generator that
 has seen validation or test patients; a test set of one label; labels that training does not know.
@@ -39,16 +38,23 @@ INTERNAL = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Sets by name: train, val, test, then the external ones; synthetic folders by name, and what
-    their generators saw.
-    """
+    """Sets by name: train, val, test, then the external ones; and synthetic folders."""
 
     target: var.Category | var.Findings
     sets: dict[str, Images]
     sources: dict[str, Images]
-    saw: dict[str, set[str] | None]   # sha256 of the real images a generator was trained on; None: it does not say
+    saw: dict[str, set[str] | None]   # sha256 of a generator's training images; None: unknown
     tables: dict[str, Table]
     notes: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.target.values)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether an image has one label; as findings, it may have several or none."""
+        return isinstance(self.target, var.Category)
 
     @property
     def tests(self) -> dict[str, Images]:
@@ -57,7 +63,7 @@ class Inputs:
     def truth(self, name: str) -> torch.Tensor:
         """bool (N,k): which label, or which findings, each image of a set has."""
         labels = self.sets[name].labels
-        if isinstance(self.target, var.Findings):
+        if not self.exclusive:
             return self.target.bits(labels)
         return torch.nn.functional.one_hot(labels, len(self.target.values)).bool()
 
@@ -65,9 +71,11 @@ class Inputs:
 def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[str], *, size: int,
          seed: int, out: str, target: str = "label", hold_out: str = "",
          near_copies: str = "refuse", skip_bad: bool = False) -> Inputs:
-    """Read everything and refuse what breaks the protocol. `hold_out` is column=value: these rows
-    are a test set of their own; `near_copies` drop leaves test images out that show a training
-    film."""
+    """Read everything and refuse what breaks the protocol.
+
+    hold_out: column=value, whose rows are a test set of their own. near_copies: "refuse", or "drop"
+    the test images that show a training film.
+    """
     real = _targeted(read_table(data, seed=seed, split_dir=Path(out).parent), target)
     real = replace(real, rows=[row for row in real.rows if row["split"] in SPLITS])
     tables, everyone = dict[str, Table](), real.rows
@@ -96,14 +104,16 @@ def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[s
                for name, folder in synthetic.items()}
     for name, folder in synthetic.items():
         if of_other_data(trained_on(folder), tables["train"].rows, hashes):
-            text = f"{folder}: its generator was trained on other images than these training images"
+            text = (f"{folder}: its generator was trained on other images than these training "
+                    "images")
             if name == "synthetic":
                 raise InputError(f"{text}; write --synthetic NAME={folder} if that is what you "
                                  "want to know")
             samples[name].notes.append(text)
     loaded = {name: load_pixels(table, size, skip_bad=skip_bad)
               for name, table in {**tables, **samples}.items()}
-    once = {row["file"]: ({**row, "split": name}, picture) for name in tables  # a held-out source may borrow test images
+    # each file once: a held-out source may borrow test images
+    once = {row["file"]: ({**row, "split": name}, picture) for name in tables
             for row, picture in zip(loaded[name][0].rows, loaded[name][1])}
     check_pictures([row for row, _ in once.values()], (picture for _, picture in once.values()))
     loaded |= _near_copies({name: loaded[name] for name in tables}, near_copies)
@@ -135,9 +145,7 @@ def _variable(target: str, cells: Sequence[str]) -> var.Category | var.Findings 
 
 
 def _targeted(table: Table, target: str) -> Table:
-    """The table with another column as its label; rows where it is empty are left out and
-    counted.
-    """
+    """The table with another column as its label; rows where it is empty are left out."""
     if target == "label":
         return table
     if target not in {key for row in table.rows for key in row}:
@@ -146,25 +154,30 @@ def _targeted(table: Table, target: str) -> Table:
                          f"{', '.join(table.rows[0])}")
     rows = [{**row, "label": row[target]} for row in table.rows if row.get(target, "")]
     lost = len(table) - len(rows)
-    notes = [f"{count(lost, 'image')} without {target} left out"] if lost else []
-    return replace(table, rows=rows, notes=[*table.notes, *notes])
+    note = f"{count(lost, 'image')} without {target} left out"
+    return _noted(table, note, rows) if lost else replace(table, rows=rows)
+
+
+def _noted(table: Table, note: str, rows: Sequence[Row] | None = None) -> Table:
+    """The table with one more note, and other rows if given."""
+    return replace(table, rows=table.rows if rows is None else rows, notes=[*table.notes, note])
 
 
 def _with_validation(table: Table, seed: int) -> tuple[Table, bool]:
     """The table with a val split: where it brings none, by patient out of train, and then True."""
     if "val" in table.column("split"):
         return table, False
-    of: dict[str, str] = {}
+    label_of: dict[str, str] = {}  # patient → the first of his labels
     for row in table.select(split="train").rows:
-        of[row["patient"]] = min(row["label"], of.get(row["patient"], row["label"]))
+        label_of[row["patient"]] = min(row["label"], label_of.get(row["patient"], row["label"]))
     chosen = set()
-    for label in sorted(set(of.values())):
-        own = sorted(patient for patient in of if of[patient] == label)
+    for label in sorted(set(label_of.values())):
+        own = sorted(patient for patient in label_of if label_of[patient] == label)
         chosen |= {own[k] for k in order(len(own), seed, range(max(1, round(HELD_OUT * len(own)))))}
     rows = [{**row, "split": "val"} if row["split"] == "train" and row["patient"] in chosen
             else row for row in table.rows]
     note = f"no validation split: {len(chosen)} of the training patients were taken for it"
-    return replace(table, rows=rows, notes=[*table.notes, note]), True
+    return _noted(table, note, rows), True
 
 
 def _held_out(table: Table, hold_out: str) -> tuple[Table, dict[str, Table]]:
@@ -192,9 +205,7 @@ def _held_out(table: Table, hold_out: str) -> tuple[Table, dict[str, Table]]:
 
 
 def _external(folder: str) -> Table:
-    """A further test set; its assumed patients are told apart from those of a training folder that
-    has the same name.
-    """
+    """A further test set; assumed patients of a folder of the same name are other patients."""
     table, prefix = read_table(folder, split=False), os.path.basename(os.path.abspath(folder))
     rows = [{**row, "patient": f"external {row['patient']}"}
             if row["patient"] == f"{prefix}/{row['file_name']}" else row for row in table.rows]
@@ -222,8 +233,7 @@ def _synthetic(folder: str, unseen: Sequence[Row], hashes: Mapping[str, str],
 
 def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
                  what: str) -> dict[str, tuple[Table, torch.Tensor]]:
-    """Refuse test images that show a film of training or validation in another file, or leave them
-    out, named.
+    """Refuse test images that show a training or validation film again, or leave them out.
 
     Whatever the size of the study, they are compared at 96 px; files of fewer have too little
     detail to tell films apart, and that they were not compared is noted.
@@ -232,8 +242,9 @@ def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
     rows = [row for table, _ in loaded.values() for row in table.rows]
     if typical_side((row["file"] for row in rows), SIDE) < SIDE:
         table, pixels = loaded["test"]
-        note = f"near copies were not looked for: with files of fewer than {SIDE} px, different films look like one"
-        return {"test": (replace(table, notes=[*table.notes, note]), pixels)}
+        note = (f"near copies were not looked for: with files of fewer than {SIDE} px, different "
+                "films look like one")
+        return {"test": (_noted(table, note), pixels)}
     pixels = torch.cat([pixels[:, :1] for _, pixels in loaded.values()])
     if pixels.shape[-1] < SIDE:
         pixels = load_pixels(Table(rows), SIDE)[1][:, :1]
@@ -255,9 +266,9 @@ def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
         if len(index) < len(table):
             lost = ", ".join(sorted(os.path.basename(row["file"]) for row in table.rows
                                     if row["file"] in gone))
-            note = f"{name}: {len(table) - len(index)} near copies of training or validation images are left out: {lost}"
-            left[name] = replace(table, rows=[table.rows[k] for k in index],
-                                 notes=[*table.notes, note]), pixels[index]
+            note = (f"{name}: {len(table) - len(index)} near copies of training or validation "
+                    f"images are left out: {lost}")
+            left[name] = _noted(table, note, [table.rows[k] for k in index]), pixels[index]
     return left
 
 

@@ -2,10 +2,10 @@
 
     python classify.py predict --model runs/x/classifier --data NEW --out new.csv
 
-The probabilities are the mean over the seeds of one arm, at the temperature that fits validation;
-`set` are the labels that the conformal sets do not rule out, `entropy` and `disagreement` (mutual
-information of the seeds, nats) say how sure it is, and `typical` is the p of its being like the
-validation images: below .05, another world. Not for diagnosis.
+The probabilities are the mean over the seeds of one arm, at the temperature that fits validation.
+`set`: the labels that are not ruled out. `entropy` and `disagreement` (mutual information of the
+seeds), in nats: how unsure the classifier is. `typical`: the p that the image is like those of
+validation; below .05 it is not. Not for diagnosis.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import safetensors
 import safetensors.torch
 
 from minidiff.classification.calibration import pooled, probabilities
-from minidiff.classification.predictor import Predictor
-from minidiff.classification.uncertainty import (
+from minidiff.classification.predictive_uncertainty import (
     Conformal,
-    Typical,
+    FeatureDistance,
     conformal_p,
     entropy,
     mutual_information,
 )
+from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import load_pixels
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.table import Table, write_table
@@ -40,17 +40,15 @@ from minidiff.variables import Category
 @dataclass(frozen=True)
 class PredictConfig(Rooted):
     model: str = "ROOT/classifier"       # finished study
-    arm: str = ""                        # whose classifiers; none: those of the lowest validation loss
-    data: str = ""                       # folder of images, with or without labels; masks are left out; none: the root's
+    arm: str = ""                        # none: the one with the lowest validation loss
+    data: str = ""                       # folder of images, masks left out; none: the root's
     out: str = "ROOT/predictions.csv"    # table to write
     skip_bad: bool = False               # leave unreadable images out instead of refusing
     device: str = "auto"                 # auto, cpu, cuda, cuda:1 …
 
 
 def predict(cfg: PredictConfig) -> None:
-    """Probabilities, conformal set and uncertainty of each image of a folder, by the classifiers of
-    a finished study.
-    """
+    """Write probabilities, conformal set and uncertainty of each image of a folder."""
     arm = pick(cfg)
     check_out(cfg.out)
     tuned, typical, of_validation = kept(arm)
@@ -78,9 +76,7 @@ def predict(cfg: PredictConfig) -> None:
 
 
 def check_out(path: str) -> None:
-    """Raise InputError where something other than an earlier table of predictions would be written
-    over.
-    """
+    """Raise InputError where anything but an earlier table of predictions would be lost."""
     if not os.path.exists(path):
         return
     if not os.path.isfile(path) or not Path(path).read_bytes().startswith(b"file_name,p_"):
@@ -100,10 +96,8 @@ def pick(cfg: PredictConfig) -> Path:
                                              key=lambda arm: kept(arm)[0]["val_loss"])
 
 
-def kept(arm: Path) -> tuple[dict, Typical, np.ndarray]:
-    """What the study keeps beside an arm's predictors: what was tuned, typical features, distances
-    of validation.
-    """
+def kept(arm: Path) -> tuple[dict, FeatureDistance, np.ndarray]:
+    """What a study keeps beside an arm: what was tuned, FeatureDistance, validation distances."""
     tuned, again = read_json(arm / "tuned.json"), "run the study's command again"
     if not isinstance(tuned, dict) or not {"seeds", "temperature", "conformal",
                                            "val_loss"} <= set(tuned):
@@ -112,7 +106,7 @@ def kept(arm: Path) -> tuple[dict, Typical, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path} is missing, for the study is not finished; {again}")
     try:
-        typical = Typical.from_state(safetensors.torch.load_file(path))
+        typical = FeatureDistance.from_state(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, KeyError):
         raise InputError(f"{path} is damaged; {again}") from None
     return tuned, typical, np.array(read_json(arm / "distances.json"))

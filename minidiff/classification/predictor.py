@@ -1,5 +1,4 @@
-"""One network that reads label, sex, age, view … off an image: classifier, regressor and feature
-extractor in one.
+"""One network that reads label, sex, age, view … off an image, and gives features.
 
     uint8 (N,C,S,S) ─ grey ─▶ (N,1,S,S) in [-1,1] ─ standardise ─ ResNet ─▶ features (N,8·width) ─
     fc ─▶ one block a variable
@@ -44,8 +43,7 @@ AUGMENTS = {"plain": None, "classic": dataset.augment, "strong": vary}
 
 
 class Predictor(nn.Module):
-    """ResNet with one block of outputs for each variable; images of another size are resized to
-    `size`.
+    """ResNet with one block of outputs for each variable; other images are resized to `size`.
 
     `dropout` is the share of its features that a training step leaves out.
     """
@@ -73,9 +71,7 @@ class Predictor(nn.Module):
                 else y for v, y in zip(self.variables, blocks)}
 
     def mask(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Dropout (Srivastava et al. 2014), a row for each generator: 0 for a feature left out,
-        1/(1−p) for the others.
-        """
+        """Dropout, a row for each generator: 0 for a feature left out, 1/(1−p) for the others."""
         keep = torch.stack([torch.rand(self.net.fc.in_features, generator=g)
                             for g in generators]) >= self.dropout
         return (keep / (1 - self.dropout)).to(self.net.fc.weight.device)
@@ -93,9 +89,7 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def under_dropout(self, images: Tensor, draws: int = 20, seed: int = 0) -> dict[str, Tensor]:
-        """`predict` under each of so many draws of dropout, (draws, N, …): MC dropout (Gal &
-        Ghahramani 2016).
-        """
+        """`predict` under each draw of dropout (Gal & Ghahramani 2016): (draws, N, …)."""
         features, fc = self.features(images), copy.deepcopy(self.net.fc).float().cpu()
         keep = self.mask([seeded(seed, k, DROPOUT) for k in range(draws)]).cpu()
         blocks = torch.stack([fc(features * row)
@@ -126,8 +120,9 @@ class Predictor(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Predictor:
-        """The predictor that `save` wrote to this folder, on the CPU; InputError where there is
-        none or half of one.
+        """The predictor that `save` wrote to this folder, on the CPU.
+
+        InputError where there is none, or half of one.
         """
         folder = Path(folder)
         for name in ("predictor.json", "predictor.safetensors"):
@@ -147,9 +142,7 @@ class Predictor(nn.Module):
 
 
 def _in_words(variable: Variable, y: Tensor) -> Tensor:
-    """Outputs of the network → probabilities of a Category (…,k) and of Findings, value of a Number
-    in its own unit.
-    """
+    """Outputs → probabilities of a Category or Findings, value of a Number in its unit."""
     if isinstance(variable, Number):
         return y * variable.std + variable.mean
     return y.sigmoid() if isinstance(variable, Findings) else y.softmax(-1)
@@ -163,12 +156,13 @@ def prepare(images: Tensor, size: int) -> Tensor:
 
 
 def loss(variables: Sequence[Variable], out: Mapping[str, Tensor], labels: Labels,
-         weights: Mapping[str, Tensor] | None = None, each: Tensor | None = None) -> Tensor:
-    """Sum over variables of the mean over known cells: cross entropy (of Findings, the mean of one
-    a value), or squared error in standard deviations.
+         weights: Mapping[str, Tensor] | None = None,
+         sample_weight: Tensor | None = None) -> Tensor:
+    """Sum over variables of the mean over known cells.
 
-    `weights` may give the classes of a Category different weights, (k,), `each` the images, (N,);
-    an unknown or null cell has none.
+    Cross entropy, of Findings the mean of one for each, or squared error in standard deviations.
+    `weights` (k,) are of the classes of a Category, `sample_weight` (N,) of the images. An unknown
+    or null cell counts nothing.
     """
     total = torch.zeros((), device=next(iter(out.values())).device)
     for v in variables:
@@ -182,19 +176,17 @@ def loss(variables: Sequence[Variable], out: Mapping[str, Tensor], labels: Label
             known = known * (weights[v.name].to(y)[target.clamp(min=0)]
                              if weights and v.name in weights else 1.0)
         else:
-            # masked before the difference:
-            target = (target.nan_to_num(v.mean, v.mean, v.mean) - v.mean) / v.std
             # 0 · NaN would still be NaN
+            target = (target.nan_to_num(v.mean, v.mean, v.mean) - v.mean) / v.std
             error = (y - target).square()
-        known = known if each is None else known * each.to(y)
+        if sample_weight is not None:
+            known = known * sample_weight.to(y)
         total = total + (error * known).sum() / known.sum().clamp(min=1e-8)
     return total
 
 
 def balance(variable: Category, labels: Labels) -> Tensor:
-    """Class weights (k,) with which every class weighs the same, however many images it has; mean 1
-    over images.
-    """
+    """Class weights (k,) by which every class weighs the same; mean 1 over images."""
     cells = labels[variable.name]
     counts = torch.bincount(cells[cells >= 0], minlength=len(variable.values)).float()
     return torch.where(counts > 0, counts.sum() / counts.clamp(min=1) / (counts > 0).sum(), 0.0)
@@ -202,16 +194,15 @@ def balance(variable: Category, labels: Labels) -> Tensor:
 
 def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, batch: int = 64,
         lr: float = 3e-3, seed: int = 0, augment: str = "classic",
-        weights: Mapping[str, Tensor] | None = None, each: Tensor | None = None,
+        weights: Mapping[str, Tensor] | None = None, sample_weight: Tensor | None = None,
         validation: tuple[Tensor, Labels, Tensor | None] | None = None, progress: str = "",
         precision: str = "auto") -> list[dict]:
-    """Trains in place for a fixed number of steps on uint8 images (N,C,S,S); returns a log of step,
-    loss and lr.
+    """Trains in place on uint8 images (N,C,S,S); returns a log of step, loss and lr.
 
     AdamW with a rate that rises linearly and falls as a cosine. Order, augmentation (of AUGMENTS)
     and dropout are counted from (seed, slot), so equal calls on a CPU give equal weights. `weights`
-    and `each` (N,) are those of `loss`. With `validation` images, labels and their `each`, the
-    weights of the look with the lowest loss on them are kept; the log has that loss as val_loss.
+    and `sample_weight` are those of `loss`. With `validation` images, labels and their weights, the
+    state with the lowest loss on them is kept; the log has that loss as val_loss.
     `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
     fp32 on a CPU.
     """
@@ -238,7 +229,7 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
             out = predictor(x, keep)
         value = loss(predictor.variables, out,
                      {name: cells[rows] for name, cells in labels.items()}, weights,
-                     None if each is None else each[rows])
+                     None if sample_weight is None else sample_weight[rows])
         amp.step(value, optimizer, predictor.parameters(), CLIP,
                  f"images {rows.tolist()} of the training set")
         if step % 10 == 0 or step == steps or step in looks:

@@ -1,9 +1,8 @@
-"""The one comparison that a study is made for: named before any classifier is trained, and answered
-first.
+"""The comparison that a study is made for: named before training, and answered first.
 
-Its difference is the mean over seeds of that of single networks. Its interval counts other patients
-and other seeds alike, for with few patients or few trainings either may be the larger part. It says
-nothing about another generator: all synthetic images of an arm come from one.
+Its difference is that of single networks, the mean over seeds. Its interval covers other patients
+and other seeds, either of which may matter more. It says nothing about another generator: all
+synthetic images of an arm come from one.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Primary:
     test_set: str = "test"
 
     def __str__(self) -> str:
-        return f"{self.arm} less {self.against}, on {self.test_set}"
+        return f"{self.arm} minus {self.against}, on {self.test_set}"
 
 
 def parse(text: str, arms: Sequence[str], test_sets: Sequence[str]) -> Primary | None:
@@ -55,13 +54,13 @@ def parse(text: str, arms: Sequence[str], test_sets: Sequence[str]) -> Primary |
 
 def measure(primary: Primary, by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray,
             patients: Sequence[str], place: int, exclusive: bool) -> dict:
-    """The difference, its interval over other patients and other seeds, and what it would take; for
-    JSON.
+    """The difference, its interval over other patients and seeds, and what it can resolve.
 
-    by_seed: of each arm the probabilities (n,k) of each seed; truth (n,k) bool. The figure is
-    balanced accuracy, or the AUROC of label number `place` where labels do not exclude each other.
-    answer: gain, harm or not resolved. "sees": the true difference that such a study would resolve
-    four times in five; "times": how many times as many patients and seeds would see two points.
+    The result is JSON. by_seed: of each arm the probabilities (n,k) of each seed; truth (n,k) bool.
+    The figure is balanced accuracy, or the AUROC of label number `place` where labels do not
+    exclude each other. answer: gain, harm or not resolved. "sees": the true difference that such a
+    study would resolve four times in five; "times": how many times as many patients and seeds would
+    see two points.
     """
     arms = [np.asarray(by_seed[name]) for name in (primary.arm, primary.against)]
     each = np.array([_shares(a, truth, place, exclusive) - _shares(b, truth, place, exclusive)
@@ -80,8 +79,8 @@ def measure(primary: Primary, by_seed: Mapping[str, Sequence[np.ndarray]], truth
         return found
     variance, freedom = two_way(table)
     reach, d = float(scipy.stats.t.ppf(0.975, freedom)), found["difference"]
-    half, sees = reach * math.sqrt(variance), (
-        reach + float(scipy.stats.norm.ppf(POWER))) * math.sqrt(variance)
+    half = reach * math.sqrt(variance)
+    sees = (reach + float(scipy.stats.norm.ppf(POWER))) * math.sqrt(variance)
     answer = "gain" if d - half > 0 else "harm" if d + half < 0 else "not resolved"
     return {**found, "interval": [d - half, d + half], "answer": answer, "sees": sees,
             "times": (sees / 0.02) ** 2}

@@ -27,8 +27,7 @@ from minidiff.errors import InputError
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution with padding 1 and no bias; on a CPU, where many channels meet few cells,
-    one matrix product.
+    """A 3×3 convolution; on a CPU a matrix product where many channels meet few cells.
 
     So a training step of resnet18 at 64 px, with 512 channels at 2² cells, takes .7 of the time.
     """
@@ -64,8 +63,9 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Grey images (N, 1, H, W) → (N, outputs); `features` stops before the last layer, at (N,
-    8·width).
+    """Grey images (N,1,H,W) → (N, outputs); `features` stops before the last layer.
+
+    The features are (N, 8·width).
     """
 
     def __init__(self, outputs: int, *, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2),
@@ -130,9 +130,7 @@ def load_torchvision(net: ResNet, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _initialise(net: nn.Module, generator: torch.Generator) -> None:
-    """torchvision's start: He-normal convolutions by fan-out, BatchNorm 1 and 0, fc uniform in
-    ±1/√fan_in.
-    """
+    """torchvision's start: He-normal by fan-out, BatchNorm 1 and 0, fc uniform."""
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
             fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1]

@@ -1,13 +1,12 @@
-"""Figures of a classifier on one set: accuracy, recall, areas under the curves, each with its
-interval.
+"""Figures of a classifier on one set, each with its interval.
 
     p (n,k), truth (n,k), weights (b,n) ─ figures ─▶ each figure in each of b resamples; in the set
     itself with weights of 1
 
-Point estimates, their intervals and the differences of arms (compare.py) come of the same lines.
-Intervals are at 95 %. Wilson's and DeLong's take images as independent: where patients have
-several, they hold what they should in 81 to 90 % of simulated sets, and those that resample whole
-patients are the ones to quote.
+Point estimates, their intervals and the differences between arms (compare.py) are computed by the
+same lines. Intervals are at 95 %. Wilson's and DeLong's take images as independent: where patients
+have several, they cover the true value in 81 to 90 % of simulated sets. Quote those that resample
+whole patients.
 """
 
 from __future__ import annotations
@@ -29,18 +28,17 @@ from minidiff.statistics import (
     wilson,
 )
 
-SPECIFICITY = 0.9   # at which sensitivities are told; its threshold comes of validation
+SPECIFICITY = 0.9   # at which sensitivity is given; its threshold is from validation
 
 
 def figures(p: np.ndarray, truth: np.ndarray, weights: np.ndarray,
             exclusive: bool = True) -> dict[str, np.ndarray]:
-    """Each figure in each resample: p (n,k), truth (n,k) bool, weights (b,n), how often each image
-    was drawn.
+    """Each figure in each resample: p (n,k), truth (n,k) bool, weights (b,n).
 
-    "auroc" (b,k), each label against the rest; "auroc_macro" (b,), its mean over the labels that
-    have both sides in the set; where labels exclude each other also "accuracy" (b,) and
-    "balanced_accuracy" (b,), the mean recall of the labels of the set. nan in a resample that lacks
-    what the set has.
+    A weight is how often an image was drawn. "auroc" (b,k), each label against the rest;
+    "auroc_macro" (b,), its mean over the labels that have both sides in the set; where labels
+    exclude each other also "accuracy" (b,) and "balanced_accuracy" (b,), the mean recall of the
+    labels of the set. nan in a resample that lacks what the set has.
     """
     areas = np.stack([weighted_auroc(s, y, weights) for s, y in zip(p.T, truth.T)], 1)
     both = truth.any(0) & ~truth.all(0)
@@ -58,12 +56,11 @@ def figures(p: np.ndarray, truth: np.ndarray, weights: np.ndarray,
 def score(p: np.ndarray, truth: np.ndarray, patients: Sequence[str], labels: Sequence[str], *,
           exclusive: bool = True, thresholds: Mapping[str, float | None] | None = None,
           n_boot: int = 1000, seed: int = 0) -> dict:
-    """Figures of one classifier on one set, for JSON: None, or [None, None], where the set has no
-    image to tell.
+    """Figures of one classifier on one set, for JSON; None where the set has no image for one.
 
-    p (n,k) probabilities, truth (n,k) bool. Intervals by patient come of n_boot resamples, normal
-    on the logit scale, and are none at 0 and at 1; n_boot 0 leaves them out. Thresholds are of
-    `thresholds_at_specificity` on validation.
+    Intervals are then [None, None]. p (n,k) probabilities, truth (n,k) bool. Intervals by patient
+    are from n_boot resamples, normal on the logit scale, and there are none at 0 and at 1; n_boot 0
+    leaves them out. Thresholds are those of `thresholds_at_specificity` on validation.
     """
     p, truth = np.asarray(p, float), np.asarray(truth, bool)
     assert p.shape == truth.shape == (len(patients), len(labels)) and len(p), (p.shape, truth.shape,
@@ -73,27 +70,31 @@ def score(p: np.ndarray, truth: np.ndarray, patients: Sequence[str], labels: Seq
                      (np.ones((1, len(p))), *patient_weights(patients, n_boot, seed))]
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in whole}
 
-    def each(figure: Callable[[int], object]) -> dict:
+    def value(name: str, *k: int) -> float | None:
+        return finite(whole[name][(0, *k)]) if name in whole else None
+
+    def interval(name: str, *k: int) -> list[float | None]:
+        if name not in whole:
+            return [None, None]
+        return _by_patient(whole[name][(0, *k)], drawn[name][(slice(None), *k)])
+
+    def by_label(figure: Callable[[int], object]) -> dict:
         return {label: figure(k) for k, label in enumerate(labels)}
 
     return {
         "n": len(p), "patients": len(set(patients)), **_answers(p, truth, labels, exclusive),
-        "accuracy_interval_patients": _by_patient(whole["accuracy"][0], drawn["accuracy"])
-        if exclusive else [None, None],
-        "balanced_accuracy": finite(whole["balanced_accuracy"][0]) if exclusive else None,
-        "balanced_accuracy_interval": _by_patient(whole["balanced_accuracy"][0],
-                                                  drawn["balanced_accuracy"]) if exclusive
-        else [None, None], "auroc_macro": finite(whole["auroc_macro"][0]),
-        "auroc_macro_interval": _by_patient(whole["auroc_macro"][0], drawn["auroc_macro"]),
-        "auroc": each(lambda k: finite(whole["auroc"][0, k])),
-        "auroc_interval": each(lambda k: _pair(auroc_interval(p[:, k], truth[:, k]))),
-        "auroc_interval_patients": each(lambda k: _by_patient(whole["auroc"][0, k],
-                                                              drawn["auroc"][:, k])),
-        "auprc": each(lambda k: finite(whole["auprc"][0, k])),
-        "auprc_interval": each(lambda k: _by_patient(whole["auprc"][0, k], drawn["auprc"][:, k])),
-        "prevalence": each(lambda k: float(truth[:, k].mean())),
+        "accuracy_interval_patients": interval("accuracy"),
+        "balanced_accuracy": value("balanced_accuracy"),
+        "balanced_accuracy_interval": interval("balanced_accuracy"),
+        "auroc_macro": value("auroc_macro"), "auroc_macro_interval": interval("auroc_macro"),
+        "auroc": by_label(lambda k: value("auroc", k)),
+        "auroc_interval": by_label(lambda k: _pair(auroc_interval(p[:, k], truth[:, k]))),
+        "auroc_interval_patients": by_label(lambda k: interval("auroc", k)),
+        "auprc": by_label(lambda k: value("auprc", k)),
+        "auprc_interval": by_label(lambda k: interval("auprc", k)),
+        "prevalence": by_label(lambda k: float(truth[:, k].mean())),
         "at_threshold": None if thresholds is None
-        else each(lambda k: at_threshold(p[:, k], truth[:, k], thresholds[labels[k]])),
+        else by_label(lambda k: at_threshold(p[:, k], truth[:, k], thresholds[labels[k]])),
     }
 
 
@@ -103,11 +104,13 @@ def _answers(p: np.ndarray, truth: np.ndarray, labels: Sequence[str], exclusive:
         return {"accuracy": None, "accuracy_interval": [None, None], "recall": None,
                 "recall_interval": None, "confusion": None}
     confusion = truth.T.astype(int) @ np.eye(len(labels), dtype=int)[p.argmax(1)]
-    right, rows = confusion.diagonal(), confusion.sum(1)
+    right = int(confusion.diagonal().sum())
+    by_label = {label: (int(row[k]), int(row.sum()))
+                for k, (label, row) in enumerate(zip(labels, confusion))}
     return {
-        "accuracy": int(right.sum()) / len(p), "accuracy_interval": _pair(wilson(int(right.sum()), len(p))),
-        "recall": {label: int(r) / int(n) if n else None for label, r, n in zip(labels, right, rows)},
-        "recall_interval": {label: _pair(wilson(int(r), int(n))) for label, r, n in zip(labels, right, rows)},
+        "accuracy": right / len(p), "accuracy_interval": _pair(wilson(right, len(p))),
+        "recall": {label: r / n if n else None for label, (r, n) in by_label.items()},
+        "recall_interval": {label: _pair(wilson(r, n)) for label, (r, n) in by_label.items()},
         "confusion": confusion.tolist(),  # a row for each true label, a column for each answer
     }
 
@@ -126,17 +129,16 @@ def at_threshold(scores: np.ndarray, positive: np.ndarray, threshold: float | No
 
 def thresholds_at_specificity(p: np.ndarray, truth: np.ndarray, labels: Sequence[str],
                               specificity: float = SPECIFICITY) -> dict[str, float | None]:
-    """Of each label the threshold that reaches this specificity on validation; None without an
-    image of another label.
-    """
+    """Each label's threshold with this specificity on validation; None without another label."""
     truth = np.asarray(truth, bool)
     return {label: finite(threshold_at(np.asarray(p)[:, k], truth[:, k], specificity))
             for k, label in enumerate(labels)}
 
 
 def check_probabilities(p: np.ndarray, exclusive: bool, where: str) -> None:
-    """Raise InputError for probabilities (n,k) that are not finite, not within 0 … 1, or do not sum
-    to 1 as they should.
+    """Raise InputError for probabilities (n,k) that cannot be any.
+
+    Not finite, not within 0 … 1, or with a sum other than 1 where labels exclude each other.
     """
     p = np.asarray(p, float)
     bad = ~((p >= 0) & (p <= 1)).all(1)  # nan is neither
@@ -159,8 +161,7 @@ def _with_precision(p: np.ndarray, truth: np.ndarray, weights: np.ndarray,
 
 
 def _by_patient(value: float, drawn: np.ndarray) -> list[float | None]:
-    """Interval of a figure from the standard deviation of its resamples (b,), symmetric on the
-    logit scale.
+    """Interval of a figure from its resamples (b,), symmetric on the logit scale.
 
     Of 1,000 simulated sets of 150 patients with one to three images, 45 of them positive, it holds
     the true AUROC in 94.7 %, average precision in 93.9 %, balanced accuracy in 94.6 %; the middle

@@ -1,21 +1,20 @@
-"""Before any classifier: how well is each label told without a look at the lungs? Learned on train,
-asked of every test set.
+"""How well is each label predicted without seeing the lungs?
 
     header, border, 8 × 8 thumbnail, metadata    ridge logistic regression on the files as they came
                                                  (data/baselines.py)
     lungs blacked out                            a small ResNet on the study's pictures, of which
                                                  the lungs are taken out
 
-All but the thumbnail, in which a large disease shows, may be called a shortcut.
+Any but the thumbnail, which shows a large disease, may be called a shortcut.
 
-A classifier may know a label by any of these, and then its figures on patients of the same
-hospitals say nothing of disease (Maguolo & Nanni 2021; DeGrave et al. 2021). A shortcut that fails
-on an external set was one of the hospital's.
+A classifier may predict a label from any of these. Its figures on patients of the same hospitals
+then say nothing about disease (Maguolo & Nanni 2021; DeGrave et al. 2021). A shortcut that fails on
+an external set was a property of the hospital.
 
-Of the header a study's CNN is not given width, height, bytes, mode and format: every picture was
-decoded, made grey and brought to one square (images.square). It still sees what these did to the
-picture: a crop that cuts off the sides of wide films, the sharpness of a reduced or enlarged one,
-JPEG's blocks, the window of greys, and letters that were burned in.
+A study's CNN is not given the header: every picture was decoded, made grey and brought to one
+square (images.square). It still sees what width, height, bytes, mode and format did to the picture:
+a crop that cuts off the sides of wide films, the sharpness of a reduced or enlarged one, JPEG's
+blocks, the window of greys, and letters that were burned in.
 """
 
 from __future__ import annotations
@@ -64,16 +63,14 @@ def shortcut_audit(train: Images, tests: Mapping[str, Images], *, labels: Sequen
     """
     sets = {"train": train, **tests}
     truth = {name: truth_of(each, labels) for name, each in sets.items()}
-    learnable = [k for k in range(len(labels))
-                 if min(len({p for p, is_it in zip(train.patients, truth["train"][:, k])
-                             if is_it is side}) for side in (np.True_, np.False_)) >= FEWEST]
+    patients = np.array(train.patients)
+    learnable = [k for k, own in enumerate(truth["train"].T)
+                 if min(len(set(patients[own])), len(set(patients[~own]))) >= FEWEST]
     scores = trivial_scores(sets, truth, learnable, columns)
     dark, region = blackout_scores(sets, labels, seed=seed, size=min(size, SIDE), steps=steps)
-    rows = []
-    for kind, found in {**scores, BLACKOUT: dark}.items():
-        for k in learnable:
-            rows += [_row(kind, labels[k], name, found[name][:, k], truth[name][:, k],
-                          each.patients) for name, each in tests.items()]
+    rows = [_row(kind, labels[k], name, found[name][:, k], truth[name][:, k], own.patients)
+            for kind, found in {**scores, BLACKOUT: dark}.items() for k in learnable
+            for name, own in tests.items()]
     sentence = _sentence(rows)
     return {"rows": rows, "shortcut": bool(sentence), "sentence": sentence, "region": region,
             "text": [*_text(rows, region), *([sentence] if sentence else [])]}
@@ -89,8 +86,9 @@ def truth_of(each: Images, labels: Sequence[str]) -> np.ndarray:
 def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray],
                    learnable: Sequence[int],
                    columns: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """features → set → log odds (N,k) of a regression fitted on train; a label that cannot be
-    learned has zeros.
+    """features → set → log odds (N,k) of a regression fitted on train.
+
+    A label that cannot be learned has zeros.
     """
     rows = [row for each in sets.values() for row in each.rows]
     facts, _ = read_facts([row["file"] for row in rows], 8)
@@ -112,11 +110,10 @@ def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray],
 
 def blackout_scores(sets: Mapping[str, Images], labels: Sequence[str], *, seed: int, size: int,
                     steps: int) -> tuple[dict[str, np.ndarray], str]:
-    """Set → probabilities (N,k) of a small ResNet that was trained, and is asked, with black lungs;
-    and by which region.
+    """Set → probabilities (N,k) of a small ResNet that sees black lungs; and the region.
 
     The lungs are those of the data sets' masks where every image has one, else all are under one
-    box: that some had masks would itself tell something. Masks leave the outline of the lungs to be
+    box: that some have masks would itself say something. Masks leave the outline of the lungs to be
     seen, and the box their upper and outer edges.
     """
     masks = {name: [lung_mask(row) for row in each.rows] for name, each in sets.items()}
@@ -149,8 +146,9 @@ def lung_mask(row: Row) -> Path | None:
 
 
 def without_lungs(pixels: Tensor, masks: Sequence[Path] | None) -> Tensor:
-    """uint8 (N,C,S,S) → (N,1,S,S), black where the masks are over half, grown a little; or in the
-    middle of all.
+    """uint8 (N,C,S,S) → (N,1,S,S), black under the masks, or in the middle of all.
+
+    Masks are grown a little.
     """
     dark = grey(pixels).clone()
     size = dark.shape[-1]
@@ -180,22 +178,22 @@ def _row(kind: str, label: str, name: str, scores: np.ndarray, positive: np.ndar
 
 
 def _sentence(rows: Sequence[dict]) -> str:
-    """What is put across every table if a trivial feature tells a label."""
+    """What the page says in every section if a trivial feature predicts a label."""
     found = [row for row in rows if row["shortcut"]]
     if not found:
         return ""
     best = max(found, key=lambda row: row["auroc"])
     also = sorted({row["label"] for row in found} - {best["label"]})
-    return (f"SHORTCUT: {NAMES[best['features']]} tells {best['label']} from the rest with AUROC "
+    return (f"SHORTCUT: {NAMES[best['features']]} predicts {best['label']} with AUROC "
             f"{best['auroc']:.3f} ({best['low']:.3f} to {best['high']:.3f}, n = {best['n']} and "
-            f"{best['n_rest']})" + (f"; and a trivial feature tells {', '.join(also)} likewise"
+            f"{best['n_rest']})" + (f"; a trivial feature also predicts {', '.join(also)}"
                                     if also else "") + ". What a classifier scores on the internal "
             "test set is no evidence that it sees disease.")
 
 
 def _text(rows: Sequence[dict], region: str) -> list[str]:
     """A line for each kind of features and label: all test sets side by side."""
-    lines = [f"Told by trivial features (lungs blacked out: "
+    lines = [f"Predicted from trivial features (lungs blacked out: "
              f"{'by their masks' if region == 'masks' else 'a central box'}), AUROC and 95 % "
              f"interval over patients:"]
     wide = max((len(row["label"]) for row in rows), default=0)
@@ -208,5 +206,6 @@ def _text(rows: Sequence[dict], region: str) -> list[str]:
 
 
 def _figure(row: dict) -> str:
-    return "–" if row[
-        "auroc"] is None else f"{row['auroc']:.3f} ({row['low']:.2f}–{row['high']:.2f})"
+    if row["auroc"] is None:
+        return "–"
+    return f"{row['auroc']:.3f} ({row['low']:.2f}–{row['high']:.2f})"

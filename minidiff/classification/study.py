@@ -1,12 +1,11 @@
-"""Training the arms of a study: one network for every arm and seed, which differ in their training
-images alone.
+"""Trains the arms of a study: the same network on different images.
 
     sets, arms ─ pairs of (arm, seed), dealt to the ranks ─ train_pair ─▶
     arms/<arm>/<seed>/{predictor, result.json}
 
-Each pair is finished when its result.json is there, and the same call goes on from there. Steps,
-start, augmentation and order come of the seed; of the validations of a training the best is kept,
-and no test image has a say in anything.
+A pair is finished when its result.json is there; the same call then resumes with the next one. The
+seed decides start, augmentation and order. The best of the validations of a training is kept; no
+test image decides anything.
 """
 
 from __future__ import annotations
@@ -53,9 +52,7 @@ def folder_of(out: str | Path, arm: str, seed: int) -> Path:
 
 def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe,
                progress: str = "") -> dict:
-    """Trains one arm with one seed and writes predictor and logits of all held-out sets; a finished
-    one is read instead.
-    """
+    """Train one arm with one seed and write predictor and logits, or read them if finished."""
     stages = kinds.training_set(arm, inputs.sets["train"], inputs.sources, positive=recipe.positive,
                                 seed=seed, subset_seed=recipe.seed)
     held_out = {name: images for name, images in inputs.sets.items() if name != "train"}
@@ -69,19 +66,21 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
         begin(predictor, recipe.init)
     predictor.to(recipe.device)
     augment = next((word for word in ("plain", "strong") if word in arm.words), "classic")
-    shares = [recipe.steps] if len(stages) == 1 else [recipe.steps // 2,
-                                                      recipe.steps - recipe.steps // 2]
-    val, log = inputs.sets["val"], []
-    for stage, (images, steps) in enumerate(zip(stages, shares)):
-        before, columns = recipe.steps - steps if stage else 0, recipe.even if "even" in arm.words else ()
-        each, of_val = ((kinds.even_weights(images, columns), kinds.even_weights(val, ())) if
-                        isinstance(inputs.target, Category) else (None, None))
-        part = fit(predictor, images.pixels, {"label": images.labels}, steps=steps,
-                   batch=recipe.batch, lr=recipe.lr, seed=seed, augment=augment, each=each,
-                   validation=(val.pixels, {"label": val.labels}, of_val),
+    columns = recipe.even if "even" in arm.words else ()
+    ends = [recipe.steps] if len(stages) == 1 else [recipe.steps // 2, recipe.steps]
+    val, log, start = inputs.sets["val"], [], 0
+    for images, end in zip(stages, ends):
+        weights, val_weights = None, None
+        if isinstance(inputs.target, Category):
+            weights, val_weights = kinds.even_weights(images, columns), kinds.even_weights(val, ())
+        part = fit(predictor, images.pixels, {"label": images.labels}, steps=end - start,
+                   batch=recipe.batch, lr=recipe.lr, seed=seed, augment=augment,
+                   sample_weight=weights,
+                   validation=(val.pixels, {"label": val.labels}, val_weights),
                    progress=progress, precision=recipe.precision)
-        log += [{**line, "step": line["step"] + before} for line in part]
-    last = [line for line in log if "val_loss" in line and line["step"] > recipe.steps - shares[-1]]
+        log += [{**line, "step": line["step"] + start} for line in part]
+        last = [line for line in log if "val_loss" in line and line["step"] > start]
+        start = end
     predictor.save(folder)
     result = {"arm": arm.name, "seed": seed, "n_train": sum(map(len, stages)), **prints,
               "best_step": min(last, key=lambda line: line["val_loss"])["step"], "log": log,
@@ -95,7 +94,7 @@ def check_result(result: dict, prints: Mapping, folder: Path, inputs: Inputs) ->
     """A finished pair, if it belongs to these images in this order."""
     path = folder / "result.json"
     if result.get("trained_on") != prints["trained_on"]:
-        raise InputError(f"{path} comes of other training images than these; give another --out")
+        raise InputError(f"{path} has other training images than these; give another --out")
     if result.get("tested_on") != prints["tested_on"]:
         raise InputError(f"{path} was tested on other images than these, or in another order; give "
                          "another --out")

@@ -26,9 +26,7 @@ def begin(predictor: Predictor, path: str | Path) -> list[str]:
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """Names → tensors of a folder or file. Nothing in a pickle is run: torch.load with
-    weights_only.
-    """
+    """Names → tensors of a folder or file; nothing in a pickle is run."""
     path = Path(path)
     if path.is_dir():
         return Predictor.load(path).net.state_dict()

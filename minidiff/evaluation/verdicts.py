@@ -108,7 +108,12 @@ def _study(study: Mapping) -> list[dict]:
     """Did synthetic images help the classifier? The study's primary comparison answers."""
     if not (p := study.get("primary")):
         return []
-    return [{**p, "about": "study", "answer": {"gain": GOOD, "harm": BAD}.get(p["answer"], OPEN)}]
+    return [{**p, "about": "study", "answer": helped(p)}]
+
+
+def helped(primary: Mapping) -> str:
+    """Is the first arm of a primary comparison better? Yes for a gain, no for harm."""
+    return {"gain": GOOD, "harm": BAD}.get(primary["answer"], OPEN)
 
 
 def variety(rows: Sequence[Mapping]) -> list[dict]:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from minidiff.classification.agreement import agreement
+from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.variables import Category, Number
 
 LABEL = Category("label", ("normal", "pneumonia", "covid"))
@@ -33,7 +33,7 @@ def test_rows():
     shown = images([0, 1, 2, 2, 0, 1], [0, 1, 1, 0, 1, 0], [30, 40, 50, 60, 70, 80])
     labels = {"label": torch.tensor([0, 1, 2, 0, 0, -1]), "sex": torch.tensor([0, 1, 1, 0, 0, -2]),
               "age": torch.tensor([20.0, 40.0, 60.0, 80.0, math.nan, -math.inf])}
-    rows = {r["variable"]: r for r in agreement(Judge(), shown, labels, "synthetic")}
+    rows = {r["variable"]: r for r in judge_agreement(Judge(), shown, labels, "synthetic")}
 
     assert rows["label"]["n"] == 5 and rows["label"]["accuracy"] == pytest.approx(0.8)
     assert rows["label"]["low"] == pytest.approx(0.3755, abs=1e-3)
@@ -48,7 +48,7 @@ def test_rows():
 
 def test_absent_and_unknown_columns():
     shown = images([0, 1], [0, 1], [30, 40])
-    rows = agreement(Judge(), shown,
+    rows = judge_agreement(Judge(), shown,
                      {"sex": torch.tensor([-1, -1]), "age": torch.tensor([50.0, 50.0])}, "real")
     assert [r["variable"] for r in rows] == ["sex", "age"]
     assert rows[0]["n"] == 0 and "accuracy" not in rows[0]

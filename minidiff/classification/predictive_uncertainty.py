@@ -1,12 +1,10 @@
-"""When should an answer not be trusted? Disagreement, prediction sets, abstaining, and images
-unlike any seen.
+"""When should an answer not be trusted?
 
     members' p (m,n,k) ─ mean ─▶ entropy, mutual information ─▶ selective curve: leave the least
     certain to a person
                           └────▶ Conformal: the labels that are not ruled out; each true label in
                           its set 9 times in 10
-    features (n,d) ─ Typical ─▶ distance from the training images ─▶ is it from another world
-    altogether?
+    features (n,d) ─ FeatureDistance ─▶ distance from the training images ─▶ conformal p
 
 Members are the seeds of an ensemble (Lakshminarayanan et al. 2017) or passes with dropout. What is
 promised of the sets holds for images like those of validation; on another hospital's, `realised`
@@ -24,6 +22,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from minidiff.classification.scores import finite
 from minidiff.errors import InputError
 from minidiff.statistics import Interval, auroc, auroc_interval, wilson
 
@@ -32,8 +31,9 @@ KEPT = tuple(i / 20 for i in range(2, 21))
 
 
 def entropy(p: np.ndarray, exclusive: bool = True) -> np.ndarray:
-    """Probabilities (…,k) → nats (…), 0 … ln k; of findings that go together the sum of each one's,
-    0 … k ln 2.
+    """Probabilities (…,k) → nats (…); of findings the sum of each one's entropy.
+
+    From 0 to ln k; of findings to k ln 2.
     """
     p = np.asarray(p, float)
     h = scipy.special.entr(p)
@@ -41,11 +41,11 @@ def entropy(p: np.ndarray, exclusive: bool = True) -> np.ndarray:
 
 
 def mutual_information(members: np.ndarray, exclusive: bool = True) -> np.ndarray:
-    """p (m,n,k) → nats (n,): entropy of the mean less mean of the entropies, what the members
-    disagree about.
+    """p (m,n,k) → nats (n,): what the members disagree about.
 
-    Little where all say 50 %, much where half say 0 and half 1: not the image is unclear, but
-    training has not settled it (Houlsby et al. 2011).
+    The entropy of the mean minus the mean of the entropies. Little where all say 50 %, much where
+    half say 0 and half 1: not the image is unclear, but training has not settled it (Houlsby et al.
+    2011).
     """
     return np.maximum(entropy(np.mean(members, 0), exclusive) - entropy(members, exclusive).mean(0),
                       0.0)
@@ -87,9 +87,7 @@ class Conformal:
         return np.asarray(p, float) >= np.array(self.thresholds)
 
     def remarks(self, labels: Sequence[str]) -> list[str]:
-        """A sentence for each label that is in every set, because too few calibration images have
-        it.
-        """
+        """A sentence for each label that is in every set for want of calibration images."""
         need = math.ceil(1 / self.alpha - 1 - 1e-9)
         return [f"{name} is in every set: {n} calibration images have it, and to rule it out with "
                 f"{1 - self.alpha:.0%} certainty takes "
@@ -107,27 +105,27 @@ class Conformal:
             found = cls(float(form["alpha"]), thresholds, tuple(int(n) for n in form["n"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"no conformal thresholds: {type(error).__name__} {error}") from None
-        if not 0 < found.alpha < 1 or len(found.n) != len(thresholds) or any(map(math.isnan,
-                                                                                 thresholds)):
+        broken = len(found.n) != len(thresholds) or any(map(math.isnan, thresholds))
+        if broken or not 0 < found.alpha < 1:
             raise InputError(f"no conformal thresholds: alpha {found.alpha}, thresholds "
                              f"{thresholds} for n {found.n}")
         return found
 
 
 def missable(n: int, alpha: float) -> int:
-    """⌊α(n+1)⌋, how many of n + 1 true labels may be missed; the 1e-9 is for products such as 0.1 ·
-    30 = 3.0000…4.
+    """⌊α(n+1)⌋: how many of n + 1 true labels may be missed.
+
+    The 1e-9 is for products such as 0.1 · 30 = 3.0000…4.
     """
     return math.floor(alpha * (n + 1) + 1e-9)
 
 
 def coverage_interval(n: int, alpha: float, n_test: int | None = None,
                       confidence: float = 0.95) -> Interval:
-    """Where the coverage of sets from n calibration images should lie: Beta(n + 1 − l, l), l =
-    `missable` (Vovk 2012).
+    """Where the coverage of sets from n calibration images should lie (Vovk 2012).
 
-    That is over an endless test set; the share of n_test images is beta-binomial, and wider. (1, 1)
-    if none is missable.
+    Beta(n + 1 − l, l) with l = `missable`. That is over an endless test set; the share of n_test
+    images is beta-binomial, and wider. (1, 1) if none is missable.
     """
     missed, tails = missable(n, alpha), [(1 - confidence) / 2, (1 + confidence) / 2]
     if missed == 0:
@@ -152,28 +150,29 @@ def realised(sets: np.ndarray, truth: np.ndarray, labels: Sequence[str],
     for k, name in enumerate(labels):
         with_it, n = sets[truth[:, k], k], int(truth[:, k].sum())
         low, high = wilson(int(with_it.sum()), n)
-        expected = coverage_interval(conformal.n[k], conformal.alpha, n) if n else (math.nan,
-                                                                                    math.nan)
-        classes[name] = {"n": n, "coverage": _share(with_it), "low": _json(low),
-                         "high": _json(high),
-                         "in_others": _share(sets[~truth[:, k], k]), "n_cal": conformal.n[k],
+        expected = (math.nan, math.nan)
+        if n:
+            expected = coverage_interval(conformal.n[k], conformal.alpha, n)
+        classes[name] = {"n": n, "coverage": _mean(with_it), "low": finite(low),
+                         "high": finite(high),
+                         "in_others": _mean(sets[~truth[:, k], k]), "n_cal": conformal.n[k],
                          "beta": list(coverage_interval(conformal.n[k], conformal.alpha)),
-                         "expected": [_json(x) for x in expected],
+                         "expected": [finite(x) for x in expected],
                          "always": conformal.thresholds[k] == -math.inf,
                          "kept": bool(with_it.mean() >= expected[0]) if n else None}
     size = sets.sum(1)
     return {"n": len(sets), "target": 1 - conformal.alpha, "mean_size": float(size.mean()),
-            "empty": _share(size == 0), "single": _share(size == 1), "classes": classes}
+            "empty": _mean(size == 0), "single": _mean(size == 1), "classes": classes}
 
 
 def selective(uncertainty: Sequence[float], right: Sequence[bool]) -> dict:
-    """Accuracy of the most certain images, from the surest tenth to all: {"curve", "area",
-    "area_random", "area_best"}.
+    """Accuracy of the most certain images, from the surest tenth to all.
 
-    A row of the curve keeps a share of the images and all that are as certain as its last one;
-    Wilson intervals. "area" is the mean accuracy of the most certain i over i = 1 … n: one less the
-    AURC of Geifman & El-Yaniv 2017, equal uncertainties in the mean of their orders. Beside it,
-    that of a random order and of all errors last.
+    Returns {"curve", "area", "area_random", "area_best"}. A row of the curve keeps a share of the
+    images and all that are as certain as its last one; Wilson intervals. "area" is the mean
+    accuracy of the most certain i over i = 1 … n: one less the AURC of Geifman & El-Yaniv 2017,
+    equal uncertainties in the mean of their orders. Beside it, that of a random order and of all
+    errors last.
     """
     u, right = np.asarray(uncertainty, float), np.asarray(right, bool)
     assert len(u) == len(right) > 0 and not np.isnan(u).any()
@@ -195,13 +194,12 @@ def _area(right: np.ndarray) -> float:
     return float((np.cumsum(right) / np.arange(1, len(right) + 1)).mean())
 
 
-class Typical:
-    """Distance of an image's features from the nearest label's centre, in standard deviations of
-    the training images.
+class FeatureDistance:
+    """Mahalanobis distance of an image's features from the centre of the nearest label.
 
-    Mahalanobis distance with one covariance for all labels (Lee et al. 2018). 25 images say little
-    of the covariance of 128 features, so it is shrunk towards a multiple of the identity by the
-    share that Ledoit & Wolf (2004) find best.
+    In standard deviations of the training images. Mahalanobis distance with one covariance for all
+    labels (Lee et al. 2018). 25 images say little of the covariance of 128 features, so it is
+    shrunk towards a multiple of the identity by the share that Ledoit & Wolf (2004) find best.
     """
 
     def __init__(self, centres: np.ndarray, whiten: np.ndarray):
@@ -209,7 +207,7 @@ class Typical:
         self.centres, self.whiten = centres, whiten
 
     @classmethod
-    def fit(cls, features: np.ndarray, truth: np.ndarray) -> Typical:
+    def fit(cls, features: np.ndarray, truth: np.ndarray) -> FeatureDistance:
         """Features (n,d) of training images, truth (n,k) bool: a centre for each label that has
         images, where labels exclude each other; else one for all images, for findings that go
         together divide into too many groups."""
@@ -239,13 +237,14 @@ class Typical:
                 "whiten": torch.tensor(np.ascontiguousarray(self.whiten))}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Typical:
+    def from_state(cls, state: Mapping[str, Tensor]) -> FeatureDistance:
         return cls(state["centres"].numpy(), state["whiten"].numpy())
 
 
 def shrunk(x: np.ndarray) -> np.ndarray:
-    """Covariance (d,d) of centred x (n,d): (1 − s) S + s μ I with μ the mean variance (Ledoit &
-    Wolf 2004, section 3.2).
+    """Covariance (d,d) of centred x (n,d), shrunk (Ledoit & Wolf 2004, section 3.2).
+
+    (1 − s) S + s μ I with μ the mean variance.
     """
     n, d = x.shape
     covariance = x.T @ x / n
@@ -260,19 +259,19 @@ def shrunk(x: np.ndarray) -> np.ndarray:
 
 
 def conformal_p(distance: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """(n,) → how many of the reference are as far off or farther, (1 + #) / (1 + all): a valid p of
-    "it is like these".
+    """(n,) → (1 + how many of the reference are as far or farther) / (1 + all).
 
-    The reference is the distances of validation images: those of training images are too short
-    (Bates et al. 2023).
+    A valid p of "it is like these". The reference is the distances of validation images: those of
+    training images are too short (Bates et al. 2023).
     """
     reference = np.sort(reference)
     return (1 + len(reference) - np.searchsorted(reference, distance)) / (1 + len(reference))
 
 
 def right_answers(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> np.ndarray:
-    """p (n,k), truth (n,k) bool → (n,): the likeliest label is true; every finding is on its side
-    of one half.
+    """p (n,k), truth (n,k) bool → (n,): is the answer true, of findings every one?
+
+    The likeliest label, or every finding on its side of one half.
     """
     p, truth = np.asarray(p), np.asarray(truth, bool)
     if exclusive:
@@ -283,14 +282,14 @@ def right_answers(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> n
 def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
             labels: Sequence[str], conformal: Conformal, *,
             distances: Mapping[str, np.ndarray] | None = None, exclusive: bool = True) -> dict:
-    """Each set but "val" → its figures: members' p (m,n,k), truth (n,k) bool, and of `Typical` the
-    distances (n,).
+    """Each set but "val" → its figures, from the members' p (m,n,k) and truth (n,k) bool.
 
-    {"n", "members", "accuracy", "conformal": `realised`, and under each of "entropy",
-    "mutual_information" (with two members or more) and "distance" (if given): "mean", "mean_right",
-    "mean_wrong", "wrong": AUROC for being wrong, "ood": AUROC for not being of the set "test",
-    "selective"; of the distance also "atypical", the share farther off than 95 % of "val"}. The
-    accuracy is that of `right_answers` by the members' mean.
+    `distances` are those of `FeatureDistance`, (n,). {"n", "members", "accuracy", "conformal":
+    `realised`, and under each of "entropy", "mutual_information" (with two members or more) and
+    "distance" (if given): "mean", "mean_right", "mean_wrong", "wrong": AUROC for being wrong,
+    "ood": AUROC for not being of the set "test", "selective"; of the distance also "atypical", the
+    share farther off than 95 % of "val"}. The accuracy is that of `right_answers` by the members'
+    mean.
     """
     scores = {name: _scores(p, exclusive, (distances or {}).get(name))
               for name, p in members.items()}
@@ -303,12 +302,13 @@ def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
         found[name] = {"n": len(p), "members": len(members[name]), "accuracy": float(right.mean()),
                        "conformal": realised(conformal.sets(p), truth[name], labels, conformal)}
         for kind, u in scores[name].items():
-            far = scores["test"][kind] if name != "test" and kind in scores.get("test",
-                                                                                {}) else None
             row = {"mean": float(u.mean()), "mean_right": _mean(u[right]),
                    "mean_wrong": _mean(u[~right]), "wrong": _area_under(u, ~right),
-                   "selective": selective(u, right), "ood": None if far is None else _area_under(
-                       np.concatenate([u, far]), np.arange(len(u) + len(far)) < len(u))}
+                   "selective": selective(u, right), "ood": None}
+            internal = scores.get("test", {}).get(kind)
+            if name != "test" and internal is not None:
+                row["ood"] = _area_under(np.concatenate([u, internal]),
+                                         np.arange(len(u) + len(internal)) < len(u))
             if kind == "distance" and "distance" in scores.get("val", {}):
                 off = conformal_p(u, scores["val"]["distance"]) <= 0.05
                 low, high = wilson(int(off.sum()), len(off))
@@ -327,16 +327,9 @@ def _scores(members: np.ndarray, exclusive: bool,
 
 def _area_under(scores: np.ndarray, positive: np.ndarray) -> dict:
     low, high = auroc_interval(scores, positive)
-    return {"auroc": _json(auroc(scores, positive)), "low": _json(low), "high": _json(high),
+    return {"auroc": finite(auroc(scores, positive)), "low": finite(low), "high": finite(high),
             "n": int(positive.sum()), "n_rest": int((~positive).sum())}
 
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-_share = _mean   # of booleans
-
-
-def _json(x: float) -> float | None:
-    return float(x) if math.isfinite(x) else None   # JSON has no nan

@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 from scipy import stats
 
-from minidiff.classification.uncertainty import (
+from minidiff.classification.predictive_uncertainty import (
     Conformal,
-    Typical,
+    FeatureDistance,
     conformal_p,
     coverage_interval,
     entropy,
@@ -187,20 +187,20 @@ def test_shrunk_covariance_and_distance_equal_scikit_learns():
     peer = covariance.LedoitWolf(assume_centered=True).fit(residual)
     assert 0.01 < peer.shrinkage_ < 0.99
     assert np.allclose(shrunk(residual), peer.covariance_, rtol=1e-10, atol=1e-10)
-    found, new = Typical.fit(x, truth), rng.normal(size=(25, 40)) * 4
+    found, new = FeatureDistance.fit(x, truth), rng.normal(size=(25, 40)) * 4
     want = np.sqrt(np.min([peer.mahalanobis(new - c) for c in centres], 0))
     assert np.allclose(found.distance(new), want, rtol=1e-9)
     state = safetensors.torch.load(safetensors.torch.save(found.state()))
-    assert np.array_equal(Typical.from_state(state).distance(new), found.distance(new))
+    assert np.array_equal(FeatureDistance.from_state(state).distance(new), found.distance(new))
     # findings that go together: one centre
-    one = Typical.fit(x, rng.random((60, 3)) < 0.5)
+    one = FeatureDistance.fit(x, rng.random((60, 3)) < 0.5)
     assert one.centres.shape == (1, 40) and np.allclose(one.centres[0], x.mean(0))
     # no image of the fourth label
-    assert Typical.fit(x, np.c_[truth, np.zeros(60, bool)]).centres.shape == (3, 40)
-    assert Typical.fit(x[:, :1], truth).distance(x[:, :1]).shape == (60,)
+    assert FeatureDistance.fit(x, np.c_[truth, np.zeros(60, bool)]).centres.shape == (3, 40)
+    assert FeatureDistance.fit(x[:, :1], truth).distance(x[:, :1]).shape == (60,)
     for spoilt in (x[:1], np.where(x > 8, np.nan, x), np.ones_like(x)):
         with pytest.raises(InputError, match="features"):
-            Typical.fit(spoilt, truth[: len(spoilt)])
+            FeatureDistance.fit(spoilt, truth[: len(spoilt)])
 
 
 def test_distance_does_not_care_for_the_unit_of_a_feature_rotation_or_order():
@@ -209,10 +209,10 @@ def test_distance_does_not_care_for_the_unit_of_a_feature_rotation_or_order():
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     new = rng.normal(size=(10, 6)) * 2
     order = rng.permutation(80)
-    assert np.allclose(Typical.fit(7 * x @ turn, truth).distance(7 * new @ turn),
-                       Typical.fit(x, truth).distance(new))
-    assert np.allclose(Typical.fit(x[order], truth[order]).distance(new),
-                       Typical.fit(x, truth).distance(new))
+    assert np.allclose(FeatureDistance.fit(7 * x @ turn, truth).distance(7 * new @ turn),
+                       FeatureDistance.fit(x, truth).distance(new))
+    assert np.allclose(FeatureDistance.fit(x[order], truth[order]).distance(new),
+                       FeatureDistance.fit(x, truth).distance(new))
 
 
 def test_conformal_p_by_hand_and_level():

@@ -1,5 +1,4 @@
-"""Does a picture show what was asked for? A judge that was trained on real patients only reads
-every variable off it.
+"""Does a picture show what was asked for? A judge trained on real patients reads it.
 
 On held-out real images the judge is measured against the truth, on synthetic ones the request is
 measured by the judge: the second can be no better than the first, so the two stand side by side.
@@ -23,14 +22,11 @@ class Judge(Protocol):
     variables: Sequence[Variable]
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (N,3,H,W) → name → probabilities (N,k) of a category or of findings, values (N,) of
-        a number.
-        """
+        """uint8 (N,3,H,W) → name → probabilities (N,k), or values (N,) of a number."""
 
 
-def agreement(judge: Judge, images: Tensor, labels: Labels, which: str) -> list[dict]:
-    """One row for each variable of the judge that `labels` knows, over its known cells only;
-    `which` names the set.
+def judge_agreement(judge: Judge, images: Tensor, labels: Labels, which: str) -> list[dict]:
+    """One row for each variable of the judge that `labels` knows; `which` names the set.
 
     Category: share judged as labelled with Wilson's interval, the same by value, AUROC if there are
     two values. Findings: share with every finding judged as labelled (at probability .5), and of

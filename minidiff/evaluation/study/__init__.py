@@ -1,1 +1,0 @@
-"""The study on one page: did synthetic images help, told first, then every number that says so."""
