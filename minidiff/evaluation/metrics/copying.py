@@ -248,8 +248,8 @@ def authentic(own: Tensor, nearest_other: Tensor) -> Tensor:
 def calibrated(d: Tensor) -> tuple[Tensor, Tensor]:
     """Carlini's distance to the nearest x of each row, and which that is: (n,), (n,).
 
-    ℓ(x̂, x; S) = d(x̂, x) / (α · mean of d(x̂, y) over y in S), S the 50 nearest. They call x̂ a copy
-    below 1; that depends on the space, and here it is compared with held-out images.
+    ℓ(x̂, x; S) = d(x̂, x) / (α · mean of d(x̂, y) over y in S), S the 50 nearest. They call x̂ a
+    copy below 1; that depends on the space, and here it is compared with held-out images.
     """
     values, index = d.topk(min(NEXT, d.shape[1]), dim=1, largest=False)
     return values[:, 0] / (SCALE * values.mean(1)).clamp(min=1e-12), index[:, 0]
