@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_sets import data_set, picture, refused, rows_of
 
-from minidiff.data.table import read_table, require_classes, write_table
+from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 
 CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" / "cxr"))
@@ -169,9 +169,6 @@ def test_select_and_require(tmp_path):
     with pytest.raises(InputError, match="label 'b' needs 1 or more images in split 'test'; has "
                        "train 2, ward 1"):
         table.require("train", "test")
-    require_classes(table)
-    with pytest.raises(InputError, match="2 or more labels; the data have 'a'"):
-        require_classes(table.select(label="a"))
 
 
 def test_fingerprint_follows_content_label_patient_and_split(tmp_path):

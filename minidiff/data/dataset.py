@@ -70,8 +70,8 @@ class Images:
 
 def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path, skip_bad: bool,
                 prior: Sequence[str] = (), grey: Grey = "auto") -> Images:
-    """The images of data folders and, of `prior` folders, the training split; leaks are checked over
-    all of them.
+    """The images of data folders, and of the training split of `prior` folders; leaks are checked
+    over all.
 
     Raises InputError where there is nothing to train on or nothing held out.
     """

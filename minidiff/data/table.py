@@ -76,13 +76,6 @@ class Table:
                                      f"{split!r}; has {have}")
 
 
-def require_classes(table: Table, at_least: int = 2) -> None:
-    """Raise InputError if there are too few labels to tell apart."""
-    if len(table.labels) < at_least:
-        found = ", ".join(map(repr, table.labels)) or "none"
-        raise InputError(f"a classifier needs {at_least} or more labels; the data have {found}")
-
-
 def read_table(
     folders: str | Path | Sequence[str | Path],
     *,
