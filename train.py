@@ -305,8 +305,8 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             is_due, is_snapshot = checkpointer.is_due(done), done in snapshot_steps
             held_out = {"val_loss": None}
             if is_due or is_snapshot:
-                held_out = watch.validate(averaged, s.probes, s.precision.autocast, device, cfg.batch,
-                                      cfg.min_snr)
+                held_out = watch.validate(averaged, s.probes, s.precision.autocast, device,
+                                          cfg.batch, cfg.min_snr)
             if is_due or is_snapshot or done % cfg.log_every == 0:
                 checkpointer.log(step=done, loss=losses.mean().item(),
                                  **watch.by_quarter(losses, times, len(schedule)), **held_out,

@@ -6,8 +6,8 @@ cries wolf.
     python benchmarks/audit.py --part text [--data DIR]   planted letters: hits, false alarms
 
 Copies are mirrored, compressed again (JPEG, quality 40), cropped by 5 % a side, or brightened
-(gamma 0.7, 20 grey values), written as files, and found again by `audit.copies`. Letters are of 8 to
-20 px in a corner of images of 320 px or more.
+(gamma 0.7, 20 grey values), written as files, and found again by `audit.copies`. Letters are of 8
+to 20 px in a corner of images of 320 px or more.
 """
 
 import argparse

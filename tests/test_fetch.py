@@ -180,7 +180,8 @@ def test_two_processes_do_not_write_into_one_file(hub, tmp_path, capsys):
     import fcntl
     with open(tmp_path / (hub.publish("inception", BODY) + ".part"), "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert "another process is fetching it" in fails(capsys, "fetch", "inception", "--to", tmp_path)
+        said = fails(capsys, "fetch", "inception", "--to", tmp_path)
+        assert "another process is fetching it" in said
 
 
 def test_without_network_file_or_library_one_line_says_what_to_do(hub, tmp_path, capsys,

@@ -12,7 +12,8 @@ from minidiff.data.table import write_table
 from minidiff.variables import Category
 
 LOADED = "[...document.images].map(i => i.complete && i.naturalWidth > 0)"
-WIDE = """[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1
+WIDE = """[...document.querySelectorAll('body *')].filter(
+    e => e.getBoundingClientRect().right > innerWidth + 1
     && !e.closest('.scroll')).map(e => e.tagName + '.' + e.className)"""
 
 

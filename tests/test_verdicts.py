@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minidiff.classification.agreement import agreement
+from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.evaluation import pages
 from minidiff.evaluation.metrics.agreement import within_label
 from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
@@ -149,7 +149,7 @@ def test_attributes_are_judged_within_label(effect, expected):
         judge = SimpleNamespace(variables=variables, predict=lambda _, judged=judged: judged)
         within = within_label(variables, judged, labels, group)
         found += [{**row, **within[row["variable"]]}
-                  for row in agreement(judge, torch.zeros(300), labels, which)]
+                  for row in judge_agreement(judge, torch.zeros(300), labels, which)]
     age, sex = (next(r for r in found[2:] if r["variable"] == name) for name in ("age", "sex"))
     assert age["low"] > 0.5 and age["within_low"] < age["within_r"] < age["within_high"] < age[
         "high"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minidiff import variables as var
-from minidiff.classification.agreement import agreement
+from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predictor import Predictor
 from minidiff.data.table import Table
 from minidiff.errors import InputError
@@ -41,7 +41,7 @@ def agree(judge: Predictor | None, labels: Mapping[str, Labels], tables: Mapping
         once = SimpleNamespace(variables=judge.variables, predict=lambda _, judged=judged: judged)
         within = within_label(judge.variables, judged, labels[name], tables[name].column("label"))
         rows += [{**row, **within.get(row["variable"], {})}
-                 for row in agreement(once, pixels[name], labels[name], shown)]
+                 for row in judge_agreement(once, pixels[name], labels[name], shown)]
     return rows
 
 
