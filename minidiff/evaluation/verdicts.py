@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from minidiff.evaluation.metrics.comparison import ALL
 from minidiff.evaluation.pages.format import num, percent
@@ -13,6 +13,19 @@ KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how `page.chip` shows them
 MARGIN = 0.1  # by which agreement may fall short of that on real images
 # AUROC of an attack below which, with its whole interval, it is said to find next to nothing
 LEAK = 0.6
+
+
+def beyond(low: float | None, high: float | None, gate: float) -> str:
+    """Does a whole interval lie above a gate? Yes; no where it lies below; else not resolved."""
+    if low is None or high is None:
+        return OPEN
+    return GOOD if low > gate else BAD if high < gate else OPEN
+
+
+def in_every(answers: Iterable[str]) -> str:
+    """Yes takes all of them, and one no is enough for no."""
+    answers = set(answers)
+    return BAD if BAD in answers else GOOD if answers == {GOOD} else OPEN
 
 
 def verdicts(result: dict) -> list[dict]:

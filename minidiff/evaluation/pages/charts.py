@@ -221,6 +221,23 @@ def heat_map(values: Sequence[Sequence[float | None]], down: Sequence[str], acro
         return _png(figure)
 
 
+def matrix_maps(found: dict) -> list[tuple[str, bytes]]:
+    """From matrix.json, for each extractor the distances of every set to every real one."""
+    rows, columns = ([s for s in found[side] if not s["too_few"]] for side in ("rows", "columns"))
+    names = [s["name"] + (" (synthetic)" if s["kind"] == "synthetic" else "") for s in columns]
+    maps = []
+    for extractor in (e["name"] for e in found["extractors"]):
+        at = {(c["row"], c["column"]): c for c in found["cells"] if c["extractor"] == extractor}
+        cells = [[at[r["name"], c["name"]] for r in rows] for c in columns]
+        own = [[r["part"] == "held-out" and r["label"] == c["label"] and c["kind"] != "real"
+                for r in rows] for c in columns]
+        marks = [[("◂" if is_own else "") + ("†" if cell["confounded"] else "")
+                  for is_own, cell in zip(*line)] for line in zip(own, cells)]
+        maps.append((extractor, heat_map([[cell.get("KD") for cell in line] for line in cells],
+                                         names, [r["name"] for r in rows], marks)))
+    return maps
+
+
 def _number(x: float) -> str:
     text = f"{x:.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
     return text.replace("-", "−")

@@ -30,6 +30,21 @@ def percent(x: float | None) -> str:
     return "–" if x is None or math.isnan(x) else f"{100 * x:.1f} %"
 
 
+def hundred(x: float | None) -> str:
+    """A share in per cent, without the sign."""
+    return "–" if x is None else num(100 * x)
+
+
+def points(x: float) -> str:
+    """A share as percentage points with its sign."""
+    return f"{100 * x:+.1f}".replace("-", "−")
+
+
+def distance_names(extractor: str) -> tuple[str, str]:
+    """What the kernel and the Fréchet distance are called: KID and FID in Inception's features."""
+    return ("KID", "FID") if "inception" in extractor else ("kernel distance", "Fréchet distance")
+
+
 def plain(value: Any) -> str:
     """A dictionary or list in one line."""
     if isinstance(value, dict):
@@ -38,7 +53,7 @@ def plain(value: Any) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinity as None, tuples as lists, the rest as text."""
+    """The value as JSON can hold it: NaN and infinity as None, what it cannot as text."""
     if isinstance(value, dict):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from minidiff import runs
 from minidiff.errors import count
-from minidiff.evaluation.matrix import matrix_page
 from minidiff.evaluation.metrics.neighbours import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.pages import charts as figures
 from minidiff.evaluation.pages import report_sections as sections
@@ -228,7 +227,9 @@ def matrix(found: dict | None) -> str:
     faults = "; ".join(found["faults"])
     return (f"<p><b>{escape(found['status'])}.</b> {caught} of {len(found['controls'])} control "
             f"sets were caught{': ' + escape(faults) if faults else ''}. Its own page is "
-            f"matrix.html in {escape(found['config']['out'])}.</p>" + matrix_page.heat_maps(found))
+            f"matrix.html in {escape(found['config']['out'])}.</p>" + "".join(
+                figure(png, f"KD in the space “{name}”.", f"heat map, {name}")
+                for name, png in figures.matrix_maps(found)))
 
 
 def study(result: dict) -> str:

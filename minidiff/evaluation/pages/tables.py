@@ -21,18 +21,22 @@ class Row:
 
 
 class Table:
-    """A head and rows; rows may be given as plain sequences of cells."""
+    """A head and rows; rows may be plain sequences of cells, and end before the head does."""
 
     def __init__(self, head: Sequence[str], rows: Iterable[Row | Sequence[Any]]):
         self.head = list(head)
         self.rows = [row if isinstance(row, Row) else Row(row) for row in rows]
 
     def texts(self) -> list[list[str]]:
-        return [["" if cell is None else str(cell) for cell in row.cells] for row in self.rows]
+        return [_filled(row.cells, len(self.head)) for row in self.rows]
 
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers: they are set flush right, the others left."""
-        columns = zip(*self.texts()) if self.rows else [()] * len(self.head)
+        """Which columns hold numbers: they are set flush right, the others left.
+
+        Rows of kind "small" do not count: they say in words why a number is missing.
+        """
+        rows = [_filled(row.cells, len(self.head)) for row in self.rows if "small" not in row.kind]
+        columns = zip(*rows) if rows else [()] * len(self.head)
         return [any(map(NUMBER.match, filled))
                 and all(c in "–" or NUMBER.match(c) for c in filled)
                 for filled in ([c for c in column if c] for column in columns)]
@@ -49,3 +53,8 @@ class Table:
         return "\n".join(indent + "  ".join(
             cell.rjust(w) if right else cell.ljust(w)
             for cell, w, right in zip(line, widths, flush)).rstrip() for line in lines)
+
+
+def _filled(cells: Sequence[Any], n: int) -> list[str]:
+    texts = ["" if cell is None else str(cell) for cell in cells]
+    return texts + [""] * (n - len(texts))
