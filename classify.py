@@ -49,7 +49,7 @@ from minidiff.evaluation.study.gallery import gallery
 from minidiff.evaluation.study.printed import printed
 from minidiff.evaluation.study.study_page import csv_tables, study_page
 from minidiff.root import Rooted, then
-from minidiff.training.precision import pick_device
+from minidiff.training.device import pick_device
 
 FREE = ("arms", "seeds", "device", "primary")  # knobs that do not change what is finished
 
@@ -91,7 +91,7 @@ def run_study(cfg: Config) -> None:
     runs.refuse_other(cfg.out, cfg, "classifier", (*FREE, "condition"))
     used = {name: folder for name, folder in folders.items() if any(
         name == arm.source or (arm.added == kinds.DUPLICATES and not arm.factor) for arm in arms)}
-    with distributed.first():  # a split that has to be made is made once
+    with distributed.rank0_first():  # a split that has to be made is made once
         data = inputs.read(cfg.data, used, cfg.external, size=cfg.size, seed=cfg.seed,
                            out=f"{cfg.root}/classifier", target=cfg.target, hold_out=cfg.hold_out,
                            near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
@@ -103,7 +103,7 @@ def run_study(cfg: Config) -> None:
     recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data),
                           cfg.even, cfg.init, cfg.precision, str(pick_device(cfg.device)), cfg.seed)
     out, main = Path(cfg.out), not distributed.rank()
-    with distributed.first():  # no rank trains into a folder that is refused
+    with distributed.rank0_first():  # no rank trains into a folder that is refused
         if main:
             start = Path(cfg.init) / "predictor.safetensors" if Path(cfg.init).is_dir() else Path(
                 cfg.init)
@@ -119,12 +119,12 @@ def run_study(cfg: Config) -> None:
                 f"{recipe.positive}{'' if cfg.positive else ', the rarest in training (--positive)'}")
     primary = declared(cfg, arms, data, out)
     if main:
-        with distributed.alone():
+        with distributed.independent():
             audit = audited(cfg, out, data)
             judge = train_judge(cfg, out / "judge", data, known)
     pairs = [(arm, seed) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for arm in arms]
     for arm, seed in pairs[distributed.rank() :: distributed.world()]:
-        with distributed.alone():
+        with distributed.independent():
             study.train_pair(study.folder_of(out, arm.name, seed), arm, seed, data, recipe,
                              f"{arm.name}, seed {seed}")
     distributed.wait()

@@ -34,7 +34,8 @@ from torch import Tensor
 # isort: split
 from minidiff.classification.predictor import DECAY, Predictor, fit
 from minidiff.data.dataset import BIAS, GAIN, ROTATION, SCALE, SHIFT
-from minidiff.training.precision import Precision, pick_device
+from minidiff.training.device import pick_device
+from minidiff.training.precision import Precision
 from minidiff.variables import Category
 
 IMAGES, CLASSES = 1500, 3   # in the data set that is drawn from

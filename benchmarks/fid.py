@@ -13,7 +13,7 @@ seconds by the clock. Memory is the peak above that at the start, features inclu
 
 Folders hold noisy phantoms, and the Inception network, the same for both, random weights in the
 true shapes. pytorch-fid reads with as many workers as there are threads, as it does unless told;
-minidiff decodes in threads beside the network.
+minidiff reads in the process itself.
 """
 
 from __future__ import annotations
@@ -74,18 +74,9 @@ def pytorch_fid() -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def folder_own(folder: Path) -> Callable[[], float]:
-    from minidiff.evaluation.features import cache
-    from minidiff.evaluation.features.build import build
-    from minidiff.evaluation.metrics.moments import Moments, fid_of
-    network, = build([f"inception-pytorch-fid={folder / 'inception.pth'}"], train=None)
-
-    def step() -> float:
-        sides = Moments(D), Moments(D)
-        for moments, name in zip(sides, "ab"):
-            for _, rows in cache.stream(network, sorted((folder / name).glob("*.png"))):
-                moments.add(rows.double().numpy())
-        return fid_of(*sides)
-    return step
+    from minidiff.evaluation.fid import measure
+    spec = f"inception-pytorch-fid={folder / 'inception.pth'}"
+    return lambda: measure(folder / "a", folder / "b", extractor=spec, draws=0, metrics=["FID"])[0]
 
 
 def folder_theirs(folder: Path) -> Callable[[], float]:

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from minidiff.evaluation.matrix.cells import cell, real_against_real  # noqa: E402
 from minidiff.evaluation.matrix.subsets import Subset  # noqa: E402
-from minidiff.evaluation.metrics.distances import kernel  # noqa: E402
+from minidiff.evaluation.metrics.pairwise import kernel  # noqa: E402
 
 
 def subset(k: int, n: int, widths: list[int]) -> Subset:

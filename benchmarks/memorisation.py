@@ -33,16 +33,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from minidiff.counted import generators  # noqa: E402
 from minidiff.data import phantom  # noqa: E402
-from minidiff.data.dataset import augment, load_pixels, to_float  # noqa: E402
+from minidiff.data.dataset import augment, load_pixels  # noqa: E402
 from minidiff.data.table import read_table  # noqa: E402
-from minidiff.evaluation.metrics.neighbours import (  # noqa: E402
-    ALPHA,
-    Space,
-    distances,
-    judge,
-    overlaid,
-    pixel_spaces,
-)
+from minidiff.evaluation.metrics.copying import ALPHA, Space, copy_verdict  # noqa: E402
+from minidiff.evaluation.metrics.pairwise import distances, overlaid, pixel_spaces  # noqa: E402
+from minidiff.pixels import to_float  # noqa: E402
 
 GRAIN, BLUR, SMOOTH = 0.02, 0.7, 1.0
 AROUND, POOL = 32, 600
@@ -98,7 +93,7 @@ def draw(patients: np.ndarray, sizes: tuple[int, int, int],
 
 
 def repeat(d: dict, patients: np.ndarray, kind: str, share: float, sizes: tuple[int, int, int],
-           seed: int, divisions: int = 999) -> dict:
+           seed: int, permutations: int = 999) -> dict:
     """The verdict on one draw: "smooth", or a share of copies of that kind among synthetic
     images.
     """
@@ -113,8 +108,8 @@ def repeat(d: dict, patients: np.ndarray, kind: str, share: float, sizes: tuple[
         among = real[train][:, train].clone().fill_diagonal_(torch.inf)
         spaces[name] = Space(made[:, train], made[:, heldout], real[heldout][:, train],
                              among.amin(1))
-    return judge(spaces, pairs=0, patients=(patients[train].tolist(), patients[heldout].tolist()),
-                 divisions=divisions, seed=seed)
+    return copy_verdict(spaces, pairs=0, permutations=permutations, seed=seed,
+                        patients=(patients[train].tolist(), patients[heldout].tolist()))
 
 
 def rates(results: list[dict]) -> dict[str, float]:

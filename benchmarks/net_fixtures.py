@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
 def data() -> None:
-    """Two data sets, tables of wishes, DICOM files of two labels, random weights, secrets that are none."""
+    """Two data sets, tables of wishes, DICOM files of two labels, random weights, secrets that are
+    none.
+    """
     from dicom_files import encode, make
     from test_inception import random_state
 

@@ -26,7 +26,8 @@ from minidiff import variables as var  # noqa: E402
 from minidiff.diffusion import model as models  # noqa: E402
 from minidiff.diffusion import unet as unets  # noqa: E402
 from minidiff.diffusion.lora import PARTS  # noqa: E402
-from minidiff.training.precision import Precision, keep_memory  # noqa: E402
+from minidiff.training.device import keep_memory  # noqa: E402
+from minidiff.training.precision import Precision  # noqa: E402
 
 VARIABLES = [var.Category("label", ("a", "b", "c")), var.Category("sex", ("f", "m")),
              var.Number("age", 60, 15, 20, 95)]

@@ -36,8 +36,7 @@ from torch import Tensor
 from minidiff import runs
 from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import Images, read_images
-from minidiff.diffusion import plan as plans
-from minidiff.diffusion.generate import DECODE, Pipeline, Recipe, to_uint8
+from minidiff.diffusion.generate import DECODE, Pipeline, Recipe
 from minidiff.diffusion.guidance import EVERYWHERE
 from minidiff.diffusion.samplers import SeededNoise
 from minidiff.diffusion.store import load_pipeline
@@ -45,8 +44,10 @@ from minidiff.evaluation.features.extractor import Extractor, PixelPCA, Predicto
 from minidiff.evaluation.metrics.distances import equal, finite_percentile, floor, kid, kid_draws
 from minidiff.evaluation.metrics.manifold import prdc
 from minidiff.evaluation.quick import Quick, recognised
+from minidiff.pixels import to_uint8
+from minidiff.sampling import plan as plans
 from minidiff.statistics import wilson
-from minidiff.training.precision import pick_device
+from minidiff.training.device import pick_device
 from minidiff.variables import Labels
 
 PEER, DEFAULT = "pndm/leading/50/1.5", "dpmpp_2m/logsigma/12/1.5"

@@ -39,7 +39,8 @@ from minidiff.diffusion.generate import DECODE, Pipeline, Recipe
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.vae import VAE
-from minidiff.training.precision import Precision, pick_device
+from minidiff.training.device import pick_device
+from minidiff.training.precision import Precision
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # else it ends in another way

@@ -1,9 +1,8 @@
-"""Randomness by counting: every random number is a function of (seed, slot, purpose), and nothing
-has a state.
+"""Random numbers without state: each is a function of (seed, slot, purpose).
 
-Slot s = step·batch + place in the global batch. Neither the number of processes nor an interruption
-changes what a slot draws, so a resumed run equals an unbroken one bit for bit, and no generator has
-to be saved.
+Slot s = step·batch + place in the global batch. What a slot draws depends neither on the number of
+processes nor on interruptions: a resumed run equals an unbroken one bit for bit, and no generator
+is saved.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ ORDER, AUGMENT, NOISE, TIME, DROP, VIEW, VALIDATE, ROWS, DROPOUT = range(9)
 
 
 def seeded(*key: int) -> torch.Generator:
-    """A CPU generator that is a function of these integers, each in its place.
+    """A CPU generator that is a function of these integers.
 
-    torch's CPU generator (mt19937) keeps the low 32 bits of its seed, which is why the key is
-    hashed and not packed.
+    They are hashed, for torch's CPU generator (mt19937) uses only the low 32 bits of its seed.
     """
     digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -48,35 +46,32 @@ def uniform(seed: int, slots: Sequence[int], purpose: int, n: int) -> Tensor:
 
 
 def stratified(seed: int, step: int, batch: int) -> Tensor:
-    """One low-discrepancy set of `batch` times in [0, 1): equal strata with one shared offset
-    (Kingma et al. 2021, I.1).
+    """`batch` times in [0, 1): one in each of equal strata, all with one random offset.
+
+    Kingma et al. 2021, I.1.
     """
     offset = torch.rand((), generator=seeded(seed, step, TIME), dtype=torch.float64)
     return (torch.arange(batch, dtype=torch.float64) / batch + offset) % 1
 
 
 def drops(seed: int, slots: Sequence[int], n: int, together: float, alone: float) -> Tensor:
-    """Which of n cells of each slot are dropped, (slots, n): all together, or each alone, with
-    these probabilities.
+    """Which of a slot's n cells are dropped, (slots, n), by the probabilities of dropping all
+    together and each alone.
     """
     u = uniform(seed, slots, DROP, 1 + n)
     return (u[:, :1] < together) | (u[:, 1:] < alone)
 
 
 def order(n: int, seed: int, slots: Sequence[int]) -> list[int]:
-    """Which of n images fills each slot: slot s takes place s % n of the permutation of epoch s //
-    n.
-    """
+    """Which of n images fills each slot: place s % n in the permutation of epoch s // n."""
     return [_permutation(n, seed, slot // n)[slot % n] for slot in slots]
 
 
 def order_of_groups(groups: Sequence[Sequence[int]], shares: Sequence[int], seed: int,
                     slots: Sequence[int]) -> list[int]:
-    """Which image fills each slot when group g is to fill shares[g] of every Σ shares slots,
-    whatever its own size.
+    """Which image fills each slot if group g fills shares[g] of every Σ shares slots.
 
-    Within a group the images take turns, through all epochs, so that each is used as often as any
-    other.
+    The images of a group take turns, so that each is used equally often.
     """
     ends = list(accumulate(shares))
     picked = []

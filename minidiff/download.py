@@ -1,5 +1,6 @@
-"""A public file from the network, whole and right or not at all. Only commands that were asked to
-fetch come here.
+"""Fetch a public file completely and with the right hash, or not at all.
+
+Only commands that the user asked to fetch come here.
 """
 
 from __future__ import annotations
@@ -17,57 +18,55 @@ from tqdm import tqdm
 from minidiff.errors import InputError
 
 INCEPTION = (  # the weights of FID: address, SHA-256 and bytes
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2", 95_628_359)
 
 
 def cache() -> Path:
-    """Where files go if no folder is named: $XDG_CACHE_HOME/minidiff, or ~/.cache/minidiff."""
+    """Where files go by default: $XDG_CACHE_HOME/minidiff, else ~/.cache/minidiff."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
 
 
 def retrieve(url: str, path: Path, digest: str, size: int, advice: str,
              headers: Mapping[str, str] | None = None) -> Path:
-    """Fetch a public file into PATH.part, going on where an earlier try was cut off, and rename it
-    when it is right.
+    """Fetch a public file into PATH.part, resuming an earlier try, and rename it if it is right.
 
-    No more than `size` bytes are read, and nothing is kept whose SHA-256 is not `digest`.
-    InputError when it fails.
+    No more than `size` bytes are read, and only a file with the SHA-256 `digest` is kept.
+    InputError, with `advice`, if it fails.
     """
     part = path.with_name(f"{path.name}.part")
     try:
         _stream(url, part, size, headers or {})
-    # offline, refused, cut off, not a URL
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        why = "another process is at it" if isinstance(error,
-                                                       BlockingIOError) else getattr(error,
-                                                                                     "reason",
-                                                                                     error)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # offline, cut off, no URL
+        why = getattr(error, "reason", error)
+        if isinstance(error, BlockingIOError):
+            why = "another process is fetching it"
         raise InputError(f"{url} cannot be fetched ({why}); {advice}") from None
-    from minidiff.runs import sha256, sync_folder  # only now: runs imports torch
+    from minidiff.runs import sha256, sync  # only now: runs imports torch
     found, length = sha256(part), part.stat().st_size
     if found != digest:
         part.unlink()
-        with contextlib.suppress(OSError):  # a folder that was made for this file alone
+        with contextlib.suppress(OSError):  # it may hold other files
             part.parent.rmdir()
         more = "or more " if length > size else ""
         raise InputError(f"{url}: {length} bytes {more}with SHA-256 {found}; the public file has "
                          f"{size} and {digest}. Nothing was kept; {advice}")
     os.replace(part, path)
-    sync_folder(path.parent)
+    sync(path.parent)
     return path
 
 
 def _stream(url: str, part: Path, size: int, headers: Mapping[str, str]) -> None:
     at = part.stat().st_size if part.is_file() else 0
-    if at >= size:  # an earlier process was killed between the last byte and the rename
+    if at >= size:  # killed between the last byte and the rename
         return
-    request = urllib.request.Request(url, headers={"User-Agent": "minidiff",
-                                                   **({"Range": f"bytes={at}-"} if at else {})})
+    request = urllib.request.Request(url, headers={"User-Agent": "minidiff"})
+    if at:
+        request.add_header("Range", f"bytes={at}-")
     request.unredirected_hdrs.update(headers)
     with urllib.request.urlopen(request, timeout=30) as reply:
-        # 200: the server knows no ranges, and sends it all anew
-        at = at if reply.status == 206 else 0
+        at = at if reply.status == 206 else 0  # 200: the server sends all of it again
         part.parent.mkdir(parents=True, exist_ok=True)
         with (open(part, "ab") as file, tqdm(total=size, initial=at, desc=part.stem, unit="B",
                                              unit_scale=True, dynamic_ncols=True) as bar):
@@ -80,5 +79,5 @@ def _stream(url: str, part: Path, size: int, headers: Mapping[str, str]) -> None
             file.flush()
             os.fsync(file.fileno())
         if at < size and reply.length:
-            raise ConnectionError(f"cut off after {at:,} of {size:,} bytes; the same command goes "
-                                  "on from there")
+            raise ConnectionError(f"cut off after {at:,} of {size:,} bytes; the same command "
+                                  "resumes")

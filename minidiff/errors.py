@@ -1,6 +1,4 @@
-"""The two exceptions that the scripts turn into one sentence and exit status 2, and what such
-sentences are made of.
-"""
+"""Two exceptions that the scripts turn into one sentence and exit status 2."""
 
 
 class InputError(ValueError):

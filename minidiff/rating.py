@@ -1,8 +1,8 @@
-"""Agreement of readers and comparison of their shares, in numpy and scipy only.
+"""Agreement of readers (Cohen, Fleiss, Gwet AC1, intraclass kappa), and intervals of their shares.
 
-Ratings are a matrix (images, readers) of categories 0 … q − 1, with −1 where a reader gave none. A
-coefficient of agreement is (observed − chance) / (1 − chance); the three here differ in what they
-call chance.
+Only numpy and scipy. Ratings are a matrix (images, readers) of categories 0 … q − 1, and −1 if a
+reader gave none. A coefficient of agreement is (observed − chance) / (1 − chance); they differ in
+what they call chance.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ CHANCE = ("cohen", "fleiss", "ac1")
 
 
 class Agreement(NamedTuple):
-    """A coefficient, its interval and standard error, the agreement observed and that by chance,
-    over n images.
-    """
+    """A coefficient over n images, with the observed agreement and that expected by chance."""
 
     value: float
     low: float
@@ -34,28 +32,23 @@ class Agreement(NamedTuple):
 
 
 def effective_wilson(p: float, variance: float, n: float, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a share p whose variance is not p(1 − p)/n: at the n that would have
-    given this variance.
+    """Wilson's interval of a share p with any variance, at the n that would give this variance.
 
-    One image read by several readers is one draw, not several (Korn & Graubard 1998). n serves
-    where the variance is 0.
+    An image that several readers rate is one draw, not several (Korn & Graubard 1998). At a
+    variance of 0, n is used.
     """
     n = p * (1 - p) / variance if variance > 0 and 0 < p < 1 else n
     return wilson(p * n, n, confidence)
 
 
 def mover(p: float, of_p: Interval, q: float, of_q: Interval) -> Interval:
-    """Interval of p − q from an interval of each: the square-and-add rule (Zou & Donner 2008); also
-    on arrays.
-    """
+    """Interval of p − q from the intervals of both, by square and add (Zou & Donner 2008)."""
     d = p - q
     return d - np.hypot(p - of_p[0], of_q[1] - q), d + np.hypot(of_p[1] - p, q - of_q[0])
 
 
 def newcombe(k: int, n: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:
-    """Interval of k/n − k2/n2, two independent shares (Newcombe 1998, method 10: Wilson's limits,
-    squared and added).
-    """
+    """Interval of k/n − k2/n2, two independent shares (Newcombe 1998, method 10)."""
     if not (n and n2):
         return NONE
     low, high = mover(k / n, wilson(k, n, confidence), k2 / n2, wilson(k2, n2, confidence))
@@ -69,16 +62,14 @@ def against_chance(k: int, n: int, chance: float = 0.5) -> float:
 
 def agreement(ratings: Sequence, chance: str, categories: int = 2,
               confidence: float = 0.95) -> Agreement:
-    """Cohen's kappa (two readers, each with his own habit), Fleiss' kappa (any number) or Gwet's
-    AC1 (any number).
+    """Cohen's kappa (two readers), or Fleiss' kappa or Gwet's AC1 (any number of readers).
 
-    Where nearly all images are of one category kappa falls although readers agree (the prevalence
-    paradox); AC1 does not. Images with one rating count for the categories' shares only. The
-    standard error is that of the linear part of the coefficient, which is Fleiss, Cohen & Everitt
-    1969 for Cohen's and Gwet 2008 for the others. The interval is Wilson's on the agreement
-    observed, at the number of images that would have this standard error: it stays below 1 and has
-    a width even where all agree. nan where there is no such image, or where chance alone would make
-    all agree.
+    If nearly all images are of one category, kappa falls although readers agree (the prevalence
+    paradox); AC1 does not. Images with one rating count only for the shares of the categories. The
+    standard error comes from the linear part of the coefficient: Fleiss, Cohen & Everitt 1969 for
+    Cohen's, Gwet 2008 for the others. The interval is Wilson's of the observed agreement, at the
+    number of images that gives this standard error: it stays below 1, and has a width even if all
+    agree. nan without an image of two ratings, or if chance alone makes all agree.
     """
     assert chance in CHANCE, chance
     x = np.asarray(ratings, np.int64)
@@ -109,9 +100,9 @@ def agreement(ratings: Sequence, chance: str, categories: int = 2,
     if 1 - expected < 1e-12:
         return Agreement(math.nan, *NONE, math.nan, float(observed), expected, n)
     value = (observed - expected) / (1 - expected)
-    each = n / twice.sum() * (same - expected * twice) - 2 * (1 - value) * (pull - expected)
-    each = each / (1 - expected)
-    se = math.sqrt(((each - value) ** 2).sum() / n / (n - 1)) if n > 1 else math.nan
+    linear = n / twice.sum() * (same - expected * twice) - 2 * (1 - value) * (pull - expected)
+    linear = linear / (1 - expected)  # part of each image in the coefficient
+    se = math.sqrt(((linear - value) ** 2).sum() / n / (n - 1)) if n > 1 else math.nan
     ends = effective_wilson(observed, (se * (1 - expected)) ** 2, int(twice.sum()), confidence)
     low, high = ((p - expected) / (1 - expected) for p in ends)
     return Agreement(float(value), float(low), float(high), se, float(observed), expected, n)
@@ -119,12 +110,11 @@ def agreement(ratings: Sequence, chance: str, categories: int = 2,
 
 def intraclass(first: Sequence[int], second: Sequence[int],
                confidence: float = 0.95) -> tuple[float, float, float]:
-    """Kappa of one reader's two looks at the same images (0 or 1), in which neither look comes
-    first: (kappa, low, high).
+    """Kappa of one reader who rates the same images twice, 0 or 1: (kappa, low, high).
 
-    The interval is of all kappas whose expected numbers of pairs fit those seen by chi-square
-    (Donner & Eliasziw 1992): honest with 25 pairs, where an interval from a standard error is not,
-    and wide even where no pair differs.
+    The order of the two ratings does not count. The interval holds all kappas whose expected
+    numbers of pairs fit the observed ones by chi-square (Donner & Eliasziw 1992): valid from 25
+    pairs, unlike an interval from a standard error, and wide even if no pair differs.
     """
     a, b = np.asarray(first), np.asarray(second)
     assert a.shape == b.shape
@@ -139,29 +129,32 @@ def intraclass(first: Sequence[int], second: Sequence[int],
         wanted = n * np.array([p * p + shared, 2 * (p * (1 - p) - shared), (1 - p) ** 2 + shared])
         return float(((seen - wanted) ** 2 / np.maximum(wanted, 1e-12)).sum() - limit)
 
-    # where one kind of agreeing pairs would vanish
-    least = -min(p / (1 - p), (1 - p) / p)
-    low = scipy.optimize.brentq(misfit, least,
-                                kappa) if kappa > least and misfit(least) > 0 else least
-    high = scipy.optimize.brentq(misfit, kappa, 1) if kappa < 1 and misfit(1.0) > 0 else 1.0
+    low, high = -min(p / (1 - p), (1 - p) / p), 1.0  # below, a number of pairs would be negative
+    if kappa > low and misfit(low) > 0:
+        low = scipy.optimize.brentq(misfit, low, kappa)
+    if kappa < 1 and misfit(1.0) > 0:
+        high = scipy.optimize.brentq(misfit, kappa, 1)
     return float(kappa), float(low), float(high)
 
 
-def crossed(*tables: np.ndarray, confidence: float = 0.95) -> tuple[float, Interval]:
-    """Mean of a (readers, images) table of 0 and 1, or of one minus another by the same readers;
-    its interval over other readers and other images.
+def two_way_random_interval(*tables: np.ndarray,
+                            confidence: float = 0.95) -> tuple[float, Interval]:
+    """Mean of a (readers, images) table of 0 and 1, with its interval over other readers and other
+    images; with two tables by the same readers, of the difference.
 
-    Drawing readers and images again (Owen 2007) has the same limit, but is too narrow for two to
-    five readers.
+    Resampling readers and images (Owen 2007) has the same limit, but is too narrow for two to five
+    readers.
     """
-    means, (variance, freedom) = [t.mean() for t in tables], two_way(*tables)
+    variance, freedom = two_way(*tables)
     reach = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
+    p = float(tables[0].mean())
     if len(tables) == 1:
         wide = variance * (reach / z_value(confidence)) ** 2
-        return float(means[0]), effective_wilson(float(means[0]), wide, tables[0].shape[1],
-                                                 confidence)
-    ends = [effective_wilson(float(m), 0, t.shape[1], confidence)
-            for m, t in zip(means, tables)] if not variance else []
-    d, half = float(means[0] - means[1]), reach * math.sqrt(variance)
-    low, high = mover(means[0], ends[0], means[1], ends[1]) if ends else (d - half, d + half)
-    return d, (float(max(low, -1)), float(min(high, 1)))
+        return p, effective_wilson(p, wide, tables[0].shape[1], confidence)
+    q = float(tables[1].mean())
+    low, high = p - q - reach * math.sqrt(variance), p - q + reach * math.sqrt(variance)
+    if not variance:
+        of_p, of_q = (effective_wilson(share, 0, table.shape[1], confidence)
+                      for share, table in zip((p, q), tables))
+        low, high = mover(p, of_p, q, of_q)
+    return p - q, (float(max(low, -1)), float(min(high, 1)))

@@ -1,9 +1,9 @@
-"""One folder for an experiment, its root: where each script finds what the one before left there.
+"""One folder for an experiment, its root: each script finds there what the one before left.
 
     runs/x/ vae/ diffusion/ samples/ classifier/ matrix/ report/ …
 
-A Config that is `Rooted` says where, relative to the root: `run: str = "ROOT/diffusion"`. Explicit
-flags go before.
+A Config that is `Rooted` says where, relative to the root: `run: str = "ROOT/diffusion"`. A path
+given as a flag is used as it is.
 """
 
 from __future__ import annotations
@@ -17,100 +17,89 @@ from typing import Any, ClassVar
 from minidiff.errors import InputError
 from minidiff.runs import read_json
 
-# knobs that name a run of the experiment
-ANCHORS = ("out", "run", "samples", "model", "synthetic", "vae", "runs", "key")
-# the root where none is named; its data are phantoms, drawn when they are not there
-DEMO = "runs/demo"
+ANCHORS = ("out", "run", "samples", "model", "synthetic", "vae", "runs", "key")  # knobs: a run
+DEMO = "runs/demo"  # the root if none is named; its data are phantoms, drawn if they are not there
 
 
 @dataclass(frozen=True)
 class Rooted:
-    """A Config of one experiment. A default ROOT/x is x in the root: --root, else the folder in
-    which the first run that was named lies, else the demo's. Where no --data are named, they are
-    those of the root's runs."""
+    """A Config of one experiment. A default ROOT/x is x in the root.
 
-    data_of_root: ClassVar[bool] = True    # False: the command itself finds them, by the run that it looks at
-    root: str = ""                         # folder of the experiment; none: that of the named run, else runs/demo
+    The root is --root, else the folder that holds the first run that was named, else the demo's.
+    Without --data, the data are those of the root's runs.
+    """
+
+    data_of_root: ClassVar[bool] = True    # False: the command itself finds the data
+    root: str = ""                         # folder of the experiment; none: the named run's
 
     def __post_init__(self):
         named = [_first(getattr(self, name, "")) for name in ANCHORS]
-        # may be put anywhere
-        named = [x for x in named if x and not _in_root(x) and not x.endswith((".png", ".csv"))]
-        root = self.root or next(map(_above, named), DEMO)
+        named = [path for path in named if path and not path.startswith("ROOT/")
+                 and not path.endswith((".png", ".csv"))]  # these two may lie anywhere
+        root = self.root or (_root_of(named[0]) if named else DEMO)
         data = getattr(self, "data", ())
         if data and not self.root and not named:  # the demo's root, which nobody asked for
-            if _spelled(data) != _spelled(data_of(DEMO)):
-                raise InputError(f"--data {' '.join(_spelled(data))}: name the folder of this "
+            if _relative(data) != _relative(data_of(DEMO)):
+                raise InputError(f"--data {' '.join(_relative(data))}: name the folder of this "
                                  "experiment, e.g. --root runs/x; without it, it would mix with "
                                  f"that of {DEMO}")
-            object.__setattr__(self, "data", type(data)())  # they are the demo's, however spelled
-        found = {name: _rooted(value, root) for name, value in vars(self).items()} | {"root": root}
+            object.__setattr__(self, "data", type(data)())  # they are the demo's, however written
+        found = {name: _resolved(value, root) for name, value in vars(self).items()}
         if self.data_of_root and found.get("data", root) in ((), ""):
             known = data_of(root, found.get("run", ""))
             if not known:
                 raise InputError(f"--data is missing: no run in {root} says what it was trained on")
             found["data"] = known if isinstance(self.data, tuple) else known[0]
-        for name, value in found.items():
+        for name, value in {**found, "root": root}.items():
             object.__setattr__(self, name, value)
 
 
 def data_of(root: str, run: str = "") -> tuple[str, ...]:
-    """The data folders of a run or, if it names none, of its experiment, as the runs have written
-    them down; the phantoms in the demo."""
-    for folder in (run or root,
-                   *(f"{root}/{name}" for name in ("diffusion", "vae", "classifier", "report"))):
+    """The data folders in the config of a run, or of the first run in the root that names some."""
+    for folder in (run or root, *(f"{root}/{name}"
+                                  for name in ("diffusion", "vae", "classifier", "report"))):
         path = Path(folder) / "config.json"
         saved = read_json(path) if path.is_file() else {}
         if saved.get("data"):
-            return tuple(_from_here(folder, _began_in(root, saved.get("root", "")))
-                         for folder in saved["data"])
+            base = _started_in(root, saved.get("root", ""))
+            return tuple(data if os.path.isabs(data) else os.path.relpath(os.path.join(base, data))
+                         for data in saved["data"])
     return (f"{DEMO}/phantom",) if os.path.relpath(root) == DEMO else ()
 
 
-def _began_in(root: str, as_named: str) -> str:
-    """The folder in which the runs of a root were begun, to which their relative paths are: where
-    runs/x is this root.
-    """
+def _started_in(root: str, as_named: str) -> str:
+    """The folder in which a root's runs were started, the base of their relative paths."""
     here, tail = os.path.abspath(root), os.sep + os.path.normpath(as_named)
-    return here[: -len(tail)] or os.sep if as_named and here.endswith(tail) else os.getcwd()
-
-
-def _from_here(folder: str, base: str) -> str:
-    return folder if os.path.isabs(folder) else os.path.relpath(os.path.join(base, folder))
+    if not as_named or not here.endswith(tail):
+        return os.getcwd()
+    return here.removesuffix(tail) or os.sep
 
 
 def then(script: str, cfg: Any, left: str) -> str:
-    """The next command of the way through an experiment, where what it needs was left in its place;
-    else nothing.
-    """
+    """A line with the next command of the demo's way, if this run lies where that looks for it."""
     if os.path.relpath(cfg.out) != os.path.relpath(f"{cfg.root}/{left}"):
         return ""
-    return f"next: python {script}.py" + (f" --root {cfg.root}" if os.path.relpath(cfg.root) != DEMO
-                                          else "")
+    root = "" if os.path.relpath(cfg.root) == DEMO else f" --root {cfg.root}"
+    return f"next: python {script}.py{root}"
 
 
-def _in_root(value: Any) -> bool:
-    return any(str(x).startswith("ROOT/")
-               for x in (value if isinstance(value, tuple) else (value,)))
-
-
-def _rooted(value: Any, root: str) -> Any:
+def _resolved(value: Any, root: str) -> Any:
     if isinstance(value, tuple):
-        return tuple(_rooted(x, root) for x in value)
-    return root + value[len("ROOT"):] if _in_root(value) else value
+        return tuple(_resolved(item, root) for item in value)
+    inside = isinstance(value, str) and value.startswith("ROOT/")
+    return root + value.removeprefix("ROOT") if inside else value
 
 
 def _first(value: Any) -> str:
+    """The path in a knob: of several the first, of NAME=DIR the folder."""
     value = next(iter(value), "") if isinstance(value, tuple) else value
-    return re.sub(r"^[A-Za-z]\w*=", "", value)  # of NAME=DIR
+    return re.sub(r"^[A-Za-z]\w*=", "", value)
 
 
-def _above(path: str) -> str:
-    """The root of a run's folder; of runs/x/diffusion/best and runs/x/diffusion/snapshots/step_…,
-    too, it is runs/x.
-    """
-    return str(Path(re.sub(r"/(best|snapshots/step_\d+|key\.json)/?$", "", path)).parent)
+def _root_of(run: str) -> str:
+    """runs/x of runs/x/diffusion, and of its best/, snapshots/step_… and key.json."""
+    return str(Path(re.sub(r"/(best|snapshots/step_\d+|key\.json)/?$", "", run)).parent)
 
 
-def _spelled(data: Any) -> list[str]:
+def _relative(data: Any) -> list[str]:
     return [os.path.relpath(folder) for folder in ([data] if isinstance(data, str) else data)]

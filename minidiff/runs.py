@@ -1,9 +1,7 @@
-"""Run folders: config.json (the knobs), run.json (provenance), log.jsonl (what happened), and
-atomic writes.
+"""Run folders: config.json (knobs), run.json (provenance), log.jsonl (losses); atomic writes.
 
-A folder belongs to one kind of run with one config. The same command again goes on where it
-stopped; another config, or a folder that holds something else, is refused and nothing in it is
-touched.
+A folder belongs to one kind of run with one config. The same command again resumes it; another
+config, or a folder that holds something else, is refused and nothing in it is touched.
 """
 
 from __future__ import annotations
@@ -16,7 +14,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -33,91 +32,96 @@ from minidiff.errors import InputError
 
 def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (),
              **facts: Any) -> Path:
-    """Create or re-open a run folder; knobs named in `free` may differ, for they do not change the
+    """Create or re-open a run folder; `free` names the knobs that may differ, for they change no
     result.
 
-    `facts` (data fingerprints, hashes of the models it starts from) are held to the same rule and
-    kept in run.json.
+    `facts` (fingerprints of data, hashes of models it starts from) are kept in run.json and must
+    not differ either, except for `notes`.
     """
     folder = Path(folder)
     knobs, facts = refuse_other(folder, cfg, kind, free), json.loads(json.dumps(facts))
+    record = folder / "run.json"
+    past = read_json(record) if record.exists() else {}
     if (folder / "config.json").exists():
-        _refuse_changed(folder, read_json(folder / "run.json").get("facts", {}), facts,
-                        (*free, "notes"))
+        _refuse_changed(folder, past.get("facts", {}), facts, (*free, "notes"))
     folder.mkdir(parents=True, exist_ok=True)
-    past = read_json(folder / "run.json")["sessions"] if (folder / "run.json").exists() else []
-    if past:  # the last digits depend on the number of threads: go on with as many as it began with
-        threads.use(past[0].get("threads", 0))
-    write_json(folder / "run.json",
-               {"kind": kind, "facts": facts, "sessions": [*past, provenance()]})
-    write_json(folder / "config.json", knobs)  # last: its presence says that the folder is a run
+    sessions = past.get("sessions", [])
+    if sessions:  # the last digits depend on the number of threads, so it stays
+        threads.use(sessions[0].get("threads", 0))
+    write_json(record, {"kind": kind, "facts": facts, "sessions": [*sessions, provenance()]})
+    write_json(folder / "config.json", knobs)  # last: with it, the folder is a run
     return folder
 
 
 def refuse_other(folder: str | Path, cfg: Any, kind: str,
                  free: Iterable[str] = ()) -> dict[str, Any]:
-    """The knobs as they will be kept; InputError where the folder holds a run with others, or
-    something else. Cheap, so that it can be asked before any image is read."""
+    """The knobs as they will be saved; InputError if the folder holds another run, or no run.
+
+    It is quick, so that scripts can call it before they read any image.
+    """
     folder, knobs = Path(folder), json.loads(json.dumps({"kind": kind, **asdict(cfg)}))
     if (folder / "config.json").exists():
-        # knobs newer than that run
-        before = {f.name: f.default for f in fields(cfg)} | read_json(folder / "config.json")
-        _refuse_changed(folder, json.loads(json.dumps(before, default=str)), knobs, free)
-    elif folder.exists() and not (folder.is_dir() and all(p.name.startswith((".", "run.json"))
-                                                          for p in folder.iterdir())):
-        raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing there "
-                         "is overwritten")
+        defaults = {f.name: f.default for f in fields(cfg)}  # of knobs newer than that run
+        before = json.loads(json.dumps(defaults, default=str)) | read_json(folder / "config.json")
+        _refuse_changed(folder, before, knobs, free)
+    elif folder.exists():
+        empty = folder.is_dir() and all(p.name.startswith((".", "run.json"))
+                                        for p in folder.iterdir())
+        if not empty:
+            raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing "
+                             "there is overwritten")
     return knobs
 
 
 def _refuse_changed(folder: Path, before: dict, now: dict, free: Iterable[str]) -> None:
-    held = [k for k in {**before, **now} if k not in ("out", "root", *free)]
-    changed = [k for k in held if _plain(before.get(k)) != _plain(now.get(k))]
-    if not changed:
-        return
-    shown = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed[:5])
-    more = f", or go on from it by --init {folder}" if changed == ["steps"] and now["kind"] in (
-        "vae", "diffusion") else ""
-    raise InputError(f"{folder} holds a run with other settings ({shown}); give another --root or "
-                     f"--out{more}")
+    names = [name for name in {**before, **now} if name not in ("out", "root", *free)]
+    changed = [name for name in names if _plain(before.get(name)) != _plain(now.get(name))]
+    if changed:
+        shown = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
+                          for name in changed[:5])
+        more = ""
+        if changed == ["steps"] and now["kind"] in ("vae", "diffusion"):
+            more = f", or go on from it by --init {folder}"
+        raise InputError(f"{folder} holds a run with other settings ({shown}); give another --root "
+                         f"or --out{more}")
 
 
 def _plain(value: Any) -> Any:
-    """A path however spelled: ./runs/x/ is runs/x; and nothing, as a knob has it that an older run
-    did not know.
-    """
-    if value in ([], ""):
-        return None
+    """For comparison: paths in full, however they are written; empty values as None."""
     if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return os.path.abspath(value) if isinstance(value, str) and "/" in value else value
+        return [_plain(item) for item in value] or None
+    if isinstance(value, str) and "/" in value:
+        return os.path.abspath(value)
+    return None if value == "" else value
 
 
 def provenance() -> dict[str, Any]:
     """Who computed: command, code, libraries, machine, time."""
-    def git(*words: str) -> str:
-        try:
-            got = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True,
-                                 text=True)
-        except OSError:  # no git on this machine
-            return ""
-        return got.stdout.strip() if got.returncode == 0 else ""
-
+    changes = "+changes" if _git("status", "--porcelain", "-uno") else ""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "minidiff": minidiff.__version__, "commit": git("rev-parse", "HEAD")
-        + ("+changes" if git("status", "--porcelain", "-uno") else ""),
+        "minidiff": minidiff.__version__, "commit": _git("rev-parse", "HEAD") + changes,
         "python": platform.python_version(), "torch": torch.__version__,
         "threads": torch.get_num_threads(), "machine": torch.cuda.get_device_name()
-        if torch.cuda.is_available() else platform.machine() + " CPU",
+        if torch.cuda.is_available() else f"{platform.machine()} CPU",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
+def _git(*words: str) -> str:
+    """What git says of this code; nothing without git or outside a repository."""
+    try:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True,
+                              text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def of_other_images(seen: Iterable[str] | None, here: Iterable[str]) -> bool:
-    """Was something trained on other images (SHA-256) than these? Not if it shares at least half of
-    the fewer images; and where what it was trained on is unknown, nobody can say, and the answer is
-    no."""
+    """Was something trained on other images (SHA-256) than these?
+
+    Not if the two sets share half of the smaller one, and not if it is unknown what was seen.
+    """
     seen, here = set(seen or ()), set(here)
     return bool(seen) and 2 * len(seen & here) < min(len(seen), len(here))
 
@@ -125,31 +129,21 @@ def of_other_images(seen: Iterable[str] | None, here: Iterable[str]) -> bool:
 def nested(a: str | Path, b: str | Path) -> bool:
     """Are two folders the same, or does one lie in the other?"""
     a, b = Path(a).resolve(), Path(b).resolve()
-    return a == b or a in b.parents or b in a.parents
+    return a.is_relative_to(b) or b.is_relative_to(a)
 
 
-UMASK = os.umask(0)
-os.umask(UMASK)  # asking sets it: so once, before there are threads
+@contextmanager
+def _replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the body has written it.
 
-
-def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True,
-                 private: bool = False) -> None:
-    """Write the whole file or nothing: temporary file beside it, fsync, rename, fsync of the
-    folder.
-
-    Without `durable` the fsyncs are left out: whole after a kill, not after a power cut; for images
-    by the thousand. What is `private` its owner alone may read.
+    `durable`: it also survives a power cut, and not only a kill.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb", opener=lambda name,
-                  how: os.open(name, how, 0o600 if private else 0o666)) as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk does not say where
@@ -157,33 +151,35 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True,
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
-        sync_folder(path.parent)
+        sync(path.parent)
+
+
+def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True,
+                 private: bool = False) -> None:
+    """Write a file completely or not at all; `private`: only its owner may read it."""
+    mode = 0o600 if private else 0o666
+    with (_replacing(Path(path), durable) as temporary,
+          open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file):
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all, straight from the tensors: no second copy of
-    them in memory.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
-        os.chmod(temporary, 0o666 & ~UMASK)  # safetensors writes for its owner alone
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except SafetensorError as error:  # its own wrapping of an operating system's fault
-        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
-        raise OSError(code, os.strerror(code), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    """Write a safetensors file completely or not at all, without a second copy in memory."""
+    with _replacing(Path(path)) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the umask's; safetensors writes for its owner alone
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+                      temporary)
+        except SafetensorError as error:  # it wraps the system's errors
+            code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
+        temporary.chmod(mode)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -194,32 +190,7 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def append_log(path: str | Path, **values: Any) -> None:
-    """One JSON line; floats in full, so that two equal runs write equal logs."""
-    with open(path, "a") as file:
-        file.write(json.dumps(values) + "\n")
-
-
-def read_log(path: str | Path) -> list[dict]:
-    """The lines of a log; a last line cut short by a crash is left out."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True)
-            if line.endswith("\n")]
-
-
-def rewind_log(path: str | Path, step: int) -> None:
-    """Forget what was logged after `step`, the step of the checkpoint from which the run goes
-    on.
-    """
-    if Path(path).exists():
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in read_log(path)
-                                   if line["step"] <= step))
-
-
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file; InputError that names the file where it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
@@ -228,19 +199,34 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} is damaged, not JSON: {error}") from None
 
 
+def append_log(path: str | Path, **values: Any) -> None:
+    """One JSON line; floats in full, so that two equal runs write equal logs."""
+    with open(path, "a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """The lines of a log; a last line that a crash cut short is left out."""
+    path = Path(path)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def rewind_log(path: str | Path, step: int) -> None:
+    """Drop what was logged after `step`, the step of the checkpoint that is resumed."""
+    if Path(path).exists():
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in read_log(path)
+                                   if line["step"] <= step))
+
+
 def json_key(**facts: Any) -> str:
     """One string for a set of facts, to tell whether a cache still fits."""
     return json.dumps(facts, sort_keys=True)
 
 
 def sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (
-            3, 11) else _digest(file)
-
-
-def _digest(file) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

@@ -1,8 +1,6 @@
-"""Intervals and tests, in numpy and scipy only: shares, areas under the curve, correlations,
-resampling by patient.
+"""Intervals and tests: shares, areas under the ROC curve, correlation, resampling of patients.
 
-Intervals are (low, high) tuples of floats at 95 % unless asked; with nothing to count they are
-(nan, nan).
+Only numpy and scipy. Intervals are (low, high) at 95 % by default, and (nan, nan) without data.
 """
 
 from __future__ import annotations
@@ -23,9 +21,7 @@ def z_value(confidence: float = 0.95) -> float:
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
-    """Interval of a share k/n; honest at small n and near 0 or 1, where k/n ± 1.96 se is not
-    (Wilson 1927).
-    """
+    """Interval of a share k/n (Wilson 1927): right also for small n and near 0 or 1."""
     assert 0 <= k <= n, (k, n)
     if n == 0:
         return NONE
@@ -36,9 +32,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """P(score of a positive > score of a negative), ties counted half (Mann–Whitney); nan if a side
-    is empty.
-    """
+    """P(score of a positive > score of a negative), ties count half; nan if a side is empty."""
     return delong(scores, positive)[0]
 
 
@@ -56,10 +50,9 @@ def delong(scores: Sequence[float], positive: Sequence[bool]) -> tuple[float, fl
 
 def delong_pair(a: Sequence[float], b: Sequence[float],
                 positive: Sequence[bool]) -> tuple[float, float]:
-    """Area of scores a less that of scores b, on the same images, and its standard error (DeLong et
-    al. 1988).
+    """Area of scores a minus that of scores b on the same images, and its standard error.
 
-    What is easy or hard for both falls out, image by image; nan as in `delong`.
+    DeLong et al. 1988. What is easy or hard for both cancels image by image; nan as in `delong`.
     """
     above, below = (x - y for x, y in zip(_placements(a, positive), _placements(b, positive)))
     if len(above) == 0 or len(below) == 0:
@@ -68,8 +61,8 @@ def delong_pair(a: Sequence[float], b: Sequence[float],
 
 
 def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each positive the share of negatives below it, of each negative the share of positives
-    above it; ties half.
+    """For each positive the share of negatives below it, for each negative the share of positives
+    above it; ties count half.
     """
     x, positive = np.asarray(scores, float), np.asarray(positive, bool)
     assert x.shape == positive.shape and not np.isnan(x).any()
@@ -79,8 +72,10 @@ def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.n
 
 
 def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarray:
-    """What each image adds to the area under the curve (n,): their sum is the area, and their
-    spread DeLong's. nan as in `delong`."""
+    """What each image adds to the area (n,): the sum is the area, the spread is DeLong's.
+
+    nan as in `delong`.
+    """
     positive = np.asarray(positive, bool)
     above, below = _placements(scores, positive)
     if not (len(above) and len(below)):
@@ -91,45 +86,29 @@ def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarra
 
 
 def _two_sample_se(x: np.ndarray, y: np.ndarray) -> float:
-    """Standard error of mean(x) + mean(y), of independent samples; nan with fewer than two in
-    either.
-    """
-    return math.sqrt(x.var(ddof=1) / len(x)
-                     + y.var(ddof=1) / len(y)) if min(len(x), len(y)) > 1 else math.nan
+    """Standard error of mean(x) + mean(y), independent samples; nan if one has fewer than two."""
+    if min(len(x), len(y)) < 2:
+        return math.nan
+    return math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
 
 
 def auroc_interval(scores: Sequence[float], positive: Sequence[bool],
                    confidence: float = 0.95) -> Interval:
-    """DeLong's interval on the logit scale, so that it stays within 0…1 (Pepe 2003); nan where the
-    area is 0 or 1.
-    """
+    """DeLong's interval on the logit scale, within 0…1 (Pepe 2003); nan at an area of 0 or 1."""
     return logit_interval(*delong(scores, positive), confidence)
 
 
 def logit_interval(share: float, se: float, confidence: float = 0.95) -> Interval:
-    """Interval of a figure between 0 and 1 from its standard error, symmetric on the logit scale;
-    nan at 0 and 1.
-    """
+    """Interval of a share from its standard error, symmetric on the logit scale; nan at 0 and 1."""
     if not (0 < share < 1 and se > 0):
         return NONE
     centre, half = math.log(share / (1 - share)), z_value(confidence) * se / (share * (1 - share))
     return 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre))
 
 
-def average_precision(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """Mean over positives of the precision at their score, which is the area under the steps of
-    precision over recall.
-
-    Images of equal score come together; nan without a positive.
-    """
-    return float(weighted_precision(scores, positive, np.ones((1, len(scores))))[0])
-
-
 def weighted_auroc(scores: Sequence[float], positive: Sequence[bool],
                    weights: np.ndarray) -> np.ndarray:
-    """`auroc` with each image counted as often as the weights (b,n) say → (b,): one sort for b
-    resamples.
-    """
+    """`auroc` of b resamples, in which image i counts weights[:, i] times: (b,n) → (b,)."""
     p, n = _by_score(scores, positive, weights)
     with np.errstate(invalid="ignore"):
         return (p * (n.cumsum(1) - n / 2)).sum(1) / (p.sum(1) * n.sum(1))
@@ -137,7 +116,9 @@ def weighted_auroc(scores: Sequence[float], positive: Sequence[bool],
 
 def weighted_precision(scores: Sequence[float], positive: Sequence[bool],
                        weights: np.ndarray) -> np.ndarray:
-    """`average_precision` likewise, weights (b,n) → (b,)."""
+    """Average precision of b resamples, weights (b,n) → (b,): the mean over positives of the
+    precision at their score. Images of equal score come together; nan without a positive.
+    """
     p, n = (side[:, ::-1] for side in _by_score(scores, positive, weights))
     hits = p.cumsum(1)
     with np.errstate(invalid="ignore"):
@@ -146,47 +127,41 @@ def weighted_precision(scores: Sequence[float], positive: Sequence[bool],
 
 def _by_score(scores: Sequence[float], positive: Sequence[bool],
               weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (b,d) of positives and of negatives at each of the d distinct scores, from the
-    lowest.
-    """
+    """Weights (b,d) of positives and of negatives at the d distinct scores, lowest first."""
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
-    weights, ours = weights[:, order], positive[order]
-    p, n = (np.add.reduceat(weights * side, starts, axis=1) for side in (ours, ~ours))
-    return p, n
+    weights, positive = weights[:, order], positive[order]
+    return (np.add.reduceat(weights * positive, starts, axis=1),
+            np.add.reduceat(weights * ~positive, starts, axis=1))
 
 
 def threshold_at(scores: Sequence[float], positive: Sequence[bool], specificity: float) -> float:
-    """The lowest score t at which "score ≥ t" answers for this specificity or more: most sensitive
-    of those allowed.
+    """The lowest t at which "score ≥ t" has this specificity or more: the most sensitive one.
 
-    Just above the highest score if none is enough; nan without a negative.
+    Just above the highest score if there is no such score; nan without a negative.
     """
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
     negative = np.sort(scores[~positive])
     if not len(negative):
         return math.nan
-    most = negative[max(math.ceil(specificity * len(negative) - 1e-9),
-                        1) - 1] if specificity > 0 else -math.inf
+    below = max(math.ceil(specificity * len(negative) - 1e-9), 1)  # negatives that must stay below
+    most = negative[below - 1] if specificity > 0 else -math.inf
     higher = scores[scores > most]
     return float(higher.min()) if len(higher) else float(np.nextafter(most, math.inf))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p that two classifiers err equally often, from the images that only one of
-    them has right.
+    """Exact two-sided p that two classifiers err equally often (McNemar 1947).
 
-    Binomial of the discordant pairs (McNemar 1947); 1 if there is none.
+    Binomial over the images that only one of them has right; 1 if there is none.
     """
     assert only_a >= 0 and only_b >= 0, (only_a, only_b)
     return min(1.0, 2 * float(scipy.stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values of a family of tests, made to hold for all of them at once (Holm 1979); nan stays
-    nan and does not count.
-    """
+    """p-values adjusted for a family of tests (Holm 1979); nan stays nan and does not count."""
     ps = np.asarray(ps, float)
     known = np.flatnonzero(~np.isnan(ps))
     order, adjusted = known[np.argsort(ps[known], kind="stable")], np.full(len(ps), math.nan)
@@ -197,39 +172,35 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def pearson(x: Sequence[float], y: Sequence[float],
             confidence: float = 0.95) -> tuple[float, float, float]:
-    """Correlation with its interval on Fisher's z scale: (r, low, high); nan with fewer than 4
-    pairs or no spread.
-    """
+    """Correlation and interval on Fisher's z scale: (r, low, high); nan if < 4 pairs, no spread."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) < 4 or x.std() == 0 or y.std() == 0:
         return math.nan, math.nan, math.nan
     r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
-    centre, half = math.atanh(min(max(r, -1 + 1e-12),
-                                  1 - 1e-12)), z_value(confidence) / math.sqrt(len(x) - 3)
+    centre = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    half = z_value(confidence) / math.sqrt(len(x) - 3)
     return r, math.tanh(centre - half), math.tanh(centre + half)
 
 
-def codes(groups: Sequence) -> np.ndarray:
-    """Group names → 0 … G−1, in order of first appearance: the same names always give the same
-    codes.
-    """
+def group_ids(groups: Sequence) -> np.ndarray:
+    """Group names, e.g. patients → 0 … G−1 in order of first appearance."""
     seen: dict = {}
     return np.array([seen.setdefault(g, len(seen)) for g in groups], dtype=np.int64)
 
 
 def group_sums(table: np.ndarray, groups: Sequence) -> np.ndarray:
     """(rows, n) → (rows, groups): the columns of one group added up."""
-    of = codes(groups)
+    of = group_ids(groups)
     return np.stack([np.bincount(of, row) for row in table])
 
 
 def two_way(*tables: np.ndarray) -> tuple[float, float]:
-    """Variance over other raters and other items of the mean of a (raters, items) table, or of one
-    minus another by the same raters; and its degrees of freedom. Raters may be readers or trained
-    networks, items images or patients.
+    """Variance of the mean of a (raters, items) table over other raters and other items, and its
+    degrees of freedom; with two tables, of the difference of their means.
 
-    From the mean squares of raters, items and rest (two-way random effects), with Satterthwaite's
-    degrees of freedom.
+    Raters are readers or trained networks, items are images or patients; two tables have the same
+    raters. Two-way random effects, from the mean squares of raters, items and rest; degrees of
+    freedom by Satterthwaite.
     """
     raters = len(tables[0])
     by_rater = tables[0].mean(1) - (tables[1].mean(1) if len(tables) > 1 else 0)
@@ -239,36 +210,32 @@ def two_way(*tables: np.ndarray) -> tuple[float, float]:
         n, left = t.shape[1], t - t.mean(1, keepdims=True) - t.mean(0) + t.mean()
         parts.append((t.mean(0).var(ddof=1) / n, n - 1))
         rest += (left**2).sum() / ((raters - 1) * (n - 1)) / (raters * n) if raters > 1 else 0
-    # both means hold the rest once
+    # the rest is part of both mean squares
     variance = max(sum(v for v, _ in parts) - rest, *(v for v, _ in parts), 0.0)
-    return variance, max(variance**2 / sum(v * v / df for v, df in parts),
-                         1.0) if variance else math.inf
+    if not variance:
+        return variance, math.inf
+    return variance, max(variance**2 / sum(v * v / df for v, df in parts), 1.0)
 
 
 def bootstrap_counts(n: int, n_boot: int, seed: int) -> np.ndarray:
-    """How often each of n things is drawn in each of n_boot resamples with replacement: (n_boot,
-    n), rows sum to n.
-    """
+    """How often each of n things is drawn in n_boot resamples: (n_boot, n), rows sum to n."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
 
 
 def bootstrap_indices(groups: Sequence, n_boot: int, seed: int) -> list[np.ndarray]:
-    """Resamples of whole patients: for each, the indices of its images, those of a patient drawn
-    twice twice.
+    """Resamples of whole patients as indices of images; a patient may be drawn several times.
 
-    Images of one patient are not independent; resampling single images would make every interval
+    Images of one patient are not independent: resamples of single images give intervals that are
     too narrow.
     """
-    group = codes(groups)
+    group = group_ids(groups)
     counts = bootstrap_counts(group.max() + 1, n_boot, seed)
     return [np.repeat(np.arange(len(group)), c[group]) for c in counts]
 
 
 def patient_weights(patients: Sequence, n_boot: int, seed: int) -> Iterator[np.ndarray]:
-    """The draws of `bootstrap_indices` as weights of the images, (b,n), fifty at a time to spare
-    memory.
-    """
-    group = codes(patients)
+    """The draws of `bootstrap_indices` as weights of images, (b,n), some fifty at a time."""
+    group = group_ids(patients)
     for counts in np.array_split(bootstrap_counts(group.max() + 1, n_boot, seed),
                                  max(1, n_boot // 50)):
         yield counts[:, group].astype(float)
@@ -276,7 +243,7 @@ def patient_weights(patients: Sequence, n_boot: int, seed: int) -> Iterator[np.n
 
 def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients: Sequence, *,
                      resamples: int = 500, seed: int = 0) -> tuple[float, Interval]:
-    """Area under the ROC curve, with the middle 95 % of it over resamples of whole patients."""
+    """Area under the ROC curve, and its middle 95 % over resamples of whole patients."""
     area = auroc(scores, positive)
     if math.isnan(area):
         return area, NONE
@@ -286,10 +253,9 @@ def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients
 
 
 def bootstrap_p(values: Sequence[float]) -> float:
-    """Two-sided p that a difference is 0, from its resamples: below .05 where the middle 95 % leave
-    out 0, about.
+    """Two-sided p that a difference is 0, from its resamples: about 0.05 if the 95 % end at 0.
 
-    At least 2 / (1 + number of resamples), for so many tell no more; nan without any.
+    At least 2 / (1 + number of resamples); nan without any.
     """
     values = np.asarray(values, float)
     across = min(int((values <= 0).sum()), int((values >= 0).sum()))
@@ -297,12 +263,11 @@ def bootstrap_p(values: Sequence[float]) -> float:
 
 
 def sign_flip_p(differences: Sequence[float], n_perm: int, seed: int) -> float:
-    """Two-sided p that paired differences, one a patient, are as likely of either sign (Fisher's
-    randomisation test).
+    """Two-sided p that paired differences, one a patient, have either sign equally often.
 
-    The share of n_perm random signs with a sum as far from 0, the signs as they are counted in
-    (Phipson & Smyth 2010). It holds with few patients, too, where the bootstrap finds too much: of
-    four differences, all of one sign, p is 1/8.
+    Fisher's randomisation test: the share of n_perm random signs with a sum as far from 0, the
+    observed signs included (Phipson & Smyth 2010). Unlike the bootstrap it is valid with few
+    patients: four differences of one sign give p = 1/8.
     """
     d = np.asarray(differences, float)
     d = d[d != 0]

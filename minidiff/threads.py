@@ -1,13 +1,12 @@
-"""How many CPU threads compute, and how they wait for one another. Every script imports this before
-torch.
+"""How many CPU threads compute, and how they wait. Every script imports this before torch.
 
-libgomp, torch's pool of threads on Linux, lets a thread that has done its part spin for about a
-millisecond before it sleeps. Where another program holds one of the cores, it spins for a thread
-that is not scheduled: on two cores, one of them busy, training at the demo's size fell to about a
-third of its speed. A thousand turns are long enough for threads that run, and short enough for
-those that do not. libgomp reads this once, when torch is loaded.
+libgomp runs torch's threads on Linux. A thread that has finished its part spins for about a
+millisecond before it sleeps. If another program holds one of the cores, it spins in vain: on two
+cores, one of them busy, the demo's training fell to a third of its speed. A thousand turns are
+enough for threads that run, and cost little for those that do not. libgomp reads this setting once,
+when torch is loaded.
 
-What the user has set goes first: OMP_NUM_THREADS, GOMP_SPINCOUNT, OMP_WAIT_POLICY.
+OMP_NUM_THREADS, GOMP_SPINCOUNT and OMP_WAIT_POLICY, where the user has set them, stay as they are.
 """
 
 from __future__ import annotations
@@ -24,11 +23,9 @@ LOOK = 0.5  # seconds for which the other programs are watched
 
 
 def use(threads: int = 0) -> int:
-    """Let torch compute with so many threads, or with one for each core that is free; returns the
-    number in use.
+    """Let torch compute with this many threads, 0: one for each free core; returns the number.
 
-    The last digits of a result depend on the number, so it is chosen once, at the start, and kept
-    in run.json.
+    The last digits of a result depend on it, so it is chosen once and kept in run.json.
     """
     import torch
 
@@ -38,17 +35,13 @@ def use(threads: int = 0) -> int:
 
 
 def announce(threads: int) -> None:
-    """Say so where other programs leave fewer threads than there are cores: it is slower, and its
-    last digits differ.
-    """
+    """Say so if other programs leave fewer threads than cores: slower, and other last digits."""
     if threads < len(cores()) and "OMP_NUM_THREADS" not in os.environ:
         print(f"threads: {threads} of {len(cores())}, for other programs are at work")
 
 
 def free_cores() -> int:
-    """Cores this process may use less those that others keep busy, at least one; all of them where
-    nobody can tell.
-    """
+    """Cores that other programs leave idle, at least one; all, if the system does not say."""
     own = cores()
     if not STAT.exists():
         return len(own)
@@ -60,16 +53,15 @@ def free_cores() -> int:
 
 def cores() -> set[int]:
     """The cores that this process may use."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count()
-                                                                                      or 1))
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def worked(stat: str, cores: set[int]) -> float:
-    """Seconds for which these cores have not been idle, from the text of /proc/stat."""
-    names = {f"cpu{core}" for core in cores}
-    ticks = 0
+    """Seconds for which these cores have worked, from the text of /proc/stat."""
+    names, ticks = {f"cpu{core}" for core in cores}, 0
     for name, *cells in map(str.split, stat.splitlines()):
-        if name in names:
-            user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, cells[:8])
-            ticks += user + nice + system + irq + softirq + steal
+        if name in names:  # user, nice, system; not idle, iowait; irq, softirq, steal
+            ticks += sum(map(int, [*cells[:3], *cells[5:8]]))
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -19,8 +19,8 @@ import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",  # environment in which a CPU seems to lack AVX-512
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2"}  # an environment that hides AVX-512
 sys.path.insert(0, str(ROOT))
 
 
@@ -94,7 +94,7 @@ def no_pictures(monkeypatch):
     not what is tested.
     """
     import train
-    monkeypatch.setattr(train, "draw_pictures", lambda *_: None)
+    monkeypatch.setattr(train, "draw_pictures", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

@@ -184,7 +184,7 @@ def test_unreadable_files_are_named_and_nothing_in_them_is_run(tmp_path, capsys)
             "none.pth": "no such file", "empty.pth": "damaged", "noise.pth": "damaged",
             "cut.safetensors": "damaged or cut short", "list.pth": "no table of tensors",
             "evil.pth": "would run code", "module.pt":
-            r"Linear.*`python -m minidiff\.evaluation\.extractors\.build convert .*module.pt"}.items():
+            r"Linear.*`python tools/unpickle\.py .*module.pt"}.items():
         with pytest.raises(InputError, match=f"{name}.*{message}"):
             read_state(tmp_path / name)
     assert "has run" not in capsys.readouterr().out

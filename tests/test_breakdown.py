@@ -63,10 +63,10 @@ def test_conditions_are_the_columns_that_both_have():
     sides = {"synthetic": side(0, 40), "train": side(1, 60), "heldout": side(2, 60)}
     rows = breakdown.conditions("x", found, **sides)
     assert [(r["condition"], r["value"]) for r in rows[:2]] == [("sex", "F"), ("sex", "M")]
-    assert (rows[0]["n"], rows[0]["m"], rows[0]["small"]) == (20, 20, False)
+    assert (rows[0]["n"], rows[0]["m"], rows[0]["too_few"]) == (20, 20, False)
     assert rows[0]["KD_low"] <= 0 <= rows[0]["KD_high"] and rows[0]["KD_floor"]["low"] < 0
     middle = next(r for r in rows if r["value"] == "39.6667 to 59.3333")
-    assert middle["m"] == 0 and middle["small"] and "KD" not in middle
+    assert middle["m"] == 0 and middle["too_few"] and "KD" not in middle
 
 
 @pytest.mark.parametrize("collapsed", [False, True])
@@ -85,7 +85,7 @@ def test_variety_sees_a_collapse(collapsed):
                              ["a", "b", "c"])
     found = {(r["label"], r["measure"]): r for r in rows}
     vendi, likeness = found["all labels", "Vendi, x"], found["a", "MS-SSIM"]
-    assert (vendi["n"], likeness["n"]) == (80, 40) and found["c", "MS-SSIM"]["small"]
+    assert (vendi["n"], likeness["n"]) == (80, 40) and found["c", "MS-SSIM"]["too_few"]
     assert vendi["range"]["low"] - 0.5 < vendi["real"] < vendi["range"]["high"] + 0.5
     assert (vendi["synthetic"] < vendi["range"]["low"] - 0.5) == collapsed
     assert (likeness["synthetic"] > likeness["range"]["high"] + 0.1) == collapsed
@@ -119,7 +119,7 @@ def test_the_pictures_that_are_shown():
     how = {"closest": [{"fake": 0, "train": 3, "heldout": 5}], "groups": groups,
            "probabilities": None, "shown": 4}
     drawn = pictures.draw(tables, pixels, sides, **how)
-    assert set(drawn) == {"grids", "best", "worst", "beside", "pairs", "collection"}
+    assert set(drawn) == {"labels", "grids", "best", "worst", "beside", "pairs", "collection"}
     assert [c["label"]
             for c in drawn["best"]] == ["a"] * 6 + ["b"] * 6 and len(drawn["worst"]) == 12
     made, copied, other = drawn["pairs"][0]

@@ -16,11 +16,11 @@ from minidiff.classification.predictor import Predictor
 from minidiff.data import images, phantom
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
-from minidiff.diffusion.plan import encode
 from minidiff.errors import InputError
 from minidiff.evaluation import verify as chain
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
 from minidiff.evaluation.verify import DIFFERS, MATCHES, VerifyConfig, verify, walk
+from minidiff.sampling.plan import encode
 from minidiff.variables import Category
 
 
@@ -154,7 +154,7 @@ FAULTS = {  # name: (from where, what is done, parts of what must be said)
                           "the data of runs/x/vae, runs/x/data: 1 changed")),
     "the data are gone": ("report", lambda x: shutil.rmtree(x / "data"),
                           ("missing the data of runs/x/diffusion, runs/x/data: not there",
-                           "report: its command fails now: error: ", "runs/x/data: no such folder")),
+                           "report: its command fails now", "runs/x/data: no such folder")),
     "the autoencoder": ("diffusion", lambda x: spoil_weights(x / "diffusion/vae.safetensors"),
                         ("diffusion/vae.safetensors, the autoencoder of runs/x/diffusion: 1",)),
     "a sample and the report": ("report", lambda x: spoil_pixel(first(x / "samples/images")),

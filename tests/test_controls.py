@@ -20,9 +20,10 @@ from minidiff.evaluation.matrix.controls import (
     near_copy,
     noisy,
 )
+from minidiff.evaluation.metrics.copying import memorisation
 from minidiff.evaluation.metrics.distances import fid, kid
 from minidiff.evaluation.metrics.manifold import prdc
-from minidiff.evaluation.metrics.neighbours import memorisation, pixel_spaces
+from minidiff.evaluation.metrics.pairwise import pixel_spaces
 
 
 @pytest.fixture(scope="module")

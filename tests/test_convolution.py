@@ -15,7 +15,7 @@ from torch import nn
 from minidiff.classification.resnet import Block, ResNet
 from minidiff.convolution import LEAST, pointwise
 from minidiff.diffusion import unet, vae
-from minidiff.diffusion.public.lpips import LPIPS
+from minidiff.diffusion.lpips import LPIPS
 from minidiff.errors import InputError
 from minidiff.evaluation.features import backbones, inception
 
@@ -74,7 +74,8 @@ torch.set_num_threads(1)
 g, last = torch.Generator().manual_seed(0), torch.channels_last
 with torch.device("meta"):
     sd, net = vae.VAE(vae.SD), unet.UNet(unet.SD15)
-for layer in (sd.quant_conv, sd.post_quant_conv, sd.decoder.conv_in, sd.encoder.conv_out, net.conv_in, net.conv_out):
+for layer in (sd.quant_conv, sd.post_quant_conv, sd.decoder.conv_in, sd.encoder.conv_out,
+              net.conv_in, net.conv_out):
     assert min(layer.in_channels, layer.out_channels) <= 8
     layer.to_empty(device="cpu")
     for p in layer.parameters():

@@ -5,7 +5,7 @@ import torch
 
 from minidiff import counted
 from minidiff.data import latents
-from minidiff.data.dataset import to_float
+from minidiff.pixels import to_float
 
 
 def test_a_slot_draws_the_same_whoever_asks():

@@ -11,10 +11,10 @@ import torch
 
 from minidiff.counted import order, seeded
 from minidiff.data import images
-from minidiff.data.dataset import augment, load_pixels, to_float
+from minidiff.data.dataset import augment, load_pixels
 from minidiff.data.table import read_table, write_table
-from minidiff.diffusion.generate import to_uint8
 from minidiff.errors import InputError
+from minidiff.pixels import to_float, to_uint8
 
 CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" / "cxr"))
 

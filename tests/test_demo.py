@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minidiff.data import images
-from minidiff.data.dataset import load_pixels, to_float
+from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ def report(demo):
 
 def test_reconstructions_beat_64_components_and_keep_the_diagnosis(demo, judge):
     from minidiff.diffusion import store
-    from minidiff.diffusion.generate import to_uint8
+    from minidiff.pixels import to_float, to_uint8
 
     facts = json.loads((demo / "vae" / "vae.json").read_text())
     assert facts["psnr"] > facts["psnr_pca64"] > 25
@@ -75,8 +75,8 @@ def test_samples_show_what_was_asked_for(report):
     rows = {row["variable"]: row for row in report["agreement"] if row["set"] == "synthetic"}
     # six minutes do not teach the faint diseases, and the page must not say that they do
     assert rows["label"]["n"] == 300
-    said = {v["question"]: v["answer"] for v in report["verdict"]}["Do the pictures show the label "
-                                                                   "asked for?"]
+    said = {v["question"]: v["answer"] for v in report["verdict"]}[
+        "Do the images show the label that was asked for?"]
     assert said != "yes" or rows["label"]["low"] >= 0.75
     assert rows["sex"]["accuracy"] >= 0.85 and rows["view"]["accuracy"] >= 0.85
     assert rows["age"]["r"] >= 0.7 and 0.5 < rows["age"]["slope"] < 1.5

@@ -17,12 +17,12 @@ import sys
 import minidiff.threads
 import train
 data, out = sys.argv[1:3]
-train.draw_pictures = train.plot_run = lambda *_: None  # they change no weights
+train.draw_pictures = train.draw_losses = lambda *_, **__: None  # they change no weights
 for seed in range(int(sys.argv[3])):
     how = dict(data=(data,), steps=int(sys.argv[4]), seed=seed, save_every=1000)
     train.train_vae(train.VAEConfig(**how, batch=2, out=f"{out}/{seed}/vae"))
-    train.train_diffusion(train.DiffusionConfig(**how, batch=4, vae=f"{out}/{seed}/vae", snapshots=0,
-                                                out=f"{out}/{seed}/diffusion"))
+    train.train_diffusion(train.DiffusionConfig(**how, batch=4, vae=f"{out}/{seed}/vae",
+                                                snapshots=0, out=f"{out}/{seed}/diffusion"))
 """
 
 

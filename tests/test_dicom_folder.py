@@ -466,7 +466,7 @@ def test_stopped_by_a_signal_it_goes_on(tmp_path):
     while len(list(tmp_path.glob("out/images/x/*.png"))) < 3 and going.poll() is None:
         time.sleep(0.05)
     os.killpg(going.pid, signal.SIGINT)  # as Ctrl-C does, to the workers, too
-    assert "goes on from here" in going.communicate()[1] and going.returncode == 130
+    assert "the same command resumes" in going.communicate()[1] and going.returncode == 130
     assert 3 <= len(list(tmp_path.glob("out/images/x/*.png"))) < 24 and not (
         tmp_path / "out" / "metadata.csv").exists()
     assert not list(tmp_path.rglob("*.tmp-*"))

@@ -10,11 +10,16 @@ from minidiff.data.phantom import phantom
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.metrics import distances as ds
-from minidiff.evaluation.metrics.distances import fid, fid_infinity, floor, kid, mind
+from minidiff.evaluation.metrics import pairwise
+from minidiff.evaluation.metrics.distances import fid, floor, kid, mind
 
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
+
+
+def kid_interval(**sets):
+    return ds.finite_percentile(ds.kid_draws(**sets))
 
 
 def white(seed, n, d):
@@ -183,10 +188,10 @@ def test_kd_interval_covers_zero_under_the_null_and_the_shift_when_there_is_one(
     truth = kid(real=big_x, fake=big_y)
     for i in range(60):
         x, y = normal(10 + i, 60, 8), normal(500 + i, 60, 8)
-        low, high = ds.kid_interval(real=x, fake=y, real_patients=range(60), n_boot=200, seed=i)
+        low, high = kid_interval(real=x, fake=y, real_patients=range(60), n_boot=200, seed=i)
         null += low <= 0 <= high
-        low, high = ds.kid_interval(real=x, fake=y + 0.4, real_patients=range(60), n_boot=200,
-                                    seed=i)
+        low, high = kid_interval(real=x, fake=y + 0.4, real_patients=range(60), n_boot=200,
+                                 seed=i)
         hits += low <= truth <= high
     assert null >= 53 and hits >= 50, (null, hits)
 
@@ -208,11 +213,11 @@ def test_kd_interval_pairs_no_patient_with_its_own_copy():
     draws = []
     for c, e in zip(ds.bootstrap_counts(5, 40, 9), ds.bootstrap_counts(6, 40, 10)):
         a, b = np.repeat(np.arange(10), c[patients]), np.repeat(np.arange(6), e)
-        k = lambda u, v: ds.kernel(u[None], v[None]).item()  # noqa: E731
+        k = lambda u, v: pairwise.kernel(u[None], v[None]).item()  # noqa: E731
         own = np.mean([k(x[i], x[j]) for i in a for j in a if patients[i] != patients[j]])
         theirs = np.mean([k(y[i], y[j]) for i in b for j in b if i != j])
         draws.append(own + theirs - 2 * np.mean([k(x[i], y[j]) for i in a for j in b]))
-    got = ds.kid_interval(real=x, fake=y, real_patients=patients, n_boot=40, seed=9)
+    got = kid_interval(real=x, fake=y, real_patients=patients, n_boot=40, seed=9)
     assert got == pytest.approx(ds.percentile(draws))
 
 
@@ -290,21 +295,6 @@ def test_fd_spread_holds_half_sizes():
     assert (spread.n, spread.m) == (30, 20) and 0 < spread.low < spread.median < spread.high
 
 
-def test_fd_infinity_is_refused_for_small_sets():
-    with pytest.raises(InputError, match="at least 2000 images on each side; there are 2500 real "
-                       "and 1999 fake"):
-        fid_infinity(real=normal(0, 2500, 3), fake=normal(1, 1999, 3))
-
-
-def test_fd_infinity_takes_off_the_bias():
-    """Between two draws of one distribution, and at a shift whose FD is known."""
-    x, y = normal(0, 2000, 60), normal(1, 2200, 60)
-    null, shifted = fid_infinity(real=x, fake=y), fid_infinity(real=x, fake=y + 0.3)
-    assert null.n == 2000 and null.at_n > 0.8 and abs(null.value) < 0.15 * null.at_n
-    assert shifted.value == pytest.approx(60 * 0.3 ** 2, rel=0.06) and shifted.value < shifted.at_n
-    assert 0 < null.residual < 0.1 * null.at_n
-
-
 def gaussian_kd(shift):
     """KD between N(0, I) and N(shift, I) in closed form.
 
@@ -335,8 +325,8 @@ def test_kd_intervals_cover_the_true_kd(shift):
     hits, missed = 0, [0, 0]
     for i in range(1000):
         patients = np.arange(60) % 40
-        low, high = ds.kid_interval(real=normal((0, i), 60, 8), fake=normal((1, i), 50, 8) + shift,
-                                    real_patients=patients, n_boot=300, seed=i)
+        low, high = kid_interval(real=normal((0, i), 60, 8), fake=normal((1, i), 50, 8) + shift,
+                                 real_patients=patients, n_boot=300, seed=i)
         hits += low <= truth <= high
         missed[int(truth > high)] += not low <= truth <= high
     assert hits >= 900, (hits, missed)

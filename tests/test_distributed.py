@@ -25,7 +25,8 @@ from minidiff import config
 
 draw = train.draw_pictures
 for verb, saved in zip(sys.argv[1::2], sys.argv[2::2]):
-    train.draw_pictures = draw if saved.endswith("fsdp.json") else lambda *_: None  # sharded, all ranks draw together
+    # Of a sharded model, all ranks draw together.
+    train.draw_pictures = draw if saved.endswith("fsdp.json") else lambda *_, **__: None
     try:
         config.main(train.VERBS, default=["vae", "diffusion"], doc="", argv=[verb, "--from", saved])
     except SystemExit as stop:
@@ -153,8 +154,8 @@ def test_bad_shares_are_refused(two):
 
 def test_one_process_is_its_own_world():
     x = torch.arange(3)
-    assert distributed.gather(x) is x and distributed.share(range(4, 8)) == range(4, 8)
-    assert distributed.anywhere(True) and not distributed.anywhere(False) and distributed.mean(
+    assert distributed.gather(x) is x and distributed.rank_slice(range(4, 8)) == range(4, 8)
+    assert distributed.any_rank(True) and not distributed.any_rank(False) and distributed.mean(
         torch.tensor(2.0)) == 2.0
     with pytest.raises(InputError, match="--batch 7 is not a multiple"):
-        distributed.require_share(7, 2)
+        distributed.require_equal_slices(7, 2)

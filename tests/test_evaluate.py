@@ -17,6 +17,7 @@ from minidiff.data import images, phantom
 from minidiff.data.split import of_other_data
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
+from minidiff.evaluation import sets
 from minidiff.runs import sha256
 from minidiff.variables import Category, Number
 
@@ -136,7 +137,7 @@ def test_a_generator_or_judge_that_saw_held_out_images_is_refused(demo, tmp_path
     cfg = config(demo, samples=str(tmp_path / "samples"), classifier=str(tmp_path),
                  out=str(tmp_path / "r"))
     assert {f"what {who} was trained on is unknown"
-            for who in ("the generator", "the judge")} <= set(evaluate.notes(evaluate.read(cfg)[0]))
+            for who in ("the generator", "the judge")} <= set(sets.notes(sets.read(cfg)[0]))
     for name, who in (("samples/manifest.json", "the generator"),
                       ("judge/trained_on.json", "the judge")):
         # the second is as it should be
@@ -145,8 +146,8 @@ def test_a_generator_or_judge_that_saw_held_out_images_is_refused(demo, tmp_path
                                                     else hashes))
             if held in hashes:
                 with pytest.raises(InputError, match=f"{who} was trained on 1 of"):
-                    evaluate.read(cfg)
-    assert not any("unknown" in note for note in evaluate.notes(evaluate.read(cfg)[0]))
+                    sets.read(cfg)
+    assert not any("unknown" in note for note in sets.notes(sets.read(cfg)[0]))
 
 
 def test_what_was_trained_on_other_images_is_left_out_by_name(demo, tmp_path, capsys):
@@ -192,9 +193,9 @@ def test_what_was_left_out_of_any_set_is_said(demo, tmp_path):
     cfg = config(demo, data=(str(tmp_path / "real"),), samples=str(tmp_path / "samples"),
                  out=str(tmp_path / "r"))
     with pytest.raises(InputError, match="cannot be read"):
-        evaluate.read(cfg)
-    tables, pixels = evaluate.read(replace(cfg, skip_bad=True))
-    found = evaluate.notes(tables)
+        sets.read(cfg)
+    tables, pixels = sets.read(replace(cfg, skip_bad=True))
+    found = sets.notes(tables)
     assert pixels["train"].shape[-1] == 32 and len(found) == len(set(found))
     assert all(any(path in note for note in found)
                for path in bad) and not any("samples: no patient" in n for n in found)
@@ -216,7 +217,7 @@ def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path,
         (tmp_path / "broken" / name).unlink()
     printed = capsys.readouterr().out
     assert all(f"{demo / path} is absent" in printed
-               for path in ("vae/vae.json", "vae/log.jsonl", "diffusion/log.jsonl"))
+               for path in ("vae/vae.json", "vae/loss.png", "diffusion/loss.png"))
     Predictor([Category("label", ("covid", "normal"))], width=8, size=32).save(tmp_path / "judge")
     with pytest.raises(InputError, match="pneumonia"):
         evaluate.run_report(config(demo, classifier=str(tmp_path), out=str(tmp_path / "r")))
@@ -244,7 +245,7 @@ def test_sizes_and_modes_that_differ_and_small_sets_are_said(demo, tmp_path):
         "n"] == 14 and "1 of 15 images could not be read" in told and "normal/7.png" in told
     assert "synthetic images have shorter sides from 32 to 48 px; all were brought to 32 px" in told
     assert "3 of 14 synthetic images are in colour" in told
-    assert all(r["small"] for r in result["distances"]) and result["growth"] == []
+    assert all(r["too_few"] for r in result["distances"]) and result["growth"] == []
     assert result["neighbours"]["suspected"] is None and "too few images" in result["neighbours"][
         "verdict"]
     page = Page((tmp_path / "r/report.html").read_text())
@@ -263,17 +264,17 @@ def test_the_audit_knows_training_from_held_out(tiny, tmp_path):
     cfg = evaluate.Config(data=(str(tiny / "data"),), samples=str(tmp_path / "samples"),
                           diffusion=str(tiny / "diffusion"), classifier=str(tmp_path),
                           vae=str(tiny / "vae"), out=str(tiny / "r"), audit=20)
-    tables, _ = evaluate.read(cfg)
-    found = evaluate.audit(cfg, tables)
+    tables, _ = sets.read(cfg)
+    found = evaluate.membership_audit(cfg, tables)
     assert (found["n_train"], found["n_heldout"]) == (20, 20) and 0.1 < found["auroc"] < 0.9
-    assert found == evaluate.audit(cfg, tables) and found["made"] is None
+    assert found == evaluate.membership_audit(cfg, tables) and found["made"] is None
     for model, made in ((sha256(tiny / "diffusion/model.safetensors"), True), ("0" * 64, False)):
         (tmp_path / "samples/manifest.json").write_text(json.dumps({"model": model}))
-        assert evaluate.audit(cfg, tables)["made"] is made
-    assert all(evaluate.audit(replace(cfg, **none), tables) is None
+        assert evaluate.membership_audit(cfg, tables)["made"] is made
+    assert all(evaluate.membership_audit(replace(cfg, **none), tables) is None
                for none in ({"audit": 0}, {"diffusion": "x"}))
     swapped = {**tables, "train": tables["heldout"]}
-    assert "known as train images" in evaluate.audit(cfg, swapped)["why"]
+    assert "known as train images" in evaluate.membership_audit(cfg, swapped)["why"]
 
 
 def test_extractors_that_cannot_be_built_are_refused(demo, tiny, tmp_path):

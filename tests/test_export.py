@@ -96,7 +96,8 @@ def test_our_own_architectures_and_latent_scale_come_back(to, config, tmp_path):
     parts = load_sd(path, null_context=str(tmp_path / "out" / "contexts.safetensors"))
     assert parts.prediction == "x0"
     assert torch.allclose(parts.schedule.alphas_cumprod, pipeline.denoiser.schedule.alphas_cumprod)
-    assert parts.unet.config.channels == unet.config.channels and parts.unet.config.attention == unet.config.attention
+    assert parts.unet.config.channels == unet.config.channels
+    assert parts.unet.config.attention == unet.config.attention
     assert all(torch.equal(a, b)
                for a, b in zip(parts.unet.state_dict().values(), unet.state_dict().values()))
     assert parts.vae.scale.item() == pytest.approx(0.18215 if to == "ldm" else 0.7)
@@ -223,5 +224,5 @@ def test_the_short_form_of_the_command_line():
     assert run is public.show and cfg == public.ShowConfig(file="m.ckpt", json=True)
     ((run, cfg),) = config.parse(public.VERBS, "show", "", ["export", "--run", "x", "--out", "y"])
     assert cfg == public.ExportConfig(run="x", out="y")
-    with pytest.raises(InputError, match="a b: one file is asked for"):
+    with pytest.raises(InputError, match="a b: only one file is allowed"):
         config.parse(public.VERBS, "show", "", ["show", "a", "b"])

@@ -114,12 +114,14 @@ def test_a_model_and_a_vae_are_fetched_whole_and_load(hub, tmp_path, capsys, mon
                                                                               3, "")).read_bytes())
     run("fetch", "sd-1.5", "--to", tmp_path / "to")
     model = tmp_path / "to" / fetch.ON_HUB["sd-1.5"].file
-    assert f"next: python train.py diffusion --root runs/x --data DIR --init {model}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"next: python train.py diffusion --root runs/x --data DIR --init {model}" in said
     assert model.read_bytes() == hub.files[model.name]
     assert torch.equal(load_sd(model, prediction="eps").unet.conv_in.weight, nets[0].conv_in.weight)
     run("fetch", "vae-ft-mse")
     file = fetch.cache() / fetch.ON_HUB["vae-ft-mse"].file
-    assert fetch.cache() == tmp_path / "cache/minidiff" and "CreativeML" not in capsys.readouterr().out
+    assert fetch.cache() == tmp_path / "cache/minidiff"
+    assert "CreativeML" not in capsys.readouterr().out
     assert torch.equal(read_vae(file).vae.quant_conv.weight, nets[1].quant_conv.weight)
 
 
@@ -129,7 +131,7 @@ def test_a_cut_download_goes_on_and_a_whole_one_is_not_repeated(hub, tmp_path, c
                                                                 ranges):
     file, hub.ranges = tmp_path / hub.publish(what, BODY), ranges
     hub.cut = 2_000_000
-    assert "cut off after 2,000,000 of 3,072,000 bytes; the same command goes on" in fails(
+    assert "cut off after 2,000,000 of 3,072,000 bytes; the same command resumes" in fails(
         capsys, "fetch", what, "--to", tmp_path)
     assert not file.exists() and Path(f"{file}.part").stat().st_size == 2_000_000
     hub.cut = None
@@ -178,14 +180,15 @@ def test_two_processes_do_not_write_into_one_file(hub, tmp_path, capsys):
     import fcntl
     with open(tmp_path / (hub.publish("inception", BODY) + ".part"), "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert "another process is at it" in fails(capsys, "fetch", "inception", "--to", tmp_path)
+        assert "another process is fetching it" in fails(capsys, "fetch", "inception", "--to", tmp_path)
 
 
 def test_without_network_file_or_library_one_line_says_what_to_do(hub, tmp_path, capsys,
                                                                   monkeypatch):
     hand = "by hand and give the same command to check it"
     line = fails(capsys, "fetch", "sd-1.5", "--to", tmp_path)                          # 404
-    assert "v1-5-pruned-emaonly.safetensors cannot be reached (Client error '404" in line and hand in line
+    assert "v1-5-pruned-emaonly.safetensors cannot be reached (Client error '404" in line
+    assert hand in line
     hub.shutdown()
     hub.server_close()
     for what in ("sd-1.5", "inception"):
@@ -205,9 +208,11 @@ def test_names_are_listed_and_a_mistyped_one_is_told(capsys):
         out = capsys.readouterr().out
         assert all(f"\n{name:<12}" in "\n" + out
                    for name in fetch.sources()) and "4.27 GB, CreativeML OpenRAIL-M" in out
-        assert f"SHA-256 {inception.SHA256}" in out and "huggingface.co/stabilityai/sd-vae-ft-mse-original" in out
-    assert "'sd15' is not one of sd-1.5, sd-1.4, sd-2.1, vae-ft-mse, inception; nearest: sd-1.5" in fails(
-        capsys, "fetch", "sd15")
+        assert f"SHA-256 {inception.SHA256}" in out
+        assert "huggingface.co/stabilityai/sd-vae-ft-mse-original" in out
+    said = fails(capsys, "fetch", "sd15")
+    assert "'sd15' is not one of sd-1.5, sd-1.4, sd-2.1, vae-ft-mse, inception" in said
+    assert "nearest: sd-1.5" in said
 
 
 def test_the_sources_agree_with_what_else_is_known_of_them(monkeypatch, tmp_path):
@@ -227,10 +232,10 @@ def test_auto_takes_what_fetch_left(hub):
 
 
 def test_an_absent_init_fetches_nothing(hub, tmp_path):
-    from minidiff.diffusion.begin import begin_vae
+    from minidiff.diffusion.begin import start_vae
     hub.publish("sd-1.5", BODY)
     absent = str(tmp_path / fetch.ON_HUB["sd-1.5"].file)
-    for read in (load_sd, lambda path: begin_vae(path, "SD15", 0)):
+    for read in (load_sd, lambda path: start_vae(path, "SD15", 0)):
         with pytest.raises(InputError, match="no such file"):
             read(absent)
     assert hub.asked == [] and not Path(absent).exists()

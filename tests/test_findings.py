@@ -10,11 +10,12 @@ from minidiff import variables as var
 from minidiff.classification.agreement import agreement
 from minidiff.data import baselines
 from minidiff.data.table import Table, read_table
-from minidiff.diffusion import plan, unet
+from minidiff.diffusion import unet
 from minidiff.diffusion.model import from_model, from_scratch
 from minidiff.diffusion.public.export import finished_contexts
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics import breakdown
+from minidiff.sampling import plan
 from minidiff.statistics import auroc
 from minidiff.variables import Category, Findings
 

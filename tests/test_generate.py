@@ -13,15 +13,17 @@ from test_guidance import LABELS, VARIABLES, some_labels, trained
 from minidiff.diffusion import vae as vaes
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoiser
-from minidiff.diffusion.generate import Pipeline, Recipe, to_uint8
+from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.samplers import SAMPLERS, SeededNoise
 from minidiff.diffusion.schedule import LADDERS, Schedule
 from minidiff.errors import InputError, TrainingFault
+from minidiff.pixels import to_uint8
 
 schedule = Schedule.scaled_linear()
 SEEDS = [5, 6, 7]
 SIZE = 32
+PLAIN = Recipe(steps=2, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def plain(pipeline: Pipeline, labels, seeds, recipe) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("recipe", [
-    Recipe(), Recipe(guidance=2.0, steps=6), Recipe("ddim", "leading", 5, 1.5, 1.0),
+    Recipe(guidance=1.0), Recipe(guidance=2.0, steps=6), Recipe("ddim", "leading", 5, 1.5, 1.0),
     Recipe("heun", "karras", 4, 3.0),
 ])
 def test_images_are_those_of_the_plain_form_bit_for_bit(pipeline, labels, recipe):
@@ -229,14 +231,14 @@ def test_inversion_and_ddim_bring_the_latents_back(pipeline):
     ideal = replace(ideal, conditioner=Conditioner(VARIABLES, torch.zeros(2, 16), g))
     errors = {}
     for n in (10, 40, 160, 640):
-        recipe = Recipe("ddim", "logsigma", n)
+        recipe = Recipe("ddim", "logsigma", n, 1.0)
         noise = ideal.invert(z, labels, recipe)
         errors[n] = last(ideal.latents(labels, range(40), recipe,
                                        noise=noise)).sub(z).norm().item() / z.norm().item()
     assert errors[10] > 2 * errors[40] > 4 * errors[160] > 8 * errors[640] and errors[
         640] < 0.01, errors
     assert noise.std().item() == pytest.approx(1, abs=0.05) and abs(noise.mean().item()) < 0.1
-    half = Recipe("ddim", "logsigma", 160, strength=0.5)
+    half = Recipe("ddim", "logsigma", 160, 1.0, strength=0.5)
     back = last(ideal.latents(labels, range(40), half, noise=ideal.invert(z, labels, half)))
     assert (back - z).norm() / z.norm() < errors[160] * 1.01
 
@@ -248,7 +250,7 @@ def test_inversion_through_a_network_and_the_vae(pipeline, labels, pictures):
     pipeline = replace(pipeline, denoiser=Denoiser(pipeline.denoiser.net, schedule, "x0"))
     z, errors = pipeline.encode(pictures), []
     for n in (8, 32, 128):
-        recipe = Recipe("ddim", "logsigma", n)
+        recipe = Recipe("ddim", "logsigma", n, 1.0)
         # there is none on the way up
         noise = pipeline.invert(pictures, labels, replace(recipe, guidance=3.0))
         errors.append((last(pipeline.latents(labels, SEEDS, recipe, noise=noise))
@@ -266,7 +268,7 @@ def test_autocast_is_the_networks_alone(pipeline, labels):
     try:
         for z in lower.latents(labels, SEEDS, Recipe(steps=3, guidance=2.0)):
             assert not torch.is_autocast_enabled("cpu") and z.dtype == torch.float32
-        list(lower.images(labels, SEEDS, Recipe(steps=3)))
+        list(lower.images(labels, SEEDS, Recipe(steps=3, guidance=1.0)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -280,10 +282,10 @@ def test_a_run_computes_each_context_once_and_decodes_in_slices(pipeline, labels
     hooks = [pipeline.conditioner.register_forward_hook(lambda m, i, o: contexts.append(len(o))),
              pipeline.vae.decoder.register_forward_hook(lambda m, i, o: slices.append(len(o)))]
     try:
-        list(pipeline.latents(labels, SEEDS, Recipe(steps=7)))
+        list(pipeline.latents(labels, SEEDS, Recipe(steps=7, guidance=1.0)))
         assert contexts == [3]
         many = {name: value.repeat(7) for name, value in labels.items()}
-        made = torch.cat(list(pipeline.images(many, range(21), Recipe(steps=1), batch=20)))
+        made = torch.cat(list(pipeline.images(many, range(21), PLAIN, batch=20)))
         assert slices == [8, 8, 4, 1] and len(made) == 21
     finally:
         for hook in hooks:
@@ -298,7 +300,7 @@ def test_a_weaker_model_guides(pipeline, labels):
     assert a.isfinite().all() and not torch.allclose(a, b)
     same = pipeline.guided_by(pipeline)
     assert torch.equal(last(same.latents(labels, SEEDS, Recipe(steps=4, guidance=3.0))),
-                       last(pipeline.latents(labels, SEEDS, Recipe(steps=4))))
+                       last(pipeline.latents(labels, SEEDS, Recipe(steps=4, guidance=1.0))))
 
 
 def test_a_weaker_model_of_other_conditions_or_latents_is_refused(pipeline):
@@ -326,15 +328,15 @@ def test_non_finite_images_are_named_or_end_the_run(pipeline, labels):
     noise = SeededNoise(range(12), (4, 8, 8))()
     noise[list(bad)] = float("nan")
     with pytest.raises(TrainingFault, match="non-finite pixels"):
-        list(pipeline.images(many, range(12), Recipe(steps=2), noise=noise))
+        list(pipeline.images(many, range(12), PLAIN, noise=noise))
     rejects, seen = [], []
-    for made in pipeline.images(many, range(12), Recipe(steps=2), noise=noise, batch=10,
+    for made in pipeline.images(many, range(12), PLAIN, noise=noise, batch=10,
                                 decode_batch=3, rejects=rejects):
         seen.append(list(rejects))
         assert made.dtype == torch.uint8
     assert seen == [[4], [4, 11]]
-    whole = torch.cat(list(pipeline.images(many, range(12), Recipe(steps=2), rejects=(none := []))))
-    kept = torch.cat(list(pipeline.images(many, range(12), Recipe(steps=2), noise=noise,
+    whole = torch.cat(list(pipeline.images(many, range(12), PLAIN, rejects=(none := []))))
+    kept = torch.cat(list(pipeline.images(many, range(12), PLAIN, noise=noise,
                                           rejects=[])))
     good = [i for i in range(12) if i not in bad]
     assert not none and torch.equal(whole[good], kept[good])

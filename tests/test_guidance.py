@@ -9,7 +9,7 @@ from minidiff import variables as var
 from minidiff.diffusion import model as models
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion.denoiser import COEFFICIENTS, Denoiser
-from minidiff.diffusion.guidance import fixed, guided, nested, rescaled
+from minidiff.diffusion.guidance import conditioned, guided, nested_sets, rescaled
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError
@@ -78,7 +78,7 @@ def test_equal_scales_are_plain_guidance_bit_for_bit():
     assert torch.equal(guided(denoiser, labels, null, dict.fromkeys(labels, 2.3))(noise, 5.0),
                        plain)
     with pytest.raises(AssertionError, match="one scale for each variable"):
-        nested(labels, null, {"label": 2.0})
+        nested_sets(labels, null, {"label": 2.0})
 
 
 def test_outside_the_interval_one_call_is_made():
@@ -176,7 +176,7 @@ def test_the_context_of_a_model_is_computed_once():
     model, calls = trained(), []
     labels, null, noise = some_labels(model)
     model.conditioner.register_forward_hook(lambda *_: calls.append(1))
-    once = fixed(Denoiser(model, schedule), labels)
+    once = conditioned(Denoiser(model, schedule), labels)
     steps = [once(noise, sigma) for sigma in (9.0, 3.0, 1.0)]
     assert len(calls) == 1
     assert all(torch.equal(a, Denoiser(model, schedule)(noise, sigma, labels))

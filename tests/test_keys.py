@@ -52,20 +52,26 @@ def back(name: str) -> str:
     if kind == "out":
         return f"{'conv_norm_out' if words[0] == '0' else 'conv_out'}.{words[1]}"
     i, slot, tail = int(words[0]), words[1], ".".join(words[2:])
+
+    def block(k: int) -> str:
+        return f"attentions.{k}.{tail}" if slot == "1" else f"resnets.{k}.{rest(tail)}"
+
     if kind == "middle_block":
         tail = ".".join(words[1:])
-        return f"mid_block.attentions.0.{tail}" if i == 1 else f"mid_block.resnets.{i // 2}.{rest(tail)}"
+        if i == 1:
+            return f"mid_block.attentions.0.{tail}"
+        return f"mid_block.resnets.{i // 2}.{rest(tail)}"
     if kind == "input_blocks":
         if i == 0:
             return f"conv_in.{tail}"
         level, k = divmod(i - 1, 3)
         if k == 2:
             return f"down_blocks.{level}.downsamplers.0.conv.{tail.removeprefix('op.')}"
-        return f"down_blocks.{level}.{'attentions' if slot == '1' else 'resnets'}.{k}.{tail if slot == '1' else rest(tail)}"
+        return f"down_blocks.{level}.{block(k)}"
     level, k = divmod(i, 3)
     if tail.startswith("conv."):
         return f"up_blocks.{level}.upsamplers.0.{tail}"
-    return f"up_blocks.{level}.{'attentions' if slot == '1' else 'resnets'}.{k}.{tail if slot == '1' else rest(tail)}"
+    return f"up_blocks.{level}.{block(k)}"
 
 
 @pytest.mark.parametrize("config", [unet.SD15, unet.SD21])
@@ -97,8 +103,8 @@ def test_vae_maps_are_one_to_one_and_renamed_once(config):
 
 
 def test_flat_names_of_the_average():
-    assert keys.ema_name(
-        "model.diffusion_model.input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
+    average = keys.ema_name("model.diffusion_model.input_blocks.0.0.weight")
+    assert average == "model_ema.diffusion_modelinput_blocks00weight"
 
 
 @pytest.mark.parametrize("network, config, levels",

@@ -15,7 +15,7 @@ from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
-from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.metrics.pairwise import distances, equalised
 
 pytestmark = pytest.mark.slow
 STEPS, EACH = 700, 40

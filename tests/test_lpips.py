@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torchvision_peer import torchvision
 
-from minidiff.diffusion.public.lpips import BLOCKS, LPIPS, load_lpips, unit
+from minidiff.diffusion.lpips import BLOCKS, LPIPS, load_lpips, unit
 from minidiff.errors import InputError
 
 # index: lpips' slice

@@ -21,21 +21,21 @@ def errors(n, shift, seed, own=0.6, draws=8):
 def test_a_model_that_knows_its_images_is_found_and_one_that_does_not_is_not():
     known = membership(errors(200, 1.5, 0), errors(200, 0, 1))
     fresh = membership(errors(200, 0, 2), errors(200, 0, 3))
-    assert known.low > 0.85 and known.p < 0.001 and known.tpr > 0.2 and known.tpr_by_patient[
-        0] > 0.05
-    assert fresh.low < 0.5 < fresh.high and fresh.p > 0.05 and abs(
-        fresh.auroc - 0.5) < fresh.chance and fresh.tpr < 0.06
-    assert (known.n_train, known.n_heldout, known.patients_train) == (200, 200, 200)
+    assert known["low"] > 0.85 and known["p"] < 0.001
+    assert known["tpr"] > 0.2 and known["tpr_by_patient"][0] > 0.05
+    assert fresh["low"] < 0.5 < fresh["high"] and fresh["p"] > 0.05 and abs(
+        fresh["auroc"] - 0.5) < fresh["chance"] and fresh["tpr"] < 0.06
+    assert (known["n_train"], known["n_heldout"], known["patients_train"]) == (200, 200, 200)
 
 
 def test_the_numbers_by_hand():
     a, b = errors(37, 0.5, 4), errors(120, 0, 5)
     found = membership(a, b)
     s, t = -a.log().mean(1).numpy(), -b.log().mean(1).numpy()
-    assert found.auroc == pytest.approx((s[:, None] > t).mean())
-    assert found.auroc == pytest.approx(auroc([*s, *t], [True] * 37 + [False] * 120))
-    assert found.false_alarms == 1 and found.tpr == pytest.approx((s > np.sort(t)[-2]).mean())
-    assert found.chance == pytest.approx(1.96 * np.sqrt(158 / (12 * 37 * 120)), rel=1e-3)
+    assert found["auroc"] == pytest.approx((s[:, None] > t).mean())
+    assert found["auroc"] == pytest.approx(auroc([*s, *t], [True] * 37 + [False] * 120))
+    assert found["false_alarms"] == 1 and found["tpr"] == pytest.approx((s > np.sort(t)[-2]).mean())
+    assert found["chance"] == pytest.approx(1.96 * np.sqrt(158 / (12 * 37 * 120)), rel=1e-3)
 
 
 def test_times_whose_errors_differ_by_orders_of_magnitude_weigh_alike():
@@ -50,15 +50,16 @@ def test_images_of_one_patient_are_one_piece_of_evidence():
     naive, honest = membership(a, b), membership(a, b, train_patients=patients[0],
                                                  heldout_patients=patients[1])
     width = lambda i: i[1] - i[0]  # noqa: E731
-    assert width(honest.by_patient) > 1.7 * width(naive.by_patient) and honest.p > naive.p
-    assert honest.patients_train == 30 and width(naive.by_patient) == pytest.approx(
-        naive.high - naive.low, rel=0.15)
+    assert width(honest["by_patient"]) > 1.7 * width(naive["by_patient"])
+    assert honest["p"] > naive["p"]
+    assert honest["patients_train"] == 30 and width(naive["by_patient"]) == pytest.approx(
+        naive["high"] - naive["low"], rel=0.15)
 
 
 def test_small_sets_are_said_to_be_small():
-    assert "less than one" in membership(errors(30, 0, 10), errors(40, 0, 11)).note
-    assert "is 1: " in membership(errors(30, 0, 10), errors(125, 0, 11)).note
-    assert membership(errors(30, 0, 10), errors(1000, 0, 11)).note == ""
+    assert "less than one" in membership(errors(30, 0, 10), errors(40, 0, 11))["note"]
+    assert "is 1: " in membership(errors(30, 0, 10), errors(125, 0, 11))["note"]
+    assert membership(errors(30, 0, 10), errors(1000, 0, 11))["note"] == ""
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
@@ -87,7 +88,7 @@ def test_every_image_gets_the_same_times_and_noise_whatever_the_batch():
     assert torch.equal(one, other) and one.shape == (40, 8) and one.dtype == torch.float64
     assert not torch.equal(one[:, 0], one[:, 1])
     found = membership(one[:20], one[20:])
-    assert found.auroc > 0.95 and found.p < 0.001
+    assert found["auroc"] > 0.95 and found["p"] < 0.001
 
 
 @pytest.mark.slow
@@ -109,7 +110,7 @@ def test_intervals_by_patient_cover():
     for _ in range(n):
         found = membership(side(1), side(0), train_patients=patients[0],
                            heldout_patients=patients[1], n_boot=300)
-        covered += found.by_patient[0] <= truth <= found.by_patient[1]
+        covered += found["by_patient"][0] <= truth <= found["by_patient"][1]
         p.append(membership(side(0), side(0), train_patients=patients[0],
-                            heldout_patients=patients[1], n_boot=2).p)
+                            heldout_patients=patients[1], n_boot=2)["p"])
     assert covered / n > 0.9 and np.mean(np.array(p) < 0.05) < 0.05 + 2 * np.sqrt(0.05 * 0.95 / n)

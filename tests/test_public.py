@@ -201,7 +201,8 @@ def half_minus_one(t, width):
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
-original_embedding, original_pad, original_gelu, original_up = unet.timestep_embedding, F.pad, F.gelu, F.interpolate
+original_embedding, original_pad = unet.timestep_embedding, F.pad
+original_gelu, original_up = F.gelu, F.interpolate
 
 
 def symmetric_padding(parts, monkeypatch):
@@ -341,7 +342,8 @@ def test_prediction_is_never_guessed(tmp_path, monkeypatch):
     assert load_sd(file, prediction="v").certificate.prediction_from == "--prediction"
     monkeypatch.setitem(certificate.KNOWN, certificate.cached_sha256(file), ("v2-1.ckpt", SD2, "v"))
     parts = load_sd(file)
-    assert parts.prediction == "v" and parts.certificate.prediction_from == "the known hash of v2-1.ckpt"
+    assert parts.prediction == "v"
+    assert parts.certificate.prediction_from == "the known hash of v2-1.ckpt"
     assert parts.certificate.files[0]["known"] == "v2-1.ckpt"
     with pytest.raises(InputError, match="--prediction eps contradicts"):
         load_sd(file, prediction="eps")

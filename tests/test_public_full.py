@@ -95,8 +95,9 @@ def test_full_shapes_in_every_dialect(version, disk, monkeypatch, capsys):
         assert all(found[name] <= TOLERANCE[name] for name in found), found
     from diffusers import UNet2DConditionModel
 
-    peer = UNet2DConditionModel.from_single_file(  # what was written is what diffusers takes for an LDM file, too
-        str(disk / "ldm.safetensors"), config=str(disk / "folder"), subfolder="unet", local_files_only=True)
+    peer = UNet2DConditionModel.from_single_file(  # diffusers, too, takes it for an LDM file
+        str(disk / "ldm.safetensors"), config=str(disk / "folder"), subfolder="unet",
+        local_files_only=True)
     x, t, context, _ = inputs(peer.config.cross_attention_dim)
     with torch.no_grad():
         assert sd.relative(peer.eval()(x, t, context).sample, theirs["unet"]) <= TOLERANCE["unet"]

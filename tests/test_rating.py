@@ -8,9 +8,9 @@ from minidiff import rating
 from minidiff.statistics import wilson
 
 N = math.nan
-KRIPPENDORFF = np.array([  # 12 units, 4 readers, 5 categories, of Krippendorff 2011; also raw data of Gwet 2014
-    [1, 1, N, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4], [4, 4, 4, 4], [1, 1, 2, 1],
-    [2, 2, 2, 2], [N, 5, 5, 5], [N, N, 1, 1], [N, N, 3, N]])
+KRIPPENDORFF = np.array([  # 12 units, 4 readers, 5 categories: Krippendorff 2011, Gwet 2014
+    [1, 1, N, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4],
+    [4, 4, 4, 4], [1, 1, 2, 1], [2, 2, 2, 2], [N, 5, 5, 5], [N, N, 1, 1], [N, N, 3, N]])
 
 
 def two_readers(a, b, c, d):
@@ -140,7 +140,7 @@ def test_effective_wilson_is_wilson_for_one_reader():
     assert rating.effective_wilson(1.0, 0.0, 100) == pytest.approx(wilson(100, 100))
 
 
-def test_crossed_against_drawing_readers_and_images_again():
+def test_two_way_random_interval_against_drawing_readers_and_images_again():
     """With many of both, the standard deviation over two-way resamples (Owen 2007)."""
     rng = np.random.default_rng(2)
     z = rng.normal(size=300) + .5 * rng.normal(size=(40, 1)) + .6 * rng.normal(size=(40, 300))
@@ -148,13 +148,13 @@ def test_crossed_against_drawing_readers_and_images_again():
     readers = rng.multinomial(40, np.full(40, 1 / 40), 4000) / 40
     means = [((readers @ t) * (rng.multinomial(150, np.full(150, 1 / 150), 4000) / 150)).sum(1)
              for t in (made, real)]
-    value, (low, high) = rating.crossed(made)
+    value, (low, high) = rating.two_way_random_interval(made)
     assert value == made.mean() and (high - low) / 3.92 == pytest.approx(means[0].std(), rel=.08)
-    value, (low, high) = rating.crossed(made, real)
+    value, (low, high) = rating.two_way_random_interval(made, real)
     assert value == made.mean() - real.mean()
     assert (high - low) / 3.92 == pytest.approx((means[0] - means[1]).std(), rel=.08)
-    assert rating.crossed(np.ones((3, 20)))[1] == pytest.approx(wilson(20, 20))
-    low, high = rating.crossed(np.ones((3, 20)), np.ones((3, 20)))[1]
+    assert rating.two_way_random_interval(np.ones((3, 20)))[1] == pytest.approx(wilson(20, 20))
+    low, high = rating.two_way_random_interval(np.ones((3, 20)), np.ones((3, 20)))[1]
     assert low < 0 < high
 
 
@@ -174,8 +174,8 @@ def test_intervals_hold_what_they_should_in_93_to_97_percent_of_runs():
         noise = slope * rng.normal(size=240) + slope * rng.normal(size=(6, 240)) - .3 * rng.normal(
             size=(6, 1))
         made, real = noise[:, :120] < rate, noise[:, 120:] < stats.norm.ppf(.9) * math.sqrt(1.09)
-        _, (low, high) = rating.crossed(made.astype(float))
+        _, (low, high) = rating.two_way_random_interval(made.astype(float))
         hits[1] += low <= .68 <= high
-        _, (low, high) = rating.crossed(made.astype(float), real.astype(float))
+        _, (low, high) = rating.two_way_random_interval(made.astype(float), real.astype(float))
         hits[2] += low <= -.22 <= high
     assert all(930 <= h <= 970 for h in hits), hits

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from test_neighbours import HELDOUT, TRAIN, near_copies, phantoms
+from test_memorisation import HELDOUT, TRAIN, near_copies, phantoms
 
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics.neighbours import equalised, pixel_spaces
+from minidiff.evaluation.metrics.pairwise import equalised, pixel_spaces
 from minidiff.evaluation.metrics.release import ReleaseFilter
 
 

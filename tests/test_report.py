@@ -1,26 +1,21 @@
+"""The report's page: every section with and without its input, and rendered again from files."""
+
 import json
 import math
 import re
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from test_verdicts import rows, share
 
-from minidiff.classification.agreement import agreement
 from minidiff.data import images
-from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
-from minidiff.evaluation.metrics.distances import kid
-from minidiff.evaluation.metrics.within import within_label
-from minidiff.evaluation.pages import report
-from minidiff.evaluation.pages import report_sections as sections
+from minidiff.errors import InputError
+from minidiff.evaluation import pages
+from minidiff.evaluation.pages import pictures, report
 from minidiff.evaluation.pages.format import jsonable, num
-from minidiff.evaluation.pages.page import table
-from minidiff.evaluation.verdicts import verdicts
-from minidiff.statistics import wilson
-from minidiff.variables import Category, Number
+from minidiff.evaluation.pages.tables import Row, Table
 
 SECTIONS = ["verdict", "copies", "pictures", "collection", "distances", "numbers", "variety",
             "conditions", "agreement", "matrix", "study", "training", "provenance"]
@@ -54,25 +49,6 @@ class Page(HTMLParser):
         self.text += data
 
 
-def cloud(seed, label, n, shift=0.0, d=6):
-    x = np.random.default_rng(seed).normal(size=(n, d)) + shift
-    return Side(x, np.array([label] * n), np.array([f"{seed}-{i}" for i in range(n)]))
-
-
-def joined(*sides):
-    return Side(*(np.concatenate(columns) for columns in zip(*sides)))
-
-
-def rows(shift_of_made=0.0, n=60):
-    names = enumerate(("train", "heldout"))
-    sides = {name: joined(cloud(k, "normal", n), cloud(k + 10, "covid", n, 2.0))
-             for k, name in names}
-    made = joined(cloud(5, "normal", 40, shift_of_made), cloud(6, "covid", 40, 2.0),
-                  cloud(7, "rare", 3))
-    return compare("pixels-pca64", synthetic=made, **sides, labels=["normal", "covid", "rare"],
-                   repeats=20)
-
-
 def bare(**more):
     data = {"folders": ["a <b> & c"], "size": 64, "n_train": 120, "n_heldout": 120,
             "heldout_labels": {"normal": 60},
@@ -81,186 +57,13 @@ def bare(**more):
     return {"data": data, "samples": samples, "distances": [], **more}
 
 
-def test_the_table_of_distances():
-    found = {(r["label"], r["set"]): r for r in rows()}
-    assert list(found)[:2] == [(ALL, "synthetic"), (ALL, "real")]
-    same, other = found["covid", "synthetic"], found["covid", "real normal"]
-    # as many as there are synthetic ones
-    assert same["n"] == 60 and same["m"] == 40 and other["m"] == 40
-    assert same["KD_low"] <= 0 <= same["KD_high"] and same["KD_p"] > 0.01
-    assert other["KD_low"] > 0 and other["KD_p"] < 0.01 and other["beyond_low"] > 0
-    assert same["KD_floor"]["low"] < 0 < same["KD_floor"]["high"] and same["FD_floor"]["median"] > 0
-    assert (same["FD_floor_halves"]["n"], same["FD_floor_halves"]["m"]) == (30, 20)
-    assert found["rare", "synthetic"]["small"] and "KD" not in found["rare", "synthetic"]
-    # at equal numbers, beside real against real there
-    for name in EQUAL:
-        spread = same[f"{name}_floor"]
-        assert spread["low"] <= spread["median"] <= spread["high"] and spread["n"] == spread[
-            "m"] == same["equal_n"] == 40
-    assert other["MIND"] > 3 * same["MIND"] and other["coverage"] < 0.5 < same[
-        "coverage_low"] <= same["coverage"]
-    assert same["C2ST_p"] > 0.01 > other["C2ST_p"] and other["C2ST_low"] > 0.5
-    assert same["MIND"] < 2 * same["MIND_floor"]["high"] and 0.35 < same["C2ST_floor"][
-        "median"] < 0.65
-
-
-def answers(result):
-    return {v["question"]: v["answer"] for v in verdicts(jsonable(result))}
-
-
-def test_verdicts_on_likeness_say_yes_no_and_not_resolved():
-    question = "Is synthetic normal nearer to held-out real normal than real images of other labels are?"
-    assert answers({"distances": rows()})[question] == "yes"
-    assert answers({"distances": rows(4.0)})[question] == "no"
-    # made like the other label
-    assert answers({"distances": rows(2.0)})[question] == "not resolved"
-    assert not any("rare" in q for q in answers({"distances": rows()}))
-
-
-def test_few_patients_get_intervals_or_a_grey_cell():
-    """Resamples of one patient over and over have no KD; they must not shift the pairing with the
-    synthetic draws.
-    """
-    def few(seed, label, n, patients, shift=0.0):
-        side = cloud(seed, label, n, shift)
-        return side._replace(patients=np.array([f"{seed}-{i % patients}" for i in range(n)]))
-
-    train = joined(few(0, "normal", 30, 2), few(1, "covid", 30, 2, 2.0))
-    made = joined(cloud(2, "normal", 40), cloud(3, "covid", 40, 2.0))
-    for held in (2, 3):
-        heldout = joined(few(4, "normal", 30, 9), few(5, "covid", 30, held, 2.0))
-        found = compare("x", synthetic=made, train=train, heldout=heldout,
-                        labels=["normal", "covid"], repeats=20)
-        assert all(np.isfinite([r[k] for k in ("KD", "KD_low", "KD_high", "KD_p")]).all()
-                   for r in found if "KD" in r)
-        assert all(r["beyond_low"] <= r["beyond_high"] for r in found
-                   if r["set"] != "synthetic" and r["label"] != ALL)
-    heldout = joined(few(4, "normal", 30, 9), few(5, "covid", 30, 1, 2.0))
-    found = compare("x", synthetic=made, train=train, heldout=heldout, labels=["normal", "covid"],
-                    repeats=20)
-    assert all(r["small"] for r in found if r["label"] == "covid")
-
-
-def test_other_labels_are_held_out_images_of_other_patients():
-    """A classifier puts the labels of its training images far apart: they must not be what
-    synthetic images are held to.
-    """
-    train = joined(cloud(0, "normal", 60), cloud(10, "covid", 60, 9.0))
-    heldout = joined(cloud(1, "normal", 60), cloud(11, "covid", 60, 1.0))
-    made = joined(cloud(5, "normal", 60, 2.0), cloud(6, "covid", 60))
-    found = compare("classifier", synthetic=made, train=train, heldout=heldout,
-                    labels=["normal", "covid"], repeats=20)
-    row = next(r for r in found if (r["label"], r["set"]) == ("normal", "real covid"))
-    assert row["KD"] == pytest.approx(kid(real=heldout.of("normal").features,
-                                          fake=heldout.of("covid").features))
-    assert answers({"distances": found})["Is synthetic normal nearer to held-out real normal than "
-                                         "real images of other labels are?"] == "no"
-    shared = heldout._replace(
-        patients=np.array([f"p{i % 60}" if i % 60 < 15 else f"p{i}" for i in range(120)]))
-    found = compare("classifier", synthetic=made, train=train, heldout=shared,
-                    labels=["normal", "covid"], repeats=20)
-    assert next(r["m"] for r in found if (r["label"], r["set"]) == ("normal", "real covid")) == 45
-
-
-def confounded(seed, n=300, effect=0.0):
-    """Age asked for and judged, both much higher in covid; within a label the judged follows the
-    asked by `effect`.
-    """
-    rng = np.random.default_rng(seed)
-    group = np.array(["normal", "covid", "rare"])[np.arange(n) % 3]
-    age = 40 + 30 * (group == "covid") + rng.normal(0, 4, n)
-    base = 40 + 30 * (group == "covid")
-    judged = base + effect * (age - base) + rng.normal(0, 4, n)
-    sex = (rng.random(n) < np.where(group == "covid", 0.9, 0.1)).astype(np.int64)
-    read = np.where(rng.random(n) < effect, sex, group == "covid")
-    labels = {"age": torch.tensor(age, dtype=torch.float32), "sex": torch.tensor(sex)}
-    out = {"age": torch.tensor(judged, dtype=torch.float32),
-           "sex": F.one_hot(torch.tensor(read).long(), 2).float()}
-    return labels, out, group.tolist()
-
-
-@pytest.mark.parametrize("effect,expected", [(0.0, {"not resolved", "no"}), (0.9, {"yes"})])
-def test_attributes_are_judged_within_label(effect, expected):
-    """A judge that sees the label alone agrees with asked age and sex overall, and must not count
-    as moving them.
-    """
-    variables = [Number("age", 50.0, 15.0, 20.0, 90.0), Category("sex", ("F", "M"))]
-    found = []
-    for seed, which in enumerate(("held-out real", "synthetic")):
-        labels, judged, group = confounded(seed, effect=effect)
-        judge = SimpleNamespace(variables=variables, predict=lambda _, judged=judged: judged)
-        within = within_label(variables, judged, labels, group)
-        found += [{**row, **within[row["variable"]]}
-                  for row in agreement(judge, torch.zeros(300), labels, which)]
-    age, sex = (next(r for r in found[2:] if r["variable"] == name) for name in ("age", "sex"))
-    assert age["low"] > 0.5 and age["within_low"] < age["within_r"] < age["within_high"] < age[
-        "high"]
-    assert sex["within_chance"] > 0.8 > max(v["n"] for v in sex["by_value"]) / sex["n"]
-    given = answers({"distances": [], "agreement": found})
-    assert set(given) == {"Does asking for age move the picture?",
-                          "Does asking for sex move the picture?"}
-    assert set(given.values()) <= expected
-
-
-def test_within_label_by_hand_and_where_nothing_is_known():
-    age = Number("age", 50.0, 15.0, 20.0, 90.0)
-    asked = torch.tensor([1.0, 2, 3, 4, 11, 12, 13, 14, math.nan])
-    judged = torch.tensor([1.0, 3, 2, 4, 51, 53, 52, 54, 9])
-    group = list("aaaabbbbc")
-    found = within_label([age], {"age": judged}, {"age": asked}, group)["age"]
-    # of each label, and so of both
-    assert found["within_r"] == pytest.approx(0.8)
-    # 8 cells − 2 means − 3 + 1
-    assert found["within_low"] == pytest.approx(math.tanh(math.atanh(0.8) - 1.959964 / 2))
-    same = within_label([age], {"age": judged}, {"age": torch.tensor([40.1] * 4 + [60.7] * 5)},
-                        group)["age"]
-    assert math.isnan(same["within_r"])
-    assert within_label([age], {"age": judged}, {"age": torch.full((9,), math.nan)},
-                        group) == {"age": {}}
-    flat = {"variable": "age", "n": 9, "kind": "number",
-            **dict.fromkeys(("r", "low", "high"), math.nan), **same}
-    both = [flat | {"set": "held-out real"}, flat | {"set": "synthetic"}]
-    assert answers({"distances": [], "agreement": both}) == {"Does asking for age move the "
-                                                             "picture?": "not resolved"}
-
-
-def share(k, n, which, variable="label"):
-    half = {"value": "a", "n": n // 2, "accuracy": k / n}
-    low, high = wilson(k, n)
-    return {"variable": variable, "set": which, "kind": "category", "n": n, "accuracy": k / n,
-            "low": low, "high": high, "by_value": [half, half | {"value": "b"}],
-            **({} if variable == "label" else {"within_chance": 0.5})}
-
-
-@pytest.mark.parametrize("k,answer", [(98, "yes"), (88, "not resolved"), (50, "no")])
-def test_verdict_on_the_label_asked_for(k, answer):
-    result = {"distances": [],
-              "agreement": [share(99, 100, "held-out real"), share(k, 100, "synthetic")]}
-    assert answers(result) == {"Do the pictures show the label asked for?": answer}
-
-
-@pytest.mark.parametrize("k,answer", [(90, "yes"), (52, "not resolved"), (30, "no")])
-def test_verdict_on_an_attribute_compares_with_guessing(k, answer):
-    result = {"distances": [], "agreement": [share(99, 100, "held-out real", "sex"),
-                                             share(k, 100, "synthetic", "sex")]}
-    assert answers(result) == {"Does asking for sex move the picture?": answer}
-
-
-@pytest.mark.parametrize("word,answer",
-                         [("gain", "yes"), ("not resolved", "not resolved"), ("harm", "no")])
-def test_verdict_on_the_classifier_study_is_its_primary_comparison(word, answer):
-    primary = {"arm": "real+1xsynthetic", "against": "real+1xduplicates", "test_set": "test",
-               "metric": "balanced_accuracy", "difference": 0.02, "interval": [0.01, 0.03],
-               "answer": word, "seeds": 5, "patients": 300, "sees": 0.03, "times": 2.2}
-    assert list(answers({"distances": [], "study": {"primary": primary}}).values()) == [answer]
-    assert answers({"distances": [], "study": {"primary": None}}) == {}
-
-
 def test_page_without_any_optional_input(tmp_path):
     path = report.write(tmp_path, bare(), {})
     page = Page(path.read_text())
     assert page.ids == SECTIONS
-    assert "Not for diagnosis" in page.text and "one patient, assumed" in page.text and "python classify.py" in page.text
+    assert all(text in page.text for text in (
+        "Not for diagnosis", "assumed to be of another patient", "python classify.py",
+        "python evaluate.py matrix"))
     assert "<script>alert(1)</script>" in page.text                          # as text, escaped
     assert all(url.startswith("#") for url in page.fetched)
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == []
@@ -273,7 +76,7 @@ def test_page_with_every_input(tmp_path):
     spread = {"median": 0.1, "low": 0.0, "high": 0.2}
     point = {"extractor": "pixels-pca64",
              **dict.fromkeys(("KD", "FD", "KD_floor", "FD_floor"), spread)}
-    kd = {"KD": 0.1, "KD_low": 0.0, "KD_high": 0.2, "KD_floor": spread, "small": False}
+    kd = {"KD": 0.1, "KD_low": 0.0, "KD_high": 0.2, "KD_floor": spread, "too_few": False}
     cell = {"extractor": "pixels-pca64", "condition": "sex", "value": "F", "n": 40, "m": 30}
     audit = {"auroc": 0.7, "by_patient": [0.62, 0.78], "p": 0.001, "tpr": 0.1,
              "tpr_by_patient": [0.0, 0.2], "n_train": 60,
@@ -288,10 +91,10 @@ def test_page_with_every_input(tmp_path):
                     "closest": [{"d_train": 1.0, "d_heldout": 1.1}]},
         extractors=[{"name": "pixels-pca64", "identity": "abc123"}],
         growth=[point | {"n": 10}, point | {"n": 40}],
-        conditions=[cell | kd, cell | {"value": "M", "n": 3, "small": True}],
-        variety=[{"label": "normal", "measure": "MS-SSIM", "n": 40, "small": False,
+        conditions=[cell | kd, cell | {"value": "M", "n": 3, "too_few": True}],
+        variety=[{"label": "normal", "measure": "MS-SSIM", "n": 40, "too_few": False,
                   "synthetic": 0.5, "real": 0.4, "range": spread},
-                 {"label": "rare", "measure": "MS-SSIM", "n": 3, "small": True}],
+                 {"label": "rare", "measure": "MS-SSIM", "n": 3, "too_few": True}],
         duplicates={"n": 120, "exact": 1, "near": 2, "surplus": 2, "across_patients": 1},
         membership=audit, commands={"report": "python evaluate.py --out <x>",
                                     "samples": "python sample.py", "vae": ""},
@@ -305,44 +108,48 @@ def test_page_with_every_input(tmp_path):
         study={"arms": [{"arm": "real", "test_set": "test", "accuracy": 0.9, "accuracy_sd": None}]},
         vae={"psnr": 30.1, "psnr_pca64": 27.0}, provenance={"command": "evaluate.py"},
         configs={"runs/x": {"kind": "vae"}, "none": None})
-    logs = {"vae": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "val_loss": 1.1}],
-            "diffusion": []}
     shot = {"png": DOT, "label": "normal", "d": 1.0, "p": None}
     strip = {"condition": "sex", "value": "<F>", "n": 9, "m": 8, "shown": 6, "heldout": DOT,
              "synthetic": DOT}
-    pictures = {"grids": {"normal": (DOT, DOT)}, "pairs": [(DOT, DOT, DOT)], "logs": logs,
-                "rebuilt": DOT, "best": [shot], "worst": [shot | {"p": 0.25}],
-                "beside": [(DOT, DOT, DOT)], "collection": [strip]}
-    html = report.write(tmp_path, result, pictures).read_text()
+    drawn = {"labels": [strip], "grids": [strip], "pairs": [(DOT, DOT, DOT)], "rebuilt": DOT,
+             "losses": {"vae": DOT}, "best": [shot], "worst": [shot | {"p": 0.25}],
+             "beside": [(DOT, DOT, DOT)], "collection": [strip]}
+    html = report.write(tmp_path, result, drawn).read_text()
     page = Page(html)
-    assert page.ids == SECTIONS and html.count("<img") == 3 + 1 + 1 + 3 + 2 + 2 + 3 + 1 + 1 + 1
+    assert page.ids == SECTIONS and html.count("<img") == 2 + 3 + 1 + 1 + 3 + 2 + 2 + 3 + 1 + 1 + 1
     assert all(url.startswith(("#", "data:image/png;base64,")) for url in page.fetched)
     assert all(text in page.text
-               for text in ("n < 20", "30.1 dB", "no known cell", "abc123",
-                            "$ python evaluate.py --out <x>".strip("$ "), "p 25.0 %", "1 exact",
+               for text in ("n < 20", "30.1 dB", "no known cell", "abc123", "1.1", "few.",
+                            "python evaluate.py --out <x>", "p 25.0 %", "1 exact",
                             "runs/y is not the model that made these samples"))
     # below pictures, collection; provenance
     assert page.text.count("python sample.py") == 3
-    assert {"Does the model keep who was in its training set to "
-            "itself?": "no"}.items() <= answers(result).items()
+    told = json.loads((tmp_path / "report.json").read_text())["verdict"]
+    assert {"question": "Does the model keep private who was in its training set?",
+            "answer": "no"}.items() <= told[1].items()
     assert not re.search(r"\bnan\b", page.text)
     # the same numbers, the same page
-    assert report.write(tmp_path, result, pictures).read_text() == html
+    assert report.write(tmp_path, result, drawn).read_text() == html
+    (tmp_path / "report.html").unlink()
+    assert report.write_page(tmp_path).read_text() == html
+
+
+def test_a_page_needs_its_numbers(tmp_path):
+    with pytest.raises(InputError, match="no report.json"):
+        report.write_page(tmp_path)
+
+
+@pytest.mark.parametrize("size,side", [(32, 128), (64, 128), (96, 192), (224, 224), (512, 256)])
+def test_the_tiles_of_a_sheet_are_128_pixels_or_more(size, side, tmp_path):
+    x = torch.randint(0, 255, (8, 3, size, size), dtype=torch.uint8)
+    (tmp_path / "x.png").write_bytes(pictures.sheet(x))
+    assert images.read(tmp_path / "x.png").shape[1:] == (2 * side + 4, 6 * side + 20)
 
 
 def test_marks():
     assert [num(x) for x in (None, math.nan, -0.25, 12345.6, 0,
                              0.00012)] == ["–", "–", "−0.25", "12346", "0", "1.2e−04"]
-    assert "&lt;b&gt;" in table(["a"], [("", ["<b>"])])
     assert jsonable({"a": (math.inf, np.float64(2.0), "x")}) == {"a": [None, 2.0, "x"]}
-
-
-def test_the_audit_is_good_open_or_bad():
-    for ends, answer in (((0.44, 0.55), "yes"), ((0.45, 0.7), "not resolved"), ((0.51, 0.9), "no"),
-                         ((math.nan, math.nan), "not resolved")):
-        audit = {"auroc": 0.5, "by_patient": ends, "n_train": 9, "n_heldout": 9}
-        assert list(answers({"distances": [], "membership": audit}).values()) == [answer]
-    assert answers({"distances": [], "membership": {"why": "no run"}}) == {}
 
 
 def test_a_matrix_is_shown_with_its_state():
@@ -353,17 +160,33 @@ def test_a_matrix_is_shown_with_its_state():
              "controls": [{"caught": True}, {"caught": False}], "config": {"out": "runs/m"},
              "rows": sets, "columns": sets, "extractors": [{"name": "pixels"}],
              "cells": [cell | {"row": r["name"], "column": c["name"]} for r in sets for c in sets]}
-    shown = report.matrix(found)
-    assert "INVALID" in shown and "blur (a) was not caught" in shown and "1 of 2" in shown and shown.count(
-        "<img") == 1
-    assert "python evaluate.py matrix" in report.matrix(None)
+    html = report.render(bare(), {"matrix": found})
+    assert html.count("<img") == 1
+    text = " ".join(Page(html).text.split())
+    assert all(x in text for x in ("INVALID", "blur (a) was not caught", "1 of 2 control sets"))
 
 
-def test_a_grey_cell_says_why():
-    row = {"extractor": "x", "label": "a", "set": "synthetic", "n": 40, "m": 30, "small": True}
-    rows = [row, row | {"label": "b", "m": 19}]
-    text = Page(sections.numbers({"distances": rows})).text
-    # in each table; the former in the note
+def test_a_row_that_was_not_measured_says_why():
+    row = {"extractor": "x", "label": "a", "set": "synthetic", "n": 40, "m": 30, "too_few": True}
+    text = Page(report.render(bare(distances=[row, row | {"label": "b", "m": 19}]), {})).text
+    # in each table; the former in the note, too
     assert text.count("one patient") == 3 + 1 and text.count("n < 20") == 3
-    cell = {"extractor": "x", "condition": "sex", "value": "F", "n": 19, "m": 40, "small": True}
-    assert "n < 20" in Page(sections.conditions({"conditions": [cell]})).text
+    cell = {"extractor": "x", "condition": "sex", "value": "F", "n": 19, "m": 40, "too_few": True}
+    assert "n < 20" in Page(report.render(bare(conditions=[cell]), {})).text
+
+
+def test_a_table_is_text_and_csv_and_its_cells_are_escaped():
+    table = Table(["set", "n"], [["<b>", 12], Row(["rare", "n < 20"], "small"), ["c"]])
+    assert table.numeric() == [False, True] and table.texts()[2] == ["c", ""]
+    assert table.csv() == "set,n\n<b>,12\nrare,n < 20\nc,\n"
+    assert table.text().split("\n")[1] == "  <b>       12"
+    html = pages._environment().get_template("macros.html").module.table(table)
+    assert '<tr class="small"><td>rare</td><td class="n">n &lt; 20</td>' in html
+    assert "<td>&lt;b&gt;</td>" in html
+
+
+def test_distances_are_called_kid_and_fid_in_inceptions_features_alone():
+    made = [r | {"extractor": name} for name in ("inception-clean-fid", "pixels-pca64")
+            for r in rows()]
+    text = Page(report.render(bare(distances=made), {})).text
+    assert "KID" in text and "kernel distance" in text and "synthetic normal lies at a KID" in text

@@ -205,11 +205,14 @@ TRAILING = {"timestep_spacing": "trailing"}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 AT_SIGMA_0 = {"final_sigmas_type": "sigma_min"}
 # Where the peers differ by convention, so that like is compared with like:
-# - DDIM ends at σ(0) as SD sets it up; all others at σ = 0 unless told (DDPM too: its last step has ᾱ_{t−1} = 1);
-# - DPM-Solver++ makes its last step first-order in runs of fewer than 15 steps, also at σ(0); we at σ = 0 only;
-# - n Karras levels and a 0 are our ladder of n − 1 steps and a 0. Euler and Heun ask the network at the fractional t, as we
-#   do; DPM-Solver++ and UniPC round it, so they get whole timesteps here;
-# - Euler starts a trailing ladder at σ₀·noise, we start every ladder at √(1+σ₀²)·noise: the start is given;
+# - DDIM ends at σ(0) as SD sets it up; all others at σ = 0 unless told (DDPM too: its last step has
+#   ᾱ_{t−1} = 1);
+# - DPM-Solver++ makes its last step first-order in runs of fewer than 15 steps, also at σ(0); we at
+#   σ = 0 only;
+# - n Karras levels and a 0 are our ladder of n − 1 steps and a 0. Euler and Heun ask the network at
+#   the fractional t, as we do; DPM-Solver++ and UniPC round it, so they get whole timesteps here;
+# - Euler starts a trailing ladder at σ₀·noise, we start each ladder at √(1+σ₀²)·noise: the start is
+#   given;
 # - UniPC's order 2 is its predictor's.
 PEERS = {
     "ddim": ("ddim", "DDIMScheduler", {**LEADING, "clip_sample": False, "set_alpha_to_one": False},

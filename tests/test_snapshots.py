@@ -34,11 +34,11 @@ def test_models_kept_on_the_way_are_runs_and_change_nothing(tiny, tmp_path, no_p
 
 
 def test_the_disk_is_checked_for_snapshots(tmp_path, monkeypatch):
-    monkeypatch.setattr(state.shutil, "disk_usage", lambda _: type("Free", (), {"free": 1000}))
-    state.require_space(tmp_path, 100, 7, 100)
+    model = torch.nn.Linear(4, 5).requires_grad_(False)  # snapshots of 100 bytes, empty states
+    monkeypatch.setattr(state.shutil, "disk_usage", lambda _: type("Free", (), {"free": 700}))
+    state.require_space(tmp_path, model, 7)
     with pytest.raises(InputError, match="and 8 snapshots of 0.00 GB need"):
-        state.require_space(tmp_path, 100, 8, 100)
+        state.require_space(tmp_path, model, 8)
     (tmp_path / "snapshots/step_1").mkdir(parents=True)
     (tmp_path / "snapshots/step_1/model.json").write_text("{}")
-    # one is there already
-    state.require_space(tmp_path, 100, 8, 100)
+    state.require_space(tmp_path, model, 8)  # one is there already

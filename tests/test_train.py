@@ -138,8 +138,9 @@ def test_a_finished_run_says_all(tiny):
 
 
 def test_the_latent_scale_is_that_of_the_training_images(tiny):
-    from minidiff.data.dataset import load_pixels, to_float
+    from minidiff.data.dataset import load_pixels
     from minidiff.data.table import read_table
+    from minidiff.pixels import to_float
 
     vae = store.load_vae(tiny / "vae")
     _, pixels = load_pixels(read_table(tiny / "data").select(split="train"), 32)
@@ -293,7 +294,7 @@ def test_the_rate_may_stay_constant(tiny, tmp_path, no_pictures):
 
 
 def test_the_perceptual_loss_is_added_when_its_weights_are_given(tiny, tmp_path, no_pictures):
-    from minidiff.diffusion.public.lpips import LPIPS
+    from minidiff.diffusion.lpips import LPIPS
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vgg = {name: tensor for name, tensor in LPIPS().state_dict().items() if "features" in name}
@@ -305,4 +306,4 @@ def test_the_perceptual_loss_is_added_when_its_weights_are_given(tiny, tmp_path,
 
 def test_an_init_that_predicts_otherwise_is_refused(tiny, tmp_path, capsys):
     fails(capsys, ["diffusion", "--data", tiny / "data", "--init", tiny / "diffusion",
-                   "--prediction", "eps", "--out", tmp_path / "x"], "predicts v, and goes on so")
+                   "--prediction", "eps", "--out", tmp_path / "x"], "predicts v; a run that begins there must, too")

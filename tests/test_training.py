@@ -13,9 +13,11 @@ from torch import nn
 
 from minidiff import runs
 from minidiff.errors import InputError, TrainingFault
-from minidiff.training import state
+from minidiff.training import checkpointer, state
+from minidiff.training.checkpointer import Checkpointer
 from minidiff.training.ema import EMA, Trained
-from minidiff.training.precision import Precision, cosine
+from minidiff.training.optim import cosine
+from minidiff.training.precision import Precision
 
 
 def toy(seed=0, width=3):
@@ -137,7 +139,8 @@ def test_fp16_overflow_halves_the_scale_and_recovers():
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     norm = precision.step(1e3 * model(x).square().sum(), optimizer, model.parameters(), 1.0)
     assert not norm < float("inf") and torch.equal(model[2].weight, before)
-    assert precision.skipped == 1 and precision.in_a_row == 0 and precision.scaler.get_scale() == 2.0**126
+    assert (precision.skipped, precision.in_a_row) == (1, 0)
+    assert precision.scaler.get_scale() == 2.0**126
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     precision.step(model(x).square().sum(), optimizer, model.parameters(), 1.0)
     assert not torch.equal(model[2].weight, before)
@@ -168,32 +171,34 @@ def test_cosine_warms_up_and_ends_at_a_hundredth():
 
 def test_sigterm_finishes_the_step_saves_and_ends_with_status_130(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop, state.Keeper(tmp_path, 9, 100, **trained()) as keeper:
-        for step in keeper.steps():
+    interrupted = Checkpointer(tmp_path, steps=9, every=100, **trained())
+    with pytest.raises(SystemExit) as stop, interrupted as run:
+        for step in run.steps():
             if step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
             last = step
     assert stop.value.code == 130 and last == 4
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
     assert signal.getsignal(signal.SIGTERM) == before
-    with state.Keeper(tmp_path, 9, 100, **trained()) as keeper:
-        assert list(keeper.steps()) == [5, 6, 7, 8]
+    with Checkpointer(tmp_path, steps=9, every=100, **trained()) as run:
+        assert list(run.steps()) == [5, 6, 7, 8]
 
 
 def test_a_state_is_saved_by_time_as_well_as_by_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "MINUTES", 0)
+    monkeypatch.setattr(checkpointer, "MINUTES", 0)
     saved = []
     monkeypatch.setattr(state, "checkpoint", lambda run, done, **parts: saved.append(done))
-    with state.Keeper(tmp_path, 3, 100, **trained()) as keeper:
-        list(keeper.steps())
+    with Checkpointer(tmp_path, steps=3, every=100, **trained()) as run:
+        list(run.steps())
     assert saved == [1, 2, 3]
 
 
 def test_three_faults_end_the_run_with_the_batch_and_the_last_good_state_named(tmp_path, capsys):
     parts = trained(0)
     said = r"c.png; the last good state: .*step_00000003"
-    with pytest.raises(TrainingFault, match=said), state.Keeper(tmp_path, 99, 3, **parts) as keeper:
-        for step in keeper.steps():
+    faulty = Checkpointer(tmp_path, steps=99, every=3, **parts)
+    with pytest.raises(TrainingFault, match=said), faulty as run:
+        for step in run.steps():
             loss = parts["model"](torch.ones(2, 4)).sum() * (1.0 if step < 3 else float("nan"))
             parts["precision"].step(loss, parts["optimizer"], parts["model"].parameters(), 1.0,
                                     "c.png")
@@ -201,26 +206,33 @@ def test_three_faults_end_the_run_with_the_batch_and_the_last_good_state_named(t
                                          "c.png") == 3
 
 
-def test_the_lowest_value_is_remembered_over_a_resume(tmp_path):
-    with state.Keeper(tmp_path, 9, 1, **trained()) as keeper:
-        assert [keeper.lowest("val_loss", v)
-                for v in (None, 3.0, 2.0, 2.0, 2.5)] == [False, True, True, False, False]
-        for step, value in enumerate((3.0, 2.0, 2.5)):
-            keeper.log(step=step + 1, val_loss=value)
-        next(steps := keeper.steps()), next(steps), next(steps), next(steps)
-    with state.Keeper(tmp_path, 9, 1, **trained()) as keeper:
-        assert not keeper.lowest("val_loss", 2.1) and keeper.lowest("val_loss", 1.9)
+def test_the_lowest_loss_is_remembered_over_a_resume(tmp_path):
+    with Checkpointer(tmp_path, steps=9, every=1, **trained()) as run:
+        losses = (None, 3.0, 2.0, 2.0, 2.5)
+        assert [run.is_best(loss) for loss in losses] == [False, True, True, False, False]
+        for step in run.steps():
+            if step == 3:
+                break
+            run.log(step=step + 1, val_loss=losses[step])
+    with Checkpointer(tmp_path, steps=9, every=1, **trained()) as run:
+        assert not run.is_best(2.1) and run.is_best(1.9)
 
 
 def test_the_disk_must_hold_three_states(tmp_path, monkeypatch):
-    usage = type("usage", (), {"free": 10_000})
-    monkeypatch.setattr(state.shutil, "disk_usage", lambda path: usage)
-    state.require_space(tmp_path, 3_333)
+    def free(number):
+        monkeypatch.setattr(state.shutil, "disk_usage",
+                            lambda path: type("usage", (), {"free": number}))
+
+    size, _ = state.budget(toy())
+    free(3 * size)
+    state.require_space(tmp_path, toy())
+    free(3 * size - 1)
     with pytest.raises(InputError, match="need 0.00 GB of disk"):
-        state.require_space(tmp_path, 3_334)
+        state.require_space(tmp_path, toy())
     for step in (1, 2):
         (tmp_path / "checkpoints" / f"step_{step}").mkdir(parents=True)
-    state.require_space(tmp_path, 10_000)  # two of the three are there already
+    free(size)
+    state.require_space(tmp_path, toy())  # two of the three are there already
 
 
 def test_the_budget_counts_weights_average_gradients_and_moments():
@@ -270,7 +282,7 @@ def test_micro_batches_add_up_to_the_batch():
 def test_freed_memory_is_kept_and_not_fetched_anew():
     code = """if True:
         import resource, torch
-        from minidiff.training.precision import keep_memory
+        from minidiff.training.device import keep_memory
         faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for prepare in (lambda: None, keep_memory):
             prepare()

@@ -12,10 +12,20 @@ from PIL import Image
 
 import sample
 from minidiff import config
-from minidiff.diffusion import plan, store, unet
+from minidiff.diffusion import store, unet
 from minidiff.diffusion.generate import Recipe
-from minidiff.diffusion.trajectory import Step, TrajectoryConfig, evenly, follow, trajectory
 from minidiff.errors import InputError
+from minidiff.sampling import plan
+from minidiff.sampling import trajectory as room
+from minidiff.sampling.pipeline import open_pipeline
+from minidiff.sampling.trajectory import (
+    Step,
+    TrajectoryConfig,
+    attention_maps,
+    evenly,
+    follow,
+    trajectory,
+)
 
 ONE_HEAD = unet.UNetConfig((16, 32), (True, True), 16, heads=1, blocks=1, groups=8)
 SD2 = unet.UNetConfig((16, 32), (False, True), 16, head_dim=8, linear_projection=True,
@@ -46,69 +56,71 @@ def watch(net: unet.UNet) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("c", [ONE_HEAD, unet.TINY, unet.SMALL, SD2])
-def test_taps_have_every_layer_and_change_nothing(c):
+def test_maps_have_every_layer_and_change_nothing(c):
     net, inputs = build(c)
-    taps = {}
     with torch.no_grad():
-        plain, tapped = net(*inputs), net(*inputs, taps)
-    assert torch.equal(plain, tapped)
+        plain = net(*inputs)
+        with attention_maps(net) as maps:
+            mapped = net(*inputs)
+        assert torch.equal(plain, mapped) and not any(m._forward_hooks for m in net.modules())
     places = [
         f"{way}_blocks.{level if way == 'down' else len(c.channels) - 1 - level}.attentions.{i}"
         for way, blocks in (("down", c.blocks), ("up", c.blocks + 1))
         for level, has in enumerate(c.attention) if has for i in range(blocks)]
-    assert set(taps) == {f"{place}.{attn}" for place in [*places, "mid_block.attentions.0"]
+    assert set(maps) == {f"{place}.{attn}" for place in [*places, "mid_block.attentions.0"]
                          for attn in ("attn1", "attn2")}
-    for name, p in taps.items():
+    for name, p in maps.items():
         cells = p.shape[1]
         assert p.shape == (2, cells, cells if name.endswith("attn1")
                            else 5) and math.isqrt(cells) ** 2 == cells
         assert p.dtype == torch.float32 and p.device.type == "cpu" and not p.requires_grad and (
             p >= 0).all()
         assert torch.allclose(p.sum(-1), torch.ones(2, cells), atol=1e-5)
-    assert max(p.shape[1] for p in taps.values()) == 64 // 4 ** c.attention.index(True)
+    assert max(p.shape[1] for p in maps.values()) == 64 // 4 ** c.attention.index(True)
 
 
 def test_probabilities_times_values_are_what_attention_gives():
     net, inputs = build(ONE_HEAD)
-    held, taps = watch(net), {}
-    with torch.no_grad():
-        net(*inputs, taps)
-    assert set(held) == set(taps) and len(taps) == 14
+    held = watch(net)
+    with torch.no_grad(), attention_maps(net) as maps:
+        net(*inputs)
+    assert set(held) == set(maps) and len(maps) == 14
     for name, own in held.items():
         assert own["mixed"].std() > 0.05
-        assert torch.allclose(taps[name] @ own["to_v"], own["mixed"], atol=1e-5), name
+        assert torch.allclose(maps[name] @ own["to_v"], own["mixed"], atol=1e-5), name
 
 
 @pytest.mark.parametrize("c", [unet.TINY, SD2])
 def test_several_heads_are_averaged(c):
     """The fused kernel gives its probabilities away if every value is a unit vector."""
     net, inputs = build(c)
-    held, taps = watch(net), {}
-    with torch.no_grad():
-        net(*inputs, taps)
+    held = watch(net)
+    with torch.no_grad(), attention_maps(net) as maps:
+        net(*inputs)
     for name, own in held.items():
         q, k = (own[part].unflatten(-1, (own["heads"], -1)).transpose(1, 2)
                 for part in ("to_q", "to_k"))
         tokens = k.shape[2]
         each = F.scaled_dot_product_attention(q, k, torch.eye(tokens).expand(*k.shape[:2], tokens,
                                                                              tokens))
-        assert each.shape[1] == own["heads"] > 1 and torch.allclose(taps[name], each.mean(1),
+        assert each.shape[1] == own["heads"] > 1 and torch.allclose(maps[name], each.mean(1),
                                                                     atol=1e-5), name
 
 
-def test_without_a_dict_nothing_is_computed(monkeypatch):
+def test_outside_nothing_is_computed(monkeypatch):
     net, inputs = build(unet.TINY)
-    monkeypatch.setattr(unet, "probabilities", lambda q, k: pytest.fail("computed"))
+    monkeypatch.setattr(room, "probabilities", lambda *_: pytest.fail("computed"))
+    with attention_maps(net):
+        pass
     net(*inputs)
 
 
 def test_low_precision_and_the_way_back_leave_float32_maps():
     net, inputs = build(unet.TINY)
-    taps = {}
-    with torch.autocast("cpu", torch.bfloat16):
-        net(*inputs, taps).square().mean().backward()
+    with torch.autocast("cpu", torch.bfloat16), attention_maps(net) as maps:
+        net(*inputs).square().mean().backward()
     assert all(p.dtype == torch.float32 and (p.sum(-1) - 1).abs().max() < 1e-5
-               for p in taps.values())
+               for p in maps.values())
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +153,7 @@ def test_the_way_is_that_of_sampling_and_has_an_arrow_where_there_is_guidance(pi
 def test_the_estimate_is_what_the_network_makes_of_what_is_shown(pipeline):
     """c_in·x is what the first row decodes: D of it, put together by hand, is the second row."""
     labels = plan.encode(pipeline.conditioner.variables, [{"label": "normal"}])
-    step, *_ = follow(pipeline, labels, 3, Recipe(steps=5), [])
+    step, *_ = follow(pipeline, labels, 3, Recipe(steps=5, guidance=1.0), [])
     with torch.no_grad():
         again = pipeline.denoiser(step.seen * math.sqrt(1 + step.sigma**2), step.sigma, labels)
     assert torch.allclose(again, step.denoised, atol=1e-4)
@@ -153,7 +165,8 @@ def test_the_sheet_is_drawn_twice_alike(tiny, tmp_path, capsys):
     for name in ("a.png", "b.png"):
         trajectory(TrajectoryConfig(**cfg, out=str(tmp_path / name)))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert "label covid, sex F, age unknown, view dropped; 3 of 5 steps shown" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "label covid, sex F, age unknown, view dropped; 3 of 5 steps shown" in said
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.format == "PNG" and sheet.size[0] > 1000 and len(
             set(sheet.convert("L").tobytes())) > 100
@@ -167,7 +180,6 @@ def test_the_sheet_is_drawn_twice_alike(tiny, tmp_path, capsys):
 
 def test_it_ends_at_the_image_that_sample_makes(tiny, tmp_path, monkeypatch):
     """The same label and seed → the same drawn conditions and the same pixels."""
-    from minidiff.diffusion import trajectory as room
     ends, draw = [], room.sheet
     monkeypatch.setattr(room, "sheet", lambda title, film, image,
                         *rest: ends.append((title, image)) or draw(title, film, image, *rest))
@@ -175,7 +187,7 @@ def test_it_ends_at_the_image_that_sample_makes(tiny, tmp_path, monkeypatch):
                                 label="covid", steps=4, shown=2))
     cfg = sample.SampleConfig(run=str(tiny / "diffusion"), label=("covid",), per_label=1, seed=17,
                               steps=4, device="cpu")
-    pipeline, facts = sample.load(cfg)
+    pipeline, facts = open_pipeline(cfg.run, cfg.device)
     rows = sample.plan(cfg, pipeline.conditioner.variables, facts)
     pixels, _ = sample.make(cfg, pipeline, rows, [int(row["seed"]) for row in rows])
     (title, image), = ends

@@ -8,7 +8,7 @@ import torch
 
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.schedule import Schedule
-from minidiff.diffusion.watch import Probe, by_quarter, gap, is_open, look
+from minidiff.diffusion.watch import Probe, by_quarter, gap, is_open, validate
 
 SCHEDULE = Schedule.scaled_linear()
 
@@ -46,7 +46,7 @@ def test_slots_of_two_probes_share_times_and_noise_and_batches_do_not_matter():
 def test_a_network_that_knows_its_images_by_heart_has_an_open_gap(capsys):
     train, held_out = latents(30, 1), latents(64, 2)
     probes = [Probe.of(z, {}, 64, 1000) for z in (train, held_out)]
-    seen = look(knows(train), probes, contextlib.nullcontext, torch.device("cpu"), 16, 0.0)
+    seen = validate(knows(train), probes, contextlib.nullcontext, torch.device("cpu"), 16, 0.0)
     assert seen["gap_low"] > 0.1 and "begun to copy" in capsys.readouterr().out
     assert {"val_loss", "val_loss_t0", "val_loss_t3", "gap"} <= set(seen)
 
@@ -72,7 +72,7 @@ def test_the_lower_bound_holds_in_19_of_20():
 
 def test_no_held_out_images_no_number():
     probes = [Probe.of(latents(5, 1), {}, 0, 1000), Probe.of(latents(0, 1), {}, 0, 1000)]
-    assert look(knows(latents(5, 1)), probes, contextlib.nullcontext, torch.device("cpu"), 4,
+    assert validate(knows(latents(5, 1)), probes, contextlib.nullcontext, torch.device("cpu"), 4,
                 0.0) == {"val_loss": None}
     assert not is_open({"gap": 9.0, "gap_low": 9.0}, 8)
 

@@ -69,17 +69,21 @@ MUTATIONS = {
     "transpose": lambda s, n: {**s, n: s[n].transpose(0, 1).contiguous()},
     "halve": lambda s, n: {**s, n: s[n][: len(s[n]) // 2].clone()},
 }
+LDM_UNET = "model.diffusion_model."
 VICTIMS = {  # a tensor that is not square, of each network, in each dialect
-    "ldm": {"SD 1.x": ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
-                       "first_stage_model.encoder.conv_out.weight",
-                       "cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight"),
-            "SD 2.x": ("model.diffusion_model.output_blocks.3.1.transformer_blocks.0.attn2.to_v.weight",
-                       "first_stage_model.decoder.conv_in.weight",
-                       "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight")},
-    "folder": {"SD 1.x": ("unet:down_blocks.1.resnets.0.conv_shortcut.weight", "vae:quant_conv.weight",
-                          "text_encoder:text_model.embeddings.position_embedding.weight"),
-               "SD 2.x": ("unet:up_blocks.1.resnets.2.time_emb_proj.weight", "vae:decoder.conv_out.weight",
-                          "text_encoder:text_model.encoder.layers.0.mlp.fc2.weight")},
+    "ldm": {
+        "SD 1.x": (LDM_UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+                   "first_stage_model.encoder.conv_out.weight",
+                   "cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight"),
+        "SD 2.x": (LDM_UNET + "output_blocks.3.1.transformer_blocks.0.attn2.to_v.weight",
+                   "first_stage_model.decoder.conv_in.weight",
+                   "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight")},
+    "folder": {
+        "SD 1.x": ("unet:down_blocks.1.resnets.0.conv_shortcut.weight", "vae:quant_conv.weight",
+                   "text_encoder:text_model.embeddings.position_embedding.weight"),
+        "SD 2.x": ("unet:up_blocks.1.resnets.2.time_emb_proj.weight",
+                   "vae:decoder.conv_out.weight",
+                   "text_encoder:text_model.encoder.layers.0.mlp.fc2.weight")},
 }
 
 

@@ -27,8 +27,8 @@ from minidiff.classification.scores import check_probabilities, figures, finite
 from minidiff.statistics import (
     NONE,
     bootstrap_p,
-    codes,
     delong_pair,
+    group_ids,
     holm,
     mcnemar,
     patient_weights,
@@ -66,7 +66,8 @@ def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, pati
     whole = {arm: _headline(p, truth, ones, place, exclusive) for arm, p in mean.items()}
     single = {arm: [_headline(p, truth, ones, place, exclusive) for p in members]
               for arm, members in arms.items()}
-    drawn, n_boot, group = {arm: [] for arm in arms}, max(n_boot, 60 * len(pairs)), codes(patients)
+    drawn, n_boot = {arm: [] for arm in arms}, max(n_boot, 60 * len(pairs))
+    group = group_ids(patients)
     for weights in patient_weights(patients, n_boot, seed):
         for arm, p in mean.items():
             drawn[arm].append(_headline(p, truth, weights, place, exclusive))

@@ -25,7 +25,7 @@ from minidiff.statistics import (
     Interval,
     auroc,
     bootstrap_counts,
-    codes,
+    group_ids,
     patient_weights,
     percentile,
     weighted_auroc,
@@ -56,7 +56,7 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
     size; `resolved` where they leave out 0.
     """
     scores, positive, patients = np.asarray(scores, float), np.asarray(positive,
-                                                                       bool), codes(patients)
+                                                                       bool), group_ids(patients)
     alarm, groups = None if threshold is None else scores >= threshold, {}
     for column in columns:
         cells = np.array([cell_of(row, column) for row in rows], object)
@@ -152,7 +152,7 @@ def share_interval(hit: np.ndarray, patients: np.ndarray, confidence: float = 0.
     The variance is that of a ratio of sums over patients (linearised), at least that of independent
     images; where all images agree, each patient counts once.
     """
-    patients, n, p = codes(patients.tolist()), len(hit), float(hit.mean())
+    patients, n, p = group_ids(patients.tolist()), len(hit), float(hit.mean())
     off = np.bincount(patients, hit - p)                # of each patient: hits more than expected
     m = len(off)
     between = m / (m - 1) * float(off @ off) / n**2 if m > 1 else 0.0
@@ -225,7 +225,7 @@ def _amplified(sides: Sequence[tuple[list[str], ...]], n_boot: int, seed: int) -
     for k, (name, (labels, cells, groups)) in enumerate(zip(("real", "synthetic"), sides)):
         value, drawn = math.nan, np.full(n_boot, math.nan)
         if len(labels):
-            a, b, group = codes(labels), codes(cells), codes(groups)
+            a, b, group = group_ids(labels), group_ids(cells), group_ids(groups)
             shape, cell = (a.max() + 1, b.max() + 1), a * (b.max() + 1) + b
             # of each patient: the table of his images
             by_group = np.zeros((group.max() + 1, shape[0] * shape[1]))

@@ -33,7 +33,7 @@ from minidiff.data.table import Table, write_table
 from minidiff.errors import InputError
 from minidiff.root import Rooted
 from minidiff.runs import read_json
-from minidiff.training.precision import pick_device
+from minidiff.training.device import pick_device
 from minidiff.variables import Category
 
 

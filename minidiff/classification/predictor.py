@@ -28,8 +28,11 @@ from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
 from minidiff.data import dataset
 from minidiff.data.acquisition import vary
 from minidiff.errors import InputError
+from minidiff.pixels import to_float
+from minidiff.pixels import to_grey as grey
 from minidiff.runs import read_json, write_atomic, write_json
-from minidiff.training.precision import Precision, cosine, set_lr
+from minidiff.training.optim import cosine, set_lr
+from minidiff.training.precision import Precision
 from minidiff.variables import Category, Findings, Labels, Number, Variable, from_json, to_json
 
 # ImageNet's mean and deviation, averaged over the colours, on the scale of [-1,1]: the input
@@ -152,19 +155,9 @@ def _in_words(variable: Variable, y: Tensor) -> Tensor:
     return y.sigmoid() if isinstance(variable, Findings) else y.softmax(-1)
 
 
-def grey(images: Tensor) -> Tensor:
-    """uint8 (N,C,H,W) → uint8 (N,1,H,W), the mean of the channels; of equal channels that is the
-    first.
-    """
-    if images.shape[1] == 1 or images.stride(1) == 0:  # an `.expand`ed grey image holds one channel
-        return images[:, :1]
-    parts = images.split(256)  # a whole data set as floats would take four times its memory
-    return torch.cat([part.float().mean(1, keepdim=True).round().to(torch.uint8) for part in parts])
-
-
 def prepare(images: Tensor, size: int) -> Tensor:
     """uint8 (N,C,H,W) → grey float32 (N,1,size,size) in [-1,1]."""
-    x = dataset.to_float(grey(images))
+    x = to_float(grey(images))
     return x if x.shape[2:] == (size, size) else F.interpolate(x, (size, size), mode="bilinear",
                                                                antialias=True)
 

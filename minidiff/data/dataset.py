@@ -196,11 +196,6 @@ def augment(batch: Tensor, generators: Sequence[torch.Generator], strength: floa
     return (moved * gain.view(n, 1, 1, 1) + bias.view(n, 1, 1, 1)).clamp(-1, 1)
 
 
-def to_float(pixels: Tensor) -> Tensor:
-    """uint8 0…255 → float32 [-1,1]."""
-    return pixels.float() / 127.5 - 1
-
-
 def _stack(squares: Sequence[np.ndarray], size: int) -> Tensor:
     if not squares:
         return torch.empty(0, 3, size, size, dtype=torch.uint8)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from minidiff.counted import AUGMENT, NOISE, VIEW, generators, normal, uniform
 from minidiff.data import dataset
+from minidiff.pixels import to_float
 from minidiff.runs import json_key, write_atomic
 
 # float (n, 3, S, S) in [-1, 1] -> mean, std (n, c, h, w)
@@ -42,7 +43,7 @@ class Source:
         functions of the slots.
         """
         if self.live:
-            x = dataset.augment(dataset.to_float(self.pixels[index]),
+            x = dataset.augment(to_float(self.pixels[index]),
                                 generators(self.seed, slots, AUGMENT), self.strength)
             mean, std = (m.float().cpu() for m in self.encode(x))
         else:
@@ -74,7 +75,7 @@ def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float =
         for view in range(views):
             # no images: one empty batch, for the shapes
             for start in range(0, max(1, len(pixels)), batch):
-                x = dataset.to_float(pixels[start : start + batch])
+                x = to_float(pixels[start : start + batch])
                 if view:
                     slots = range(view * len(pixels) + start, view * len(pixels) + start + len(x))
                     x = dataset.augment(x, generators(seed, slots, AUGMENT), strength)

@@ -1,13 +1,12 @@
 """Where training starts: from scratch, from a public Stable Diffusion file, or from an earlier run.
 
-Fine-tuning in stages is the last of these, again and again: `origin` holds the chain of what each
-stage began with.
+Fine-tuning in stages repeats the last of these; `origin` holds what each stage began with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,43 +28,40 @@ class Start:
     model: models.Model
     schedule: Schedule
     prediction: str
-    origin: dict[str, Any]                              # hashes, certificates, and those of the stages before
-    trained_on: list[str] = field(default_factory=list)  # SHA-256 of the images that the model has seen already
+    origin: dict[str, Any]         # hashes and certificates, and those of the stages before
+    trained_on: list[str]          # SHA-256 of the images that the model has seen already
 
 
-def begin(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence[str]],
-          prediction: str | None, seed: int) -> Start:
-    """The model that is to be conditioned on these columns of the training table, and all that goes
-    with it.
+def start_diffusion(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence[str]],
+                    prediction: str | None, seed: int) -> Start:
+    """A model conditioned on these columns of the training table, and all that goes with it.
 
     init: a public file or folder, a finished diffusion run, or "" for scratch. vae: a finished VAE
     run or "" for init's own. prediction: eps, v, x0, or None for init's own, else v.
     """
     own, origin, seen = None, {}, []
     if vae:
-        own, origin["vae"] = store.load_vae(Path(vae)), runs.sha256(Path(vae) / "vae.safetensors")
-        seen = runs.read_json(Path(vae) / "vae.json").get("trained_on", [])
-    variables = [var.infer(name, cells)
-                 for name, cells in columns.items()] if not is_run(init) else []
+        own, facts = store.load_vae(Path(vae)), runs.read_json(Path(vae) / "vae.json")
+        origin["vae"] = runs.sha256(Path(vae) / "vae.safetensors")
+        seen = facts.get("trained_on", [])
+    if is_run(init):
+        pipeline, facts = store.load_pipeline(Path(init))
+        denoiser = pipeline.denoiser
+        if prediction not in (None, denoiser.prediction):
+            raise InputError(f"--prediction {prediction}: {init} predicts {denoiser.prediction}; "
+                             "a run that begins there must, too")
+        old = {v.name: v for v in pipeline.conditioner.variables}
+        new = [var.infer(name, cells, old.get(name)) for name, cells in columns.items()]
+        model = models.from_model(denoiser.net, var.merge(list(old.values()), new), seed)
+        origin["init"] = {"run": init, **store.identity(Path(init))}
+        return Start(own or pipeline.vae, model, denoiser.schedule, denoiser.prediction, origin,
+                     sorted({*seen, *facts.get("trained_on", [])}))
+    variables = [var.infer(name, cells) for name, cells in columns.items()]
     if variables:
         print(f"conditions: {var.described(variables)}")
     if not init:
         model = models.from_scratch(models.UNETS[architecture], variables, seed)
         return Start(own, model, Schedule.scaled_linear(), prediction or "v", origin, seen)
-    if is_run(init):
-        pipeline, facts = store.load_pipeline(Path(init))
-        denoiser = pipeline.denoiser
-        if prediction not in (None, denoiser.prediction):
-            raise InputError(f"--prediction {prediction}: {init} predicts {denoiser.prediction}, "
-                             "and goes on so")
-        old = {v.name: v for v in pipeline.conditioner.variables}
-        variables = var.merge(list(old.values()), [var.infer(name, cells, old.get(name))
-                                                   for name, cells in columns.items()])
-        model = models.from_model(denoiser.net, variables, seed)
-        origin["init"] = {"run": init, **store.identity(Path(init))}
-        seen = sorted({*seen, *facts.get("trained_on", [])})
-        return Start(own or pipeline.vae, model, denoiser.schedule, denoiser.prediction, origin,
-                     seen)
     sd = load_sd(init, prediction=prediction)
     print(sd.certificate.text())
     model = models.from_public(sd.unet, sd.null_context, variables, seed)
@@ -74,34 +70,37 @@ def begin(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence
                  seen)
 
 
-def is_run(init: str) -> bool:
-    return bool(init) and (Path(init) / "model.json").exists()
+def start_vae(init: str, architecture: str, seed: int) -> tuple[VAE, dict[str, Any], list[str]]:
+    """An autoencoder at step 0, what it began with, and the images it has seen.
 
-
-def begin_vae(init: str, architecture: str, seed: int) -> tuple[VAE, dict[str, Any], list[str]]:
-    """An autoencoder at step 0 (from scratch, a public file or folder, or a run), its origin, and
-    the images it has seen.
+    init: a public file or folder, a finished VAE run, or "" for scratch.
     """
     if not init:
         return models.vae_from_scratch(models.VAES[architecture], seed), {}, []
     if (Path(init) / "vae.json").exists():
-        vae, facts = store.load_vae(Path(init)), runs.read_json(Path(init) / "vae.json")
-        return vae, {"init": {"run": init, **store.identity(
-            Path(init), "vae.safetensors")}}, facts.get("trained_on", [])
-    found = read_vae(Path(init))
-    return found.vae, {
-        "init": {"files": [{"file": f.name, "sha256": runs.sha256(f)} for f in found.files]}}, []
+        origin = {"run": init, **store.identity(Path(init), "vae.safetensors")}
+        facts = runs.read_json(Path(init) / "vae.json")
+        return store.load_vae(Path(init)), {"init": origin}, facts.get("trained_on", [])
+    public = read_vae(Path(init))
+    files = [{"file": f.name, "sha256": runs.sha256(f)} for f in public.files]
+    return public.vae, {"init": {"files": files}}, []
+
+
+def is_run(init: str) -> bool:
+    return bool(init) and (Path(init) / "model.json").exists()
 
 
 def known_conditions(init: str) -> tuple[str, ...]:
-    """Names of the conditions that the run which training goes on from has learnt already."""
-    return tuple(v["name"] for v in runs.read_json(
-        Path(init) / "model.json")["variables"]) if is_run(init) else ()
+    """Names of the conditions that the run which training begins with has learnt already."""
+    variables = runs.read_json(Path(init) / "model.json")["variables"] if is_run(init) else []
+    return tuple(v["name"] for v in variables)
 
 
 def check_vae(named: str, init: str, root: str, train: Sequence[str]) -> None:
-    """Where no VAE is named: refuse that of the root if it was trained on other images than these
-    (SHA-256), and say so where that of `init` is taken in its place."""
+    """Refuse the root's VAE if no VAE is named and it was trained on other images (SHA-256).
+
+    Where that of `init` is taken in its place, say so.
+    """
     found = Path(root) / "vae" / "vae.json"
     if named or not found.exists():
         return
@@ -114,11 +113,10 @@ def check_vae(named: str, init: str, root: str, train: Sequence[str]) -> None:
 
 
 def known_size(init: str, vae: str, size: int = 0) -> int:
-    """Side of the images, px: that of the earlier run, else as asked, else 512, as of a public
-    model.
-    """
-    for path in ([Path(vae) / "vae.json"] if vae else []) + ([Path(init) / "model.json"] if init
-                                                             else []):
+    """Side of the images, px: that of an earlier run, else as asked, else 512 of a public model."""
+    files = [Path(vae) / "vae.json"] if vae else []
+    files += [Path(init) / "model.json"] if init else []
+    for path in files:
         if path.exists() or not init:
             known = store.describe(path, "that stage has to finish first")["size"]
             if size not in (0, known):

@@ -1,10 +1,9 @@
-"""CLIP's text tower, whole, for one purpose: the context of the empty prompt, Stable Diffusion's
-null. No tokenizer.
+"""CLIP's text tower, for one purpose: the context of the empty prompt, Stable Diffusion's null.
 
     SD 1.x   CLIP ViT-L     12 layers,        768 wide, 12 heads, QuickGELU    [BOS, EOS × 76]
     SD 2.x   OpenCLIP-H     23 of 24 layers, 1024 wide, 16 heads, exact GELU   [BOS, EOS, 0 × 75]
     both: causal attention, pre-LayerNorm, a final LayerNorm; SD 2.x applies it to the penultimate
-    layer's output.
+    layer's output. There is no tokenizer.
 
 Attribute names are those of transformers' CLIPTextModel. Sources: Radford et al. 2021, Ilharco et
 al. 2021 (OpenCLIP).
@@ -63,9 +62,7 @@ class CLIP(nn.Module):
 
 
 class Table(nn.Module):
-    """One vector a row. (Drawing nn.Embedding's first values on the meta device would import a
-    compiler: 2 s.)
-    """
+    """One vector a row. (nn.Embedding on the meta device would import a compiler: 2 s.)"""
 
     def __init__(self, rows: int, width: int):
         super().__init__()

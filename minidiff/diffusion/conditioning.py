@@ -22,9 +22,7 @@ OCTAVES = 6
 
 
 class Conditioner(nn.Module):
-    """(labels of N images) → (N, K, d); null_context (K, d) is kept as a buffer and saved with the
-    weights.
-    """
+    """(labels of N images) → (N, K, d); null_context (K, d) is saved with the weights."""
 
     def __init__(self, variables: Sequence[Variable], null_context: Tensor,
                  generator: torch.Generator):
@@ -55,8 +53,7 @@ class Conditioner(nn.Module):
 
     @torch.no_grad()
     def adopt(self, old: Conditioner) -> None:
-        """Take over what a trained conditioner has learned of the variables of the same name, and
-        its null context.
+        """Take over the null context, and what a trained conditioner knows of the same variables.
 
         What it does not know adds nothing yet, as null does: a new variable by its zero projection,
         a new value of a category or a new finding by a zero row. So the output is the old one's for
@@ -97,11 +94,9 @@ class CategoryEmbedding(nn.Module):
 
 
 class FindingsEmbedding(nn.Module):
-    """The sum of one learned vector for each finding that is present; unknown and none have one of
-    their own.
+    """The sum of one learned vector for each finding present; unknown and none have their own.
 
-    Without that, "none of them" would be a sum of nothing, the same as null, and could not be asked
-    for.
+    Otherwise "none of them" would be a sum of nothing, the same as null.
     """
 
     def __init__(self, variable: Findings, width: int, scale: float, generator: torch.Generator):
@@ -111,8 +106,7 @@ class FindingsEmbedding(nn.Module):
                                                        generator=generator))
 
     def forward(self, value: Tensor) -> Tensor:
-        # (N, 2)
-        alone = torch.stack([value == UNKNOWN, value == 0], dim=1)
+        alone = torch.stack([value == UNKNOWN, value == 0], dim=1)       # (N, 2)
         return torch.cat([alone, self.variable.bits(value)], dim=1).to(self.weight) @ self.weight
 
     def adopt(self, old: FindingsEmbedding) -> None:
@@ -134,18 +128,16 @@ class NumberEmbedding(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         known = value.isfinite()
-        # (N, 1)
-        x = torch.where(known, (value - self.mean) / self.std, 0)[:, None]
-        # (N, octaves)
-        angles = x * math.pi / 8 * 2 ** torch.arange(OCTAVES, device=x.device, dtype=x.dtype)
+        x = torch.where(known, (value - self.mean) / self.std, 0)[:, None]          # (N, 1)
+        octaves = 2 ** torch.arange(OCTAVES, device=x.device, dtype=x.dtype)
+        angles = x * math.pi / 8 * octaves                                          # (N, OCTAVES)
         features = torch.cat([x, angles.sin(), angles.cos()], dim=1)
         return torch.where(known[:, None], features @ self.weight, self.unknown)
 
     def adopt(self, old: NumberEmbedding) -> None:
         """The old weights, which mean something under the old mean and standard deviation only."""
-        assert (self.mean,
-                self.std) == (old.mean,
-                              old.std), "another standardisation: variables.merge keeps the old one"
+        same = (self.mean, self.std) == (old.mean, old.std)
+        assert same, "another standardisation: variables.merge keeps the old one"
         self.load_state_dict(old.state_dict())
 
 

@@ -36,7 +36,8 @@ TARGETS: dict[str, Callable] = {  # z, noise, √ᾱ, √(1−ᾱ) → what F sh
     "v": lambda z, noise, a, b: a * noise - b * z,
     "x0": lambda z, noise, a, b: z,
 }
-LOSS_WEIGHTS: dict[str, Callable] = {  # min-SNR-γ (Hang et al. 2023, section 3.4): snr, γ → weight of |F − target|²
+# min-SNR-γ (Hang et al. 2023, section 3.4): snr, γ → weight of |F − target|²
+LOSS_WEIGHTS: dict[str, Callable] = {
     "eps": lambda snr, gamma: snr.clamp(max=gamma) / snr,
     "v": lambda snr, gamma: snr.clamp(max=gamma) / (snr + 1),
     "x0": lambda snr, gamma: snr.clamp(max=gamma),
@@ -45,9 +46,7 @@ LOSS_WEIGHTS: dict[str, Callable] = {  # min-SNR-γ (Hang et al. 2023, section 3
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """D(x; σ) round any callable `net(x_in, t, labels) -> F`: a Model, a DDP round it, its EMA, a
-    formula in a test.
-    """
+    """D(x; σ) of any `net(x_in, t, labels) -> F`: a Model, DDP of one, its EMA, a formula."""
 
     net: Callable[[Tensor, Tensor, Any], Tensor]
     schedule: Schedule
@@ -59,9 +58,7 @@ class Denoiser:
                              f"{', '.join(COEFFICIENTS)}")
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Labels | None = None) -> Tensor:
-        """Denoised estimate of z. x (N, C, h, w), sigma a number or (N,); float32 out, whatever the
-        AMP dtype.
-        """
+        """The estimate of z in x (N, C, h, w) at sigma, a number or (N,); float32 or better."""
         sigma = _levels(sigma, x)
         t = self.schedule.t(sigma).to(x.device, torch.float32)
         s = _column(sigma, x)
@@ -69,26 +66,26 @@ class Denoiser:
         return c_skip * x + c_out * self.net(x / (1 + s**2).sqrt(), t, labels).to(s.dtype)
 
     def kept(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """c_skip·x: what is left of D(x; σ) without the network's output F."""
+        """c_skip·x: D(x; σ) without the part of the network's output F."""
         c_skip, _ = COEFFICIENTS[self.prediction](_column(_levels(sigma, x), x))
         return c_skip * x
 
     def loss(self, z: Tensor, t: Tensor, noise: Tensor, labels: Labels | None = None,
              min_snr: float = 0.0) -> Tensor:
-        """Mean squared error of F per image, (N,). z and noise (N, C, h, w), t (N,) timesteps on
-        the CPU.
+        """Mean squared error of F per image, (N,); z and noise (N, C, h, w), t (N,) on the CPU.
 
-        Pure: t and noise are arguments. The forward process runs in float32 or better under any
-        autocast; min_snr is the γ of the min-SNR weights, 0 for none.
+        t and noise are arguments: nothing random happens here. The forward process runs in float32
+        or better under any autocast. min_snr is the γ of the min-SNR weights, 0 for none.
         """
-        ac = 1 / (1 + self.schedule.sigma(t) ** 2)
-        a, b = _column(ac.sqrt(), z), _column((1 - ac).sqrt(), z)
+        alpha_bar = 1 / (1 + self.schedule.sigma(t) ** 2)
+        a, b = _column(alpha_bar.sqrt(), z), _column((1 - alpha_bar).sqrt(), z)
         z, noise = z.to(a.dtype), noise.to(a.dtype)
         F = self.net(a * z + b * noise, t.to(z.device, torch.float32), labels).to(a.dtype)
         error = (F - TARGETS[self.prediction](z, noise, a, b)).square().flatten(1).mean(1)
         if not min_snr:
             return error
-        return error * LOSS_WEIGHTS[self.prediction](ac / (1 - ac), min_snr).to(error)
+        snr = alpha_bar / (1 - alpha_bar)
+        return error * LOSS_WEIGHTS[self.prediction](snr, min_snr).to(error)
 
 
 def _levels(sigma: Tensor | float, x: Tensor) -> Tensor:
@@ -97,8 +94,6 @@ def _levels(sigma: Tensor | float, x: Tensor) -> Tensor:
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) float64 on the CPU → (N, 1, 1, 1) on the device of `like`, in its dtype (float32 at the
-    least).
-    """
+    """(N,) on the CPU → (N, 1, 1, 1) on the device of `like`, in its dtype or float32."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     return values.to(dtype).to(like.device)[:, None, None, None]

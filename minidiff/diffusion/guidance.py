@@ -1,18 +1,20 @@
-"""Guidance: which denoised estimates are mixed, and how, behind the one closure `(x, sigma) ->
-denoised` of a sampler.
+"""Guidance: a sampler's `(x, sigma) → denoised` as a mix of several denoised estimates.
 
-    plain        D(∅) + w·(D(y) − D(∅))                                   Ho & Salimans 2022, eq. 6; ∅: all variables null
-    by variable  D(∅) + Σ_k w_k·(D(S_k) − D(S_{k−1})), ∅ ⊂ S_1 ⊂ … ⊂ y    Brooks et al. 2023, eq. 3, for any number of sets
-    by a weaker  W(y) + w·(D(y) − W(y))                                   Karras et al. 2024 (autoguidance)
-    interval     w = 1 unless low < σ ≤ high                              Kynkäänniemi et al. 2024
-    rescaled     std(F) is drawn towards that of the unguided F           Lin et al. 2023 (2305.08891), eq. 15 and 16
+    plain        D(∅) + w·(D(y) − D(∅)), ∅: all variables null     Ho & Salimans 2022, eq. 6
+    by variable  D(∅) + Σ_k w_k·(D(S_k) − D(S_{k−1}))              Brooks et al. 2023, eq. 3,
+                 for any number of sets ∅ ⊂ S_1 ⊂ S_2 ⊂ … ⊂ y
+    by a weaker  W(y) + w·(D(y) − W(y))                            Karras et al. 2024
+                 model W (autoguidance)
+    interval     w = 1 unless low < σ ≤ high                       Kynkäänniemi et al. 2024
+    rescaled     std(F) is drawn towards that of the unguided F    Lin et al. 2023 (2305.08891),
+                                                                   eq. 15 and 16
 
-The sets S_k are nested: variables of equal scale join together, those of scale 1 first, then the
-others by rising scale, those of scale 0 never. So equal scales are plain guidance, and nothing is
-computed whose weight is 0: a step costs one call for each scale other than 0 and 1, and one for
-what they start from: ∅, or the variables of scale 1. All calls of a network go through it in one
-batch. The composition of Liu et al. 2022 (eq. 11) adds up D({i}) − D(∅) instead: that takes
-variables for independent given the image, and with equal scales it is not plain guidance.
+The sets S_k are nested. Variables of scale 1 come first, then the others by rising scale, those of
+equal scale together; those of scale 0 never. So equal scales are plain guidance, and no estimate of
+weight 0 is computed: a step costs one estimate for each scale other than 0 and 1, and one for where
+they start from, which is ∅ or the variables of scale 1. One batch holds them all. The composition
+of Liu et al. 2022 (eq. 11) adds up D({i}) − D(∅) instead: it takes variables for independent given
+the image, and with equal scales it is not plain guidance.
 """
 
 from __future__ import annotations
@@ -29,8 +31,7 @@ from minidiff.diffusion.model import Model
 from minidiff.errors import InputError
 from minidiff.variables import Labels
 
-# an interval of σ that holds every noise level; plain numbers, for JSON knows no infinity
-EVERYWHERE = (0.0, 1e9)
+EVERYWHERE = (0.0, 1e9)  # the interval of all σ; plain numbers, for JSON knows no infinity
 Arrows = list[tuple[float, Tensor]]
 
 
@@ -45,20 +46,23 @@ def guided(denoiser: Denoiser, labels: Labels, null: Labels,
     moved each image's estimate, (N,): the root mean square of guided − unguided, in units of z.
     What depends on the labels alone is computed here, not in each call.
     """
-    sets = nested(labels, null, scale) if against is None else [(labels, 1.0),
-                                                                (labels, single(scale))]
-    used, strongest = sets[-1]
-    plain = fixed(denoiser, used)
+    if against is None:
+        sets = nested_sets(labels, null, scale)
+    else:
+        sets = [(labels, 1.0), (labels, common_scale(scale))]
+    all_labels, strongest = sets[-1]
+    conditional = conditioned(denoiser, all_labels)
     low, high = interval
     if strongest == 1:
         low = math.inf  # nothing to guide: no σ lies inside
+    elif against is None:
+        estimates = batched_cfg(denoiser, [part for part, _ in sets])
     else:
-        estimates = together(denoiser, sets) if against is None else both(fixed(against, labels),
-                                                                          plain)
+        estimates = autoguidance(conditioned(against, labels), conditional)
 
     def denoise(x: Tensor, sigma: Tensor | float) -> Tensor:
         if not low < float(sigma) <= high:
-            out = unguided = plain(x, sigma)
+            out = unguided = conditional(x, sigma)
         else:
             parts = estimates(x, sigma)
             out, unguided = parts[0], parts[-1]
@@ -73,10 +77,9 @@ def guided(denoiser: Denoiser, labels: Labels, null: Labels,
     return denoise
 
 
-def nested(labels: Labels, null: Labels,
-           scale: float | Mapping[str, float]) -> list[tuple[Labels, float]]:
-    """The growing sets of variables, each as labels with null for all the others, and the weight of
-    the step to it.
+def nested_sets(labels: Labels, null: Labels,
+                scale: float | Mapping[str, float]) -> list[tuple[Labels, float]]:
+    """The sets S_k, as labels with null for all other variables, and their weights w_k.
 
     The first set is where the steps start, and has weight 1: empty, or the variables of scale 1.
     """
@@ -90,10 +93,8 @@ def nested(labels: Labels, null: Labels,
     return sets
 
 
-def single(scale: float | Mapping[str, float]) -> float:
-    """The one scale of a weaker model, which differs in no variable: a scale by variable means
-    nothing there.
-    """
+def common_scale(scale: float | Mapping[str, float]) -> float:
+    """The one scale of autoguidance; the weaker model knows all variables, so none has its own."""
     values = set(scale.values()) if isinstance(scale, Mapping) else {scale}
     if len(values) != 1:
         raise InputError("guidance by a weaker model has one scale for all conditions: name none "
@@ -101,38 +102,33 @@ def single(scale: float | Mapping[str, float]) -> float:
     return float(values.pop())
 
 
-def fixed(denoiser: Denoiser, labels: Labels) -> Denoise:
-    """The denoiser of these labels. A Model's context is computed once, here; its weights should
-    not change meanwhile.
+def conditioned(denoiser: Denoiser, labels: Labels) -> Denoise:
+    """The denoiser of these labels. A Model's context is computed once, here.
 
-    Any other callable is called as it is, for only it knows how: DDP and FSDP, which is a subclass,
-    work by hooks on a call of the whole module, and `torch.compile` returns one graph. To compile
-    and keep the context, compile `Model.unet`.
+    Any other callable is called as it is: DDP and FSDP (a subclass of Model) work by hooks on calls
+    of the whole module, and `torch.compile` returns one graph. To compile and keep the context,
+    compile `Model.unet`.
     """
     if type(denoiser.net) is not Model:
         return lambda x, sigma: denoiser(x, sigma, labels)
-    # (N, K, d)
     unet, context = replace(denoiser, net=denoiser.net.unet), denoiser.net.conditioner(labels)
     return lambda x, sigma: unet(x, sigma, context)
 
 
-def together(denoiser: Denoiser,
-             sets: list[tuple[Labels, float]]) -> Callable[..., Sequence[Tensor]]:
-    """(x, sigma) → the estimates for each set of labels, (N, C, h, w) each, by one batch through
-    the network.
-    """
-    parts = [part for part, _ in reversed(sets)]
-    batch = fixed(denoiser, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+def batched_cfg(denoiser: Denoiser, sets: list[Labels]) -> Callable[..., Sequence[Tensor]]:
+    """(x, sigma) → the estimate (N, C, h, w) for each set of labels, computed as one batch."""
+    parts = sets[::-1]
+    batch = conditioned(denoiser, {k: torch.cat([part[k] for part in parts]) for k in parts[0]})
     return lambda x, sigma: batch(x.repeat(len(parts), 1, 1, 1), sigma).chunk(len(parts))[::-1]
 
 
-def both(weaker: Denoise, stronger: Denoise) -> Callable[..., Sequence[Tensor]]:
+def autoguidance(weaker: Denoise, stronger: Denoise) -> Callable[..., Sequence[Tensor]]:
+    """(x, sigma) → the estimates W(y) and D(y)."""
     return lambda x, sigma: (weaker(x, sigma), stronger(x, sigma))
 
 
 def rescaled(guided: Tensor, unguided: Tensor, kept: Tensor, share: float) -> Tensor:
-    """Denoised estimates (N, C, h, w) as if the network's guided output F had, to this share, the
-    unguided one's std.
+    """Guided estimates (N, C, h, w) whose F has, to this share, the std of the unguided F.
 
     Eq. 15 and 16 are about F, and so is diffusers' `rescale_noise_cfg`: eps, v or x0, whatever the
     network was trained for. D = kept + c_out·F, and c_out cancels in all of it. A constant F (an

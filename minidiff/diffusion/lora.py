@@ -1,8 +1,7 @@
 """Low-rank adapters on the UNet's transformers, and which part of a model is trained (Hu et al.
 2021, "LoRA", eq. 3).
 
-    y = W·x + b + (α/r)·U·D·x         D = lora_down (r, in), U = lora_up (out, r); W and b are
-                                      frozen
+    y = W·x + b + (α/r)·U·D·x         D = lora_down (r, in), U = lora_up (out, r); W, b are frozen
 
 U starts at zero, so that step 0 equals the base; D starts as in the authors' loralib and in peft,
 uniform in ±1/√in. With α = r the scale is 1; a fixed α keeps the learning rate of one rank good for
@@ -25,10 +24,10 @@ from torch import Tensor, nn
 
 from minidiff.errors import InputError
 
-# Linears, by diffusers' names
+# the Linears that get an adapter, by diffusers' names
 ADAPTED = re.compile(r"\b(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))$")
 Part = Literal["all", "attention", "cross-attention", "lora"]
-PARTS = {  # which parameters a part holds, by name; attn1 is self-attention, attn2 attends to the context
+PARTS = {  # names of a part's parameters; attn1 is self-attention, attn2 cross-attention
     "all": r"",
     "attention": r"\battn[12]\.",
     "cross-attention": r"\battn2\.",
@@ -37,19 +36,15 @@ PARTS = {  # which parameters a part holds, by name; attn1 is self-attention, at
 
 
 class LoRALinear(nn.Linear):
-    """A Linear with an adapter beside it, (…, in) → (…, out); weight and bias are the base's own,
-    frozen.
-    """
+    """A Linear with an adapter beside it, (…, in) → (…, out); its own weights are frozen."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator):
-        # draws nothing
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.requires_grad_(False)
         self.scale = alpha / rank
         down = nn.init.kaiming_uniform_(torch.empty(rank, base.in_features), a=math.sqrt(5),
                                         generator=generator)
-        # master weights, as everywhere: a half loses updates
         wide = torch.promote_types(base.weight.dtype, torch.float32)
         self.lora_down = nn.Parameter(down.to(base.weight.device, wide))
         self.lora_up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device,
@@ -59,20 +54,16 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + F.linear(self.scale * F.linear(x, self.lora_down), self.lora_up)
 
     def merged(self) -> nn.Linear:
-        """A plain Linear with W + (α/r)·U·D, in float64, which is out of autocast's and TF32's
-        reach; the bias is shared.
-        """
+        """A plain Linear with W + (α/r)·U·D, computed in float64; the bias is shared."""
         weight = self.weight.double() + self.scale * self.lora_up.double() @ self.lora_down.double()
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        plain.weight, plain.bias = nn.Parameter(weight.to(self.weight.dtype),
-                                                requires_grad=False), self.bias
+        plain.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
+        plain.bias = self.bias
         return plain.train(self.training)
 
 
 def add(net: nn.Module, rank: int, alpha: float, generator: torch.Generator) -> None:
-    """Put an adapter beside the Linears of every transformer block of a UNet, in place, and freeze
-    these Linears.
-    """
+    """Put an adapter beside the Linears of every transformer block of a UNet, and freeze them."""
     linears = {name: module for name, module in net.named_modules() if ADAPTED.search(name)}
     assert linears and not any(isinstance(x, LoRALinear)
                                for x in linears.values()), "no attention, or adapters already"
@@ -89,8 +80,7 @@ def add(net: nn.Module, rank: int, alpha: float, generator: torch.Generator) -> 
 
 @torch.no_grad()
 def merge(net: nn.Module) -> nn.Module:
-    """The same network of plain Linears with the adapters added to their weights; the names are
-    those before `add`.
+    """The same network of plain Linears, the adapters added to them; names as before `add`.
 
     Only the adapted weights are new: all other tensors are shared with `net`, for two of SD's UNets
     may not fit.
@@ -111,8 +101,7 @@ def adapters(net: nn.Module) -> dict[str, Tensor]:
 
 def set_trainable(model: nn.Module, part: Part, rank: int, alpha: float,
                   generator: torch.Generator) -> list[nn.Parameter]:
-    """Freeze a Model but for one part of its UNet and the whole conditioner, which is new to any
-    public UNet.
+    """Freeze a Model but for one part of its UNet and the conditioner, which is always new.
 
     Returns the parameters to train. rank, alpha and generator serve "lora" alone, which adds the
     adapters first.

@@ -1,6 +1,4 @@
-"""Model = UNet + Conditioner: the one trained module, and its description as plain values, from
-which it is built again.
-"""
+"""Model = UNet + Conditioner, the one trained module; and its description as plain values."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ class ModelSpec:
     alphas_cumprod: list[float]
 
     def build(self) -> tuple[Model, Schedule]:
-        """The model with uninitialised weights, and its schedule; the weights are loaded into
-        it.
-        """
+        """The model with uninitialised weights, and its schedule."""
         model = Model(
             unets.UNet(config_from(unets.UNetConfig, self.unet)),
             Conditioner(var.from_json(self.variables), torch.zeros(*self.context),
@@ -68,9 +64,7 @@ def config_from(config_type: type, values: dict):
 
 
 def from_scratch(unet: unets.UNetConfig, variables: list[var.Variable], seed: int) -> Model:
-    """A freshly initialised model; its null context is a fixed random one, as no text tower gives
-    one.
-    """
+    """A freshly initialised model; with no text tower, its null context is random."""
     generator = torch.Generator().manual_seed(seed)
     null_context = torch.randn(CONTEXT_TOKENS, unet.context_dim, generator=generator)
     # torch's constructors draw from the global generator: lend them a seeded one
@@ -84,17 +78,14 @@ def from_scratch(unet: unets.UNetConfig, variables: list[var.Variable], seed: in
 
 def from_public(unet: unets.UNet, null_context: Tensor, variables: list[var.Variable],
                 seed: int) -> Model:
-    """A public UNet with a conditioner that adds nothing yet: at step 0 its output is the public
-    model's, bit for bit.
-    """
+    """A public UNet and a conditioner that adds nothing: step 0 is that model bit for bit."""
     with torch.random.fork_rng():  # as above
         return Model(unet.train(),
                      Conditioner(variables, null_context, torch.Generator().manual_seed(seed)))
 
 
 def from_model(old: Model, variables: list[var.Variable], seed: int) -> Model:
-    """The UNet of a trained model, shared, and its conditioner for other variables, those of
-    `variables.merge`.
+    """A trained model's UNet, shared, and a conditioner for the variables of `variables.merge`.
 
     At step 0 its output is the old model's bit for bit, with null for what the old one does not
     know. For that the old variables keep their order and new ones follow: the context is a sum,

@@ -1,27 +1,28 @@
 """Samplers: pure functions of (denoise, x, sigmas) that yield (x, denoised) after every step.
 
 x = z + σ·noise starts at √(1+σ₀²)·noise; `sigmas` descends over n+1 levels; the caller divides the
-last x by √(1+σ_end²). No schedule, labels or guidance inside: `denoise(x, sigma)` holds them.
-Nothing of ours is imported.
+last x by √(1+σ_end²). `denoise(x, sigma)` holds the schedule, the labels and guidance. Nothing of
+ours is imported.
 
     name             order   calls a step   noise      source
     ddim             1       1              eta > 0    Song, Meng & Ermon 2021, eq. 12 and 16
     ddpm             1       1              yes        Ho et al. 2020, eq. 7
-    euler            1       1              no         Karras et al. 2022, algorithm 1, lines 4 and 5 alone
+    euler            1       1              no         Karras et al. 2022, algorithm 1, lines 4, 5
     euler_ancestral  1       1              yes        Song et al. 2021 (score SDE), appendix F
     heun             2       2              no         Karras et al. 2022, algorithm 1
     dpmpp_2m         2       1              no         Lu et al. 2022 (DPM-Solver++), algorithm 2
     dpmpp_2m_sde     2       1              yes        the same, SDE-DPM-Solver++(2M)
     unipc            3       1              no         Zhao et al. 2023, UniPC-2 in data prediction
 
-Four names are two formulas: divided by √ᾱ, euler is ddim with eta 0; ddpm and euler_ancestral are
-ddim with eta 1. Each stands here as its paper has it, and a test holds them equal. `noise()` gives
-fresh standard normal noise in the shape of x.
+Four of them are two formulas: divided by √ᾱ, euler is ddim with eta 0; ddpm and euler_ancestral are
+ddim with eta 1. Each is written as in its paper, and a test holds them equal. `noise()` gives fresh
+standard normal noise in the shape of x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,9 +34,7 @@ Steps = Iterator[tuple[Tensor, Tensor]]
 
 def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, eta: float = 0.0,
          noise: Noise | None = None) -> Steps:
-    """eta in 0 … 1 scales the fresh noise of each step: 0 none, 1 as much as the forward process
-    had.
-    """
+    """eta scales the fresh noise of each step: 0 none, 1 as much as the forward process has."""
     assert 0 <= eta <= 1 and (noise or not eta), "eta lies in 0 … 1, and above 0 it needs noise"
     for sigma, down in zip(sigmas, sigmas[1:]):
         denoised = denoise(x, sigma)
@@ -50,15 +49,14 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, eta: float = 0.0,
 def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
     """Draw from the posterior q(x_{t−1} | x_t, x_0 = denoised): mean μ̃ and variance β̃ of eq. 7.
 
-    Between levels that are not neighbours, β = 1 − ᾱ_t/ᾱ_{t−1} is the noise of all the steps that
-    are jumped over.
+    Between levels that are not neighbours, β = 1 − ᾱ_t/ᾱ_{t−1} covers all steps in between.
     """
     for sigma, down in zip(sigmas, sigmas[1:]):
         denoised = denoise(x, sigma)
         a, a_down = 1 / (1 + sigma**2), 1 / (1 + down**2)  # ᾱ_t, ᾱ_{t−1}
         beta = 1 - a / a_down
         mean = denoised * (a_down.sqrt() * beta / (1 - a)).item()
-        # the paper's x_t is √ᾱ·x
+        # √ᾱ_t·x is the paper's x_t
         mean = mean + x * (a.sqrt() * (1 - beta).sqrt() * (1 - a_down) / (1 - a)).item()
         variance = (1 - a_down) / (1 - a) * beta
         if variance > 0:
@@ -77,9 +75,7 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
 
 
 def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
-    """x + (σ² − σ_down²)·score, and fresh noise of variance σ_down²(σ² − σ_down²)/σ²; score = (D −
-    x)/σ².
-    """
+    """x + (σ² − σ_down²)·score + noise of variance σ_down²(σ² − σ_down²)/σ²; score = (D − x)/σ²."""
     for sigma, down in zip(sigmas, sigmas[1:]):
         denoised = denoise(x, sigma)
         score = (denoised - x) / (sigma**2).item()
@@ -103,36 +99,27 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
-    """Second-order multistep in λ = −log σ; the first step, and one that ends at σ = 0, are
-    first-order.
-    """
+    """Second-order multistep in λ = −log σ; first order in the first step and one to σ = 0."""
     previous, h_last = None, None
     for sigma, down in zip(sigmas, sigmas[1:]):
         denoised = denoise(x, sigma)
         h = (sigma / down).log()
-        slope = denoised
-        if previous is not None and down > 0:
-            r = (h_last / h).item()
-            slope = denoised + (denoised - previous) / (2 * r)
+        slope = _extrapolated(denoised, previous, h, h_last, down)
         x = x * (down / sigma).item() - slope * torch.expm1(-h).item()
         previous, h_last = denoised, h
         yield x, denoised
 
 
 def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
-    """The reverse SDE in place of the ODE: e^(−2h) where dpmpp_2m has e^(−h), and noise; midpoint
-    form.
+    """The reverse SDE, midpoint form: e^(−2h) where dpmpp_2m has e^(−h), and noise.
 
-    The first step, and one that ends at σ = 0, are first-order, and then equal to ddpm's.
+    The first step, and one to σ = 0, are of first order and equal ddpm's.
     """
     previous, h_last = None, None
     for sigma, down in zip(sigmas, sigmas[1:]):
         denoised = denoise(x, sigma)
         h = (sigma / down).log()
-        slope = denoised
-        if previous is not None and down > 0:
-            r = (h_last / h).item()
-            slope = denoised + (denoised - previous) / (2 * r)
+        slope = _extrapolated(denoised, previous, h, h_last, down)
         fresh = -torch.expm1(-2 * h)  # 1 − e^(−2h), the share of the variance that is drawn anew
         x = x * (down / sigma * torch.exp(-h)).item() + slope * fresh.item()
         if down > 0 and fresh > 0:
@@ -142,10 +129,9 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> S
 
 
 def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
-    """dpmpp_2m's step predicts; the call at its end, which the next step needs anyway, then
-    corrects it at no cost.
+    """UniP-2 is dpmpp_2m's step; UniC-2 corrects it with the call that the next step needs anyway.
 
-    UniP-2 and UniC-2; no correction follows the last step, for it would take one more call.
+    The last step is not corrected: that would take one more call.
     """
     start = before = previous = h_last = r = None  # start: the corrected x, one level back
     for sigma, down in zip(sigmas, sigmas[1:]):
@@ -154,20 +140,27 @@ def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
             x = _correct(start, h_last, r, before, previous, denoised)
         h = (sigma / down).log()
         r = None if previous is None else (h_last / h).item()
-        slope = denoised if r is None or not down > 0 else denoised + (denoised
-                                                                       - previous) / (2 * r)
+        slope = _extrapolated(denoised, previous, h, h_last, down)
         start, before, previous, h_last = x, previous, denoised, h
         x = x * (down / sigma).item() - slope * torch.expm1(-h).item()
         yield x, denoised
 
 
+def _extrapolated(denoised: Tensor, previous: Tensor | None, h: Tensor, h_last: Tensor | None,
+                  down: Tensor) -> Tensor:
+    """D half a step ahead, D + (D − D_previous)/(2r) with r = h_last/h; D itself at an end."""
+    if previous is None or not down > 0:
+        return denoised
+    r = (h_last / h).item()
+    return denoised + (denoised - previous) / (2 * r)
+
+
 def _correct(x: Tensor, h: Tensor, r: float | None, before: Tensor | None, here: Tensor,
              ahead: Tensor) -> Tensor:
-    """x one step h of λ on: e^(−h)·x + ∫₀¹ h·e^(h(s−1))·D(s) ds, D(s) the parabola through D at s =
-    −r, 0 and 1.
+    """e^(−h)·x + ∫₀¹ h·e^(h(s−1))·D(s) ds: a step h of λ, D(s) the parabola through s = −r, 0, 1.
 
-    This solves the linear system of UniC-2, in which B(h) cancels. Without a point before, half the
-    rise: B(h) = e^(−h) − 1.
+    This solves the linear system of UniC-2, in which B(h) cancels. Without a point at −r, half the
+    rise is added: B(h) = e^(−h) − 1.
     """
     m0 = -torch.expm1(-h)  # the integral's weights of 1, s and s²
     m1 = 1 - m0 / h
@@ -180,10 +173,9 @@ def _correct(x: Tensor, h: Tensor, r: float | None, before: Tensor | None, here:
 
 
 class SeededNoise:
-    """Standard normal noise with one CPU generator per image: image k depends on its seed alone.
+    """Standard normal noise, (N, *shape) float32 a call, with one CPU generator for each image.
 
-    Each call draws the next (N, *shape) float32 tensor; batch size, order and number of devices do
-    not matter.
+    So image k depends on its seed alone, whatever the batch, the order and the number of devices.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int],
@@ -200,5 +192,5 @@ SAMPLERS: dict[str, Callable[..., Steps]] = {
     "ddim": ddim, "ddpm": ddpm, "euler": euler, "euler_ancestral": euler_ancestral, "heun": heun,
     "dpmpp_2m": dpmpp_2m, "dpmpp_2m_sde": dpmpp_2m_sde, "unipc": unipc,
 }
-# these want `noise`; ddim takes it when eta > 0
-NOISY = frozenset({"ddpm", "euler_ancestral", "dpmpp_2m_sde"})
+Sampler = Literal[tuple(SAMPLERS)]                              # as the type of a knob
+NOISY = frozenset({"ddpm", "euler_ancestral", "dpmpp_2m_sde"})  # take `noise`; ddim does if eta > 0

@@ -1,4 +1,4 @@
-"""The noise schedule: the table of ᾱ_t, and σ(t) and t(σ) between its rungs.
+"""The noise schedule: the table of ᾱ_t, σ(t) and t(σ) between its entries, and a sampler's ladder.
 
 Notation (Karras et al. 2022): x = z + σ·noise with σ² = (1−ᾱ)/ᾱ. The network of a
 variance-preserving model (Ho et al. 2020) sees x/√(1+σ²) = √ᾱ·z + √(1−ᾱ)·noise.
@@ -12,19 +12,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+LADDERS = ("leading", "trailing", "linspace", "karras", "logsigma")
+Ladder = Literal[LADDERS]  # as the type of a knob
+
 
 class Schedule:
-    """A float64 CPU table of ᾱ, never a Module: no `.half()` may reach it (in bf16 only 192 of 1000
-    levels survive).
+    """A float64 CPU table of ᾱ; never a Module, for `.half()` would merge its levels.
 
-    `sigma` and `t` are inverse to each other: log σ is piecewise linear in t, exact on the rungs 0
-    … T−1.
+    `sigma` and `t` are inverse to each other: log σ is piecewise linear in t and exact at
+    t = 0 … T−1.
     """
 
     def __init__(self, alphas_cumprod: Tensor):
         table = torch.as_tensor(alphas_cumprod, device="cpu").double().clone()
-        assert table.ndim == 1 and (table.diff() < 0).all() and table[-1] > 0 and table[
-            0] < 1, "ᾱ must fall within (0, 1)"
+        falls = table.ndim == 1 and (table.diff() < 0).all()
+        assert falls and table[-1] > 0 and table[0] < 1, "ᾱ must fall within (0, 1)"
         self.alphas_cumprod = table
         self.sigmas_table = ((1 - table) / table).sqrt()
         self._log = self.sigmas_table.log()
@@ -32,9 +34,7 @@ class Schedule:
     @classmethod
     def scaled_linear(cls, start: float = 0.00085, end: float = 0.012,
                       steps: int = 1000) -> Schedule:
-        """Stable Diffusion's: β linear in its square root (LDM calls it "linear", diffusers
-        "scaled_linear").
-        """
+        """Stable Diffusion's: √β is linear (LDM says "linear", diffusers "scaled_linear")."""
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0))
 
@@ -56,17 +56,15 @@ class Schedule:
         low = high - 1
         w = (sigma.log() - self._log[low]) / (self._log[high] - self._log[low])
         t = low + w.clamp(0, 1)
-        on_rung = self.sigmas_table[high] == sigma  # the logarithm may miss the rung by one ulp
-        return torch.where(on_rung, high.double(), t)
+        in_table = self.sigmas_table[high] == sigma  # the logarithm may miss it by one ulp
+        return torch.where(in_table, high.double(), t)
 
-    def timesteps(self, n: int,
-                  spacing: Literal["leading", "trailing", "linspace"] = "leading") -> Tensor:
-        """n descending timesteps, as diffusers names the spacings (SD's own is leading with offset
-        1).
+    def timesteps(self, n: int, spacing: str = "leading") -> Tensor:
+        """n descending timesteps, leading, trailing or linspace, as diffusers names them.
 
-        A rung halfway between two is rounded to even; diffusers' floats may drift to the other
-        neighbour. linspace ends at t = 0, so the step from there to σ(0) has no length: it costs a
-        call of the network and changes nothing.
+        Stable Diffusion's own is leading with offset 1. A half is rounded to even; diffusers'
+        floats may drift to the other neighbour. linspace ends at t = 0: its last step, to σ(0), has
+        no length; it costs a call of the network and changes nothing.
         """
         T = len(self)
         assert 1 <= n <= T, f"steps must lie in 1 … {T}"
@@ -79,19 +77,17 @@ class Schedule:
         return torch.linspace(T - 1, 0, n, dtype=torch.float64).round()
 
     def sigmas(self, timesteps: Tensor | Sequence[float], end: float | None = None) -> Tensor:
-        """Descending σ at these timesteps and the last one, `end`: (n+1,). SD ends at σ(0), where ᾱ
-        = ᾱ₀, not at 0.
-        """
+        """Descending σ at these timesteps, then `end`: (n+1,). SD ends at σ(0), not at 0."""
         last = torch.as_tensor(self.sigmas_table[0].item() if end is None else end,
                                dtype=torch.float64)
         return torch.cat([self.sigma(torch.as_tensor(timesteps)), last[None]])
 
     def ladder(self, n: int, spacing: str = "trailing") -> Tensor:
-        """n+1 descending σ from near σ(T−1) to σ(0). Besides the timestep spacings: karras (ρ = 7,
-        eq. 5) and logsigma.
+        """n+1 descending σ from near σ(T−1) to σ(0), spaced by timesteps, karras or logsigma.
 
-        In these two the ends are σ(T−1) and σ(0) themselves. diffusers' `use_karras_sigmas` and
-        `use_exponential_sigmas` of n steps are our n−1 steps and one more, to σ = 0.
+        karras (Karras et al. 2022, eq. 5, ρ = 7) and logsigma begin at σ(T−1) itself. diffusers'
+        `use_karras_sigmas` and `use_exponential_sigmas` of n steps are our n−1 steps and one more,
+        to σ = 0.
         """
         if spacing not in LADDERS:
             raise ValueError(f"ladder {spacing!r} is not one of {', '.join(LADDERS)}")
@@ -102,6 +98,3 @@ class Schedule:
         if spacing == "logsigma":
             return torch.exp(high.log() + u * (low.log() - high.log()))
         return self.sigmas(self.timesteps(n, spacing))
-
-
-LADDERS = ("leading", "trailing", "linspace", "karras", "logsigma")

@@ -1,11 +1,10 @@
-"""A finished model on disk: weights as safetensors and, written last, a JSON that says how to build
-it again.
+"""A finished model on disk: weights as safetensors and, written last, a JSON that describes it.
 
-    RUN/vae.safetensors     RUN/vae.json       the autoencoder; a diffusion run keeps its own copy
-    RUN/best/model.*                           the EMA weights of the step with the lowest held-out
-                                               loss
-    RUN/snapshots/step_00000500/model.*        those of some steps on the way
-    RUN/model.safetensors   RUN/model.json     the EMA weights of UNet and conditioner, variables, schedule, prediction
+    RUN/vae.safetensors     RUN/vae.json     the autoencoder; a diffusion run keeps its own copy
+    RUN/model.safetensors   RUN/model.json   the EMA weights of UNet and conditioner; variables,
+                                             schedule, prediction
+    RUN/best/model.*                         those of the step with the lowest held-out loss
+    RUN/snapshots/step_00000500/model.*      those of some steps on the way
 """
 
 from __future__ import annotations
@@ -27,11 +26,9 @@ from minidiff.errors import InputError
 
 
 def identity(folder: Path, weights: str = "model.safetensors") -> dict:
-    """The hash of a run's weights, and what that run itself began with: the chain of fine-tuning
-    stages.
-    """
-    facts = runs.read_json(folder / "run.json").get("facts",
-                                                    {}) if (folder / "run.json").exists() else {}
+    """The hash of a run's weights, and of what that run began with: the chain of its stages."""
+    path = folder / "run.json"
+    facts = runs.read_json(path).get("facts", {}) if path.exists() else {}
     return {"sha256": runs.sha256(folder / weights), "data": facts.get("data"),
             "before": facts.get("init")}
 
@@ -49,7 +46,7 @@ def load_vae(folder: Path) -> VAE:
 
 
 def save_model(folder: Path, model: Model, schedule: Schedule, prediction: str, **facts) -> None:
-    tensors = {name: distributed.full(tensor) for name, tensor in model.state_dict().items()}
+    tensors = {name: distributed.gather_full(tensor) for name, tensor in model.state_dict().items()}
     if distributed.rank():
         return
     runs.save_tensors(folder / "model.safetensors", tensors)
@@ -63,8 +60,7 @@ def load_pipeline(folder: Path) -> tuple[Pipeline, dict]:
     model, schedule = described.build()
     denoiser = Denoiser(_load_weights(folder / "model.safetensors", model), schedule,
                         described.prediction)
-    # RUN/best and RUN/snapshots/step_… share that of RUN
-    near = (folder, folder.parent, folder.parent.parent)
+    near = (folder, folder.parent, folder.parent.parent)  # best/ and snapshots/… share RUN's VAE
     vae = load_vae(next((f for f in near if (f / "vae.json").exists()), folder))
     return Pipeline(denoiser, model.conditioner, vae, facts["size"]), facts
 

@@ -2,9 +2,7 @@
 scaled.
 
     SD: 128 × (1, 2, 4, 4) channels, 2 ResBlocks a level down and 3 up, one single-head attention in
-    the middle,
-    quant_conv 8→8 and post_quant_conv 4→4 (1×1). Every norm has eps 1e-6; the stride-2 convolution
-    pads (0, 1, 0, 1).
+    the middle, quant_conv 8→8 and post_quant_conv 4→4 (1×1). Every norm has eps 1e-6.
 
 The latent scale belongs to the weights: 0.18215 for the public ones, 1/std of the training latents
 for one trained here. Callers never see the factor. Attribute names are those of diffusers'
@@ -24,15 +22,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class VAEConfig:
-    channels: tuple[int, ...]     # per level, high resolution first; each level but the last halves the side
+    channels: tuple[int, ...]     # per level, high resolution first; each but the last halves it
     blocks: int = 2               # ResBlocks a level in the encoder; one more in the decoder
     groups: int = 32              # of every GroupNorm
     latent_channels: int = 4
 
 
 SD = VAEConfig((128, 256, 512, 512))
-# a quarter of the side: eighths of 64 px hold no ribs
-TINY = VAEConfig((16, 32, 64), blocks=1, groups=8)
+TINY = VAEConfig((16, 32, 64), blocks=1, groups=8)  # 1/4 of the side: 1/8 of 64 px holds no ribs
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,7 @@ class VAE(nn.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        # lies in the JSON beside the weights
-        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)  # saved as JSON
 
     @property
     def factor(self) -> int:
@@ -76,9 +72,7 @@ class VAE(nn.Module):
         return self.decoder(self.post_quant_conv(z / self.scale))
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What a training step needs: reconstructions of latents drawn with this noise, and their
-        KL, (N,).
-        """
+        """A training step: reconstructions of latents drawn with this noise, and their KL (N,)."""
         moments = self.encode(images)
         return self.decode(moments.sample(noise)), moments.kl(self.scale)
 
@@ -86,74 +80,66 @@ class VAE(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, c: VAEConfig):
         super().__init__()
+        *upper, last = c.channels
         self.conv_in = nn.Conv2d(3, c.channels[0], 3, padding=1)
-        inputs = [c.channels[0], *c.channels[:-1]]
-        last = len(c.channels) - 1
-        self.down_blocks = nn.ModuleList(
-            [Level(c, i, o, c.blocks, "downsamplers" if level < last else None)
-             for level, (i, o) in enumerate(zip(inputs, c.channels))]
-        )
+        inputs = [c.channels[0], *upper]
+        self.down_blocks = nn.ModuleList([
+            Level(c, i, o, c.blocks, "down" if k < len(upper) else "")
+            for k, (i, o) in enumerate(zip(inputs, c.channels))])
         self.mid_block = Middle(c)
-        self.conv_norm_out = nn.GroupNorm(c.groups, c.channels[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(c.channels[-1], 2 * c.latent_channels, 3, padding=1)
+        self.conv_norm_out = nn.GroupNorm(c.groups, last, eps=1e-6)
+        self.conv_out = nn.Conv2d(last, 2 * c.latent_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         h = self.conv_in(images)
         for level in self.down_blocks:
             h = level(h)
-            if level.resample:
-                # right and bottom only, as trained
-                h = level.downsamplers[0].conv(F.pad(h, (0, 1, 0, 1)))
-        h = self.mid_block(h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(h))))
 
 
 class Decoder(nn.Module):
     def __init__(self, c: VAEConfig):
         super().__init__()
-        channels = c.channels[::-1]
-        self.conv_in = nn.Conv2d(c.latent_channels, channels[0], 3, padding=1)
+        *upper, last = c.channels[::-1]
+        self.conv_in = nn.Conv2d(c.latent_channels, c.channels[-1], 3, padding=1)
         self.mid_block = Middle(c)
-        last = len(channels) - 1
-        self.up_blocks = nn.ModuleList(
-            [Level(c, i, o, c.blocks + 1, "upsamplers" if level < last else None)
-             for level, (i, o) in enumerate(zip([channels[0], *channels[:-1]], channels))]
-        )
-        self.conv_norm_out = nn.GroupNorm(c.groups, channels[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(channels[-1], 3, 3, padding=1)
+        inputs = [c.channels[-1], *upper]
+        self.up_blocks = nn.ModuleList([
+            Level(c, i, o, c.blocks + 1, "up" if k < len(upper) else "")
+            for k, (i, o) in enumerate(zip(inputs, [*upper, last]))])
+        self.conv_norm_out = nn.GroupNorm(c.groups, last, eps=1e-6)
+        self.conv_out = nn.Conv2d(last, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(z))
         for level in self.up_blocks:
             h = level(h)
-            if level.resample:
-                h = level.upsamplers[0].conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
 
 class Level(nn.Module):
-    """The ResBlocks of one resolution and the convolution that changes it."""
+    """The ResBlocks of one resolution, and the convolution to the next: "down", "up" or none."""
 
-    def __init__(self, c: VAEConfig, inputs: int, channels: int, blocks: int, resample: str | None):
+    def __init__(self, c: VAEConfig, inputs: int, channels: int, blocks: int, resample: str):
         super().__init__()
         self.resnets = nn.ModuleList([ResBlock(c, i, channels)
                                       for i in [inputs, *[channels] * (blocks - 1)]])
         self.resample = resample
-        if resample == "downsamplers":
-            self.downsamplers = nn.ModuleList([Resample(channels, stride=2, padding=0)])
-        elif resample == "upsamplers":
-            self.upsamplers = nn.ModuleList([Resample(channels, stride=1, padding=1)])
+        if resample == "down":
+            conv = nn.Conv2d(channels, channels, 3, stride=2)
+            self.downsamplers = nn.ModuleList([nn.ModuleDict({"conv": conv})])
+        elif resample == "up":
+            conv = nn.Conv2d(channels, channels, 3, padding=1)
+            self.upsamplers = nn.ModuleList([nn.ModuleDict({"conv": conv})])
 
     def forward(self, h: Tensor) -> Tensor:
         for block in self.resnets:
             h = block(h)
+        if self.resample == "down":  # padded right and below only, as trained
+            return self.downsamplers[0]["conv"](F.pad(h, (0, 1, 0, 1)))
+        if self.resample == "up":
+            return self.upsamplers[0]["conv"](F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return h
-
-
-class Resample(nn.Module):
-    def __init__(self, channels: int, stride: int, padding: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=padding)
 
 
 class Middle(nn.Module):
@@ -198,9 +184,7 @@ class Attention(nn.Module):
 
 
 def edge_error(y: Tensor, x: Tensor, scales: int = 3) -> Tensor:
-    """L1 distance of horizontal and vertical differences at 1, 1/2, 1/4 of the size, averaged:
-    edges, not only means.
-    """
+    """L1 distance of horizontal and vertical differences at 1, 1/2, 1/4 of the size, averaged."""
     error = y.new_zeros(())
     for _ in range(scales):
         for dim in (2, 3):
@@ -210,9 +194,7 @@ def edge_error(y: Tensor, x: Tensor, scales: int = 3) -> Tensor:
 
 
 def encoder(vae: VAE) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Float images on the CPU → (mean, std) of their latents; always float32, for fp16
-    overflows.
-    """
+    """Float images on the CPU → (mean, std) of their latents, in float32: fp16 overflows."""
     @torch.no_grad()
     def encode(x: Tensor) -> tuple[Tensor, Tensor]:
         return (m := vae.encode(x.to(vae.scale.device))).mean, m.std

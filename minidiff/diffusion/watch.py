@@ -1,5 +1,4 @@
-"""What a training run looks at while it runs: the loss at fixed times and noise, and the gap that
-shows copying.
+"""Validation during training: the loss at fixed times and noise, and the gap that shows copying.
 
 The training loss of a step is mostly the luck of its times. Here every measurement uses the same
 times and the same noise, so that two steps, two runs and two sets of images can be compared.
@@ -22,14 +21,12 @@ from minidiff.variables import Labels
 
 AT_MOST = 512       # slots of a probe: enough for the gap's interval, seconds on a GPU
 FEWEST = 16         # slots below which no gap is called open
-OPEN = 0.1          # a tenth, at the lower bound of the interval
+OPEN = 0.1          # the gap's lower bound above which the model copies
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Latents, labels, times and noise that stay the same; slot i of any two probes of one size has
-    the same t and noise.
-    """
+    """n slots that stay the same; slot i of two probes of one size has the same t and noise."""
 
     z: Tensor           # (n, 4, h, w)
     labels: Labels      # (n,) each
@@ -61,14 +58,13 @@ class Probe:
 def by_quarter(losses: Tensor, t: Tensor, levels: int,
                name: str = "loss") -> dict[str, float | None]:
     """Mean loss in each quarter of t, from little noise (t0) to much (t3)."""
-    quarter = 4 * t // levels
-    return {f"{name}_t{q}": losses[quarter == q].mean().item() if (quarter == q).any()
-            else None for q in range(4)}
+    parts = [losses[4 * t // levels == q] for q in range(4)]
+    return {f"{name}_t{q}": part.mean().item() if len(part) else None
+            for q, part in enumerate(parts)}
 
 
 def gap(train: Tensor, held_out: Tensor) -> dict[str, float]:
-    """The memorisation gap: by which share held-out images lose more than training images, with its
-    95 % lower bound.
+    """The memorisation gap: the share by which held-out images lose more, and its 95 % lower bound.
 
     train and held_out (n,) are losses of paired slots (same t, same noise). A model that knows its
     images by heart denoises them better than those it never saw. The mean is that of the ratio's
@@ -80,21 +76,19 @@ def gap(train: Tensor, held_out: Tensor) -> dict[str, float]:
     return {"gap": math.expm1(mean), "gap_low": math.expm1(mean - 1.645 * error)}
 
 
-def look(averaged: Denoiser, probes: Sequence[Probe], autocast: Callable, device: torch.device,
-         batch: int, min_snr: float) -> dict[str, float | None]:
-    """Held-out loss, by quarter of t too, and the gap, of probes on training and held-out images;
-    warns when it is open.
-    """
+def validate(averaged: Denoiser, probes: Sequence[Probe], autocast: Callable,
+             device: torch.device, batch: int, min_snr: float) -> dict[str, float | None]:
+    """Held-out loss, also by quarter of t, and the gap; warns when the model begins to copy."""
     train, held_out = (probe.losses(averaged, autocast, device, batch, min_snr) for probe in probes)
     if not len(held_out):
         return {"val_loss": None}
-    seen = gap(train, held_out)
-    if is_open(seen, len(held_out)) and not distributed.rank():
+    found = gap(train, held_out)
+    if is_open(found, len(held_out)) and not distributed.rank():
         tqdm.write(f"WARNING: the model has begun to copy: its loss on held-out images is "
-                   f"{seen['gap']:.0%} above that on its training images; stop earlier, take "
+                   f"{found['gap']:.0%} above that on its training images; stop earlier, take "
                    "best/, or train fewer weights (--train lora)")
     quarters = by_quarter(held_out, probes[1].t, len(averaged.schedule), "val_loss")
-    return {"val_loss": held_out.mean().item(), **quarters, **seen}
+    return {"val_loss": held_out.mean().item(), **quarters, **found}
 
 
 def is_open(gap: dict[str, float], n: int) -> bool:

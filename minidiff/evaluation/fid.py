@@ -4,13 +4,15 @@
     python evaluate.py fid REAL SYNTHETIC --extractor pixels
 
 FID and KID are distances in Inception's features, and nothing else is called so: in other features
-they are a Fréchet distance (FD) and a kernel distance (KD). Each comes with the number of images on
-both sides, the extractor, and its floor: what two disjoint parts of the real images score. FID
-falls as 1/n, so that beside its floor stands what it is between parts as small as those.
+they are a Fréchet distance and a kernel distance. Each comes with the number of images on both
+sides, the extractor, and its floor: what two disjoint parts of the real images score. FID falls as
+1/n, so that beside its floor stands what it is between parts as small as those.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -24,41 +26,41 @@ from minidiff import runs
 from minidiff.data import images
 from minidiff.data.table import image_files, is_data_set, read_table
 from minidiff.errors import InputError, count
-from minidiff.evaluation.features.build import build, describe
+from minidiff.evaluation.features.build import build, describe, distance_name
 from minidiff.evaluation.features.extractor import Extractor
-from minidiff.evaluation.features.inception import INCEPTIONS, weights
-from minidiff.evaluation.metrics import distances
-from minidiff.training.precision import pick_device
+from minidiff.evaluation.features.inception import weights
+from minidiff.evaluation.metrics.distances import Spread, equal, fid, floor, kid
+from minidiff.training.device import pick_device
 
 FETCH = "python -m minidiff.diffusion.public fetch inception"
 BATCH = 64          # images in one pass of an extractor
 FEWEST_HALF = 5     # images on each side of a floor
 AT_MOST = 4000      # real images behind the floor of KID, which needs all their pairs at once
-METRICS = {"FID": distances.fid, "KID": distances.kid}
-# what they are called in other features
-ELSEWHERE = {"FID": "Fréchet distance", "KID": "kernel distance"}
-Stack = Tensor      # uint8 (N,3,H,W), the images of one size
+METRICS = {"FID": fid, "KID": kid}
 
 
 class Distance(float):
     """A distance between two sets of images, and what it must not be read without."""
 
     def __new__(cls, value: float, name: str = "", sizes: tuple[int, int] = (0, 0),
-                about: dict | None = None,
-                floor: distances.Spread | None = None, at_floor: float | None = None):
+                about: dict | None = None, floor: Spread | None = None,
+                at_floor: float | None = None):
         found = super().__new__(cls, value)
-        found.name, found.sizes, found.about, found.floor, found.at_floor = name, sizes, about or {}, floor, at_floor
+        found.name, found.sizes, found.about = name, sizes, about or {}
+        found.floor, found.at_floor = floor, at_floor
         found.extractor = found.about.get("name", "")
         return found
 
     def __repr__(self) -> str:
         if not self.name:  # a sum or a mean: a number like any other
             return float.__repr__(self)
-        f, text = self.floor, f"{self.name} {float(self):.4g}, n = {self.sizes[0]:,} and {self.sizes[1]:,}, {self.extractor}"
-        if f is None:
+        text = (f"{self.name} {float(self):.4g}, n = {self.sizes[0]:,} and {self.sizes[1]:,}, "
+                f"{self.extractor}")
+        if not (f := self.floor):
             return f"{text}; without a floor"
         at = "" if self.at_floor is None else f"this {self.at_floor:.4g}, "
-        return f"{text}; at n = {f.n:,} and {f.m:,}: {at}real against real {f.median:.4g} ({f.low:.4g} to {f.high:.4g})"
+        return (f"{text}; at n = {f.n:,} and {f.m:,}: {at}real against real {f.median:.4g} "
+                f"({f.low:.4g} to {f.high:.4g})")
 
     def __reduce__(self):
         return Distance, (float(self), self.name, self.sizes, self.about, self.floor, self.at_floor)
@@ -71,18 +73,18 @@ class Distance(float):
 @dataclass(frozen=True)
 class FIDConfig:
     positional: ClassVar[str] = "folders"
-    folders: tuple[str, ...] = ()          # REAL SYNTHETIC: two folders of images; stand without their flag, first
-    extractor: str = "inception"           # inception, pixels, or NAME=FILE: docs/extractors.md
-    draws: int = 20                        # behind the floor; 0: no floor
-    seed: int = 0                          # of these draws
-    out: str = ""                          # JSON file of the figures; none: they are only printed
-    device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
+    folders: tuple[str, ...] = ()   # REAL SYNTHETIC: two folders of images; stand first, no flag
+    extractor: str = "inception"    # inception, pixels, or NAME=FILE: docs/extractors.md
+    draws: int = 20                 # behind the floor; 0: no floor
+    seed: int = 0                   # of these draws
+    out: str = ""                   # JSON file of the figures; none: they are only printed
+    device: str = "auto"            # auto, cpu, cuda, cuda:1 …
 
 
 def run_fid(cfg: FIDConfig) -> None:
     """FID and KID of two folders of images."""
     if len(cfg.folders) != 2:
-        raise InputError(f"two folders of images are compared; named are "
+        raise InputError("two folders of images are compared; named are "
                          f"{' '.join(cfg.folders) or 'none'}")
     found = measure(*cfg.folders, extractor=cfg.extractor, draws=cfg.draws, seed=cfg.seed,
                     device=cfg.device)
@@ -96,57 +98,52 @@ def run_fid(cfg: FIDConfig) -> None:
 
 
 def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0,
-            device: str = "auto", metrics=tuple(METRICS)) -> list[Distance]:
-    """The distances of two folders or arrays (uint8 (N,H,W), (N,H,W,C) or (N,C,H,W)). InputError
-    where these are none.
-    """
+            device: str = "auto", metrics: Sequence[str] = tuple(METRICS)) -> list[Distance]:
+    """The distances of two folders or arrays (uint8 (N,H,W), (N,H,W,C) or (N,C,H,W))."""
     named = files(real), files(synthetic)  # a folder that is not there is refused before the work
     spec = inception() if extractor == "inception" else extractor
     stacks, patients = load(real, named[0])
-    network = build([spec], train=_one(stacks) if spec == "pixels" else None,
-                    device=str(pick_device(device)))[0]
+    if spec == "pixels" and len(stacks) > 1:
+        sizes = ", ".join(f"{s.shape[3]} × {s.shape[2]}" for s in stacks[:4])
+        raise InputError(f"extractor pixels compares images of one size; the real ones have "
+                         f"{sizes}")
+    network, = build([spec], train=stacks[0], device=str(pick_device(device)))
     x = features(network, stacks)
     del stacks  # one set of images at a time in memory
     y = features(network, load(synthetic, named[1])[0])
-    found, sizes = [], (len(x), len(y))
+    found = []
     for name in metrics:
-        metric, title = METRICS[name], name if network.name in INCEPTIONS else ELSEWHERE[name]
-        floor = floor_of(metric, x, patients, sizes, draws, seed)
-        found.append(Distance(metric(real=x, fake=y), title, sizes, describe(network), floor,
-                              at_size(x, y, floor, seed) if floor and metric is distances.fid
-                              else None))
+        real_floor = floor_of(METRICS[name], x, patients, (len(x), len(y)), draws, seed)
+        at_floor = fid_at(x, y, real_floor, seed) if real_floor and name == "FID" else None
+        found.append(Distance(METRICS[name](real=x, fake=y), distance_name(name, network.name),
+                              (len(x), len(y)), describe(network), real_floor, at_floor))
     return found
 
 
-def floor_of(metric, x: np.ndarray, patients: list[str], sizes: tuple[int, int], draws: int,
-             seed: int):
-    """Real against real, at these sizes or, where there are too few, smaller ones; None where there
-    are far too few.
-    """
+def floor_of(metric: Callable[..., float], x: np.ndarray, patients: Sequence[str],
+             sizes: tuple[int, int], draws: int, seed: int) -> Spread | None:
+    """Real against real at these sizes, or smaller ones; None where there are too few images."""
     if not draws or len(set(patients)) < 2 * FEWEST_HALF:
         return None
-    some = np.arange(len(x)) if metric is distances.fid else distances.equal(np.arange(len(x)),
-                                                                             AT_MOST, seed)
+    some = np.arange(len(x))
+    if metric is kid:
+        some = equal(some, AT_MOST, seed)
     try:
-        return distances.floor(metric, real=x[some], patients=[patients[i] for i in some],
-                               n=sizes[0], m=sizes[1], repeats=draws, seed=seed)
+        return floor(metric, real=x[some], patients=[patients[i] for i in some], n=sizes[0],
+                     m=sizes[1], repeats=draws, seed=seed)
     except InputError:  # all but a few images are of one patient, or the other side has too few
         return None
 
 
-def at_size(x: np.ndarray, y: np.ndarray, floor: distances.Spread, seed: int) -> float:
-    """The mean FID of random parts as large as those of the floor, for it falls as 1/n: only such
-    two may be compared.
-    """
-    draws = [distances.fid(real=distances.equal(x, floor.n, seed + k),
-                           fake=distances.equal(y, floor.m, seed + 100 + k)) for k in range(10)]
+def fid_at(x: np.ndarray, y: np.ndarray, at: Spread, seed: int) -> float:
+    """The mean FID of random parts as large as those of the floor, for it falls as 1/n."""
+    draws = [fid(real=equal(x, at.n, seed + k), fake=equal(y, at.m, seed + 100 + k))
+             for k in range(10)]
     return float(np.mean(draws))
 
 
 def inception() -> str:
-    """The spec of Inception as pytorch-fid runs it, if its public weights are at hand; else
-    InputError with the command.
-    """
+    """The spec of Inception as pytorch-fid runs it; InputError where its weights are absent."""
     path = weights()
     if not path.is_file():
         raise InputError(f"FID and KID mean Inception's features, and {path} is not there. Fetch "
@@ -155,27 +152,24 @@ def inception() -> str:
     return f"inception-pytorch-fid={path}"
 
 
-def load(images_or_folder, named: list[tuple[str, str]]) -> tuple[list[Stack], list[str]]:
-    """The images of an array, or of a folder's `files`, as stacks of one size, in their order
-    within it, and the patient of each."""
+def load(images_or_folder, named: Sequence[tuple[str, str]]) -> tuple[list[Tensor], list[str]]:
+    """Stacks of images of one size, uint8 (N,3,H,W), of an array or `files`; patients in order."""
     if not isinstance(images_or_folder, (str, Path)):
         array = _array(images_or_folder)
         return [array], [str(k) for k in range(len(array))]
-    found: dict[tuple, list] = {}
+    pixels, patients = defaultdict(list), defaultdict(list)
     for file, patient in tqdm(named, f"reading {images_or_folder}", unit=" images",
                               disable=len(named) < 200):
-        pixels = images.read(file)
-        # grey ones stay one channel in memory
-        found.setdefault(pixels.shape, []).append((pixels, patient))
-    stacks = [torch.from_numpy(np.stack([pixels for pixels, _ in own])).expand(-1, 3, -1, -1)
-              for own in found.values()]
-    return stacks, [patient for own in found.values() for _, patient in own]
+        image = images.read(file)
+        pixels[image.shape].append(image)
+        patients[image.shape].append(patient)
+    # a grey stack stays one channel in memory
+    stacks = [torch.from_numpy(np.stack(own)).expand(-1, 3, -1, -1) for own in pixels.values()]
+    return stacks, [patient for own in patients.values() for patient in own]
 
 
 def files(images_or_folder) -> list[tuple[str, str]]:
-    """(file, patient) of each image in a folder; in an array there are none. InputError where these
-    are too few.
-    """
+    """(file, patient) of each image in a folder, two or more; none of an array."""
     if not isinstance(images_or_folder, (str, Path)):
         return []
     folder = Path(images_or_folder)
@@ -192,19 +186,11 @@ def files(images_or_folder) -> list[tuple[str, str]]:
     return found
 
 
-def features(extractor: Extractor, stacks: list[Stack]) -> np.ndarray:
+def features(extractor: Extractor, stacks: Sequence[Tensor]) -> np.ndarray:
     """float64 (N,d), stack after stack."""
     parts = [part for stack in stacks for part in stack.split(BATCH)]
     bar = tqdm(parts, f"features, {extractor.name}", unit="batch", disable=len(parts) < 4)
     return torch.cat([extractor(part).cpu() for part in bar]).double().numpy()
-
-
-def _one(stacks: list[Stack]) -> Tensor:
-    if len(stacks) > 1:
-        sizes = ", ".join(f"{s.shape[3]} × {s.shape[2]}" for s in stacks[:4])
-        raise InputError(f"extractor pixels compares images of one size; the real ones have "
-                         f"{sizes}")
-    return stacks[0]
 
 
 def _array(value) -> Tensor:

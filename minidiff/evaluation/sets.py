@@ -1,52 +1,56 @@
-"""What a report is made of: tables and pixels of training, held-out and synthetic images, refused
-where they cannot be.
+"""What commands begin with: real, held-out, external and synthetic sets, and the judge.
+
+What must not be compared is refused here: synthetic files that are real ones, labels that the data
+do not have, a generator or judge that has seen the held-out images. The judge is the classifier
+that was trained on real images alone and reads labels off pictures; of these data, or none.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from minidiff import runs
+from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.split import check_synthetic, check_unseen, of_other_data, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
-from minidiff.evaluation.judge import seen_by
-from minidiff.evaluation.metrics.comparison import FEWEST
 from minidiff.root import Rooted
 
-SMALLEST = 8  # px a side at which images are compared
+SMALLEST = 8      # px a side at which images are compared
+FEWEST = 20       # images on each side of the membership audit
+HELD_OUT = ("val", "test")
 
 
 @dataclass(frozen=True)
 class Config(Rooted):
-    data: tuple[str, ...] = ()                # real data sets, with their splits; none: the root's
-    samples: str = "ROOT/samples"             # folder of synthetic images, of the same form as a data set
-    classifier: str = "ROOT/classifier"       # its judge/ reads images, its results are shown; may be absent
-    vae: str = "ROOT/vae"                     # for its curve and reconstructions; may be absent
-    diffusion: str = "ROOT/diffusion"         # for its curve and the membership audit; may be absent
-    matrix: str = "ROOT/matrix"               # of evaluate.py matrix, for its heat map; may be absent
-    out: str = "ROOT/report"                  # report.html and report.json
-    extractors: tuple[str, ...] = ()          # pixels, classifier, vae or NAME=FILE; none: pixels and the judge
-    size: int = 0                             # side at which images are compared, px; 0: that of the samples
-    audit: int = 200                          # images on each side of the membership audit, 20 or more; 0: none
-    repeats: int = 100                        # draws behind each floor; twice as many FD halves if synthetic, else half
-    shown: int = 16                           # pictures of each label and kind
-    seed: int = 0                             # of draws, resamples, pictures; of the patient split where the data bring none
-    skip_bad: bool = False                    # leave unreadable images out, listed and counted, instead of refusing
-    device: str = "auto"                      # of the membership audit: auto, cpu, cuda, cuda:1 …
+    data: tuple[str, ...] = ()           # real data sets, with their splits; none: the root's
+    samples: str = "ROOT/samples"        # folder of synthetic images, of the form of a data set
+    classifier: str = "ROOT/classifier"  # its judge/ reads images, its results are shown; or absent
+    vae: str = "ROOT/vae"                # for its curve and reconstructions; may be absent
+    diffusion: str = "ROOT/diffusion"    # for its curve and the membership audit; may be absent
+    matrix: str = "ROOT/matrix"          # of evaluate.py matrix, for its heat map; may be absent
+    out: str = "ROOT/report"             # report.html and report.json
+    extractors: tuple[str, ...] = ()     # pixels, classifier, vae, NAME=FILE; none: the first two
+    size: int = 0                        # px a side to compare images at; 0: that of the samples
+    audit: int = 200                     # images a side of the membership audit, 20 or more; or 0
+    repeats: int = 100                   # draws behind a floor; FD halves of real sets half as many
+    shown: int = 16                      # pictures of each label and kind
+    seed: int = 0                        # of draws, resamples, pictures, and of a missing split
+    skip_bad: bool = False               # leave unreadable images out, listed and counted
+    device: str = "auto"                 # of the membership audit: auto, cpu, cuda, cuda:1 …
 
 
 def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
-    """Tables and pixels of train, heldout (val and test) and synthetic, after what can be refused
-    is refused.
-    """
+    """Tables and pixels of train, heldout (val and test) and synthetic, after what is refused."""
     if cfg.audit and cfg.audit < FEWEST:
         raise InputError(f"--audit {cfg.audit} is not allowed: {FEWEST} or more images on each "
                          "side, or 0 for none")
@@ -54,64 +58,95 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
         raise InputError(f"repeats {cfg.repeats}, shown {cfg.shown}, size {cfg.size}: allowed are "
                          f"10 and 1 or more, and a size of {SMALLEST} or more (0: that of the "
                          "samples)")
-    for folder in cfg.data:
-        if runs.nested(folder, cfg.samples):
-            raise InputError(f"--samples {cfg.samples} is the folder of real data {folder}, or "
-                             "lies in it or around it")
-    real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
-    made = read_table(cfg.samples, split=False)
-    tables = {"train": real.select(split="train"), "heldout": real.select(split=("val", "test")),
-              "synthetic": made}
+    refuse_nested(cfg.samples, cfg.data)
+    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root)
+    made = read_synthetic(cfg.samples, real.select(split="train").labels, real.hashes.values())
+    heldout = real.select(split=HELD_OUT)
+    unknown = check_origin(heldout, {"the generator": trained_on(cfg.samples),
+                                     **judge_seen(cfg.classifier)})
+    size = cfg.size or next(filter(None, map(_side, made.column("file"))), SMALLEST)
+    # real images are read together: whether they are grey is decided once
+    whole = Images(*load_pixels(real, size, skip_bad=cfg.skip_bad))
+    made = Images(*load_pixels(made, size, skip_bad=cfg.skip_bad))
+    sets = {"train": whole.part("train"), "heldout": whole.part(*HELD_OUT), "synthetic": made}
+    tables = {name: part.table for name, part in sets.items()}
     for name in ("train", "heldout"):
-        if not len(tables[name]):
-            raise InputError(f"{' '.join(cfg.data)} has no image in split "
-                             f"{'train' if name == 'train' else 'val or test'}")
-    strange = sorted(set(made.labels) - set(tables["train"].labels))
-    if strange:
-        known = ", ".join(tables["train"].labels)
-        raise InputError(f"{cfg.samples}: the data have no label {', '.join(strange)}; they have "
-                         f"{known}")
-    check_synthetic(made.rows, made.hashes, real.hashes.values(), cfg.samples)
-    unknown = check_origin(cfg, tables["heldout"])
-    size = cfg.size or next(filter(None, map(side, made.column("file"))), SMALLEST)
-    # grey is
-    whole = Images(*load_pixels(real.select(split=("train", "val", "test")), size,
-                                skip_bad=cfg.skip_bad))
-    # decided once
-    parts = {"train": whole.part("train"), "heldout": whole.part("val", "test")}
-    loaded = {name: (replace(part.table, notes=[*part.table.notes, *unknown]), part.pixels)
-              for name, part in parts.items()}
-    loaded["synthetic"] = load_pixels(made, size, skip_bad=cfg.skip_bad)
-    for name in ("heldout", "synthetic"):
-        loaded[name][0].notes.extend(mixed(loaded[name][0], size,
-                                           "real" if name == "heldout" else "synthetic"))
-    return {name: table
-            for name, (table, _) in loaded.items()}, {name: x for name, (_, x) in loaded.items()}
+        tables[name] = replace(tables[name], notes=[*tables[name].notes, *unknown])
+    tables["heldout"].notes.extend(_mixed(tables["heldout"], size, "real"))
+    tables["synthetic"].notes.extend(_mixed(tables["synthetic"], size, "synthetic"))
+    return tables, {name: part.pixels for name, part in sets.items()}
 
 
-def check_origin(cfg: Config, heldout: Table) -> list[str]:
-    """Raise InputError if generator or judge has seen a held-out image; a note for each of which
-    that is unknown.
+def read_real(folders: Sequence[str], *, seed: int, root: str | Path) -> Table:
+    """Real data with their splits; InputError unless some are for training and some held out."""
+    real = read_table(folders, seed=seed, split_dir=Path(root)).select(split=("train", *HELD_OUT))
+    for splits in (("train",), HELD_OUT):
+        if not len(real.select(split=splits)):
+            raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}")
+    return real
+
+
+def read_synthetic(folder: str, labels: Sequence[str], real: Collection[str]) -> Table:
+    """A folder of samples; InputError for a label not among `labels` or a file with a real hash."""
+    made = read_table(folder, split=False)
+    if strange := sorted(set(made.labels) - set(labels)):
+        raise InputError(f"{folder}: the data have no label {', '.join(strange)}; they have "
+                         f"{', '.join(labels)}")
+    check_synthetic(made.rows, made.hashes, real, folder)
+    return made
+
+
+def refuse_nested(samples: str, real: Sequence[str]) -> None:
+    for folder in real:
+        if runs.nested(folder, samples):
+            raise InputError(f"--samples {samples} is the folder of real data {folder}, or lies in "
+                             "it or around it")
+
+
+def check_origin(heldout: Table, seen: dict[str, set[str] | None]) -> list[str]:
+    """InputError if one of these has seen a held-out image; a note for each that is unknown.
+
+    seen: who → SHA-256 of what it was trained on, None where that is not written down.
     """
-    seen = {"the generator": trained_on(cfg.samples)}
-    if (Path(cfg.classifier) / "judge").is_dir():
-        seen["the judge"] = seen_by(cfg.classifier)
     return [note for who, known in seen.items()
             for note in check_unseen(heldout.rows, heldout.hashes, known, who)]
 
 
-def of_these_data(cfg: Config, train: Table) -> tuple[Config, bool, list[str]]:
-    """The config without the runs that were trained on other images than these, whether the
-    generator was, and a note for each of them.
+def judge_seen(classifier: str | Path) -> dict[str, set[str] | None]:
+    """{"the judge": what it was trained on} as `check_origin` takes it; {} where there is none."""
+    return {"the judge": seen_by(classifier)} if (Path(classifier) / "judge").is_dir() else {}
 
-    Of the generator's own training images nothing is known then: that is noted, too, for no copy of
-    them can be seen.
+
+def seen_by(classifier: str | Path) -> set[str] | None:
+    """SHA-256 of the images that the judge was trained on; None where that is not written down."""
+    path = Path(classifier) / "judge" / "trained_on.json"
+    return set(runs.read_json(path)) if path.is_file() else None
+
+
+def judge_of(classifier: str | Path, train: Table) -> Predictor | None:
+    """The judge of a classifier run, or None; InputError if it was trained on other images."""
+    folder = Path(classifier) / "judge"
+    if not folder.is_dir():
+        return None
+    if of_other_data(seen_by(classifier), train.rows, train.hashes):
+        raise InputError(f"{folder} was trained on other images than these training images, and "
+                         "cannot judge for them: name the --classifier of these data, or one that "
+                         "does not exist to go without a judge")
+    return Predictor.load(folder)
+
+
+def of_these_data(cfg: Config, train: Table) -> tuple[Config, bool, list[str]]:
+    """The config without runs that were trained on other images, and a note for each of them.
+
+    Between them: whether the samples' generator was. Of its own training images nothing is known
+    then; that is noted, too, for no copy of them can be seen.
     """
-    saw = {"classifier": seen_by(cfg.classifier), "vae": saw_of(Path(cfg.vae) / "vae.json"),
-           "diffusion": saw_of(Path(cfg.diffusion) / "model.json")}
+    saw = {"classifier": seen_by(cfg.classifier),
+           "vae": (read_json(Path(cfg.vae) / "vae.json") or {}).get("trained_on"),
+           "diffusion": (read_json(Path(cfg.diffusion) / "model.json") or {}).get("trained_on")}
     strange = [name for name, seen in saw.items() if of_other_data(seen, train.rows, train.hashes)]
     notes = [f"{getattr(cfg, name)} was trained on other images than these: the page leaves it "
-             f"out" for name in strange]
+             "out" for name in strange]
     elsewhere = of_other_data(trained_on(cfg.samples), train.rows, train.hashes)
     if elsewhere:
         notes.append(f"{cfg.samples}: its generator was trained on other images than these, of "
@@ -119,11 +154,80 @@ def of_these_data(cfg: Config, train: Table) -> tuple[Config, bool, list[str]]:
     return replace(cfg, **dict.fromkeys(strange, os.devnull)), elsewhere, notes
 
 
-def saw_of(path: Path) -> list[str]:
-    return runs.read_json(path).get("trained_on", []) if path.is_file() else []
+def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
+    """What other runs have left for the page: judge, results, curves, matrix, configs; or None.
+
+    What is absent is printed.
+    """
+    classifier, vae, diffusion = (Path(f) for f in (cfg.classifier, cfg.vae, cfg.diffusion))
+    matrix, rebuilt = Path(cfg.matrix) / "matrix.json", vae / "reconstructions.png"
+    expected = {classifier / "judge": "judge",
+                classifier / "results.json": "results of a classifier",
+                classifier / "summary.json": "summary of a study",
+                vae / "vae.json": "quality of the autoencoder",
+                rebuilt: "reconstructions",
+                vae / "loss.png": "curve of the autoencoder",
+                diffusion / "loss.png": "curve of the diffusion model",
+                matrix: "heat map of a reference matrix"}
+    for path, what in expected.items():
+        if not path.exists() and Path(os.devnull) not in path.parents:  # a run left out is noted
+            print(f"{path} is absent: the page has no {what}")
+    grid = read_json(matrix)
+    train, heldout = tables["train"], tables["heldout"]
+    real = replace(train, rows=train.rows + heldout.rows, hashes=train.hashes | heldout.hashes)
+    if grid and not {tables["synthetic"].fingerprint,
+                     real.fingerprint} <= set(grid["data"]["fingerprints"].values()):
+        print(f"{cfg.matrix} is of other samples or other real images: the page does not show it")
+        grid = None
+    return {
+        "judge": Predictor.load(classifier / "judge") if (classifier / "judge").is_dir() else None,
+        "classifier": read_json(classifier / "results.json"),
+        "study": read_json(classifier / "summary.json"), "vae": read_json(vae / "vae.json"),
+        "matrix": grid, "rebuilt": rebuilt.read_bytes() if rebuilt.is_file() else None,
+        "configs": {folder: read_json(Path(folder) / "config.json")
+                    or read_json(Path(folder) / "manifest.json")
+                    for folder in (cfg.vae, cfg.diffusion, cfg.samples, cfg.classifier)
+                    if folder != os.devnull},
+        "losses": {folder.name: (folder / "loss.png").read_bytes() for folder in (vae, diffusion)
+                   if (folder / "loss.png").is_file()},
+    }
 
 
-def side(file: str) -> int:
+def commands(cfg: Config) -> dict[str, str]:
+    """The command behind each part of the page, as its run recorded it."""
+    found = {"report": f"python {runs.provenance()['command']}"}
+    for name in ("samples", "classifier", "vae", "diffusion", "matrix"):
+        sessions = (read_json(Path(getattr(cfg, name)) / "run.json") or {}).get("sessions")
+        found[name] = f"python {sessions[-1]['command']}" if sessions else ""
+    return found
+
+
+def about(tables: dict[str, Table]) -> dict[str, Any]:
+    """What a report says of its real data: counts, labels, fingerprints and notes."""
+    found: dict[str, Any] = {"patients_assumed": tables["train"].patients_assumed,
+                             "notes": notes(tables)}
+    for name in ("train", "heldout"):
+        table = tables[name]
+        found |= {f"n_{name}": len(table), f"{name}_patients": len(set(table.column("patient"))),
+                  f"{name}_labels": counts(table), f"{name}_fingerprint": table.fingerprint}
+    return found
+
+
+def counts(table: Table) -> dict[str, int]:
+    return dict(sorted(Counter(table.column("label")).items()))
+
+
+def notes(tables: dict[str, Table]) -> list[str]:
+    """What reading the tables remarked, each once; synthetic images need no patients."""
+    return list(dict.fromkeys(note for name, table in tables.items() for note in table.notes
+                              if name != "synthetic" or "one image = one patient" not in note))
+
+
+def read_json(path: Path) -> Any:
+    return runs.read_json(path) if path.is_file() else None
+
+
+def _side(file: str) -> int:
     """Shorter side of an image; 0 where it cannot be read."""
     try:
         return min(images.read(file).shape[1:])
@@ -131,25 +235,19 @@ def side(file: str) -> int:
         return 0
 
 
-def mixed(table: Table, size: int, name: str, at_most: int = 200) -> list[str]:
-    """A note where images (the first 200) differ among themselves in size or mode, or are
-    enlarged.
-    """
+def _mixed(table: Table, size: int, name: str, at_most: int = 200) -> list[str]:
+    """Notes where the first images differ among themselves in size or mode, or are enlarged."""
     shapes = [images.read(file).shape for file in table.column("file")[:at_most]]
-    sides = Counter(min(shape[1:]) for shape in shapes)
-    found = [f"{name} images have shorter sides from {min(sides)} to {max(sides)} px; all were "
-             f"brought to {size} px"] if len(sides) > 1 else []
-    enlarged, colour = sum(n for s, n in sides.items()
-                           if s < size), sum(shape[0] == 3 for shape in shapes)
-    found += [f"{enlarged} of {len(shapes)} {name} images are smaller than {size} px and were "
-              f"enlarged, which blurs them"] if enlarged else []
-    return found + ([f"{colour} of {len(shapes)} {name} images are in colour, the others grey"]
-                    if 0 < colour < len(shapes) else [])
-
-
-def notes(tables: dict[str, Table]) -> list[str]:
-    """What reading any of the tables remarked, once; that a synthetic image is a patient of its own
-    goes without saying.
-    """
-    return list(dict.fromkeys(note for name, table in tables.items() for note in table.notes
-                              if name != "synthetic" or "one image = one patient" not in note))
+    sides = [min(shape[1:]) for shape in shapes]
+    enlarged = sum(side < size for side in sides)
+    colour = sum(shape[0] == 3 for shape in shapes)
+    found = []
+    if len(set(sides)) > 1:
+        found.append(f"{name} images have shorter sides from {min(sides)} to {max(sides)} px; all "
+                     f"were brought to {size} px")
+    if enlarged:
+        found.append(f"{enlarged} of {len(shapes)} {name} images are smaller than {size} px and "
+                     "were enlarged, which blurs them")
+    if 0 < colour < len(shapes):
+        found.append(f"{colour} of {len(shapes)} {name} images are in colour, the others grey")
+    return found

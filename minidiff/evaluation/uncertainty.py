@@ -1,5 +1,4 @@
-"""How sure is the generator of each of its images? The spread of one image over the last
-checkpoints of its training.
+"""How sure is the generator of each image? Its spread over the last checkpoints of training.
 
 A checkpoint is a draw of what training might have ended with. From one seed and one set of
 conditions it makes nearly the same image wherever the data have settled it, and another one
@@ -33,17 +32,15 @@ from torch import Tensor
 from minidiff import runs
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images
-from minidiff.data.dataset import load_pixels
-from minidiff.data.split import Row
+from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.table import csv_text, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures
-from minidiff.evaluation.judge import judge_of
-from minidiff.evaluation.judged import certainty
-from minidiff.evaluation.metrics.distances import check_finite
-from minidiff.evaluation.metrics.neighbours import distances, equalised
-from minidiff.evaluation.monitor import Checkpoint, Sample, checkpoints, read
+from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
+from minidiff.evaluation.metrics.agreement import certainty
+from minidiff.evaluation.metrics.pairwise import check_finite, distances, equalised
+from minidiff.evaluation.monitor import Sample, checkpoints, read
 from minidiff.evaluation.pages.format import jsonable, num, span
+from minidiff.evaluation.sets import judge_of
 from minidiff.root import Rooted
 from minidiff.statistics import NONE, pearson, z_value
 
@@ -54,36 +51,33 @@ COLUMN = "uncertainty"
 @dataclass(frozen=True)
 class UncertaintyConfig(Rooted):
     data_of_root: ClassVar[bool] = False
-    samples: str = "ROOT/samples"             # folder of samples, finished; its metadata.csv gains a column
-    run: str = ""                             # the diffusion run with snapshots/; none: the one that made the samples
-    data: tuple[str, ...] = ()                # real data sets; none: those the run was trained on
-    classifier: str = "ROOT/classifier"       # its judge/ is the space of the column; absent: pixels
-    k: int = 5                                # last checkpoints to compare, 5 or more
-    skip_bad: bool = False                    # leave unreadable real images out, listed and counted, instead of refusing
-    device: str = "auto"                      # auto, cpu, cuda, cuda:1 …
+    samples: str = "ROOT/samples"        # finished folder of samples; metadata.csv gains a column
+    run: str = ""                        # diffusion run with snapshots/; none: that of the samples
+    data: tuple[str, ...] = ()           # real data sets; none: those the run was trained on
+    classifier: str = "ROOT/classifier"  # its judge/ is the space of the column; absent: pixels
+    k: int = 5                           # last checkpoints to compare, 5 or more
+    skip_bad: bool = False               # leave unreadable real images out, listed and counted
+    device: str = "auto"                 # auto, cpu, cuda, cuda:1 …
 
 
 def uncertainty(features: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """u of each image, (N,), from its features over checkpoints (K,N,d); real (M,d) sets the
-    unit.
-    """
+    """u of each image (N,) from its features over checkpoints (K,N,d), in units of real (M,d)."""
     x, y = np.asarray(features, np.float64), np.asarray(real, np.float64)
     assert x.ndim == 3 and x.shape[2:] == y.shape[1:], (x.shape, y.shape)
     if len(x) < 2 or len(y) < 2:
         raise InputError(f"a spread needs 2 checkpoints and 2 real images or more; there are "
                          f"{len(x)} and {len(y)}")
-    check_finite("fake", x.reshape(len(x), -1)), check_finite("real", y)
+    check_finite("fake", x.reshape(len(x), -1))
+    check_finite("real", y)
     unit = y.var(0, ddof=1).sum()
     if not unit:
-        raise InputError("the real images are all alike in this space: there is no unit for a "
-                         "spread")
+        raise InputError("the real images are all alike in this space: a spread has no unit")
     return x.var(0, ddof=1).sum(1) / unit
 
 
 def spearman(x: Sequence[float], y: Sequence[float],
              confidence: float = 0.95) -> tuple[float, float, float]:
-    """Rank correlation, midranks for ties, with its interval: (r, low, high); nan with fewer than 4
-    pairs or no spread.
+    """Rank correlation with its interval (r, low, high); nan with under 4 pairs or no spread.
 
     Fisher's z with variance (1 + r²/2)/(n − 3), which holds for ranks where 1/(n − 3) is too small
     (Bonett & Wright 2000).
@@ -98,21 +92,10 @@ def spearman(x: Sequence[float], y: Sequence[float],
     return r, math.tanh(centre - half), math.tanh(centre + half)
 
 
-def over_checkpoints(points: Sequence[Checkpoint], rows: Sequence[Row], sample: Sample,
-                     extractors: Sequence) -> tuple[dict[str, np.ndarray], list[Tensor]]:
-    """Features of these rows' images from each checkpoint, extractor → (K,N,d) float64; and the
-    images, K × (N,3,S,S).
-    """
-    made = [sample(point.folder, rows) for point in points]
-    return {e.name: np.stack([e(pixels).double().numpy() for pixels in made])
-            for e in extractors}, made
-
-
 def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
-    """Write the column, uncertainty.json and a sheet of the least and the most certain images;
-    returns what the JSON has.
+    """Write the column, uncertainty.json and a sheet of the least and the most certain images.
 
-    `sample` makes images by the recipe of the folder.
+    `sample` makes images by the recipe of the folder. Returns what the JSON has.
     """
     folder, written = Path(cfg.samples), check_written(cfg.samples)
     source = made_by(cfg)
@@ -124,31 +107,31 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
     judge = judge_of(cfg.classifier, train.table)
     extractors = ([PredictorFeatures(judge)] if judge else []) + [PixelPCA().fit(train.pixels)]
     table, pixels = load_pixels(read_table(folder, split=False), train.size)
-    features, made = over_checkpoints(points, table.rows, sample, extractors)
-    found = {e.name: uncertainty(features[e.name], e(train.pixels).double().numpy())
-             for e in extractors}
+    made = [sample(point.folder, table.rows) for point in points]
+    found = {e.name: uncertainty(np.stack([e(x).double().numpy() for x in made]),
+                                 e(train.pixels).double().numpy()) for e in extractors}
     lead = extractors[0]
-    qualities = per_image(pixels, table.column("label"), train.pixels, heldout, lead, judge)
+    u, labels = found[lead.name], table.column("label")
+    qualities = per_image(pixels, labels, train.pixels, heldout, lead, judge)
     result = {
         "samples": cfg.samples, "column": lead.name, "n": len(table), "k": len(points),
         "checkpoints": [{"step": p.step, "folder": str(p.folder),
                          "sha256": runs.sha256(p.folder / "model.safetensors")} for p in points],
         "quantiles": {name: dict(zip(("q05", "q50", "q95"),
-                                     np.quantile(u, [0.05, 0.5, 0.95]).tolist()))
-                      for name, u in found.items()}, "correlations":
-        [{"space": name, "with": what, **dict(zip(("r", "low", "high"), spearman(u, values)))}
-         for name, u in found.items() for what, values in qualities.items()],
+                                     np.quantile(values, [0.05, 0.5, 0.95]).tolist()))
+                      for name, values in found.items()},
+        "correlations": [{"space": name, "with": what,
+                          **dict(zip(("r", "low", "high"), spearman(values, others)))}
+                         for name, values in found.items() for what, others in qualities.items()],
         "provenance": runs.provenance(),
     }
-    write_column(folder, dict(zip(table.column("file_name"),
-                                  (f"{u:.6g}" for u in found[lead.name]))), written)
+    write_column(folder, dict(zip(table.column("file_name"), (f"{x:.6g}" for x in u))), written)
     runs.write_json(folder / "uncertainty.json", jsonable(result))
-    order = np.argsort(found[lead.name], kind="stable")
+    order = np.argsort(u, kind="stable")
     shown = np.unique(np.concatenate([order[:5], order[-5:]]))
-    shown = shown[np.argsort(found[lead.name][shown], kind="stable")]
-    sheet = torch.stack([x[torch.from_numpy(shown)] for x in made])
-    images.write(folder / "sheets" / "uncertainty.png",
-                 images.grid(sheet.flatten(0, 1), columns=len(shown)))
+    shown = shown[np.argsort(u[shown], kind="stable")]
+    sheet = torch.cat([x[torch.from_numpy(shown)] for x in made])
+    images.write(folder / "sheets" / "uncertainty.png", images.grid(sheet, columns=len(shown)))
     for c in result["correlations"]:
         print(f"uncertainty in {c['space']} and {c['with']}: rank correlation {num(c['r'])} "
               f"({span(c['low'], c['high'])}; n = {len(table)})")
@@ -159,13 +142,12 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
 
 
 def made_by(cfg: UncertaintyConfig) -> Path:
-    """The run of the snapshots; InputError where its finished model, or best, is not the one that
-    made the samples.
-    """
+    """The run of the snapshots; InputError unless one of its models made the samples."""
     folder = Path(cfg.samples)
-    path = Path(runs.read_json(folder / "config.json")["run"])
-    source = Path(cfg.run) if cfg.run else next((f for f in (path, path.parent)
-                                                 if (f / "snapshots").is_dir()), path)
+    path = Path(cfg.run or runs.read_json(folder / "config.json")["run"])
+    source = path
+    if not cfg.run and not (path / "snapshots").is_dir() and (path.parent / "snapshots").is_dir():
+        source = path.parent   # the samples are of its best/
     model = runs.read_json(folder / "manifest.json")["model"]
     if not any(runs.sha256(p.folder / "model.safetensors") == model for p in checkpoints(source)):
         raise InputError(f"{source} holds no model that made {folder} (sha256 {model[:12]}): they "
@@ -173,15 +155,13 @@ def made_by(cfg: UncertaintyConfig) -> Path:
     return source
 
 
-def per_image(pixels: Tensor, labels: Sequence[str], train: Tensor, heldout, extractor,
-              judge: Predictor | None) -> dict[str, np.ndarray]:
-    """Other numbers of each image (N,): the judge's probability of its label, and its distances to
-    real images.
-    """
+def per_image(pixels: Tensor, labels: Sequence[str], train: Tensor, heldout: Images,
+              extractor: Extractor, judge: Predictor | None) -> dict[str, np.ndarray]:
+    """Other numbers of each image (N,): the judge's probability, distances to real images."""
     sure = certainty(judge, labels, pixels)
     found = {} if sure is None else {"probability of the label asked for": sure}
-    found["distance to the nearest training "
-          "image"] = distances(equalised(pixels), equalised(train)).min(1).values.numpy()
+    nearest = distances(equalised(pixels), equalised(train)).min(1).values
+    found["distance to the nearest training image"] = nearest.numpy()
     real, made = (extractor(x).double().numpy() for x in (heldout.pixels, pixels))
     of = np.array(heldout.table.column("label"))
     if set(labels) <= set(of):
@@ -191,11 +171,10 @@ def per_image(pixels: Tensor, labels: Sequence[str], train: Tensor, heldout, ext
 
 
 def check_written(folder: str | Path) -> list[dict[str, str]]:
-    """The rows of metadata.csv without the column, as text; InputError unless they are what the
-    manifest says.
+    """The rows of metadata.csv without the column; InputError unless they are the manifest's.
 
     A crash in `write_column` leaves a table with the column and a manifest that does not know of
-    it: what the table is without it tells that from an edit.
+    it. That is no edit: without the column, the table still is what the manifest says.
     """
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
@@ -212,8 +191,7 @@ def check_written(folder: str | Path) -> list[dict[str, str]]:
 
 def write_column(folder: Path, values: Mapping[str, str],
                  rows: Sequence[Mapping[str, str]]) -> None:
-    """metadata.csv with the column, file_name → cell, every other cell as it was, and its hash in
-    the manifest.
+    """metadata.csv with the column, file_name → cell, and its hash in the manifest.
 
     Two files cannot change as one. The manifest first names the table without the column, which is
     what `check_written` finds whether the new table is there by then or not.

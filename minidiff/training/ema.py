@@ -1,6 +1,4 @@
-"""An exponential moving average of a model's weights: it, not the last iterate, is what is
-sampled.
-"""
+"""The trained weights of a model, as a checkpoint holds them, and their moving average."""
 
 from __future__ import annotations
 
@@ -9,60 +7,51 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from minidiff.distributed import assign, local
+from minidiff.distributed import assign, local_shard
 
 
-class EMA:
-    """θ_ema ← d·θ_ema + (1−d)·θ, with d = min(1 − 1/horizon, (1+step)/(10+step)).
+class Trained:
+    """The trainable parameters of a model, by name; all others are as they were at step 0."""
 
-    `horizon` is the averaging time in steps; a tenth of the run's length lets even a short run
-    forget its start (an average longer than the run samples noise). The second term is the usual
-    warm-up. Frozen parameters are shared with the model, not copied.
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        parameters = dict(self.model.named_parameters())
+        return {name: parameters[name] for name in self.names}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy tensors by name; ValueError lists the names and shapes that do not fit."""
+        own = self.state_dict()
+        misfits = sorted(own.keys() ^ state.keys())
+        misfits += [f"{name} {tuple(state[name].shape)} for {tuple(parameter.shape)}"
+                    for name, parameter in own.items()
+                    if name in state and state[name].shape != parameter.shape]
+        if misfits:
+            raise ValueError(f"{len(misfits)} parameters do not fit: {', '.join(misfits[:5])}")
+        for name, parameter in own.items():
+            assign(parameter, state[name])
+
+
+class EMA(Trained):
+    """An exponential moving average of the weights: samples are drawn with it.
+
+    θ_ema ← d·θ_ema + (1−d)·θ, with d = min(1 − 1/horizon, (1+step)/(10+step)). `horizon` is the
+    averaging time in steps; a tenth of the run lets even a short run forget its start (a longer
+    average samples noise). The second term is the usual warm-up. `model` is a copy that shares the
+    frozen parameters.
     """
 
     def __init__(self, model: nn.Module, horizon: float):
+        super().__init__(model)
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
         self.horizon = max(1.0, horizon)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         decay = min(1 - 1 / self.horizon, (1 + step) / (10 + step))
-        theirs = dict(model.named_parameters())
-        torch._foreach_lerp_(local(self.state_dict().values()),
-                             local(theirs[n] for n in self.names), 1 - decay)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        mine = dict(self.model.named_parameters())
-        return {name: mine[name] for name in self.names}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        load_named(self.state_dict(), state)
-
-
-class Trained:
-    """What training changes of a module, its parameters with gradients: the rest comes from where
-    the run began.
-    """
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        load_named(self.state_dict(), state)
-
-
-def load_named(mine: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Copy tensors by name, strictly; ValueError names what does not fit."""
-    odd = sorted(mine.keys() ^ state.keys())
-    odd += [f"{name} {tuple(state[name].shape)} for {tuple(parameter.shape)}"
-            for name, parameter in mine.items()
-            if name in state and state[name].shape != parameter.shape]
-    if odd:
-        raise ValueError(f"{len(odd)} parameters do not fit: {', '.join(odd[:5])}")
-    for name, parameter in mine.items():
-        assign(parameter, state[name])
+        new = dict(model.named_parameters())
+        torch._foreach_lerp_([local_shard(p) for p in self.state_dict().values()],
+                             [local_shard(new[name]) for name in self.names], 1 - decay)

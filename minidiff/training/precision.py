@@ -7,7 +7,6 @@ et al. 2018).
 
 from __future__ import annotations
 
-import ctypes
 import math
 import sys
 from collections.abc import Iterable
@@ -18,27 +17,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minidiff import distributed
-from minidiff.errors import InputError, TrainingFault
+from minidiff.errors import TrainingFault
 
-Name = Literal["auto", "fp32", "bf16", "fp16"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = 3  # non-finite steps in a row that end the run
-# glibc's names of two limits of its allocator, M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (mallopt(3))
-TRIM, MMAP = -1, -3
 
 
 class Precision:
-    """The precision of one training run on one device; its state (the loss scale, the skips)
-    belongs to a checkpoint.
-    """
+    """Precision and device of a training run; its state (loss scale, skipped steps) is saved."""
 
-    def __init__(self, name: Name = "auto", device: torch.device | str = "cpu"):
+    def __init__(self, name: PrecisionName = "auto", device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        if name == "auto":
-            gpu = self.device.type == "cuda"
-            name = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if gpu else "fp32"
-        self.name, self.dtype = name, DTYPES[name]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == "fp16")
+        if name == "auto" and self.device.type == "cuda":
+            name = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        self.name = "fp32" if name == "auto" else name
+        self.dtype = DTYPES[self.name]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
         self.skipped = self.in_a_row = 0
         self.finite = True  # all losses since the last step
         if self.device.type == "cuda":
@@ -49,31 +44,28 @@ class Precision:
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer,
              parameters: Iterable[nn.Parameter], clip: float, batch: str = "") -> float:
-        """Backward and update: the optimiser step of a batch that is computed in one piece."""
+        """Backward and update: the optimiser step of a batch without micro-batches."""
         self.backward(loss)
         return self.update(optimizer, parameters, clip, batch)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss, scaled against fp16's underflow, to those of the
-        micro-batches before it.
-        """
+        """Add the gradients of a micro-batch's loss, scaled so that fp16 does not underflow."""
         self.finite &= math.isfinite(loss.item())
         self.scaler.scale(loss).backward()
 
     def update(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter],
                clip: float, batch: str = "") -> float:
-        """Unscale, clip to norm `clip`, step and clear the gradients; returns the norm before
-        clipping.
+        """Unscale and clip the gradients, step, clear them; returns their norm before clipping.
 
-        A step whose loss or gradient is not finite is skipped, counted and named on stderr by its
-        `batch`: the weights stay as they are. An fp16 overflow of a finite loss is the scaler's to
-        mend (it halves the scale), not a fault. Raises TrainingFault after three faults in a row.
+        A step whose loss or gradient is not finite is skipped and counted, and its `batch` is named
+        on stderr. An fp16 overflow of a finite loss is no fault: the scaler halves its scale.
+        Raises TrainingFault after three faults in a row.
         """
         self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(list(parameters), clip, foreach=True)
-        norm = distributed.full(norm).item()
-        finite = not distributed.anywhere(not self.finite)
-        taken = math.isfinite(norm) and finite
+        norm = distributed.gather_full(norm).item()
+        finite = not distributed.any_rank(not self.finite)
+        taken = finite and math.isfinite(norm)
         if taken:
             self.scaler.step(optimizer)
         self.scaler.update()
@@ -98,59 +90,3 @@ class Precision:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-
-
-def cosine(step: int, steps: int, lr: float, warmup: int) -> float:
-    """Learning rate of this step: linear warm-up, then half a cosine down to a hundredth."""
-    if step < warmup:
-        return constant(step, steps, lr, warmup)
-    progress = (step - warmup) / max(1, steps - warmup)
-    return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
-def constant(step: int, steps: int, lr: float, warmup: int) -> float:
-    """Learning rate of this step: linear warm-up, then the same."""
-    return lr * min(1.0, (step + 1) / max(1, warmup))
-
-
-SCHEDULES = {"cosine": cosine, "constant": constant}
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
-
-
-def trained(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]
-
-
-def keep_memory() -> None:
-    """Let the C library keep the memory that tensors free; without glibc, nothing happens.
-
-    Else each large tensor's pages go back to the system and are fetched and zeroed anew for the
-    next one: a third of the time of a UNet call at SD 1.5's size on a CPU (`benchmarks/sample.py`,
-    "as it comes").
-    """
-    libc = None if sys.platform == "win32" else ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(MMAP, 2**30)
-        libc.mallopt(TRIM, 2**31 - 1)
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """auto: the GPU if there is one (under torchrun, the one of this rank), else the CPU, which
-    then keeps its memory.
-    """
-    keep_memory()
-    if name == "auto":
-        return torch.device(
-            "cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise InputError(f"device {name!r} is not here; CUDA devices found: "
-                         f"{torch.cuda.device_count()}") from None
-    return device

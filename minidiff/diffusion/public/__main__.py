@@ -4,7 +4,7 @@ folders.
     python -m minidiff.diffusion.public fetch sd-1.5 --to DIR
     python -m minidiff.diffusion.public show v1-5-pruned-emaonly.safetensors
     python -m minidiff.diffusion.public export runs/x/diffusion --to diffusers --out exported
-    python -m minidiff.diffusion.public export runs/x/diffusion --to ldm --rows rows.csv --out exported
+    python -m minidiff.diffusion.public export runs/x/diffusion --to ldm --rows rows.csv --out out
     python -m minidiff.diffusion.public latents sd-v1-4.ckpt --data DIR --size 512
 
 `fetch` gets a public file by its name, and lists the names if none is given; nothing else here goes
@@ -24,30 +24,31 @@ from minidiff.data import images
 from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table
 from minidiff.diffusion import store
-from minidiff.diffusion.plan import read_csv
 from minidiff.diffusion.public import export as exports
 from minidiff.diffusion.public.fetch import FetchConfig, fetch
 from minidiff.diffusion.public.latents import report
-from minidiff.diffusion.public.load import EMA, SDParts, load_sd, read_vae
+from minidiff.diffusion.public.load import load_sd, read_vae
 from minidiff.errors import InputError
+from minidiff.sampling.plan import read_csv
 
 
 @dataclass(frozen=True)
 class ShowConfig:
     positional: ClassVar[str] = "file"
-    file: str = ""                         # LDM file or diffusers folder; stands without its flag, first
+    file: str = ""                         # LDM file or diffusers folder; first, without its flag
     vae: str = ""                          # another VAE on top, file or folder
-    prediction: Literal["", "eps", "v", "x0"] = ""  # where neither the folder nor a known hash tells it
-    ema: Literal["auto", "yes", "no"] = "auto"      # the moving average of the UNet: taken if the file has one
+    prediction: Literal["", "eps", "v", "x0"] = ""  # if neither the folder nor a known hash tells
+    ema: Literal["auto", "yes", "no"] = "auto"      # the UNet's moving average; auto: if there
     null_context: str = "tower"            # tower, zeros, or a contexts.safetensors
     json: bool = False                     # as JSON in place of the table
 
 
 def show(cfg: ShowConfig) -> None:
     """Read a public model and print its load certificate."""
-    certificate = _load(cfg.file, cfg.vae, cfg.prediction, cfg.ema, cfg.null_context).certificate
-    print(json.dumps(certificate.json(), indent=2, ensure_ascii=False) if cfg.json
-          else certificate.text())
+    certificate = load_sd(_named(cfg.file), vae=cfg.vae or None, prediction=cfg.prediction or None,
+                          ema=cfg.ema, null_context=cfg.null_context).certificate
+    facts = certificate.json()
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if cfg.json else certificate.text())
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,11 @@ class ExportConfig:
     run: str = "runs/demo/diffusion"       # finished diffusion run; stands without its flag, first
     to: Literal["diffusers", "ldm"] = "diffusers"  # a diffusers folder, or one LDM file
     out: str = ""                          # new folder
-    rows: str = ""                         # CSV of conditions, one context each, besides null and every label
+    rows: str = ""                         # CSV of more conditions, a context for each row
 
 
 def export(cfg: ExportConfig) -> None:
-    """Write a finished run as a diffusers folder or an LDM file, with the finished contexts beside
-    it.
-    """
+    """Write a finished run as a diffusers folder or an LDM file, with its finished contexts."""
     if not cfg.out:
         raise InputError("export needs --out FOLDER")
     pipeline, _ = store.load_pipeline(Path(cfg.run))
@@ -76,7 +75,7 @@ def export(cfg: ExportConfig) -> None:
 @dataclass(frozen=True)
 class LatentsConfig:
     positional: ClassVar[str] = "file"
-    file: str = ""                         # public model or VAE alone; stands without its flag, first
+    file: str = ""                         # public model, or VAE alone; first, without its flag
     data: tuple[str, ...] = ()             # data sets: folders with metadata.csv or class folders
     size: int = 512                        # side of the square images, px; a multiple of 8
     n: int = 64                            # images, evenly spread over the table
@@ -84,9 +83,7 @@ class LatentsConfig:
 
 
 def latents(cfg: LatentsConfig) -> None:
-    """Measure these images' latents against the VAE's published scale, and its reconstruction
-    error, before any training.
-    """
+    """Compare these images' latents with the VAE's published scale, and reconstruct them."""
     if not cfg.data or cfg.size % 8 or cfg.size < 32 or cfg.n < 1:
         raise InputError("latents needs --data DIR, a --size that is a multiple of 8, 32 or more, "
                          "and --n of 1 or more")
@@ -106,11 +103,6 @@ def latents(cfg: LatentsConfig) -> None:
           f"{facts['std_scaled']:.3f}\nreconstruction: PSNR {facts['psnr_mean']:.2f} dB (worst "
           f"{facts['psnr_min']:.2f}), mean |error| {255 * facts['mean_absolute_error']:.2f} of "
           f"255, chroma {facts['chroma']:.2f}\n{out}: latents.json, reconstructions.png")
-
-
-def _load(file: str, vae: str, prediction: str, ema: EMA, null_context: str) -> SDParts:
-    return load_sd(_named(file), vae=vae or None, prediction=prediction or None, ema=ema,
-                   null_context=null_context)
 
 
 def _named(file: str) -> Path:

@@ -1,6 +1,4 @@
-"""The load certificate: what was read from a public file, tensor by tensor, and where every choice
-came from.
-"""
+"""The load certificate: every tensor of a public file, and the source of every choice."""
 
 from __future__ import annotations
 
@@ -88,9 +86,7 @@ def describe_file(path: Path) -> dict:
 
 
 def cached_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered under its path, size and time of change: 4 GB are read through
-    once.
-    """
+    """SHA-256 of a file, kept under its path, size and time of change: 4 GB are read once."""
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     store = cache() / "sha256.json"
@@ -108,9 +104,7 @@ def cached_sha256(path: Path) -> str:
 
 def refuse(path: Path, missing: Iterable[str], unexpected: Iterable[str],
            shapes: Iterable[str]) -> None:
-    """One InputError that names the first ten of each fault and how many there are; nothing if
-    there is none.
-    """
+    """Raise one InputError that counts each kind of fault and names its first ten."""
     faults = []
     for what, names in (("missing", missing), ("unexpected", unexpected),
                         ("of another shape", shapes)):

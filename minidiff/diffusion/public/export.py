@@ -58,29 +58,27 @@ def export(pipeline: Pipeline, to: str, out: Path, rows: Sequence[dict[str, str]
 @torch.no_grad()
 def finished_contexts(conditioner: Conditioner,
                       rows: Sequence[dict[str, str]]) -> tuple[dict[str, Tensor], dict[str, dict]]:
-    """Contexts by name, (K, d) each, and what each stands for: null, every value of every category
-    and every finding with the other variables null, and the requested rows, whose empty cells are
-    unknown."""
+    """Contexts (K, d) by name, and the cells that each stands for.
+
+    They are null; each value of each category and finding, with the other variables null; and the
+    requested rows, whose empty cells are unknown.
+    """
     variables = conditioner.variables
     wanted: dict[str, tuple[dict, var.Labels]] = {"null": ({}, conditioner.null(1))}
-    for v in variables:
-        for value in () if isinstance(v, var.Number) else (
-                *v.values, *[var.NONE] * isinstance(v, var.Findings)):
-            wanted[f"{v.name}={value}"] = ({v.name: value}, {**conditioner.null(1),
-                                                             **var.encode([v], [{v.name: value}])})
+    for v in (v for v in variables if not isinstance(v, var.Number)):
+        for value in (*v.values, var.NONE) if isinstance(v, var.Findings) else v.values:
+            cells = {v.name: value}
+            wanted[f"{v.name}={value}"] = cells, conditioner.null(1) | var.encode([v], [cells])
     for k, row in enumerate(rows):
-        wanted[f"row_{k:06d}"] = ({v.name: row.get(v.name, "") for v in variables},
-                                  var.encode(variables, [row]))
-    make = (lambda labels: conditioner(labels)[
-        0]) if variables else lambda labels: conditioner.null_context
-    return {name: make(labels) for name, (_, labels) in wanted.items()}, {
-        name: cells for name, (cells, _) in wanted.items()}
+        cells = {v.name: row.get(v.name, "") for v in variables}
+        wanted[f"row_{k:06d}"] = cells, var.encode(variables, [row])
+    contexts = {name: conditioner(labels)[0] if variables else conditioner.null_context
+                for name, (_, labels) in wanted.items()}
+    return contexts, {name: cells for name, (cells, _) in wanted.items()}
 
 
 def write_ldm(path: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str) -> None:
-    """One LDM file. Tools take 0.18215 as the latent scale: another one is folded into the VAE's
-    two 1×1 convolutions.
-    """
+    """One LDM file. Tools take 0.18215 as the latent scale: another is folded into the VAE."""
     tensors = {keys.UNET + ldm: unet.state_dict()[ours]
                for ours, ldm in keys.unet_to_ldm(unet.state_dict()).items()}
     scaled = folded(vae)
@@ -113,9 +111,7 @@ def folded(vae: VAE) -> dict[str, Tensor]:
 
 def write_folder(out: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str,
                  size: int) -> None:
-    """What diffusers reads: StableDiffusionPipeline.from_pretrained(OUT, text_encoder=None,
-    tokenizer=None).
-    """
+    """For StableDiffusionPipeline.from_pretrained(OUT, text_encoder=None, tokenizer=None)."""
     for name, net, described in (("unet", unet, unet_json(unet, size // vae.factor)),
                                  ("vae", vae, vae_json(vae, size))):
         runs.write_json(out / name / "config.json", described)
@@ -133,15 +129,18 @@ def write_folder(out: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction
 def unet_json(unet: UNet, cells: int) -> dict:
     c = unet.config
     heads = [c.heads or width // c.head_dim for width in c.channels]
+    cross = ["CrossAttn" if attention else "" for attention in c.attention]
     return {
-        "_class_name": "UNet2DConditionModel", "sample_size": cells, "in_channels": c.latent_channels,
-        "out_channels": c.latent_channels, "block_out_channels": list(c.channels), "layers_per_block": c.blocks,
-        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in c.attention],
-        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(c.attention)],
-        "mid_block_type": "UNetMidBlock2DCrossAttn", "cross_attention_dim": c.context_dim, "norm_num_groups": c.groups,
-        "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,  # diffusers' word for the number of heads
-        "use_linear_projection": c.linear_projection, "upcast_attention": c.float32_attention,
-        "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1,
+        "_class_name": "UNet2DConditionModel", "sample_size": cells,
+        "in_channels": c.latent_channels, "out_channels": c.latent_channels,
+        "block_out_channels": list(c.channels), "layers_per_block": c.blocks,
+        "down_block_types": [f"{kind}DownBlock2D" for kind in cross],
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(cross)],
+        "mid_block_type": "UNetMidBlock2DCrossAttn", "cross_attention_dim": c.context_dim,
+        "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,  # the number of heads
+        "norm_num_groups": c.groups, "use_linear_projection": c.linear_projection,
+        "upcast_attention": c.float32_attention, "act_fn": "silu", "norm_eps": 1e-5,
+        "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1,
         "center_input_sample": False, "mid_block_scale_factor": 1,
     }
 
@@ -159,9 +158,7 @@ def vae_json(vae: VAE, size: int) -> dict:
 
 
 def scheduler_json(schedule: Schedule, prediction: str) -> dict:
-    """Stable Diffusion's public settings: leading spacing from 1, a last step to ᾱ₀ and not to 1,
-    no clipping.
-    """
+    """Stable Diffusion's own settings: leading spacing from 1, a last step to ᾱ₀, no clipping."""
     usual = torch.equal(schedule.alphas_cumprod, Schedule.scaled_linear().alphas_cumprod)
     return {
         "_class_name": "DDIMScheduler", "num_train_timesteps": len(schedule), "beta_start": 0.00085,
@@ -179,9 +176,7 @@ def betas(schedule: Schedule) -> Tensor:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor],
                   metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file that appears whole or not at all; never a copy of all tensors in
-    memory.
-    """
+    """A safetensors file that appears whole or not at all, without a copy of all tensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

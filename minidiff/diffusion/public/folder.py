@@ -1,6 +1,4 @@
-"""diffusers folders: unet/, vae/, text_encoder/ and scheduler/, each a config.json and weights;
-read, and described anew.
-"""
+"""diffusers folders: unet/, vae/, text_encoder/, scheduler/, each a config.json and weights."""
 
 from __future__ import annotations
 
@@ -12,17 +10,19 @@ from minidiff.diffusion import clip as clips
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes
 from minidiff.diffusion.public.ldm import SCALE, refuse_foreign, take_diffusers_vae
-from minidiff.diffusion.public.reader import Found, Reader, on_meta
+from minidiff.diffusion.public.reader import Contents, Reader, on_meta
 from minidiff.diffusion.public.weights import Weights, read_json, read_weights
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError
 
 UNET_MUST = {  # what our UNet is; a config that says otherwise is another network
-    "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False,
-    "downsample_padding": 1, "mid_block_scale_factor": 1, "resnet_time_scale_shift": "default", "dropout": 0.0,
-    "mid_block_type": "UNetMidBlock2DCrossAttn", "time_embedding_type": "positional", "transformer_layers_per_block": 1,
-    "conv_in_kernel": 3, "conv_out_kernel": 3, "attention_type": "default", "resnet_out_scale_factor": 1.0,
-    "in_channels": 4, "out_channels": 4, "addition_embed_type_num_heads": 64,
+    "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0,
+    "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1,
+    "resnet_time_scale_shift": "default", "dropout": 0.0,
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "time_embedding_type": "positional",
+    "transformer_layers_per_block": 1, "conv_in_kernel": 3, "conv_out_kernel": 3,
+    "attention_type": "default", "resnet_out_scale_factor": 1.0, "in_channels": 4,
+    "out_channels": 4, "addition_embed_type_num_heads": 64,
 }
 UNET_FREE = {"sample_size", "block_out_channels", "down_block_types", "up_block_types",
              "cross_attention_dim", "layers_per_block", "attention_head_dim", "norm_num_groups",
@@ -34,83 +34,77 @@ VAE_FREE = {"sample_size", "block_out_channels", "down_block_types", "up_block_t
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
-def read_folder(folder: Path, ema: str) -> Found:
-    """Networks on the CPU in float32; a part of which there is no folder is None. ema: no takes
-    *.non_ema files.
-    """
-    if (folder / "transformer").is_dir():
-        raise InputError(f"{folder}: SD3 or Flux (a transformer) is not supported; SD 1.x and 2.x "
-                         "are")
-    if (folder / "text_encoder_2").is_dir():
-        raise InputError(f"{folder}: SDXL is not supported (it holds text_encoder_2); SD 1.x and "
-                         "2.x are")
-    found = Found(folder, "diffusers", ema="as the folder has it")
+def read_folder(folder: Path, ema: str) -> Contents:
+    """Networks on the CPU in float32, None without a folder. ema: no takes *.non_ema files."""
+    for name, what in (("transformer", "SD3 or Flux (a transformer)"),
+                       ("text_encoder_2", "SDXL (text_encoder_2)")):
+        if (folder / name).is_dir():
+            raise InputError(f"{folder}: {what} is not supported; SD 1.x and 2.x are")
+    contents = Contents(folder, "diffusers", ema="as the folder has it")
     path = folder / "unet" / "config.json"
     config = unet_config(read_json(path), path)
-    found.version = "SD 2.x" if config.linear_projection else "SD 1.x"
+    contents.version = "SD 2.x" if config.linear_projection else "SD 1.x"
     reader, used = read_part(folder / "unet", non_ema=ema == "no")
     if ema == "yes" and any("non_ema" in p.name for p in used):
         raise InputError(f"{folder / 'unet'} holds no EMA weights, only {used[0].name} (--ema no)")
     net = on_meta(unets.UNet, config, path)
-    found.unet = reader.take("UNet", net, {name: name for name in net.state_dict()})
-    found.files += used
-    found.add(reader)
+    contents.unet = reader.take("UNet", net, {name: name for name in net.state_dict()})
+    contents.files += used
+    contents.add(reader)
     if (folder / "vae").is_dir():
-        add_vae(found, folder / "vae")
+        add_vae(contents, folder / "vae")
     if (folder / "text_encoder").is_dir():
-        add_clip(found, folder / "text_encoder")
+        add_clip(contents, folder / "text_encoder")
     path = folder / "scheduler" / "scheduler_config.json"
     if path.exists():
         described = read_json(path)
-        found.schedule, found.schedule_from = schedule(described,
-                                                       path), str(path.relative_to(folder))
-        kind = described.get("prediction_type", "epsilon" if found.version == "SD 1.x" else None)
+        contents.schedule = schedule(described, path)
+        contents.schedule_from = contents.prediction_from = str(path.relative_to(folder))
+        kind = described.get("prediction_type")
+        if kind is None and "prediction_type" not in described and contents.version == "SD 1.x":
+            kind = "epsilon"
+            contents.prediction_from += ", which names none: eps"
         if kind is not None and kind not in PREDICTIONS:
             raise InputError(f"{path}: prediction_type {kind!r} is not one of "
                              f"{', '.join(PREDICTIONS)}")
-        found.prediction = PREDICTIONS.get(kind)
-        found.prediction_from = found.schedule_from + ("" if "prediction_type" in described
-                                                       else ", which names none: eps")
-    return found
+        contents.prediction = PREDICTIONS.get(kind)
+    return contents
 
 
-def read_vae_folder(folder: Path) -> Found:
-    """A VAE alone: a folder with config.json and weights, such as sd-vae-ft-mse, or a pipeline's
-    folder with vae/ in it.
-    """
-    found = Found(folder, "diffusers")
-    add_vae(found, folder / "vae" if (folder / "vae").is_dir() else folder)
-    return found
+def read_vae_folder(folder: Path) -> Contents:
+    """A VAE alone (config.json and weights, such as sd-vae-ft-mse), or the vae/ of a pipeline."""
+    contents = Contents(folder, "diffusers")
+    add_vae(contents, folder / "vae" if (folder / "vae").is_dir() else folder)
+    return contents
 
 
-def add_vae(found: Found, folder: Path) -> None:
+def add_vae(contents: Contents, folder: Path) -> None:
     path = folder / "config.json"
     described = read_json(path)
     reader, used = read_part(folder)
     scale = described.get("scaling_factor", SCALE)
     if not isinstance(scale, (int, float)) or not 0 < scale < 100:
         raise InputError(f"{path}: scaling_factor {scale!r} is not possible")
-    found.vae = take_diffusers_vae(reader, vae_config(described, path), scale)
-    found.files += used
-    found.add(reader)
+    contents.vae = take_diffusers_vae(reader, vae_config(described, path), scale)
+    contents.files += used
+    contents.add(reader)
 
 
-def add_clip(found: Found, folder: Path) -> None:
+def add_clip(contents: Contents, folder: Path) -> None:
     path = folder / "config.json"
     reader, used = read_part(folder)
     net = on_meta(clips.CLIP, clip_config(read_json(path), path), path)
     prefix = "text_model." if any(name.startswith("text_model.") for name in reader.left) else ""
-    found.clip = reader.take("text tower", net, {name: prefix + name for name in net.state_dict()})
+    names = {name: prefix + name for name in net.state_dict()}
+    contents.clip = reader.take("text tower", net, names)
     reader.ignore("parts of the text tower that give no context",
                   {prefix + "embeddings.position_ids", "text_projection.weight", "logit_scale"})
-    found.files += used
-    found.add(reader)
+    contents.files += used
+    contents.add(reader)
 
 
 def read_part(folder: Path, non_ema: bool = False) -> tuple[Reader, list[Path]]:
-    """The weights of one folder, single or sharded: full precision before fp16, safetensors before
-    torch's format.
-    """
+    """The weights of one folder: single or sharded, float32 first, safetensors before torch's."""
     stems = ("diffusion_pytorch_model", "model", "pytorch_model")
     variants = ("non_ema.", "") if non_ema else ("", "fp16.", "bf16.", "non_ema.")
     for kind in ("safetensors", "bin"):
@@ -132,8 +126,8 @@ def read_part(folder: Path, non_ema: bool = False) -> tuple[Reader, list[Path]]:
 def read_shards(index: Path) -> tuple[Reader, list[Path]]:
     """All shards as one; each has to hold exactly the tensors that the index says."""
     table = read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(v, str) and Path(v).name == v
-                                                           for v in table.values()):
+    if not isinstance(table, dict) or not table or not all(
+            isinstance(v, str) and Path(v).name == v for v in table.values()):
         raise InputError(f"{index}: its weight_map is not a table of tensors and files beside it")
     tensors, paths = {}, [index.parent / name for name in sorted(set(table.values()))]
     for path in paths:
@@ -149,9 +143,7 @@ def read_shards(index: Path) -> tuple[Reader, list[Path]]:
 
 
 def check(given: dict, must: dict, free: set[str], path: Path) -> None:
-    """Refuse a config with a value that our network does not have; null and false of unknown keys
-    are harmless.
-    """
+    """Refuse a config value that our network does not have; null and false of unknown keys pass."""
     for key, value in given.items():
         if key in must:
             if value != must[key]:
@@ -162,32 +154,35 @@ def check(given: dict, must: dict, free: set[str], path: Path) -> None:
 
 
 def unet_config(c: dict, path: Path) -> unets.UNetConfig:
-    """diffusers' UNet2DConditionModel config → ours; what is left out has diffusers' defaults. (Its
-    attention_head_dim is the number of heads.)"""
+    """diffusers' UNet2DConditionModel config → ours, with diffusers' defaults for what is left out.
+
+    Its attention_head_dim is the number of heads.
+    """
     check(c, UNET_MUST, UNET_FREE, path)
     channels = _tuple(c.get("block_out_channels", (320, 640, 1280, 1280)), path)
     down = c.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
     up = c.get("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
     attention = tuple(kind == "CrossAttnDownBlock2D" for kind in down)
     mirror = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
-    if len(down) != len(channels) or list(up) != mirror or not set(down) <= {"CrossAttnDownBlock2D",
-                                                                             "DownBlock2D"}:
+    known = set(down) <= {"CrossAttnDownBlock2D", "DownBlock2D"}
+    if len(down) != len(channels) or list(up) != mirror or not known:
         raise InputError(f"{path}: blocks {', '.join(map(str, [*down, *up]))} are not those of "
                          "Stable Diffusion")
     heads = c.get("attention_head_dim", 8)
     heads = _tuple(heads, path) if isinstance(heads, list) else (heads,) * len(channels)
     if len(heads) != len(channels) or not all(isinstance(h, int) and h > 0 for h in heads):
         raise InputError(f"{path}: attention_head_dim {heads} is not possible")
-    widths = {width // h for width, h in zip(channels, heads)}
-    if len(set(heads)) > 1 and (len(widths) > 1
-                                or any(width % h for width, h in zip(channels, heads))):
+    one_number = len(set(heads)) == 1
+    widths = {width / h for width, h in zip(channels, heads)}
+    width = widths.pop()
+    if not one_number and (widths or not width.is_integer()):
         raise InputError(f"{path}: attention_head_dim {list(heads)} has neither one number of "
                          "heads nor one width")
     linear = bool(c.get("use_linear_projection", False))
-    by_width = len(set(heads)) > 1
     return unets.UNetConfig(
-        channels, attention, c.get("cross_attention_dim", 1280), heads=None if by_width
-        else heads[0], head_dim=widths.pop() if by_width else None, linear_projection=linear,
+        channels, attention, c.get("cross_attention_dim", 1280),
+        heads=heads[0] if one_number else None, head_dim=None if one_number else int(width),
+        linear_projection=linear,
         float32_attention=linear or bool(c.get("upcast_attention", False)),
         blocks=c.get("layers_per_block", 2), groups=c.get("norm_num_groups", 32),
     )
@@ -206,8 +201,8 @@ def vae_config(c: dict, path: Path) -> vaes.VAEConfig:
 
 def clip_config(c: dict, path: Path) -> clips.CLIPConfig:
     activation, eps = c.get("hidden_act", "quick_gelu"), c.get("layer_norm_eps", 1e-5)
-    if activation not in ("quick_gelu", "gelu") or eps != 1e-5 or c.get("max_position_embeddings",
-                                                                        77) != clips.TOKENS:
+    tokens = c.get("max_position_embeddings", 77)
+    if activation not in ("quick_gelu", "gelu") or eps != 1e-5 or tokens != clips.TOKENS:
         raise InputError(f"{path}: not CLIP's text tower (hidden_act {activation!r}, "
                          f"layer_norm_eps {eps!r})")
     vocabulary = c.get("vocab_size", 49408)
@@ -247,7 +242,7 @@ def schedule(c: dict, path: Path) -> Schedule:
 
 
 def _tuple(values: object, path: Path) -> tuple[int, ...]:
-    if not isinstance(values, (list, tuple)) or not values or not all(isinstance(v, int) and v > 0
-                                                                      for v in values):
+    if not isinstance(values, (list, tuple)) or not values or not all(
+            isinstance(v, int) and v > 0 for v in values):
         raise InputError(f"{path}: {values!r} is no list of channels")
     return tuple(values)

@@ -1,15 +1,14 @@
 """Names of tensors: ours (diffusers' and transformers' attribute names) ↔ those of LDM files.
-Nothing of ours is imported.
 
 Every map is a dict {our name: public name}, made from our own names, so that it is one to one and
 its inverse needs no parsing. Where one public tensor holds several of ours (OpenCLIP's q, k and v),
-the map gives (name, part).
+the map gives (name, part). Nothing of ours is imported.
 
-    LDM prefix                ours                  rules
-    model.diffusion_model.    UNet                  input_blocks.i, middle_block.i, output_blocks.i: numbered through
-    first_stage_model.        VAE                   up.0 is the highest resolution; attention weights are 1×1 convolutions
-    cond_stage_model.         CLIP                  SD 1.x transformers' own names, SD 2.x OpenCLIP's
-    model_ema.                UNet, once more       the parameter's name without its dots: mapped to, never back
+    LDM prefix               ours              rules
+    model.diffusion_model.   UNet              blocks of all levels are numbered through
+    first_stage_model.       VAE               up.0 is the finest; attention is 1×1 convolutions
+    cond_stage_model.        CLIP              SD 1.x transformers' own names, SD 2.x OpenCLIP's
+    model_ema.               UNet, once more   names without dots: mapped to, never back
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ VAE_RULES = (
     (r"conv_norm_out", "norm_out"), (r"conv_shortcut", "nin_shortcut"),
 )
 VAE_ATTENTION = {  # ours: LDM, old diffusers
-    "group_norm": ("norm", "group_norm"), "to_q": ("q", "query"), "to_k": ("k", "key"), "to_v": ("v", "value"),
-    "to_out.0": ("proj_out", "proj_attn"),
+    "group_norm": ("norm", "group_norm"), "to_q": ("q", "query"), "to_k": ("k", "key"),
+    "to_v": ("v", "value"), "to_out.0": ("proj_out", "proj_attn"),
 }
 OPENCLIP_RULES = (
     (r"encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."), (r"layer_norm(\d)", r"ln_\1"),
@@ -53,37 +52,34 @@ OPENCLIP_RULES = (
 
 
 def unet_to_ldm(names: Iterable[str]) -> dict[str, str]:
-    """Our UNet's names → LDM's, below the prefix. LDM numbers blocks through all levels; a
-    resampling counts as one.
+    """Our UNet's names → LDM's, below the prefix, which number all levels' blocks through.
+
+    Going down, a resampling has a number of its own; going up, it belongs to the last block.
     """
     names = list(names)
-    found = [re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name) for name in names]
-    blocks = {side: 1 + max(int(m[4]) for m in found if m and m[1] == side and m[3] == "resnets")
+    matches = [re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name) for name in names]
+    blocks = {side: 1 + max(int(m[4]) for m in matches if m and m[1] == side and m[3] == "resnets")
               for side in ("down", "up")}
-    attentive = {(m[1], m[2]) for m in found if m and m[3] == "attentions"}
+    attentive = {(m[1], m[2]) for m in matches if m and m[3] == "attentions"}
 
     def inside(side: str, level: str, kind: str, i: str, rest: str) -> str:
-        with_attention = (side, level) in attentive
+        if kind == "downsamplers":
+            number = (int(level) + 1) * (blocks["down"] + 1)
+            return f"input_blocks.{number}.0.op.{rest.removeprefix('conv.')}"
+        if kind == "upsamplers":
+            number = (int(level) + 1) * blocks["up"] - 1
+            return f"output_blocks.{number}.{1 + ((side, level) in attentive)}.{rest}"
         if side == "down":
-            number = 1 + int(level) * (blocks["down"] + 1) + (blocks["down"]
-                                                              if kind == "downsamplers" else int(i))
-            if kind == "downsamplers":
-                return f"input_blocks.{number}.0.op.{rest.removeprefix('conv.')}"
+            block = f"input_blocks.{1 + int(level) * (blocks['down'] + 1) + int(i)}"
         else:
-            number = int(level) * blocks["up"] + (blocks["up"] - 1 if kind == "upsamplers"
-                                                  else int(i))
-            if kind == "upsamplers":
-                return f"output_blocks.{number}.{1 + with_attention}.{rest}"
-        slot = f"{'input' if side == 'down' else 'output'}_blocks.{number}.{int(kind == 'attentions')}"
-        return f"{slot}.{rest if kind == 'attentions' else _resblock(rest)}"
+            block = f"output_blocks.{int(level) * blocks['up'] + int(i)}"
+        return f"{block}.1.{rest}" if kind == "attentions" else f"{block}.0.{_resblock(rest)}"
 
-    return {name: inside(*m.groups()) if m else _unet_end(name) for name, m in zip(names, found)}
+    return {name: inside(*m.groups()) if m else _unet_end(name) for name, m in zip(names, matches)}
 
 
 def vae_to_ldm(names: Iterable[str]) -> dict[str, str]:
-    """Our VAE's names → LDM's, below the prefix: the decoder's levels are numbered from the highest
-    resolution.
-    """
+    """Our VAE's names → LDM's, below the prefix; its decoder's level 0 is the finest."""
     names = list(names)
     top = max(int(m[1]) for name in names if (m := re.match(r"decoder\.up_blocks\.(\d+)", name)))
 
@@ -99,9 +95,7 @@ def vae_to_ldm(names: Iterable[str]) -> dict[str, str]:
 
 
 def vae_to_old_diffusers(names: Iterable[str]) -> dict[str, str]:
-    """Our VAE's names → those that diffusers used until 2023: query, key, value and proj_attn in
-    its attention.
-    """
+    """Our VAE's names → diffusers' until 2023: query, key, value, proj_attn in its attention."""
     def one(name: str) -> str:
         m = re.fullmatch(r"(.*attentions\.0)\.(\w+(?:\.0)?)\.(weight|bias)", name)
         return f"{m[1]}.{VAE_ATTENTION[m[2]][1]}.{m[3]}" if m else name
@@ -109,23 +103,22 @@ def vae_to_old_diffusers(names: Iterable[str]) -> dict[str, str]:
     return {name: one(name) for name in names}
 
 
-def clip_to_openclip(names: Iterable[str]) -> dict[str, str | tuple[str, int]]:
+def clip_to_openclip(names: Iterable[str], prefix: str = "") -> dict[str, str | tuple[str, int]]:
     """Our tower's names → OpenCLIP's; q, k and v are thirds (name, 0 … 2) of its in_proj."""
     def one(name: str) -> str | tuple[str, int]:
         third = re.search(r"self_attn\.([qkv]_proj)\.(weight|bias)", name)
         for pattern, new in OPENCLIP_RULES:
             name = re.sub(pattern, new, name)
         if not third:
-            return name
-        return name.replace(f"{third[1]}.{third[2]}", f"in_proj_{third[2]}"), THIRDS[third[1]]
+            return prefix + name
+        fused = name.replace(f"{third[1]}.{third[2]}", f"in_proj_{third[2]}")
+        return prefix + fused, THIRDS[third[1]]
 
     return {name: one(name) for name in names}
 
 
 def ema_name(name: str) -> str:
-    """An LDM parameter's name, with its prefix → that of its moving average: 'model.' is dropped,
-    and every dot.
-    """
+    """An LDM parameter's name → that of its moving average: without 'model.' and any dot."""
     return EMA + name.removeprefix("model.").replace(".", "")
 
 

@@ -1,6 +1,4 @@
-"""Does a public VAE fit these images? Their latents against the scale it was published with, and
-what it loses.
-"""
+"""Does a public VAE fit these images? Their latents against its scale, and what it loses."""
 
 from __future__ import annotations
 
@@ -9,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minidiff.diffusion.generate import to_uint8
 from minidiff.diffusion.vae import VAE
+from minidiff.pixels import to_float, to_uint8
 
 
 @torch.no_grad()
@@ -25,8 +23,7 @@ def report(vae: VAE, pixels: Tensor, batch: int = 4,
     """
     means, variances, again = [], [], []
     for part in pixels.split(batch):
-        x = part.float() / 127.5 - 1
-        moments = vae.encode(x.to(vae.scale.device))
+        moments = vae.encode(to_float(part).to(vae.scale.device))
         means.append((moments.mean / vae.scale).double().cpu())
         variances.append((moments.std / vae.scale).double().square().cpu())
         again.append(to_uint8(vae.decode(moments.mean)).cpu())

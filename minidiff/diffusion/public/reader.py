@@ -1,6 +1,4 @@
-"""Takes tensors out of a file, each once, into our networks; what is missing, left over or of
-another shape is refused.
-"""
+"""Tensors of a file → our networks, each taken once; whatever does not fit is refused by name."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, torc
 
 
 @dataclass
-class Found:
+class Contents:
     """What a public file or folder holds, before the choices of the user."""
 
     path: Path
@@ -52,9 +50,7 @@ class Found:
 
 
 class Reader:
-    """The ledger of one file: `take` and `ignore` account for its tensors, `finish` refuses what
-    does not add up.
-    """
+    """The ledger of one file: `take` and `ignore` account for tensors, `finish` for the rest."""
 
     def __init__(self, weights: Weights):
         self.weights = weights
@@ -107,9 +103,7 @@ class Reader:
 
 
 class Uninitialised(TorchFunctionMode):
-    """Layers made in here do not draw their initial weights: the file's are coming, and drawing
-    took half the time.
-    """
+    """Inside, layers do not draw initial weights, which took half the time: the file's follow."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return None if getattr(func, "__module__",
@@ -117,9 +111,7 @@ class Uninitialised(TorchFunctionMode):
 
 
 def on_meta(network: Callable, config: object, path: Path) -> nn.Module:
-    """A network without memory, so that a hostile config is judged by the shapes in the file,
-    nothing allocated.
-    """
+    """A network without memory: a hostile config allocates nothing, the file's shapes judge it."""
     for f in fields(config):
         values = getattr(config, f.name)
         values = values if isinstance(values, tuple) else (values,)
@@ -139,17 +131,13 @@ def on_meta(network: Callable, config: object, path: Path) -> nn.Module:
 
 
 def finish_vae(vae: VAE, scale: float) -> VAE:
-    """Give a VAE that was built on the meta device its latent scale, which no file of tensors
-    carries.
-    """
+    """Give a VAE that was built on the meta device its latent scale, which no tensor carries."""
     vae.scale = torch.tensor(scale)
     return vae
 
 
 def schedule_from(table: Tensor | None, path: Path) -> tuple[Schedule, str]:
-    """The schedule of a table of ᾱ; one that is Stable Diffusion's to within its rounding gives the
-    exact one.
-    """
+    """The schedule of a table of ᾱ; close to Stable Diffusion's within rounding, the exact one."""
     if table is None:
         return Schedule.scaled_linear(), "Stable Diffusion's own, as the file has no table"
     standard = Schedule.scaled_linear()

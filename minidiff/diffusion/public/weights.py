@@ -36,8 +36,9 @@ class Inert:
 
 
 STUBS = (
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # key of `callbacks` in SD 1.x files
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",  # its best score
+    # the key of `callbacks` in SD 1.x files, and its best score
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
 )
 
 
@@ -51,9 +52,7 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """The tensors of a .safetensors or .ckpt file. Raises InputError, one sentence that names the
-    file.
-    """
+    """The tensors of a .safetensors or .ckpt file. Raises InputError, which names the file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -94,7 +93,8 @@ def parse_json(text: str | bytes, path: Path) -> dict:
 
 def to_float32(tensor: Tensor, name: str, path: Path) -> Tensor:
     """float32 as it is (mapped to the file), 16-bit widened; anything else is refused by name."""
-    if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if tensor.dtype not in DTYPES or not plain:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise InputError(f"{path}: tensor {name} is {str(tensor.dtype).removeprefix('torch.')}; "
                          f"allowed are {allowed}")
@@ -110,7 +110,7 @@ def _read_safetensors(path: Path, header: int) -> Weights:
                          f"{MAX_HEADER >> 20} MB")
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no __iter__)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return Weights(path, tensors, file.metadata() or {})
     except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged or cut short: {str(error).splitlines()[0]}") from None
@@ -120,10 +120,9 @@ def _read_ckpt(path: Path, *, zipped: bool) -> Weights:
     if zipped:
         _check_zip(path)
     try:
-        with torch.serialization.safe_globals([(Inert, name)
-                                               for name in STUBS]), open(path, "rb") as file:
-            # torch.load goes by that name, we by the content
-            mapped = zipped and path.suffix != ".safetensors"
+        stubs = torch.serialization.safe_globals([(Inert, name) for name in STUBS])
+        with stubs, open(path, "rb") as file:
+            mapped = zipped and path.suffix != ".safetensors"  # torch.load goes by that name
             content = torch.load(path if mapped else file, map_location="cpu", weights_only=True,
                                  mmap=mapped)
     except Exception as error:  # the loader of a hostile or broken pickle may raise anything
@@ -131,8 +130,8 @@ def _read_ckpt(path: Path, *, zipped: bool) -> Weights:
         if named := re.search(r"GLOBAL ([\w.]+\w)", text):
             raise InputError(f"{path} wants to run {named[1]}; nothing in a checkpoint is run, so "
                              f"it is refused") from None
-        reason = text.strip().splitlines()[
-            0] if "weights_only" not in text and text.strip() else type(error).__name__
+        says = text.strip() and "weights_only" not in text
+        reason = text.strip().splitlines()[0] if says else type(error).__name__
         raise InputError(f"{path} is damaged or not a checkpoint: {reason[:200]}") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(isinstance(t, Tensor) for t in state.values()):

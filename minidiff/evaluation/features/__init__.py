@@ -1,3 +1,1 @@
-"""Images to feature vectors: pixels, our classifier, Inception and other networks; what they gave
-is kept.
-"""
+"""Images to feature vectors, and their cache: pixels, our classifier, Inception, other networks."""

@@ -1,21 +1,21 @@
-"""Frozen public networks as extractors: torchvision's ResNets and DenseNet-121, TorchXRayVision's
-DenseNet-121.
+"""Frozen public networks as extractors, of torchvision and TorchXRayVision.
 
-A network is written here in the public file's names, takes its tensors, and gives what its last
-layer would read, averaged over the picture. The last layer is checked for its shape and left out.
-All runs in float32: the rounding of bfloat16 is of the order of the differences between images.
+A network is written here in the names of the public file, takes its tensors, and returns what its
+last layer would read, averaged over the picture. The last layer is checked for its shape and left
+out. All runs in float32: bfloat16 rounds by about as much as two images differ.
 
-The whole picture is resized to the input's side, nothing is cropped: torchvision's own 256 → 224
-would cut the lungs.
+The whole picture is resized to the side of the input and nothing is cropped: torchvision's own
+256 → 224 would cut the lungs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import safetensors.torch
@@ -29,10 +29,9 @@ from minidiff.convolution import pointwise
 from minidiff.data.table import some
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import digest, filled
-from minidiff.evaluation.features.pickled import read_weights
 
-BATCH = 32           # images a network sees at once; a smaller one is filled up
-CONVERT = "python -m minidiff.evaluation.features.build convert"
+BATCH = 32           # images a network sees at once; a smaller batch is filled up
+CONVERT = "python tools/unpickle.py"
 
 
 def bilinear(x: Tensor, side: int) -> Tensor:
@@ -41,26 +40,23 @@ def bilinear(x: Tensor, side: int) -> Tensor:
 
 
 def bilinear_antialias(x: Tensor, side: int) -> Tensor:
-    """A triangle filter that widens as the picture shrinks; nothing is rounded to whole grey
-    values.
-    """
+    """A triangle filter that widens as the picture shrinks; no rounding to whole grey values."""
     return F.interpolate(x, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 @dataclass(frozen=True)
 class Input:
-    """What a network expects: a square of `side`, resized by `resize` at 0…255, then (x − mean) /
-    std a channel.
-    """
+    """What a network expects: a square of `side`, resized at 0…255, then (x − mean) / std."""
 
     side: int
     resize: Callable[[Tensor, int], Tensor]
-    mean: tuple[float, ...]  # on the scale 0…255; one number for a network of grey images, else three
+    mean: tuple[float, ...]  # at 0…255; one number for a network of grey images, else three
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N,1 or 3,H,W) → float32 (N, channels, side, side). The only place where grey
-        becomes three channels.
+        """uint8 (N, 1 or 3, H, W) → float32 (N, channels, side, side).
+
+        The only place where grey becomes three channels.
         """
         grey = images.shape[1] == 1 or images.stride(1) == 0  # one channel in memory: resized once
         x = (images[:, :1] if grey else images).float()
@@ -78,9 +74,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Backbone:
-    """One row of the table of networks: how to build it, what it is fed, and which public files it
-    is known by.
-    """
+    """A network in the table: how to build it, what it is fed, and how its public file is known."""
 
     make: Callable[[], nn.Module]  # with `.pooled(x) -> (N,d)` and a last layer
     input: Input
@@ -88,23 +82,21 @@ class Backbone:
     head: str                      # name of the last layer, (outputs, d)
     outputs: int | None            # its outputs in the public file; None takes any number
     source: str
-    known: tuple[str, ...] = ()    # SHA-256 of the public files, or the 8 digits of it that their names carry
-    ignored: tuple[str, ...] = ()  # tensors beside the network
+    known: tuple[str, ...] = ()    # SHA-256 of the public files, or its first 8 digits
+    ignored: tuple[str, ...] = ()  # tensors of the file that are no part of the network
 
 
 class Network:
-    """A frozen network as an extractor; `source` says which file its weights came from, with the
-    file's SHA-256.
-    """
+    """A frozen network as an extractor; `source` names the file of its weights and its SHA-256."""
 
     def __init__(self, name: str, net: nn.Module, row: Backbone, *, identity: str, source: dict,
                  device: str = "cpu"):
-        self.name, self.prepare, self.d, self.identity, self.source = name, row.input, row.d, identity, source
+        self.name, self.identity, self.source = name, identity, source
+        self.prepare, self.d, self.device = row.input, row.d, device
         net = net.eval().requires_grad_(False)
         if hasattr(net, "fuse"):
             net.fuse()
         self.net = net.to(device=device, memory_format=torch.channels_last)
-        self.device = device
 
     def __call__(self, images: Tensor) -> Tensor:
         parts = [self.run(self.prepare(part)) for part in images.split(BATCH) if len(part)]
@@ -112,20 +104,16 @@ class Network:
 
     @torch.no_grad()
     def run(self, x: Tensor) -> Tensor:
-        """Prepared images (n,C,side,side), n ≤ BATCH → float32 (n,d), CPU; computed as a batch of
-        BATCH, always.
-        """
-        n, x = len(x), filled(x,
-                              BATCH).to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(
+        """Prepared images (n,C,side,side), n ≤ BATCH → float32 (n,d) on the CPU."""
+        batch = filled(x, BATCH).to(self.device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(batch.device.type, enabled=False), torch.backends.cudnn.flags(
                 enabled=True, allow_tf32=False):
-            return self.net.pooled(x)[:n].float().cpu()
+            return self.net.pooled(batch)[:len(x)].float().cpu()
 
 
 def load(name: str, row: Backbone, path: str | Path, *, sha256: str = "",
          device: str = "cpu") -> Network:
-    """The network of this row of the table with the weights of a file, .safetensors or PyTorch's
-    own.
+    """A network of the table with the weights of a file, .safetensors or PyTorch's own.
 
     `sha256`, if given, must be the file's. A file that is not the public one is used, and its hash
     printed. Raises InputError that names the file and what does not fit.
@@ -135,10 +123,9 @@ def load(name: str, row: Backbone, path: str | Path, *, sha256: str = "",
         raise InputError(f"{path}: its SHA-256 is {found}, not {sha256.lower()} as asked for")
     known = any(found.startswith(public) for public in row.known)
     if not (known or sha256):
-        print(f"{name}: weights of {path}, SHA-256 "
-              f"{found}" + (", not the public file" if row.known else ""))
-    # shapes without memory, and without a draw from the global generator
-    with torch.device("meta"):
+        print(f"{name}: weights of {path}, SHA-256 {found}"
+              + (", not the public file" if row.known else ""))
+    with torch.device("meta"):  # shapes without memory, and no draw from the global generator
         net = row.make()
     state = fit(net, state, row, f"{path}: no {name}")
     identity = digest(state, network=type(net).__name__, **row.input.facts)
@@ -147,48 +134,47 @@ def load(name: str, row: Backbone, path: str | Path, *, sha256: str = "",
 
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], row: Backbone, what: str) -> dict[str, Tensor]:
-    """Put a state dict into a network built on the meta device, its last layer left out; returns
-    what is used.
+    """Put tensors into a network on the meta device, but for its last layer; returns those used.
 
     Raises InputError, begun with `what`, that names the tensors missing, unexpected, of another
     shape or not finite.
     """
-    own = {k: tuple(x.shape) for k, x in net.state_dict().items()
-           if not k.endswith("num_batches_tracked")}
+    expected = {k: tuple(x.shape) for k, x in net.state_dict().items()}
+    counts = {k: torch.tensor(0) for k in expected if k.endswith("num_batches_tracked")}
     state = {_new_name(k): x for k, x in state.items()
              if not k.endswith("num_batches_tracked") and k not in row.ignored}
-    shapes = {k: tuple(x.shape) for k, x in state.items()}
-    if row.outputs is None and f"{row.head}.weight" in state:
-        outputs = shapes[f"{row.head}.weight"][:1]
-        own |= {f"{row.head}.weight": (*outputs, row.d), f"{row.head}.bias": outputs}
+    last = state.get(f"{row.head}.weight")
+    if row.outputs is None and last is not None:
+        expected |= {f"{row.head}.weight": (len(last), row.d), f"{row.head}.bias": (len(last),)}
+    names = [k for k in expected if k not in counts]
     faults = {
-        "missing": [k for k in own if k not in shapes],
-        "unexpected": [k for k in shapes if k not in own], "of another shape":
-        [f"{k} {shapes[k]}, it has {own[k]}" for k in own if k in shapes and shapes[k] != own[k]],
-        "not float32": [f"{k} ({x.dtype})" for k, x in state.items()
-                        if x.dtype is not torch.float32], "not finite":
-        [k for k, x in state.items() if x.is_floating_point() and not x.isfinite().all()],
+        "missing": [k for k in names if k not in state],
+        "unexpected": [k for k in state if k not in names],
+        "of another shape": [f"{k} {tuple(state[k].shape)}, it has {expected[k]}" for k in names
+                             if k in state and state[k].shape != expected[k]],
+        "not float32": [f"{k} ({x.dtype})" for k, x in state.items() if x.dtype != torch.float32],
+        "not finite": [k for k, x in state.items() if not x.isfinite().all()],
     }
     if any(faults.values()):
         raise InputError(f"{what}. " + "; ".join(
             f"{fault}: {some(names, 4)}" for fault, names in faults.items() if names))
     setattr(net, row.head, None)
     used = {k: x for k, x in state.items() if not k.startswith(f"{row.head}.")}
-    counts = {k: torch.tensor(0) for k in net.state_dict() if k.endswith("num_batches_tracked")}
     net.load_state_dict({**used, **counts}, assign=True)
     return used
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors by name and the file's SHA-256, hashed from the very bytes that are loaded; nothing
-    in a file is run.
-    """
-    path, data = Path(path), read_weights(path)
+    """Tensors by name and the SHA-256 of the bytes they come from; nothing in a file is run."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of weights")
+    data = path.read_bytes()
     try:
         if data[8:9] == b"{":
             state = safetensors.torch.load(data)
         else:
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise InputError(f"{path} is damaged or cut short: {error}") from None
     except Exception as error:  # the loader of a hostile or broken pickle may raise anything
@@ -196,27 +182,24 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
             raise InputError(f"{path} is a pickled object ({named[1]}), no plain table of tensors, "
                              f"and loading it would run code: `{CONVERT} {path} "
                              f"{path.with_suffix('.safetensors')}` takes its tensors out without "
-                             f"running anything") from None
+                             "running anything") from None
         raise InputError(f"{path} is damaged, or neither a .safetensors nor a PyTorch file of "
-                         f"weights") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state,
-                      dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+                         "weights") from None
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    tensors = isinstance(state, dict) and all(isinstance(x, Tensor) for x in state.values())
+    if not tensors or not state:
         raise InputError(f"{path} holds no table of tensors by name")
     return state, hashlib.sha256(data).hexdigest()
 
 
 def _new_name(name: str) -> str:
-    """torchvision's densenet file is older than its code: denselayer1.norm.1.weight is now
-    denselayer1.norm1.weight.
-    """
+    """torchvision's densenet file says norm.1 where its code now says norm1."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions and a skip; (N, in, H, W) → (N, out, H/stride, W/stride), out /
-    4 in between.
-    """
+    """1×1, 3×3 and 1×1 convolutions and a skip; (N, in, H, W) → (N, out, H/stride, W/stride)."""
 
     def __init__(self, ch_in: int, ch_out: int, stride: int):
         super().__init__()
@@ -224,46 +207,38 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(ch_in, mid, 1, bias=False), nn.BatchNorm2d(mid)
         self.conv2, self.bn2 = nn.Conv2d(mid, mid, 3, stride, 1, bias=False), nn.BatchNorm2d(mid)
         self.conv3, self.bn3 = nn.Conv2d(mid, ch_out, 1, bias=False), nn.BatchNorm2d(ch_out)
-        self.downsample = None
+        self.downsample = nn.Identity()
         if stride > 1 or ch_in != ch_out:
             self.downsample = nn.Sequential(pointwise(ch_in, ch_out, stride),
                                             nn.BatchNorm2d(ch_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        skip = x if self.downsample is None else self.downsample(x)
         h = F.relu(self.bn1(self.conv1(x)))
         h = F.relu(self.bn2(self.conv2(h)))
-        return F.relu(self.bn3(self.conv3(h)) + skip)
+        return F.relu(self.bn3(self.conv3(h)) + self.downsample(x))
 
 
 class ColourResNet(nn.Module):
-    """torchvision's ResNet for three channels: (N,3,224,224) → pooled (N, 512 or 2048). He et al.,
-    arXiv 1512.03385.
-    """
+    """torchvision's ResNet: (N,3,224,224) → (N, 512 or 2048). He et al. 2016, arXiv 1512.03385."""
 
     def __init__(self, block: type[nn.Module], depths: tuple[int, ...], width: int):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         ch = 64
         for i, n in enumerate(depths):
-            out = width * 2**i
-            layer = [block(ch if j == 0 else out, out, 2 if i > 0 and j == 0 else 1)
-                     for j in range(n)]
-            self.add_module(f"layer{i + 1}", nn.Sequential(*layer))
+            out, stride = width * 2**i, 1 if i == 0 else 2
+            rest = [block(out, out, 1) for _ in range(n - 1)]
+            self.add_module(f"layer{i + 1}", nn.Sequential(block(ch, out, stride), *rest))
             ch = out
         self.fc = nn.Linear(ch, 1000)
 
     def pooled(self, x: Tensor) -> Tensor:
         h = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            h = layer(h)
-        return h.mean((2, 3))
+        return self.layer4(self.layer3(self.layer2(self.layer1(h)))).mean((2, 3))
 
 
 class DenseLayer(nn.Module):
-    """BatchNorm, ReLU, 1×1 to 128; BatchNorm, ReLU, 3×3 to 32 new channels, laid behind those that
-    came in.
-    """
+    """1×1 to 128 and 3×3 to 32 new channels, laid behind those that came in."""
 
     def __init__(self, ch: int):
         super().__init__()
@@ -278,57 +253,49 @@ class DenseLayer(nn.Module):
 class DenseNet121(nn.Module):
     """(N, channels, 224, 224) → pooled (N, 1024). Huang et al. 2017, arXiv 1608.06993.
 
-         conv0 7×7 /2, pool /2     64 at 56 px       transition: BatchNorm, ReLU, 1×1 to half, mean of 2×2
-         denseblock1   6 layers   256 at 56 px → 128
-         denseblock2  12 layers   512 at 28 px → 256
-         denseblock3  24 layers  1024 at 14 px → 512
+         conv0 7×7 /2, pool /2     64 at 56 px
+         denseblock1   6 layers   256 at 56 px → 128     each followed by a transition:
+         denseblock2  12 layers   512 at 28 px → 256     BatchNorm, ReLU, 1×1 to half as
+         denseblock3  24 layers  1024 at 14 px → 512     many channels, mean of 2 × 2
          denseblock4  16 layers  1024 at  7 px → norm5
     """
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
-        parts = {"conv0": nn.Conv2d(channels, 64, 7, 2, 3, bias=False), "norm0": nn.BatchNorm2d(64),
-                 "relu0": nn.ReLU(), "pool0": nn.MaxPool2d(3, 2, 1)}
+        parts = OrderedDict(conv0=nn.Conv2d(channels, 64, 7, 2, 3, bias=False),
+                            norm0=nn.BatchNorm2d(64), relu0=nn.ReLU(), pool0=nn.MaxPool2d(3, 2, 1))
         ch = 64
         for i, n in enumerate((6, 12, 24, 16), 1):
-            parts[f"denseblock{i}"] = _named({f"denselayer{j + 1}": DenseLayer(ch + 32 * j)
-                                              for j in range(n)})
+            parts[f"denseblock{i}"] = nn.Sequential(OrderedDict(
+                (f"denselayer{j + 1}", DenseLayer(ch + 32 * j)) for j in range(n)))
             ch += 32 * n
             if i < 4:
-                parts[f"transition{i}"] = _named({"norm": nn.BatchNorm2d(ch), "relu": nn.ReLU(),
-                                                  "conv": nn.Conv2d(ch, ch // 2, 1, bias=False),
-                                                  "pool": nn.AvgPool2d(2)})
+                parts[f"transition{i}"] = nn.Sequential(OrderedDict(
+                    norm=nn.BatchNorm2d(ch), relu=nn.ReLU(),
+                    conv=nn.Conv2d(ch, ch // 2, 1, bias=False), pool=nn.AvgPool2d(2)))
                 ch //= 2
-        self.features = _named({**parts, "norm5": nn.BatchNorm2d(ch)})
+        self.features = nn.Sequential(OrderedDict(parts, norm5=nn.BatchNorm2d(ch)))
         self.classifier = nn.Linear(ch, outputs)
 
     def pooled(self, x: Tensor) -> Tensor:
         return F.relu(self.features(x)).mean((2, 3))
 
 
-def _named(parts: dict[str, nn.Module]) -> nn.Sequential:
-    line = nn.Sequential()
-    for name, part in parts.items():
-        line.add_module(name, part)
-    return line
-
-
 IMAGENET = Input(224, bilinear_antialias, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 XRV = Input(224, bilinear_antialias, (127.5,), (127.5 / 1024,))  # to −1024…1024
 
 
-def _resnet(block: type[nn.Module], depths: tuple[int, ...], known: tuple[str, ...]) -> Backbone:
-    width = 64 if block is Block else 256
-    return Backbone(lambda: ColourResNet(block, depths, width), IMAGENET, 8 * width, "fc", None,
-                    "torchvision, ImageNet", known)
+def _imagenet(make: Callable[[], nn.Module], d: int, head: str, *known: str) -> Backbone:
+    return Backbone(make, IMAGENET, d, head, None, "torchvision, ImageNet", known)
 
 
 BACKBONES = {
-    "resnet18": _resnet(Block, (2, 2, 2, 2), ("f37072fd",)),
-    "resnet34": _resnet(Block, (3, 4, 6, 3), ("b627a593",)),
-    "resnet50": _resnet(Bottleneck, (3, 4, 6, 3), ("0676ba61", "11ad3fa6")),
-    "densenet121": Backbone(lambda: DenseNet121(3, 1000), IMAGENET, 1024, "classifier", None,
-                            "torchvision, ImageNet", ("a639ec97",)), "xrv-densenet121":
-    Backbone(lambda: DenseNet121(1, 18), XRV, 1024, "classifier", 18,
-             "TorchXRayVision, chest X-rays, as .safetensors", ignored=("op_threshs",)),
+    "resnet18": _imagenet(lambda: ColourResNet(Block, (2, 2, 2, 2), 64), 512, "fc", "f37072fd"),
+    "resnet34": _imagenet(lambda: ColourResNet(Block, (3, 4, 6, 3), 64), 512, "fc", "b627a593"),
+    "resnet50": _imagenet(lambda: ColourResNet(Bottleneck, (3, 4, 6, 3), 256), 2048, "fc",
+                          "0676ba61", "11ad3fa6"),
+    "densenet121": _imagenet(lambda: DenseNet121(3, 1000), 1024, "classifier", "a639ec97"),
+    "xrv-densenet121": Backbone(
+        lambda: DenseNet121(1, 18), XRV, 1024, "classifier", 18,
+        "TorchXRayVision, chest X-rays, as .safetensors", ignored=("op_threshs",)),
 }

@@ -1,17 +1,13 @@
-"""Features kept between runs, by the content of an image and the identity of the extractor; and
-features of files.
+"""Features kept between runs, by the content of an image and the identity of the extractor.
 
-Both compute in batches of one fixed size, so that the features of an image do not depend on which
-others were missing: what comes from a cache and what is computed without one are the same bytes (on
-one machine with one PyTorch; elsewhere the same to about 1e-5 of their size).
+They are computed in batches of one fixed size, so that the features of an image do not depend on
+which others were missing: from the cache or not, they are the same bytes (on one machine with one
+PyTorch; elsewhere the same to about 1e-5 of their size).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import safetensors.torch
@@ -20,54 +16,44 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.data import images
 from minidiff.errors import InputError
-from minidiff.evaluation.features.backbones import BATCH, Network
+from minidiff.evaluation.features.backbones import BATCH
 from minidiff.evaluation.features.extractor import Extractor, digest, filled
 from minidiff.runs import save_tensors
 
-# images after which what has been computed is written, so that a long run that is stopped goes on
-SAVED = 64 * BATCH
+SAVED = 64 * BATCH  # images after which features are written: a stopped run loses no more
 
 
 class FeatureCache:
-    """Called as (extractor, pixels, keys) → float32 (N,d); one file an extractor,
-    `<folder>/<name>.safetensors`.
+    """Called as (extractor, pixels) → float32 (N,d); one file `<name>.safetensors` an extractor.
 
-    A file that is damaged, or was made by another identity under this name, is not used, and a line
-    says so. `folder` None keeps nothing.
+    A file that is damaged, or of another identity under this name, is not used, and a line says so.
+    `folder` None keeps nothing.
     """
 
     def __init__(self, folder: str | Path | None):
         self.folder = None if folder is None else Path(folder)
 
-    def __call__(self, extractor: Extractor, pixels: Tensor,
-                 keys: Sequence[str] | None = None) -> Tensor:
-        """uint8 (N,3,H,W) → float32 (N,d), of which only those missing are computed, each different
-        image once.
+    def __call__(self, extractor: Extractor, pixels: Tensor) -> Tensor:
+        """uint8 (N,3,H,W) → float32 (N,d), of which only those missing are computed, each once.
 
-        `keys` name the content of the very pixels, size included; None takes their SHA-256. Raises
-        InputError where an extractor gives other than finite numbers.
+        Raises InputError where an extractor gives NaN or infinity.
         """
-        keys = content_keys(pixels) if keys is None else keys
-        assert len(keys) == len(pixels), (len(keys), len(pixels))
-        names = [hashlib.sha256(key.encode()).digest() for key in keys]
+        names = [hashlib.sha256(key.encode()).digest() for key in content_keys(pixels)]
         features, row = self._read(extractor)
-        missing = {}
-        for i, name in enumerate(names):
-            if name not in row:
-                missing.setdefault(name, i)
-        index, new = list(missing.values()), list(missing)
-        with tqdm(total=len(index), desc=extractor.name, unit=" images",
-                  disable=len(index) < 200) as bar:
-            for start in range(0, len(index), SAVED):
+        first = {name: i for i, name in reversed(list(enumerate(names))) if name not in row}
+        missing = sorted(first.items(), key=lambda item: item[1])
+        with tqdm(total=len(missing), desc=extractor.name, unit=" images",
+                  disable=len(missing) < 200) as bar:
+            for start in range(0, len(missing), SAVED):
                 parts = [] if features is None else [features]
-                for at in range(start, min(start + SAVED, len(index)), BATCH):
-                    part = index[at : min(at + BATCH, start + SAVED)]
-                    parts.append(_compute(extractor, pixels, part))
-                    bar.update(len(part))
+                new = missing[start : start + SAVED]
+                for at in range(0, len(new), BATCH):
+                    index = [i for _, i in new[at : at + BATCH]]
+                    parts.append(_compute(extractor, pixels, index))
+                    bar.update(len(index))
                 features = torch.cat(parts)
-                row |= {name: len(row) + k for k, name in enumerate(new[start : start + SAVED])}
+                row |= {name: len(row) + k for k, (name, _) in enumerate(new)}
                 self._write(extractor, features, row)
         return extractor(pixels) if features is None else features[[row[name] for name in names]]
 
@@ -75,9 +61,7 @@ class FeatureCache:
         return self.folder / f"{extractor.name}.safetensors"
 
     def _read(self, extractor: Extractor) -> tuple[Tensor | None, dict[bytes, int]]:
-        """The stored features and the row of each name; none where there is no file to be
-        trusted.
-        """
+        """The stored features and the row of each name; none without a file to be trusted."""
         if self.folder is None or not self._path(extractor).is_file():
             return None, {}
         path = self._path(extractor)
@@ -85,19 +69,17 @@ class FeatureCache:
             stored = safetensors.torch.load(path.read_bytes())
             made_by, checksum = (bytes(stored.pop(name).numpy()).hex()
                                  for name in ("identity", "sha256"))
-            whole = checksum == digest(stored)
+            if checksum != digest(stored):
+                raise ValueError("its content is not what was written")
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            fault = f"is damaged ({str(error).splitlines()[0]})"
-        else:
-            if not whole:
-                fault = "is damaged: its content is not what was written"
-            elif made_by != extractor.identity:
-                fault = f"is stale: made by {extractor.name} {made_by[:12]}, and it is {extractor.identity[:12]} now"
-            else:
-                return stored["features"], {bytes(x): i
-                                            for i, x in enumerate(stored["names"].numpy())}
-        print(f"{path} {fault}; its features are computed anew")
-        return None, {}
+            print(f"{path} is damaged ({str(error).splitlines()[0]}); its features are computed "
+                  "anew")
+            return None, {}
+        if made_by != extractor.identity:
+            print(f"{path} is stale: made by {extractor.name} {made_by[:12]}, and it is "
+                  f"{extractor.identity[:12]} now; its features are computed anew")
+            return None, {}
+        return stored["features"], {bytes(x): i for i, x in enumerate(stored["names"].numpy())}
 
     def _write(self, extractor: Extractor, features: Tensor, row: dict[bytes, int]) -> None:
         if self.folder is None:
@@ -110,9 +92,7 @@ class FeatureCache:
 
 
 def content_keys(pixels: Tensor) -> list[str]:
-    """SHA-256 of each image of uint8 (N,C,H,W), its shape included; a grey image has one key,
-    however it is stored.
-    """
+    """SHA-256 of each image of uint8 (N,C,H,W) and its shape, the same however grey is stored."""
     keys = []
     for image in pixels:
         grey = image.stride(0) == 0 or all(torch.equal(image[0], other) for other in image[1:])
@@ -120,53 +100,14 @@ def content_keys(pixels: Tensor) -> list[str]:
     return keys
 
 
-def stream(network: Network, files: Sequence[str | Path], *, workers: int = 2,
-           faults: list[str] | None = None) -> Iterator[tuple[list[Path], Tensor]]:
-    """Image files of any sizes and modes → (files, features (n,d)) batch after batch, decoded while
-    the network runs.
-
-    The features are those of `network(pixels)`, bit for bit, and no more than three batches are in
-    memory. A file that cannot be read raises InputError; with a list for `faults` it is left out
-    and its message goes there.
-    """
-
-    def prepared(path: Path) -> Tensor:
-        return network.prepare(torch.tensor(images.read(path)[None]))[0]
-
-    waiting, todo = deque(), iter([Path(file) for file in files])
-    # Pillow and PyTorch let go of the interpreter while they work
-    pool = ThreadPoolExecutor(workers)
-    try:
-        while True:
-            batch = []
-            while len(batch) < BATCH:
-                while len(waiting) < 2 * BATCH and (path := next(todo, None)):
-                    waiting.append((path, pool.submit(prepared, path)))
-                if not waiting:
-                    break
-                path, result = waiting.popleft()
-                try:
-                    batch.append((path, result.result()))
-                except InputError as error:
-                    if faults is None:
-                        raise
-                    faults.append(str(error))
-            if not batch:
-                return
-            yield [path for path, _ in batch], network.run(torch.stack([x for _, x in batch]))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _compute(extractor: Extractor, pixels: Tensor, index: list[int]) -> Tensor:
     grey = pixels.stride(1) == 0  # one channel in memory: kept so, for it is resized once then
     batch = filled((pixels[:, :1] if grey else pixels)[index], BATCH)
     features = extractor(batch.expand(-1, pixels.shape[1], -1, -1))[: len(index)]
-    assert features.dtype == torch.float32 and features.ndim == 2 and len(features) == len(
-        index), features.shape
+    assert features.dtype == torch.float32 and features.shape[:-1] == (len(index),), features.shape
     if not features.isfinite().all():
-        raise InputError(f"{extractor.name} gives other than finite numbers for these images: its "
-                         "weights are at fault")
+        raise InputError(f"{extractor.name} gives NaN or infinity for these images: its weights "
+                         "are at fault")
     return features
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.errors import InputError
+from minidiff.pixels import to_float
 from minidiff.runs import json_key
 
 
@@ -29,8 +30,7 @@ class Extractor(Protocol):
 
 
 class PixelPCA:
-    """Grey 32×32 pixels on the first 64 principal axes of the real training images: no network,
-    nothing learnt elsewhere.
+    """Grey 32×32 pixels on the first 64 principal axes of the real training images: no network.
 
     The coordinates are divided by one number, so that their mean variance over the training images
     is 1: the kernel distance depends on scale, and this makes data sets of dim and of bright images
@@ -43,9 +43,7 @@ class PixelPCA:
         self.side, self.k = side, k
 
     def fit(self, images: Tensor) -> PixelPCA:
-        """Find the axes of real training images (N,3,H,W); N ≥ 2, and with N ≤ 64 there are N − 1
-        axes.
-        """
+        """Find the axes of real training images (N,3,H,W), N ≥ 2; up to 64 images give N − 1."""
         x = self._pixels(images)
         self.mean, self.axes = principal(x, self.k)
         self.scale = ((x - self.mean) @ self.axes).var(0).mean().sqrt().clamp(min=1e-12)
@@ -79,11 +77,9 @@ class PredictorFeatures:
 
 
 class VAEFeatures:
-    """The generator's own latent means on a grid of 8 × 8 cells: its view of the images, never a
-    judge by itself.
+    """The generator's own latent means on a grid of 8 × 8 cells; refused as the only extractor.
 
-    What the autoencoder throws away is invisible here, in the real and in the synthetic images
-    alike.
+    What the autoencoder throws away is invisible here, in real and synthetic images alike.
     """
 
     name = "vae"
@@ -98,7 +94,7 @@ class VAEFeatures:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         device = next(self.vae.parameters()).device
-        means = (self.vae.encode(part.to(device).float() / 127.5 - 1).mean.float().cpu()
+        means = (self.vae.encode(to_float(part.to(device))).mean.float().cpu()
                  for part in images.split(32))
         return torch.cat([F.adaptive_avg_pool2d(z, self.side).flatten(1) for z in means])
 
@@ -115,9 +111,7 @@ def filled(batch: Tensor, size: int) -> Tensor:
 
 
 def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
-    """SHA-256 over named tensors (name, dtype, shape, bytes; in the order of their names) and
-    facts.
-    """
+    """SHA-256 over facts and named tensors (name, dtype, shape, bytes; ordered by name)."""
     hashed = hashlib.sha256(json_key(**facts).encode())
     for name in sorted(tensors):
         x = tensors[name].detach().cpu().contiguous()
@@ -127,17 +121,13 @@ def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
 
 
 def grey(images: Tensor, side: int | None = None) -> Tensor:
-    """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by the mean over areas; side None keeps
-    the size.
-    """
+    """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by means over areas; None: same size."""
     x = torch.cat([part.float().mean(1, keepdim=True) for part in images.split(256)]) / 255
     return (x if side is None else F.interpolate(x, size=(side, side), mode="area"))[:, 0]
 
 
 def principal(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and the first k principal axes (d,k) of the rows of x (n,d), by the smaller of XᵀX
-    and XXᵀ.
-    """
+    """Mean (d,) and first k principal axes (d,k) of the rows of x (n,d): smaller of XᵀX and XXᵀ."""
     n, d = x.shape
     if n < 2:
         raise InputError(f"principal axes need at least 2 images, and there is {n}")
@@ -155,8 +145,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 
 def pca_psnr(train: Tensor, test: Tensor, k: int = 64, limit: int = 2000) -> float:
-    """Mean PSNR in dB of test images rebuilt from k principal components of training images, at
-    full size.
+    """Mean PSNR in dB of test images rebuilt from k principal components of training images.
 
     The yardstick for an autoencoder: what a linear code of k numbers an image keeps. uint8
     (N,C,H,W) both; at most `limit` training images, evenly picked, are used.

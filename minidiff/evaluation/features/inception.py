@@ -1,5 +1,4 @@
-"""The Inception-v3 of the Fréchet Inception distance, with the three resizers in use, and the
-download of its weights.
+"""The Inception-v3 of FID, with the three resizers in use, and the download of its weights.
 
 It is TensorFlow's network of 2015-12-05 in the names of pytorch-fid's file. It differs from the
 published one, and from torchvision's: averages leave the padding out, and the last block takes a
@@ -51,15 +50,16 @@ def _e(pool: str) -> dict[str, str]:
             "branch3x3dbl": "1x1:448 3x3:384 1x3:384|3x1:384", "branch_pool": f"{pool} 1x1:192"}
 
 
-MIXED = {  # block: branch: layers; the branches' results are laid side by side           channels, px
-    "Mixed_5b": _a(32),                                                                 # 256, 35
-    "Mixed_5c": _a(64), "Mixed_5d": _a(64),                                             # 288
+MIXED = {  # block: branch: layers; the branches are laid side by side                # channels, px
+    "Mixed_5b": _a(32),                                                               # 256, 35
+    "Mixed_5c": _a(64), "Mixed_5d": _a(64),                                           # 288
     "Mixed_6a": {"branch3x3": "3x3/2:384", "branch3x3dbl": "1x1:64 3x3:96 3x3/2:96",
-                 "branch_pool": "max/2"},                                               # 768, 17
+                 "branch_pool": "max/2"},                                             # 768, 17
     "Mixed_6b": _c(128), "Mixed_6c": _c(160), "Mixed_6d": _c(160), "Mixed_6e": _c(192),
-    "Mixed_7a": {"branch3x3": "1x1:192 3x3/2:320", "branch7x7x3": "1x1:192 1x7:192 7x1:192 3x3/2:192",
-                 "branch_pool": "max/2"},                                               # 1280, 8
-    "Mixed_7b": _e("avg"), "Mixed_7c": _e("max"),                                       # 2048
+    "Mixed_7a": {"branch3x3": "1x1:192 3x3/2:320",
+                 "branch7x7x3": "1x1:192 1x7:192 7x1:192 3x3/2:192",
+                 "branch_pool": "max/2"},                                             # 1280, 8
+    "Mixed_7b": _e("avg"), "Mixed_7c": _e("max"),                                     # 2048
 }
 
 
@@ -79,9 +79,7 @@ class Conv(nn.Module):
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
     def fuse(self) -> None:
-        """BatchNorm of a trained network is a factor and an offset: they go into the convolution,
-        for speed.
-        """
+        """Put BatchNorm, of a trained network a factor and an offset, into the convolution."""
         self.conv, self.bn = fuse_conv_bn_eval(self.conv.eval(), self.bn.eval()), nn.Identity()
 
 
@@ -93,9 +91,7 @@ POOLS = {
 
 
 class Mixed(nn.Module):
-    """Branches side by side: (N, in, H, W) → (N, out, H', W'). A branch's layers are numbered where
-    there are several.
-    """
+    """Branches side by side: (N, in, H, W) → (N, out, H', W')."""
 
     def __init__(self, ch_in: int, branches: dict[str, str]):
         super().__init__()
@@ -127,9 +123,7 @@ class Mixed(nn.Module):
 
 
 class Inception(nn.Module):
-    """(N,3,299,299) in -1…1 → `pooled` (N,2048), which FID calls pool3; the last layer has 1008
-    outputs, unused here.
-    """
+    """(N,3,299,299) in -1…1 → `pooled` (N,2048), FID's pool3; the last layer is not used."""
 
     def __init__(self):
         super().__init__()
@@ -159,11 +153,9 @@ class Inception(nn.Module):
 
 
 def tensorflow_bilinear(x: Tensor, side: int) -> Tensor:
-    """TensorFlow 1's resize: corners held, so that the picture shifts by up to half a pixel, and no
-    antialiasing.
+    """TensorFlow 1's resize, without antialiasing; it shifts the picture by up to half a pixel.
 
-    Pixel i of the result lies at i · in / out of the input, without the half pixels that others
-    add; first along x.
+    Pixel i of the result lies at i · in / out of the input: others add half pixels. First along x.
     """
     for dim in (3, 2):
         n = x.shape[dim]
@@ -176,9 +168,7 @@ def tensorflow_bilinear(x: Tensor, side: int) -> Tensor:
 
 
 def pillow_bicubic(x: Tensor, side: int) -> Tensor:
-    """Pillow's antialiased bicubic on each channel in float, cut to 0…255 and not rounded, as
-    clean-fid has it.
-    """
+    """Pillow's antialiased bicubic on float channels, cut to 0…255, not rounded, as clean-fid's."""
     out = np.empty((len(x), x.shape[1], side, side), np.float32)
     for image, place in zip(x.numpy(), out):
         for channel, result in zip(image, place):
@@ -205,13 +195,11 @@ def weights(folder: str | Path | None = None) -> Path:
 
 def download(url: str = URL, folder: str | Path | None = None, *, digest: str = SHA256,
              size: int = SIZE) -> Path:
-    """The public file of weights in a folder of downloads, fetched unless it is there already,
-    whole and right.
-    """
+    """The public file of weights, fetched unless it is in the folder already, whole and right."""
     path = weights(folder)
     if path.is_file():
         if sha256(path) == digest:
             return path
         print(f"{path} is damaged: it is fetched anew")
-    return retrieve(url, path, digest, size, f"where there is no network, copy the file here by "
+    return retrieve(url, path, digest, size, "where there is no network, copy the file here by "
                     f"hand and give its path instead of auto; it is {URL}")

@@ -1,5 +1,4 @@
-"""An extractor for texture: how much of an image's power lies at each spatial frequency. No
-network, nothing learnt.
+"""An extractor for texture, without a network: an image's power at each spatial frequency.
 
 Blur and noise hardly move the principal axes of small pixels, and a classifier may have learnt not
 to see them; here they cannot hide. Generated images often differ from real ones in just this
@@ -16,8 +15,7 @@ from minidiff.evaluation.features.extractor import digest, grey
 
 
 class Spectrum:
-    """Log power in rings of equal width of the 2-D spectrum, each standardised over the real
-    training images.
+    """Log power in rings of the 2-D spectrum, each standardised over real training images.
 
     Beyond a few standard deviations the asinh grows like a logarithm: the kernel distance takes
     third powers, and one odd image would outweigh all others.
@@ -31,7 +29,7 @@ class Spectrum:
     def fit(self, images: Tensor) -> Spectrum:
         """Mean and standard deviation of every ring over real training images (N,C,H,W); N ≥ 2."""
         if len(images) < 2:
-            raise InputError(f"a standard deviation needs at least 2 images, and there is "
+            raise InputError("a standard deviation needs at least 2 images, and there is "
                              f"{len(images)}")
         x = self._log_power(images)
         self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-6)
@@ -43,9 +41,7 @@ class Spectrum:
         return ((self._log_power(images) - self.mean) / self.std).asinh().float()
 
     def _log_power(self, images: Tensor) -> Tensor:
-        """uint8 (N,C,S,S) → float64 (N, rings), from 1 to S/2 cycles a side; fewer rings where S/2
-        < rings.
-        """
+        """uint8 (N,C,S,S) → float64 (N, rings), from 1 to S/2 cycles a side; at most S/2 − 1."""
         side = images.shape[-1]
         rings = min(self.rings, side // 2 - 1)
         # no edge of the image in its spectrum

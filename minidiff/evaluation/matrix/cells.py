@@ -24,6 +24,7 @@ import numpy as np
 
 from minidiff.errors import InputError
 from minidiff.evaluation.matrix.subsets import Subset
+from minidiff.evaluation.metrics.copying import FEWEST
 from minidiff.evaluation.metrics.distances import (
     fid,
     finite_percentile,
@@ -34,7 +35,6 @@ from minidiff.evaluation.metrics.distances import (
     mind,
 )
 from minidiff.evaluation.metrics.manifold import prdc
-from minidiff.evaluation.metrics.neighbours import FEWEST
 from minidiff.evaluation.metrics.two_sample import c2st
 from minidiff.statistics import wilson
 

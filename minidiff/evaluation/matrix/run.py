@@ -28,14 +28,13 @@ from minidiff.classification.predictor import Predictor
 from minidiff.data import baselines, images, phantom
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.files import read_facts
-from minidiff.data.split import check_synthetic, check_unseen, trained_on
+from minidiff.data.split import trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation.features.build import EXTRACTORS, build, describe
 from minidiff.evaluation.features.cache import FeatureCache
 from minidiff.evaluation.features.extractor import Extractor, PredictorFeatures
 from minidiff.evaluation.features.spectrum import Spectrum
-from minidiff.evaluation.judge import judge_of, seen_by
 from minidiff.evaluation.matrix import cells, gates, page
 from minidiff.evaluation.matrix.subsets import (
     Standard,
@@ -44,16 +43,25 @@ from minidiff.evaluation.matrix.subsets import (
     standard,
     synthetic_subsets,
 )
-from minidiff.evaluation.metrics.neighbours import FEWEST, memorisation, pixel_spaces
+from minidiff.evaluation.metrics.copying import FEWEST, memorisation
+from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.quick import recognised
+from minidiff.evaluation.sets import (
+    HELD_OUT,
+    check_origin,
+    judge_of,
+    read_real,
+    read_synthetic,
+    refuse_nested,
+    seen_by,
+)
 from minidiff.root import DEMO, Rooted
 
 PHANTOM = f"{DEMO}/phantom"      # the demo's data, with which go …
 HOSPITAL = f"{DEMO}/hospital"    # … phantoms with more noise, whose views go with the label
 SMALLEST = 32                    # px a side at which images are compared
 LEAST = {"n": FEWEST, "permutations": 100, "resamples": 100, "repeats": 10}
-HELD_OUT = ("val", "test")
 ASSUMED = "one image = one patient"    # goes without saying of synthetic images
 
 
@@ -148,28 +156,26 @@ def check(cfg: MatrixConfig) -> None:
                          f"needed, for each is blind to something; there are {Spectrum.name}, "
                          f"{', '.join(EXTRACTORS)}")
     for folder in cfg.samples:
-        if any(runs.nested(folder, real) for real in (*cfg.data, *cfg.external)):
-            raise InputError(f"--samples {folder} is a folder of real data, or lies in one or "
-                             "around one")
+        refuse_nested(folder, (*cfg.data, *cfg.external))
 
 
 def read(cfg: MatrixConfig) -> dict[str, Images]:
     """The sets real (with splits), external, and each folder of samples by its name; each in the
     order of its content."""
-    splits = ("train", *HELD_OUT)
-    real = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root)).select(split=splits)
-    real.select(split="train").require("train")
-    if not len(real.select(split=HELD_OUT)):
-        raise InputError(f"{' '.join(cfg.data)} has no image in split val or test")
+    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root)
     known = {"real": real}
     if cfg.external:
         other = read_table(cfg.external, split=False)
         rows = [{**row, "split": "external"} for row in other.rows]
         known["external"] = replace(other, rows=rows)
-    made = {folder: read_table(folder, split=False) for folder in cfg.samples}
-    check_origin(cfg, known, made)
-    first = made[cfg.samples[0]].rows[0]["file"]
-    size = cfg.size or max(SMALLEST, min(images.read(first).shape[1:]))
+    files = {digest for table in known.values() for digest in table.hashes.values()}
+    made = {folder: read_synthetic(folder, real.labels, files) for folder in cfg.samples}
+    seen = {f"the generator of {folder}": trained_on(folder) for folder in made}
+    for table in known.values():
+        unseen = replace(table, rows=[row for row in table.rows if row["split"] != "train"])
+        real.notes.extend(check_origin(unseen, {**seen, "the judge": seen_by(cfg.classifier)}))
+    first = images.read(made[cfg.samples[0]].rows[0]["file"])
+    size = cfg.size or max(SMALLEST, min(first.shape[1:]))
     names = {folder: os.path.normpath(folder) for folder in made}
     if len(made) == 1:
         names = {folder: Path(folder).resolve().name for folder in made}
@@ -178,25 +184,8 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
             for name, table in tables.items()}
 
 
-def check_origin(cfg: MatrixConfig, known: Mapping[str, Table], made: Mapping[str, Table]) -> None:
-    """Refuse samples that are real files or have strange labels, and a generator or judge that has
-    seen what it is measured by."""
-    real, files = known["real"], {h for table in known.values() for h in table.hashes.values()}
-    for folder, table in made.items():
-        if strange := sorted(set(table.labels) - set(real.labels)):
-            raise InputError(f"{folder}: the data have no label {', '.join(strange)}; they have "
-                             f"{', '.join(real.labels)}")
-        check_synthetic(table.rows, table.hashes, files, folder)
-    seen = {f"the generator of {folder}": trained_on(folder) for folder in made}
-    seen["the judge"] = seen_by(cfg.classifier)
-    for table in known.values():
-        unseen = [row for row in table.rows if row["split"] != "train"]
-        for who, digests in seen.items():
-            real.notes.extend(check_unseen(unseen, table.hashes, digests, who))
-
-
 def load_judge(cfg: MatrixConfig, real: Table) -> Predictor:
-    """The judge of the classifier run; InputError where it does not read every label of the data."""
+    """The judge of the classifier run; InputError unless it reads every label of the data."""
     folder = Path(cfg.classifier) / "judge"
     # where there is none, `load` says what is missing
     judge = judge_of(cfg.classifier, real.select(split="train")) or Predictor.load(folder)

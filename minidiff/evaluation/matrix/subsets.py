@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minidiff.data.dataset import Images
 from minidiff.evaluation.matrix.controls import CONTROLS
-from minidiff.evaluation.metrics.neighbours import FEWEST
+from minidiff.evaluation.metrics.copying import FEWEST
 
 TRAIN, HELD_OUT, EXTERNAL = "train", "held-out", "external"
 PARTS = {"train": TRAIN, "val": HELD_OUT, "test": HELD_OUT, "external": EXTERNAL}  # by split

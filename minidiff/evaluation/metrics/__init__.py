@@ -1,3 +1,1 @@
-"""Distances between sets of features, how varied a set is and what it covers: features in, numbers
-out.
-"""
+"""Features in, numbers out: distances, variety, coverage, copies, membership, agreement."""

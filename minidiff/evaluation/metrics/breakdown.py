@@ -1,8 +1,7 @@
-"""Distances broken down: with the number of images, by condition; and how varied each set is beside
-real ones.
+"""Distances broken down: by the number of images and by condition; and how varied each set is.
 
-    growth       KD and FD at rising n, with real against real at the same n: what part of a
-                 distance is but the number
+    growth       KD and FD at rising n, with real against real at the same n: how much of a distance
+                 is due to the number alone
     conditions   synthetic images of one sex, age band, view … against held-out images of the same
     variety      Vendi and MS-SSIM of synthetic images beside those of as many held-out ones
 """
@@ -18,90 +17,85 @@ from torch import Tensor
 
 from minidiff.data.table import Table
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics.comparison import ALL, FEWEST, Side
-from minidiff.evaluation.metrics.distances import (
-    equal,
-    fid,
-    finite_percentile,
-    floor,
-    kid,
-    kid_draws,
-    same_mix,
+from minidiff.evaluation.metrics.comparison import (
+    ALL,
+    FEWEST,
+    Side,
+    floor_of,
+    joined,
+    kd_with_interval,
+    too_few,
 )
+from minidiff.evaluation.metrics.distances import equal, fid, kid, same_mix
 from minidiff.evaluation.metrics.diversity import TAPS, ms_ssim, vendi
-from minidiff.variables import RESERVED, Findings, Number, infer
+from minidiff.variables import RESERVED, Findings, Number, Variable, infer
 
-REPEATS = 20                       # draws behind each range
-SIZES, SMALLEST = 7, 10            # points of a curve; images at its first
-# of MS-SSIM: pairs of a set; px a side, from which on it has all its five scales
-PAIRS, AT_MOST = 250, 176
+REPEATS = 20                # draws behind each range
+SIZES, SMALLEST = 7, 10     # points of a curve; images at its first
+PAIRS, AT_MOST = 250, 176   # of MS-SSIM: pairs of a set; px a side that give all its five scales
 NO_CONDITION = (*RESERVED, "label", "source")
-MOST_VALUES = 8                    # of a category that is shown by value
+MOST_VALUES = 8             # of a category that is shown by value
 
 
 def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed: int = 0,
            repeats: int = REPEATS) -> list[dict]:
-    """One row for each n: KD and FD between n synthetic and n held-out images of the same mix of
-    labels, and the floors.
+    """KD and FD between n synthetic and n held-out images of one mix of labels, a row for each n.
 
     Median and 5–95 % over random draws of both sides; the floor's are draws of real patients of
     that mix.
     """
     wanted = synthetic.labels.tolist()
     held, known = (s.take(same_mix(s.labels.tolist(), wanted, seed)) for s in (heldout, train))
-    features, patients = (np.concatenate([getattr(s, name) for s in (known, held)])
-                          for name in ("features", "patients"))
-    most = min(len(held.features), len(synthetic.features), len(features) // 2)
+    pool = joined(known, held)
+    most = min(held.n, synthetic.n, pool.n // 2)
     if most < FEWEST:
         return []
     rows = []
     for n in np.unique(np.geomspace(SMALLEST, most, SIZES).astype(int)).tolist():
         rng, drawn = np.random.default_rng(seed), {"KD": [], "FD": []}
         for _ in range(repeats):
-            real, fake = (s.take(rng.permutation(len(s.features))[:n]) for s in (held, synthetic))
-            drawn["KD"].append(kid(real=real.features, fake=fake.features,
-                                   real_patients=real.patients))
-            drawn["FD"].append(fid(real=real.features, fake=fake.features))
+            real, fake = (s.take(rng.permutation(s.n)[:n]) for s in (held, synthetic))
+            both = {"real": real.features, "fake": fake.features}
+            drawn["KD"].append(kid(**both, real_patients=real.patients))
+            drawn["FD"].append(fid(**both))
         row = {"extractor": extractor, "n": n}
         for name, metric in (("KD", kid), ("FD", fid)):
             row[name] = _range(drawn[name])
-            try:
-                row[f"{name}_floor"] = floor(metric, real=features, patients=patients, n=n, m=n,
-                                             repeats=repeats, seed=seed)._asdict()
-            except InputError:   # too few patients
-                row[f"{name}_floor"] = None
+            row[f"{name}_floor"] = floor_of(metric, pool, n, n, repeats, seed)
         rows.append(row)
     return rows
 
 
 def groups(tables: Mapping[str, Table]) -> dict[str, dict[str, np.ndarray]]:
-    """Condition → set (train, heldout, synthetic) → the value of each row as text, "" where
-    unknown.
+    """Condition → set (train, heldout, synthetic) → the value of each row as text, "" if unknown.
 
     Conditions are columns that synthetic and held-out rows share. Numbers are cut into thirds of
     the training rows, and of findings each of the commonest is a condition.
     """
-    columns = {name: set().union(*(row for row in table.rows[:1]))
+    columns = {name: dict.fromkeys(table.rows[0] if len(table) else ())
                for name, table in tables.items()}
-    shared = [c for c in dict.fromkeys(c for row in tables["synthetic"].rows[:1] for c in row)
-              if c in columns["heldout"] and c in columns["train"] and c not in NO_CONDITION]
     found = {}
-    for name in shared:
-        try:
-            v = infer(name, tables["train"].column(name))
-        except InputError:   # one value, or none: nothing to break down by
+    for name in columns["synthetic"]:
+        if name in NO_CONDITION or not all(name in known for known in columns.values()):
             continue
         cells = {side: np.array(table.column(name)) for side, table in tables.items()}
-        if isinstance(v, Number):
-            cells = _banded(v, cells)
-        if isinstance(v, Findings):
-            found |= _each(v, cells) if any(cells["synthetic"]) else {}
-        elif len(set(cells["train"]) - {""}) <= MOST_VALUES and any(cells["synthetic"]):
-            found[name] = cells
+        try:
+            v = infer(name, cells["train"].tolist())
+        except InputError:   # one value, or none: nothing to break down by
+            continue
+        found |= _by_value(v, cells) if any(cells["synthetic"]) else {}
     return found
 
 
-def _banded(v: Number, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _by_value(v: Variable, cells: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    if isinstance(v, Findings):
+        return _each_finding(v, cells)
+    if isinstance(v, Number):
+        cells = _thirds(v, cells)
+    return {v.name: cells} if len(set(cells["train"]) - {""}) <= MOST_VALUES else {}
+
+
+def _thirds(v: Number, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     numbers = {side: np.array([v.encode(c) for c in column]) for side, column in cells.items()}
     a, b = np.quantile(numbers["train"][np.isfinite(numbers["train"])], [1 / 3, 2 / 3])
     names = np.array([f"under {a:g}", f"{a:g} to {b:g}", f"{b:g} and over", ""])
@@ -109,8 +103,8 @@ def _banded(v: Number, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
             for side, x in numbers.items()}
 
 
-def _each(v: Findings, cells: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    # the others may have a finding that training lacks
+def _each_finding(v: Findings, cells: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    # the other sets may have a finding that training lacks
     v = infer(v.name, np.concatenate(list(cells.values())).tolist(), v)
     sets = {side: np.array([v.encode(c) for c in column]) for side, column in cells.items()}
     there = {side: v.bits(torch.from_numpy(x)).numpy() for side, x in sets.items()}
@@ -121,29 +115,18 @@ def _each(v: Findings, cells: Mapping[str, np.ndarray]) -> dict[str, dict[str, n
 
 def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *, synthetic: Side,
                train: Side, heldout: Side, seed: int = 0, repeats: int = REPEATS) -> list[dict]:
-    """One row for each value of each condition: KD with interval and floor between images that have
-    it.
-    """
-    rows = []
+    """KD with interval and floor between images of each value of each condition, a row each."""
+    rows, sides = [], {"synthetic": synthetic, "train": train, "heldout": heldout}
     for name, cells in groups.items():
         for value in in_order(cells["train"]):
-            own = {side: s.take(np.flatnonzero(cells[side] == value)) for side, s in
-                   (("synthetic", synthetic), ("train", train), ("heldout", heldout))}
-            n, m = len(own["heldout"].features), len(own["synthetic"].features)
-            row = {"extractor": extractor, "condition": name, "value": value, "n": n, "m": m}
-            row["small"] = min(n, m) < FEWEST or len(set(own["heldout"].patients)) == 1
+            made, known, held = (s.take(np.flatnonzero(cells[side] == value))
+                                 for side, s in sides.items())
+            row = {"extractor": extractor, "condition": name, "value": value, "n": held.n,
+                   "m": made.n, "too_few": too_few(held, made)}
             rows.append(row)
-            if row["small"]:
-                continue
-            sets = {"real": own["heldout"].features, "fake": own["synthetic"].features,
-                    "real_patients": own["heldout"].patients,
-                    "fake_patients": own["synthetic"].patients}
-            row["KD"] = kid(**sets)
-            row["KD_low"], row["KD_high"] = finite_percentile(kid_draws(**sets, seed=seed))
-            pool = [np.concatenate([getattr(own[s], part) for s in ("train", "heldout")])
-                    for part in ("features", "patients")]
-            row["KD_floor"] = floor(kid, real=pool[0], patients=pool[1], n=n, m=m, repeats=repeats,
-                                    seed=seed)._asdict()
+            if not row["too_few"]:
+                row |= kd_with_interval(held, made, seed)[0]
+                row["KD_floor"] = floor_of(kid, joined(known, held), held.n, made.n, repeats, seed)
     return rows
 
 
@@ -155,11 +138,10 @@ def in_order(cells: np.ndarray) -> list[str]:
 
 def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Tensor],
             labels: Sequence[str], *, seed: int = 0, repeats: int = REPEATS) -> list[dict]:
-    """One row for each label and measure: of n synthetic images, of n held-out ones, and of draws
-    of n real ones (5–95 %).
+    """Vendi and MS-SSIM of n synthetic, n held-out and draws of n real images, a row each by label.
 
     features: extractor → set → Side. pixels: set → uint8 (N,3,S,S), brought to 176 px where they
-    are larger.
+    are larger. The range is 5–95 % of the draws.
     """
     first, rows = next(iter(features.values())), []
     pixels = {name: _at_most(x) for name, x in pixels.items()}
@@ -184,9 +166,9 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
         seen = label != ALL and pixels["synthetic"].shape[-1] >= TAPS
         for name in [*features, *(["MS-SSIM"] if seen else [])]:
             row = {"label": label, "measure": name if name == "MS-SSIM" else f"Vendi, {name}",
-                   "n": n, "small": n < FEWEST}
+                   "n": n, "too_few": n < FEWEST}
             rows.append(row)
-            if not row["small"]:
+            if not row["too_few"]:
                 draws = repeats // 4 if name == "MS-SSIM" else repeats
                 row |= {key: measure(name, sides[key], equal(where[key], n, seed))
                         for key in ("synthetic", "real")}

@@ -6,7 +6,7 @@
                        picture is
 
 All are compared with the same held-out images, at equal numbers where the data allow it. The other
-labels are held-out, too: a classifier has pushed the labels of its training images apart, farther
+labels are held-out, too: a classifier has pushed the labels of its training images farther apart
 than those of any image it has not seen.
 
 KD and FD take all images of both sides. MIND, precision, recall, density, coverage and C2ST (EQUAL)
@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics.distances import (
+    Metric,
+    disjoint_draws,
     equal,
     fid,
     fid_spread,
@@ -32,13 +34,13 @@ from minidiff.evaluation.metrics.distances import (
     kid_draws,
     kid_p,
     mind,
+    spread_of,
 )
 from minidiff.evaluation.metrics.manifold import prdc
 from minidiff.evaluation.metrics.two_sample import c2st
-from minidiff.statistics import codes, wilson
+from minidiff.statistics import wilson
 
-# images on each side, below which a cell stays grey; so it does where they are all of one patient
-FEWEST = 20
+FEWEST = 20   # images on each side, below which nothing is measured; nor where all are of a patient
 ALL = "all labels"
 EQUAL = ("MIND", "precision", "recall", "density", "coverage", "C2ST")  # measured at equal numbers
 NEIGHBOUR = 5        # whose distance is the radius of precision, recall, density and coverage
@@ -51,6 +53,10 @@ class Side(NamedTuple):
     features: np.ndarray       # (N,d)
     labels: np.ndarray         # (N,) of str
     patients: np.ndarray       # (N,) of str; a synthetic image is a patient of its own
+
+    @property
+    def n(self) -> int:
+        return len(self.features)
 
     def of(self, label: str) -> Side:
         return self if label == ALL else self.take(np.flatnonzero(self.labels == label))
@@ -69,56 +75,66 @@ def between(real: Side, fake: Side) -> dict[str, np.ndarray]:
             "fake_patients": fake.patients}
 
 
+def too_few(*sides: Side) -> bool:
+    return any(s.n < FEWEST or len(set(s.patients)) == 1 for s in sides)
+
+
+def kd_with_interval(real: Side, fake: Side, seed: int) -> tuple[dict, np.ndarray]:
+    """KD with its interval, and the bootstrap draws behind it."""
+    sets = between(real, fake)
+    draws = kid_draws(**sets, seed=seed)
+    low, high = finite_percentile(draws)
+    return {"KD": kid(**sets), "KD_low": low, "KD_high": high}, draws
+
+
+def floor_of(metric: Metric, pool: Side, n: int, m: int, repeats: int, seed: int) -> dict | None:
+    """What real scores against real at n and m; None where there are too few patients."""
+    try:
+        return floor(metric, real=pool.features, patients=pool.patients, n=n, m=m, repeats=repeats,
+                     seed=seed)._asdict()
+    except InputError:
+        return None
+
+
 def compare(extractor: str, *, synthetic: Side, train: Side, heldout: Side, labels: Sequence[str],
             seed: int = 0, repeats: int = 100) -> list[dict]:
-    """Rows of every distance with intervals, p and floors, one for each label and each set that is
-    compared with it.
-    """
+    """Rows of every distance with intervals, p and floors, one for each label and set."""
     rows = []
     for label in tqdm([ALL, *labels], desc=f"distances, {extractor}", unit="label", leave=False):
-        reference, made = heldout.of(label), synthetic.of(label)
+        known, reference, made = (side.of(label) for side in (train, heldout, synthetic))
         rng = np.random.default_rng(seed)
-        others = [] if label == ALL else [other for other in labels if other != label]
-        sets = {"synthetic": made, "real": _some(train.of(label), len(made.features), rng)}
+        sets = {"synthetic": made, "real": _at_most(known, made.n, rng)}
         strangers = heldout.take(np.flatnonzero(~np.isin(heldout.patients, reference.patients)))
-        sets |= {f"real {other}": _some(strangers.of(other), len(made.features), rng)
-                 for other in others}
-        made_draws = None
-        floors = _floors(train.of(label), reference, len(made.features), repeats, seed)
-        floors |= _equal_floors(train.of(label), reference, len(made.features), seed)
+        for other in labels:
+            if label not in (ALL, other):
+                sets[f"real {other}"] = _at_most(strangers.of(other), made.n, rng)
+        floors = _floors(joined(known, reference), reference.n, made.n, repeats, seed)
+        draws = {}
         for name, side in sets.items():
-            row = {"extractor": extractor, "label": label, "set": name,
-                   "n": len(reference.features), "m": len(side.features), **floors}
-            row["small"] = min(row["n"], row["m"]) < FEWEST or 1 in (len(set(s.patients))
-                                                                     for s in (reference, side))
+            row = {"extractor": extractor, "label": label, "set": name, "n": reference.n,
+                   "m": side.n, **floors, "too_few": too_few(reference, side)}
             rows.append(row)
-            if row["small"]:
+            if row["too_few"]:
                 continue
-            row |= _measure(reference, side, 2 * repeats if side is made else repeats // 2, seed)
-            row |= _measure_equal(reference, side, seed)
-            draws = kid_draws(**between(reference, side), seed=seed)
-            row["KD_low"], row["KD_high"] = finite_percentile(draws)
-            if side is made:
-                made_draws = draws
-            # how much farther than the synthetic set; equal held-out patients draw by draw
-            elif made_draws is not None:
-                row["beyond_low"], row["beyond_high"] = finite_percentile(draws - made_draws)
+            found, draws[name] = kd_with_interval(reference, side, seed)
+            row |= found | _measure_equal(reference, side, seed)
+            row["KD_p"] = kid_p(**between(reference, side), seed=seed)
+            both = {"real": reference.features, "fake": side.features}
+            halves = fid_spread(**both, repeats=2 * repeats if side is made else repeats // 2,
+                                seed=seed)
+            row |= {"FD": fid(**both), "FD_halves": halves.median, "FD_low": halves.low,
+                    "FD_high": halves.high}
+            if side is not made and "synthetic" in draws:
+                # how much farther than the synthetic set; equal held-out patients draw by draw
+                farther = draws[name] - draws["synthetic"]
+                row["beyond_low"], row["beyond_high"] = finite_percentile(farther)
     return rows
-
-
-def _measure(reference: Side, side: Side, repeats: int, seed: int) -> dict:
-    sets, both = between(reference, side), {"real": reference.features, "fake": side.features}
-    halves = fid_spread(**both, repeats=repeats, seed=seed)
-    return {"KD": kid(**sets), "KD_p": kid_p(**sets, seed=seed), "FD": fid(**both),
-            "FD_halves": halves.median, "FD_low": halves.low, "FD_high": halves.high}
 
 
 def _measure_equal(reference: Side, side: Side, seed: int, permutations: int = 1000,
                    directions: int = 1000) -> dict:
-    """EQUAL at n of each, with Wilson's intervals of coverage and C2ST and the permutation p of the
-    latter.
-    """
-    n = min(len(reference.features), len(side.features))
+    """EQUAL at n of each, with intervals of coverage and C2ST and the permutation p of C2ST."""
+    n = min(reference.n, side.n)
     real, fake = (Side(*(equal(column, n, seed + k) for column in s))
                   for k, s in enumerate((reference, side)))
     both = {"real": real.features, "fake": fake.features}
@@ -126,52 +142,33 @@ def _measure_equal(reference: Side, side: Side, seed: int, permutations: int = 1
     if n > NEIGHBOUR:
         found |= prdc(**both, k=NEIGHBOUR)._asdict()
         found["coverage_low"], found["coverage_high"] = wilson(round(found["coverage"] * n), n)
-    told = c2st(**between(real, fake), permutations=permutations, seed=seed)
-    return found | {"C2ST": told.accuracy, "C2ST_low": told.low, "C2ST_high": told.high,
-                    "C2ST_p": told.p}
+    test = c2st(**between(real, fake), permutations=permutations, seed=seed)
+    return found | {"C2ST": test.accuracy, "C2ST_low": test.low, "C2ST_high": test.high,
+                    "C2ST_p": test.p}
 
 
-def _equal_floors(train: Side, heldout: Side, m: int, seed: int) -> dict:
-    """EQUAL between two draws of real patients of one label, at the number at which they are
-    measured or, where there are too few, at as many as there are: {"MIND_floor": …}."""
-    n, pool, drawn = min(len(heldout.features), m), joined(train, heldout), []
-    known = np.column_stack([pool.features, codes(pool.patients)])  # last: who it is
+def _floors(pool: Side, n: int, m: int, repeats: int, seed: int) -> dict:
+    """Real against real of one label, at the numbers at which each distance is measured.
 
-    def measure(real: np.ndarray, fake: np.ndarray) -> float:
-        sides = (Side(x[:, :-1], x[:, -1].astype(str), x[:, -1].astype(int)) for x in (real, fake))
-        drawn.append(_measure_equal(*sides, seed, permutations=1, directions=200))
-        return 0.0
-
+    {"KD_floor": …}, without what cannot be compared for too few patients. FD_floor_halves stands
+    beside FD_halves.
+    """
+    found = {"KD_floor": floor_of(kid, pool, n, m, repeats, seed),
+             "FD_floor": floor_of(fid, pool, n, m, repeats, seed),
+             "FD_floor_halves": floor_of(fid, pool, n // 2, m // 2, repeats, seed)}
+    found = {name: spread for name, spread in found.items() if spread}
     try:
-        sizes = floor(measure, real=known, patients=pool.patients, n=n, m=n, repeats=NULLS,
-                      seed=seed)
-    except InputError:   # too few for any floor: the cell is grey anyway
-        return {}
-    found = {}
+        draws, n, m = disjoint_draws(pool.patients, min(n, m), min(n, m), NULLS, seed)
+    except InputError:
+        return found
+    rows = [_measure_equal(pool.take(a), pool.take(b), seed, permutations=1, directions=200)
+            for a, b in draws]
     for name in EQUAL:
-        low, median, high = np.quantile([d.get(name, np.nan) for d in drawn], [0.05, 0.5, 0.95])
-        found[f"{name}_floor"] = {"median": median, "low": low, "high": high, "n": sizes.n,
-                                  "m": sizes.m}
+        values = [row.get(name, np.nan) for row in rows]
+        found[f"{name}_floor"] = spread_of(values, n, m)._asdict()
     return found
 
 
-def _floors(train: Side, heldout: Side, m: int, repeats: int, seed: int) -> dict:
-    """Real against real of one label at the same numbers, from training and held-out patients
-    together.
-    """
-    n, pool = len(heldout.features), joined(train, heldout)
-    known = {"real": pool.features, "patients": pool.patients, "repeats": repeats, "seed": seed}
-    try:
-        # beside the halves of fid_spread
-        found = {"KD_floor": floor(kid, **known, n=n, m=m),
-                 "FD_floor": floor(fid, **known, n=n, m=m),
-                 "FD_floor_halves": floor(fid, **known, n=n // 2, m=m // 2)}
-    except InputError:   # too few for any floor: the cell is grey anyway
-        return {}
-    return {name: spread._asdict() for name, spread in found.items()}
-
-
-def _some(side: Side, n: int, rng: np.random.Generator) -> Side:
+def _at_most(side: Side, n: int, rng: np.random.Generator) -> Side:
     """At most n images, at random: FD depends on the number."""
-    return side if len(side.features) <= n else side.take(
-        np.sort(rng.permutation(len(side.features))[:n]))
+    return side if side.n <= n else side.take(np.sort(rng.permutation(side.n)[:n]))

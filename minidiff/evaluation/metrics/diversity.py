@@ -1,5 +1,4 @@
-"""How varied is one set of images? Two numbers that need no reference, and say little without that
-of held-out real.
+"""How varied is one set of images? Two numbers, to be read beside those of held-out real images.
 
     Vendi     the effective number of different images, 1 … n, by the features' similarities
               (Friedman & Dieng 2023)
@@ -22,8 +21,7 @@ from tqdm import tqdm
 
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey
-from minidiff.evaluation.metrics.distances import patient_codes
-from minidiff.evaluation.metrics.moments import check_finite
+from minidiff.evaluation.metrics.pairwise import check_finite, patient_codes
 
 TAPS, SIGMA = 11, 1.5                                # the Gaussian window
 C1, C2 = 0.01 ** 2, 0.03 ** 2                        # images in 0…1
@@ -33,11 +31,10 @@ BATCH = 2 ** 20                                      # pixels of one batch of pa
 
 
 def vendi(features: np.ndarray) -> float:
-    """exp of the entropy of the eigenvalues of K/n, K the cosines of all pairs: n equal images → 1,
-    n orthogonal → n.
+    """The effective number of different images: n equal ones → 1, n orthogonal ones → n.
 
-    features (n,d), n ≥ 1; computed from XXᵀ or XᵀX, which share their eigenvalues, whichever is
-    smaller.
+    exp of the entropy of the eigenvalues of K/n, K the cosines of all pairs of features (n,d).
+    Computed from XXᵀ or XᵀX, which share their eigenvalues, whichever is smaller.
     """
     x = np.asarray(features, dtype=np.float64)
     assert x.ndim == 2, x.shape
@@ -54,16 +51,15 @@ def vendi(features: np.ndarray) -> float:
 
 def ms_ssim(images: Tensor, *, pairs: int = 1000, seed: int = 0,
             patients: Sequence | None = None) -> float:
-    """Mean MS-SSIM over at most `pairs` random pairs of different images of one size: uint8
-    (N,3,H,W) → 0 … 1.
+    """Mean MS-SSIM of uint8 (N,3,H,W) over at most `pairs` random pairs of images: 0 … 1.
 
-    Unordered pairs, none twice; all there are where those are fewer. Two images of one patient make
+    Unordered pairs, none twice; all where there are fewer. Two images of one patient make
     no pair: follow-ups are alike, and would make real images look less varied than they are. Sizes
     below 176 px have fewer than five scales, see `scales`: two figures compare at equal size alone.
     """
     i, j = _pairs(len(images), pairs, seed, patient_codes(patients, len(images)))
     if not len(i):
-        raise InputError(f"MS-SSIM needs a pair of images of different patients; there are "
+        raise InputError("MS-SSIM needs a pair of images of different patients; there are "
                          f"{len(images)} images")
     x, values = grey(images)[:, None], []
     step = max(1, BATCH // x[0].numel())
@@ -75,9 +71,7 @@ def ms_ssim(images: Tensor, *, pairs: int = 1000, seed: int = 0,
 
 
 def scales(height: int, width: int) -> int:
-    """How many halvings keep the smaller side at 11 px or more, at most five: 5 from 176 px on, 4
-    from 88, 3 from 44.
-    """
+    """How many scales have 11 px or more a side, at most five: 5 from 176 px on, 4 from 88."""
     count = sum(min(height, width) // 2 ** s >= TAPS for s in range(len(WEIGHTS)))
     if not count:
         raise InputError(f"SSIM needs images of at least {TAPS} px; these are {height} × {width}")
@@ -109,9 +103,7 @@ def _ssim(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _window(side: int, dtype: torch.dtype) -> Tensor:
-    """The Gaussian's weighted means of 11 neighbours as a matrix (side − 10, side): 4 to 10 × as
-    fast as conv2d on a CPU.
-    """
+    """Gaussian means of 11 neighbours as a matrix (side − 10, side): faster than a conv2d."""
     taps = torch.exp(-(torch.arange(TAPS, dtype=dtype) - TAPS // 2) ** 2 / (2 * SIGMA ** 2))
     return torch.stack([F.pad(taps / taps.sum(), (i, side - TAPS - i))
                         for i in range(side - TAPS + 1)])

@@ -21,14 +21,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics.distances import checked
-from minidiff.evaluation.metrics.neighbours import distances
-
-# real images at a time: their distances to all others are held, not those of all pairs
-ROWS = 1024
+from minidiff.evaluation.metrics.pairwise import (
+    ROWS,
+    checked,
+    distances,
+    nearest_other_distance,
+)
 
 
 class PRDC(NamedTuple):
@@ -50,9 +50,9 @@ def prdc(*, real: np.ndarray, fake: np.ndarray, k: int = 5) -> PRDC:
         if len(f) <= k:
             raise InputError(f"balls to neighbour {k} need at least {k + 1} images; the {name} "
                              f"side has {len(f)}")
-    radius, radius_fake = radii(x, k), radii(y, k)
+    radius, radius_fake = nearest_other_distance(x, k), nearest_other_distance(y, k)
     plausible, reached, covered, inside = torch.zeros(len(y), dtype=torch.bool), 0, 0, 0
-    for part, r in zip(x.split(ROWS), radius.split(ROWS)):
+    for part, r in zip(x.split(ROWS), radius.split(ROWS)):   # not all pairs at a time
         d = distances(part, y)
         balls = d < r[:, None]
         plausible |= balls.any(0)
@@ -61,8 +61,3 @@ def prdc(*, real: np.ndarray, fake: np.ndarray, k: int = 5) -> PRDC:
         reached += int((d < radius_fake).any(1).sum())
     return PRDC(plausible.double().mean().item(), reached / len(x), inside / (k * len(y)),
                 covered / len(x))
-
-
-def radii(x: Tensor, k: int) -> Tensor:
-    """Distance of each row of x (n,d) to its k-th nearest other row: (n,)."""
-    return torch.cat([distances(part, x).kthvalue(k + 1, dim=1).values for part in x.split(ROWS)])

@@ -1,9 +1,7 @@
-"""Fréchet distance from streamed moments: 50,000 × 2,048 features are summed batch by batch and
-never held.
+"""Fréchet distance from streamed moments: 50,000 × 2,048 features need not be held.
 
-A set is kept as its count, mean and scatter matrix in float64, and two halves of a set merge
-exactly, wherever they were summed. While batches come in there are the batch and two d × d matrices
-in memory: 67 MB at d = 2,048.
+A set is kept as its count, mean and scatter matrix in float64. While batches come in there are the
+batch and two d × d matrices in memory: 67 MB at d = 2,048.
 """
 
 from __future__ import annotations
@@ -12,44 +10,37 @@ import numpy as np
 import torch
 
 from minidiff.errors import InputError
+from minidiff.evaluation.metrics.pairwise import check_finite
 
-# of one call to `add`, taken at a time: its float64 copy stays small, however much is given
-ROWS = 2048
+ROWS = 2048  # of one call to `add` at a time: their float64 copy stays small
 
 
 class Moments:
-    """Count, mean (d,) and scatter Σ(x − mean)(x − mean)ᵀ (d,d) of all feature vectors added so
-    far.
-    """
+    """Count, mean (d,) and scatter Σ(x − mean)(x − mean)ᵀ (d,d) of the features added so far."""
 
     def __init__(self, d: int):
         self.count, self.mean, self.scatter = 0, np.zeros(d), np.zeros((d, d))
 
     def add(self, features: np.ndarray) -> Moments:
-        """Take in a batch (n,d) of any float type; returns self. NaN or infinity raise InputError,
-        nothing is added then.
+        """Take in a batch (n,d) of any float type; returns self. InputError for NaN and infinity.
 
         Each part is centred on its own mean before it is squared, since E[x²] − E[x]² loses all
         digits where the mean is large beside the spread (Chan, Golub & LeVeque 1983, eq. 1.5); the
         shift of the mean is one more row.
         """
         features = np.asarray(features)
-        assert features.ndim == 2 and features.shape[1] == len(self.mean), (features.shape,
-                                                                            len(self.mean))
+        assert features.shape[1:] == self.mean.shape, (features.shape, self.mean.shape)
         check_finite("", features)
         for start in range(0, len(features), ROWS):
             x = features[start:start + ROWS].astype(np.float64)
-            mean = x.mean(0)
+            mean, total = x.mean(0), self.count + len(x)
             x -= mean
-            self._take(len(x), mean, x.T @ x)
+            shift = mean - self.mean
+            row = shift[None] * np.sqrt(self.count * len(x) / total)
+            self.scatter += x.T @ x
+            self.scatter += row.T @ row
+            self.mean, self.count = self.mean + shift * (len(x) / total), total
         return self
-
-    def merge(self, other: Moments) -> Moments:
-        """The moments of both sets together, as a new object."""
-        both = Moments(len(self.mean))
-        for part in (self, other):
-            both._take(part.count, part.mean, part.scatter)
-        return both
 
     @property
     def covariance(self) -> np.ndarray:
@@ -57,15 +48,6 @@ class Moments:
         if self.count < 2:
             raise InputError(f"a covariance needs at least 2 images; there are {self.count}")
         return self.scatter / (self.count - 1)
-
-    def _take(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        if n == 0:
-            return
-        total, shift = self.count + n, mean - self.mean
-        row = shift[None] * np.sqrt(self.count * n / total)
-        self.scatter += scatter
-        self.scatter += row.T @ row
-        self.mean, self.count = self.mean + shift * (n / total), total
 
 
 def fid_of(a: Moments, b: Moments) -> float:
@@ -100,13 +82,3 @@ def _root_sum(root: np.ndarray, t: np.ndarray) -> float:
     # PyTorch brings a LAPACK that takes half of NumPy's time
     product = torch.from_numpy(root.T @ t @ root)
     return torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum().item()
-
-
-def check_finite(name: str, features: np.ndarray) -> None:
-    """Raise InputError that counts the rows of (n,d) with NaN or infinity; `name` says which side
-    they are of.
-    """
-    bad = len(features) - int(np.isfinite(features).all(1).sum())
-    if bad:
-        raise InputError(f"{bad} of {len(features)} {name + ' ' if name else ''}feature vectors "
-                         "hold NaN or infinity")

@@ -16,17 +16,13 @@ import numpy as np
 import torch
 
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics.distances import checked, divisions, equal, patient_codes
-from minidiff.evaluation.metrics.neighbours import distances
+from minidiff.evaluation.metrics.distances import equal, permuted_sides
+from minidiff.evaluation.metrics.pairwise import checked, patient_codes, to_others
 from minidiff.statistics import wilson
-
-ROWS = 1024   # images at a time, whose distances to all are held
 
 
 class C2ST(NamedTuple):
-    """Accuracy with its interval, p of its being above chance, and the number of images on each
-    side.
-    """
+    """Accuracy with its interval, p of its being above chance, and the images on each side."""
 
     accuracy: float
     low: float
@@ -37,16 +33,15 @@ class C2ST(NamedTuple):
 
 def c2st(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
          fake_patients: Sequence | None = None, permutations: int = 1000, seed: int = 0) -> C2ST:
-    """Leave-one-out accuracy of 1-NN at equal n, (n,d) and (m,d); of the larger side a random draw
-    is taken.
+    """Leave-one-out accuracy of 1-NN; of the larger of (n,d) and (m,d) a random draw is taken.
 
     A neighbour of the same patient is left out: it would give a real image away however good the
-    synthetic ones are. p: the share of random divisions of the pooled patients with as high an
-    accuracy, neighbours as they are (exact).
+    synthetic ones are. p: how often the accuracy is as high with patients dealt out anew,
+    neighbours as they are (exact).
 
-    Images whose answers hang together are not so many independent ones: two that are each other's
-    nearest are both right or both wrong, and patients repeat themselves. With w such partners an
-    image, itself included, n counts as 2n/w in Wilson's interval.
+    Images whose answers depend on each other count for less: two that are each other's nearest are
+    both right or both wrong, and patients repeat themselves. With w such partners an image, itself
+    included, n counts as 2n/w in Wilson's interval.
     """
     x, y = checked(real, fake)
     n = min(len(x), len(y))
@@ -55,7 +50,7 @@ def c2st(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None =
     pool = np.concatenate([equal(x, n, seed), equal(y, n, seed + 1)])
     group = np.unique(np.concatenate([p, p.max() + 1 + q]), return_inverse=True)[1]
     nearest = neighbours(pool, group, seed)
-    labels = divisions(group, n, permutations, seed)
+    labels = permuted_sides(group, n, permutations, seed)
     values = (labels == labels[:, nearest]).mean(1)
     accuracy, total = float(values[0]), 2 * n
     # never of one patient: no pair is counted twice
@@ -76,9 +71,7 @@ def neighbours(pool: np.ndarray, group: np.ndarray, seed: int = 0) -> np.ndarray
         raise InputError(f"all {len(pool)} images are of one patient, whose images are not each "
                          "other's neighbours")
     order = np.random.default_rng(seed).permutation(len(pool))
-    x, g, found = torch.from_numpy(pool[order]), torch.from_numpy(group[order]), []
-    for part, own in zip(x.split(ROWS), g.split(ROWS)):
-        found.append(distances(part, x).masked_fill(own[:, None] == g, torch.inf).argmin(1))
+    pairs = to_others(torch.from_numpy(pool[order]), torch.from_numpy(group[order]))
     nearest = np.empty(len(pool), dtype=np.int64)
-    nearest[order] = order[torch.cat(found).numpy()]
+    nearest[order] = order[torch.cat([d.argmin(1) for d in pairs]).numpy()]
     return nearest

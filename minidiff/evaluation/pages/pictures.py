@@ -1,6 +1,4 @@
-"""The pictures of the report, each chosen by a rule that is printed below it; none is picked by
-hand.
-"""
+"""The pictures of the report. Each is chosen by a rule that the page states, none by hand."""
 
 from __future__ import annotations
 
@@ -9,24 +7,26 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.data import images
 from minidiff.data.table import Table
 from minidiff.evaluation.metrics.breakdown import in_order
 from minidiff.evaluation.metrics.comparison import Side
-from minidiff.evaluation.metrics.neighbours import distances, equalised
+from minidiff.evaluation.metrics.pairwise import distances, equalised
 
 BEST = 12         # images of the sheets of best and worst, in equal parts of each label
 BESIDE = 8        # images beside their nearest real ones
-STRIP = 6         # of one value of a condition, real and synthetic
+STRIP = 6         # images in a row
 NEAREST = 5       # held-out images whose mean distance says how far an image lies
+TILE, LARGE = 128, 256   # pixels a side: the least of an image on a strip, and where it is reduced
 
 
 def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mapping[str, Side],
          closest: Sequence[dict], groups: Mapping[str, Mapping[str, np.ndarray]],
          probabilities: np.ndarray | None, *, shown: int, seed: int = 0) -> dict:
-    """All that shows images: "grids", "best", "worst", "beside", "pairs", "collection".
+    """All that shows images: "labels", "grids", "best", "worst", "beside", "pairs", "collection".
 
     sides: synthetic and heldout in one space. closest: pairs of `neighbours.memorisation`. groups:
     those of `breakdown`. probabilities (n,): the judge's of the label asked for, if there is one.
@@ -38,9 +38,11 @@ def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mappi
               for label in tables["synthetic"].labels}
         sheets[key] = [{"png": images.png_bytes(pixels["synthetic"][i]), **facts[i]}
                        for own in of.values() for i in own[: max(1, BEST // len(of))]]
-    return {"grids": grids(tables, pixels, shown, seed), **sheets,
+    labels = {"label": {name: np.array(tables[name].column("label")) for name in tables}}
+    return {"labels": strips(labels, pixels, STRIP, seed),
+            "grids": strips(labels, pixels, shown, seed), **sheets,
             "beside": beside(pixels, seed), "pairs": pairs(closest, pixels),
-            "collection": collection(groups, pixels, seed)}
+            "collection": strips(groups, pixels, STRIP, seed)}
 
 
 def ranked(made: Side, real: Side,
@@ -70,57 +72,44 @@ def ranked(made: Side, real: Side,
     return np.argsort(rank, kind="stable").tolist(), facts
 
 
-def grids(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], shown: int,
-          seed: int) -> dict[str, tuple]:
-    """For each label, equally many held-out and synthetic images, drawn at random: PNG and PNG."""
-    drawn = {}
-    for label in tables["synthetic"].labels:
-        rng = np.random.default_rng(seed)
-        own = [np.flatnonzero(np.array(tables[name].column("label")) == label)
-               for name in ("heldout", "synthetic")]
-        n = min(shown, *map(len, own))
-        if n:
-            real, made = (torch.from_numpy(rng.permutation(i)[:n]) for i in own)
-            drawn[label] = tuple(images.png_bytes(images.grid(pixels[name][i], 4))
-                                 for name, i in (("heldout", real), ("synthetic", made)))
-    return drawn
-
-
-def collection(groups: Mapping[str, Mapping[str, np.ndarray]], pixels: Mapping[str, Tensor],
-               seed: int) -> list[dict]:
-    """For each value of each condition (and of the label) a strip of real and one of synthetic
-    images, drawn at random.
-    """
+def strips(groups: Mapping[str, Mapping[str, np.ndarray]], pixels: Mapping[str, Tensor],
+           shown: int, seed: int) -> list[dict]:
+    """For each value of each group, equally many real and synthetic images, drawn at random."""
     found = []
     for name, cells in groups.items():
         for value in in_order(cells["synthetic"]):
             rng = np.random.default_rng(seed)
             own = {side: np.flatnonzero(cells[side] == value) for side in ("heldout", "synthetic")}
-            n = min(STRIP, *map(len, own.values()))
+            n = min(shown, *map(len, own.values()))
             if n:
-                strips = {side: images.png_bytes(
-                    images.grid(pixels[side][torch.from_numpy(rng.permutation(i)[:n])], n))
-                          for side, i in own.items()}
-                found.append({"condition": name, "value": value, "n": len(own["heldout"]),
-                              "m": len(own["synthetic"]), "shown": n, **strips})
+                found.append({"condition": name, "value": str(value), "n": len(own["heldout"]),
+                              "m": len(own["synthetic"]), "shown": n,
+                              **{side: sheet(pixels[side][rng.permutation(index)[:n]])
+                                 for side, index in own.items()}})
     return found
 
 
+def sheet(x: Tensor) -> bytes:
+    """PNG of uint8 (N,C,S,S) in rows of STRIP; small images are enlarged and large ones reduced."""
+    more, less = -(-TILE // x.shape[-1]), max(1, x.shape[-1] // LARGE)
+    x = F.avg_pool2d(x.float(), less).round().byte()
+    x = x.repeat_interleave(more, -1).repeat_interleave(more, -2)
+    return images.png_bytes(images.grid(x, STRIP, pad=4))
+
+
 def beside(pixels: Mapping[str, Tensor], seed: int) -> list[tuple[bytes, bytes, bytes]]:
-    """Synthetic images drawn at random, each with its nearest training and its nearest held-out
-    image.
-    """
+    """Synthetic images drawn at random, each with its nearest training and held-out image."""
     some = torch.from_numpy(
         np.random.default_rng(seed).permutation(len(pixels["synthetic"]))[:BESIDE])
     made = equalised(pixels["synthetic"][some])
     near = {name: distances(made, equalised(pixels[name])).argmin(1)
             for name in ("train", "heldout")}
-    return [tuple(map(images.png_bytes,
-                      (pixels["synthetic"][i], pixels["train"][a], pixels["heldout"][b])))
-            for i, a, b in zip(some, near["train"], near["heldout"])]
+    return pairs([{"fake": i, "train": a, "heldout": b}
+                  for i, a, b in zip(some, near["train"], near["heldout"])], pixels)
 
 
 def pairs(closest: Sequence[dict],
           pixels: Mapping[str, Tensor]) -> list[tuple[bytes, bytes, bytes]]:
+    """Synthetic, training and held-out image of each row of numbers."""
     return [tuple(images.png_bytes(pixels[name][p[key]]) for name, key in (
         ("synthetic", "fake"), ("train", "train"), ("heldout", "heldout"))) for p in closest]

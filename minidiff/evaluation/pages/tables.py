@@ -28,14 +28,15 @@ class Table:
         self.rows = [row if isinstance(row, Row) else Row(row) for row in rows]
 
     def texts(self) -> list[list[str]]:
-        return [_filled(row.cells, len(self.head)) for row in self.rows]
+        padded = ([*row.cells, *[""] * (len(self.head) - len(row.cells))] for row in self.rows)
+        return [["" if cell is None else str(cell) for cell in cells] for cells in padded]
 
     def numeric(self) -> list[bool]:
         """Which columns hold numbers: they are set flush right, the others left.
 
         Rows of kind "small" do not count: they say in words why a number is missing.
         """
-        rows = [_filled(row.cells, len(self.head)) for row in self.rows if "small" not in row.kind]
+        rows = [texts for texts, row in zip(self.texts(), self.rows) if "small" not in row.kind]
         columns = zip(*rows) if rows else [()] * len(self.head)
         return [any(map(NUMBER.match, filled))
                 and all(c in "–" or NUMBER.match(c) for c in filled)
@@ -53,8 +54,3 @@ class Table:
         return "\n".join(indent + "  ".join(
             cell.rjust(w) if right else cell.ljust(w)
             for cell, w, right in zip(line, widths, flush)).rstrip() for line in lines)
-
-
-def _filled(cells: Sequence[Any], n: int) -> list[str]:
-    texts = ["" if cell is None else str(cell) for cell in cells]
-    return texts + [""] * (n - len(texts))

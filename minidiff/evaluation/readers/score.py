@@ -4,7 +4,7 @@ and whether they can tell the two apart.
 That readers call 68 % of the synthetic images Good means little until the same readers have judged
 real ones. Rates count first showings only. A pooled rate has two intervals: over other images with
 these readers, where an image is one draw however many read it, and over other images and readers
-(`rating.crossed`).
+(`rating.two_way_random_interval`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from minidiff.evaluation.readers.answers import REASONS, Key, Reading, read_key,
 from minidiff.rating import (
     against_chance,
     agreement,
-    crossed,
     effective_wilson,
     intraclass,
     mover,
     newcombe,
+    two_way_random_interval,
 )
 from minidiff.root import Rooted
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
@@ -64,7 +64,7 @@ def run(cfg: Config) -> None:
               "answers": {file: runs.sha256(file) for file in cfg.answers if Path(file).is_file()},
               "provenance": runs.provenance()}
     result = jsonable(result)
-    result = {**result, "verdict": verdicts.of_readers(result)}
+    result = {**result, "verdict": pages.answers(verdicts.of_readers(result))}
     runs.write_json(out / "readers.json", result)
     rows = [{**v, "kind": "open" if v["answer"] == verdicts.OPEN
              else "yes" if v["answer"] == v["good"] else "no"} for v in result["verdict"]]
@@ -148,7 +148,7 @@ def share(table: np.ndarray) -> dict:
     mean, n = float(table.mean()), table.shape[1]
     by_image = table.mean(0)
     low, high = effective_wilson(mean, by_image.var() / n, n)
-    wide = crossed(table)[1] if len(table) > 1 and n > 1 else (math.nan, math.nan)
+    wide = two_way_random_interval(table)[1] if len(table) > 1 and n > 1 else (math.nan, math.nan)
     return {"value": mean, "n": n, "low": low, "high": high, "wide_low": wide[0],
             "wide_high": wide[1]}
 
@@ -157,7 +157,7 @@ def difference(made: np.ndarray, real: np.ndarray) -> dict:
     """Good-rate of synthetic minus real images, with both intervals."""
     a, b = share(made), share(real)
     low, high = mover(a["value"], (a["low"], a["high"]), b["value"], (b["low"], b["high"]))
-    wide = crossed(made, real)[1] if len(made) > 1 and min(
+    wide = two_way_random_interval(made, real)[1] if len(made) > 1 and min(
         made.shape[1], real.shape[1]) > 1 else (math.nan, math.nan)
     return {"value": a["value"] - b["value"], "low": float(low), "high": float(high),
             "wide_low": wide[0], "wide_high": wide[1]}

@@ -1,4 +1,6 @@
-"""Tensors out of a pickled PyTorch model, without running anything that the file names.
+"""Take the tensors out of a pickled PyTorch model, without running anything that the file names.
+
+    python tools/unpickle.py densenet121-all.pt xrv.safetensors
 
 A pickle is a small program that calls what it names. Here every name is answered by a class that
 does nothing, save the few below, which do not reach outside either: the program runs to its end and
@@ -12,6 +14,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,9 +25,10 @@ import torch
 from torch import Tensor
 
 from minidiff.errors import InputError
+from minidiff.runs import save_tensors, sha256
 
-# at the start of a file before version 1.6, as PyTorch's serialization.py has it
-MAGIC = 0x1950A86A20F9469CFC6C
+USAGE = "usage: python tools/unpickle.py FILE.pt OUT.safetensors"
+MAGIC = 0x1950A86A20F9469CFC6C  # first in a file before version 1.6: PyTorch's serialization.py
 MAX_FILE = 2 << 30              # bytes; the largest of the public files has 0.1 GB
 DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16,
           "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
@@ -33,9 +37,7 @@ STORAGES = {f"{name}Storage": dtype for name, dtype in DTYPES.items()}
 
 
 class Stub:
-    """Stands for whatever a pickle names: takes arguments, state and items, and does nothing with
-    them.
-    """
+    """Stands for whatever a pickle names: takes arguments, state and items, and does nothing."""
 
     state: Any = None
 
@@ -67,15 +69,13 @@ HARMLESS = {
     ("collections", "OrderedDict"): OrderedDict,
     ("__builtin__", "set"): set,  # as protocol 2, PyTorch's, calls it
     ("torch._utils", "_rebuild_tensor"): View,
-    ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: View(storage, offset, size, stride),
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *args: View(*args[:4]),
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
 }
 
 
 class Inert(pickle.Unpickler):
-    """A pickle's program in which no name means anything but a `Stub`, save those of HARMLESS and
-    the storage types.
-    """
+    """Runs a pickle in which every name is a `Stub`, but for HARMLESS and the storage types."""
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file)
@@ -96,22 +96,27 @@ class Inert(pickle.Unpickler):
         return dtype, str(key), n
 
 
-def read_weights(path: str | Path) -> bytes:
-    """A whole file of weights. Raises InputError where there is none, or too large a one."""
+def convert(file: str | Path, out: str | Path) -> int:
+    """Write the tensors of a pickled module or state dict as .safetensors; returns their number."""
+    out = Path(out)
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out} has not the ending .safetensors; give another")
+    if out.exists():
+        raise InputError(f"{out} exists already; give another")
+    tensors = read_pickled(file)
+    save_tensors(out, {name: x.clone() for name, x in tensors.items()})
+    return len(tensors)
+
+
+def read_pickled(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a pickled module or state dict by the names of its state_dict."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
     if path.stat().st_size > MAX_FILE:
         raise InputError(f"{path}: {path.stat().st_size >> 20} MB; a file of weights here has at "
                          f"most {MAX_FILE >> 20} MB")
-    return path.read_bytes()
-
-
-def read_pickled(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a pickled module or state dict by the names of its state_dict. Raises
-    InputError.
-    """
-    data = read_weights(path)
+    data = path.read_bytes()
     try:
         content, storages = _zipped(data) if data.startswith(b"PK\x03\x04") else _legacy(data)
         content = content.get("state_dict", content) if isinstance(content, dict) else content
@@ -125,9 +130,7 @@ def read_pickled(path: str | Path) -> dict[str, Tensor]:
 
 
 def _zipped(data: bytes) -> tuple[Any, dict[str, bytes]]:
-    """Since PyTorch 1.6: <root>/data.pkl and the storages as <root>/data/<key>, never
-    compressed.
-    """
+    """Since PyTorch 1.6: <root>/data.pkl and the storages as <root>/data/<key>, uncompressed."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("a compressed zip file, which PyTorch never writes")
@@ -140,8 +143,7 @@ def _zipped(data: bytes) -> tuple[Any, dict[str, bytes]]:
 
 
 def _legacy(data: bytes) -> tuple[Any, dict[str, bytes]]:
-    """Before: five pickles in a row (magic, version, machine, model, keys), then each storage
-    behind its length.
+    """Before: pickles of magic, version, machine, model and keys, then each storage and its length.
     """
     file = io.BytesIO(data)
     if Inert(file).load() != MAGIC:
@@ -180,3 +182,22 @@ def _tensor(view: View, storages: dict[str, bytes]) -> Tensor:
         return torch.empty(view.size, dtype=dtype)
     whole = torch.frombuffer(bytearray(storages[key]), dtype=dtype)
     return torch.as_strided(whole, view.size, view.stride, view.offset).contiguous()
+
+
+def main(words: list[str]) -> int:
+    if len(words) != 2:
+        print(USAGE, file=sys.stderr)
+        return 2
+    file, out = words
+    try:
+        n = convert(file, out)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{out}: {n} tensors of {file} (SHA-256 {sha256(file)}); its own SHA-256 is "
+          f"{sha256(out)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

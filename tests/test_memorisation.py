@@ -6,15 +6,14 @@ import torch.nn.functional as F
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import small
 from minidiff.data.table import read_table
-from minidiff.evaluation.metrics.neighbours import (
-    LOOKED_AT,
-    _verdict,
+from minidiff.evaluation.metrics.copying import _verdict, memorisation
+from minidiff.evaluation.metrics.pairwise import (
+    CANDIDATES,
     distances,
     equalised,
-    memorisation,
     moved,
+    nearest_other_distance,
     pixel_spaces,
-    spacing,
 )
 
 
@@ -57,7 +56,7 @@ def test_distances():
     assert torch.allclose(distances(x, y), torch.cdist(x.double(), y.double()), atol=1e-9)
     assert distances(x, x).diagonal().max() < 1e-6
     apart = distances(x, x).fill_diagonal_(torch.inf)
-    assert torch.allclose(spacing(x), apart.amin(1))
+    assert torch.allclose(nearest_other_distance(x), apart.amin(1))
 
 
 def test_an_image_is_laid_over_the_few_that_it_is_most_like():
@@ -70,7 +69,7 @@ def test_an_image_is_laid_over_the_few_that_it_is_most_like():
     d = distances(small(turned), small(torch.cat([x, phantoms(30, 3)])))
     assert d.shape == (6,
                        36) and (d.diagonal() < 0.1).all() and (d.argmin(1) == torch.arange(6)).all()
-    assert ((d < 1).sum(1) <= LOOKED_AT).all() and d.dtype == torch.float64
+    assert ((d < 1).sum(1) <= CANDIDATES).all() and d.dtype == torch.float64
     assert distances(small(x), small(x)).diagonal().max() < 1e-3
 
 
@@ -193,8 +192,12 @@ def test_the_verdict_accuses_the_innocent_in_5_percent_at_most_and_finds_a_tenth
         pixels, patients = pixels[some], np.unique(np.array(table.column("patient"))[some],
                                                    return_inverse=True)[1]
     d = bench.measured(pixels, (kind, "smooth"))
-    rate = lambda kind, share: bench.rates([bench.repeat(d, patients, kind, share, (125, 125, 125), seed, 499)  # noqa: E731
-                                            for seed in range(100)])["suspected"]
+
+    def rate(kind, share):
+        found = [bench.repeat(d, patients, kind, share, (125, 125, 125), seed, 499)
+                 for seed in range(100)]
+        return bench.rates(found)["suspected"]
+
     # two standard errors
     assert rate(kind, 0.0) <= 0.05 + 0.045 and rate("smooth", 0.0) <= 0.05 + 0.045
     assert rate(kind, 0.1) >= 0.8

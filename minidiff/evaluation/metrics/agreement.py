@@ -1,0 +1,110 @@
+"""What the judge reads off images, beside what they are or were asked to be.
+
+The attributes that a sample is asked for come from real rows of its label, and where old people
+have one label and young ones another, a picture that shows the label alone agrees with the age
+asked for, too. So each attribute is also compared within label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minidiff import variables as var
+from minidiff.classification.agreement import agreement
+from minidiff.classification.predictor import Predictor
+from minidiff.data.table import Table
+from minidiff.errors import InputError
+from minidiff.statistics import group_ids, pearson, z_value
+from minidiff.variables import Labels, Number, Variable
+
+
+def asked(judge: Predictor | None, tables: Mapping[str, Table]) -> dict[str, Labels]:
+    """Cells of held-out and synthetic rows, of what samples were asked for and the judge reads."""
+    wanted = [v for v in judge.variables
+              if any(tables["synthetic"].column(v.name))] if judge else []
+    return {name: var.encode(wanted, tables[name].rows) for name in ("heldout", "synthetic")}
+
+
+def agree(judge: Predictor | None, labels: Mapping[str, Labels], tables: Mapping[str, Table],
+          pixels: Mapping[str, Tensor]) -> list[dict]:
+    """The judge on held-out real and on synthetic images, each attribute also within label."""
+    rows = []
+    for name, shown in (("heldout", "held-out real"), ("synthetic", "synthetic")) if judge else ():
+        judged = judge.predict(pixels[name])
+        once = SimpleNamespace(variables=judge.variables, predict=lambda _, judged=judged: judged)
+        within = within_label(judge.variables, judged, labels[name], tables[name].column("label"))
+        rows += [{**row, **within.get(row["variable"], {})}
+                 for row in agreement(once, pixels[name], labels[name], shown)]
+    return rows
+
+
+def within_label(variables: Sequence[Variable], judged: Mapping[str, Tensor], labels: Labels,
+                 groups: Sequence[str]) -> dict[str, dict]:
+    """Name → figures over the known cells of each variable in `labels` but the label itself.
+
+    `groups` are the values of the label. Number: correlation with each label's mean taken off both
+    sides, and Fisher's interval (within_r, within_low, within_high). Category: the accuracy of
+    guessing the commonest value of each label (within_chance).
+    """
+    group, found = group_ids(groups), {}
+    for v in variables:
+        if v.name not in labels or v.name == "label":
+            continue
+        cells = labels[v.name]
+        known = (torch.isfinite(cells) if isinstance(v, Number) else cells >= 0).numpy()
+        own, cells = group[known], cells.numpy()[known]
+        found[v.name] = {}
+        if known.any() and isinstance(v, Number):
+            r = _pooled(cells, judged[v.name].numpy()[known], own)
+            found[v.name] = dict(zip(("within_r", "within_low", "within_high"), r))
+        elif known.any():
+            right = sum(max(Counter(cells[own == g].tolist()).values()) for g in set(own.tolist()))
+            found[v.name] = {"within_chance": right / len(cells)}
+    return found
+
+
+def _pooled(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> tuple[float, float, float]:
+    """Correlation within groups (r, low, high); every mean taken off costs a degree of freedom."""
+    _, group = np.unique(group, return_inverse=True)
+    r, _, _ = pearson(_centred(x, group), _centred(y, group))
+    free = len(x) - group.max() - 3
+    if math.isnan(r) or free < 1:
+        return math.nan, math.nan, math.nan
+    centre, half = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)), z_value() / math.sqrt(free)
+    return r, math.tanh(centre - half), math.tanh(centre + half)
+
+
+def _centred(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+    x = x.astype(float)
+    rest = x - (np.bincount(group, x) / np.bincount(group))[group]
+    # of equal values nothing is left, not even the rounding
+    return np.where(np.abs(rest) < 1e-9 * np.abs(x).max(), 0.0, rest)
+
+
+def certainty(judge: Predictor | None, labels: Sequence[str], pixels: Tensor) -> np.ndarray | None:
+    """The judge's probability of the label of each image, (n,); None where it cannot read them."""
+    names = _label_values(judge) if judge else ()
+    if not names or not set(labels) <= set(names):
+        return None
+    index = torch.tensor([names.index(label) for label in labels])
+    return judge.predict(pixels)["label"].gather(1, index[:, None])[:, 0].double().numpy()
+
+
+def recognised(judge: Predictor, pixels: Tensor, labels: Sequence[str]) -> Tensor:
+    """Does the judge read each image as the label that was asked for? (n,) bool."""
+    names = _label_values(judge)
+    if unknown := sorted(set(labels) - set(names)):
+        raise InputError(f"the classifier knows {', '.join(names)}, not {', '.join(unknown)}")
+    index = torch.tensor([names.index(label) for label in labels])
+    return judge.predict(pixels)["label"].argmax(1) == index
+
+
+def _label_values(judge: Predictor) -> tuple[str, ...]:
+    return next((v.values for v in judge.variables if v.name == "label"), ())

@@ -1,0 +1,29 @@
+"""Pixels: uint8 0 … 255 ⇄ floats in [-1, 1], and colour → grey."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minidiff.errors import TrainingFault
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """0 … 255 → [-1, 1], float32."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] → 0 … 255, rounded; a non-finite pixel is refused, not written as a black one."""
+    if not images.isfinite().all():
+        raise TrainingFault("the model gave non-finite pixels, which are never written: untrained, "
+                            "or --guidance too high")
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) → (N, 1, H, W), the rounded mean of the channels."""
+    if images.shape[1] == 1 or images.stride(1) == 0:  # an `.expand`ed grey image holds one channel
+        return images[:, :1]
+    parts = images.split(256)  # a whole data set as floats would take four times its memory
+    return torch.cat([part.float().mean(1, keepdim=True).round().to(torch.uint8) for part in parts])

@@ -1,0 +1,1 @@
+"""Round the pipeline: what to make, with which model, and one image's way from noise."""

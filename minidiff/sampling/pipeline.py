@@ -1,0 +1,51 @@
+"""A finished run, ready to sample; and the images of rows of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minidiff.data import images
+from minidiff.diffusion import store
+from minidiff.diffusion.generate import Pipeline, Recipe
+from minidiff.sampling.plan import Row, encode
+from minidiff.training.device import pick_device
+from minidiff.training.precision import Precision
+
+
+def open_pipeline(run: str | Path, device: str = "auto", precision: str = "fp32",
+                  against: str | Path = "", compile: bool = False) -> tuple[Pipeline, dict]:
+    """The model of a run on its device, with the weaker run to guide by; and the facts beside it.
+
+    `precision` is that of the UNet; the VAE stays in fp32.
+    """
+    pipeline, facts = store.load_pipeline(Path(run))
+    place = pick_device(device)
+    networks = [pipeline.denoiser.net, pipeline.vae]
+    if against:
+        weaker, _ = store.load_pipeline(Path(against))
+        pipeline = pipeline.guided_by(weaker)
+        networks.append(weaker.denoiser.net)
+    for network in networks:
+        network.to(place, memory_format=torch.channels_last)
+    if compile:
+        pipeline.denoiser.net.unet = torch.compile(pipeline.denoiser.net.unet)
+    return replace(pipeline, autocast=Precision(precision, place).autocast), facts
+
+
+def make_images(pipeline: Pipeline, rows: Sequence[Row], recipe: Recipe, *,
+                seeds: Sequence[int] | None = None, batch: int = 50,
+                progress: Callable[[int], object] = lambda n: None,
+                rejects: list[int] | None = None) -> Tensor:
+    """uint8 (n, 3, S, S), an image a row: by its seed, or one of `seeds`, and from its origin."""
+    squares = [torch.tensor(images.square(images.read(row["origin"]), pipeline.size))
+               for row in rows if row.get("origin")]
+    origin = torch.stack([x.expand(3, -1, -1) for x in squares]) if squares else None
+    made = pipeline.images(encode(pipeline.conditioner.variables, rows),
+                           seeds or [int(row["seed"]) for row in rows], recipe, batch=batch,
+                           origin=origin, progress=progress, rejects=rejects)
+    return torch.cat(list(made))

@@ -1,0 +1,100 @@
+"""The frame of a training loop: resume, save when due, log, and stop well at a signal."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minidiff import distributed, runs
+from minidiff.errors import TrainingFault
+from minidiff.training import state
+from minidiff.training.device import peak_memory
+from minidiff.training.state import Stateful
+
+MINUTES = 15  # between two saves at most, for a step of a large model is long
+
+
+class Checkpointer:
+    """Resumes a training run and saves its state by step, by time, at a signal and at the end.
+
+        with Checkpointer(run, steps=…, every=…, text="VAE", model=…, ema=…) as checkpointer:
+            for step in checkpointer.steps():
+                …                       train one step; afterwards the state is saved if it is due
+
+    SIGTERM and Ctrl-C finish the step and save the state; the process ends with status 130. A
+    TrainingFault ends it with the last good state named.
+    """
+
+    def __init__(self, run: Path, *, steps: int, every: int, text: str = "", **parts: Stateful):
+        self.run, self.total, self.every, self.parts = run, steps, every, parts
+        self.log_file = run / "log.jsonl"
+        self.interrupted, self.saved_at = False, time.monotonic()
+        self.start = state.resume(run, **parts)
+        if self.start and distributed.rank() == 0:
+            finished = self.start >= steps
+            print(f"{run}: {steps} steps are done" if finished
+                  else f"{run}: resuming at step {self.start}")
+        losses = [line.get("val_loss") for line in runs.read_log(self.log_file)]
+        self.lowest_loss = min((x for x in losses if x is not None), default=math.inf)
+        self.bar = tqdm(total=steps, initial=self.start, desc=text, unit="step",
+                        disable=distributed.rank() > 0)
+
+    def __enter__(self) -> Checkpointer:
+        self.handlers = {number: signal.signal(number, self._interrupt)
+                         for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _interrupt(self, number, frame) -> None:
+        self.interrupted = True
+
+    def steps(self) -> Iterator[int]:
+        for step in range(self.start, self.total):
+            yield step
+            done = step + 1
+            self.bar.update()
+            stop = distributed.any_rank(self.interrupted)
+            late = distributed.any_rank(time.monotonic() - self.saved_at > MINUTES * 60)
+            if self.is_due(done) or stop or late:
+                state.checkpoint(self.run, done, **self.parts)
+                self.saved_at = time.monotonic()
+            if stop and done < self.total:
+                if distributed.rank() == 0:
+                    tqdm.write(f"stopped at step {done} of {self.total}; the same command resumes")
+                distributed.stop()
+                raise SystemExit(130)  # as after any Ctrl-C: `train.py && sample.py` ends here
+
+    def is_due(self, done: int) -> bool:
+        """Is the state saved after this number of steps, whatever the clock says?"""
+        return done % self.every == 0 or done == self.total
+
+    def log(self, **values: float | None) -> None:
+        """One line of log.jsonl."""
+        if distributed.rank() == 0:
+            runs.append_log(self.log_file, **values)
+
+    def is_best(self, val_loss: float | None) -> bool:
+        """Is this held-out loss the lowest so far, also of the steps before a resume?"""
+        best = val_loss is not None and val_loss < self.lowest_loss
+        if best:
+            self.lowest_loss = val_loss
+        return best
+
+    def show(self, images: int, **values: float) -> None:
+        """Beside the bar: the values, images a second and the peak of memory."""
+        rate = self.bar.format_dict["rate"]
+        self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()},
+                             images=f"{images * rate:.0f}/s" if rate else "…",
+                             mem=f"{peak_memory() / 1e9:.1f}GB")
+
+    def __exit__(self, kind, fault, _) -> None:
+        self.bar.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if kind is TrainingFault:
+            last = max((self.run / "checkpoints").glob("step_*"), default="none")
+            raise TrainingFault(f"{fault}; the last good state: {last}") from None
