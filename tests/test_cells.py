@@ -42,18 +42,18 @@ def test_a_cell_says_what_its_parts_say():
     assert found["KD_low"] < 0 < found["KD_high"] and 0 < found["KD_p"] <= 1 and found[
         "null_n"] == 45
     assert found["FD_null_low"] < found["FD_null"] < found["FD_null_high"]
-    assert found["data"] == ["0" * 12] * 2 and "grey" not in found
+    assert found["data"] == ["0" * 12] * 2 and "too_few" not in found
 
 
 @pytest.mark.parametrize("row, column, why", [
     (made(normal(0, 19)), made(normal(1)), "19 images; 20 are needed"),
     (made(normal(0)), made(normal(1, 5)), "5 images; 20 are needed"),
     (made(normal(0), patients=["p"] * 60), made(normal(1)), "all images of one patient"),
-    (made(normal(0)), made(normal(0)), "0 images of other patients; 20 are needed"),   # the very same images
+    (made(normal(0)), made(normal(0)), "0 images of other patients; 20 are needed"),  # the same
 ])
-def test_cells_with_too_little_are_grey_and_say_why(row, column, why):
+def test_cells_with_too_few_images_say_why(row, column, why):
     found, draws = cells.cell(row, column, "s", none)
-    assert found["grey"] == why and draws is None and "KD" not in found
+    assert found["too_few"] == why and draws is None and "KD" not in found
 
 
 def test_images_of_patients_in_the_row_are_left_out():

@@ -56,10 +56,10 @@ def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
                           "spaces": []})["answer"] == "not resolved"
 
 
-def verdict(part, label="a", grey="", **answers):
+def verdict(part, label="a", too_few="", **answers):
     said = {name: {"answer": answers.get(name, "yes"), "text": "t", "resolved": True}
             for name in gates.VERDICTS}
-    return {"kind": "control", "part": part, "label": label, "grey": grey, **said}
+    return {"kind": "control", "part": part, "label": label, "too_few": too_few, **said}
 
 
 def all_caught():
@@ -81,6 +81,7 @@ def test_a_control_that_is_not_caught_makes_the_matrix_invalid(name):
 
 
 def test_controls_that_are_too_few_are_not_tested():
-    rows = gates.caught([*all_caught(), verdict("blur", label="b", grey="3 images; 20 are needed")])
+    few = verdict("blur", label="b", too_few="3 images; 20 are needed")
+    rows = gates.caught([*all_caught(), few])
     assert [r["caught"] for r in rows
             if r["label"] == "b"] == [None] and gates.status(rows)[0] == "VALID"

@@ -1,6 +1,7 @@
 """The reference matrix from folders to page: its controls, its sets, its own faults."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,12 +12,11 @@ from test_report import Page
 from minidiff import config as settings
 from minidiff.classification.predictor import Predictor, fit
 from minidiff.data import images, phantom
-from minidiff.data.dataset import load_pixels
+from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.matrix import gates
+from minidiff.evaluation.matrix import gates, page
 from minidiff.evaluation.matrix import run as matrix
-from minidiff.evaluation.matrix.header import header_shortcuts
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
 from minidiff.evaluation.matrix.subsets import real_subsets
 from minidiff.variables import Category, encode
@@ -108,16 +108,17 @@ def test_every_cell_names_its_space_and_its_images(finished):
                            "spectrum"} and all(len(i) == 64 for i in spaces.values())
     assert all(c["extractor"] in spaces and set(c["data"]) <= contents for c in finished["cells"])
     assert len(finished["cells"]) == 2 * len(finished["rows"]) * len(finished["columns"])
-    assert {s["label"] for s in finished["shortcuts"]} == set(LABELS)
+    (shortcut,) = finished["shortcuts"]    # of two labels, both are told by the same numbers
+    assert shortcut["label"] == LABELS[0] and shortcut["features"] == "header"
 
 
 def test_the_page_holds_all_sections_and_verdicts_and_asks_for_nothing(written):
     text = (written / "matrix.html").read_text()
     page = Page(text)
-    assert page.ids == ["verdicts", "rho", "matrix", "controls", "copies", "numbers", "shortcuts",
+    assert page.ids == ["matrix", "verdicts", "controls", "rho", "copies", "numbers", "shortcuts",
                         "provenance"]
-    assert "VALID." in page.text and "FIDELITY" in page.text and "http" not in text.replace(
-        "http-equiv", "")
+    assert "VALID." in page.text and "FIDELITY" in page.text
+    assert "http" not in re.sub('base64,[^"]*', "", text)
 
 
 def test_neither_the_order_of_images_nor_their_packing_reaches_a_set(folders, tmp_path):
@@ -131,10 +132,9 @@ def test_neither_the_order_of_images_nor_their_packing_reaches_a_set(folders, tm
     for root in (folders, tmp_path):
         cfg = knobs(folders, tmp_path / "out", data=(str(root / "real"),),
                     samples=(str(root / "samples"),))
-        tables, pixels = matrix.read(cfg)
-        _, standards, columns = matrix.arrange(cfg, tables, pixels)
-        found.append((tables["real"].fingerprint,
-                      matrix.of(tables["real"], pixels["real"], split=("train",)), columns,
+        sets = matrix.read(cfg)
+        _, standards, columns = matrix.arrange(cfg, sets)
+        found.append((sets["real"].table.fingerprint, sets["real"].part("train").pixels, columns,
                       [j.yardstick for j in standards]))
     (before, train, columns, far), (after, train2, columns2, far2) = found
     # other files, the same images
@@ -153,9 +153,11 @@ def test_a_gate_that_lets_a_fraud_pass_ends_with_status_1_after_all_is_written(
     monkeypatch.setattr(matrix, "judge_all", blind)
     with pytest.raises(SystemExit) as ended:
         run_matrix(knobs(folders, tmp_path / "out"))
-    assert ended.value.code == 1 and "INVALID: collapse (covid) was not caught by COVERAGE" in capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "INVALID: collapse (covid) was not caught by COVERAGE" in capsys.readouterr().err
     found = json.loads((tmp_path / "out/matrix.json").read_text())
-    assert found["status"] == "INVALID" and "INVALID." in (tmp_path / "out/matrix.html").read_text()
+    assert found["status"] == "INVALID"
+    assert "INVALID</span>" in (tmp_path / "out/matrix.html").read_text()
 
 
 def test_the_demo_alone_gets_another_hospital_of_phantoms():
@@ -166,7 +168,7 @@ def test_the_demo_alone_gets_another_hospital_of_phantoms():
 
 def test_without_another_hospital_the_yardstick_is_another_label(folders, tmp_path):
     cfg = knobs(folders, tmp_path / "out", external=())
-    _, standards, _ = matrix.arrange(cfg, *matrix.read(cfg))
+    _, standards, _ = matrix.arrange(cfg, matrix.read(cfg))
     assert [(j.label, j.yardstick.label, j.another_source)
             for j in standards] == [("covid", "normal", False), ("normal", "covid", False)]
     assert not any(s.part == "wrong source" for j in standards for s in j.candidates)
@@ -177,8 +179,8 @@ def test_faults_of_input_are_named(folders, tmp_path):
         with pytest.raises(InputError, match=match):
             run_matrix(knobs(folders, tmp_path / "r", **more))
         assert not (tmp_path / "r").exists()
-    refused("is a folder of real data", samples=(str(folders / "real"),))
-    refused("is a folder of real data", samples=(str(folders / "hospital/images"),))
+    refused("is the folder of real data", samples=(str(folders / "real"),))
+    refused("is the folder of real data", samples=(str(folders / "hospital/images"),))
     refused("--n 19 is not allowed: 20 or more", n=19)
     refused("--permutations 5 is not allowed", permutations=5)
     refused("--size 16 is not allowed", size=16)
@@ -206,19 +208,18 @@ def test_faults_of_input_are_named(folders, tmp_path):
 
 
 def test_sets_and_several_folders_are_columns_of_their_own(folders, tmp_path):
-    table, _ = matrix.ordered(*load_pixels(read_table(folders / "samples", split=False), 32))
+    table = matrix.ordered(*load_pixels(read_table(folders / "samples", split=False), 32)).table
     shutil.copytree(folders / "samples", tmp_path / "made")
     write_table(tmp_path / "made/metadata.csv",
                 [{**r, "set": str(1 + i % 2)} for i, r in enumerate(table.rows)])
     cfg = knobs(folders, tmp_path / "out", samples=(str(tmp_path / "made"), str(folders / "few")),
                 by_set=True, external=())
     matrix.check(cfg)
-    tables, pixels = matrix.read(cfg)
-    _, standards, columns = matrix.arrange(cfg, tables, pixels)
+    _, standards, columns = matrix.arrange(cfg, matrix.read(cfg))
     parts = [s.part for s in columns if s.kind == "synthetic" and s.label == "covid"]
     assert parts == [str(tmp_path / "made")] + [f"{tmp_path / 'made'}, set {k}"
                                                 for k in "12"] + [str(folders / "few")]
-    assert [s.grey for s in columns
+    assert [s.too_few for s in columns
             if s.kind == "synthetic" and "few" in s.part] == ["6 images; 20 are needed"] * 2
     assert [j.label for j in standards] == list(LABELS)
 
@@ -229,7 +230,7 @@ def test_several_sources_of_a_label_are_rows_and_pooled():
             for s in "xy" for split in ("train", "val", "test") for i in range(12)]
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (72, 3, 8, 8),
                                                                 dtype=np.uint8))
-    found = {s.name: len(s) for s in real_subsets(Table(rows), pixels, n=40, seed=0)}
+    found = {s.name: len(s) for s in real_subsets(Images(Table(rows), pixels), n=40, seed=0)}
     assert found == {"a · train · x + y": 24, "a · train · x": 12, "a · train · y": 12,
                      "a · held-out · x + y": 40, "a · held-out · x": 24, "a · held-out · y": 24}
 
@@ -238,11 +239,22 @@ def test_a_file_format_that_goes_with_the_label_is_found(tmp_path):
     from PIL import Image
     rows, rng = [], np.random.default_rng(0)
     for i in range(40):
-        name = f"{i}.{('png', 'jpg')[i % 2]}"
-        Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(tmp_path / name)
-        rows.append({"label": LABELS[i % 2], "file": str(tmp_path / name)})
-    found = header_shortcuts(Table(rows[:20]), Table(rows[20:]))
-    assert [r["auroc"] for r in found] == [1.0, 1.0] and found[0]["n"] == 10
+        path = tmp_path / f"{i}.{('png', 'jpg')[i % 2]}"
+        Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(path)
+        rows.append({"label": LABELS[i % 2], "file": str(path), "patient": str(i)})
+    (found,) = matrix.shortcuts(Table(rows))
+    assert found["auroc"] == 1.0 and found["shortcut"] and found["n"] == found["n_rest"] == 20
+
+
+def test_the_page_names_a_shortcut_once_and_marks_only_what_is_bad(finished):
+    row = {**finished["shortcuts"][0], "shortcut": True}
+    assert page.matrix(finished).count("SHORTCUT") == 0
+    assert page.matrix({**finished, "shortcuts": [row, row]}).count("SHORTCUT") == 1
+    no = page.matrix(finished).count('class="answer no"')
+    assert no == sum(v[name]["answer"] == "no" for v in finished["verdicts"]
+                     if v["kind"] == "synthetic" for name in gates.VERDICTS) * 2
+    missed = [{**c, "caught": c["control"] != "blur"} for c in finished["controls"]]
+    assert page.matrix({**finished, "controls": missed}).count('class="answer no"') == no + 1
 
 
 @pytest.mark.slow

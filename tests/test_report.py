@@ -153,7 +153,7 @@ def test_marks():
 
 
 def test_a_matrix_is_shown_with_its_state():
-    sets = [{"name": name, "kind": "real", "label": "a", "part": part, "grey": ""}
+    sets = [{"name": name, "kind": "real", "label": "a", "part": part, "too_few": ""}
             for name, part in (("a · train", "train"), ("a · held-out", "held-out"))]
     cell = {"extractor": "pixels", "confounded": False, "KD": 0.5}
     found = {"status": "INVALID", "faults": ["blur (a) was not caught"],

@@ -1,15 +1,15 @@
 """Is a report still true? Walk from it to its samples, their model and its data, by the hashes that
 each stage left.
 
-    report ─ config, fingerprints, a few cells ─▶ samples ─ SHA-256 of every file, a few images made
-    again ─▶ model
-    model ─ SHA-256 of the weights, of its VAE, of the stage before ─▶ data ─ fingerprint of all
-    rows and files
+    report ─ configs, fingerprints, every number computed again ─▶ samples
+    matrix ─ fingerprints, a few cells computed again ─▶ samples
+    samples ─ SHA-256 of every file, a few images made again ─▶ model
+    model ─ SHA-256 of the weights, of its VAE, of the stage before ─▶ data
+    data ─ fingerprint of all rows and files
 
 Every link of the chain either matches, differs (what was recorded is not what lies there) or is
-missing (it cannot be followed). Paths in a config are meant from where its command ran; a tree of
-runs that was moved as a whole still verifies. Nothing is written. What takes a diffusion model,
-making images again, comes in as a callable.
+missing (it cannot be followed). Paths in a config are relative to where its command ran; a tree of
+runs that was moved as a whole still verifies. Nothing is written into it.
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from minidiff import runs
+from minidiff import config, runs
 from minidiff.data import images
-from minidiff.data.dataset import load_pixels, read_images
-from minidiff.data.split import Row
-from minidiff.data.table import Table, read_table
+from minidiff.data.dataset import read_images
+from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError, first_few
+from minidiff.evaluation.matrix import cells
+from minidiff.evaluation.matrix import run as matrices
 from minidiff.evaluation.pages.format import num
-from minidiff.evaluation.recompute import CELLS
 from minidiff.root import DEMO, Rooted
 
 MATCHES, DIFFERS, MISSING = "matches", "differs", "missing"
-# grey levels by which an image made again may differ: rounding, on other hardware or batch sizes
-TOLERANCE = 1
+TOLERANCE = 1  # grey levels by which rounding may change an image on other hardware
+EVALUATE = Path(__file__).parents[2] / "evaluate.py"
+OF_THE_RUN = ("provenance", "commands", "configs")  # what a report says of its own making
 
 Remake = Callable[[Path, Sequence[Row]], Tensor]  # folder of samples, rows → uint8 (n,C,S,S)
 
@@ -54,264 +57,274 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class VerifyConfig(Rooted):
-    folder: str = "ROOT/report"            # a report, matrix, folder of samples or model, or a folder of such
-    k: int = 8                             # cells to compute again, and images to make again
-    seed: int = 0                          # of the choice
-    device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
+    folder: str = "ROOT/report"  # a report, matrix, samples or model, or a folder of such
+    k: int = 8                   # cells of a matrix to compute again, and images to make again
+    seed: int = 0                # of the choice
+    device: str = "auto"         # auto, cpu, cuda, cuda:1 …
 
 
-def walk(folder: str | Path, remake: Remake | None = None, *, k: int = 8,
-         seed: int = 0) -> Iterator[Link]:
-    """The links from this folder down, one by one; InputError where the folder is none of a kind
-    that has any.
+def verify(cfg: VerifyConfig, remake: Remake) -> None:
+    """Print every link, those that do not hold again at the end; status 1 unless all match."""
+    links = []
+    for link in walk(cfg, remake):
+        links.append(link)
+        print("{:>8}  {}: {}".format(*link), flush=True)
+    counts = ", ".join(f"{sum(link.state == state for link in links)} {state}"
+                       for state in (MATCHES, DIFFERS, MISSING))
+    print(f"{cfg.folder}: {counts}")
+    if broken := [link for link in links if link.state != MATCHES]:
+        print(*("{:>8}  {}: {}".format(*link) for link in broken), sep="\n")
+        raise SystemExit(1)
+
+
+def walk(cfg: VerifyConfig, remake: Remake) -> Iterator[Link]:
+    """The links from a folder down, one by one; InputError where it has none.
+
+    A stage yields its links and the folders that it was made from, which are walked after it.
     """
-    folder = Path(folder)
-    way = Walk(remake, k, seed)
-    found = [folder] if kind(folder) else sorted(f for f in folder.glob("*")
-                                                 if kind(f)) if folder.is_dir() else []
-    if not found:
-        raise InputError(f"{folder} holds none of {', '.join(KINDS)}, nor does a folder in it: "
+    top, seen = Path(cfg.folder), set()
+    queue = [top] if kind(top) else [folder for folder in sorted(top.glob("*")) if kind(folder)]
+    if not queue:
+        raise InputError(f"{top} holds none of {', '.join(STAGES)}, nor does a folder in it: "
                          "there is nothing to verify")
-    for top in found:
-        yield from way.follow(top)
+    while queue:
+        folder = queue.pop(0)
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        try:
+            for found in STAGES.get(kind(folder), unknown)(folder, cfg, remake):
+                if isinstance(found, Link):
+                    yield found
+                else:
+                    queue.append(found)
+        except InputError as error:
+            yield Link(DIFFERS, str(folder), str(error))
+        except (KeyError, TypeError) as error:
+            yield Link(DIFFERS, str(folder), f"its JSON files lack what they should hold: {error}")
 
 
 def kind(folder: Path) -> str | None:
     """The file that says what a folder is."""
-    return next((name for name in KINDS if (folder / name).is_file()), None)
+    return next((name for name in STAGES if (folder / name).is_file()), None)
 
 
-@dataclass(eq=False)
-class Walk:
-    """One way down; a run that is reached twice is looked at once."""
-
-    remake: Remake | None
-    k: int
-    seed: int
-    seen: set[Path] = field(default_factory=set)
-
-    def follow(self, folder: Path) -> Iterator[Link]:
-        """All links of one folder and of what it was made from; a fault in a file becomes a
-        link.
-        """
-        name = kind(folder)
-        if name is None:
-            yield Link(MISSING, str(folder),
-                       f"holds none of {', '.join(KINDS)}" if folder.is_dir() else "no such folder")
-        elif folder.resolve() not in self.seen:
-            self.seen.add(folder.resolve())
-            try:
-                yield from KINDS[name](self, folder)
-            except InputError as error:
-                yield Link(DIFFERS, str(folder), str(error))
-            except (KeyError, TypeError) as error:
-                yield Link(DIFFERS, str(folder),
-                           f"its JSON files do not hold what they ought to: {error}")
-
-    def result(self, folder: Path) -> Iterator[Link]:
-        """A report or a matrix: its configs, the fingerprints in run.json, its cells; then its
-        samples.
-        """
-        name, cfg, facts = kind(folder), runs.read_json(folder / "config.json"), run_facts(folder)
-        result, root = runs.read_json(folder / name), root_of(folder)
-        for other, then in (result.get("configs") or {}).items():
-            if then:
-                yield config_link(root / other, then)
-        for text in ("data", "samples"):
-            copies = {k: v for k, v in (result.get(text) or {}).items()
-                      if k.endswith("fingerprint")}
-            wrong = [k for k, v in copies.items() if v not in facts.values()]
-            if copies:
-                yield compared(folder / name, f"names the {text} of run.json", not wrong,
-                               f"has other fingerprints than run.json: {', '.join(wrong)}")
-        if "judge" in facts:
-            file = root / cfg["classifier"] / "judge" / "predictor.safetensors"
-            yield hash_link(file, facts["judge"], f"the judge of {folder}")
-        try:
-            yield from self.numbers(folder, cfg, facts)
-        except InputError as error:  # of data or samples, which are looked at further down as well
-            yield Link(DIFFERS, f"{folder}: its numbers", str(error))
-        for samples in listed(cfg["samples"]):
-            yield from self.follow(root / samples)
-
-    def numbers(self, folder: Path, cfg: dict, facts: dict) -> Iterator[Link]:
-        """The sets of a report or a matrix by their fingerprints, and some cells."""
-        tables, name = again(folder, cfg, facts), kind(folder)
-        for side in tables:
-            then, now = facts[side], tables[side].fingerprint
-            yield compared(f"{folder}: {side}", f"{len(tables[side])} rows and files", now == then,
-                           f"fingerprint {then[:12]} in run.json, {now[:12]} now")
-        for cell, then, now in CELLS[name](folder, root_of(folder), tables, self.k, self.seed):
-            same = num(then) == num(now) or math.isclose(then, now, rel_tol=1e-6)
-            yield compared(f"{folder}: {cell}", f"{num(now)} again", same,
-                           f"{num(then)} there, {num(now)} now")
-
-    def samples(self, folder: Path) -> Iterator[Link]:
-        """Every file by its hash, the model that is named, a few images made again; then the
-        model.
-        """
-        manifest = runs.read_json(folder / "manifest.json")
-        hashes = manifest["sha256"]
-        gone = [name for name in hashes if not (folder / name).is_file()]
-        edited = [name for name in hashes
-                  if name not in gone and runs.sha256(folder / name) != hashes[name]]
-        more = sorted({str(path.relative_to(folder))
-                       for path in (folder / "images").rglob("*.png")} - set(hashes))
-        faults = [f"{len(names)} {what}: {first_few(names)}" for names, what in
-                  ((gone, "gone"), (edited, "changed"), (more, "not in the manifest")) if names]
-        yield compared(f"{folder}: files", f"{len(hashes)} as written", not faults,
-                       "; ".join(faults))
-        cfg, root = runs.read_json(folder / "config.json"), root_of(folder)
-        run, then = root / cfg["run"], manifest["model"]
-        recorded = run_facts(folder).get("model")
-        yield compared(folder / "manifest.json", "names the model of run.json", recorded == then,
-                       f"names model {then[:12]}, run.json {str(recorded)[:12]}")
-        model = hash_link(run / "model.safetensors", then, f"the model of {folder}")
-        yield model
-        if model.state == MATCHES:
-            seen = runs.read_json(run / "model.json").get("trained_on", [])
-            yield compared(folder / "manifest.json", "lists what the model was trained on",
-                           manifest["trained_on"] == seen, f"says that the model was trained on "
-                           f"other images than {run / 'model.json'}")
-            yield self.made_again(folder)
-        else:
-            yield Link(MISSING, f"{folder}: images made again",
-                       f"not tried: {run} is not the model that made them")
-        yield from self.follow(run)
-
-    def made_again(self, folder: Path) -> Link:
-        what = f"{folder}: images made again"
-        if self.remake is None:
-            return Link(MISSING, what, "not tried: there is no diffusion model at hand")
-        rows = read_table(folder, split=False).rows
-        rows = [rows[i]
-                for i in np.sort(np.random.default_rng(self.seed).permutation(len(rows))[: self.k])]
-        worst = {}
-        for row, image in zip(rows, self.remake(folder, rows), strict=True):
-            there = torch.tensor(images.read(row["file"])).int()
-            worst[row["file_name"]] = (image.int() - there).abs().max().item()
-        wrong = [f"{name} by {d}" for name, d in worst.items() if d > TOLERANCE]
-        return compared(what, f"{len(rows)}, largest difference {max(worst.values())} of 255 grey "
-                        f"levels", not wrong,
-                        f"{len(wrong)} of {len(rows)} differ: {first_few(wrong)} grey levels")
-
-    def model(self, folder: Path) -> Iterator[Link]:
-        """A diffusion model: its data, its VAE, the stage before."""
-        run = next((f for f in (folder, folder.parent, folder.parent.parent)
-                    if (f / "run.json").is_file()), None)
-        if run is None:
-            yield Link(MISSING, str(folder), "has no run.json that says from what it was trained")
-            return
-        cfg, facts, described = runs.read_json(run / "config.json"), run_facts(run), runs.read_json(
-            folder / "model.json")
-        yield compared(folder / "model.json", "names the data of run.json",
-                       described["data"] == facts["data"],
-                       f"names data {described['data'][:12]}, run.json {facts['data'][:12]}")
-        yield data_link(run, cfg, facts["data"], described["size"])
-        if "vae" in facts:
-            yield hash_link(run / "vae.safetensors", facts["vae"], f"the autoencoder of {run}")
-            vae = root_of(run) / (cfg["vae"] or f"{cfg.get('root') or DEMO}/vae")
-            if vae.is_dir():
-                yield hash_link(vae / "vae.safetensors", facts["vae"], f"the autoencoder of {run}")
-            yield from self.follow(vae)
-        yield from self.before(run, facts, "model.safetensors")
-
-    def vae(self, folder: Path) -> Iterator[Link]:
-        """An autoencoder: its data and the stage before."""
-        cfg, facts = runs.read_json(folder / "config.json"), run_facts(folder)
-        yield data_link(folder, cfg, facts["data"], cfg["size"])
-        yield from self.before(folder, facts, "vae.safetensors")
-
-    def before(self, run: Path, facts: dict, weights: str) -> Iterator[Link]:
-        """What a run began with: an earlier run, or public files."""
-        init = facts.get("init") or {}
-        if "run" in init:
-            earlier = root_of(run) / init["run"]
-            yield hash_link(earlier / weights, init["sha256"], f"what {run} began with")
-            yield from self.follow(earlier)
-        for file in init.get("files", ()):
-            yield hash_link(root_of(run) / (file.get("file") or file["path"]), file["sha256"],
-                            f"what {run} began with")
+def report(folder: Path, cfg: VerifyConfig, _: Remake) -> Iterator[Link | Path]:
+    """The configs that a report quotes, and all that its command gives today."""
+    result, root = runs.read_json(folder / "report.json"), root_of(folder)
+    yield root / runs.read_json(folder / "config.json")["samples"]
+    for other, then in result["configs"].items():
+        files = [root / other / name for name in ("config.json", "manifest.json")]
+        now = next((runs.read_json(file) for file in files if file.is_file()), None)
+        if then:
+            yield compared(f"{root / other}: config", then, now)
+    now, facts = run_again(folder, cfg.device)
+    yield from facts_compared(folder, facts)
+    for part in [name for name in result if name not in OF_THE_RUN]:
+        yield compared(f"{folder / 'report.json'}: {part}", *({part: x.get(part)}
+                                                              for x in (result, now)))
 
 
-KINDS: dict[str, Callable[[Walk, Path], Iterator[Link]]] = {
-    "report.json": Walk.result, "matrix.json": Walk.result, "manifest.json": Walk.samples,
-    "model.json": Walk.model, "vae.json": Walk.vae,
+def matrix(folder: Path, cfg: VerifyConfig, _: Remake) -> Iterator[Link | Path]:
+    """The sets of a matrix by their fingerprints, and some of its cells."""
+    saved = config.from_dict(matrices.MatrixConfig, config.load(folder / "config.json"))
+    result, root = runs.read_json(folder / "matrix.json"), root_of(folder)
+    yield from (root / samples for samples in saved.samples)
+    yield from facts_compared(folder, result["data"]["fingerprints"], "in matrix.json")
+    measured = chosen([c for c in result["cells"] if c.get("KD") is not None], cfg)
+    with splits_of(folder.parent) as splits, inside(root):
+        facts, now = cells_again(replace(saved, root=str(splits)), measured)
+    yield from facts_compared(folder, facts)
+    for then, again in zip(measured, now):
+        yield compared(f"{folder}: {then['extractor']}, {then['row']} × {then['column']}",
+                       *({name: c.get(name) for name in ("KD", "FD")} for c in (then, again)))
+
+
+def samples(folder: Path, cfg: VerifyConfig, remake: Remake) -> Iterator[Link | Path]:
+    """Every file by its hash, the model by its own, and a few images made again."""
+    manifest = runs.read_json(folder / "manifest.json")
+    run = root_of(folder) / runs.read_json(folder / "config.json")["run"]
+    yield run
+    present = {str(path.relative_to(folder)) for path in (folder / "images").rglob("*.png")}
+    yield compared(f"{folder}: files", manifest["sha256"], {
+        name: sha256(folder / name) for name in sorted({*manifest["sha256"], *present})})
+    yield from facts_compared(folder, {"model": manifest["model"]}, "in manifest.json")
+    model = hash_link(run / "model.safetensors", manifest["model"], f"the model of {folder}")
+    yield model
+    what = f"{folder}: images made again"
+    if model.state == MATCHES:
+        seen = runs.read_json(run / "model.json").get("trained_on", [])
+        yield compared(f"{folder / 'manifest.json'}: trained on", manifest["trained_on"], seen)
+        rows = chosen(read_table(folder, split=False).rows, cfg)
+        apart = {row["file_name"]: int(np.abs(image.int().numpy() - images.read(row["file"])).max())
+                 for row, image in zip(rows, remake(folder, rows))}
+        far = {name: f"{d} levels" for name, d in apart.items() if d > TOLERANCE}
+        yield compared(what, dict.fromkeys(far, "at most 1"), far,
+                       f"{len(rows)}, largest difference {max(apart.values())} of 255 grey levels")
+    else:
+        yield Link(MISSING, what, f"not tried: {run} is not the model that made them")
+
+
+def diffusion(folder: Path, *_) -> Iterator[Link | Path]:
+    """A diffusion model, or a snapshot of one: its data, its VAE, the stage before."""
+    run = next(f for f in (folder, *folder.resolve().parents[:2], None)
+               if f is None or (f / "run.json").is_file())
+    if run is None:
+        raise InputError("no run.json says from what it was trained")
+    described, facts = runs.read_json(folder / "model.json"), run_facts(run)
+    yield from before(run, "model.safetensors")
+    yield from facts_compared(run, {"data": described["data"]}, f"in {folder / 'model.json'}")
+    if "vae" in facts:
+        cfg = runs.read_json(run / "config.json")
+        vae = root_of(run) / (cfg["vae"] or f"{cfg.get('root') or DEMO}/vae")
+        yield vae
+        for place in (run, vae) if vae.is_dir() else (run,):
+            yield hash_link(place / "vae.safetensors", facts["vae"], f"the autoencoder of {run}")
+    yield data_link(run, described["size"])
+
+
+def autoencoder(folder: Path, *_) -> Iterator[Link | Path]:
+    """Its data and the stage before."""
+    yield from before(folder, "vae.safetensors")
+    yield data_link(folder, runs.read_json(folder / "config.json")["size"])
+
+
+def before(run: Path, weights: str) -> Iterator[Link | Path]:
+    """What a run began with: an earlier run, or public files."""
+    init, what = run_facts(run).get("init") or {}, f"what {run} began with"
+    files = list(init.get("files", ()))
+    if "run" in init:
+        yield root_of(run) / init["run"]
+        files.append({"path": f"{init['run']}/{weights}", "sha256": init["sha256"]})
+    for file in files:
+        path = root_of(run) / (file.get("file") or file["path"])
+        yield hash_link(path, file["sha256"], what)
+
+
+def unknown(folder: Path, *_) -> Iterator[Link]:
+    yield Link(MISSING, str(folder), f"holds none of {', '.join(STAGES)}" if folder.is_dir()
+               else "no such folder")
+
+
+STAGES: dict[str | None, Callable[..., Iterator[Link | Path]]] = {
+    "report.json": report, "matrix.json": matrix, "manifest.json": samples,
+    "model.json": diffusion, "vae.json": autoencoder,
 }
 
 
-def verify(cfg: VerifyConfig, remake: Remake | None = None) -> None:
-    """Print every link, those that do not hold once more at the end; exit status 1 unless all
-    match.
-    """
-    links = []
-    for link in walk(cfg.folder, remake, k=cfg.k, seed=cfg.seed):
-        links.append(link)
-        print(f"{link.state:>8}  {link.what}: {link.text}", flush=True)
-    broken = [link for link in links if link.state != MATCHES]
-    counts = ", ".join(f"{sum(link.state == s for link in links)} {s}"
-                       for s in (MATCHES, DIFFERS, MISSING))
-    print(f"{cfg.folder}: {counts}" + "".join(f"\n{link.state:>8}  {link.what}: {link.text}"
-                                              for link in broken))
-    if broken:
-        raise SystemExit(1)
+def run_again(folder: Path, device: str) -> tuple[dict, dict]:
+    """report.json and the facts of run.json that the saved config gives now, in a new process."""
+    threads = runs.read_json(folder / "run.json")["sessions"][0].get("threads", 1)
+    with splits_of(folder.parent) as scratch:
+        saved = {**config.load(folder / "config.json"), "device": device, "root": str(scratch),
+                 "out": str(scratch / "again")}
+        runs.write_json(scratch / "config.json", saved)
+        ended = subprocess.run(
+            [sys.executable, EVALUATE, "report", "--from", scratch / "config.json"],
+            cwd=root_of(folder), env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True, text=True)
+        if ended.returncode:
+            raise InputError(f"its command fails now: {ended.stderr.strip().splitlines()[-1]}")
+        return runs.read_json(scratch / "again/report.json"), run_facts(scratch / "again")
 
 
-def again(folder: Path, cfg: dict, facts: dict) -> dict[str, Table]:
-    """The tables that the facts of a report (train, heldout, synthetic) or of a matrix (real,
-    external, and each folder of samples by its name) give fingerprints of, read as they were; with
-    --skip-bad, without the images left out then.
-    """
-    root, samples = root_of(folder), listed(cfg["samples"])
-    real = read_as_then([str(root / f) for f in cfg["data"]], cfg["seed"], folder.parent)
-    tables = {"train": real.select(split="train"), "heldout": real.select(split=("val", "test")),
-              "real": real.select(split=("train", "val", "test"))}
-    if cfg.get("external"):
-        other = read_table([str(root / f) for f in cfg["external"]], split=False)
-        tables["external"] = replace(other,
-                                     rows=[{**row, "split": "external"} for row in other.rows])
-    for name in samples:
-        short = Path(name).name if len(samples) == 1 else os.path.normpath(name)
-        tables["synthetic"] = tables[short] = read_table(root / name, split=False)
-    tables = {name: tables[name] for name in tables if name in facts}
-    return {name: load_pixels(t, 8, skip_bad=True)[0]
-            for name, t in tables.items()} if cfg.get("skip_bad") else tables
+def cells_again(cfg: matrices.MatrixConfig, wanted: Sequence[dict]) -> tuple[dict, list[dict]]:
+    """The fingerprints of a matrix, and some of its cells; {} for one whose sets are not there."""
+    sets = matrices.read(cfg)
+    judge = matrices.load_judge(cfg, sets["real"].table)
+    spaces = {e.name: e for e in matrices.spaces_of(cfg, sets["real"], judge)}
+    rows, _, columns = matrices.arrange(cfg, sets)
+    rows, columns = ({s.name: s for s in reversed(each)} for each in (rows, columns))
+    found = []
+    for c in wanted:
+        both, space, again = (rows.get(c["row"]), columns.get(c["column"])), c["extractor"], {}
+        if None not in both and space in spaces:
+            for s in both:
+                s.features[space] = spaces[space](s.pixels).double().numpy()
+            again, _ = cells.cell(*both, space, lambda n: {}, permutations=1, resamples=2,
+                                  seed=cfg.seed)
+        found.append(again)
+    return {name: each.table.fingerprint for name, each in sets.items()}, found
 
 
-def read_as_then(folders: Sequence[str], seed: int, split_dir: Path, prior: Sequence[str] = (),
-                 size: int = 0, skip_bad: bool = False) -> Table:
-    """A table with the splits that a run kept beside it, none of which is written; with a size,
-    only rows of those splits that training reads."""
-    with TemporaryDirectory() as scratch:
-        for file in split_dir.glob("split-*.csv"):
-            shutil.copy(file, scratch)
-        if size:
-            return read_images(folders, size, seed=seed, split_dir=Path(scratch), skip_bad=skip_bad,
-                               prior=prior).table
-        return read_table(folders, seed=seed, split_dir=scratch)
+def compared(what: str, then: Any, now: Any, text: str = "as it was") -> Link:
+    """A link between what was recorded and what is there; None where there is nothing."""
+    if now is None:
+        return Link(MISSING, what, "not there")
+    wrong = list(differences(then, now))
+    return Link(DIFFERS, what, f"{len(wrong)} changed: {first_few(wrong)}") if wrong else Link(
+        MATCHES, what, text)
 
 
-def data_link(run: Path, cfg: dict, then: str, size: int) -> Link:
+def differences(then: Any, now: Any, at: str = "") -> Iterator[str]:
+    """Where JSON values differ; numbers are equal if their printed digits are."""
+    if isinstance(then, list) and isinstance(now, list):
+        then, now = dict(enumerate(then)), dict(enumerate(now))
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in {**then, **now}:
+            yield from differences(then.get(name), now.get(name), f"{at}.{name}".lstrip("."))
+    elif isinstance(then, (int, float)) and isinstance(now, (int, float)):
+        if num(then) != num(now) and not math.isclose(then, now, rel_tol=1e-6):
+            yield f"{at} {num(then)} then, {num(now)} now"
+    elif then != now:
+        yield f"{at} {str(then)[:12]} then, {str(now)[:12]} now".lstrip()
+
+
+def facts_compared(folder: Path, now: dict, where: str = "now") -> Iterator[Link]:
+    """Fingerprints and hashes beside those in run.json."""
+    for name in now:
+        yield compared(f"{folder}: {name} {where}", run_facts(folder).get(name, ""), now[name])
+
+
+def hash_link(file: Path, then: str, what: str) -> Link:
+    return compared(f"{file}, {what}", then, sha256(file))
+
+
+def sha256(file: Path) -> str | None:
+    return runs.sha256(file) if file.is_file() else None
+
+
+def data_link(run: Path, size: int) -> Link:
     """The data that a run was trained on, by the fingerprint of all rows and files."""
-    root, what = root_of(run), f"the data of {run}"
+    cfg, root, now = runs.read_json(run / "config.json"), root_of(run), None
     folders, prior = ([str(root / f) for f in cfg.get(name, ())] for name in ("data", "prior"))
-    gone = [f for f in (*folders, *prior) if not Path(f).is_dir()]
-    if gone:
-        return Link(MISSING, what, f"no such folder: {first_few(gone)}")
+    if all(Path(folder).is_dir() for folder in (*folders, *prior)):
+        with splits_of(run.parent) as splits:
+            now = read_images(folders, size, seed=cfg["seed"], split_dir=splits,
+                              skip_bad=cfg["skip_bad"], prior=prior).table.fingerprint
+    return compared(f"the data of {run}, {' + '.join((*folders, *prior))}", run_facts(run)["data"],
+                    now)
+
+
+@contextmanager
+def splits_of(folder: Path) -> Iterator[Path]:
+    """A temporary copy of the splits that are kept in a folder: nothing is written into that."""
+    with TemporaryDirectory() as scratch:
+        for file in folder.glob("split-*.csv"):
+            shutil.copy(file, scratch)
+        yield Path(scratch)
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in a folder, to which the paths of a config are relative."""
+    before = Path.cwd()
+    os.chdir(folder)
     try:
-        now = read_as_then(folders, cfg["seed"], run.parent, prior, size,
-                           cfg["skip_bad"]).fingerprint
-    except InputError as error:
-        return Link(DIFFERS, what, str(error))
-    return compared(what, f"{' + '.join((*folders, *prior))} as it was", now == then,
-                    f"fingerprint {then[:12]} in run.json, {now[:12]} now: "
-                    f"{' + '.join((*folders, *prior))}")
+        yield
+    finally:
+        os.chdir(before)
+
+
+def read_as_then(folders: Sequence[str], seed: int, split_dir: Path) -> Table:
+    """A table with the splits that were kept; nothing is written."""
+    with splits_of(split_dir) as splits:
+        return read_table(folders, seed=seed, split_dir=splits)
 
 
 def root_of(folder: Path) -> Path:
-    """The folder from which the paths in a run's config are meant: its own place less `out`, else
-    the working folder.
-    """
+    """The folder to which the paths in a run's config are relative: its own place less `out`, else
+    the working folder."""
     out = Path(runs.read_json(folder / "config.json")["out"])
     here, steps = folder.resolve().parts, [p for p in out.parts if p != "."]
     if out.is_absolute() or list(here[-len(steps):]) != steps:
@@ -324,27 +337,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     return runs.read_json(folder / "run.json").get("facts", {})
 
 
-def config_link(folder: Path, then: dict) -> Link:
-    file = next((folder / n for n in ("config.json", "manifest.json") if (folder / n).is_file()),
-                folder / "config.json")
-    if not file.is_file():
-        return Link(MISSING, str(file), "no such file")
-    now = runs.read_json(file)
-    changed = sorted(k for k in {**then, **now} if then.get(k) != now.get(k))
-    return compared(file, "as it was", not changed, f"changed since: {', '.join(changed)}")
-
-
-def hash_link(file: Path, then: str, what: str) -> Link:
-    if not file.is_file():
-        return Link(MISSING, str(file), f"no such file: {what}")
-    now = runs.sha256(file)
-    return compared(file, f"{what}, sha256 {then[:12]}", now == then,
-                    f"not {what} any more: sha256 {then[:12]} then, {now[:12]} now")
-
-
-def compared(what: object, good: str, same: bool, bad: str) -> Link:
-    return Link(MATCHES, str(what), good) if same else Link(DIFFERS, str(what), bad)
-
-
-def listed(value: str | Sequence[str]) -> Sequence[str]:
-    return (value,) if isinstance(value, str) else value
+def chosen(rows: Sequence, cfg: VerifyConfig) -> list:
+    """k of the rows, drawn by the seed, in their order."""
+    drawn = np.random.default_rng(cfg.seed).permutation(len(rows))[: cfg.k]
+    return [rows[i] for i in np.sort(drawn)]
