@@ -12,7 +12,7 @@ from scipy import stats
 
 from minidiff.errors import InputError
 from minidiff.evaluation import verdicts
-from minidiff.evaluation.pages.format import jsonable
+from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.readers import plan, score
 from minidiff.rating import newcombe
 from minidiff.statistics import wilson

@@ -13,8 +13,8 @@ from test_verdicts import rows, share
 from minidiff.data import images
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
+from minidiff.evaluation.format import jsonable, num
 from minidiff.evaluation.pages import pictures, report
-from minidiff.evaluation.pages.format import jsonable, num
 from minidiff.evaluation.pages.tables import Row, Table
 
 SECTIONS = ["verdict", "copies", "pictures", "collection", "distances", "numbers", "variety",

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.evaluation import pages
+from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.metrics.agreement import within_label
 from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
 from minidiff.evaluation.metrics.distances import kid
-from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.verdicts import beyond, in_any, in_every, variety, verdicts
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number

@@ -11,7 +11,7 @@ from minidiff.classification.shortcuts import NAMES
 from minidiff.data.baselines import SHORTCUT, SURE
 from minidiff.errors import count
 from minidiff.evaluation import verdicts
-from minidiff.evaluation.pages.format import p_value
+from minidiff.evaluation.format import p_value
 
 INTERNAL = "test"  # the test set of the training hospitals; all others are external
 POINTS = "balanced_accuracy", "accuracy"  # in per cent, and their differences in points

@@ -36,10 +36,10 @@ from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.table import csv_text, read_table, write_table
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
+from minidiff.evaluation.format import jsonable, num, span
 from minidiff.evaluation.metrics.agreement import certainty
 from minidiff.evaluation.metrics.pairwise import check_finite, distances, equalised
 from minidiff.evaluation.monitor import Sample, checkpoints, read
-from minidiff.evaluation.pages.format import jsonable, num, span
 from minidiff.evaluation.sets import judge_of
 from minidiff.root import Rooted
 from minidiff.statistics import NONE, pearson, z_value

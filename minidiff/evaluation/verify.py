@@ -34,9 +34,9 @@ from minidiff.data import images
 from minidiff.data.dataset import read_images
 from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError, first_few
+from minidiff.evaluation.format import num
 from minidiff.evaluation.matrix import cells
 from minidiff.evaluation.matrix import run as matrices
-from minidiff.evaluation.pages.format import num
 from minidiff.root import DEMO, Rooted
 
 MATCHES, DIFFERS, MISSING = "matches", "differs", "missing"

@@ -35,6 +35,7 @@ from minidiff.evaluation.features.build import EXTRACTORS, build, describe
 from minidiff.evaluation.features.cache import FeatureCache
 from minidiff.evaluation.features.extractor import Extractor, PredictorFeatures
 from minidiff.evaluation.features.spectrum import Spectrum
+from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.matrix import cells, gates, page
 from minidiff.evaluation.matrix.subsets import (
     Standard,
@@ -45,7 +46,6 @@ from minidiff.evaluation.matrix.subsets import (
 )
 from minidiff.evaluation.metrics.copying import FEWEST, memorisation
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
-from minidiff.evaluation.pages.format import jsonable
 from minidiff.evaluation.quick import recognised
 from minidiff.evaluation.sets import (
     HELD_OUT,

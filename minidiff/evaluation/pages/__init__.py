@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-from minidiff.evaluation.pages import format as formats
+from minidiff.evaluation import format as formats
 
 FILTERS = ("num", "p_value", "signed", "percent", "hundred", "points", "plain")
 

@@ -16,10 +16,10 @@ import numpy as np
 from minidiff import runs
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
+from minidiff.evaluation.format import distance_names, jsonable, num
 from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
 from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.pages import charts
-from minidiff.evaluation.pages.format import distance_names, jsonable, num
 from minidiff.evaluation.verdicts import KINDS, variety, verdicts
 from minidiff.root import Rooted
 

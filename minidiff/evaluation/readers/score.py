@@ -22,7 +22,7 @@ from minidiff import runs
 from minidiff.data.table import read_csv
 from minidiff.errors import InputError
 from minidiff.evaluation import pages, verdicts
-from minidiff.evaluation.pages.format import jsonable
+from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.readers.answers import REASONS, Key, Reading, read_key, read_readings
 from minidiff.rating import (
     against_chance,
