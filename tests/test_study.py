@@ -72,8 +72,8 @@ def test_results_for_every_arm_seed_and_test_set(world, unbroken):
 def test_what_is_tuned_is_tuned_on_validation(unbroken):
     """Threshold, temperature and conformal quantiles follow from the validation logits alone."""
     from minidiff.classification.calibration import pooled, probabilities, temperature
-    from minidiff.classification.scores import thresholds_at_specificity
     from minidiff.classification.predictive_uncertainty import Conformal
+    from minidiff.classification.scores import thresholds_at_specificity
     arm = unbroken / "arms" / "real"
     found = [json.loads((arm / str(seed) / "result.json").read_text()) for seed in (0, 1)]
     z = pooled(np.array([f["logits"]["val"] for f in found]))
