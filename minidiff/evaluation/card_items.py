@@ -148,7 +148,7 @@ LIMITS = [
           missing="**not measured**: run `evaluate.py audit` on the data"),
     Entry("{{ kind }}", "TRIPOD+AI 26; MI-CLAIM 5", "audit/audit.json: findings.*",
           "{% if level != 'info' %}{{ text }}{% endif %}"),
-    Entry("{{ it.label }} by {{ fact }}", "MI-CLAIM 5", "matrix/matrix.json: shortcuts.*",
+    Entry("{{ it.label }} by its header", "MI-CLAIM 5", "matrix/matrix.json: shortcuts.*",
           "AUROC {{ auroc | num }} ({{ span(low, high) }}; n = {{ n }}, {{ n_rest }})"),
     Entry("patients", "TRIPOD+AI 26", "report/report.json: data.patients_assumed",
           "{% if it %}unknown in some folder, where each image counts as one; "
