@@ -7,7 +7,6 @@
     pages      templates, tables and charts of the pages
     matrix     real subsets × synthetic sets, between controls that must be caught
     readers    a blinded study with doctors
-    study      the page of the classifier study
 
 Beside them a file a command: fid, monitor, uncertainty, verify, audit, cards.
 """
