@@ -15,11 +15,10 @@ from minidiff.classification.gradcam import gradcam, overlay
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictor import Predictor
 from minidiff.data.images import png_bytes
-from minidiff.evaluation.pages.charts import INK, PALE, WIDTH, _png, pyplot, styled
+from minidiff.evaluation.pages.charts import ACCENT, INK, PALE, RED, WIDTH, _png, pyplot, styled
 from minidiff.runs import read_json
 
-BAD = "#a8321a"  # --bad of page.css
-COLOURS = {"synthetic": "#2b6080", "duplicates": PALE, None: INK}
+COLOURS = {"synthetic": ACCENT, "duplicates": PALE, None: INK}
 MARKS = {"synthetic": "D", "duplicates": "s", None: "o"}
 DASHES = ("-", "--", ":", "-.", (0, (7, 2)), (0, (1, 3)), (0, (5, 1, 1, 1)), (0, (9, 2, 2, 2)))
 SHOWN = 8  # images of each kind in the gallery
@@ -121,7 +120,7 @@ def _finish(figure, shortcut: bool, panels: Sequence = ()) -> bytes:
         figure.legend(named.values(), named, loc="outside lower center", ncols=4, frameon=False,
                       fontsize=8, handlelength=3.2)
     if shortcut:
-        figure.suptitle("SHORTCUT", color=BAD, fontsize=9, fontweight="bold", x=0.99, ha="right")
+        figure.suptitle("SHORTCUT", color=RED, fontsize=9, fontweight="bold", x=0.99, ha="right")
     return _png(figure)
 
 
