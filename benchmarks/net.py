@@ -19,7 +19,7 @@ recorded: torch, numpy, CPU) a few steps of training go elsewhere: there only na
 and the size of pictures are held, and mean grey to GREY levels.
 
 Deliberate changes stand in net_changes.json; patterns are fnmatch's, of "file#/pointer":
-    "renamed keys" {old: new}; "renamed words" {old: new}, whole values
+    "renamed keys" {old: new} or {file#old: new}; "renamed words" {old: new}, whole values
     "moved files" {old: new}, a file or the beginning of a path that ends in /
     "changed", "gone", "new" {pattern: reason}
 """
@@ -185,7 +185,9 @@ def flat(value, at: str, changes: dict):
         yield at, words.get(value, value) if isinstance(value, str) else value
         return
     for k, v in value.items() if isinstance(value, dict) else enumerate(value):
-        k = str(changes["renamed keys"].get(k, k)).replace("~", "~0").replace("/", "~1")
+        file, keys = at.partition("#")[0], changes["renamed keys"]
+        k = next((to for of, to in keys.items() if fnmatch.fnmatchcase(f"{file}#{k}", of)),
+                 str(keys.get(k, k))).replace("~", "~0").replace("/", "~1")
         yield from flat(v, f"{at}/{k}", changes)
 
 
