@@ -219,8 +219,8 @@ def _merge(old: Variable, new: Variable) -> Variable:
     if type(old) is not type(new):
         kinds = {Category: "category", Findings: "set of findings", Number: "number"}
         raise InputError(f"condition {new.name!r} is a {kinds[type(new)]} here and a "
-                         f"{kinds[type(old)]} in the model to go on from; correct the column, or give "
-                         "it another name")
+                         f"{kinds[type(old)]} in the model to go on from; change the column, or "
+                         "give it another name")
     if isinstance(old, Number):
         return replace(old, low=min(old.low, new.low), high=max(old.high, new.high))
     values = (*old.values, *(value for value in new.values if value not in old.values))
