@@ -30,7 +30,7 @@ class Rooted:
     """
 
     data_of_root: ClassVar[bool] = True    # False: the command itself finds the data
-    root: str = ""                         # folder of the experiment; none: the named run's
+    root: str = ""                         # folder; none: that of the named run, else runs/demo
 
     def __post_init__(self):
         named = [_first(getattr(self, name, "")) for name in ANCHORS]

@@ -147,7 +147,7 @@ LIMITS = [
     Entry("shortcuts", "MI-CLAIM 5", "audit/audit.json", "",
           missing="**not measured**: run `evaluate.py audit` on the data"),
     Entry("{{ kind }}", "TRIPOD+AI 26; MI-CLAIM 5", "audit/audit.json: findings.*",
-          "{% if level != 'info' %}{{ text }}{% endif %}"),
+          "{% if level not in ('info', 'note') %}{{ text }}{% endif %}"),
     Entry("{{ it.label }} by its header", "MI-CLAIM 5", "matrix/matrix.json: shortcuts.*",
           "AUROC {{ auroc | num }} ({{ span(low, high) }}; n = {{ n }}, {{ n_rest }})"),
     Entry("patients", "TRIPOD+AI 26", "report/report.json: data.patients_assumed",

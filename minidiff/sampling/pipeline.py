@@ -17,11 +17,12 @@ from minidiff.training.device import pick_device
 from minidiff.training.precision import Precision
 
 
-def open_pipeline(run: str | Path, device: str = "auto", precision: str = "fp32",
+def open_pipeline(run: str | Path, device: str = "auto", precision: str = "",
                   against: str | Path = "", compile: bool = False) -> tuple[Pipeline, dict]:
     """The model of a run on its device, with the weaker run to guide by; and the facts beside it.
 
-    `precision` is that of the UNet; the VAE stays in fp32.
+    `precision` is that of the UNet, "" for float32 with the process left as it is; the VAE stays in
+    fp32.
     """
     pipeline, facts = store.load_pipeline(Path(run))
     place = pick_device(device)
@@ -34,7 +35,9 @@ def open_pipeline(run: str | Path, device: str = "auto", precision: str = "fp32"
         network.to(place, memory_format=torch.channels_last)
     if compile:
         pipeline.denoiser.net.unet = torch.compile(pipeline.denoiser.net.unet)
-    return replace(pipeline, autocast=Precision(precision, place).autocast), facts
+    if precision:  # it allows TF32 in the whole process: only where a command asks for it
+        pipeline = replace(pipeline, autocast=Precision(precision, place).autocast)
+    return pipeline, facts
 
 
 def make_images(pipeline: Pipeline, rows: Sequence[Row], recipe: Recipe, *,

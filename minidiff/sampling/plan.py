@@ -139,6 +139,8 @@ def read_given(given: Sequence[str], by_name: Mapping[str, var.Variable]) -> Row
             _check(by_name[name], end, "--given")
         if len(ends) > 2:
             raise InputError(f"--given {item}: a range is low:high")
+        if len(ends) == 2 and {"", NULL} & set(ends):
+            raise InputError(f"--given {item}: both ends of a range are numbers")
         fixed[name] = spelled(by_name[name], cell)
     return fixed
 

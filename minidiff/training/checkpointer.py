@@ -40,7 +40,8 @@ class Checkpointer:
             print(f"{run}: {steps} steps are done" if finished
                   else f"{run}: resuming at step {self.start}")
         losses = [line.get("val_loss") for line in runs.read_log(self.log_file)]
-        self.lowest_loss = min((x for x in losses if x is not None), default=math.inf)
+        self.lowest_loss = min((x for x in losses if x is not None and math.isfinite(x)),
+                               default=math.inf)
         self.bar = tqdm(total=steps, initial=self.start, desc=text, unit="step",
                         disable=distributed.rank() > 0)
 
