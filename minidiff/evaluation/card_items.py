@@ -103,8 +103,8 @@ EVALUATION = [
     Entry("KD, {{ extractor }}, {{ label }}", MEASURED, "report/report.json: distances.*",
           "{% if it.set == 'synthetic' and it.KD is defined %}"
           "{{ KD | num }} ({{ span(KD_low, KD_high) }}; n = {{ n }} held-out, {{ m }} synthetic); "
-          "real against real {{ KD_floor.median | num }} "
-          "({{ span(KD_floor.low, KD_floor.high) }}){% endif %}"),
+          "real against real {% if it.KD_floor %}{{ KD_floor.median | num }} "
+          "({{ span(KD_floor.low, KD_floor.high) }}){% else %}–{% endif %}{% endif %}"),
     Entry("autoencoder, PSNR of held-out images", "MI-CLAIM 4", "vae/vae.json",
           "{% if it.psnr is defined %}{{ psnr | num }} dB (n = {{ n_held_out }}){% endif %}"),
     *(Entry(f"readers call {kind} images Good", "MI-CLAIM 4",

@@ -124,7 +124,8 @@ def variety(rows: Sequence[Mapping]) -> list[dict]:
     spaces = [{**r, "answer": beyond(r["coverage_low"], r["coverage_high"],
                                      r["coverage_floor"]["median"] - MARGIN)}
               for r in rows if (r["label"], r["set"]) == (ALL, "synthetic")
-              and r.get("coverage_low") is not None and r.get("coverage_floor")]
+              and r.get("coverage_low") is not None
+              and (r.get("coverage_floor") or {}).get("median") is not None]
     return [{"about": "variety", "spaces": spaces,
              "answer": in_every(s["answer"] for s in spaces)}] if spaces else []
 
