@@ -35,7 +35,6 @@ from tqdm import tqdm
 
 from minidiff import config, runs
 from minidiff import variables as var
-from minidiff.classification.predictor import grey
 from minidiff.counted import VALIDATE, normal
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
@@ -61,7 +60,7 @@ from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.pages import pictures, report
 from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.sets import Config
-from minidiff.pixels import to_float
+from minidiff.pixels import to_float, to_grey
 from minidiff.sampling import plan as plans
 from minidiff.sampling.pipeline import make_images, open_pipeline
 
@@ -218,7 +217,7 @@ def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "fp32
         with tqdm(total=len(rows) * (recipe.taken + 1), desc=f"sampling, {folder.name}",
                   unit="step", leave=False) as bar:
             made = make_images(pipeline, rows, recipe, batch=batch, progress=bar.update)
-        return grey(made).expand(-1, 3, -1, -1) if facts["grey"] else made
+        return to_grey(made).expand(-1, 3, -1, -1) if facts["grey"] else made
 
     return sample
 

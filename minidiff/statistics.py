@@ -177,9 +177,13 @@ def pearson(x: Sequence[float], y: Sequence[float],
     if len(x) < 4 or x.std() == 0 or y.std() == 0:
         return math.nan, math.nan, math.nan
     r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
-    centre = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
-    half = z_value(confidence) / math.sqrt(len(x) - 3)
-    return r, math.tanh(centre - half), math.tanh(centre + half)
+    return r, *fisher_interval(r, z_value(confidence) / math.sqrt(len(x) - 3))
+
+
+def fisher_interval(r: float, half: float) -> tuple[float, float]:
+    """The ends of a correlation's interval of this half width on Fisher's scale z = artanh r."""
+    z = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    return math.tanh(z - half), math.tanh(z + half)
 
 
 def group_ids(groups: Sequence) -> np.ndarray:

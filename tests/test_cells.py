@@ -9,6 +9,7 @@ from scipy import stats
 
 from minidiff.evaluation.matrix import cells
 from minidiff.evaluation.matrix.subsets import Subset
+from minidiff.evaluation.metrics.distances import kid
 
 
 def made(features, label="a", sources=("x",), kind="real", part="held-out", patients=None):
@@ -35,7 +36,7 @@ def test_a_cell_says_what_its_parts_say():
                               cells.real_against_real([row, column], "s", repeats=10),
                               permutations=100, resamples=100)
     assert (found["n_r"], found["n_s"], found["n"]) == (60, 45, 45) and len(draws) == 100
-    assert found["KD"] == pytest.approx(cells.kid(real=row.features["s"],
+    assert found["KD"] == pytest.approx(kid(real=row.features["s"],
                                                   fake=column.features["s"]))
     assert found["FD"] == pytest.approx(cells.fid(real=row.features["s"][:45],
                                                   fake=column.features["s"]))
@@ -108,8 +109,8 @@ def test_rho_of_another_sample_of_the_same_hospital_covers_zero(seeds):
 
 @few(60)
 def test_rho_covers_its_true_value(seeds):
-    kd = cells.kid(real=normal((9, 0), 2000), fake=normal((9, 1), 2000, 0.6))
-    truth = kd / cells.kid(real=normal((9, 0), 2000), fake=normal((9, 2), 2000, 1.0))
+    kd = kid(real=normal((9, 0), 2000), fake=normal((9, 1), 2000, 0.6))
+    truth = kd / kid(real=normal((9, 0), 2000), fake=normal((9, 2), 2000, 1.0))
     found = [scored(100 + seed, 0.6) for seed in range(seeds)]
     assert sum(f["rho_low"] <= truth <= f["rho_high"] for f in found) >= (51 if seeds == 60
                                                                           else 6), truth

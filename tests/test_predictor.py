@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from minidiff.classification.judge_agreement import judge_agreement
-from minidiff.classification.predictor import Predictor, balance, fit, grey, loss
+from minidiff.classification.predictor import Predictor, balance, fit, loss
 from minidiff.errors import InputError, TrainingFault
+from minidiff.pixels import to_grey
 from minidiff.variables import Category, Number
 
 SIDE, AGE = Category("side", ("left", "right")), Number("age", 50.0, 20.0, 10.0, 90.0)
@@ -137,11 +138,11 @@ def test_shapes_and_ranges_whatever_the_image_size_and_batch(trained):
 
 def test_grey_is_the_mean_of_the_channels():
     image = torch.tensor([10, 20, 60], dtype=torch.uint8).view(1, 3, 1, 1)
-    assert grey(image).flatten().tolist() == [30]
+    assert to_grey(image).flatten().tolist() == [30]
     same = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8,
                          generator=torch.Generator().manual_seed(0))
-    assert torch.equal(grey(same.expand(-1, 3, -1, -1)),
-                       same) and torch.equal(grey(same.repeat(1, 3, 1, 1)), same)
+    assert torch.equal(to_grey(same.expand(-1, 3, -1, -1)),
+                       same) and torch.equal(to_grey(same.repeat(1, 3, 1, 1)), same)
 
 
 def test_damaged_json_is_named(tmp_path):

@@ -31,10 +31,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minidiff.classification.predictor import grey
 from minidiff.counted import order
 from minidiff.data.subset import first_patients
 from minidiff.errors import InputError
+from minidiff.pixels import to_grey
 from minidiff.variables import AND
 
 DUPLICATES = "duplicates"
@@ -65,7 +65,7 @@ class Images:
 
     def __add__(self, other: Images) -> Images:
         # one channel each: a third of the memory
-        pixels = torch.cat([grey(self.pixels), grey(other.pixels)])
+        pixels = torch.cat([to_grey(self.pixels), to_grey(other.pixels)])
         return Images(pixels, torch.cat([self.labels, other.labels]),
                       self.patients + other.patients, self.rows + other.rows,
                       self.hashes + other.hashes)

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minidiff.classification.predictor import Predictor, grey, prepare
+from minidiff.classification.predictor import Predictor, prepare
 from minidiff.errors import InputError
+from minidiff.pixels import to_grey
 
 FINEST = 7     # places a side, at least: the map of a resnet18 at 224 px
 OPACITY = 0.6  # of the warmest place
@@ -72,7 +73,7 @@ def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *
 
 def overlay(images: Tensor, heat: np.ndarray) -> np.ndarray:
     """uint8 (N,C,S,S), maps (N,S,S) → uint8 (N,S,S,3): grey, coloured where the map is warm."""
-    picture = grey(images)[:, 0].numpy().astype(np.float64)[..., None]
+    picture = to_grey(images)[:, 0].numpy().astype(np.float64)[..., None]
     warm = np.asarray(heat, np.float64)
     import matplotlib  # only now: it takes long to import
     # neither its black nor its white end

@@ -27,8 +27,7 @@ from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
 from minidiff.data import dataset
 from minidiff.data.acquisition import vary
 from minidiff.errors import InputError
-from minidiff.pixels import to_float
-from minidiff.pixels import to_grey as grey
+from minidiff.pixels import to_float, to_grey
 from minidiff.runs import read_json, write_atomic, write_json
 from minidiff.training.optim import cosine, set_lr
 from minidiff.training.precision import Precision
@@ -150,7 +149,7 @@ def _in_words(variable: Variable, y: Tensor) -> Tensor:
 
 def prepare(images: Tensor, size: int) -> Tensor:
     """uint8 (N,C,H,W) → grey float32 (N,1,size,size) in [-1,1]."""
-    x = to_float(grey(images))
+    x = to_float(to_grey(images))
     return x if x.shape[2:] == (size, size) else F.interpolate(x, (size, size), mode="bilinear",
                                                                antialias=True)
 
@@ -208,7 +207,7 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
     """
     if len(images) == 0:
         raise InputError("no images to train the classifier on")
-    images, device, change = grey(images), next(predictor.parameters()).device, AUGMENTS[augment]
+    images, device, change = to_grey(images), next(predictor.parameters()).device, AUGMENTS[augment]
     amp = Precision(precision, device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=lr, weight_decay=DECAY, fused=True)
     predictor.train()

@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 from minidiff.classification.arms import Images
-from minidiff.classification.predictor import Predictor, balance, fit, grey
+from minidiff.classification.predictor import Predictor, balance, fit
 from minidiff.data import images
 from minidiff.data.baselines import FEWEST, THUMBNAIL, features, is_shortcut, out_of_fold
 from minidiff.data.files import read_facts
 from minidiff.data.split import Row
 from minidiff.errors import InputError
+from minidiff.pixels import to_grey
 from minidiff.statistics import auroc_by_patient
 from minidiff.variables import Category, Findings
 
@@ -150,7 +151,7 @@ def without_lungs(pixels: Tensor, masks: Sequence[Path] | None) -> Tensor:
 
     Masks are grown a little.
     """
-    dark = grey(pixels).clone()
+    dark = to_grey(pixels).clone()
     size = dark.shape[-1]
     if masks is None:
         rim = round(RIM * size)

@@ -20,9 +20,10 @@ import numpy as np
 from minidiff.classification import arms as kinds
 from minidiff.classification.arms import Arm, Images
 from minidiff.classification.inputs import Inputs
-from minidiff.classification.predictor import Predictor, fit, grey
+from minidiff.classification.predictor import Predictor, fit
 from minidiff.classification.transfer import begin
 from minidiff.errors import InputError
+from minidiff.pixels import to_grey
 from minidiff.runs import read_json, write_json
 from minidiff.variables import Category
 
@@ -108,6 +109,6 @@ def check_result(result: dict, prints: Mapping, folder: Path, inputs: Inputs) ->
 
 def fingerprint(images: Images) -> str:
     """sha256 of pixels and labels, in order."""
-    digest = hashlib.sha256(np.ascontiguousarray(grey(images.pixels).numpy()))
+    digest = hashlib.sha256(np.ascontiguousarray(to_grey(images.pixels).numpy()))
     digest.update(images.labels.numpy().tobytes())
     return digest.hexdigest()

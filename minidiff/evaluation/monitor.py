@@ -36,9 +36,15 @@ from minidiff.data.split import Row
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
 from minidiff.evaluation.format import jsonable, num, percent, span
-from minidiff.evaluation.metrics.comparison import Side, joined, kd_with_interval
+from minidiff.evaluation.metrics.comparison import Side, between, joined
 from minidiff.evaluation.metrics.copying import FEWEST, memorisation
-from minidiff.evaluation.metrics.distances import finite_percentile, floor, kid, same_mix
+from minidiff.evaluation.metrics.distances import (
+    finite_percentile,
+    floor,
+    kd_with_interval,
+    kid,
+    same_mix,
+)
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.pages import charts as figures
 from minidiff.evaluation.pages.tables import Table
@@ -145,7 +151,7 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
         distances = {}
         for e in extractors:
             fake = Side(e(pixels).double().numpy(), names, np.arange(len(pixels)))
-            kd, drawn = kd_with_interval(held[e.name], fake, seed)
+            kd, drawn = kd_with_interval(**between(held[e.name], fake), seed=seed)
             draws[e.name].append(drawn)
             distances[e.name] = dict(zip(("value", "low", "high"), kd.values()))
         copying = memorisation(fake=_spaces(pixels, extractors[1:]), **near, seed=seed)

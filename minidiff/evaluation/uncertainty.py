@@ -42,7 +42,7 @@ from minidiff.evaluation.metrics.pairwise import check_finite, distances, equali
 from minidiff.evaluation.monitor import Sample, checkpoints, read
 from minidiff.evaluation.sets import judge_of
 from minidiff.root import Rooted
-from minidiff.statistics import NONE, pearson, z_value
+from minidiff.statistics import NONE, fisher_interval, pearson, z_value
 
 FEWEST_MODELS = 5
 COLUMN = "uncertainty"
@@ -87,9 +87,8 @@ def spearman(x: Sequence[float], y: Sequence[float],
     r, *_ = pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
     if math.isnan(r):
         return math.nan, *NONE
-    centre = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
     half = z_value(confidence) * math.sqrt((1 + r * r / 2) / (len(x) - 3))
-    return r, math.tanh(centre - half), math.tanh(centre + half)
+    return r, *fisher_interval(r, half)
 
 
 def run(cfg: UncertaintyConfig, sample: Sample) -> dict:

@@ -29,8 +29,7 @@ from minidiff.evaluation.metrics.distances import (
     fid,
     finite_percentile,
     floor,
-    kid,
-    kid_draws,
+    kd_with_interval,
     kid_p,
     mind,
 )
@@ -57,15 +56,14 @@ def cell(row: Subset, column: Subset, space: str, null: Null, *, permutations: i
         return {**found, "too_few": too_few}, None
     x, y = row.features[space], others.features[space]
     both = {"real": x, "fake": y, "real_patients": row.patients, "fake_patients": others.patients}
-    draws = kid_draws(**both, n_boot=resamples, seed=seed)
-    low, high = finite_percentile(draws)
+    kd, draws = kd_with_interval(**both, n_boot=resamples, seed=seed)
     n = min(len(x), len(y))
     equal = {"real": x[:n], "fake": y[:n]}  # subsets lie in random order: the first n are a draw
     spread = prdc(**equal)
     reached = wilson(round(spread.coverage * n), n)
     told = c2st(**equal, real_patients=row.patients[:n], fake_patients=others.patients[:n],
                 permutations=1, seed=seed)  # its interval says enough: no p
-    return {**found, "n": n, "KD": kid(**both), "KD_low": low, "KD_high": high,
+    return {**found, "n": n, **kd,
             "KD_p": kid_p(**both, permutations=permutations, seed=seed), "FD": fid(**equal),
             "MIND": mind(**equal, seed=seed), "density": spread.density,
             "coverage": spread.coverage, "coverage_low": reached[0], "coverage_high": reached[1],

@@ -21,7 +21,7 @@ from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predictor import Predictor
 from minidiff.data.table import Table
 from minidiff.errors import InputError
-from minidiff.statistics import group_ids, pearson, z_value
+from minidiff.statistics import fisher_interval, group_ids, pearson, z_value
 from minidiff.variables import Labels, Number, Variable
 
 
@@ -77,8 +77,7 @@ def _pooled(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> tuple[float, flo
     free = len(x) - group.max() - 3
     if math.isnan(r) or free < 1:
         return math.nan, math.nan, math.nan
-    centre, half = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)), z_value() / math.sqrt(free)
-    return r, math.tanh(centre - half), math.tanh(centre + half)
+    return r, *fisher_interval(r, z_value() / math.sqrt(free))
 
 
 def _centred(x: np.ndarray, group: np.ndarray) -> np.ndarray:

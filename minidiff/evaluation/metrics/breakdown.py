@@ -21,12 +21,12 @@ from minidiff.evaluation.metrics.comparison import (
     ALL,
     FEWEST,
     Side,
+    between,
     floor_of,
     joined,
-    kd_with_interval,
     too_few,
 )
-from minidiff.evaluation.metrics.distances import equal, fid, kid, same_mix
+from minidiff.evaluation.metrics.distances import equal, fid, kd_with_interval, kid, same_mix
 from minidiff.evaluation.metrics.diversity import TAPS, ms_ssim, vendi
 from minidiff.variables import RESERVED, Findings, Number, Variable, infer
 
@@ -125,7 +125,7 @@ def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *
                    "m": made.n, "too_few": too_few(held, made)}
             rows.append(row)
             if not row["too_few"]:
-                row |= kd_with_interval(held, made, seed)[0]
+                row |= kd_with_interval(**between(held, made), seed=seed)[0]
                 row["KD_floor"] = floor_of(kid, joined(known, held), held.n, made.n, repeats, seed)
     return rows
 

@@ -30,8 +30,8 @@ from minidiff.evaluation.metrics.distances import (
     fid_spread,
     finite_percentile,
     floor,
+    kd_with_interval,
     kid,
-    kid_draws,
     kid_p,
     mind,
     spread_of,
@@ -79,14 +79,6 @@ def too_few(*sides: Side) -> bool:
     return any(s.n < FEWEST or len(set(s.patients)) == 1 for s in sides)
 
 
-def kd_with_interval(real: Side, fake: Side, seed: int) -> tuple[dict, np.ndarray]:
-    """KD with its interval, and the bootstrap draws behind it."""
-    sets = between(real, fake)
-    draws = kid_draws(**sets, seed=seed)
-    low, high = finite_percentile(draws)
-    return {"KD": kid(**sets), "KD_low": low, "KD_high": high}, draws
-
-
 def floor_of(metric: Metric, pool: Side, n: int, m: int, repeats: int, seed: int) -> dict | None:
     """What real scores against real at n and m; None where there are too few patients."""
     try:
@@ -116,7 +108,7 @@ def compare(extractor: str, *, synthetic: Side, train: Side, heldout: Side, labe
             rows.append(row)
             if row["too_few"]:
                 continue
-            found, draws[name] = kd_with_interval(reference, side, seed)
+            found, draws[name] = kd_with_interval(**between(reference, side), seed=seed)
             row |= found | _measure_equal(reference, side, seed)
             row["KD_p"] = kid_p(**between(reference, side), seed=seed)
             both = {"real": reference.features, "fake": side.features}

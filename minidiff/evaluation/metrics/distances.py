@@ -134,6 +134,13 @@ def finite_percentile(draws: np.ndarray, confidence: float = 0.95) -> tuple[floa
     return percentile(draws, confidence) if len(draws) else (np.nan, np.nan)
 
 
+def kd_with_interval(*, n_boot: int = 1000, seed: int = 0, **sets) -> tuple[dict, np.ndarray]:
+    """KD with its 95 % interval, and the draws behind it; the sets as `kid` takes them."""
+    draws = kid_draws(**sets, n_boot=n_boot, seed=seed)
+    low, high = finite_percentile(draws)
+    return {"KD": kid(**sets), "KD_low": low, "KD_high": high}, draws
+
+
 def kid_p(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
           fake_patients: Sequence | None = None, permutations: int = 1000, seed: int = 0) -> float:
     """Permutation p of `kid`: how often the sides are as far apart with patients dealt out anew.
