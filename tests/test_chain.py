@@ -3,6 +3,7 @@ named where it is.
 """
 
 import shutil
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -94,6 +95,20 @@ def test_it_verifies_from_elsewhere_and_writes_nothing(tree, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path.parent / (tmp_path.name + "-away"))
     assert faults(tmp_path / "runs/x/report") == []
     assert sorted((str(p), p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+
+
+def test_a_judge_that_is_gone_is_missing(tree, monkeypatch):
+    facts = chain.run_facts(tree / "report")
+    assert facts.pop("judge")
+    now = runs.read_json(tree / "report/report.json"), facts
+    monkeypatch.setattr(chain, "run_again", lambda *_: now)
+    assert "missing runs/x/report: judge now: not there" in told(faults(tree / "report"))
+
+
+def test_a_command_that_dies_without_a_word_is_a_fault(tree, monkeypatch):
+    dead = subprocess.CompletedProcess([], -9, "", "")
+    monkeypatch.setattr(chain.subprocess, "run", lambda *_, **__: dead)
+    assert "with status -9: it ended without a message" in told(faults(tree / "report"))
 
 
 def edit_json(path, change):

@@ -134,9 +134,14 @@ def test_page_with_every_input(tmp_path):
     assert report.write_page(tmp_path).read_text() == html
 
 
-def test_a_page_needs_its_numbers(tmp_path):
+def test_a_page_needs_its_numbers_and_its_pictures(tmp_path):
     with pytest.raises(InputError, match="no report.json"):
         report.write_page(tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "report.html").write_text("with pictures")
+    with pytest.raises(InputError, match="no pictures.json: an older version"):
+        report.write_page(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "with pictures"
 
 
 @pytest.mark.parametrize("size,side", [(32, 128), (64, 128), (96, 192), (224, 224), (512, 256)])

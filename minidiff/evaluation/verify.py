@@ -118,8 +118,8 @@ def report(folder: Path, cfg: VerifyConfig, _: Remake) -> Iterator[Link | Path]:
         now = next((runs.read_json(file) for file in files if file.is_file()), None)
         if then:
             yield compared(f"{root / other}: config", then, now)
-    now, facts = run_again(folder, cfg.device)
-    yield from facts_compared(folder, facts)
+    now, facts = run_again(folder, cfg.device)  # a judge that is gone is a fact that is missing
+    yield from facts_compared(folder, {**dict.fromkeys(run_facts(folder)), **facts})
     for part in [name for name in result if name not in OF_THE_RUN]:
         yield compared(f"{folder / 'report.json'}: {part}", *({part: x.get(part)}
                                                               for x in (result, now)))
@@ -224,7 +224,8 @@ def run_again(folder: Path, device: str) -> tuple[dict, dict]:
             cwd=root_of(folder), env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             capture_output=True, text=True)
         if ended.returncode:
-            raise InputError(f"its command fails now: {ended.stderr.strip().splitlines()[-1]}")
+            said = ended.stderr.strip().splitlines() or ["it ended without a message"]
+            raise InputError(f"its command fails now, with status {ended.returncode}: {said[-1]}")
         return runs.read_json(scratch / "again/report.json"), run_facts(scratch / "again")
 
 

@@ -64,8 +64,11 @@ def write_page(folder: Path) -> Path:
     if not (folder / "report.json").is_file():
         raise InputError(f"{folder} holds no report.json: python evaluate.py makes one")
     kept = folder / "pictures.json"
-    drawn = runs.read_json(kept) if kept.is_file() else {}
-    runs.write_atomic(folder / "report.html", render(runs.read_json(folder / "report.json"), drawn))
+    if not kept.is_file():
+        raise InputError(f"{folder} holds no pictures.json: an older version made this report, and "
+                         "its page would lose its pictures; run the command of the report again")
+    result, drawn = runs.read_json(folder / "report.json"), runs.read_json(kept)
+    runs.write_atomic(folder / "report.html", render(result, drawn))
     return folder / "report.html"
 
 

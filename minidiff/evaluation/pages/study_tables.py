@@ -310,6 +310,8 @@ def printed(summary: Mapping) -> str:
         lines += [f"  † {row['arm']}: {row['remark']}" for row in rows if row["remark"]]
         pairs = [d for d in differ if d["metric"] == metric and d["difference"] is not None]
         if pairs:
+            lines.append("  All but “single network” is of the ensemble of each arm, of which each "
+                         "network alone may say otherwise.")
             lines.append(differences(pairs, positive).text())
     if summary.get("primary"):
         answer = primary_answer(summary["primary"], positive)
