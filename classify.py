@@ -16,8 +16,6 @@ conditions trained on real training patients only, with which evaluate.py asks w
 what they were asked to show.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

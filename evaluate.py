@@ -21,8 +21,6 @@ val and test together. The same command again makes the page anew, from the same
 features kept in OUT/features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -12,8 +12,6 @@
 Each image is a function of its seed and its conditions alone. The same command again fills gaps.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter

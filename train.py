@@ -10,8 +10,6 @@
 Ctrl-C and SIGTERM finish the step, save and stop; the same command resumes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal

@@ -17,8 +17,6 @@ turn. On a CPU both the process's time and the clock are told, and other program
 less.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import time

@@ -16,8 +16,6 @@ true shapes. pytorch-fid reads with as many workers as there are threads, as it 
 minidiff reads in the process itself.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

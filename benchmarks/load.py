@@ -10,8 +10,6 @@ when it maps the file as minidiff does. Each run is its own process, all in turn
 page cache. SHA-256 is timed apart: it is computed once a file.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -24,8 +24,6 @@ Deliberate changes stand in net_changes.json; patterns are fnmatch's, of "file#/
     "changed", "gone", "new" {pattern: reason}
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import csv

@@ -2,8 +2,6 @@
 processes to time them in.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import multiprocessing

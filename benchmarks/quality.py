@@ -16,8 +16,6 @@ floor, real images against other real ones (5 to 95 %) at the same numbers: a ro
 reference if the upper end of "farther" is at most half the floor's width.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

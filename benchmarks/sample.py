@@ -15,8 +15,6 @@ text encoder, progress bar and checks, in its favour. On a GPU its weights are i
 for; minidiff's UNet is under autocast, its VAE fp32.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import statistics

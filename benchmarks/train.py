@@ -15,8 +15,6 @@ encode, add noise, mean squared error, clip, AdamW. Its text encoder, files and 
 schedule are left out, in its favour.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import statistics

@@ -6,8 +6,6 @@
     minidiff.kid("real", "synthetic")
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

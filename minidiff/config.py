@@ -6,8 +6,6 @@ The comment beside a field is its --help. A run saves its config, and the next r
 it: `--from runs/x/config.json`.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import errno

@@ -1,7 +1,5 @@
 """Detours on a CPU: 3×3 convolutions as one matrix product, and 1×1 ones that are safe."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn

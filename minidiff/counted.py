@@ -5,8 +5,6 @@ processes nor on interruptions: a resumed run equals an unbroken one bit for bit
 is saved.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from bisect import bisect_right

@@ -7,8 +7,6 @@ of the slots, and gradients are averaged over the ranks: how many there are chan
 Rank 0 writes.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 Only commands that the user asked to fetch come here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import http.client

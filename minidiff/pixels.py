@@ -1,7 +1,5 @@
 """Pixels: uint8 0 … 255 ⇄ floats in [-1, 1], and colour → grey."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ reader gave none. A coefficient of agreement is (observed − chance) / (1 − c
 what they call chance.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

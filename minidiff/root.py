@@ -6,8 +6,6 @@ A Config that is `Rooted` says where, relative to the root: `run: str = "ROOT/di
 given as a flag is used as it is.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass

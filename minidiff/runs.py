@@ -4,8 +4,6 @@ A folder belongs to one kind of run with one config. The same command again resu
 config, or a folder that holds something else, is refused and nothing in it is touched.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Only numpy and scipy. Intervals are (low, high) at 95 % by default, and (nan, nan) without data.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

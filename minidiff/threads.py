@@ -9,8 +9,6 @@ when torch is loaded.
 OMP_NUM_THREADS, GOMP_SPINCOUNT and OMP_WAIT_POLICY, where the user has set them, stay as they are.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -10,8 +10,6 @@ A cell of a table becomes one number of a tensor:
 Labels are a dict from variable name to a tensor of shape (N,), one entry per image.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Mapping, Sequence

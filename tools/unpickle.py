@@ -9,8 +9,6 @@ leaves a tree of tables, from which the tensors are picked. This is the way of P
 models saved before its version 1.6, as TorchXRayVision's are.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickle
@@ -41,7 +39,7 @@ class Stub:
 
     state: Any = None
 
-    def __new__(cls, *_: object, **__: object) -> Stub:
+    def __new__(cls, *_: object, **__: object) -> "Stub":
         return object.__new__(cls)
 
     def __init__(self, *_: object, **__: object):

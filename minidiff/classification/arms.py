@@ -21,8 +21,6 @@ that the study was given. Synthetic images help only if they help more than as m
 which add nothing new (count-matched control).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -57,13 +55,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Sequence[int]) -> Images:
+    def take(self, index: Sequence[int]) -> "Images":
         index = list(index)
         patients, rows, hashes = ([column[i] for i in index]
                                   for column in (self.patients, self.rows, self.hashes))
         return Images(self.pixels[index], self.labels[index], patients, rows, hashes)
 
-    def __add__(self, other: Images) -> Images:
+    def __add__(self, other: "Images") -> "Images":
         # one channel each: a third of the memory
         pixels = torch.cat([to_grey(self.pixels), to_grey(other.pixels)])
         return Images(pixels, torch.cat([self.labels, other.labels]),

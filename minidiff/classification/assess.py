@@ -5,8 +5,6 @@ the test sets are looked at once, here. An arm's figures are those of the mean o
 probabilities (deep ensemble), with the mean and standard deviation over seeds beside them.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

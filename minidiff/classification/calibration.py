@@ -10,8 +10,6 @@ share of labels: a classifier that was trained with every label weighing the sam
 rare one too much. Images count as independent throughout.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

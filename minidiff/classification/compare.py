@@ -14,8 +14,6 @@ there are few. The tests:
     auroc_macro                       bootstrap of patients       bootstrap of patients
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -8,8 +8,6 @@
 A lower sensitivity of a group is its underdiagnosis (Seyyed-Kalantari et al. 2021).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence

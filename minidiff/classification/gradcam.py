@@ -6,8 +6,6 @@ warm place in the frame or in a corner is a hint at a shortcut; one in the lungs
 there is none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Refused are a patient, an identical file or picture, and a near copy on both sid
 has seen validation or test patients; a test set of one label; labels that training does not know.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ On held-out real images the judge is measured against the truth, on synthetic on
 measured by the judge: the second can be no better than the first, so the two stand side by side.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Protocol

@@ -8,8 +8,6 @@ seeds), in nats: how unsure the classifier is. `typical`: the p that the image i
 validation; below .05 it is not. Not for diagnosis.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

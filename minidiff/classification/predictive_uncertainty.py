@@ -11,8 +11,6 @@ promised of the sets holds for images like those of validation; on another hospi
 says what became of it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +66,7 @@ class Conformal:
     n: tuple[int, ...]              # calibration images of each label
 
     @classmethod
-    def fit(cls, p: np.ndarray, truth: np.ndarray, alpha: float = 0.1) -> Conformal:
+    def fit(cls, p: np.ndarray, truth: np.ndarray, alpha: float = 0.1) -> "Conformal":
         """Thresholds from validation p (n,k) and truth (n,k) bool: the ⌊α(n_k+1)⌋-th lowest p_k
         among the n_k true k.
         """
@@ -98,7 +96,7 @@ class Conformal:
                                                     for t in self.thresholds], "n": list(self.n)}
 
     @classmethod
-    def from_json(cls, form: Mapping) -> Conformal:
+    def from_json(cls, form: Mapping) -> "Conformal":
         """What `to_json` gave; InputError where it is something else."""
         try:
             thresholds = tuple(-math.inf if t is None else float(t) for t in form["thresholds"])
@@ -207,7 +205,7 @@ class FeatureDistance:
         self.centres, self.whiten = centres, whiten
 
     @classmethod
-    def fit(cls, features: np.ndarray, truth: np.ndarray) -> FeatureDistance:
+    def fit(cls, features: np.ndarray, truth: np.ndarray) -> "FeatureDistance":
         """Features (n,d) of training images, truth (n,k) bool: a centre for each label that has
         images, where labels exclude each other; else one for all images, for findings that go
         together divide into too many groups."""
@@ -237,7 +235,7 @@ class FeatureDistance:
                 "whiten": torch.tensor(np.ascontiguousarray(self.whiten))}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> FeatureDistance:
+    def from_state(cls, state: Mapping[str, Tensor]) -> "FeatureDistance":
         return cls(state["centres"].numpy(), state["whiten"].numpy())
 
 

@@ -8,8 +8,6 @@ one output in standard deviations from its training mean. A cell that is unknown
 loss.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -118,7 +116,7 @@ class Predictor(nn.Module):
         write_atomic(Path(folder) / "predictor.safetensors", safetensors.torch.save(weights))
 
     @classmethod
-    def load(cls, folder: str | Path) -> Predictor:
+    def load(cls, folder: str | Path) -> "Predictor":
         """The predictor that `save` wrote to this folder, on the CPU.
 
         InputError where there is none, or half of one.

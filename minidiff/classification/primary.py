@@ -5,8 +5,6 @@ and other seeds, either of which may matter more. It says nothing about another 
 synthetic images of an arm come from one.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

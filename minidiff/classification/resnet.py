@@ -13,8 +13,6 @@
 He et al. 2016, arXiv 1512.03385; `width` (8 or more) scales every layer alike.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

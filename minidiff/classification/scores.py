@@ -9,8 +9,6 @@ have several, they cover the true value in 81 to 90 % of simulated sets. Quote t
 whole patients.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 

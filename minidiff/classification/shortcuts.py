@@ -17,8 +17,6 @@ a crop that cuts off the sides of wide films, the sharpness of a reduced or enla
 blocks, the window of greys, and letters that were burned in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -8,8 +8,6 @@ seed decides start, augmentation and order. The best of the validations of a tra
 test image decides anything.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

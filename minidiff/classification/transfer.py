@@ -1,7 +1,5 @@
 """Where a classifier starts: another run's, or a torchvision resnet18 file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import safetensors

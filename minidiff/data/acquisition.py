@@ -6,8 +6,6 @@ recognise a hospital by these (domain randomisation, Tobin et al. 2017). It can 
 patients of a hospital.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

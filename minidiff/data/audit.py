@@ -8,8 +8,6 @@ A finding has a level:
     info     to be known, and reported in a paper
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ may use these alone, and its figures say nothing about disease (DeGrave et al. 2
 2021).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

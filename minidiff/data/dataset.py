@@ -1,7 +1,5 @@
 """Pixels of a table in memory, their ranges, and augmentation."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys
@@ -56,7 +54,7 @@ class Images:
         """SHA-256 of each image: later stages refuse to test on what this one was trained on."""
         return sorted({self.table.hashes[row["file"]] for row in self.table.rows})
 
-    def part(self, *splits: str) -> Images:
+    def part(self, *splits: str) -> "Images":
         """The images of these splits."""
         index = [i for i, row in enumerate(self.table.rows) if row["split"] in splits]
         channels = 1 if self.grey else 3

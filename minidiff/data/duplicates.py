@@ -13,8 +13,6 @@ The distance of a pair depends neither on brightness and contrast nor on the oth
 of one grey has no detail: it is like no other here, and only `exact_duplicates` finds its copies.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

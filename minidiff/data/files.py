@@ -3,8 +3,6 @@
 An audit reads every file once and keeps only these and a small square: 12 kB an image.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Iterable, Sequence

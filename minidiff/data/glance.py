@@ -1,7 +1,5 @@
 """A data set at a glance: what was read, before anything is done with it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ before a pixel is decoded, and every fault becomes one `InputError` that names t
 (EXIF, text) is dropped.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ Caching one sample in place of the moments would freeze noise that is a good par
 variance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@
 A folder inside that holds a metadata.csv of its own is another data set and is left alone.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Sequence

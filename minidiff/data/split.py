@@ -1,7 +1,5 @@
 """Splits by patient: made where the data bring none, checked, and repaired where patients cross."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence

@@ -5,8 +5,6 @@ images.
 arm of the study is trained on.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections import Counter

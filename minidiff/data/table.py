@@ -10,8 +10,6 @@ A cell is text and "" is unknown. A row has the columns of its data set, and alw
 The layouts of a folder are those of `layouts`.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -58,7 +56,7 @@ class Table:
         self.hashes.update(_hash(file for file in self.column("file") if file not in self.hashes))
         return _fingerprint(self.rows, self.hashes)
 
-    def select(self, **wanted: str | Sequence[str]) -> Table:
+    def select(self, **wanted: str | Sequence[str]) -> "Table":
         """The rows whose cells are as asked: `select(split="train", label=["covid", "normal"])`."""
         allowed = {name: {value} if isinstance(value, str) else set(value)
                    for name, value in wanted.items()}

@@ -1,7 +1,5 @@
 """The images of a training stage, and their summary for the user."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

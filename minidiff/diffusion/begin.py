@@ -3,8 +3,6 @@
 Fine-tuning in stages repeats the last of these; `origin` holds what each stage began with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@ Attribute names are those of transformers' CLIPTextModel. Sources: Radford et al
 al. 2021 (OpenCLIP).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -7,8 +7,6 @@ labels. Null is a mask after the projection: it adds nothing, ever. Unknown has 
 own, learned from the rows where the value is missing.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -52,7 +50,7 @@ class Conditioner(nn.Module):
                 for v in self.variables}
 
     @torch.no_grad()
-    def adopt(self, old: Conditioner) -> None:
+    def adopt(self, old: "Conditioner") -> None:
         """Take over the null context, and what a trained conditioner knows of the same variables.
 
         What it does not know adds nothing yet, as null does: a new variable by its zero projection,
@@ -81,7 +79,7 @@ class CategoryEmbedding(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         return self.weight[torch.where(value >= 0, value, len(self.weight) - 1)]
 
-    def adopt(self, old: CategoryEmbedding) -> None:
+    def adopt(self, old: "CategoryEmbedding") -> None:
         """Rows by value, unknown's to unknown's; a new value starts at zero.
 
         A random row would reach the context through a trained projection, as noise. Unknown's row
@@ -109,7 +107,7 @@ class FindingsEmbedding(nn.Module):
         alone = torch.stack([value == UNKNOWN, value == 0], dim=1)       # (N, 2)
         return torch.cat([alone, self.variable.bits(value)], dim=1).to(self.weight) @ self.weight
 
-    def adopt(self, old: FindingsEmbedding) -> None:
+    def adopt(self, old: "FindingsEmbedding") -> None:
         """Rows by finding, which keep their places (variables.merge); a new one starts at zero."""
         rows = dict(zip(old.variable.values, old.weight[2:]))
         new = [rows.get(v, torch.zeros_like(old.weight[0])) for v in self.variable.values]
@@ -134,7 +132,7 @@ class NumberEmbedding(nn.Module):
         features = torch.cat([x, angles.sin(), angles.cos()], dim=1)
         return torch.where(known[:, None], features @ self.weight, self.unknown)
 
-    def adopt(self, old: NumberEmbedding) -> None:
+    def adopt(self, old: "NumberEmbedding") -> None:
         """The old weights, which mean something under the old mean and standard deviation only."""
         same = (self.mean, self.std) == (old.mean, old.std)
         assert same, "another standardisation: variables.merge keeps the old one"

@@ -11,8 +11,6 @@ al. 2022, eq. 7):
     x0           0          1             z                              Ho et al. 2020
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal

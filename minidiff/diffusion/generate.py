@@ -6,8 +6,6 @@
                       (Song, Meng & Ermon 2021, section 4.3)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -104,7 +102,7 @@ class Pipeline:
     against: Denoiser | None = None                             # a weaker model to guide by
     autocast: Callable[[], AbstractContextManager] = nullcontext  # round calls of the UNet alone
 
-    def guided_by(self, weaker: Pipeline) -> Pipeline:
+    def guided_by(self, weaker: "Pipeline") -> "Pipeline":
         """The same with a weaker model to guide by, of the same conditions and latents."""
         ours, theirs = ({v.name: getattr(v, "values", "number") for v in p.conditioner.variables}
                         for p in (self, weaker))

@@ -17,8 +17,6 @@ of Liu et al. 2022 (eq. 11) adds up D({i}) − D(∅) instead: it takes variable
 the image, and with equal scales it is not plain guidance.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

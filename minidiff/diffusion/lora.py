@@ -11,8 +11,6 @@ taught a small model its labels less well (52 % against 74 % recognised). `merge
 weights again, for saving, sampling and export.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re

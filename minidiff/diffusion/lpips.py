@@ -8,8 +8,6 @@ unit length over the channels; w_l ≥ 0 are five learned heads. Images that loo
 wherever their pixels lie. The weights come in the user's files: nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Model = UNet + Conditioner, the one trained module; and its description as plain values."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 
 import torch

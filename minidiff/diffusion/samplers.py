@@ -19,8 +19,6 @@ ddim with eta 1. Each is written as in its paper, and a test holds them equal. `
 standard normal noise in the shape of x.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 

@@ -4,8 +4,6 @@ Notation (Karras et al. 2022): x = z + σ·noise with σ² = (1−ᾱ)/ᾱ. The 
 variance-preserving model (Ho et al. 2020) sees x/√(1+σ²) = √ᾱ·z + √(1−ᾱ)·noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 
@@ -33,7 +31,7 @@ class Schedule:
 
     @classmethod
     def scaled_linear(cls, start: float = 0.00085, end: float = 0.012,
-                      steps: int = 1000) -> Schedule:
+                      steps: int = 1000) -> "Schedule":
         """Stable Diffusion's: √β is linear (LDM says "linear", diffusers "scaled_linear")."""
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0))

@@ -7,8 +7,6 @@
     RUN/snapshots/step_00000500/model.*      those of some steps on the way
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, fields
 from pathlib import Path
 

@@ -17,8 +17,6 @@ Keep it in `torch.channels_last`, on a CPU too: cells and tokens are then views 
 and no convolution has to reorder its weights and inputs. `benchmarks/train.py` measures the gain.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

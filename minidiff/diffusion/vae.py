@@ -9,8 +9,6 @@ for one trained here. Callers never see the factor. Attribute names are those of
 AutoencoderKL. Source: Rombach et al. 2022. Keep it out of fp16: activations overflow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The training loss of a step is mostly the luck of its times. Here every measurem
 times and the same noise, so that two steps, two runs and two sets of images can be compared.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ class Probe:
     noise: Tensor       # (n, 4, h, w)
 
     @classmethod
-    def of(cls, latents: Tensor, labels: Labels, n: int, levels: int) -> Probe:
+    def of(cls, latents: Tensor, labels: Labels, n: int, levels: int) -> "Probe":
         """n slots, filled in a fixed random order by the images (N, 4, h, w), once or in turns."""
         index = torch.tensor(order(len(latents), 0, range(n)), dtype=torch.long)
         return cls(latents[index], {k: v[index] for k, v in labels.items()},

@@ -6,8 +6,6 @@ audit.json holds every number, audit.html is for the reader. Exit status: 0 no e
 must be repaired first, 2 the folders are not laid out as a data set.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import defaultdict
 from collections.abc import Sequence

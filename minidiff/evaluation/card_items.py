@@ -6,8 +6,6 @@ Item and value are Jinja2 templates. They see the member as `it`, the members ro
 own names (those of the innermost first), and `key`, its number or name.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 RESEARCH = ("Research only. Not for diagnosis, treatment or triage, nor as a substitute for "

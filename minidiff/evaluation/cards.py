@@ -9,8 +9,6 @@ it: TRIPOD+AI (Collins et al. 2024), MI-CLAIM (Norgeot et al. 2020; its six part
 fill them in there, run the command again, and they are on the cards.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +79,7 @@ def run_card(cfg: CardConfig) -> None:
         print(f"{path}: {len(own) - left} items filled, {left} left to a person")
 
 
-def filled(document: str, files: Files) -> Iterator[Item]:
+def filled(document: str, files: "Files") -> Iterator[Item]:
     """Every item of a document, those that no file answers without a value."""
     for section, entries in CARDS[document].items():
         for entry in entries:
@@ -89,7 +87,7 @@ def filled(document: str, files: Files) -> Iterator[Item]:
                 yield Item(document, section, name, value, sources, entry.asked_by)
 
 
-def lines(entry: Entry, files: Files) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def lines(entry: Entry, files: "Files") -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Name, value and sources of each item that an entry gives."""
     if not entry.place:
         yield entry.item, "", ()

@@ -9,8 +9,6 @@ sides, the extractor, and its floor: what two disjoint parts of the real images 
 1/n, so that beside its floor stands what it is between parts as small as those.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How numbers are written on pages and terminals."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

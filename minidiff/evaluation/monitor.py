@@ -17,8 +17,6 @@ the choice is not resolved.
 Sampling takes a diffusion model and comes in as a callable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ They are for watching, not for judging: `evaluate.py` measures all images togeth
 spaces, with intervals.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 

@@ -5,8 +5,6 @@ do not have, a generator or judge that has seen the held-out images. The judge i
 that was trained on real images alone and reads labels off pictures; of these data, or none.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence

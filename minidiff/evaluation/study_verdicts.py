@@ -1,7 +1,5 @@
 """What the numbers of a study say, in words: yes, no, or why the question stays open."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple

@@ -14,8 +14,6 @@ filtered by; its rank correlations with the judge's probability of the label ask
 distances to training and held-out images, say what it is worth.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import math

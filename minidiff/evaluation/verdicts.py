@@ -3,8 +3,6 @@
 Figures in, answers out; the words around them stand in pages/verdicts.txt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 from minidiff.evaluation.metrics.comparison import ALL

@@ -12,8 +12,6 @@ missing (it cannot be followed). Paths in a config are relative to where its com
 runs that was moved as a whole still verifies. Nothing is written into it.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The pictures of a training run: loss.png, grids/ and strips/ of samples, reconstructions.png."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A finished run, ready to sample; and the images of rows of a plan."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path

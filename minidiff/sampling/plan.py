@@ -12,8 +12,6 @@ weighing the same, and every label gets the same list of them: in the set that i
 tells nothing of source, view or age.
 """
 
-from __future__ import annotations
-
 import csv
 from bisect import bisect_right
 from collections import Counter

@@ -1,7 +1,5 @@
 """The frame of a training loop: resume, save when due, log, and stop well at a signal."""
 
-from __future__ import annotations
-
 import math
 import signal
 import time
@@ -45,7 +43,7 @@ class Checkpointer:
         self.bar = tqdm(total=steps, initial=self.start, desc=text, unit="step",
                         disable=distributed.rank() > 0)
 
-    def __enter__(self) -> Checkpointer:
+    def __enter__(self) -> "Checkpointer":
         self.handlers = {number: signal.signal(number, self._interrupt)
                          for number in (signal.SIGTERM, signal.SIGINT)}
         return self

@@ -1,7 +1,5 @@
 """The device that computes, and its memory."""
 
-from __future__ import annotations
-
 import ctypes
 import resource
 import sys

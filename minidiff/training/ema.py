@@ -1,7 +1,5 @@
 """The trained weights of a model, as a checkpoint holds them, and their moving average."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

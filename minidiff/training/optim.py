@@ -1,7 +1,5 @@
 """The optimiser of both stages, and its learning rates."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ the network. bf16 has float32's range and needs no scaler; fp16 underflows witho
 et al. 2018).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable

@@ -6,8 +6,6 @@ under another name and renamed when complete, so that a kill at any moment leave
 checkpoint or none. All ranks hand in their shards; rank 0 writes.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -9,8 +9,6 @@ these words go into the data set, since the message of an error may quote a name
 (the extra `dicom`).
 """
 
-from __future__ import annotations
-
 from minidiff.errors import InputError
 
 MAX_BYTES = 512 * 2**20  # of a file, and of what a deflated file may hold

@@ -6,8 +6,6 @@ keyed hash of its content, and the rows are sorted by it. Which source became wh
 beside the data set, for its owner's eyes, and stays where the source is.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat

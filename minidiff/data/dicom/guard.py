@@ -5,8 +5,6 @@ The process takes one file after another and is replaced when it dies or takes t
 back JSON and PNG, never a pickle.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import multiprocessing

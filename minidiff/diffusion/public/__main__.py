@@ -12,8 +12,6 @@ to the network. `show` prints the load certificate, `export` hands a finished ru
 `latents` asks before any training whether the VAE fits the images.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path

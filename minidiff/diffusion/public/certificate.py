@@ -1,7 +1,5 @@
 """The load certificate: every tensor of a public file, and the source of every choice."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterable

@@ -10,8 +10,6 @@ Other tools know no conditioner: they take a context as `prompt_embeds`, and "nu
 `negative_prompt_embeds`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -5,8 +5,6 @@
 Nothing is fetched unless this is called. To import it is cheap: no torch, no library of the Hub.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """diffusers folders: unet/, vae/, text_encoder/, scheduler/, each a config.json and weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

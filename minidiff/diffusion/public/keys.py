@@ -11,8 +11,6 @@ the map gives (name, part). Nothing of ours is imported.
     model_ema.               UNet, once more   names without dots: mapped to, never back
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Does a public VAE fit these images? Their latents against its scale, and what it loses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

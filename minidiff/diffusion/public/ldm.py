@@ -1,7 +1,5 @@
 """LDM files (CompVis, Stability, A1111, ComfyUI): UNet, VAE, text tower, schedule by prefix."""
 
-from __future__ import annotations
-
 from minidiff.diffusion import clip as clips
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes

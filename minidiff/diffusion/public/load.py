@@ -1,7 +1,5 @@
 """A public Stable Diffusion model, SD 1.x or 2.x, LDM file or diffusers folder, whole and exact."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """Tensors of a file → our networks, each taken once; whatever does not fit is refused by name."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -42,7 +40,7 @@ class Contents:
     not_used: Counter = field(default_factory=Counter)
     source_tensors: int = 0
 
-    def add(self, reader: Reader) -> None:
+    def add(self, reader: "Reader") -> None:
         reader.finish()
         self.parts |= reader.parts
         self.not_used += reader.not_used

@@ -6,8 +6,6 @@ exactly the classes that public files carry; whatever else it names is refused. 
 to the file (copy on write) where they can.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import zipfile

@@ -8,8 +8,6 @@ The whole picture is resized to the side of the input and nothing is cropped: to
 256 → 224 would cut the lungs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import OrderedDict

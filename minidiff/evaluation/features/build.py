@@ -5,8 +5,6 @@ holds the file to its hash; `inception-…=auto` downloads the public file, `inc
 the same file from elsewhere.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ which others were missing: from the cache or not, they are the same bytes (on on
 PyTorch; elsewhere the same to about 1e-5 of their size).
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -5,8 +5,6 @@ business. Its `identity` is the SHA-256 of all that its features depend on besid
 extractors that share it agree.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
@@ -42,7 +40,7 @@ class PixelPCA:
     def __init__(self, side: int = 32, k: int = 64):
         self.side, self.k = side, k
 
-    def fit(self, images: Tensor) -> PixelPCA:
+    def fit(self, images: Tensor) -> "PixelPCA":
         """Find the axes of real training images (N,3,H,W), N ≥ 2; up to 64 images give N − 1."""
         x = self._pixels(images)
         self.mean, self.axes = principal(x, self.k)

@@ -9,8 +9,6 @@ The resizers give features that differ by more than generators do (Parmar et al.
 2104.11222), so that each is an extractor of its own name, and no FID goes without it.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -5,8 +5,6 @@ to see them; here they cannot hide. Generated images often differ from real ones
 (Durall et al. 2020).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ class Spectrum:
     def __init__(self, rings: int = 32):
         self.rings = rings
 
-    def fit(self, images: Tensor) -> Spectrum:
+    def fit(self, images: Tensor) -> "Spectrum":
         """Mean and standard deviation of every ring over real training images (N,C,H,W); N ≥ 2."""
         if len(images) < 2:
             raise InputError("a standard deviation needs at least 2 images, and there is "

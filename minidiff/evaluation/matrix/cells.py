@@ -15,8 +15,6 @@ Where the interval of the denominator holds 0 there is no ρ. Whether ρ keeps a
 KD(S, H) − limit · KD(O, H), which needs no division.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 

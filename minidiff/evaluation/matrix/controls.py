@@ -6,8 +6,6 @@ caught, the verdicts on real candidates are worth nothing. They are made of real
 one label; the last two are real images under a false name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

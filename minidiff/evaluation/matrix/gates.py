@@ -17,8 +17,6 @@ A control is caught where the verdict that is meant for it says no. One that is 
 whole matrix INVALID: then its verdicts on the candidates are worth nothing, either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

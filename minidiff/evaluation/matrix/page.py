@@ -1,7 +1,5 @@
 """matrix.html from the contents of matrix.json alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from minidiff.evaluation.matrix import controls, gates

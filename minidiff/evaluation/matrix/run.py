@@ -9,8 +9,6 @@ matrix.json holds every number, matrix.html is for the reader; the same command 
 same bytes. The exit status is 1, after all is written, if a control was not caught (gates.py).
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os

@@ -9,8 +9,6 @@ A set is cut to n images by a draw that the seed and the pixels decide, and lies
 that draw: neither the order of files nor how they are packed changes a number.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -57,12 +55,12 @@ class Subset:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def take(self, index: np.ndarray) -> Subset:
+    def take(self, index: np.ndarray) -> "Subset":
         return replace(self, pixels=self.pixels[torch.from_numpy(index)],
                        patients=self.patients[index],
                        features={name: x[index] for name, x in self.features.items()})
 
-    def without(self, patients: np.ndarray) -> Subset:
+    def without(self, patients: np.ndarray) -> "Subset":
         """The images of other patients; itself, where there is none to leave out."""
         keep = np.flatnonzero(~np.isin(self.patients, patients))
         return self if len(keep) == len(self) else self.take(keep)

@@ -5,8 +5,6 @@ have one label and young ones another, a picture that shows the label alone agre
 asked for, too. So each attribute is also compared within label.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

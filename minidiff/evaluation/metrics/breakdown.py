@@ -6,8 +6,6 @@
     variety      Vendi and MS-SSIM of synthetic images beside those of as many held-out ones
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -13,8 +13,6 @@ KD and FD take all images of both sides. MIND, precision, recall, density, cover
 are measured at the smaller number on both sides, and so is what real scores against real there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,10 +56,10 @@ class Side(NamedTuple):
     def n(self) -> int:
         return len(self.features)
 
-    def of(self, label: str) -> Side:
+    def of(self, label: str) -> "Side":
         return self if label == ALL else self.take(np.flatnonzero(self.labels == label))
 
-    def take(self, index: np.ndarray) -> Side:
+    def take(self, index: np.ndarray) -> "Side":
         return Side(*(column[index] for column in self))
 
 

@@ -29,8 +29,6 @@ Three more numbers are reported and decide nothing:
 Distances are (n, m), of each of n images to each of m, as `pairwise.distances` gives them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple

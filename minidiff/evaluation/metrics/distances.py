@@ -15,8 +15,6 @@ are compared, the pooled kernel matrix is computed once, and the KD of a subset 
 of its cells.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

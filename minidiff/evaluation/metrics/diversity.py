@@ -9,8 +9,6 @@ Both depend on n or on the size of the images: compare with as many held-out rea
 label and size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -15,8 +15,6 @@ Two samples of one distribution do not score 1: 1,000 normal variables give abou
 beside real against real at the same n, with as many images on each side.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -8,8 +8,6 @@ ones are accused in error (Carlini et al. 2022 hold that to be the figure that c
 say that this attack finds nothing; another may.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ A set is kept as its count, mean and scatter matrix in float64. While batches co
 batch and two d × d matrices in memory: 67 MB at d = 2,048.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 
@@ -21,7 +19,7 @@ class Moments:
     def __init__(self, d: int):
         self.count, self.mean, self.scatter = 0, np.zeros(d), np.zeros((d, d))
 
-    def add(self, features: np.ndarray) -> Moments:
+    def add(self, features: np.ndarray) -> "Moments":
         """Take in a batch (n,d) of any float type; returns self. InputError for NaN and infinity.
 
         Each part is centred on its own mean before it is squared, since E[x²] − E[x]² loses all

@@ -6,8 +6,6 @@ best of 162 moves, half of them mirrored, finds the nearest few at 24 px, least 
 over exactly, and their fine detail is compared (`data.duplicates`).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator, Sequence

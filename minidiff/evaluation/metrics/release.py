@@ -7,8 +7,6 @@ noise where the real ones have some): that is the price of a filter that judges 
 and no sign of copying; whether a set holds copies is for `copying.memorisation` to say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

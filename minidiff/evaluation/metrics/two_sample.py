@@ -7,8 +7,6 @@ nearest neighbour of a synthetic image then is a real one that it copies. Encode
 files of both sides must have come out of the same one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 The prose of a page stands in its template; Python only brings the numbers.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 from collections.abc import Iterable

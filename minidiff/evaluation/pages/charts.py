@@ -7,8 +7,6 @@
 Everything is told apart by its mark or its line as well as by its colour.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The pictures of the report. Each is chosen by a rule that the page states, none by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 The page is a function of the two; its words stand in report.html and verdicts.txt.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Mapping, Sequence

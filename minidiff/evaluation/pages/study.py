@@ -3,8 +3,6 @@
 What the summary lacks is left out. The prose stands in study.html.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 from minidiff.classification.compare import grouped

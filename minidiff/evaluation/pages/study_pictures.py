@@ -4,8 +4,6 @@ Arms are told apart by colour, mark and line. Where there is a shortcut, every c
 margin, so that it still does after it is copied out of the page.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tables of a study: for its page, as CSV with every number, and for a terminal."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections import Counter

@@ -1,7 +1,5 @@
 """One table that is written as HTML, CSV or text."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -5,8 +5,6 @@ compute it again. Each answer must also stand where the key's order for this rea
 once.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

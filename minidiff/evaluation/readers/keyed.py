@@ -5,8 +5,6 @@ they could from the state of a generator, which its outputs reveal. Here every p
 generator, keyed by HMAC-SHA256.
 """
 
-from __future__ import annotations
-
 import hmac
 from collections.abc import Sequence
 

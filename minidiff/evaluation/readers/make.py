@@ -7,8 +7,6 @@ would give it away. Names and orders come from a secret in the key file (`keyed`
 preregistration.json carry the key's hash.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """How many images a reading study needs for an interval of some width or a test of some power."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ these readers, where an image is one draw however many read it, and over other i
 (`rating.two_way_random_interval`).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence
