@@ -112,7 +112,10 @@ def test_near_copies_are_caught_and_shown():
 def test_a_generator_that_copies_moved_and_mirrored_images_is_caught():
     result = judge(torch.cat([phantoms(30, 9), near_copies(TRAIN[:10].roll((1, -1), (2, 3)), 9),
                               TRAIN[20:30].flip(-1)]))
-    assert result["suspected"] and result["verdict"] == "copies suspected (in pixels, moved)"
+    assert result["suspected"] and result["verdict"] == (
+        "20 of 50 synthetic images are copies of a training image")
+    assert {(i["fake"], i["train"]) for i in result["named"]["images"]} == {
+        *((30 + k, k) for k in range(10)), *((40 + k, 20 + k) for k in range(10))}
     assert [s["space"] for s in result["spaces"]] == ["pixels", "pixels, moved"]
 
 
@@ -173,6 +176,15 @@ def test_too_few():
     result = plain(phantoms(5, 0))
     assert result["suspected"] is None and "too few" in result["verdict"] and result[
         "closest"] == []
+
+
+def test_a_split_that_was_given_accuses_nobody():
+    spaces = [{"space": "a", "near_p": 0.01, "copying_p": 0.01, "closest_p": 0.01}]
+    assert _verdict(spaces) == ("copies suspected (in a)", True)
+    verdict, suspected = _verdict(spaces, random_split=False)
+    assert suspected is None and "the split was given" in verdict
+    fake = near_copies(TRAIN[:120], 8)
+    assert plain(fake)["suspected"] and plain(fake, random_split=False)["suspected"] is None
 
 
 @pytest.mark.slow
