@@ -34,9 +34,8 @@ from tqdm import tqdm
 from minidiff import config, runs
 from minidiff import variables as var
 from minidiff.counted import VALIDATE, normal
-from minidiff.data.dataset import load_pixels
+from minidiff.data.dataset import glance, load_pixels
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
-from minidiff.data.glance import glance
 from minidiff.data.table import Table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe

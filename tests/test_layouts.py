@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from data_sets import data_set, picture, refused, rows_of
+from data_sets import data_set, in_every_split, picture, refused, rows_of
 
 from minidiff.data.table import read_table, write_table
 
@@ -58,7 +58,7 @@ def test_kaggle_splits_are_kept(tmp_path):
     assert Counter(table.column("split")) == {"train": 2, "val": 2, "test": 2}
     assert len(set(table.column("patient"))) == 6
     assert any("left out" in note and "chest_xray" in note for note in table.notes)
-    table.require("train", "val", "test")
+    assert in_every_split(table, "train", "val", "test")
 
 
 def test_nested_data_sets_are_left_alone(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from minidiff.errors import InputError
@@ -62,8 +62,7 @@ def read(path: str | Path) -> np.ndarray:
 def write(path: str | Path, image: np.ndarray | Tensor,
           text: Mapping[str, str] | None = None) -> None:
     """Write uint8 (H,W) or (C,H,W), C = 1 or 3, as a PNG; the file appears whole or not at all."""
-    path = Path(path)
-    assert path.suffix == ".png", path
+    assert Path(path).suffix == ".png", path
     write_atomic(path, png_bytes(image, text), durable=False)
 
 
@@ -128,14 +127,10 @@ def _to_array(path: Path, image: Image.Image) -> np.ndarray:
     if image.mode not in ("P", "PA", "LA", "RGB", "RGBA"):
         raise InputError(f"{path}: mode {image.mode}; allowed are grey, RGB, palette and 16-bit "
                          "grey")
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (255, 255):
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    image = image.convert("RGB")
-    red, green, blue = image.split()
-    is_grey = all(ImageChops.difference(red, other).getbbox() is None for other in (green, blue))
-    return np.asarray(red)[None] if is_grey else _channels_first(np.asarray(image))
+    black = Image.new("RGBA", image.size, "black")
+    image = Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+    colour = _channels_first(np.asarray(image))
+    return colour[:1] if (colour == colour[0]).all() else colour
 
 
 def _scale_by_range(wide: np.ndarray) -> np.ndarray:
@@ -149,10 +144,8 @@ def _scale_by_range(wide: np.ndarray) -> np.ndarray:
 
 def _to_pil(image: np.ndarray | Tensor) -> Image.Image:
     array = np.asarray(image)
-    is_wide = array.dtype == np.uint16 and array.ndim == 2
-    assert array.dtype == np.uint8 or is_wide, (array.dtype, array.shape)
+    assert array.dtype in (np.uint8, np.uint16), (array.dtype, array.shape)
     if array.ndim == 3:
-        assert array.shape[0] in (1, 3), array.shape
         array = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)
     return Image.fromarray(np.ascontiguousarray(array))
 

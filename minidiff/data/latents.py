@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minidiff.counted import AUGMENT, NOISE, VIEW, generators, normal, uniform
-from minidiff.data import dataset
+from minidiff.data.augmentation import augment
 from minidiff.pixels import to_float
 from minidiff.runs import json_key, write_atomic
 
@@ -41,7 +41,7 @@ class Source:
         functions of the slots.
         """
         if self.live:
-            x = dataset.augment(to_float(self.pixels[index]),
+            x = augment(to_float(self.pixels[index]),
                                 generators(self.seed, slots, AUGMENT), self.strength)
             mean, std = (m.float().cpu() for m in self.encode(x))
         else:
@@ -76,7 +76,7 @@ def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float =
                 x = to_float(pixels[start : start + batch])
                 if view:
                     slots = range(view * len(pixels) + start, view * len(pixels) + start + len(x))
-                    x = dataset.augment(x, generators(seed, slots, AUGMENT), strength)
+                    x = augment(x, generators(seed, slots, AUGMENT), strength)
                 parts.append(torch.stack([m.float().cpu() for m in encode(x)]))
                 bar.update(len(x))
     return torch.cat(parts, 1).unflatten(1, (views, len(pixels)))

@@ -6,7 +6,6 @@ arm of the study is trained on.
 """
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,12 +107,10 @@ def _read_keep(items: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
 
 def _link(source: str | Path, target: Path) -> None:
     """The same file in another folder: a hard link where the file system has one, else a copy."""
-    if target.exists():
-        return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
+    except FileExistsError:
+        pass  # of an earlier run of the same command
     except OSError:
-        partial = target.with_name(f".{target.name}.part")
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
+        runs.write_atomic(target, Path(source).read_bytes(), durable=False)

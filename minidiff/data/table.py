@@ -63,16 +63,6 @@ class Table:
         return replace(self, rows=[row for row in self.rows
                                    if all(row.get(k, "") in v for k, v in allowed.items())])
 
-    def require(self, *splits: str, per_label: int = 1) -> None:
-        """Raise InputError unless each of these splits has `per_label` images of every label."""
-        for label in self.labels:
-            own = Counter(self.select(label=label).column("split"))
-            for split in splits:
-                if own[split] < per_label:
-                    have = ", ".join(f"{s or 'no split'} {n}" for s, n in sorted(own.items()))
-                    raise InputError(f"label {label!r} needs {per_label} or more images in split "
-                                     f"{split!r}; has {have}")
-
 
 def read_table(
     folders: str | Path | Sequence[str | Path],

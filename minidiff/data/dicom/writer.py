@@ -6,14 +6,13 @@ image. Its UIDs are derived from its content (2.25., PS3.5 B.2): they belong to 
 command makes the same files.
 """
 
-from __future__ import annotations
-
 import io
+import itertools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -22,14 +21,11 @@ from tqdm import tqdm
 import minidiff
 from minidiff import runs
 from minidiff.data import images
-from minidiff.data.dicom import need_pydicom
+from minidiff.data.dicom import Dataset, claim_out, need_pydicom
 from minidiff.data.dicom.reader import SYNTHETIC
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.variables import RESERVED
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 NOTICE = "SYNTHETIC - NOT A PATIENT"
 LINES = (NOTICE, "SYNTHETIC -\nNOT A PATIENT", "SYNTHETIC\nNOT A\nPATIENT")  # the first that fits
@@ -67,10 +63,7 @@ def export_samples(cfg: ExportConfig) -> None:
     if changed or not model:
         raise InputError(f"{samples}: {len(changed)} of {len(rows)} images differ from the "
                          f"manifest, or it names no model: {', '.join(changed[:3])}")
-    ours = (out / "export.csv").is_file()
-    if out.exists() and not ours and (out.is_file() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is no export; give another --out, nothing there is "
-                         "overwritten")
+    claim_out(out, "export.csv", "export")
     index = [{"file_name": Path(row["file_name"]).with_suffix(".dcm").as_posix(),
               "label": row["label"], "source": row["file_name"], "seed": row.get("seed", ""),
               "burned_in": cfg.burn_in} for row in rows]
@@ -165,8 +158,7 @@ def burn(pixels: np.ndarray) -> np.ndarray:
     channels, height, width = pixels.shape
     sheet = Image.fromarray(np.zeros((height, width), np.uint8))
     draw = ImageDraw.Draw(sheet)
-    for size, words in ((size, words) for size in (max(10, min(height, width) // 32), 10, 8)
-                        for words in LINES):
+    for size, words in itertools.product((max(10, min(height, width) // 32), 10, 8), LINES):
         font = ImageFont.load_default(size)
         left, top, right, bottom = draw.multiline_textbbox((0, 0), words, font, spacing=1)
         if right - left + 4 <= width and bottom - top + 4 <= height // 2:

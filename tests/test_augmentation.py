@@ -1,4 +1,4 @@
-"""acquisition: strong augmentation that depends on the image's own numbers alone, and stays within
+"""augmentation: strong augmentation that depends on the image's own numbers alone, and stays within
 the range.
 """
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minidiff.counted import AUGMENT, generators
-from minidiff.data.acquisition import vary
+from minidiff.data.augmentation import vary
 
 
 @pytest.fixture
