@@ -10,7 +10,6 @@ import pytest
 from data_sets import data_set, in_every_split, picture, refused, rows_of
 
 from minidiff.data.table import read_table, write_table
-from minidiff.errors import InputError
 
 CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" / "cxr"))
 needs_cxr = pytest.mark.skipif(not CXR.is_dir(),

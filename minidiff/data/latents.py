@@ -6,6 +6,7 @@ variance.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,15 @@ def encoded(path: Path, key: str, encode: Encode, train: Tensor, val: Tensor, *,
     """The latents of training images, and the means of the validation images' (N, 4, h, w); cached
     in `path` under the key (data, VAE) and the augmentation. views: how many of each training image
     are kept; 0 for live encoding."""
-    key = json_key(key=key, views=views, strength=strength, seed=seed)
-    kept = cached(path, key, lambda: {"train": moments(
-        train, encode, max(1, views), strength=strength, seed=seed), "val": moments(val, encode)})
+    key, kept = json_key(key=key, views=views, strength=strength, seed=seed), {}
+    # none yet, or cut short by a crash: made again
+    with suppress(FileNotFoundError, SafetensorError), safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("key") == key:
+            kept = {name: file.get_tensor(name) for name in ("train", "val")}
+    if not kept:
+        kept = {"train": moments(train, encode, max(1, views), strength=strength, seed=seed),
+                "val": moments(val, encode)}
+        write_atomic(path, save(kept, {"key": key}))
     return Source(train, *kept["train"], encode, views == 0, strength, seed), kept["val"][0, 0]
 
 
@@ -80,18 +87,3 @@ def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float =
                 parts.append(torch.stack([m.float().cpu() for m in encode(x)]))
                 bar.update(len(x))
     return torch.cat(parts, 1).unflatten(1, (views, len(pixels)))
-
-
-def cached(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in `path` if they were stored under this key (content, VAE and geometry), else
-    made and stored.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no __iter__)
-    except (FileNotFoundError, SafetensorError):
-        pass  # none yet, or cut short by a crash: it is made again
-    tensors = make()
-    write_atomic(path, save(tensors, {"key": key}))
-    return tensors

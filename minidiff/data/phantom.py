@@ -109,20 +109,19 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
 
 
 def _check(seed, index, size, label, confounding, noise, sex, age, view, severity):
-    """Raise InputError for the first argument outside what the phantom can draw."""
+    """Raise InputError for arguments outside what the phantom can draw."""
     ranges = {"seed": (seed, 0, 2**31), "index": (index, 0, 2**31), "size": (size, 32, 512),
-              "noise": (noise, 0, 1)}
-    ranges |= {"confounding": (confounding, 0, 1), "age": (age, 20, 90),
-               "severity": (severity, 0.01, 1)}
-    for name, (value, low, high) in ranges.items():
-        if value is not None and not low <= value <= high:
-            raise InputError(f"phantom: {name} is {value!r}, allowed: {low} to {high}")
-    for name, value, allowed in (("label", label, LABELS), ("sex", sex, ("F", "M")),
-                                 ("view", view, ("AP", "PA"))):
-        if value is not None and value not in allowed:
-            raise InputError(f"phantom: {name} is {value!r}, allowed: {', '.join(allowed)}")
-    if severity is not None and label == "normal":
-        raise InputError(f"phantom: severity is {severity!r} for label normal, allowed: none")
+              "noise": (noise, 0, 1), "confounding": (confounding, 0, 1), "age": (age, 20, 90),
+              "severity": (severity, 0.01, 1)}
+    choices = {"label": (label, LABELS), "sex": (sex, ("F", "M")), "view": (view, ("AP", "PA")),
+               "severity of normal": (severity if label == "normal" else None, ("none",))}
+    faults = [f"{name} is {value!r}, allowed: {low} to {high}"
+              for name, (value, low, high) in ranges.items()
+              if value is not None and not low <= value <= high]
+    faults += [f"{name} is {value!r}, allowed: {', '.join(allowed)}"
+               for name, (value, allowed) in choices.items() if value not in (None, *allowed)]
+    if faults:
+        raise InputError(f"phantom: {'; '.join(faults)}")
 
 
 def _render(a, factors, spots, pose, film, size):

@@ -59,10 +59,11 @@ def split_patients(rows: Sequence[Row], copies: Iterable[tuple[int, int]],
         for name, k in zip(names, rng.permutation(len(members))):
             splits |= dict.fromkeys(sorted(members)[k], name)
     reached = {(row["label"], row["split"] or splits[row["patient"]]) for row in rows}
-    for label in sorted({row["label"] for row in rows if not row["split"]}):
-        if not all((label, name) in reached for name in SPLITS):
-            raise InputError(f"label {label!r} has {holders[label]} patient(s), too few to split: "
-                             "3 or more are needed")
+    few = [label for label in sorted({row["label"] for row in rows if not row["split"]})
+           if not all((label, name) in reached for name in SPLITS)]
+    if few:
+        raise InputError(f"label {few[0]!r} has {holders[few[0]]} patient(s), too few to split: "
+                         "3 or more are needed")
     return splits
 
 

@@ -28,6 +28,9 @@ from minidiff.data.table import csv_text, write_table
 from minidiff.errors import InputError
 
 JOURNAL, RECORD = "import.jsonl", "import.json"
+BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without "DICM"
+PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!",
+          b"\x28\xb5\x2f\xfd")  # archives
 LABEL = re.compile(r"[^\W_][\w .+-]{0,63}")
 
 
@@ -58,11 +61,11 @@ class File(NamedTuple):
     label: str = ""
 
 
-def import_folder(cfg: ImportConfig) -> int:
-    """Import what can be imported; 0, or 1 if files were quarantined or skipped.
+def import_folder(cfg: ImportConfig) -> None:
+    """Make a data set of PNG and metadata.csv of a folder of DICOM files.
 
-    Raises InputError for settings that are not allowed, for another import in `out`, and where not
-    one image is imported.
+    Ends with exit status 1 if files were quarantined or skipped. Raises InputError for settings
+    that are not allowed, for another import in `out`, and where not one image is imported.
     """
     need_pydicom()
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
@@ -101,7 +104,9 @@ def import_folder(cfg: ImportConfig) -> int:
     counts = Counter(file.key for file in left_out)
     runs.write_json(out / RECORD, facts | {"images": len(table),
                                            "not_imported": dict(counts.most_common())})
-    return _report(out, table, counts, names, salt_file)
+    _report(out, table, counts, names, salt_file)
+    if any(REASONS[key][0] != "ignored" for key in counts):
+        sys.exit(1)
 
 
 def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...]) -> list[File]:
@@ -150,9 +155,10 @@ def _content(path: str) -> str:
         if os.path.basename(path).upper() == "DICOMDIR":
             raise Refused("dicomdir")
         with open(path, "rb") as file:
-            kind = reader.looks_like(file.read(512))
-        if kind != "dicom":
-            raise Refused(kind)
+            head = file.read(512)
+        if head[128:132] != b"DICM" and not head.startswith(BARE):
+            packed = head.startswith(PACKED) or head[257:262] == b"ustar"
+            raise Refused("archive" if packed else "foreign")
         if status.st_size > MAX_BYTES:
             raise Refused("huge")
         return runs.sha256(path)
@@ -234,7 +240,8 @@ def _named(file: File) -> dict[str, str]:
             "detail": detail}
 
 
-def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path, salt: Path) -> int:
+def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path,
+            salt: Path) -> None:
     if counts:
         lines = [f"  {n} {': '.join(REASONS[key])}" for key, n in counts.most_common()]
         print(f"not imported, file by file in {names}:", *lines, sep="\n", file=sys.stderr)
@@ -248,4 +255,3 @@ def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path,
     if patients == 1 < len(rows):
         print("all images have the same PatientID or study: is it a placeholder? Splits by patient "
               "cannot be made", file=sys.stderr)
-    return int(any(REASONS[key][0] != "ignored" for key in counts))

@@ -11,9 +11,6 @@ from minidiff.data.dicom import MAX_BYTES, Dataset, Refused, pixels, tags
 IMAGE = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 DEFLATED = "1.2.840.10008.1.2.1.99"
 SYNTHETIC = "SYNTHETIC"  # third value of ImageType in what `writer` makes
-BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without "DICM"
-PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!",
-          b"\x28\xb5\x2f\xfd")  # archives
 
 
 class Options(NamedTuple):
@@ -71,15 +68,6 @@ def load(data: bytes) -> Dataset:
         plain = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else plain
     return ds
-
-
-def looks_like(head: bytes) -> str:
-    """The first 512 bytes → "dicom", "archive", or "foreign"."""
-    if head[128:132] == b"DICM":
-        return "dicom"
-    if head.startswith(PACKED) or head[257:262] == b"ustar":
-        return "archive"
-    return "dicom" if head.startswith(BARE) else "foreign"
 
 
 def _check_deflated(data: bytes) -> None:
