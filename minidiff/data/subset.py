@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from minidiff import runs
@@ -31,16 +32,13 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
     for label, most in keep.items():
         own = [i for i, name in enumerate(labels) if name == label]
         count = Counter(patients[i] for i in own)
-        names, taken, n = sorted(count), set(), 0
-        for place in order(len(names), seed, range(len(names))):
-            if n + count[names[place]] > most:
-                break
-            taken.add(names[place])
-            n += count[names[place]]
+        sorted_names = sorted(count)
+        names = [sorted_names[k] for k in order(len(count), seed, range(len(count)))]
+        sums = accumulate(count[name] for name in names)
+        taken = {name for name, n in zip(names, sums) if n <= most}
         if own and not taken:
-            first = names[order(len(names), seed, [0])[0]]
             raise InputError(f"{most} images of {label!r} by whole patients: the first patient, "
-                             f"{first}, has {count[first]}; ask for more")
+                             f"{names[0]}, has {count[names[0]]}; ask for more")
         gone |= {i for i in own if patients[i] not in taken}
     return [i for i in range(len(labels)) if i not in gone]
 

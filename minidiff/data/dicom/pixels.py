@@ -27,7 +27,6 @@ NEEDED = (  # the elements, besides the pixels, that this module reads
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
 )
-WINDOWS = ("auto", "file", "percentile", *PRESETS)
 
 
 def grey(ds: Dataset, *, frame: int = 0, window: str = "auto", bits: int = 8) -> np.ndarray:
@@ -78,12 +77,11 @@ def modality(ds: Dataset, values: np.ndarray) -> tuple[np.ndarray, tuple[float, 
 def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np.ndarray,
         window: str) -> np.ndarray:
     """Physical values → 0…1; `counts` says how often each occurs."""
-    assert window in WINDOWS, window
     kind = text(ds, "Modality")
-    hounsfield = kind == "CT" and text(ds, "RescaleType") in ("", "HU") and ds.get(
-        "RescaleIntercept") is not None
-    scout = "LOCALIZER" in str(ds.get("ImageType"))  # its values are no Hounsfield units
-    if (window in PRESETS and (not hounsfield or scout)) or (window == "auto" and kind == "CT"):
+    hounsfield = (kind == "CT" and text(ds, "RescaleType") in ("", "HU")
+                  and ds.get("RescaleIntercept") is not None
+                  and "LOCALIZER" not in str(ds.get("ImageType")))  # a scout has other units
+    if (window in PRESETS and not hounsfield) or (window == "auto" and kind == "CT"):
         raise Refused("window", f"window {window}, Modality {kind}")
     if window in PRESETS:
         return windowed(physical, *PRESETS[window])
@@ -174,10 +172,9 @@ def _take_frame_groups(ds: Dataset, frame: int) -> None:
     """Copy rescale and window of one frame of an enhanced image out of its functional groups."""
     groups = list(ds.get("SharedFunctionalGroupsSequence") or [])[:1]
     groups += list(ds.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
-    for group in groups:
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            for item in list(group.get(name) or [])[:1]:
-                ds.update({element.tag: element for element in item})
+    names = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+    for item in (group.get(name)[0] for group in groups for name in names if group.get(name)):
+        ds.update({element.tag: element for element in item})
 
 
 # --- pixels
@@ -207,11 +204,9 @@ def _check(ds: Dataset, frame: int) -> int:
         if wrong:
             raise Refused(key, detail)
     for name in SPACINGS:
-        sides = ds.get(name)
-        if sides is not None and not isinstance(sides, str) and len(sides) == 2:
-            down, across = map(float, sides)
-            if abs(down - across) > 0.01 * abs(across):
-                raise Refused("stretched", f"{name} {down:g} x {across:g}")
+        sides = np.ravel(ds.get(name))
+        if len(sides) == 2 and abs(float(sides[0]) - float(sides[1])) > 0.01 * abs(sides[1]):
+            raise Refused("stretched", f"{name} {sides[0]:g} x {sides[1]:g}")
     return max(frame, 1) - 1 if frames > 1 else 0
 
 
