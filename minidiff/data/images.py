@@ -21,7 +21,8 @@ FORMATS = ("PNG", "JPEG")  # more decoders are more risk: EPS calls Ghostscript,
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 8192
-WIDE = ("I", "I;16", "I;16B", "I;16L")  # Pillow's modes of a 16-bit grey PNG
+NARROW = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's modes
+WIDE = ("I", "I;16", "I;16B", "I;16L")               # of a 16-bit grey PNG
 
 # Pillow warns from 89 megapixels on. Set here once, because warnings.catch_warnings is not safe in
 # threads; should somebody reset the filters, our own and lower limit still holds.
@@ -47,7 +48,7 @@ def read(path: str | Path) -> np.ndarray:
         _check_header(path, data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()  # raises on a truncated file; ImageFile.LOAD_TRUNCATED_IMAGES stays False
-            return _to_array(path, ImageOps.exif_transpose(image))
+            return _to_array(ImageOps.exif_transpose(image))
     except InputError:
         raise
     except Image.UnidentifiedImageError:
@@ -106,27 +107,25 @@ def grid(images: np.ndarray | Tensor, columns: int, pad: int = 2) -> np.ndarray:
 
 def _check_header(path: Path, data: bytes) -> None:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-            allowed = f"{MAX_PIXELS // 10**6} megapixels and sides to {MAX_SIDE}"
-            raise InputError(f"{path}: {width} x {height} pixels; allowed are {allowed}")
-        if getattr(image, "n_frames", 1) > 1:
-            raise InputError(f"{path}: animated ({image.n_frames} frames); one still image is "
-                             "needed")
-        if image.mode == "CMYK":
-            raise InputError(f"{path}: CMYK, a mode for printing; allowed are grey, RGB, palette "
-                             "and 16-bit grey")
+        (width, height), frames = image.size, getattr(image, "n_frames", 1)
+        for wrong, text in (
+            (width * height > MAX_PIXELS or max(width, height) > MAX_SIDE,
+             f"{width} x {height} pixels; allowed are {MAX_PIXELS // 10**6} megapixels and sides "
+             f"to {MAX_SIDE}"),
+            (frames > 1, f"animated ({frames} frames); one still image is needed"),
+            (image.mode not in (*NARROW, *WIDE), f"mode {image.mode}; allowed are grey, RGB, "
+             "palette and 16-bit grey"),
+        ):
+            if wrong:
+                raise InputError(f"{path}: {text}")
         image.verify()  # the checksums of a PNG
 
 
-def _to_array(path: Path, image: Image.Image) -> np.ndarray:
+def _to_array(image: Image.Image) -> np.ndarray:
     if image.mode in WIDE:
         return _scale_by_range(np.asarray(image))[None]
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[None]
-    if image.mode not in ("P", "PA", "LA", "RGB", "RGBA"):
-        raise InputError(f"{path}: mode {image.mode}; allowed are grey, RGB, palette and 16-bit "
-                         "grey")
     black = Image.new("RGBA", image.size, "black")
     image = Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
     colour = _channels_first(np.asarray(image))

@@ -59,21 +59,20 @@ def write_subset(cfg: SubsetConfig) -> None:
     rest = [row for row in table.rows if row["split"] != "train"]
     kept = first_patients(train.column("label"), train.column("patient"), keep, cfg.seed)
     out, prefixes = Path(cfg.out), _prefixes(cfg.data)
-    for folder in cfg.data:
-        if runs.nested(folder, out):
-            raise InputError(f"--out {out} and {folder}, from which it is taken, lie within each "
-                             "other; give another --out")
+    nested = [folder for folder in cfg.data if runs.nested(folder, out)]
+    if nested:
+        raise InputError(f"--out {out} and {nested[0]}, from which it is taken, lie within each "
+                         "other; give another --out")
     runs.open_run(out, cfg, "subset", data=table.fingerprint)
     rows = []
     for row in [*(train.rows[i] for i in kept), *rest]:
         top, *below = Path(row["file_name"]).parts
         folder = Path(row["file"]).parents[len(below)]
         prefix = prefixes[folder]
-        _link(row["file"], out / prefix / row["file_name"])
-        if top == "images":  # masks/lungs/… belong to images/…
-            for mask in (masks.joinpath(*below) for masks in folder.glob("masks/*")):
-                if mask.is_file():
-                    _link(mask, out / prefix / mask.relative_to(folder))
+        # masks/lungs/… belong to images/…
+        masks = [kind.joinpath(*below) for kind in folder.glob("masks/*") if top == "images"]
+        for file in (Path(row["file"]), *filter(Path.is_file, masks)):
+            _link(file, out / prefix / file.relative_to(folder))
         rows.append({**row, "file_name": prefix + row["file_name"]})
     write_table(out / "metadata.csv", rows)
     counts = Counter((row["split"], row["label"]) for row in rows)

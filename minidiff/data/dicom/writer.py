@@ -87,8 +87,8 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
     from pydicom.dataset import Dataset, FileMetaDataset
 
     channels, height, width = pixels.shape
-    conditions = {name: cell for name, cell in row.items()
-                  if name not in (*OTHER, "file", "where") and cell}
+    conditions = "; ".join(f"{name}={cell}" for name, cell in row.items()
+                           if name not in (*OTHER, "file", "where") and cell)
     recipe = "; ".join(f"{name} {row[name]}" for name in ("seed", *RECIPE) if row.get(name))
     start = "from a real image, changed" if row.get("origin") else "from noise"
     data = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
@@ -98,8 +98,7 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
         "ImageType": ["DERIVED", "SECONDARY", SYNTHETIC],
         "DerivationDescription": f"{NOTICE}. Drawn {start}, by a diffusion model, sha256 {model}; "
                                  f"{recipe}; minidiff {minidiff.__version__}"[:1024],
-        "ImageComments": (f"{NOTICE}. Conditions: "
-                          + "; ".join(f"{n}={c}" for n, c in conditions.items()))[:10240],
+        "ImageComments": f"{NOTICE}. Conditions: {conditions}"[:10240],
         "ContentQualification": "RESEARCH",
         "BurnedInAnnotation": "YES" if burned_in else "NO",
         "LossyImageCompression": "00",
