@@ -82,8 +82,8 @@ def copies(facts: Sequence[Facts], squares: np.ndarray) -> list[Pair]:
     usable = [i for i, f in enumerate(facts) if not f.fault and f.constant < BLANK]
     altered = near_duplicates(torch.from_numpy(squares[usable])[:, None])
     found = {(usable[i], usable[j]): distance for i, j, distance in altered}
-    for i, j in equal_pairs(facts[k].pixels for k in usable):
-        found[usable[i], usable[j]] = 0.0
+    found |= {(usable[i], usable[j]): 0.0
+              for i, j in equal_pairs(facts[k].pixels for k in usable)}
     return sorted(((i, j, distance) for (i, j), distance in found.items()),
                   key=lambda pair: (pair[2], pair))
 

@@ -96,13 +96,12 @@ def grid(images: np.ndarray | Tensor, columns: int, pad: int = 2) -> np.ndarray:
     """uint8 (N,C,H,W) → a sheet of `columns` columns with white lines between: uint8 (C,H',W')."""
     images = np.asarray(images)
     n, channels, height, width = images.shape
-    rows = -(-n // columns)
-    sheet = np.full((channels, rows * (height + pad) - pad, columns * (width + pad) - pad), 255,
-                    np.uint8)
-    for k, image in enumerate(images):
-        top, left = k // columns * (height + pad), k % columns * (width + pad)
-        sheet[:, top : top + height, left : left + width] = image
-    return sheet
+    rows, high, wide = -(-n // columns), height + pad, width + pad
+    tiles = np.full((rows * columns, channels, high, wide), 255, np.uint8)
+    tiles[:n, :, :height, :width] = images
+    sheet = tiles.reshape(rows, columns, channels, high, wide).transpose(2, 0, 3, 1, 4)
+    return sheet.reshape(channels, rows * high, columns * wide)[:, : rows * high - pad,
+                                                                : columns * wide - pad]
 
 
 def _check_header(path: Path, data: bytes) -> None:

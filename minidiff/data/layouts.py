@@ -20,6 +20,8 @@ from minidiff.errors import InputError, first_few
 
 SYNONYMS = {"training": "train", "valid": "val", "validation": "val",
             "testing": "test"} | {s: s for s in SPLITS}
+HIDDEN, MASKS = (".", "__MACOSX"), ("mask", "masks")  # how names of folders begin, or end, that
+                                                      # hold no images of a data set
 ADDED = ("file", "where")  # columns made by reading, never written
 
 
@@ -126,8 +128,8 @@ def image_files(folder: Path, deep: bool = True) -> list[Path]:
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_data_set(path)
-                  and not path.name.startswith((".", "__MACOSX"))
-                  and not path.name.lower().endswith(("mask", "masks")))
+                  and not path.name.startswith(HIDDEN)
+                  and not path.name.lower().endswith(MASKS))
 
 
 def is_data_set(folder: Path) -> bool:

@@ -207,12 +207,12 @@ def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int
     if n < 1 or not splits or min(splits.values()) < 0 or sum(splits.values()) <= 0:
         raise InputError(f"phantom: n is {n} and splits are {splits}, allowed: n of 1 or more, "
                          "shares of 0 or more")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        note = folder / "phantom.json"
-        if not note.is_file() or json.loads(note.read_text()) != arguments:
-            raise InputError(f"{folder} holds something else than this phantom data set: choose "
-                             "another folder")
+    note = folder / "phantom.json"
+    if note.is_file() and json.loads(note.read_text()) == arguments:
         return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds something else than this phantom data set: choose "
+                         "another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

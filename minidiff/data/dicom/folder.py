@@ -80,11 +80,10 @@ def import_folder(cfg: ImportConfig) -> None:
         "salt": tags.keyed(salt, "salt", "")})
     rows = {row["name"]: row for row in runs.read_log(out / JOURNAL)
             if (out / row["file_name"]).is_file()}
-    files, todo = [], []
-    for file in sift(source, salt, cfg.label, cfg.label_from):
-        if file.name in rows and not file.key:
-            file = file._replace(key="imported")
-        (files if file.key else todo).append(file)
+    sifted = sift(source, salt, cfg.label, cfg.label_from)
+    files = [file if file.key else file._replace(key="imported") for file in sifted
+             if file.key or file.name in rows]
+    todo = [file for file in sifted if not file.key and file.name not in rows]
     how = reader.Options(salt.hex(), cfg.window, cfg.frame, int(cfg.bits), cfg.accept_burned_in)
     for file, row in _convert_all(todo, out, how, cfg.workers, cfg.seconds):
         files.append(file)

@@ -80,11 +80,11 @@ def read_salt(path: Path) -> bytes:
     except FileExistsError:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             print(f"{path}: others may read the salt; chmod 600 it", file=sys.stderr)
-    words = path.read_text(errors="replace").split()
-    if len(words) != 1 or not re.fullmatch(r"[0-9a-f]{64}", words[0]):
+    salt = path.read_text(errors="replace").strip()
+    if not re.fullmatch(r"[0-9a-f]{64}", salt):
         raise InputError(f"{path}: no salt, which is one line of 64 hexadecimal digits; a new file "
                          "is made where none is")
-    return bytes.fromhex(words[0])
+    return bytes.fromhex(salt)
 
 
 def _day(digits: str) -> date | None:

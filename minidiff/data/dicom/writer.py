@@ -23,7 +23,7 @@ from minidiff import runs
 from minidiff.data import images
 from minidiff.data.dicom import Dataset, claim_out, need_pydicom
 from minidiff.data.dicom.reader import SYNTHETIC
-from minidiff.data.table import read_table, write_table
+from minidiff.data.table import number, read_table, write_table
 from minidiff.errors import InputError
 from minidiff.variables import RESERVED
 
@@ -134,8 +134,7 @@ def _identity(row: Mapping[str, str], key: str) -> dict[str, str | None]:
     """
     image, series, study = (uuid.uuid5(SPACE, f"{level} {key}")
                             for level in ("image", "series", "study"))
-    age = row.get("age", "")
-    known = age.replace(".", "", 1).isdigit() and 0 <= float(age) < 1000
+    age = number(row.get("age", ""))
     unknown = ("PatientBirthDate", "StudyDate", "StudyTime", "ReferringPhysicianName",
                "AccessionNumber", "PatientOrientation", "Laterality")
     return {
@@ -143,7 +142,7 @@ def _identity(row: Mapping[str, str], key: str) -> dict[str, str | None]:
         "StudyInstanceUID": f"2.25.{study.int}",
         "PatientName": "SYNTHETIC^NOT A PATIENT", "PatientID": f"{SYNTHETIC}-{study.hex[:16]}",
         "PatientSex": row["sex"] if row.get("sex") in ("F", "M", "O") else "",
-        **({"PatientAge": f"{int(float(age)):03d}Y"} if known else {}),
+        **({"PatientAge": f"{int(age):03d}Y"} if 0 <= age < 1000 else {}),
         **dict.fromkeys(unknown),
         "StudyID": "1", "SeriesNumber": "1", "InstanceNumber": "1",
         "Modality": "OT", "ConversionType": "SYN",  # other; synthetic image
