@@ -52,8 +52,7 @@ def one(which: str, file: str) -> None:
     """One measurement in this process, printed as JSON."""
     import torch
     if which.startswith("minidiff"):
-        from minidiff.diffusion.public.certificate import cached_sha256
-        from minidiff.diffusion.public.load import load_sd
+        from minidiff.diffusion.public.load import cached_sha256, load_sd
         cached_sha256(Path(file))
     else:
         sys.path.insert(0, str(ROOT / "tests"))

@@ -17,7 +17,7 @@ from minidiff.diffusion.clip import EOS, empty_prompt
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.public import __main__ as public
-from minidiff.diffusion.public import certificate
+from minidiff.diffusion.public import load
 from minidiff.diffusion.public.load import load_sd
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError
@@ -340,7 +340,7 @@ def test_prediction_is_never_guessed(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot be told from the weights; give --prediction"):
         load_sd(file)
     assert load_sd(file, prediction="v").certificate.prediction_from == "--prediction"
-    monkeypatch.setitem(certificate.KNOWN, certificate.cached_sha256(file), ("v2-1.ckpt", SD2, "v"))
+    monkeypatch.setitem(load.KNOWN, load.cached_sha256(file), ("v2-1.ckpt", SD2, "v"))
     parts = load_sd(file)
     assert parts.prediction == "v"
     assert parts.certificate.prediction_from == "the known hash of v2-1.ckpt"

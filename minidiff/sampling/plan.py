@@ -74,16 +74,14 @@ def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> li
 def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels: Sequence[str],
                 per_label: int, seed: int = 0) -> list[Row]:
     """Up to `per_label` real images of each label to begin at, with their own conditions."""
-    rows = []
-    for label in labels or sorted({row["label"] for row in known}):
+    rows, there = [], sorted({row["label"] for row in known})
+    for label in labels or there:
         pool = [row for row in known if row["label"] == label]
         if not pool:
-            there = ", ".join(sorted({row["label"] for row in known}))
-            raise InputError(f"--label {label}: the images of --origin have {there}")
+            raise InputError(f"--label {label}: the images of --origin have {', '.join(there)}")
         n = min(per_label, len(pool))
-        for row in (pool[i * len(pool) // n] for i in range(n)):
-            rows.append({"label": label, **_spelled(variables, row, row["file"]),
-                         "origin": row["file"]})
+        rows += [{"label": label, **_spelled(variables, row, row["file"]), "origin": row["file"]}
+                 for row in (pool[i * len(pool) // n] for i in range(n))]
     return numbered(rows, seed)
 
 
@@ -92,22 +90,19 @@ def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             header, *lines = list(csv.reader(file)) or [[]]
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no CSV: {error}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}") from None
     faults = [f"no such condition: {name}" for name in sorted({*header} - {*names, *more})]
     faults += [f"two columns {name}" for name, n in Counter(header).items() if n > 1]
     faults += [] if lines else ["no rows"]
     if faults:
         raise InputError(f"{path}: {faults[0]}; the model has {', '.join(names) or 'none'}")
-    rows = []
     for number, cells in enumerate(lines, 2):
-        where = f"{path} line {number}"
         if len(cells) != len(header):
-            raise InputError(f"{where}: {len(cells)} cells under {len(header)} columns")
-        rows.append(dict(zip(header, cells), where=where))
-    return rows
+            raise InputError(f"{path} line {number}: {len(cells)} cells under {len(header)} "
+                             "columns")
+    return [dict(zip(header, cells), where=f"{path} line {number}")
+            for number, cells in enumerate(lines, 2)]
 
 
 def numbered(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -148,15 +143,15 @@ def check_independent(names: Sequence[str], by_name: Mapping[str, var.Variable],
     """Refuse conditions that cannot be made independent of the label."""
     if names and "label" not in by_name:
         raise InputError(f"--independent {names[0]}: the model is not conditioned on label")
-    others = {name: v for name, v in by_name.items() if name != "label"}
     for name in names:
+        flag = f"--independent {name}"
         if name == "label":
-            raise InputError("--independent label: label cannot be independent of itself")
-        _require_known(f"--independent {name}", name, others)
+            raise InputError(f"{flag}: label cannot be independent of itself")
+        _require_known(flag, name, by_name)
         if name in fixed:
-            raise InputError(f"--independent {name} contradicts --given {name}={fixed[name]}")
+            raise InputError(f"{flag} contradicts --given {name}={fixed[name]}")
         if list(names).count(name) > 1:
-            raise InputError(f"--independent {name}: named twice")
+            raise InputError(f"{flag}: named twice")
 
 
 def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels:
@@ -197,12 +192,10 @@ def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable]) -> list[
                              f"but on {', '.join(by_name)}")
         return ["any"]
     variable = by_name["label"]
-    for label in labels:
-        variable.encode(label, "--label")
+    var.encode([variable], [{"label": label, "where": "--label"} for label in labels])
     chosen = [spelled(variable, label) for label in labels or variable.values]
-    for label, n in Counter(chosen).items():
-        if n > 1:
-            raise InputError(f"--label {label}: named twice")
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"--label {' '.join(chosen)}: one is named twice")
     return chosen
 
 

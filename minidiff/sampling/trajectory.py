@@ -1,6 +1,6 @@
 """One image's way from noise, on one sheet: `python sample.py trajectory`.
 
-    film       row 1   x/√(1+σ²), the noisy latents as the network sees them, decoded
+    strip      row 1   x/√(1+σ²), the noisy latents as the network sees them, decoded
                row 2   D(x; σ), the guided estimate of the clean image at that level, decoded
     arrow      how far guidance moved that estimate, level by level: root mean square in units of z
     attention  at three of these levels, in the conditional call, of one layer, averaged over its
@@ -17,8 +17,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -37,14 +38,14 @@ from minidiff.errors import InputError
 from minidiff.pixels import to_grey, to_uint8
 from minidiff.root import Rooted
 from minidiff.sampling import plan
-from minidiff.sampling.pipeline import open_pipeline
+from minidiff.sampling.finished_run import open_pipeline
 from minidiff.variables import Labels
 
 if TYPE_CHECKING:  # to import matplotlib takes half a second, for which --help need not wait
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-AT_MOST = 16  # columns of the film that can still be read
+AT_MOST = 16  # columns of the strip that can still be read
 MAPS = 3      # levels whose attention is shown
 FONTS = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labelsize": 7,
          "ytick.labelsize": 7, "legend.fontsize": 7}
@@ -61,7 +62,7 @@ class TrajectoryConfig(Rooted):
     ladder: Ladder = Recipe.ladder         # spacing of the noise levels
     steps: int = Recipe.steps              # steps of the sampler
     guidance: float = Recipe.guidance      # 1: none
-    shown: int = 8                         # steps on the film, spread evenly from first to last
+    shown: int = 8                         # steps on the strip, spread evenly from first to last
     device: str = "cpu"                    # cpu, cuda, cuda:1 …
 
 
@@ -92,13 +93,9 @@ class Recorder:
         self.calls: list[tuple[Tensor, Maps | None]] = []
 
     def __call__(self, x: Tensor, t: Tensor, labels: Labels) -> Tensor:
-        if not self.mapping:
-            out, maps = self.model(x, t, labels), None
-        else:
-            with attention_maps(self.model.unet) as by_layer:
-                out = self.model(x, t, labels)
-            maps = finest(by_layer)
-        self.calls.append((x[:1].cpu(), maps))
+        with attention_maps(self.model.unet) if self.mapping else nullcontext() as by_layer:
+            out = self.model(x, t, labels)
+        self.calls.append((x[:1].cpu(), finest(by_layer) if by_layer else None))
         return out
 
 
@@ -110,13 +107,11 @@ def attention_maps(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     found: dict[str, Tensor] = {}
 
-    def keep(name: str):
-        def hook(layer: Attention, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-            found[name.replace(".transformer_blocks.0", "")] = probabilities(layer, *inputs)
-        return hook
+    def keep(name: str, layer: Attention, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        found[name.replace(".transformer_blocks.0", "")] = probabilities(layer, *inputs)
 
-    hooks = [layer.register_forward_hook(keep(name)) for name, layer in unet.named_modules()
-             if isinstance(layer, Attention)]
+    hooks = [layer.register_forward_hook(partial(keep, name))
+             for name, layer in unet.named_modules() if isinstance(layer, Attention)]
     try:
         yield found
     finally:
@@ -169,7 +164,7 @@ def follow(pipeline: Pipeline, labels: Labels, seed: int, recipe: Recipe,
 
 
 def trajectory(cfg: TrajectoryConfig) -> None:
-    """Draw one image's way from noise: film strip, guidance arrow, attention."""
+    """Draw one image's way from noise: the strip, guidance arrow, attention."""
     out, recipe = Path(cfg.out), Recipe(cfg.sampler, cfg.ladder, cfg.steps, cfg.guidance)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise InputError(f"--out {cfg.out}: name a file that ends in .png")
@@ -189,7 +184,7 @@ def trajectory(cfg: TrajectoryConfig) -> None:
         pixels = to_uint8(pipeline.vae.decode(z.to(end.device))).cpu()                # (1, 3, H, W)
         return to_grey(pixels)[0, 0] if facts["grey"] else pixels[0].permute(1, 2, 0)
 
-    film = [(step, picture(step.seen), picture(step.denoised))
+    strip = [(step, picture(step.seen), picture(step.denoised))
             for step in (steps[i] for i in shown)]
     conditions = ", ".join(described(v.name, row.get(v.name, ""),
                                      v.name in plan.outside(variables, row)) for v in variables)
@@ -197,7 +192,7 @@ def trajectory(cfg: TrajectoryConfig) -> None:
     title = (fill(f"A synthetic image on its way from noise: {conditions}", 130)
              + f"\nseed {cfg.seed}, sampler {cfg.sampler}, ladder {cfg.ladder}, "
              f"{cfg.steps} steps, guidance {cfg.guidance:g}")
-    runs.write_atomic(out, sheet(title, film, picture(end), steps, cfg.guidance))
+    runs.write_atomic(out, sheet(title, strip, picture(end), steps, cfg.guidance))
     print(f"{out}: {conditions}; {len(shown)} of {cfg.steps} steps shown, the attention of "
           f"{steps[mapped[0]].maps.layer} at {len(mapped)} of them")
 
@@ -212,30 +207,30 @@ def evenly(n: int, k: int) -> list[int]:
     return [n - 1] if k == 1 else sorted({round(i * (n - 1) / (k - 1)) for i in range(k)})
 
 
-def sheet(title: str, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor,
+def sheet(title: str, strip: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor,
           steps: Sequence[Step], guidance: float) -> bytes:
     """The whole as PNG."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    columns = len(film) + 1
+    columns = len(strip) + 1
     width = max(11.5, columns + 0.5)
-    height = 2 * min(width / columns, 2.2) + 0.5  # of the film
+    height = 2 * min(width / columns, 2.2) + 0.5  # of the strip
     out = io.BytesIO()
     with rc_context(FONTS):
         figure = Figure(figsize=(width, height + 4.9), dpi=120, layout="constrained")
         figure.suptitle(title, fontsize=10)
         top, below = figure.subfigures(2, 1, height_ratios=[height, 4.4])
         left, right = below.subfigures(1, 2, width_ratios=[4, 6.5])
-        draw_film(top.subplots(2, columns, squeeze=False), film, image)
-        draw_arrows(left.subplots(), steps, {step.sigma for step, *_ in film}, guidance)
-        draw_attention(right, [step for step, *_ in film if step.maps])
+        draw_strip(top.subplots(2, columns, squeeze=False), strip, image)
+        draw_arrows(left.subplots(), steps, {step.sigma for step, *_ in strip}, guidance)
+        draw_attention(right, [step for step, *_ in strip if step.maps])
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
-def draw_film(axes: np.ndarray, film: Sequence[tuple[Step, Tensor, Tensor]],
+def draw_strip(axes: np.ndarray, strip: Sequence[tuple[Step, Tensor, Tensor]],
               image: Tensor) -> None:
-    columns = [(f"σ {step.sigma:.3g}", seen, denoised) for step, seen, denoised in film]
+    columns = [(f"σ {step.sigma:.3g}", seen, denoised) for step, seen, denoised in strip]
     for (upper, lower), (title, *pictures) in zip(axes.T, [*columns, ("finished", image)]):
         upper.set(title=title)
         lower.set_visible(len(pictures) == 2)
@@ -247,12 +242,12 @@ def draw_film(axes: np.ndarray, film: Sequence[tuple[Step, Tensor, Tensor]],
 
 
 def draw_arrows(ax: Axes, steps: Sequence[Step], marked: set[float], guidance: float) -> None:
-    """How far guidance moved the estimate of each step; those on the film are marked."""
+    """How far guidance moved the estimate of each step; those on the strip are marked."""
     points = [(step.sigma, step.arrow) for step in steps]
     shown = [point for point in points if point[0] in marked]
     ax.plot(*zip(*points), color="black", linewidth=1.2, marker=".", label="each step")
     ax.plot(*zip(*shown), color="black", linestyle="none", marker="o", markerfacecolor="white",
-            clip_on=False, zorder=3, label="on the film")
+            clip_on=False, zorder=3, label="on the strip")
     titles = {0: "guidance 0: the conditions play no part", 1: "guidance 1: nothing is added"}
     ax.set(title=titles.get(guidance, f"how far guidance {guidance:g} moves the estimate"),
            xlabel="noise level σ; time runs to the right", xscale="log",
