@@ -219,7 +219,8 @@ def header(text: bytes, length: int | None = None) -> bytes:
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "is empty"), (b"hello, this is a text file\n", "neither a safetensors file nor"),
+    (b"", r"\(0 bytes\) is neither"),
+    (b"hello, this is a text file\n", "neither a safetensors file nor"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
     (b"<!DOCTYPE html><html>", "neither"), (header(b"{}", 10**15), "damaged or cut short"),
     (header(b"{}" + b" " * 100, 7), "damaged or cut short"),
@@ -228,7 +229,7 @@ def header(text: bytes, length: int | None = None) -> bytes:
      + b"0000", "damaged"),
     (header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
             + b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}') + b"0000", "damaged"),
-    (header(b"{" + b" " * (17 << 20) + b"}"), "a header of 17 MB"),
+    (header(b"{" + b" " * (17 << 20) + b"}"), "damaged or cut short"),
     (b"PK\x03\x04 not a zip", "damaged or not a checkpoint"),
     (b"\x80\x02 not a pickle", "damaged"), (b"\x80\x02.", "damaged"),
 ])
@@ -326,7 +327,7 @@ def test_the_stubs_do_nothing():
 @pytest.mark.parametrize("bomb", ["compressed", "pickle", "no pickle"])
 def test_zip_bombs(tmp_path, bomb, monkeypatch):
     path = tmp_path / "x.ckpt"
-    monkeypatch.setattr(weights, "MAX_HEADER", 1 << 16)
+    monkeypatch.setattr(weights, "LARGEST", 1 << 16)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if bomb == "compressed"
                          else zipfile.ZIP_STORED) as archive:
         archive.writestr("x/readme" if bomb == "no pickle" else "x/data.pkl", b"0" * (1 << 20))

@@ -140,7 +140,8 @@ class Pipeline:
         if recipe.eta:
             options["eta"] = recipe.eta
         denoise = self._guided(labels, len(seeds), recipe, arrows)
-        for x, denoised in SAMPLERS[recipe.sampler](denoise, x, sigmas, **options):  # noqa: B007 (the last x is used below)
+        steps = SAMPLERS[recipe.sampler](denoise, x, sigmas, **options)
+        for x, denoised in steps:  # noqa: B007 (the last x is used below)
             yield denoised
         yield x / (1 + sigmas[-1] ** 2).sqrt().item()  # the public ladder ends at σ(0) = .029
 

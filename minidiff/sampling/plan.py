@@ -47,14 +47,12 @@ def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Seq
     labels = _labels(labels, by_name)
     k = len(labels)
     counts = [len(range(place, sets * SET, k)) if sets else per_label for place in range(k)]
-    pool = known
-    if independent:
-        pool = [row for row in known if row.get("label") in by_name["label"].values]
+    pool = [row for row in known
+            if not independent or row.get("label") in by_name["label"].values]
     shared = _shared([by_name[name] for name in independent], pool, max(counts), seed)
     columns = []
     for place, (label, n) in enumerate(zip(labels, counts)):
-        generator = seeded(seed, sum(counts[:place]), ROWS)
-        own = _of_label(label, n, variables, known, fixed, generator)
+        own = _of_label(label, n, variables, known, fixed, seeded(seed, sum(counts[:place]), ROWS))
         columns.append([row | cells for row, cells in zip(own, shared)])
     return numbered([columns[i % k][i // k] for i in range(sum(counts))], seed)
 
@@ -66,8 +64,7 @@ def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> li
         n = row.get("n") or "1"
         if not n.isdecimal() or not 1 <= int(n) <= 1_000_000:
             raise InputError(f"{row['where']}: n {n!r} is not a number of images")
-        cells = {"label": "any"} | _spelled(variables, row, row["where"])
-        rows += [dict(cells) for _ in range(int(n))]
+        rows += [{"label": "any"} | _spelled(variables, row, row["where"])] * int(n)
     return numbered(rows, seed)
 
 
@@ -120,20 +117,16 @@ def read_given(given: Sequence[str], by_name: Mapping[str, var.Variable]) -> Row
     fixed = {}
     for item in given:
         name, equals, cell = item.partition("=")
-        if name == "label":
-            raise InputError(f"--given {item}: choose labels by --label")
-        if not equals:
-            raise InputError(f"--given {item}: write name=value")
+        if name == "label" or not equals:
+            raise InputError(f"--given {item}: write name=value; labels are chosen by --label")
         _require_known(f"--given {item}", name, by_name)
         if fixed.get(name, cell) != cell:
             raise InputError(f"--given {item} contradicts --given {name}={fixed[name]}")
         ends = cell.split(":") if isinstance(by_name[name], var.Number) else [cell]
         for end in ends:
             _check(by_name[name], end, "--given")
-        if len(ends) > 2:
-            raise InputError(f"--given {item}: a range is low:high")
-        if len(ends) == 2 and {"", NULL} & set(ends):
-            raise InputError(f"--given {item}: both ends of a range are numbers")
+        if len(ends) > 2 or (len(ends) == 2 and {"", NULL} & set(ends)):
+            raise InputError(f"--given {item}: a range is low:high, two numbers")
         fixed[name] = spelled(by_name[name], cell)
     return fixed
 
@@ -147,7 +140,7 @@ def check_independent(names: Sequence[str], by_name: Mapping[str, var.Variable],
         flag = f"--independent {name}"
         if name == "label":
             raise InputError(f"{flag}: label cannot be independent of itself")
-        _require_known(flag, name, by_name)
+        _require_known(flag, name, {n: v for n, v in by_name.items() if n != "label"})
         if name in fixed:
             raise InputError(f"{flag} contradicts --given {name}={fixed[name]}")
         if list(names).count(name) > 1:

@@ -275,8 +275,9 @@ def draw_attention(figure: SubFigure, steps: Sequence[Step]) -> None:
                               interpolation="nearest")
             ax.set(xticks=[], yticks=[],
                    xlabel=f"{value.min().item():.3g} to {value.max().item():.3g}")
-            if side <= 8:
-                write_values(ax, value, low + 0.45 * (high - low))
+            for (y, x), v in np.ndenumerate(value.numpy()) if side <= 8 else ():
+                ax.text(x, y, f"{v:.2f}".lstrip("0"), ha="center", va="center", fontsize=6,
+                        color="black" if v > low + 0.45 * (high - low) else "white")
         row[0].set(ylabel=name)
         figure.colorbar(drawn, ax=list(row), fraction=0.05)
     middle = side // 2
@@ -287,10 +288,3 @@ def draw_attention(figure: SubFigure, steps: Sequence[Step]) -> None:
             lower.plot(*corners, color=color, linewidth=width, clip_on=False)
     figure.supxlabel(f"alike everywhere would be {first.uniform:.3g} above and {1 / side**2:.3g} "
                      f"below", fontsize=7)
-
-
-def write_values(ax: Axes, values: Tensor, middle: float) -> None:
-    """Each cell's value in it, dark on bright and bright on dark."""
-    for (y, x), value in np.ndenumerate(values.numpy()):
-        ax.text(x, y, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6,
-                color="black" if value > middle else "white")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minidiff.errors import InputError
 
-# bytes of a safetensors header or a .ckpt's pickle; those of public files have 0.1 to 0.5 MB
-MAX_HEADER = 16 << 20
+# bytes of a JSON file or a .ckpt's pickle; those of public files have 0.1 to 0.5 MB
+LARGEST = 16 << 20
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -56,21 +56,20 @@ def read_weights(path: str | Path) -> Weights:
         raise InputError(f"{path}: no such file")
     with open(path, "rb") as file:
         start = file.read(64)
-    if not start:
-        raise InputError(f"{path} is empty (0 bytes)")
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
     if start.startswith((b"PK\x03\x04", b"\x80\x02")):
         return _read_ckpt(path, zipped=start.startswith(b"PK"))
     if start[8:9] == b"{":
-        return _read_safetensors(path, int.from_bytes(start[:8], "little"))
-    raise InputError(f"{path} is neither a safetensors file nor a torch checkpoint")
+        return _read_safetensors(path)
+    raise InputError(f"{path} ({path.stat().st_size} bytes) is neither a safetensors file nor a "
+                     "torch checkpoint")
 
 
 def read_json(path: Path) -> dict:
     """A small JSON object. Raises InputError."""
-    if not path.is_file() or path.stat().st_size > MAX_HEADER:
-        raise InputError(f"{path} is missing, or larger than {MAX_HEADER >> 20} MB")
+    if not path.is_file() or path.stat().st_size > LARGEST:
+        raise InputError(f"{path} is missing, or larger than {LARGEST >> 20} MB")
     return parse_json(path.read_bytes(), path)
 
 
@@ -94,11 +93,8 @@ def to_float32(tensor: Tensor, name: str, path: Path) -> Tensor:
     return tensor.detach().float().contiguous()
 
 
-def _read_safetensors(path: Path, header: int) -> Weights:
-    if MAX_HEADER < header < path.stat().st_size:
-        raise InputError(f"{path}: a header of {header >> 20} MB; that of a model has less than "
-                         f"{MAX_HEADER >> 20} MB")
-    try:
+def _read_safetensors(path: Path) -> Weights:
+    try:  # safetensors itself refuses a header above 100 MB, and one longer than the file
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return Weights(path, tensors, [path], file.metadata() or {})
@@ -141,5 +137,5 @@ def _check_zip(path: Path) -> None:
         raise InputError(f"{path} is a compressed zip file, which torch never writes")
     largest = max((e.file_size for e in entries if e.filename.endswith("/data.pkl")),
                   default=0)
-    if largest > MAX_HEADER:
+    if largest > LARGEST:
         raise InputError(f"{path}: a pickle of {largest >> 20} MB is no table of tensors")
