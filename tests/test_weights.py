@@ -229,7 +229,7 @@ def header(text: bytes, length: int | None = None) -> bytes:
      + b"0000", "damaged"),
     (header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
             + b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}') + b"0000", "damaged"),
-    (header(b"{" + b" " * (17 << 20) + b"}"), "damaged or cut short"),
+    (header(b"{" + b" " * (17 << 20) + b"}"), "holds no tensors"),
     (b"PK\x03\x04 not a zip", "damaged or not a checkpoint"),
     (b"\x80\x02 not a pickle", "damaged"), (b"\x80\x02.", "damaged"),
 ])

@@ -177,6 +177,8 @@ class SeededNoise:
 
 
 class Facts(NamedTuple):
+    """What is known of a sampler."""
+
     step: Callable[..., Steps]
     order: int           # of convergence; where noise is drawn, of the standard deviation
     calls: int = 1       # of `denoise`, a step

@@ -12,7 +12,7 @@ import torch
 from minidiff.diffusion import clip as clips
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes
-from minidiff.diffusion.public.ldm import SCALE, refuse_foreign, take_vae
+from minidiff.diffusion.public.ldm import SCALE, take_vae
 from minidiff.diffusion.public.reader import Contents, Reader, on_meta, possible
 from minidiff.diffusion.public.weights import Weights, read_json, read_weights
 from minidiff.diffusion.schedule import Schedule
@@ -25,6 +25,7 @@ UNET_FIXED = {  # what our UNet is, in keys that `unet_json` leaves out
     "addition_embed_type_num_heads": 64,
 }
 VAE_FIXED = {"use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
+# any value will do: they change no network, or `unet_config` and `add_vae` have checked them
 FREE = ("sample_size", "attention_head_dim", "upcast_attention", "scaling_factor", "force_upcast")
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # ours: diffusers'
 
@@ -116,9 +117,7 @@ def read_part(folder: Path, non_ema: bool = False) -> Weights:
                      f"{stem}.{variant}{kind}"):
             if (folder / name).exists():
                 read = read_shards if name.endswith(".json") else read_weights
-                weights = read(folder / name)
-                refuse_foreign(weights)
-                return weights
+                return read(folder / name)
     raise InputError(f"{folder} holds no weights: {stems[0]} or {stems[1]}.safetensors is needed, "
                      "single or sharded")
 

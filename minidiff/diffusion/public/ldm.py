@@ -15,13 +15,6 @@ PUBLIC = {  # told apart by the width and the projections of the cross-attention
     "SD 1.x": (unets.SD15, vaes.SD, clips.CLIP_L),
     "SD 2.x": (unets.SD21, vaes.SD, clips.OPENCLIP_H),
 }
-FOREIGN = {  # part of a tensor's name: what such a file is
-    "conditioner.embedders.": "SDXL", "model.diffusion_model.label_emb.": "SDXL",
-    "add_embedding.": "SDXL", "joint_blocks.": "SD3", "double_blocks.": "Flux",
-    "double_stream_modulation": "Flux", "lora": "a LoRA file", "hada_w1": "a LoRA file",
-    "control_model.": "ControlNet", "controlnet_cond_embedding.": "ControlNet",
-    "emb_params": "a textual inversion", "string_to_param": "a textual inversion",
-}
 BUFFERS = {  # all follow from alphas_cumprod
     "betas", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
@@ -35,7 +28,6 @@ PARTS = (keys.UNET, keys.EMA, "cond_stage_model.")  # of a whole model, besides 
 
 def read_ldm(weights: Weights, ema: str) -> Contents:
     """Networks on the CPU in float32. ema: auto (taken if there), yes or no."""
-    refuse_foreign(weights)
     reader = Reader(weights)
     version, (unet_config, vae_config, clip_config) = architecture(weights)
     contents = Contents(weights.path, "LDM", [reader], version)
@@ -154,7 +146,6 @@ def take_clip(reader: Reader, config: clips.CLIPConfig) -> clips.CLIP:
 
 def read_vae_file(weights: Weights) -> Contents:
     """A VAE alone or that of a whole model, under LDM's names or diffusers', old or new."""
-    refuse_foreign(weights)
     reader, prefix = Reader(weights), vae_prefix(weights)
     if prefix is None:
         raise InputError(f"{weights.path} holds no Stable Diffusion VAE")
@@ -175,12 +166,3 @@ def vae_prefix(weights: Weights) -> str | None:
               "encoder.down.": ""}
     return next((prefix for begin, prefix in begins.items()
                  if any(name.startswith(begin) for name in weights.tensors)), None)
-
-
-def refuse_foreign(weights: Weights) -> None:
-    if not weights.tensors:
-        raise InputError(f"{weights.path} holds no tensors")
-    for part, what in FOREIGN.items():
-        if name := next((name for name in weights.tensors if part in name), None):
-            raise InputError(f"{weights.path}: {what} is not supported (it holds {name}); "
-                             "SD 1.x and 2.x are")

@@ -118,7 +118,9 @@ def load_sd(path: str | Path, *, prediction: str | None = None, ema: EMA = "auto
         reader.finish()
     if contents.vae is None:
         raise InputError(f"{path} holds no VAE: name one (--vae FILE)")
-    files = [describe_file(file) for r in contents.readers for file in r.weights.files]
+    hashes = {file: cached_sha256(file) for r in contents.readers for file in r.weights.files}
+    files = [{"path": str(file), "bytes": file.stat().st_size, "sha256": digest,
+              "known": KNOWN.get(digest, (None,))[0]} for file, digest in hashes.items()]
     prediction, prediction_from = which_prediction(contents, files, prediction)
     context, context_from = which_context(contents, null_context)
     parts = {name: part for r in contents.readers for name, part in r.parts.items()}
@@ -139,12 +141,6 @@ def read_vae(path: Path) -> Contents:
     for reader in contents.readers:
         reader.finish()
     return contents
-
-
-def describe_file(path: Path) -> dict:
-    digest = cached_sha256(path)
-    name = KNOWN.get(digest, (None,))[0]
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": digest, "known": name}
 
 
 def cached_sha256(path: Path) -> str:

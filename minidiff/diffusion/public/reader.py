@@ -19,6 +19,13 @@ from minidiff.errors import InputError, first_few
 
 # what rounding may change in a table of ᾱ; any other type is refused
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+FOREIGN = {  # part of a tensor's name: what such a file is
+    "conditioner.embedders.": "SDXL", "model.diffusion_model.label_emb.": "SDXL",
+    "add_embedding.": "SDXL", "joint_blocks.": "SD3", "double_blocks.": "Flux",
+    "double_stream_modulation": "Flux", "lora": "a LoRA file", "hada_w1": "a LoRA file",
+    "control_model.": "ControlNet", "controlnet_cond_embedding.": "ControlNet",
+    "emb_params": "a textual inversion", "string_to_param": "a textual inversion",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,12 @@ class Reader:
     """The ledger of one file: `take` and `ignore` account for tensors, `finish` for the rest."""
 
     def __init__(self, weights: Weights):
+        if not weights.tensors:
+            raise InputError(f"{weights.path} holds no tensors")
+        for part, what in FOREIGN.items():
+            if name := next((name for name in weights.tensors if part in name), None):
+                raise InputError(f"{weights.path}: {what} is not supported (it holds {name}); "
+                                 "SD 1.x and 2.x are")
         self.weights = weights
         self.left = dict(weights.tensors)
         self.parts: dict[str, Part] = {}
