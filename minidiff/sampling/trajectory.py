@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from minidiff import runs
 from minidiff.diffusion.generate import Pipeline, Recipe
-from minidiff.diffusion.model import Model
 from minidiff.diffusion.samplers import Sampler
 from minidiff.diffusion.schedule import Ladder
 from minidiff.diffusion.unet import Attention
@@ -85,20 +84,6 @@ class Maps:
     uniform: float              # the share if all positions drew alike
 
 
-class Recorder:
-    """net(x_in, t, labels) that keeps its inputs and, while `mapping`, the attention maps."""
-
-    def __init__(self, model: Model):
-        self.model, self.mapping = model, False
-        self.calls: list[tuple[Tensor, Maps | None]] = []
-
-    def __call__(self, x: Tensor, t: Tensor, labels: Labels) -> Tensor:
-        with attention_maps(self.model.unet) if self.mapping else nullcontext() as by_layer:
-            out = self.model(x, t, labels)
-        self.calls.append((x[:1].cpu(), finest(by_layer) if by_layer else None))
-        return out
-
-
 @contextmanager
 def attention_maps(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
     """What each attention layer looks at in the calls inside, by its name: `probabilities`.
@@ -150,15 +135,22 @@ def finest(by_layer: dict[str, Tensor]) -> Maps:
 def follow(pipeline: Pipeline, labels: Labels, seed: int, recipe: Recipe,
            mapped: Sequence[int]) -> Iterator[Step | Tensor]:
     """The steps of sampling, those in `mapped` with maps, then the latents (1, 4, h, w)."""
-    recorder, arrows = Recorder(pipeline.denoiser.net), []
-    pipeline = replace(pipeline, denoiser=replace(pipeline.denoiser, net=recorder))
+    model, calls, arrows = pipeline.denoiser.net, [], []
+
+    def net(x: Tensor, t: Tensor, labels: Labels) -> Tensor:
+        """The model; keeps what it is given and, in steps that are `mapped`, its attention."""
+        with attention_maps(model.unet) if i in mapped else nullcontext() as by_layer:
+            out = model(x, t, labels)
+        calls.append((x[:1].cpu(), finest(by_layer) if by_layer else None))
+        return out
+
+    pipeline = replace(pipeline, denoiser=replace(pipeline.denoiser, net=net))
     estimates = pipeline.latents(labels, [seed], recipe, arrows=arrows)
-    for i in range(recipe.taken):
-        recorder.mapping = i in mapped
+    for i in range(recipe.taken):  # noqa: B007 (`net` reads it)
         denoised = next(estimates)
-        (sigma, arrow), (seen, maps) = arrows[0], recorder.calls[0]  # of heun's calls the first
+        (sigma, arrow), (seen, maps) = arrows[0], calls[0]  # of heun's calls the first
         arrows.clear()
-        recorder.calls.clear()
+        calls.clear()
         yield Step(sigma, seen, denoised, arrow.item(), maps)
     yield next(estimates)
 
@@ -229,7 +221,7 @@ def sheet(title: str, strip: Sequence[tuple[Step, Tensor, Tensor]], image: Tenso
 
 
 def draw_strip(axes: np.ndarray, strip: Sequence[tuple[Step, Tensor, Tensor]],
-              image: Tensor) -> None:
+               image: Tensor) -> None:
     columns = [(f"σ {step.sigma:.3g}", seen, denoised) for step, seen, denoised in strip]
     for (upper, lower), (title, *pictures) in zip(axes.T, [*columns, ("finished", image)]):
         upper.set(title=title)
