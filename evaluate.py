@@ -59,7 +59,7 @@ from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.sets import Config
 from minidiff.pixels import to_float, to_grey
 from minidiff.sampling import plan as plans
-from minidiff.sampling.pipeline import make_images, open_pipeline
+from minidiff.sampling.finished_run import make_images, open_pipeline
 
 
 def run_report(cfg: Config) -> None:

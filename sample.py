@@ -42,7 +42,7 @@ from minidiff.evaluation.quick import Quick, recognised
 from minidiff.pixels import to_grey
 from minidiff.root import Rooted, then
 from minidiff.sampling import plan as plans
-from minidiff.sampling.pipeline import make_images, open_pipeline
+from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.sampling.trajectory import TrajectoryConfig, trajectory
 
 # grey levels by which an image made again may differ: rounding, on other hardware or batch sizes
