@@ -22,7 +22,7 @@ from minidiff.evaluation.matrix.controls import (
 )
 from minidiff.evaluation.metrics.copying import memorisation
 from minidiff.evaluation.metrics.distances import fid, kid
-from minidiff.evaluation.metrics.manifold import prdc
+from minidiff.evaluation.metrics.neighbours import prdc
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
 
 

@@ -28,7 +28,7 @@ from minidiff.errors import InputError, count
 from minidiff.evaluation.features.build import build, describe, distance_name
 from minidiff.evaluation.features.extractor import Extractor
 from minidiff.evaluation.features.inception import weights
-from minidiff.evaluation.metrics.distances import Spread, equal, fid, floor, kid
+from minidiff.evaluation.metrics.distances import Spread, draw, fid, floor, kid
 from minidiff.training.device import pick_device
 
 FETCH = "python -m minidiff.diffusion.public fetch inception"
@@ -126,17 +126,14 @@ def floor_of(metric: Callable[..., float], x: np.ndarray, patients: Sequence[str
         return None
     some = np.arange(len(x))
     if metric is kid:
-        some = equal(some, AT_MOST, seed)
-    try:
-        return floor(metric, real=x[some], patients=[patients[i] for i in some], n=sizes[0],
-                     m=sizes[1], repeats=draws, seed=seed)
-    except InputError:  # all but a few images are of one patient, or the other side has too few
-        return None
+        some = draw(some, AT_MOST, seed)
+    return floor(metric, real=x[some], patients=[patients[i] for i in some], n=sizes[0],
+                 m=sizes[1], repeats=draws, seed=seed)
 
 
 def fid_at(x: np.ndarray, y: np.ndarray, at: Spread, seed: int) -> float:
     """The mean FID of random parts as large as those of the floor, for it falls as 1/n."""
-    draws = [fid(real=equal(x, at.n, seed + k), fake=equal(y, at.m, seed + 100 + k))
+    draws = [fid(real=draw(x, at.n, seed + k), fake=draw(y, at.m, seed + 100 + k))
              for k in range(10)]
     return float(np.mean(draws))
 

@@ -34,16 +34,15 @@ from minidiff.data.split import Row
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
 from minidiff.evaluation.format import jsonable, num, percent, span
-from minidiff.evaluation.metrics.comparison import Side, between, joined
 from minidiff.evaluation.metrics.copying import FEWEST, memorisation
 from minidiff.evaluation.metrics.distances import (
     finite_percentile,
-    floor,
     kd_with_interval,
     kid,
     same_mix,
 )
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
+from minidiff.evaluation.metrics.report_rows import Side, between, joined
 from minidiff.evaluation.pages import charts as figures
 from minidiff.evaluation.pages.tables import Table
 from minidiff.evaluation.sets import check_origin, judge_of
@@ -140,8 +139,10 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
     for e in extractors:
         held[e.name] = _side(e, heldout, unseen)
         pool = joined(_side(e, train, known), held[e.name])
-        floors[e.name] = floor(kid, real=pool.features, patients=pool.patients, n=len(unseen),
-                               m=len(labels), repeats=repeats, seed=seed)._asdict()
+        floors[e.name] = pool.floor(kid, len(unseen), len(labels), repeats, seed)
+    if not all(floors.values()):
+        raise InputError(f"{len(known) + len(unseen)} real images are of too few patients to "
+                         "compare real with real")
     near = {"train": _spaces(train.pixels, extractors[1:]),
             "heldout": _spaces(heldout.pixels[unseen], extractors[1:])}
     points, names = [], np.array(labels)
