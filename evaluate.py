@@ -44,8 +44,7 @@ from minidiff.evaluation import monitor, sets, uncertainty
 from minidiff.evaluation import verify as chain
 from minidiff.evaluation.audit import AuditConfig, run_audit
 from minidiff.evaluation.cards import CardConfig, run_card
-from minidiff.evaluation.features.build import build, describe
-from minidiff.evaluation.features.cache import FeatureCache
+from minidiff.evaluation.features.build import FeatureCache, build, describe
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.fid import FIDConfig, run_fid
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix

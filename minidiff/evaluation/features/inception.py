@@ -186,15 +186,14 @@ INCEPTIONS = {
 }
 
 
-def weights(folder: str | Path | None = None) -> Path:
+def weights() -> Path:
     """Where the public file lies once it was fetched."""
-    return Path(folder or cache()) / Path(URL).name
+    return cache() / Path(URL).name
 
 
-def download(url: str = URL, folder: str | Path | None = None, *, digest: str = SHA256,
-             size: int = SIZE) -> Path:
-    """The public file of weights, fetched unless it is in the folder already, whole and right."""
-    path = weights(folder)
+def download(url: str = URL, *, digest: str = SHA256, size: int = SIZE) -> Path:
+    """The public file of weights, fetched unless it is there already, whole and right."""
+    path = weights()
     if path.is_file():
         if sha256(path) == digest:
             return path
