@@ -25,9 +25,10 @@ from minidiff.data import images
 from minidiff.data.layouts import image_files, is_data_set
 from minidiff.data.table import read_table
 from minidiff.errors import InputError, count
-from minidiff.evaluation.features.build import build, describe, distance_name
+from minidiff.evaluation.features.build import build, describe
 from minidiff.evaluation.features.extractor import Extractor
 from minidiff.evaluation.features.inception import weights
+from minidiff.evaluation.format import distance_names
 from minidiff.evaluation.metrics import distances
 from minidiff.evaluation.metrics.distances import Spread, draw
 from minidiff.training.device import pick_device
@@ -111,6 +112,7 @@ def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, s
     del stacks  # one set of images at a time in memory
     y = features(network, load(synthetic, named[1])[0])
     found, sizes, about = [], (len(x), len(y)), describe(network)
+    names = dict(zip(("KID", "FID"), distance_names(network.name)))
     for name in metrics:
         metric, floor, at_floor = METRICS[name], None, None
         if draws and len(set(patients)) >= 2 * FEWEST_HALF:
@@ -121,9 +123,8 @@ def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, s
             at_floor = float(np.mean([metric(real=draw(x, floor.n, seed + k),
                                              fake=draw(y, floor.m, seed + 100 + k))
                                       for k in range(10)]))
-        found.append(Distance(metric(real=x, fake=y), name=distance_name(name, network.name),
-                              extractor=network.name, sizes=sizes, about=about, floor=floor,
-                              at_floor=at_floor))
+        found.append(Distance(metric(real=x, fake=y), name=names[name], extractor=network.name,
+                              sizes=sizes, about=about, floor=floor, at_floor=at_floor))
     return found
 
 

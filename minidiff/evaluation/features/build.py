@@ -78,16 +78,6 @@ def describe(extractor: Extractor) -> dict[str, Any]:
             **getattr(extractor, "source", {})}
 
 
-def distance_name(metric: str, extractor: str) -> str:
-    """What "FID" or "KID" is called in the features of an extractor, given by its name.
-
-    Only in Inception's features are they FID and KID; the same formulas in others are a Fréchet
-    distance and a kernel distance.
-    """
-    elsewhere = {"FID": "Fréchet distance", "KID": "kernel distance"}
-    return metric if extractor in INCEPTIONS else elsewhere[metric]
-
-
 def _network(name: str, value: str, device: str) -> Callable[[], Extractor]:
     row = NETWORKS[name]
     file, pin = re.fullmatch(r"(?s)(.*?)(?:@([0-9a-fA-F]{64}))?", value).groups()

@@ -127,8 +127,8 @@ def kid(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = 
     Without patients every image is one of its own: the usual unbiased U-statistic over i ≠ j.
     """
     x, y = checked(real, fake)
-    p, q = patient_codes(real_patients, len(x)), patient_codes(fake_patients, len(y))
-    return kernel_mean(x, x, p) + kernel_mean(y, y, q) - 2 * kernel_mean(x, y)
+    p, q = patient_codes(real_patients, len(x)), len(x) + patient_codes(fake_patients, len(y))
+    return (kernel_mean(x, x, p, p) + kernel_mean(y, y, q, q) - 2 * kernel_mean(x, y, p, q))
 
 
 def kid_draws(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,

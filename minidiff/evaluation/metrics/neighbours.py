@@ -74,13 +74,12 @@ def prdc(*, real: np.ndarray, fake: np.ndarray, k: int = 5) -> PRDC:
 
 
 class C2ST(NamedTuple):
-    """Accuracy with its interval, p of its being above chance, and the images on each side."""
+    """Accuracy with its interval, and p of its being above chance."""
 
     accuracy: float
     low: float
     high: float
     p: float
-    n: int
 
 
 def c2st(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
@@ -110,7 +109,7 @@ def c2st(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None =
     ties = (np.bincount(group) ** 2).sum() + mutual
     low, high = wilson(accuracy * total ** 2 / ties, total ** 2 / ties)
     above = (values[1:] >= accuracy - 1e-12).sum()
-    return C2ST(accuracy, low, high, float((1 + above) / (1 + permutations)), n)
+    return C2ST(accuracy, low, high, float((1 + above) / (1 + permutations)))
 
 
 def neighbours(pool: np.ndarray, group: np.ndarray, seed: int = 0) -> np.ndarray:

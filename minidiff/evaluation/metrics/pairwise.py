@@ -60,15 +60,13 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def kernel_mean(x: np.ndarray, y: np.ndarray, group: np.ndarray | None = None) -> float:
-    """Mean of k(x, y) over all pairs, or over those of different patients; nan without any."""
+def kernel_mean(x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
+    """Mean of k(x, y) over pairs of different patients, p (n,) and q (m,); nan without any."""
     total, pairs = 0.0, 0
     for first in range(0, len(x), ROWS):
-        k = kernel(x[first : first + ROWS], y)
-        apart = np.ones(k.shape, bool)
-        if group is not None:
-            apart = group[first : first + ROWS, None] != group
-        total, pairs = total + (k * apart).sum(), pairs + int(apart.sum())
+        apart = p[first : first + ROWS, None] != q
+        total += (kernel(x[first : first + ROWS], y) * apart).sum()
+        pairs += int(apart.sum())
     return float(total / pairs) if pairs else np.nan
 
 

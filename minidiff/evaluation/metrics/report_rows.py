@@ -277,21 +277,17 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
     pixels = {name: _reduced(x) for name, x in pixels.items()}
     sides = {"synthetic": ("synthetic",), "real": ("heldout",), "range": ("heldout", "train")}
 
-    def measure(name: str, among: Sequence[str], index: np.ndarray) -> float:
-        """Of images numbered through the sets in `among`, in rising order."""
+    def measure(name: str, images: Sequence[tuple[str, int]]) -> float:
+        """Of images by set and number."""
         if name != "MS-SSIM":
-            return vendi(np.concatenate([features[name][s].features for s in among])[index])
-        starts = np.cumsum([0, *(len(first[s].labels) for s in among)])
-        own = [index[(index >= a) & (index < b)] - a for a, b in zip(starts, starts[1:])]
-        return ms_ssim(torch.cat([pixels[s][torch.from_numpy(i)] for s, i in zip(among, own)]),
-                       pairs=PAIRS, seed=seed,
-                       patients=np.concatenate([first[s].patients[i] for s, i in zip(among, own)]))
+            return vendi(np.stack([features[name][s].features[i] for s, i in images]))
+        return ms_ssim(torch.stack([pixels[s][i] for s, i in images]), pairs=PAIRS, seed=seed,
+                       patients=[first[s].patients[i] for s, i in images])
 
     for label in [ALL, *labels]:
-        where = {key: np.flatnonzero((label == ALL)
-                                     | (np.concatenate([first[s].labels for s in among]) == label))
-                 for key, among in sides.items()}
-        n = min(len(where["synthetic"]), len(where["real"]))
+        own = {key: [(s, i) for s in among for i in range(first[s].n)
+                     if label in (ALL, first[s].labels[i])] for key, among in sides.items()}
+        n = min(len(own["synthetic"]), len(own["real"]))
         # across labels MS-SSIM says less than coverage
         seen = label != ALL and pixels["synthetic"].shape[-1] >= TAPS
         for name in [*features, *(["MS-SSIM"] if seen else [])]:
@@ -300,11 +296,15 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
             rows.append(row)
             if not row["too_few"]:
                 draws = repeats // 4 if name == "MS-SSIM" else repeats
-                row |= {key: measure(name, sides[key], draw(where[key], n, seed))
+                row |= {key: measure(name, _some(own[key], n, seed))
                         for key in ("synthetic", "real")}
-                row["range"] = _range([measure(name, sides["range"], draw(
-                    where["range"], n, seed + k)) for k in range(draws)])
+                row["range"] = _range([measure(name, _some(own["range"], n, seed + k))
+                                       for k in range(draws)])
     return rows
+
+
+def _some(items: Sequence, n: int, seed: int) -> list:
+    return [items[k] for k in draw(np.arange(len(items)), n, seed)]
 
 
 def _reduced(x: Tensor) -> Tensor:
