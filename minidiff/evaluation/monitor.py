@@ -169,27 +169,26 @@ def choose(points: Sequence[dict], draws: dict[str, Sequence[np.ndarray]]) -> di
     array of bootstrap draws of KD a point, paired draw by draw.
     """
     clean = [i for i, p in enumerate(points) if p["copying"]["suspected"] is False]
-    candidates, value = set(clean), lambda i, space: points[i]["KD"][space]["value"]
-    none = {"step": None, "resolved": False, "alike": []}
-    if not clean:
-        return {**none, "text": "take none: at no checkpoint is copying excluded"}
-    for space, drawn in draws.items():
-        best = min(clean, key=lambda i: value(i, space))
+    candidates, first = set(clean), next(iter(draws))
+
+    def by_kd(i: int, space: str = first) -> tuple:
+        return points[i]["KD"][space]["value"], points[i]["step"]
+
+    for space, drawn in draws.items() if clean else ():
+        best = min(clean, key=lambda i: by_kd(i, space))
         candidates &= {i for i in clean
                        if i == best or finite_percentile(drawn[i] - drawn[best])[0] <= 0}
     if not candidates:
-        return {**none, "text": "not resolved: the spaces disagree, and what is best in one is "
-                                "worse in another"}
-    first = next(iter(draws))
-    taken = min(candidates, key=lambda i: (value(i, first), points[i]["step"]))
+        text = ("not resolved: the spaces disagree, and what is best in one is worse in another"
+                if clean else "take none: at no checkpoint is copying excluded")
+        return {"step": None, "resolved": False, "alike": [], "text": text}
+    taken = min(candidates, key=by_kd)
     alike = [points[i]["step"] for i in sorted(candidates - {taken})]
-    step, left_out = points[taken]["step"], len(points) - len(clean)
-    text = (f"take step {step}, of the lowest KD in {first} ({num(value(taken, first))}) among "
-            f"{len(clean)} checkpoints without sign of copying")
-    if left_out:
-        text += f"; left out for theirs: {left_out}"
-    if alike:
-        text += f". Not resolved: {', '.join(map(str, alike))} may be as good"
+    (value, step), left_out = by_kd(taken), len(points) - len(clean)
+    text = (f"take step {step}, of the lowest KD in {first} ({num(value)}) among {len(clean)} "
+            "checkpoints without sign of copying"
+            + (f"; left out for theirs: {left_out}" if left_out else "")
+            + (f". Not resolved: {', '.join(map(str, alike))} may be as good" if alike else ""))
     return {"step": step, "resolved": not alike, "alike": alike, "text": text}
 
 
