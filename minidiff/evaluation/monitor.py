@@ -143,8 +143,8 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
     if not all(floors.values()):
         raise InputError(f"{len(known) + len(unseen)} real images are of too few patients to "
                          "compare real with real")
-    near = {"train": _spaces(train.pixels, extractors[1:]),
-            "heldout": _spaces(heldout.pixels[unseen], extractors[1:])}
+    near = {"train": pixel_spaces(train.pixels, *extractors[1:]),
+            "heldout": pixel_spaces(heldout.pixels[unseen], *extractors[1:])}
     points, names = [], np.array(labels)
     for point, pixels in tqdm(made.items(), desc="checkpoints", leave=False):
         distances = {}
@@ -153,7 +153,7 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
             kd, drawn = kd_with_interval(**between(held[e.name], fake), seed=seed)
             draws[e.name].append(drawn)
             distances[e.name] = dict(zip(("value", "low", "high"), kd.values()))
-        copying = memorisation(fake=_spaces(pixels, extractors[1:]), **near, seed=seed)
+        copying = memorisation(fake=pixel_spaces(pixels, *extractors[1:]), **near, seed=seed)
         logged = next((line for line in log
                        if line["step"] == point.step and line.get("val_loss") is not None), {})
         points.append({"step": point.step, "folder": str(point.folder), "n": len(unseen),
@@ -210,7 +210,3 @@ def table(result: dict) -> Table:
 def _side(extractor: Extractor, part: Images, index: np.ndarray) -> Side:
     return Side(extractor(part.pixels[index]).double().numpy(),
                 *(np.array(part.table.column(name))[index] for name in ("label", "patient")))
-
-
-def _spaces(pixels: Tensor, extractors: Sequence[Extractor]) -> dict[str, Tensor]:
-    return {**pixel_spaces(pixels), **{e.name: e(pixels) for e in extractors}}

@@ -55,23 +55,22 @@ def within_label(variables: Sequence[Variable], judged: Mapping[str, Tensor], la
     for v in variables:
         if v.name not in labels or v.name == "label":
             continue
-        cells = labels[v.name].numpy()
-        known = np.isfinite(cells) if isinstance(v, Number) else cells >= 0
-        own, cells = np.unique(group[known], return_inverse=True)[1], cells[known]
+        cells = labels[v.name]
+        known = (torch.isfinite(cells) if isinstance(v, Number) else cells >= 0).numpy()
+        own, cells = group[known], cells.numpy()[known]
         found[v.name] = {}
         if known.any() and isinstance(v, Number):
             r = _pooled(cells, judged[v.name].numpy()[known], own)
             found[v.name] = dict(zip(("within_r", "within_low", "within_high"), r))
         elif known.any():
-            # the commonest value of each label
-            right = sum(Counter(cells[own == g].tolist()).most_common(1)[0][1] for g in set(own))
+            right = sum(max(Counter(cells[own == g].tolist()).values()) for g in set(own.tolist()))
             found[v.name] = {"within_chance": right / len(cells)}
     return found
 
 
 def _pooled(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> tuple[float, float, float]:
-    """Correlation within groups 0, 1, … (r, low, high); every mean taken off costs a degree of
-    freedom."""
+    """Correlation within groups (r, low, high); every mean taken off costs a degree of freedom."""
+    _, group = np.unique(group, return_inverse=True)
     r, _, _ = pearson(_centred(x, group), _centred(y, group))
     free = len(x) - group.max() - 3
     if math.isnan(r) or free < 1:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minidiff.data.duplicates import laid_over, small
 from minidiff.errors import InputError
-from minidiff.evaluation.features.extractor import grey
+from minidiff.evaluation.features.extractor import Extractor, grey
 from minidiff.statistics import group_ids
 
 ROWS = 1024                 # of a matrix of all pairs at a time: that of 50,000 images is 20 GB
@@ -97,9 +97,11 @@ def nearest_other_distance(x: Tensor, k: int = 1) -> Tensor:
     return torch.cat([d.kthvalue(k, dim=1).values for d in to_others(x)])
 
 
-def pixel_spaces(images: Tensor) -> dict[str, Tensor]:
-    """The two pixel spaces: equalised pixels, and small images to be laid over each other."""
-    return {"pixels": equalised(images), "pixels, moved": small(images, SIDE)}
+def pixel_spaces(images: Tensor, *extractors: Extractor) -> dict[str, Tensor]:
+    """The two pixel spaces, equalised pixels and small images to be laid over each other; and
+    features."""
+    return {"pixels": equalised(images), "pixels, moved": small(images, SIDE),
+            **{e.name: e(images) for e in extractors}}
 
 
 def equalised(images: Tensor, side: int = SIDE) -> Tensor:
