@@ -8,7 +8,7 @@ the same file from elsewhere.
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +53,25 @@ def build(specs: Sequence[str], *, train: Tensor, judge: Any = None, vae: Any = 
     makers: dict[str, Callable[[], Extractor]] = {}
     for spec in specs or ["pixels", *(["classifier"] if judge else [])]:
         name, given, value = spec.partition("=")
-        if name not in EXTRACTORS:
-            near = difflib.get_close_matches(name, EXTRACTORS, 1)
-            raise InputError(f"extractor {name!r} is not known"
-                             f"{f', nearest: {near[0]}' if near else ''}; allowed are "
-                             f"{', '.join(OWN)} and, as NAME=FILE, {', '.join(NETWORKS)}")
-        if name in makers:
-            raise InputError(f"extractor {name} is given twice; one file for each name")
-        if name in OWN and given:
-            raise InputError(f"extractor {spec!r}: {name} takes no file")
-        if absent.get(name):
-            raise InputError(f"extractor {name} needs {absent[name]}, and there is none")
+        near = difflib.get_close_matches(name, EXTRACTORS, 1)
+        _refuse({
+            f"{name!r} is not known{f', nearest: {near[0]}' if near else ''}; allowed are "
+            f"{', '.join(OWN)} and, as NAME=FILE, {', '.join(NETWORKS)}": name not in EXTRACTORS,
+            f"{name} is given twice; one file for each name": name in makers,
+            f"{spec!r}: {name} takes no file": name in OWN and given,
+            f"{name} needs {absent.get(name)}, and there is none": absent.get(name)})
         makers[name] = own[name] if name in OWN else _network(name, value, device)
     if list(makers) == ["vae"]:
         raise InputError("the generator's own VAE cannot be the only extractor: what it does not "
                          "see, neither the samples nor the real images would show; add pixels, "
                          "classifier or NAME=FILE")
     return [make() for make in makers.values()]
+
+
+def _refuse(faults: Mapping[str, Any]) -> None:
+    """Raise the first that is there."""
+    if wrong := [why for why, there in faults.items() if there]:
+        raise InputError(f"extractor {wrong[0]}")
 
 
 def describe(extractor: Extractor) -> dict[str, Any]:
@@ -81,16 +83,13 @@ def describe(extractor: Extractor) -> dict[str, Any]:
 def _network(name: str, value: str, device: str) -> Callable[[], Extractor]:
     row = NETWORKS[name]
     file, pin = re.fullmatch(r"(?s)(.*?)(?:@([0-9a-fA-F]{64}))?", value).groups()
-    if not file:
-        public = ", auto" if name in INCEPTIONS else ""
-        raise InputError(f"extractor {name} needs its weights, as {name}=FILE{public}: "
-                         f"{row.source}")
     url = re.match(r"auto$|https?://", file)
-    if url and name not in INCEPTIONS:
-        raise InputError(f"extractor {name}={file}: only Inception's file is downloaded; give the "
-                         f"path of {row.source}")
-    if not url and not Path(file).is_file():
-        raise InputError(f"extractor {name}: there is no file {file}")
+    _refuse({
+        f"{name} needs its weights, as {name}=FILE{', auto' if name in INCEPTIONS else ''}: "
+        f"{row.source}": not file,
+        f"{name}={file}: only Inception's file is downloaded; give the path of "
+        f"{row.source}": url and name not in INCEPTIONS,
+        f"{name}: there is no file {file}": not url and not Path(file).is_file()})
 
     def make() -> Extractor:
         mirror = {} if file == "auto" else {"url": file}

@@ -128,7 +128,7 @@ def kid(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = 
     """
     x, y = checked(real, fake)
     p, q = patient_codes(real_patients, len(x)), len(x) + patient_codes(fake_patients, len(y))
-    return (kernel_mean(x, x, p, p) + kernel_mean(y, y, q, q) - 2 * kernel_mean(x, y, p, q))
+    return kernel_mean(x, x, p, p) + kernel_mean(y, y, q, q) - 2 * kernel_mean(x, y, p, q)
 
 
 def kid_draws(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
@@ -176,7 +176,7 @@ def kid_p(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None 
     pool, p = np.concatenate([x, y]), patient_codes(real_patients, len(x))
     group = np.concatenate([p, p.max() + 1 + patient_codes(fake_patients, len(y))])
     sides = permuted_sides(group, len(x), permutations, seed).astype(float)
-    values = _kd_of_draws(pool, group, sides, 1 - sides)
+    values = _kd_of_draws(pool, group, sides)
     if not np.isfinite(values[0]):
         return np.nan
     others = values[1:][np.isfinite(values[1:])]
@@ -260,19 +260,25 @@ def spread_of(values: Sequence[float], n: int, m: int) -> Spread:
 
 
 def _kd_of_draws(x: np.ndarray, group: np.ndarray, left: np.ndarray,
-                 right: np.ndarray) -> np.ndarray:
+                 right: np.ndarray | None = None) -> np.ndarray:
     """KD of some of the images x (n,d) with others, marked with 1 in left and right (R,n): (R,).
 
-    Pairs of one patient, by the codes in `group`, are left out; nan where there are no others.
+    right None: the rest. Pairs of one patient, by the codes in `group`, are left out; nan where
+    there are no others.
     """
     apart = (group[:, None] != group).astype(float)
-    k = kernel(x, x) * apart
+    rest = 1 - left if right is None else right
 
-    def mean(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        return ((u @ k) * v).sum(1) / ((u @ apart) * v).sum(1)
+    def sums(k: np.ndarray) -> np.ndarray:
+        """Of the cells of symmetric k within left, within right, and across: (3, R)."""
+        to_left = left @ k
+        to_right = k.sum(0) - to_left if right is None else right @ k
+        return np.stack([(to_left * left).sum(1), (to_right * rest).sum(1),
+                         (to_left * rest).sum(1)])
 
     with np.errstate(invalid="ignore"):
-        return mean(left, left) + mean(right, right) - 2 * mean(left, right)
+        one, other, across = sums(kernel(x, x) * apart) / sums(apart)
+        return one + other - 2 * across
 
 
 def _sum_by(k: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -182,19 +182,18 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
     most = min(held.n, synthetic.n, pool.n // 2)
     if most < FEWEST:
         return []
-    rows = []
+    x, y, rows = held.features, synthetic.features, []
     for n in np.unique(np.geomspace(SMALLEST, most, SIZES).astype(int)).tolist():
-        rng, drawn = np.random.default_rng(seed), {"KD": [], "FD": []}
-        for _ in range(repeats):
-            real, fake = (s.take(rng.permutation(s.n)[:n]) for s in (held, synthetic))
-            both = {"real": real.features, "fake": fake.features}
-            drawn["KD"].append(kid(**both, real_patients=real.patients))
-            drawn["FD"].append(fid(**both))
-        row = {"extractor": extractor, "n": n}
-        for name, metric in (("KD", kid), ("FD", fid)):
-            row[name] = _range(drawn[name])
-            row[f"{name}_floor"] = pool.floor(metric, n, n, repeats, seed)
-        rows.append(row)
+        rng = np.random.default_rng(seed)
+        drawn = [(rng.permutation(held.n)[:n], rng.permutation(synthetic.n)[:n])
+                 for _ in range(repeats)]
+        rows.append({
+            "extractor": extractor, "n": n,
+            "KD": _range([kid(real=x[a], fake=y[b], real_patients=held.patients[a])
+                          for a, b in drawn]),
+            "KD_floor": pool.floor(kid, n, n, repeats, seed),
+            "FD": _range([fid(real=x[a], fake=y[b]) for a, b in drawn]),
+            "FD_floor": pool.floor(fid, n, n, repeats, seed)})
     return rows
 
 
@@ -204,9 +203,8 @@ def groups(tables: Mapping[str, Table]) -> dict[str, dict[str, np.ndarray]]:
     Conditions are columns that synthetic and held-out rows share. Numbers are cut into thirds of
     the training rows, and of findings each of the commonest is a condition.
     """
-    columns = {name: set(table.rows[0] if len(table) else ()) for name, table in tables.items()}
-    found = {}
-    for name in tables["synthetic"].rows[0] if len(tables["synthetic"]) else ():
+    columns, found = {name: dict(*table.rows[:1]) for name, table in tables.items()}, {}
+    for name in columns["synthetic"]:
         if name in NO_CONDITION or not all(name in known for known in columns.values()):
             continue
         cells = {side: np.array(table.column(name)) for side, table in tables.items()}
