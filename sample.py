@@ -306,7 +306,7 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
     judge = Predictor.load(Path(cfg.classifier) / "judge") if cfg.classifier else None
     watch = Quick(data.part("train"), data.part("val", "test"), judge)
     if "new" in cfg.keep:
-        watch.release  # noqa: B018 (refuses now if the images are too few to tell copies by)
+        watch.near_limit  # noqa: B018 (refuses now if the images are too few to tell copies by)
     return watch
 
 

@@ -15,8 +15,8 @@ from minidiff import runs
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
 from minidiff.evaluation.format import distance_names, jsonable, num
-from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
 from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
+from minidiff.evaluation.metrics.report_rows import AT_EQUAL_N, FEWEST, NEIGHBOUR
 from minidiff.evaluation.pages import charts
 from minidiff.evaluation.verdicts import KINDS, variety, verdicts
 from minidiff.root import Rooted
@@ -81,7 +81,7 @@ def render(result: dict, drawn: dict) -> str:
     variables = list(dict.fromkeys(r["variable"] for r in readings))
     measured = [r for r in result["distances"] if "KD" in r]
     return pages.render("report.html", **{
-        **result, **LIMITS, "with_floors": with_floors, "equal": EQUAL,
+        **result, **LIMITS, "with_floors": with_floors, "equal": AT_EQUAL_N,
         "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(asked)],
         "commands_of_runs": commands,
         "commands": {section: commands.get(run) for section, run in ORIGINS.items()},
@@ -108,7 +108,7 @@ def with_floors(rows: Sequence[dict]) -> list[dict]:
     for label in dict.fromkeys(r["label"] for r in rows):
         own = [r for r in rows if r["label"] == label]
         found += own
-        floors = {name: own[0].get(f"{name}_floor") for name in EQUAL}
+        floors = {name: own[0].get(f"{name}_floor") for name in AT_EQUAL_N}
         if all(floors.values()) and not all(r["too_few"] for r in own):
             found.append({"label": label, "set": "real vs real", "n": floors["MIND"]["n"],
                           "too_few": False, "C2ST_p": None,
