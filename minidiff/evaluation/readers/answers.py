@@ -8,6 +8,7 @@ once.
 import csv
 import hashlib
 import io
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from minidiff.errors import InputError
 
 COLUMNS = ("study", "reader", "block", "position", "item", "answer", "confidence", "reasons", "ms",
            "time", "undone")
+NUMBERS = ("reader", "position", "confidence", "ms", "undone")
 WORDS = {"quality": ("bad", "good"), "origin": ("real", "generated")}  # answer → 0 or 1
 REASONS = ("anatomy", "artefact", "disease", "other", "text_marker")
 
@@ -110,37 +112,27 @@ def read_readings(files: tuple[str, ...], key: Key) -> tuple[list[Reading], list
 def read_rows(file: str | Path) -> list[dict]:
     """The rows of an export, JSONL or CSV, if its checksum fits; values as in JSON."""
     try:
-        data = Path(file).read_bytes()
-        text = data.decode()
+        # a spreadsheet or a mail programme may have changed the first mark and the ends of lines
+        body, last = Path(file).read_text("utf-8-sig").rstrip("\n").rsplit("\n", 1)
+        body += "\n"
+        if last.startswith("sha256,"):
+            digest, n = last.split(",")[1], int(last.split(",")[2])
+            rows = [{**row, **{name: int(row[name]) for name in NUMBERS},
+                     "reasons": row["reasons"].split()}
+                    for row in csv.DictReader(io.StringIO(body), strict=True)]
+        else:
+            end, rows = json.loads(last), [json.loads(line) for line in body.splitlines()]
+            digest, n = end["sha256"], end["rows"]
     except FileNotFoundError:
         raise InputError(f"{file}: no such file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not an export of the reading page (not UTF-8)") from None
-    # a spreadsheet or a mail programme may have changed these
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    body, _, last = text.rstrip("\n").rpartition("\n")
-    body += "\n"
-    try:
-        if last.startswith("sha256,"):
-            rows = [parse(row) for row in csv.DictReader(io.StringIO(body), strict=True)]
-            digest, n = last.split(",")[1], int(last.split(",")[2])
-        else:
-            end = json.loads(last)
-            rows, digest, n = [json.loads(line)
-                               for line in body.splitlines()], end["sha256"], end["rows"]
-    except (ValueError, KeyError, IndexError, TypeError, csv.Error):
-        raise InputError(f"{file}: not a whole export of the reading page: its last line is no "
-                         f"checksum, or a row is damaged") from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, csv.Error):
+        raise InputError(f"{file}: not a whole export of the reading page: not UTF-8, its last "
+                         "line is no checksum, or a row is damaged") from None
     if hashlib.sha256(body.encode()).hexdigest() != digest or n != len(rows):
         raise InputError(f"{file}: edited or damaged after export: the checksum does not fit")
     if not rows:
         raise InputError(f"{file}: no answers in it")
     return rows
-
-
-def parse(row: dict[str, str]) -> dict:
-    whole = ("reader", "position", "confidence", "ms", "undone")
-    return {**row, **{name: int(row[name]) for name in whole}, "reasons": row["reasons"].split()}
 
 
 def check_rows(file: str | Path, rows: list[dict], key: Key) -> None:
@@ -156,15 +148,12 @@ def check_rows(file: str | Path, rows: list[dict], key: Key) -> None:
                                    for r in readers):
         raise InputError(f"{file}: reader {', '.join(map(str, readers))}; the key has 1 to "
                          f"{len(key.orders)}, one a file")
-    orders = key.orders[readers.pop() - 1]
-    wanted = [(block, key.items[k]["id"]) for block, order in orders.items() for k in order]
-    if len({(row["block"], row["item"]) for row in rows}) < len(rows):
-        raise InputError(f"{file}: an image is answered twice in one part")
-    for at, row in enumerate(rows):
-        if at >= len(wanted) or (row["block"], row["item"], row["position"]) != (*wanted[at],
-                                                                                 at + 1):
+    wanted = [(block, key.items[k]["id"]) for block, order in key.orders[readers.pop() - 1].items()
+              for k in order]
+    for at, (row, shown) in enumerate(itertools.zip_longest(rows, wanted[: len(rows)])):
+        if (row["block"], row["item"], row["position"]) != (*(shown or ()), at + 1):
             raise InputError(f"{file}: row {at + 1} is not the image that this reader saw there: "
-                             "rows were moved, left out or taken from another reader")
+                             "rows were moved, doubled, left out or taken from another reader")
         sound = (row["answer"] in WORDS[row["block"]] and row["confidence"] in (1, 2, 3, 4)
                  and isinstance(row["reasons"], list)
                  and all(reason in REASONS for reason in row["reasons"])
