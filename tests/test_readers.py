@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from readers_data import export, rows_of, write_sets
+from readers_data import export, knn_accuracy, rows_of, write_sets
 
 from minidiff.errors import InputError
 from minidiff.evaluation.readers import answers, make, score
@@ -138,25 +138,6 @@ def test_pixels_are_those_of_the_file_and_controls_are_not(study):
         source = np.asarray(Image.open((root / "real" if item["set"] == "real"
                                         else Path(item["set"])) / item["file_name"]))
         assert np.array_equal(shown, source) == (item["kind"] != "control")
-
-
-def knn_accuracy(x, y):
-    """Leave-one-out accuracy of the nearest neighbour, means of classes and a ridge; the best of
-    the three.
-    """
-    x = (x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1)
-    n, hits = len(y), np.zeros(3)
-    folds = np.random.default_rng(0).permutation(n) % 10
-    for k in range(10):
-        own, out = folds != k, folds == k
-        d = ((x[out][:, None] - x[own][None]) ** 2).sum(-1)
-        hits[0] += (y[own][d.argmin(1)] == y[out]).sum()
-        means = np.stack([x[own & (y == c)].mean(0) for c in (0, 1)])
-        hits[1] += (((x[out][:, None] - means) ** 2).sum(-1).argmin(1) == y[out]).sum()
-        a = np.c_[x[own], np.ones(own.sum())]
-        w = np.linalg.solve(a.T @ a + np.eye(a.shape[1]), a.T @ (2.0 * y[own] - 1))
-        hits[2] += ((np.c_[x[out], np.ones(out.sum())] @ w > 0) == y[out]).sum()
-    return hits / n
 
 
 def facts(page, item, f, at):

@@ -193,11 +193,11 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
 
 def commands(cfg: Config) -> dict[str, str]:
     """The command behind each part of the page, as its run recorded it."""
-    found = {"report": f"python {runs.provenance()['command']}"}
-    for name in ("samples", "classifier", "vae", "diffusion", "matrix"):
-        sessions = (read_json(Path(getattr(cfg, name)) / "run.json") or {}).get("sessions")
-        found[name] = f"python {sessions[-1]['command']}" if sessions else ""
-    return found
+    records = {name: read_json(Path(getattr(cfg, name)) / "run.json") or {}
+               for name in ("samples", "classifier", "vae", "diffusion", "matrix")}
+    return {"report": f"python {runs.provenance()['command']}", **{
+        name: f"python {run['sessions'][-1]['command']}" if run.get("sessions") else ""
+        for name, run in records.items()}}
 
 
 def about(tables: dict[str, Table]) -> dict[str, Any]:
@@ -239,13 +239,11 @@ def _mixed(table: Table, size: int, name: str, at_most: int = 200) -> list[str]:
     sides = [min(shape[1:]) for shape in shapes]
     enlarged = sum(side < size for side in sides)
     colour = sum(shape[0] == 3 for shape in shapes)
-    found = []
-    if len(set(sides)) > 1:
-        found.append(f"{name} images have shorter sides from {min(sides)} to {max(sides)} px; all "
-                     f"were brought to {size} px")
-    if enlarged:
-        found.append(f"{enlarged} of {len(shapes)} {name} images are smaller than {size} px and "
-                     "were enlarged, which blurs them")
-    if 0 < colour < len(shapes):
-        found.append(f"{colour} of {len(shapes)} {name} images are in colour, the others grey")
-    return found
+    found = {
+        f"{name} images have shorter sides from {min(sides)} to {max(sides)} px; all were brought "
+        f"to {size} px": len(set(sides)) > 1,
+        f"{enlarged} of {len(shapes)} {name} images are smaller than {size} px and were enlarged, "
+        "which blurs them": enlarged,
+        f"{colour} of {len(shapes)} {name} images are in colour, the others grey":
+            0 < colour < len(shapes)}
+    return [note for note, holds in found.items() if holds]

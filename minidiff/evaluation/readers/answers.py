@@ -8,9 +8,9 @@ once.
 import csv
 import hashlib
 import io
-import itertools
 import json
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,10 @@ class Key:
     items: list[dict]
     orders: list[dict]
 
-    def where(self, **wanted: str) -> list[int]:
-        """Places of the items with these values, without repeats."""
-        return [k for k, item in enumerate(self.items) if "repeat_of" not in item
-                and all(item.get(name) == value for name, value in wanted.items())]
+    def where(self, kind: str) -> list[int]:
+        """Places of the items of a kind, without repeats."""
+        return [k for k, item in enumerate(self.items)
+                if item["kind"] == kind and "repeat_of" not in item]
 
     @property
     def repeats(self) -> list[tuple[int, int]]:
@@ -58,8 +58,8 @@ class Reading:
     confidence: dict[str, np.ndarray]  # block → (items,), 1 … 4
     position: np.ndarray               # (items,) in the first part, from 1
     seconds: np.ndarray                # of every answer given
-    reasons: list[tuple[str, ...]] = field(default_factory=list)  # of each item, in the first part
-    missing: int = 0                   # images not rated
+    reasons: list[tuple[str, ...]]     # of each item, in the first part
+    missing: int                       # images not rated
 
     def first(self, key: Key, places: list[int]) -> np.ndarray:
         """Good (1) or Bad (0) when an image was shown first, as either of its two items."""
@@ -82,29 +82,27 @@ def read_readings(files: tuple[str, ...], key: Key) -> tuple[list[Reading], list
     Of two files of one reader, equal answers count once, and a file that continues the other
     replaces it; where answers differ, neither counts.
     """
-    by_reader, remarks = {}, []
+    by_reader, remarks = defaultdict(list), []
     for file in files:
         try:
             rows = read_rows(file)
             check_rows(file, rows, key)
-            by_reader.setdefault(int(rows[0]["reader"]), []).append((file, rows))
+            by_reader[rows[0]["reader"]].append((file, rows))
         except InputError as error:
             remarks.append(f"left out: {error}")
     readings = []
     for reader, found in sorted(by_reader.items()):
-        found.sort(key=lambda pair: len(pair[1]))
-        longest = found[-1]
-        if any(longest[1][: len(rows)] != rows for _, rows in found[:-1]):
+        *shorter, (file, rows) = sorted(found, key=lambda pair: len(pair[1]))
+        if any(rows[: len(part)] != part for _, part in shorter):
             remarks.append(f"left out: reader {reader} is doubled, with different answers in "
-                           + " and ".join(file for file, _ in found))
+                           + " and ".join(other for other, _ in found))
             continue
-        remarks += [f"left out: {file}: doubled; {longest[0]} has its answers of reader "
-                    f"{reader}" for file, _ in found[:-1]]
-        reading = lay_out(longest[0], longest[1], key)
+        remarks += [f"left out: {part}: doubled; {file} has its answers of reader {reader}"
+                    for part, _ in shorter]
+        reading = lay_out(file, rows, key)
         if reading.missing:
-            done = len(longest[1])
-            remarks.append(f"not pooled: {longest[0]}: reader {reader} is unfinished, {done} of "
-                           f"{done + reading.missing} images rated")
+            remarks.append(f"not pooled: {file}: reader {reader} is unfinished, {len(rows)} of "
+                           f"{len(rows) + reading.missing} images rated")
         readings.append(reading)
     return readings, remarks
 
@@ -143,22 +141,19 @@ def check_rows(file: str | Path, rows: list[dict], key: Key) -> None:
         if row["study"] != key.study:
             raise InputError(f"{file}: foreign: of study {row['study']!r}, but the key is of "
                              f"{key.study!r}; one of the two was changed, or belongs elsewhere")
-    readers = {row["reader"] for row in rows}
-    if len(readers) > 1 or not all(isinstance(r, int) and 1 <= r <= len(key.orders)
-                                   for r in readers):
-        raise InputError(f"{file}: reader {', '.join(map(str, readers))}; the key has 1 to "
-                         f"{len(key.orders)}, one a file")
-    wanted = [(block, key.items[k]["id"]) for block, order in key.orders[readers.pop() - 1].items()
-              for k in order]
-    for at, (row, shown) in enumerate(itertools.zip_longest(rows, wanted[: len(rows)])):
-        if (row["block"], row["item"], row["position"]) != (*(shown or ()), at + 1):
+    reader = rows[0]["reader"]
+    if reader not in range(1, len(key.orders) + 1):
+        raise InputError(f"{file}: reader {reader}; the key has 1 to {len(key.orders)}")
+    wanted = [(reader, block, key.items[k]["id"])
+              for block, order in key.orders[reader - 1].items() for k in order]
+    for at, row in enumerate(rows):
+        shown = (row["reader"], row["block"], row["item"])
+        if wanted[at : at + 1] != [shown] or row["position"] != at + 1:
             raise InputError(f"{file}: row {at + 1} is not the image that this reader saw there: "
                              "rows were moved, doubled, left out or taken from another reader")
-        sound = (row["answer"] in WORDS[row["block"]] and row["confidence"] in (1, 2, 3, 4)
-                 and isinstance(row["reasons"], list)
-                 and all(reason in REASONS for reason in row["reasons"])
-                 and isinstance(row["ms"], int) and row["ms"] >= 0)
-        if not sound:
+        if not (row["answer"] in WORDS[row["block"]] and row["confidence"] in (1, 2, 3, 4)
+                and isinstance(row["reasons"], list) and set(row["reasons"]) <= set(REASONS)
+                and isinstance(row["ms"], int) and row["ms"] >= 0):
             raise InputError(f"{file}: row {at + 1}: answer {row['answer']!r}, confidence "
                              f"{row['confidence']!r}, reasons {row['reasons']!r}, ms {row['ms']!r} "
                              "are not what the page writes")
