@@ -60,8 +60,10 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
     real = read_real(cfg.data, seed=cfg.seed, root=cfg.root)
     made = read_synthetic(cfg.samples, real.select(split="train").labels, real.hashes.values())
     heldout = real.select(split=HELD_OUT)
-    unknown = check_origin(heldout, {"the generator": trained_on(cfg.samples),
-                                     **judge_seen(cfg.classifier)})
+    seen = {"the generator": trained_on(cfg.samples)}
+    if (Path(cfg.classifier) / "judge").is_dir():
+        seen["the judge"] = seen_by(cfg.classifier)
+    unknown = check_origin(heldout, seen)
     size = cfg.size or next(filter(None, map(_side, made.column("file"))), SMALLEST)
     # real images are read together: whether they are grey is decided once
     whole = Images(*load_pixels(real, size, skip_bad=cfg.skip_bad))
@@ -108,11 +110,6 @@ def check_origin(heldout: Table, seen: dict[str, set[str] | None]) -> list[str]:
     """
     return [note for who, known in seen.items()
             for note in check_unseen(heldout.rows, heldout.hashes, known, who)]
-
-
-def judge_seen(classifier: str | Path) -> dict[str, set[str] | None]:
-    """{"the judge": what it was trained on} as `check_origin` takes it; {} where there is none."""
-    return {"the judge": seen_by(classifier)} if (Path(classifier) / "judge").is_dir() else {}
 
 
 def seen_by(classifier: str | Path) -> set[str] | None:

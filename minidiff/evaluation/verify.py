@@ -9,7 +9,8 @@ each stage left.
 
 Every link of the chain either matches, differs (what was recorded is not what lies there) or is
 missing (it cannot be followed). Paths in a config are relative to where its command ran; a tree of
-runs that was moved as a whole still verifies. Nothing is written into it.
+runs that was moved as a whole still verifies. Nothing is written into it. A report or a matrix that
+another version wrote is refused, for its keys and words may be others.
 """
 
 import math

@@ -100,8 +100,8 @@ def make(cfg: Config, secret: bytes) -> tuple[Path, Path]:
     size = cfg.size or min(side for side, it in zip(sides, items) if it["kind"] == "synthetic")
     small = Counter(it["kind"] for side, it in zip(sides, items)
                     if side < size and "twin" not in it)
-    notes += [f"{n} {kind} images, smaller than {size} px, were enlarged, which may "
-              f"show" for kind, n in small.items()]
+    notes += [f"{n} {kind} images, smaller than {size} px, were enlarged, which may show"
+              for kind, n in small.items()]
     pixels = render(raw, items, size, secret)
     # the page lists its items by their random names
     ids = [hmac.digest(secret, f"item {k}".encode(), "sha256").hex()[:32]
@@ -126,18 +126,18 @@ def make(cfg: Config, secret: bytes) -> tuple[Path, Path]:
                      "or --per-label")
     kinds = Counter(f"{it['kind']} {it['label']}" for it in items
                     if "twin" not in it and it["kind"] != "control")
-    plan = {"study": digest[:16], "key_sha256": digest,
-            "page_sha256": hashlib.sha256(page).hexdigest(), **design,
-            "images": sum(kinds.values()), "shown": len(items), "of": kinds,
-            "question": {k: words[k] for k in (
-                "quality_title", "definition_label" if cfg.show_label else "definition",
-                *(("origin_title", "definition_origin") if cfg.origin else ()))},
-            "rules": [rule.format(attentive=ATTENTIVE) for rule in RULES], "data": list(cfg.data),
-            "samples": list(cfg.samples), "notes": notes,
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "provenance": runs.provenance()}
     runs.write_atomic(key / "key.json", sealed)
-    runs.write_json(key / "preregistration.json", plan)
+    runs.write_json(key / "preregistration.json", {
+        "study": digest[:16], "key_sha256": digest,
+        "page_sha256": hashlib.sha256(page).hexdigest(), **design,
+        "images": sum(kinds.values()), "shown": len(items), "of": kinds,
+        "question": {k: words[k] for k in (
+            "quality_title", "definition_label" if cfg.show_label else "definition",
+            *(("origin_title", "definition_origin") if cfg.origin else ()))},
+        "rules": [rule.format(attentive=ATTENTIVE) for rule in RULES], "data": list(cfg.data),
+        "samples": list(cfg.samples), "notes": notes,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "provenance": runs.provenance()})
     runs.write_atomic(out / "index.html", page)
     return out / "index.html", key
 
