@@ -180,8 +180,8 @@ def samples(folder: Path, cfg: VerifyConfig, remake: Remake) -> Iterator[Link | 
     yield model
     what = f"{folder}: images made again"
     if model.state == MATCHES:
-        seen = runs.read_json(run / "model.json").get("trained_on", [])
-        yield compared(f"{folder / 'manifest.json'}: trained on", manifest["trained_on"], seen)
+        yield compared(f"{folder / 'manifest.json'}: trained on", manifest["trained_on"],
+                       runs.read_json(run / "model.json").get("trained_on", []))
         rows = chosen(read_table(folder, split=False).rows, cfg)
         apart = {row["file_name"]: int(np.abs(image.int().numpy() - images.read(row["file"])).max())
                  for row, image in zip(rows, remake(folder, rows))}

@@ -278,8 +278,8 @@ def rho(made: tuple[dict, np.ndarray], yardstick: tuple[dict, np.ndarray]) -> di
 
 def confounded(row: Subset, column: Subset) -> bool:
     """Do label and source both differ, so that nobody can say which of the two is seen?"""
-    same_label = (column.truth or column.label) == row.label
-    return not same_label and not set(row.sources) & set(column.sources)
+    return row.label != (column.truth or column.label) and not (
+        set(row.sources) & set(column.sources))
 
 
 def _coverage(real: np.ndarray, fake: np.ndarray) -> float:

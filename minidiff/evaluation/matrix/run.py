@@ -133,8 +133,7 @@ def run_matrix(cfg: MatrixConfig) -> None:
 
 def with_hospital(cfg: MatrixConfig) -> MatrixConfig:
     """The demo's phantoms get another hospital of phantoms, if no other was asked for."""
-    alone = cfg.data == (PHANTOM,) and not cfg.external
-    return replace(cfg, external=(HOSPITAL,)) if alone else cfg
+    return replace(cfg, external=cfg.external or (HOSPITAL,)) if cfg.data == (PHANTOM,) else cfg
 
 
 def page(result: Mapping) -> str:
@@ -166,8 +165,8 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
     known = {"real": real}
     if cfg.external:
         other = read_table(cfg.external, split=False)
-        rows = [{**row, "split": "external"} for row in other.rows]
-        known["external"] = replace(other, rows=rows)
+        known["external"] = replace(other, rows=[{**row, "split": "external"}
+                                                 for row in other.rows])
     files = {digest for table in known.values() for digest in table.hashes.values()}
     made = {folder: read_synthetic(folder, real.labels, files) for folder in cfg.samples}
     seen = {f"the generator of {folder}": trained_on(folder) for folder in made}
@@ -228,8 +227,8 @@ def arrange(cfg: MatrixConfig,
             sets: Mapping[str, Images]) -> tuple[list[Subset], list[Standard], list[Subset]]:
     """Rows, the standards of each label, and columns: synthetic sets, controls, real sets."""
     real, sources = sets["real"], training_sources(sets["real"].table)
-    known = [sets[name] for name in REAL if name in sets]
-    rows, wide = ([s for each in known for s in real_subsets(each, n=n, seed=cfg.seed)]
+    rows, wide = ([s for name in REAL if name in sets
+                   for s in real_subsets(sets[name], n=n, seed=cfg.seed)]
                   for n in (cfg.n, 2 * cfg.n))
     made = [s for name, each in sets.items() if name not in REAL
             for s in synthetic_subsets(each, sources, name=name, by_set=cfg.by_set, n=cfg.n,
@@ -246,16 +245,15 @@ def measure(cfg: MatrixConfig, spaces: Sequence[str], rows: Sequence[Subset],
     """All cells; and of those against held-out references {(label, column): {space: cell and
     draws}}."""
     grid, kept = [], defaultdict(dict)
-    knobs = {"permutations": cfg.permutations, "resamples": cfg.resamples, "seed": cfg.seed}
     with tqdm(total=len(spaces) * len(rows) * len(columns), desc="cells", unit="cell") as bar:
         for space, row in itertools.product(spaces, rows):
             kin = [s for s in rows
                    if (s.label, s.sources, s.kind) == (row.label, row.sources, row.kind)]
             null = cells.real_against_real(kin, space, repeats=cfg.repeats, seed=cfg.seed)
             own = [j for j in standards if j.reference is row]
-            yardsticks = [j.yardstick for j in own if j.yardstick]
-            for column in dict.fromkeys([*columns, *yardsticks]):
-                found = cells.cell(row, column, space, null, **knobs)
+            for column in dict.fromkeys([*columns, *(j.yardstick for j in own if j.yardstick)]):
+                found = cells.cell(row, column, space, null, permutations=cfg.permutations,
+                                   resamples=cfg.resamples, seed=cfg.seed)
                 if column in columns:
                     grid.append(found[0])
                     bar.update()

@@ -171,6 +171,6 @@ def lay_out(file: str, rows: list[dict], key: Key) -> Reading:
         confidence[row["block"]][k] = row["confidence"]
         if row["block"] == "quality":
             position[k], reasons[k] = row["position"], tuple(row["reasons"])
-    missing = sum(map(len, blocks.values())) - len(rows)
     return Reading(rows[0]["reader"], str(file), answer, confidence, position,
-                   np.array([row["ms"] for row in rows]) / 1000, reasons, missing)
+                   np.array([row["ms"] for row in rows]) / 1000, reasons,
+                   missing=sum(map(len, blocks.values())) - len(rows))

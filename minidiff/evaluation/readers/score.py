@@ -145,8 +145,7 @@ def tell(key: Key, r: Reading) -> dict:
 def share(table: np.ndarray) -> dict:
     """Mean of a (readers, images) table of 0 and 1 with both intervals."""
     mean, n = float(table.mean()), table.shape[1]
-    by_image = table.mean(0)
-    low, high = effective_wilson(mean, by_image.var() / n, n)
+    low, high = effective_wilson(mean, table.mean(0).var() / n, n)
     wide = two_way_random_interval(table)[1] if len(table) > 1 and n > 1 else (math.nan, math.nan)
     return {"value": mean, "n": n, "low": low, "high": high, "wide_low": wide[0],
             "wide_high": wide[1]}
