@@ -16,7 +16,6 @@ from minidiff.evaluation.fid import Distance, measure
 from minidiff.pixels import to_grey
 from minidiff.sampling import plan
 from minidiff.sampling.pipeline import make_images, open_pipeline
-from minidiff.variables import Number
 
 
 class Model:
@@ -24,7 +23,7 @@ class Model:
 
     def __init__(self, pipeline: Pipeline, facts: dict):
         self.pipeline, self.facts = pipeline, facts
-        self.conditions = {v.name: (v.low, v.high) if isinstance(v, Number) else v.values
+        self.conditions = {v.name: v.values or (v.low, v.high)
                            for v in pipeline.conditioner.variables}
 
     def __repr__(self) -> str:

@@ -6,7 +6,6 @@ may use these alone, and its figures say nothing about disease (DeGrave et al. 2
 2021).
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -133,21 +132,14 @@ def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
     except InputError:  # no value, only one, or a hundred: all it can show is where it is empty
         known = np.array([[cell != ""] for cell in cells], float)
         return known if "" in cells and any(cells) else None
-    if isinstance(variable, var.Category):
+    if variable.values and variable.exclusive:
         return _one_hot(cells)
-    if isinstance(variable, var.Findings):
+    if variable.values:
         sets = var.encode([variable], rows)[name]
         return np.column_stack([variable.bits(sets), sets < 0]).astype(float)
-    values = np.array([_number(cell) for cell in cells])
+    values = np.array([var.to_number(cell) for cell in cells])
     unknown = np.isnan(values)
     return np.column_stack([np.where(unknown, variable.mean, values), unknown])
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell) if math.isfinite(float(cell)) else math.nan
-    except ValueError:  # a word in a column of numbers
-        return math.nan
 
 
 def _one_hot(cells: Sequence[str]) -> np.ndarray:

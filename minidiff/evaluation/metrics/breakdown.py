@@ -86,9 +86,9 @@ def groups(tables: Mapping[str, Table]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _by_value(v: Variable, cells: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    if isinstance(v, Findings):
+    if not v.exclusive:
         return _each_finding(v, cells)
-    if isinstance(v, Number):
+    if not v.values:
         cells = _thirds(v, cells)
     return {v.name: cells} if len(set(cells["train"]) - {""}) <= MOST_VALUES else {}
 
