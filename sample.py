@@ -65,7 +65,7 @@ class SampleConfig(Rooted):
     rows: str = ""                         # CSV of conditions, an image a row, in place of --label
     like: tuple[str, ...] = ()             # data sets to draw conditions from; none: training rows
     origin: tuple[str, ...] = ()           # data sets of real images to begin at, conditions too
-    strength: float = 0.5                  # share of the steps run from --origin; 0 keeps it all
+    strength: float = 0.5                  # share of the steps run from --origin; 1 keeps nothing
     sampler: Sampler = Recipe.sampler      # docs/samplers.md compares them
     ladder: Ladder = Recipe.ladder         # spacing of the noise levels
     steps: int = Recipe.steps              # steps of the sampler
@@ -138,17 +138,16 @@ def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bo
         pixels, finite = make(cfg, pipeline, rows, seeds, progress)
         reasons = check(cfg, pixels, finite, rows, watch)
         chroma += (pixels.amax(1) - pixels.amin(1)).float().mean((1, 2)).tolist()
-        rejected = []
-        for row, seed, image, reason in zip(rows, seeds, as_trained(pixels, grey), reasons):
+        found = to_grey(pixels) if grey else pixels
+        for row, seed, image, reason in zip(rows, seeds, found, reasons):
             if reason:
-                rejected.append(row)
                 runs.append_log(out / f"rejects-{distributed.rank()}.jsonl",
                                 file_name=row["file_name"], seed=seed, reason=reason)
             elif not (out / row["file_name"]).exists():
                 images.write(out / row["file_name"], image, {**text, **row, "seed": str(seed)})
-        if not rejected:
+        rows = [row for row, reason in zip(rows, reasons) if reason]
+        if not rows:
             return chroma
-        rows = rejected
     why = next(filter(None, reasons))
     raise InputError(f"{rows[0]['file_name']}: {TRIES} seeds gave no image to keep, the last one "
                      f"was {why}: {cfg.run} is not trained far enough, or --keep asks for too much")
@@ -200,28 +199,25 @@ def finish_sets(cfg: SampleConfig, rows: list[dict], watch: Quick | None, done: 
 def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, facts: dict) -> None:
     """Write metadata.csv, with the columns that other commands added, and manifest.json."""
     out, path = Path(cfg.out), Path(cfg.out) / "metadata.csv"
-    before = read_csv(path, ("file_name",)) if path.exists() else []
-    before = {row["file_name"]: row for row in before}
+    before = {row["file_name"]: row
+              for row in (read_csv(path, ("file_name",)) if path.exists() else [])}
     rejects = {(line["file_name"], line["seed"]): line["reason"]
                for file in sorted(out.glob("rejects-*.jsonl")) for line in runs.read_log(file)}
     tries = Counter(file for file, _ in rejects)
     outside = [plans.outside(variables, row) for row in rows]
+    marks = [{}] * len(rows)
     if any(outside):
-        names = sorted(set().union(*outside))
-        print(f"{sum(map(bool, outside))} images have {' and '.join(names)} outside what training "
-              f"saw; metadata.csv marks them", file=sys.stderr)
-    table = []
-    for row, names in zip(rows, outside):
-        seed = int(row["seed"]) + tries[row["file_name"]] * RETRY
-        row = {**before.get(row["file_name"], {}), **row, "seed": seed, "sampler": cfg.sampler,
-               "steps": cfg.steps, "guidance": cfg.guidance}
-        row.pop("outside_training", None)
-        table.append({**row, "outside_training": " ".join(names)} if any(outside) else row)
-    write_table(path, table)
-    hashes = {row["file_name"]: runs.sha256(out / row["file_name"]) for row in rows}
-    hashes["metadata.csv"] = runs.sha256(out / "metadata.csv")
+        print(f"{sum(map(bool, outside))} images have {' and '.join(sorted(set().union(*outside)))}"
+              " outside what training saw; metadata.csv marks them", file=sys.stderr)
+        marks = [{"outside_training": " ".join(names)} for names in outside]
+    write_table(path, [
+        {**before.get(row["file_name"], {}), **row,
+         "seed": int(row["seed"]) + tries[row["file_name"]] * RETRY, "sampler": cfg.sampler,
+         "steps": cfg.steps, "guidance": cfg.guidance, **mark} for row, mark in zip(rows, marks)])
     runs.write_json(out / "manifest.json", {
-        "model": model, "recipe": asdict(recipe_of(cfg)), "sha256": hashes,
+        "model": model, "recipe": asdict(recipe_of(cfg)),
+        "sha256": {name: runs.sha256(out / name)
+                   for name in (*(row["file_name"] for row in rows), "metadata.csv")},
         "trained_on": facts.get("trained_on", []),
         "rejects": dict(Counter(rejects.values())), "yield": len(rows) / (len(rows) + len(rejects)),
     })
@@ -244,8 +240,6 @@ def verify(cfg: VerifyConfig) -> None:
     out = Path(cfg.out)
     saved = config.from_dict(SampleConfig,
                              {**config.load(out / "config.json"), "device": cfg.device})
-    if not (out / "manifest.json").exists():
-        raise InputError(f"{out} has no manifest.json: run `python sample.py` to its end first")
     manifest = runs.read_json(out / "manifest.json")
     hashes = manifest["sha256"]
     edited = [name for name, digest in hashes.items()
@@ -261,7 +255,7 @@ def verify(cfg: VerifyConfig) -> None:
     rows = [rows[i] for i in chosen]
     again, _ = make(saved, pipeline, rows, [int(row["seed"]) for row in rows])
     worst = 0
-    for row, image in zip(rows, as_trained(again, facts["grey"])):
+    for row, image in zip(rows, to_grey(again) if facts["grey"] else again):
         there = torch.tensor(images.read(row["file"])).int()
         worst = max(worst, (image.int() - there).abs().max().item())
         if worst > TOLERANCE:
@@ -310,11 +304,6 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
     return watch
 
 
-def as_trained(batch: Tensor, grey: bool) -> Tensor:
-    """uint8 (n, 3, H, W) → (n, 1, H, W) if training saw grey images only."""
-    return to_grey(batch) if grey else batch
-
-
 def readable(path: Path) -> bool:
     try:
         return images.read(path) is not None
@@ -324,15 +313,12 @@ def readable(path: Path) -> bool:
 
 def recipe_of(cfg: SampleConfig) -> Recipe:
     """The recipe that these knobs spell."""
-    if len(cfg.interval) not in (0, 2):
-        raise InputError(f"--interval {' '.join(map(str, cfg.interval))}: give two noise levels, "
-                         "the lower one first")
-    pairs = [item.partition("=") for item in cfg.scales]
     try:
-        scales = {name: float(value) for name, _, value in pairs}
+        scales = {name: float(value)
+                  for name, _, value in (item.partition("=") for item in cfg.scales)}
     except ValueError:
-        raise InputError(f"--scales {' '.join(cfg.scales)}: write name=number, e.g. "
-                         f"label=3") from None
+        raise InputError(f"--scales {' '.join(cfg.scales)}: write name=number, e.g. label=3"
+                         ) from None
     return Recipe(cfg.sampler, cfg.ladder, cfg.steps, cfg.guidance, cfg.eta,
                   cfg.interval or EVERYWHERE, cfg.rescale, scales,
                   strength=cfg.strength if cfg.origin else 1.0)

@@ -47,7 +47,8 @@ def save(path: str | Path, **parts: Stateful) -> None:
             os.replace(temporary, path)
             runs.sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if distributed.rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(path: str | Path, **parts: Stateful) -> None:
