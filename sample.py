@@ -97,8 +97,8 @@ def sample(cfg: SampleConfig) -> None:
     model = runs.sha256(Path(cfg.run) / "model.safetensors")
     with distributed.rank0_first():
         if not distributed.rank():
-            free = FREE_WITH_KEEP if cfg.keep else FREE
-            runs.open_run(cfg.out, cfg, "samples", free=free, model=model, data=facts["data"])
+            runs.open_run(cfg.out, cfg, "samples", free=FREE_WITH_KEEP if cfg.keep else FREE,
+                          model=model, data=facts["data"])
             if not (out / "plan.json").exists():
                 runs.write_json(out / "plan.json", rows)
             for row in runs.read_json(out / "plan.json"):
@@ -107,9 +107,9 @@ def sample(cfg: SampleConfig) -> None:
     rows = runs.read_json(out / "plan.json")  # finished as it was planned, also by a later version
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
-    batches = [rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch)]
+    batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
     missing = [batch for batch in batches
-               if any(not (out / row["file_name"]).exists() for row in batch)]
+               if not all((out / row["file_name"]).exists() for row in batch)]
     mine = missing[distributed.rank() :: distributed.world()]
     chroma, done = [], set()
     steps = sum(map(len, mine)) * (recipe.taken + 1)  # images that are drawn again come on top
@@ -122,9 +122,8 @@ def sample(cfg: SampleConfig) -> None:
     if not distributed.rank():
         finish_sets(cfg, rows, watch, done)
         finish(cfg, rows, variables, model, facts)
-        removed = ""
-        if chroma and facts["grey"]:
-            removed = f"; mean chroma {sum(chroma) / len(chroma):.2f} of 255 removed"
+        mean = sum(chroma) / max(len(chroma), 1)
+        removed = f"; mean chroma {mean:.2f} of 255 removed" if chroma and facts["grey"] else ""
         print(f"{out}: {count(len(rows), 'image')}, in sets of {plans.SET}; "
               f"{sum(map(len, missing))} of them new{removed}\n{then('classify', cfg, 'samples')}")
 
@@ -148,9 +147,9 @@ def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bo
         rows = [row for row, reason in zip(rows, reasons) if reason]
         if not rows:
             return chroma
-    why = next(filter(None, reasons))
     raise InputError(f"{rows[0]['file_name']}: {TRIES} seeds gave no image to keep, the last one "
-                     f"was {why}: {cfg.run} is not trained far enough, or --keep asks for too much")
+                     f"was {next(filter(None, reasons))}: {cfg.run} is not trained far enough, or "
+                     "--keep asks for too much")
 
 
 def make(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], seeds: list[int],
@@ -186,9 +185,10 @@ def finish_sets(cfg: SampleConfig, rows: list[dict], watch: Quick | None, done: 
         pixels = torch.stack([torch.tensor(images.read(out / row["file_name"])) for row in of_set])
         images.write(out / "sheets" / f"set_{name}.png", images.grid(pixels, columns=10))
         if cfg.origin:  # generated beside original
-            start = [torch.tensor(images.square(images.read(row["origin"]), pixels.shape[-1]))[:1]
-                     for row in of_set]
-            pairs = torch.stack([torch.stack(start).expand_as(pixels), pixels], 1).flatten(0, 1)
+            start = torch.stack([
+                torch.tensor(images.square(images.read(row["origin"]), pixels.shape[-1]))[:1]
+                for row in of_set])
+            pairs = torch.stack([start.expand_as(pixels), pixels], 1).flatten(0, 1)
             images.write(out / "sheets" / f"pairs_{name}.png", images.grid(pairs, columns=10))
         if watch:
             numbers = watch(pixels.expand(-1, 3, -1, -1), labels)
@@ -251,8 +251,8 @@ def verify(cfg: VerifyConfig) -> None:
         raise InputError(f"{saved.run} holds another model now than the one that made {out}")
     pipeline, facts = open_pipeline(saved.run, cfg.device, saved.precision, saved.against)
     rows = read_table(out, split=False).rows
-    chosen = torch.randperm(len(rows), generator=seeded(cfg.seed))[: cfg.k].sort().values
-    rows = [rows[i] for i in chosen]
+    order = torch.randperm(len(rows), generator=seeded(cfg.seed))
+    rows = [rows[i] for i in sorted(order[: cfg.k].tolist())]
     again, _ = make(saved, pipeline, rows, [int(row["seed"]) for row in rows])
     worst = 0
     for row, image in zip(rows, to_grey(again) if facts["grey"] else again):

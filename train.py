@@ -135,14 +135,13 @@ def train_vae(cfg: VAEConfig) -> None:
         state.require_space(run, vae)
     net = distributed.parallel(vae, device)
     pick = picker(train, cfg.seed)
-
     with Checkpointer(run, steps=cfg.steps, every=cfg.save_every, text="VAE", model=Trained(vae),
                       ema=ema, optimizer=optimizer, precision=precision) as checkpointer:
         for step in checkpointer.steps():
             slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
             index = pick(slots)
-            generators = counted.generators(cfg.seed, slots, counted.AUGMENT)
-            x = augment(to_float(train.pixels[index]), generators, cfg.augment)
+            x = augment(to_float(train.pixels[index]),
+                        counted.generators(cfg.seed, slots, counted.AUGMENT), cfg.augment)
             x = x.to(device).contiguous(memory_format=torch.channels_last)
             latent = (vae.config.latent_channels, *(side // vae.factor for side in x.shape[2:]))
             noise = counted.normal(cfg.seed, slots, counted.NOISE, latent)
@@ -265,14 +264,13 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             z, noise = (x.to(device) for x in s.source.draw(index, slots))
             times = (counted.stratified(cfg.seed, step, cfg.batch) * len(schedule)).long()
             t = distributed.rank_slice(times)
-            dropped = counted.drops(cfg.seed, slots, len(s.variables), cfg.drop, cfg.drop_each)
-            y = var.drop(s.variables, {k: v[index].to(device) for k, v in s.labels.items()},
-                         dropped)
+            drops = counted.drops(cfg.seed, slots, len(s.variables), cfg.drop, cfg.drop_each)
+            y = var.drop(s.variables, {k: v[index].to(device) for k, v in s.labels.items()}, drops)
             lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
             losses = []
             for micro in torch.arange(len(slots)).chunk(cfg.accumulate):
-                last = micro[-1] + 1 == len(slots)
-                with s.precision.autocast(), distributed.unsynced(s.net, last):
+                is_last = micro[-1] + 1 == len(slots)
+                with s.precision.autocast(), distributed.unsynced(s.net, is_last):
                     loss = denoiser.loss(z[micro], t[micro], noise[micro],
                                          {k: v[micro] for k, v in y.items()}, cfg.min_snr)
                     s.precision.backward(loss.sum() / len(slots))
@@ -304,10 +302,9 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
         store.save_vae(s.run, s.start.vae, size=s.data.size, trained_on=s.start.trained_on)
     save_model(s.run, s)  # last: with model.json, the run is finished
     if distributed.rank() == 0:
-        has_best = (s.run / "best").exists()  # not without validation images
-        best = ", best/ holds those of the lowest held-out loss" if has_best else ""
-        print(f"{s.run}: finished; sampling uses the EMA weights{best}\n"
-              f"{then('sample', cfg, 'diffusion')}")
+        best = ", best/ holds those of the lowest held-out loss"  # not without validation images
+        print(f"{s.run}: finished; sampling uses the EMA weights"
+              f"{best if (s.run / 'best').exists() else ''}\n{then('sample', cfg, 'diffusion')}")
 
 
 def save_model(folder: Path, s: Stage, **facts) -> None:
@@ -317,11 +314,11 @@ def save_model(folder: Path, s: Stage, **facts) -> None:
         model = lora.merge(model)
         if distributed.rank() == 0:
             runs.save_tensors(folder / "lora.safetensors", adapters)
-    names = [v.name for v in model.conditioner.variables]
     store.save_model(
         folder, model, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
         data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
-        rows=[{name: row.get(name, "") for name in names} for row in s.train.table.rows], **facts)
+        rows=[{v.name: row.get(v.name, "") for v in s.variables} for row in s.train.table.rows],
+        **facts)
 
 
 VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_diffusion)}

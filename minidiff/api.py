@@ -44,8 +44,8 @@ class Model:
         labels = [str(label)] if label is not None else list(self.conditions.get("label", ("any",)))
         rows = plan.plan(variables, self.facts["rows"], labels=labels if "label" in self.conditions
                          or label else (), per_label=-(-n // len(labels)), given=given, seed=seed)
-        recipe = Recipe(sampler=sampler, steps=steps, guidance=guidance)
-        made = make_images(self.pipeline, rows[:n], recipe, batch=batch)
+        made = make_images(self.pipeline, rows[:n], batch=batch, recipe=Recipe(
+            sampler=sampler, steps=steps, guidance=guidance))
         if self.facts["grey"]:
             return to_grey(made)[:, 0].numpy()
         return made.permute(0, 2, 3, 1).numpy()

@@ -179,8 +179,8 @@ def from_dict(config_type: type, knobs: Mapping[str, Any]):
         if kind is Literal and value not in typing.get_args(hint):
             raise InputError(f"{name} {value!r} is not one of "
                              f"{', '.join(map(str, typing.get_args(hint)))}")
-        accepted = (int, float) if kind is float else kind
-        if kind in (bool, int, float, str, tuple) and not isinstance(value, accepted):
+        if kind in (bool, int, float, str, tuple) and not isinstance(
+                value, (int, float) if kind is float else kind):
             raise InputError(f"{name} {value!r} is not of the type {kind.__name__}")
         low, high = BOUNDS.get(name, (-math.inf, math.inf))
         if kind in (int, float) and not (low <= value <= high and math.isfinite(value)):
@@ -191,8 +191,8 @@ def from_dict(config_type: type, knobs: Mapping[str, Any]):
 
 def reasons(config_type: type) -> dict[str, str]:
     """Field → the comment beside it in the source."""
-    sources = [inspect.getsource(base) for base in reversed(config_type.__mro__[:-1])]
-    return dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.+)$", "\n".join(sources), re.MULTILINE))
+    source = "\n".join(map(inspect.getsource, reversed(config_type.__mro__[:-1])))
+    return dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.+)$", source, re.MULTILINE))
 
 
 def _add_knobs(parser: argparse.ArgumentParser, config_type: type) -> None:

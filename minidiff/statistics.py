@@ -249,8 +249,8 @@ def bootstrap_p(values: Sequence[float]) -> float:
     At least 2 / (1 + number of resamples); nan without any.
     """
     values = np.asarray(values, float)
-    across = min(int((values <= 0).sum()), int((values >= 0).sum()))
-    return min(1.0, 2 * (1 + across) / (1 + len(values))) if len(values) else math.nan
+    across = min((values <= 0).sum(), (values >= 0).sum())
+    return float(min(1.0, 2 * (1 + across) / (1 + len(values)))) if len(values) else math.nan
 
 
 def sign_flip_p(differences: Sequence[float], n_perm: int, seed: int) -> float:
