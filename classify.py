@@ -93,8 +93,8 @@ def run_study(cfg: Config) -> None:
                            near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
-        names = kinds.usual(data.sets["train"], data.sources, positive_of(cfg, data))
-        arms = [kinds.parse(name, list(folders)) for name in names]
+        arms = [kinds.parse(name, list(folders)) for name in kinds.usual(
+            data.sets["train"], data.sources, positive_of(cfg, data))]
     known = check_read(cfg, arms, data)
     recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data),
                           cfg.even, cfg.init, cfg.precision, str(pick_device(cfg.device)), cfg.seed)
@@ -118,18 +118,16 @@ def run_study(cfg: Config) -> None:
                                                data, recipe) for own, seed in pairs if own is arm]
                    for arm in arms}
         results, summary = assess(data, arms, trained, recipe, out)
-        found = measured(primary, trained, data, recipe.positive) if primary else None
-        write(out, data, results, {**summary, "primary": found, "audit": audit, "judge": judge,
-                                   "recipe": asdict(recipe)})
+        write(out, data, results, {
+            **summary, "audit": audit, "judge": judge, "recipe": asdict(recipe),
+            "primary": measured(primary, trained, data, recipe.positive) if primary else None})
         print(f"\n\n{out / 'study.html'}\n{then('evaluate', cfg, 'classifier')}")
     distributed.stop()
 
 
 def open_run(cfg: Config, data: Inputs) -> None:
     """Refuse a folder of another study, and print what this one is made of."""
-    start = Path(cfg.init)
-    if start.is_dir():
-        start = start / "predictor.safetensors"
+    start = Path(cfg.init, "predictor.safetensors" if Path(cfg.init).is_dir() else "")
     tables = {name: data.tables[name] for name in data.sets}
     runs.open_run(cfg.out, cfg, "classifier", free=FREE,
                   init=runs.sha256(start) if cfg.init else "",
@@ -214,9 +212,9 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
 def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
              out: Path) -> primaries.Primary | None:
     """The primary comparison, written down before training; another one is refused."""
-    matched = [f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
-               and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor)]
-    text = next(iter(matched), "") if cfg.primary == "auto" else cfg.primary
+    matched = (f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
+               and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor))
+    text = next(matched, "") if cfg.primary == "auto" else cfg.primary
     wanted = primaries.parse(text, [arm.name for arm in arms], list(data.tests))
     path = out / "primary.json"
     before = primaries.Primary(**runs.read_json(path)) if path.exists() else None
@@ -256,11 +254,10 @@ def audited(cfg: Config, out: Path, data: Inputs) -> dict:
     if (out / "audit.json").exists():
         found = runs.read_json(out / "audit.json")
     else:
-        # these are what is to be told
-        columns = [name for name in cfg.condition if name not in ("label", cfg.target)]
-        found = shortcut_audit(data.sets["train"], data.tests, labels=data.labels,
-                               columns=columns,
-                               seed=cfg.seed, size=cfg.size, steps=min(cfg.steps, STEPS))
+        found = shortcut_audit(
+            data.sets["train"], data.tests, labels=data.labels, seed=cfg.seed, size=cfg.size,
+            columns=[name for name in cfg.condition if name not in ("label", cfg.target)],
+            steps=min(cfg.steps, STEPS))
         runs.write_json(out / "audit.json", found)
     print("\n".join(found["text"]))
     return found
@@ -279,9 +276,9 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     judge = Predictor(known, width=cfg.width, size=cfg.size,
                       seed=cfg.seed).to(pick_device(cfg.device))
     labels = var.encode(known, train.rows)
-    weights = {cfg.target: balance(data.target, labels)} if data.exclusive else None
-    log = fit(judge, train.pixels, labels, weights=weights, steps=5 * cfg.steps // 2,
-              batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge", precision=cfg.precision)
+    log = fit(judge, train.pixels, labels, steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr,
+              weights={cfg.target: balance(data.target, labels)} if data.exclusive else None,
+              seed=cfg.seed, progress="judge", precision=cfg.precision)
     found = judge_agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
     judge.save(folder)
     runs.write_json(folder / "log.json", log)

@@ -71,8 +71,8 @@ def run_report(cfg: Config) -> None:
     found = sets.other_runs(cfg, tables)
     judge = found["judge"]
     labels = asked(judge, tables)  # a cell that the judge does not know is refused before the work
-    vae = store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None
-    extractors = build(cfg.extractors, train=pixels["train"], judge=judge, vae=vae)
+    extractors = build(cfg.extractors, train=pixels["train"], judge=judge,
+                       vae=store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None)
     facts = {name: table.fingerprint for name, table in tables.items()}
     if judge:
         facts["judge"] = runs.sha256(Path(cfg.classifier) / "judge" / "predictor.safetensors")
@@ -157,9 +157,8 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
 
     def losses_of(table: Table) -> Losses:
         labels = var.encode(pipeline.conditioner.variables, table.rows)
-        x = load_pixels(table, facts["size"])[1]
         z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float()
-                       for part in x.split(16)])
+                       for part in load_pixels(table, facts["size"])[1].split(16)])
 
         def losses(index: Tensor, t: int, seed: int) -> Tensor:   # images by their number
             noise = normal(seed, [0], VALIDATE, z.shape[1:]).to(device)
@@ -173,8 +172,8 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
                   run=cfg.diffusion, seed=cfg.seed)
     made_by = (sets.read_json(Path(cfg.samples) / "manifest.json") or {}).get("model")
     if "why" not in found:
-        model = runs.sha256(Path(cfg.diffusion) / "model.safetensors")
-        found |= {"run": cfg.diffusion, "made": made_by and made_by == model}
+        found |= {"run": cfg.diffusion, "made": made_by and made_by == runs.sha256(
+            Path(cfg.diffusion) / "model.safetensors")}
     return found
 
 

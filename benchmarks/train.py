@@ -40,7 +40,7 @@ from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.schedule import Schedule
 from minidiff.training.device import pick_device
-from minidiff.training.ema import EMA
+from minidiff.training.optim import EMA
 from minidiff.training.precision import Precision
 
 IMAGES = 1500                             # in the data set that is drawn from, as in the demo

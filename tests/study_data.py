@@ -9,6 +9,7 @@ import torch
 
 from minidiff.classification.arms import Images
 from minidiff.data import images as files
+from minidiff.statistics import patient_weights
 
 LABELS = ("dark", "light", "striped")
 TINY = {"size": 32, "width": 8, "steps": 8, "batch": 8, "lr": 2e-3}
@@ -40,3 +41,9 @@ def write_set(folder: Path, images: Images, splits=None, findings=False) -> str:
                      + several * findings)
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
+
+
+def bootstrap_indices(groups, n_boot, seed):
+    """The resamples of `patient_weights` as indices of images; a patient may come several times."""
+    return [np.repeat(np.arange(len(groups)), weights.astype(int))
+            for block in patient_weights(groups, n_boot, seed) for weights in block]

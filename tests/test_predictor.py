@@ -68,7 +68,8 @@ def test_equal_fits_are_equal_bit_for_bit_and_another_seed_is_not(trained):
                          [("side", -1), ("side", -2), ("age", math.nan), ("age", -math.inf)])
 def test_an_unknown_cell_has_no_gradient(cell):
     name, value = cell
-    out = {"side": torch.randn(3, 2, requires_grad=True), "age": torch.randn(3, requires_grad=True)}
+    out = {"side": torch.randn(3, 2, requires_grad=True),
+           "age": torch.randn(3, 1, requires_grad=True)}
     labels = {"side": torch.tensor([0, 1, 1]), "age": torch.tensor([30.0, 40.0, 50.5])}
     labels[name][1] = value
     loss([SIDE, AGE], out, labels).backward()
@@ -79,7 +80,7 @@ def test_an_unknown_cell_has_no_gradient(cell):
 
 
 def test_loss_is_its_formula():
-    out = {"side": torch.tensor([[0.0, 0.0], [2.0, 0.0]]), "age": torch.tensor([0.5, -1.0])}
+    out = {"side": torch.tensor([[0.0, 0.0], [2.0, 0.0]]), "age": torch.tensor([[0.5], [-1.0]])}
     # 70 years are one deviation
     labels = {"side": torch.tensor([0, 1]), "age": torch.tensor([70.0, math.nan])}
     a, b = math.log(2), math.log(1 + math.exp(2))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 from scipy.stats import norm
+from study_data import bootstrap_indices
 
 from minidiff.classification.scores import (
     check_probabilities,
@@ -17,7 +18,6 @@ from minidiff.classification.scores import (
     thresholds_at_specificity,
 )
 from minidiff.errors import InputError
-from minidiff.statistics import bootstrap_indices
 
 LABELS = ["dark", "light", "striped"]
 

@@ -52,7 +52,7 @@ class Inputs:
     @property
     def exclusive(self) -> bool:
         """Whether an image has one label; as findings, it may have several or none."""
-        return isinstance(self.target, var.Category)
+        return self.target.exclusive
 
     @property
     def tests(self) -> dict[str, Images]:
@@ -60,10 +60,7 @@ class Inputs:
 
     def truth(self, name: str) -> torch.Tensor:
         """bool (N,k): which label, or which findings, each image of a set has."""
-        labels = self.sets[name].labels
-        if not self.exclusive:
-            return self.target.bits(labels)
-        return torch.nn.functional.one_hot(labels, len(self.target.values)).bool()
+        return self.target.bits(self.sets[name].labels)
 
 
 def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[str], *, size: int,
@@ -135,7 +132,7 @@ def _images(table: Table, pixels: torch.Tensor, variable: var.Variable) -> Image
 def _variable(target: str, cells: Sequence[str]) -> var.Category | var.Findings | None:
     """What there is to be told apart; None where `check_labels` will say that there is nothing."""
     found = var.infer(target, cells) if len(set(cells)) > 1 else None
-    if isinstance(found, var.Number):
+    if found and not found.values:
         raise InputError(f"--target {target}: numbers from {found.low:g} to {found.high:g}; a "
                          "classifier tells labels apart, of which a column of numbers may have up "
                          f"to {var.FEW_VALUES}")

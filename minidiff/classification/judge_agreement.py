@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
-from minidiff.variables import Category, Findings, Labels, Number, Variable
+from minidiff.variables import Labels, Variable
 
 
 class Judge(Protocol):
@@ -37,43 +36,36 @@ def judge_agreement(judge: Judge, images: Tensor, labels: Labels, which: str) ->
         if v.name not in labels:
             continue
         cells = labels[v.name]
-        known = torch.isfinite(cells) if isinstance(v, Number) else cells >= 0
+        known = v.known(cells)
         row = {"variable": v.name, "set": which, "n": int(known.sum())}
         if row["n"]:
-            row |= MEASURES[type(v)](v, judged[v.name][known].double().numpy(),
-                                     cells[known].numpy())
+            measure = _named if v.values else _number
+            row |= {"kind": v.kind, **measure(v, judged[v.name][known].double(), cells[known])}
         rows.append(row)
     return rows
 
 
-def _category(v: Category, probabilities: np.ndarray, cells: np.ndarray) -> dict:
-    right = probabilities.argmax(1) == cells
-    row = {"kind": "category", **_share(right), "by_value": []}
-    for i, value in enumerate(v.values):
-        if (cells == i).any():
-            row["by_value"].append({"value": value, "n": int((cells == i).sum()),
-                                    **_share(right[cells == i])})
-    if len(v.values) == 2:
-        row |= _area(probabilities[:, 1], cells == 1)
-    return row
-
-
-def _findings(v: Findings, probabilities: np.ndarray, cells: np.ndarray) -> dict:
-    there, seen = v.bits(torch.from_numpy(cells)).numpy(), probabilities > 0.5
-    row = {"kind": "findings", **_share((seen == there).all(1)), "by_value": []}
+def _named(v: Variable, probabilities: Tensor, cells: Tensor) -> dict:
+    there, seen = v.bits(cells).numpy(), v.seen(probabilities).numpy()
+    scores = probabilities.numpy()
+    row = {**_share((seen == there).all(1)), "by_value": []}
     for i, value in enumerate(v.values):
         own = there[:, i]
         if own.any():
+            area = {} if v.exclusive else _area(scores[:, i], own)
             row["by_value"].append({"value": value, "n": int(own.sum()), **_share(seen[own, i]),
-                                    **_area(probabilities[:, i], own)})
+                                    **area})
+    if v.exclusive and len(v.values) == 2:
+        row |= _area(scores[:, 1], there[:, 1])
     return row
 
 
-def _number(v: Number, values: np.ndarray, cells: np.ndarray) -> dict:
+def _number(v: Variable, judged: Tensor, cells: Tensor) -> dict:
+    values, cells = judged.numpy(), cells.numpy()
     r, low, high = pearson(cells, values)
     spread = cells.std() if len(cells) > 1 else 0.0
     slope = float(np.polyfit(cells.astype(float), values, 1)[0]) if spread > 0 else math.nan
-    return {"kind": "number", "r": r, "low": low, "high": high, "slope": slope,
+    return {"r": r, "low": low, "high": high, "slope": slope,
             "mae": float(np.abs(values - cells).mean()), "labelled_std": float(spread)}
 
 
@@ -85,6 +77,3 @@ def _area(scores: np.ndarray, positive: np.ndarray) -> dict:
 def _share(right: np.ndarray) -> dict:
     low, high = wilson(int(right.sum()), len(right))
     return {"accuracy": float(right.mean()), "low": low, "high": high}
-
-
-MEASURES = {Category: _category, Findings: _findings, Number: _number}

@@ -32,7 +32,6 @@ from minidiff.errors import InputError
 from minidiff.root import Rooted
 from minidiff.runs import read_json
 from minidiff.training.device import pick_device
-from minidiff.variables import Category
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def predict(cfg: PredictConfig) -> None:
     members = [Predictor.load(arm / str(seed)) for seed in tuned["seeds"]]
     target, size = members[0].variables[0], members[0].size
     table, pixels = load_pixels(listed(cfg.data), size, skip_bad=cfg.skip_bad)
-    exclusive = isinstance(target, Category)
+    exclusive = target.exclusive
     logits = np.stack([m.to(pick_device(cfg.device)).logits(pixels)[target.name].double().numpy()
                        for m in members])
     p, mean = probabilities(logits, exclusive=exclusive), pooled(logits, exclusive)

@@ -28,7 +28,7 @@ from minidiff.pixels import to_float, to_grey
 from minidiff.runs import read_json, write_atomic, write_json
 from minidiff.training.optim import cosine, set_lr
 from minidiff.training.precision import Precision
-from minidiff.variables import Category, Findings, Labels, Number, Variable, from_json, to_json
+from minidiff.variables import Category, Labels, Variable, from_json, to_json
 
 # ImageNet's mean and deviation, averaged over the colours, on the scale of [-1,1]: the input
 # torchvision's weights know.
@@ -48,23 +48,21 @@ class Predictor(nn.Module):
                  dropout: float = 0.0, seed: int = 0):
         super().__init__()
         self.variables, self.width, self.size, self.dropout = list(variables), width, size, dropout
-        self.outputs = {v.name: 1 if isinstance(v, Number)
-                        else len(v.values) for v in self.variables}
+        self.outputs = {v.name: len(v.values) or 1 for v in self.variables}
         self.net = ResNet(sum(self.outputs.values()), width=width, seed=seed)
         # faster on a CPU, and the format decides the last bit
         self.to(memory_format=torch.channels_last).eval()
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> dict[str, Tensor]:
         """Grey images (N,1,S,S) in [-1,1] → logits (N,k) of a Category and of Findings,
-        standardised value (N,) of a Number.
+        standardised value (N,1) of a Number.
 
         `keep` (N or 1, 8·width) is what each feature is multiplied by: see `mask`.
         """
         features = self.net.features((x - MEAN) / STD)
         blocks = self.net.fc(features if keep is None
                              else features * keep).split(list(self.outputs.values()), 1)
-        return {v.name: y[:, 0] if isinstance(v, Number)
-                else y for v, y in zip(self.variables, blocks)}
+        return dict(zip(self.outputs, blocks))
 
     def mask(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Dropout, a row for each generator: 0 for a feature left out, 1/(1−p) for the others."""
@@ -75,8 +73,8 @@ class Predictor(nn.Module):
     def predict(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → probabilities (N,k) of a Category and of Findings, value (N,) of a
         Number in its own unit; float32, CPU."""
-        return {v.name: _in_words(v, y)
-                for v, y in zip(self.variables, self.logits(images, batch).values())}
+        out = self.logits(images, batch)
+        return {v.name: v.read(out[v.name]) for v in self.variables}
 
     def logits(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → the outputs of `forward`; float32, CPU."""
@@ -90,8 +88,7 @@ class Predictor(nn.Module):
         keep = self.mask([seeded(seed, k, DROPOUT) for k in range(draws)]).cpu()
         blocks = torch.stack([fc(features * row)
                               for row in keep]).split(list(self.outputs.values()), -1)
-        return {v.name: _in_words(v, y[..., 0] if isinstance(v, Number) else y)
-                for v, y in zip(self.variables, blocks)}
+        return {v.name: v.read(y) for v, y in zip(self.variables, blocks)}
 
     def features(self, images: Tensor, batch: int = 256) -> Tensor:
         """uint8 (N,C,H,W) → what the last layer reads, float32 (N, 8·width), CPU."""
@@ -137,13 +134,6 @@ class Predictor(nn.Module):
         return predictor
 
 
-def _in_words(variable: Variable, y: Tensor) -> Tensor:
-    """Outputs → probabilities of a Category or Findings, value of a Number in its unit."""
-    if isinstance(variable, Number):
-        return y * variable.std + variable.mean
-    return y.sigmoid() if isinstance(variable, Findings) else y.softmax(-1)
-
-
 def prepare(images: Tensor, size: int) -> Tensor:
     """uint8 (N,C,H,W) → grey float32 (N,1,size,size) in [-1,1]."""
     x = to_float(to_grey(images))
@@ -163,21 +153,12 @@ def loss(variables: Sequence[Variable], out: Mapping[str, Tensor], labels: Label
     total = torch.zeros((), device=next(iter(out.values())).device)
     for v in variables:
         y, target = out[v.name].float(), labels[v.name].to(out[v.name].device)
-        known = target.isfinite().float() if isinstance(v, Number) else (target >= 0).float()
-        if isinstance(v, Findings):
-            error = F.binary_cross_entropy_with_logits(y, v.bits(target).float(),
-                                                       reduction="none").mean(1)
-        elif isinstance(v, Category):
-            error = F.cross_entropy(y, target.clamp(min=0), reduction="none")
-            known = known * (weights[v.name].to(y)[target.clamp(min=0)]
-                             if weights and v.name in weights else 1.0)
-        else:
-            # 0 · NaN would still be NaN
-            target = (target.nan_to_num(v.mean, v.mean, v.mean) - v.mean) / v.std
-            error = (y - target).square()
+        known = v.known(target).float()
+        if weights and v.name in weights:
+            known = known * weights[v.name].to(y)[target.clamp(min=0)]
         if sample_weight is not None:
             known = known * sample_weight.to(y)
-        total = total + (error * known).sum() / known.sum().clamp(min=1e-8)
+        total = total + (v.error(y, target) * known).sum() / known.sum().clamp(min=1e-8)
     return total
 
 

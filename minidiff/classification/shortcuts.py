@@ -77,9 +77,7 @@ def shortcut_audit(train: Images, tests: Mapping[str, Images], *, labels: Sequen
 
 def truth_of(each: Images, labels: Sequence[str]) -> np.ndarray:
     """bool (N,k): which label, or which findings, each image has."""
-    if _exclusive(each, labels):
-        return np.eye(len(labels), dtype=bool)[each.labels.numpy()]
-    return Findings("label", tuple(labels)).bits(each.labels).numpy()
+    return _target(each, labels).bits(each.labels).numpy()
 
 
 def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray],
@@ -121,10 +119,10 @@ def blackout_scores(sets: Mapping[str, Images], labels: Sequence[str], *, seed: 
     dark = {name: without_lungs(each.pixels, masks[name] if region == "masks" else None)
             for name, each in sets.items()}
     train = sets["train"]
-    target = (Category if _exclusive(train, labels) else Findings)("label", tuple(labels))
+    target = _target(train, labels)
     small, known = Predictor([target], width=WIDTH, size=size, seed=seed), {"label": train.labels}
     fit(small, dark["train"], known, steps=steps, batch=BATCH, lr=LR, seed=seed, progress=BLACKOUT,
-        weights={"label": balance(target, known)} if isinstance(target, Category) else None,
+        weights={"label": balance(target, known)} if target.exclusive else None,
         precision="fp32")
     return {name: small.predict(pixels)["label"].double().numpy()
             for name, pixels in dark.items()}, region
@@ -162,9 +160,10 @@ def without_lungs(pixels: Tensor, masks: Sequence[Path] | None) -> Tensor:
     return dark
 
 
-def _exclusive(each: Images, labels: Sequence[str]) -> bool:
-    """Whether each image has one label; as findings, images may have several or none."""
-    return {row["label"] for row in each.rows} <= set(labels)
+def _target(each: Images, labels: Sequence[str]) -> Category | Findings:
+    """Each image has one label, or as findings several or none."""
+    exclusive = {row["label"] for row in each.rows} <= set(labels)
+    return (Category if exclusive else Findings)("label", tuple(labels))
 
 
 def _row(kind: str, label: str, name: str, scores: np.ndarray, positive: np.ndarray,

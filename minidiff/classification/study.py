@@ -23,7 +23,6 @@ from minidiff.classification.transfer import begin
 from minidiff.errors import InputError
 from minidiff.pixels import to_grey
 from minidiff.runs import read_json, write_json
-from minidiff.variables import Category
 
 DROPOUT = 0.2  # of the features; kept at prediction for the uncertainty of MC dropout
 
@@ -70,7 +69,7 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
     val, log, start = inputs.sets["val"], [], 0
     for images, end in zip(stages, ends):
         weights, val_weights = None, None
-        if isinstance(inputs.target, Category):
+        if inputs.exclusive:
             weights, val_weights = kinds.even_weights(images, columns), kinds.even_weights(val, ())
         part = fit(predictor, images.pixels, {"label": images.labels}, steps=end - start,
                    batch=recipe.batch, lr=recipe.lr, seed=seed, augment=augment,

@@ -22,8 +22,9 @@ from minidiff.data.files import Facts, read_facts, typical_side
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.layouts import ADDED
 from minidiff.data.split import Row, equal_pairs, group_images
-from minidiff.data.table import Table, number
+from minidiff.data.table import Table
 from minidiff.errors import InputError, count, first_few
+from minidiff.variables import to_number
 
 COLUMNS = ("sex", "age", "view")  # from which a classifier might predict the label
 LEVELS = ("error", "warning", "info")
@@ -225,7 +226,7 @@ def missing_by_label(empty: Mapping[str, Mapping[str, float]],
 
 
 def children(rows: Sequence[Row]) -> list[dict]:
-    ages = {label: [age for row in own if (age := number(row.get("age", ""))) >= 0]
+    ages = {label: [age for row in own if (age := to_number(row.get("age", ""))) >= 0]
             for label, own in _by_label(rows).items()}
     young = {label: sum(age < AGES[1] for age in known) for label, known in ages.items()}
     if len(ages) < 2 or not any(young.values()):
@@ -288,7 +289,7 @@ def sizes(facts: Sequence[Facts]) -> Mapping[str, int]:
 
 def age_band(row: Row) -> str:
     """18–39: the band of AGES in which a row's age lies; "" where it is unknown."""
-    age = number(row.get("age", ""))
+    age = to_number(row.get("age", ""))
     k = bisect.bisect(AGES, age)
     if not age >= 0:
         return ""

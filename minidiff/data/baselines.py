@@ -12,7 +12,7 @@ import numpy as np
 
 from minidiff import variables as var
 from minidiff.data.files import Facts
-from minidiff.data.table import Row, number
+from minidiff.data.table import Row
 from minidiff.errors import InputError
 from minidiff.statistics import auroc_by_patient
 
@@ -128,12 +128,12 @@ def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
     except InputError:  # no value, only one, or a hundred: all it can show is where it is empty
         known = np.array([[cell != ""] for cell in cells], float)
         return known if "" in cells and any(cells) else None
-    if isinstance(variable, var.Category):
+    if variable.values and variable.exclusive:
         return _one_hot(cells)
-    if isinstance(variable, var.Findings):
+    if variable.values:
         sets = var.encode([variable], rows)[name]
         return np.column_stack([variable.bits(sets), sets < 0]).astype(float)
-    values = np.array([number(cell) for cell in cells])
+    values = np.array([var.to_number(cell) for cell in cells])
     unknown = np.isnan(values)
     return np.column_stack([np.where(unknown, variable.mean, values), unknown])
 

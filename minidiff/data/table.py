@@ -13,7 +13,6 @@ The layouts of a folder are those of `layouts`.
 import csv
 import hashlib
 import io
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,14 +113,6 @@ def read_table(
         notes += [f"{count(copies, 'file')} with the content of another one of the same label and "
                   f"split"] if copies else []
     return Table(rows, assumed, notes, hashes)
-
-
-def number(cell: str) -> float:
-    """A cell as a finite number; NaN where it is empty, a word or infinite."""
-    try:
-        return float(cell) if math.isfinite(float(cell)) else math.nan
-    except ValueError:
-        return math.nan
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:

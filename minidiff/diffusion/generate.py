@@ -100,7 +100,7 @@ class Pipeline:
 
     def guided_by(self, weaker: "Pipeline") -> "Pipeline":
         """The same with a weaker model to guide by, of the same conditions and latents."""
-        ours, theirs = ({v.name: getattr(v, "values", "number") for v in p.conditioner.variables}
+        ours, theirs = ({v.name: v.values or v.kind for v in p.conditioner.variables}
                         for p in (self, weaker))
         if ours != theirs:
             raise InputError(f"a weaker model must know the same conditions and values: {theirs} "

@@ -122,7 +122,7 @@ def read_given(given: Sequence[str], by_name: Mapping[str, var.Variable]) -> Row
         _require_known(f"--given {item}", name, by_name)
         if fixed.get(name, cell) != cell:
             raise InputError(f"--given {item} contradicts --given {name}={fixed[name]}")
-        ends = cell.split(":") if isinstance(by_name[name], var.Number) else [cell]
+        ends = [cell] if by_name[name].values else cell.split(":")
         for end in ends:
             _check(by_name[name], end, "--given")
         if len(ends) > 2 or (len(ends) == 2 and {"", NULL} & set(ends)):
@@ -158,15 +158,15 @@ def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels
 
 def outside(variables: Sequence[var.Variable], row: Row) -> list[str]:
     """Numbers of a row that lie outside what training saw."""
-    cells = ((v, row.get(v.name, "")) for v in variables if isinstance(v, var.Number))
+    cells = ((v, row.get(v.name, "")) for v in variables if not v.values)
     return [v.name for v, cell in cells
             if cell not in ("", NULL) and not v.low <= v.encode(cell) <= v.high]
 
 
 def spelled(variable: var.Variable, cell: str) -> str:
     """A cell as the model spells it: female is F where the training rows say F."""
-    if isinstance(variable, var.Category) and cell and not _is_null(variable, cell):
-        return variable.decode(variable.encode(cell))
+    if variable.values and variable.exclusive and cell and not _is_null(variable, cell):
+        return variable.values[variable.encode(cell)]
     return cell
 
 
@@ -199,7 +199,7 @@ def _require_known(flag: str, name: str, variables: Mapping[str, var.Variable]) 
 
 
 def _is_null(variable: var.Variable, cell: str) -> bool:
-    return cell == NULL and NULL not in getattr(variable, "values", ())
+    return cell == NULL and NULL not in variable.values
 
 
 def _check(variable: var.Variable, cell: str, where: str) -> None:
@@ -225,8 +225,7 @@ def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequ
     if not pool:
         raise InputError(f"label {label!r}: there is no real row of this label to draw conditions "
                          "from")
-    ranges = [v.name for v in variables
-              if isinstance(v, var.Number) and ":" in fixed.get(v.name, "")]
+    ranges = [v.name for v in variables if not v.values and ":" in fixed.get(v.name, "")]
     rows = []
     for i, real in _systematic(pool, n, variables, generator, [1] * len(pool)):
         row = {"label": label, **{v.name: real.get(v.name, "") for v in variables}, **fixed}
@@ -240,7 +239,7 @@ def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequ
 def _systematic(pool: Sequence[Row], n: int, variables: Sequence[var.Variable],
                 generator: torch.Generator, weights: Sequence[int]) -> list[tuple[int, Row]]:
     """n rows sampled by weight along their order by these variables: (place, row), shuffled."""
-    coarse_first = sorted(variables, key=lambda v: list(var.KINDS.values()).index(type(v)))
+    coarse_first = sorted(variables, key=lambda v: list(var.KINDS).index(v.kind))
 
     def place(k: int) -> list[tuple]:
         cells = [(v, pool[k].get(v.name, "")) for v in coarse_first]

@@ -23,9 +23,9 @@ from minidiff import runs
 from minidiff.data import images
 from minidiff.data.dicom import Dataset, claim_out, need_pydicom
 from minidiff.data.dicom.reader import SYNTHETIC
-from minidiff.data.table import number, read_table, write_table
+from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
-from minidiff.variables import RESERVED
+from minidiff.variables import RESERVED, to_number
 
 NOTICE = "SYNTHETIC - NOT A PATIENT"
 LINES = (NOTICE, "SYNTHETIC -\nNOT A PATIENT", "SYNTHETIC\nNOT A\nPATIENT")  # the first that fits
@@ -134,7 +134,7 @@ def _identity(row: Mapping[str, str], key: str) -> dict[str, str | None]:
     """
     image, series, study = (uuid.uuid5(SPACE, f"{level} {key}")
                             for level in ("image", "series", "study"))
-    age = number(row.get("age", ""))
+    age = to_number(row.get("age", ""))
     unknown = ("PatientBirthDate", "StudyDate", "StudyTime", "ReferringPhysicianName",
                "AccessionNumber", "PatientOrientation", "Laterality")
     return {

@@ -55,8 +55,8 @@ def finished_contexts(conditioner: Conditioner,
     """
     variables = conditioner.variables
     wanted: dict[str, tuple[dict, var.Labels]] = {"null": ({}, conditioner.null(1))}
-    for v in (v for v in variables if not isinstance(v, var.Number)):
-        for value in (*v.values, var.NONE) if isinstance(v, var.Findings) else v.values:
+    for v in variables:
+        for value in v.values if v.exclusive else (*v.values, var.NONE):
             cells = {v.name: value}
             wanted[f"{v.name}={value}"] = cells, conditioner.null(1) | var.encode([v], [cells])
     for k, row in enumerate(rows):

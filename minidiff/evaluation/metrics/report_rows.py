@@ -214,10 +214,10 @@ def groups(tables: Mapping[str, Table]) -> dict[str, dict[str, np.ndarray]]:
             continue
         if not any(cells["synthetic"]):
             continue
-        if isinstance(v, Findings):
+        if not v.exclusive:
             found |= _each_finding(v, cells)
             continue
-        cells = _thirds(v, cells) if isinstance(v, Number) else cells
+        cells = cells if v.values else _thirds(v, cells)
         if len(set(cells["train"]) - {""}) <= MOST_VALUES:
             found[name] = cells
     return found
