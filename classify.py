@@ -279,9 +279,9 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     judge = Predictor(known, width=cfg.width, size=cfg.size,
                       seed=cfg.seed).to(pick_device(cfg.device))
     labels = var.encode(known, train.rows)
-    weights = {cfg.target: balance(data.target, labels)} if data.exclusive else None
-    log = fit(judge, train.pixels, labels, weights=weights, steps=5 * cfg.steps // 2,
-              batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge", precision=cfg.precision)
+    log = fit(judge, train.pixels, labels, weights=balance(data.target, labels),
+              steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed,
+              progress="judge", precision=cfg.precision)
     found = judge_agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
     judge.save(folder)
     runs.write_json(folder / "log.json", log)

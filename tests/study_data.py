@@ -11,6 +11,7 @@ from minidiff.classification.arms import Images
 from minidiff.data import images as files
 
 LABELS = ("dark", "light", "striped")
+SPLITS = ("train", "train", "train", "test", "val")
 TINY = {"size": 32, "width": 8, "steps": 8, "batch": 8, "lr": 2e-3}
 
 
@@ -40,3 +41,10 @@ def write_set(folder: Path, images: Images, splits=None, findings=False) -> str:
                      + several * findings)
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
+
+
+def write_world(root: Path) -> dict[str, tuple[str]]:
+    """A real set, samples and an external set, under the names of a study's knobs."""
+    return {"data": (write_set(root / "real", toy((30, 30, 30), 1), SPLITS, findings=True),),
+            "synthetic": (write_set(root / "samples", toy((20, 20, 20), 2), findings=True),),
+            "external": (write_set(root / "clinic", toy((4, 4, 0), 3), ("external",)),)}

@@ -11,7 +11,7 @@ from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predictor import Predictor, balance, fit, loss
 from minidiff.errors import InputError, TrainingFault
 from minidiff.pixels import to_grey
-from minidiff.variables import Category, Number
+from minidiff.variables import Category, Findings, Number
 
 SIDE, AGE = Category("side", ("left", "right")), Number("age", 50.0, 20.0, 10.0, 90.0)
 
@@ -92,7 +92,8 @@ def test_loss_is_its_formula():
 def test_balance_gives_every_class_the_same_weight():
     weights = balance(Category("label", ("a", "b", "c")),
                       {"label": torch.tensor([0] * 6 + [1] * 2 + [-1])})
-    assert torch.allclose(weights, torch.tensor([8 / 12, 8 / 4, 0.0]))
+    assert torch.allclose(weights["label"], torch.tensor([8 / 12, 8 / 4, 0.0]))
+    assert balance(Findings("label", ("a", "b")), {}) == {}
 
 
 def test_save_and_load_give_the_same_answers(trained, tmp_path):
@@ -158,8 +159,3 @@ def test_a_fault_names_the_images():
     predictor.net.fc.weight.data.fill_(math.nan)
     with pytest.raises(TrainingFault, match=r"images \[\d+, \d+, \d+, \d+\] of the training set"):
         fit(predictor, images, labels, steps=5, batch=4)
-
-
-def test_no_images_is_refused():
-    with pytest.raises(InputError, match="no images"):
-        fit(fresh(), torch.empty(0, 3, 32, 32, dtype=torch.uint8), {}, steps=1)

@@ -223,7 +223,7 @@ def test_on_phantoms_what_is_left_tells_the_hospital_and_not_the_disease(tmp_pat
     whole = Predictor([var.Category("label", phantom.LABELS)], width=8, size=64)
     labels = {"label": train.labels}
     fit(whole, train.pixels, labels, steps=100, lr=4e-3,
-        weights={"label": balance(whole.variables[0], labels)})
+        weights=balance(whole.variables[0], labels))
     covid = phantom.LABELS.index("covid")
     assert auroc(whole.predict(test.pixels)["label"][:, covid].numpy(),
                  truth_of(test, phantom.LABELS)[:, covid]) > 0.85

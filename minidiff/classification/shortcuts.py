@@ -122,8 +122,7 @@ def blackout_scores(sets: Mapping[str, Images], labels: Sequence[str], *, seed: 
     target = _target(train, labels)
     small, known = Predictor([target], width=WIDTH, size=size, seed=seed), {"label": train.labels}
     fit(small, dark["train"], known, steps=steps, batch=BATCH, lr=LR, seed=seed, progress=BLACKOUT,
-        weights={"label": balance(target, known)} if target.exclusive else None,
-        precision="fp32")
+        weights=balance(target, known), precision="fp32")
     return {name: small.predict(pixels)["label"].double().numpy()
             for name, pixels in dark.items()}, region
 
