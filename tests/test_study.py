@@ -182,10 +182,11 @@ def test_bad_requests_are_one_sentence(world, tmp_path):
     refused("write column=value; source has real", hold_out="source=mars")
     refused("source has real", hold_out="source=")
     refused("height has no value", hold_out="height=")
-    refused("a set is named 'test' already", hold_out="split=test")
-    refused("a set of real images is named 'train'", synthetic=(f"train={knobs['synthetic'][0]}",),
-            arms=("real", "train"))
-    refused("a set of real images is named 'clinic'",
+    refused("two sets are named 'test'", hold_out="split=test")
+    refused("two sets are named 'train'.*write --synthetic NAME=DIR", arms=("real", "train"),
+            synthetic=(f"train={knobs['synthetic'][0]}",))
+    refused("two sets are named 'clinic'", external=(*knobs["external"], *knobs["external"]))
+    refused("two sets are named 'clinic'",
             synthetic=(f"clinic={knobs['synthetic'][0]}",), arms=("real+clinic",))
     refused("--target age: numbers from 20 to 67", target="age", external=())
     refused("no such column in .*clinic", target="findings")
@@ -269,15 +270,19 @@ def test_predictions_of_new_images(world, unbroken, tmp_path):
     for changes, words in (({"out": str(table)}, "no table of predictions"),
                            ({"out": str(tmp_path)}, "no table of pred"),
                            ({"arm": "best"}, "has real, real"),
-                           ({"data": str(tmp_path / "none")}, "no such folder"),
+                           ({"data": str(tmp_path / "none")}, "none: no PNG or JPEG"),
                            ({"model": str(tmp_path)}, "no finished study"),
                            ({"data": str(tmp_path)}, "no PNG or JPEG")):
         with pytest.raises(InputError, match=words):
             classify.predict(classify.PredictConfig(**{**knobs, "arm": "", **changes}))
     assert table.read_bytes() == before
-    for name, data, words in (("typical.safetensors", b"abc", "is damaged"),
-                              ("typical.safetensors", None, "not finished"),
-                              ("tuned.json", b"{}", "is damaged; run the study's command again")):
+    spoilt = json.loads((unbroken / "arms/real/tuned.json").read_text())
+    spoilt["conformal"]["thresholds"][0] = "x"
+    again = "arms/real: .* or damaged .*; run the study's command again"
+    for name, data, words in (("typical.safetensors", b"abc", again),
+                              ("typical.safetensors", None, again), ("tuned.json", b"{}", again),
+                              ("tuned.json", json.dumps(spoilt).encode(), again),
+                              ("distances.json", None, "distances.json: no such file")):
         path = unbroken / "arms/real" / name
         whole = path.read_bytes()
         path.write_bytes(data) if data else path.unlink()
