@@ -258,9 +258,9 @@ def audited(cfg: Config, out: Path, data: Inputs) -> dict:
     else:
         # these are what is to be told
         columns = [name for name in cfg.condition if name not in ("label", cfg.target)]
-        found = shortcut_audit(data.sets["train"], data.tests, labels=data.labels,
-                               columns=columns,
-                               seed=cfg.seed, size=cfg.size, steps=min(cfg.steps, STEPS))
+        found = shortcut_audit(data.sets["train"], data.tests, target=data.target,
+                               columns=columns, seed=cfg.seed, size=cfg.size,
+                               steps=min(cfg.steps, STEPS))
         runs.write_json(out / "audit.json", found)
     print("\n".join(found["text"]))
     return found

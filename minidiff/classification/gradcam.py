@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.classification.predictor import Predictor, prepare
-from minidiff.errors import InputError
 from minidiff.pixels import to_grey
 
 FINEST = 7     # places a side, at least: the map of a resnet18 at 224 px
@@ -46,24 +45,14 @@ def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *
     the score is its logit. Each map is scaled by its own maximum, so that two maps tell places, not
     strengths; it is 0 throughout where nothing speaks for the answer.
     """
-    names = [v.name for v in predictor.variables]
-    variable, layer = variable or names[0], layer or layer_of(predictor)
-    if variable not in names or layer not in predictor.net.layers:
-        raise InputError(f"Grad-CAM of {variable!r} at {layer!r}: the predictor has "
-                         f"{', '.join(names)}, and {', '.join(predictor.net.layers)}")
+    variable, layer = variable or predictor.variables[0].name, layer or layer_of(predictor)
     targets = torch.as_tensor(target).expand(len(images))
-    if len(images) and not 0 <= int(targets.min()) <= int(targets.max()) < predictor.outputs[
-            variable]:
-        raise InputError(f"Grad-CAM of {variable!r}: value {targets.tolist()[0]}; it has "
-                         f"{predictor.outputs[variable]}")
     mode = predictor.training
     # the statistics of batch norm stay as they are, and no image depends on another
     predictor.eval()
     maps = [_maps(predictor, prepare(part, predictor.size), wanted, variable, layer)
             for part, wanted in zip(images.split(batch), targets.split(batch))]
     predictor.train(mode)
-    if not maps:
-        return np.zeros((0, *images.shape[2:]), np.float32)
     heat = F.interpolate(torch.cat(maps)[:, None], tuple(images.shape[2:]), mode="bilinear")[:, 0]
     most = heat.amax((1, 2), keepdim=True)
     return torch.where(most > 0, heat / most.clamp(min=1e-30), 0.0).numpy()
@@ -84,17 +73,12 @@ def _maps(predictor: Predictor, x: Tensor, targets: Tensor, variable: str, layer
     """Grey images (n,1,S,S) in [-1,1] → the paper's maps (n,h,w), not scaled; float32, CPU."""
     net, device = predictor.net, next(predictor.parameters()).device
     kept: list[Tensor] = []
-
-    def keep(module, inputs, output):
-        kept.append(output.requires_grad_() if not output.requires_grad else output)
-
-    hook = getattr(net, layer).register_forward_hook(keep)
+    hook = getattr(net, layer).register_forward_hook(
+        lambda module, inputs, output: kept.append(output))
     try:
         with torch.enable_grad():
-            scores = predictor(x.to(device))[variable]
-            scores = scores if scores.ndim == 2 else scores[:, None]
-            score = scores.gather(1, targets[:, None].to(device)).sum()
-            slope, = torch.autograd.grad(score, kept[0])
+            scores = predictor(x.to(device))[variable].gather(1, targets[:, None].to(device))
+            slope, = torch.autograd.grad(scores.sum(), kept[0])
     finally:
         hook.remove()
     weights = slope.mean((2, 3), keepdim=True)                                     # eq. 1

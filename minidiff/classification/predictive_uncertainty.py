@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
-from minidiff.classification.scores import finite
+from minidiff.classification.scores import finite, pair
 from minidiff.errors import InputError
 from minidiff.statistics import NONE, Interval, auroc, auroc_interval, wilson
 
@@ -136,7 +136,7 @@ def realised(sets: np.ndarray, truth: np.ndarray, labels: Sequence[str],
                          "high": finite(high),
                          "in_others": _mean(sets[~truth[:, k], k]), "n_cal": conformal.n[k],
                          "beta": list(coverage_interval(conformal.n[k], conformal.alpha)),
-                         "expected": [finite(x) for x in expected],
+                         "expected": pair(expected),
                          "always": conformal.thresholds[k] == -math.inf,
                          "kept": bool(with_it.mean() >= expected[0]) if n else None}
     size = sets.sum(1)

@@ -118,18 +118,15 @@ class Predictor(nn.Module):
 
         InputError where there is none, or half of one.
         """
-        folder = Path(folder)
-        if not (folder / "predictor.json").is_file():
-            raise InputError(f"{folder} holds no predictor: predictor.json is missing")
         try:
-            form = read_json(folder / "predictor.json")
-            weights = safetensors.torch.load_file(folder / "predictor.safetensors")
+            form = read_json(Path(folder) / "predictor.json")
+            weights = safetensors.torch.load_file(Path(folder) / "predictor.safetensors")
             predictor = cls(from_json(form["variables"]), width=form["width"], size=form["size"],
                             dropout=form.get("dropout", 0.0))
             predictor.net.load_state_dict(weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError,
                 safetensors.SafetensorError) as error:
-            raise InputError(f"{folder} holds no whole predictor: "
+            raise InputError(f"{folder} holds no predictor, or half of one: "
                              f"{str(error).splitlines()[0]}") from None
         return predictor
 

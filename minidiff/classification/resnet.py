@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.convolution import LEAST, as_product, pointwise
-from minidiff.errors import InputError
+from minidiff.errors import InputError, first_few
 
 
 class Conv3x3(nn.Conv2d):
@@ -114,15 +114,12 @@ def load_torchvision(net: ResNet, state: Mapping[str, Tensor]) -> list[str]:
     fc = ("fc.weight", "fc.bias")
     kept = [k for k in fc if any(k not in state or state[k].shape != own[k].shape for k in fc)]
     state = {k: x for k, x in state.items() if k not in kept}
-
-    missing = [k for k in own if k not in state and k not in kept]
-    unexpected = [k for k in state if k not in own]
-    reshaped = [f"{k} {tuple(x.shape)} for {tuple(own[k].shape)}"
-                for k, x in state.items() if k in own and x.shape != own[k].shape]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    if any(faults.values()):
-        raise InputError("these weights are not a resnet18 of this size: " + "; ".join(
-            f"{what}: {_some(names)}" for what, names in faults.items() if names))
+    theirs, ours = ({k: str(tuple(x.shape)) for k, x in each.items() if k not in kept}
+                    for each in (state, own))
+    wrong = [f"{k} {theirs.get(k, 'missing')} for {ours.get(k, 'nothing')}"
+             for k in {**ours, **theirs} if theirs.get(k) != ours.get(k)]
+    if wrong:
+        raise InputError("these weights are not a resnet18 of this size: " + first_few(wrong, 8))
     net.load_state_dict({**own, **state})
     return kept
 
@@ -140,7 +137,3 @@ def _initialise(net: nn.Module, generator: torch.Generator) -> None:
             bound = 1 / math.sqrt(m.in_features)
             nn.init.uniform_(m.weight, -bound, bound, generator=generator)
             nn.init.uniform_(m.bias, -bound, bound, generator=generator)
-
-
-def _some(names: list[str], n: int = 8) -> str:
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")

@@ -28,8 +28,6 @@ def read(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.is_dir():
         return Predictor.load(path).net.state_dict()
-    if not path.is_file():
-        raise InputError(f"--init {path}: no such folder or file")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
