@@ -28,14 +28,14 @@ import numpy as np
 from minidiff import config, distributed, runs
 from minidiff import variables as var
 from minidiff.classification import arms as kinds
-from minidiff.classification import inputs, study, transfer
+from minidiff.classification import inputs, study
 from minidiff.classification import primary as primaries
 from minidiff.classification.assess import assess
 from minidiff.classification.calibration import probabilities
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predict import PredictConfig, predict
-from minidiff.classification.predictor import Predictor, balance, fit
+from minidiff.classification.predictor import Predictor, balance, begin, fit, weights_of
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
 from minidiff.convolution import LEAST
 from minidiff.data.glance import glance
@@ -180,7 +180,7 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
     if any("even" in arm.words for arm in arms) and not cfg.even:
         raise InputError("--arms real-even needs --even columns, e.g. view")
     if cfg.init:
-        transfer.read(cfg.init)
+        weights_of(cfg.init)
     var.check_names(cfg.condition)
     # one image: no norm
     for name, least in {"size": 32, "width": LEAST, "steps": 1, "batch": 2, "seeds": 1}.items():
@@ -204,7 +204,7 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
         kinds.training_set(arm, train, data.sources, positive=positive_of(cfg, data), seed=cfg.seed,
                            subset_seed=cfg.seed)
     if cfg.init:
-        transfer.begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
+        begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
     known = [data.target, *(var.infer(name, [row.get(name, "") for row in train.rows])
                             for name in cfg.condition if name != "label")]
     var.encode(known, data.sets["test"].rows)

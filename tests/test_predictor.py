@@ -5,10 +5,11 @@ was.
 import math
 
 import pytest
+import safetensors.torch
 import torch
 
 from minidiff.classification.judge_agreement import judge_agreement
-from minidiff.classification.predictor import Predictor, balance, fit, loss
+from minidiff.classification.predictor import Predictor, balance, begin, fit, loss
 from minidiff.errors import InputError, TrainingFault
 from minidiff.pixels import to_grey
 from minidiff.variables import Category, Findings, Number
@@ -159,3 +160,47 @@ def test_a_fault_names_the_images():
     predictor.net.fc.weight.data.fill_(math.nan)
     with pytest.raises(TrainingFault, match=r"images \[\d+, \d+, \d+, \d+\] of the training set"):
         fit(predictor, images, labels, steps=5, batch=4)
+
+
+# ---- where a classifier starts
+
+
+X = torch.randint(0, 256, (4, 1, 64, 64),
+                  generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def of_width(width, seed, values=("a", "b", "c")):
+    return Predictor([Category("label", values)], width=width, size=64, seed=seed)
+
+
+@pytest.mark.parametrize("form", ["pth", "wrapped.pth", "safetensors"])
+def test_a_torchvision_file_of_three_channels_and_a_thousand_classes(tmp_path, form):
+    theirs = of_width(64, 1).net.state_dict()
+    state = {**theirs, "conv1.weight": (theirs["conv1.weight"] / 3).repeat(1, 3, 1, 1),
+             "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    path = tmp_path / f"resnet18.{form}"
+    if form == "safetensors":
+        safetensors.torch.save_file({k: x.contiguous() for k, x in state.items()}, path)
+    else:
+        torch.save({"state_dict": state} if "wrapped" in form else state, path)
+    ours = of_width(64, 2)
+    before = ours.net.fc.weight.clone()
+    assert begin(ours, path) == ["fc.weight", "fc.bias"] and torch.equal(ours.net.fc.weight, before)
+    assert (ours.features(X) - of_width(64, 1).features(X)).abs().max() < 1e-4
+
+
+def test_another_predictor_with_the_same_labels_and_with_others(tmp_path):
+    theirs = of_width(8, 1)
+    theirs.save(tmp_path)
+    ours, other = of_width(8, 2), of_width(8, 2, ("x", "y"))
+    assert begin(ours, tmp_path) == [] and torch.equal(ours.logits(X)["label"],
+                                                       theirs.logits(X)["label"])
+    assert begin(other, tmp_path) == ["fc.weight", "fc.bias"] and torch.equal(other.features(X),
+                                                                              theirs.features(X))
+
+
+def test_another_width_is_named(tmp_path):
+    of_width(8, 1).save(tmp_path)
+    with pytest.raises(InputError,
+                       match=r"not a resnet18 of this size.*--width 16; resnet18 has 64"):
+        begin(of_width(16, 1), tmp_path)

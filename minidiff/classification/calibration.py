@@ -90,7 +90,7 @@ def equal_mass(confidence: np.ndarray, bins: int) -> list[np.ndarray]:
     return [np.flatnonzero(of == b) for b in np.unique(of)]
 
 
-def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15, debiased: bool = True) -> float:
+def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error: the mean of |share right − mean confidence| of a bin.
 
     A share of few images is off by chance, and its distance from the confidence is never negative,
@@ -101,7 +101,7 @@ def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15, debiased: boo
     calibrated classifier's error and little of a large one: see `ece_null` for what is left.
     """
     parts = equal_mass(confidence, bins)
-    return float(_ece(np.array([right[i].mean() for i in parts]), confidence, parts, debiased))
+    return float(_ece(np.array([right[i].mean() for i in parts]), confidence, parts))
 
 
 def ece_null(confidence: np.ndarray, bins: int = 15, n_boot: int = 1000,
@@ -113,17 +113,14 @@ def ece_null(confidence: np.ndarray, bins: int = 15, n_boot: int = 1000,
     """
     rng, parts = np.random.default_rng(seed), equal_mass(confidence, bins)
     shares = [(rng.random((n_boot, len(i))) < confidence[i]).mean(1) for i in parts]
-    found = _ece(np.stack(shares, 1), confidence, parts, debiased=True)
+    found = _ece(np.stack(shares, 1), confidence, parts)
     return {"median": float(np.median(found)), "high": float(np.quantile(found, 0.95))}
 
 
-def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray],
-         debiased: bool) -> np.ndarray:
+def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Shares right (…,b) of the b bins → the error (…)."""
     weight = np.array([len(i) for i in parts]) / len(confidence)
     distance = np.abs(shares - [confidence[i].mean() for i in parts])
-    if not debiased:
-        return distance @ weight
     sigma = np.array([np.sqrt((confidence[i] * (1 - confidence[i])).sum()) / len(i) for i in parts])
     z = distance / np.maximum(sigma, 1e-12)   # a bin of certainties has none
     folded = (sigma * np.sqrt(2 / np.pi) * np.exp(-z * z / 2)

@@ -6,6 +6,7 @@ warm place in the frame or in a corner is a hint at a shortcut; one in the lungs
 there is none.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,12 +30,10 @@ def layer_of(predictor: Predictor) -> str:
     of layer2 .82, of layer1 .70 (one classifier). At 128 px layer4 had .67 and layer3 .62, but
     layer4's warmest place was never in an opacity.
     """
-    side = -(-predictor.size // 4)  # after conv1 and the pooling, each of stride 2
-    found = predictor.net.layers[0]
-    for name in predictor.net.layers[1:]:
-        side = -(-side // 2)
-        found = name if side >= FINEST else found
-    return found
+    # conv1 and the pooling halve the side, and so does each layer after the first
+    fine = [name for k, name in enumerate(predictor.net.layers)
+            if k == 0 or math.ceil(predictor.size / 2 ** (k + 2)) >= FINEST]
+    return fine[-1]
 
 
 def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *,

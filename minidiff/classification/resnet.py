@@ -78,15 +78,12 @@ class ResNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             self.conv1 = nn.Conv2d(1, width, 7, 2, 3, bias=False)
             self.bn1 = nn.BatchNorm2d(width)
-            ch = width
-            for i, n in enumerate(blocks):
-                ch_out = width * 2**i
-                strides = [1 if i == 0 else 2] + [1] * (n - 1)
-                layer = [Block(ch if j == 0 else ch_out, ch_out, stride)
-                         for j, stride in enumerate(strides)]
+            widths = [width * 2**i for i in range(len(blocks))]
+            for i, (n, ch_in, ch) in enumerate(zip(blocks, [width, *widths], widths)):
+                layer = [Block(ch_in, ch, 1 if i == 0 else 2),
+                         *(Block(ch, ch, 1) for _ in range(1, n))]
                 self.add_module(f"layer{i + 1}", nn.Sequential(*layer))
-                ch = ch_out
-            self.fc = nn.Linear(ch, outputs)
+            self.fc = nn.Linear(widths[-1], outputs)
         self.layers = [f"layer{i + 1}" for i in range(len(blocks))]
         _initialise(self, torch.Generator().manual_seed(seed))
 
@@ -125,14 +122,11 @@ def load_torchvision(net: ResNet, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _initialise(net: nn.Module, generator: torch.Generator) -> None:
-    """torchvision's start: He-normal by fan-out, BatchNorm 1 and 0, fc uniform."""
+    """torchvision's start: He-normal by fan-out, fc uniform; BatchNorm is made with 1 and 0."""
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
             fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1]
             nn.init.normal_(m.weight, 0.0, math.sqrt(2 / fan_out), generator=generator)
-        elif isinstance(m, nn.BatchNorm2d):
-            nn.init.ones_(m.weight)
-            nn.init.zeros_(m.bias)
         elif isinstance(m, nn.Linear):
             bound = 1 / math.sqrt(m.in_features)
             nn.init.uniform_(m.weight, -bound, bound, generator=generator)

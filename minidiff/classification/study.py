@@ -18,8 +18,7 @@ import numpy as np
 from minidiff.classification import arms as kinds
 from minidiff.classification.arms import Arm, Images
 from minidiff.classification.inputs import Inputs
-from minidiff.classification.predictor import Predictor, fit
-from minidiff.classification.transfer import begin
+from minidiff.classification.predictor import Predictor, begin, fit
 from minidiff.errors import InputError
 from minidiff.pixels import to_grey
 from minidiff.runs import read_json, write_json
