@@ -172,10 +172,10 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
         n = max(1, round(arm.factor * len(of_real.get(positive, ()))))
         counts = dict.fromkeys(of_real, n)
     else:
-        whole = next(iter(sources.values()), None) if arm.added == DUPLICATES else pool
-        if whole is None:
+        if not sources:
             raise InputError(f"arm {arm.name}: without a synthetic folder, say how many "
                              "duplicates: real+1xduplicates")
+        whole = next(iter(sources.values())) if arm.added == DUPLICATES else pool
         counts = {label: len(index) for label, index in _by_label(whole).items()}
     extra, members = [], _by_label(pool)
     for label, count in counts.items():

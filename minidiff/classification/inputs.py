@@ -85,10 +85,14 @@ def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[s
     real, carved = _with_validation(real, seed)
     tables = {**{name: real.select(split=name) for name in INTERNAL}, **tables}
     for name, folder in zip(outside, external):
-        tables[name] = _targeted(_external(folder), target)
-        rows = [{**row, "split": name} for row in tables[name].rows]
-        check_leakage([*tables["train"].rows, *tables["val"].rows, *rows],
-                      {**real.hashes, **tables[name].hashes})
+        table, prefix = read_table(folder, split=False), os.path.basename(os.path.abspath(folder))
+        # assumed patients of a folder of the same name are other patients
+        rows = [{**row, "patient": f"external {row['patient']}"}
+                if row["patient"] == f"{prefix}/{row['file_name']}" else row for row in table.rows]
+        tables[name] = _targeted(replace(table, rows=rows), target)
+        check_leakage([*tables["train"].rows, *tables["val"].rows,
+                       *({**row, "split": name} for row in tables[name].rows)],
+                      {**real.hashes, **table.hashes})
     check_labels({name: table.column("label") for name, table in tables.items()}, target)
     hashes = {file: digest for table in tables.values() for file, digest in table.hashes.items()}
     unseen = [row for name, table in tables.items()
@@ -161,14 +165,6 @@ def _held_out(table: Table, column: str, value: str) -> tuple[Table, Table]:
         notes += [f"{value} has {labels.pop()} only; the other labels beside it are the internal "
                   "test's"]
     return rest, replace(table, rows=own, notes=notes)
-
-
-def _external(folder: str) -> Table:
-    """A further test set; assumed patients of a folder of the same name are other patients."""
-    table, prefix = read_table(folder, split=False), os.path.basename(os.path.abspath(folder))
-    rows = [{**row, "patient": f"external {row['patient']}"}
-            if row["patient"] == f"{prefix}/{row['file_name']}" else row for row in table.rows]
-    return replace(table, rows=rows)
 
 
 def _synthetic(name: str, folder: str, train: Sequence[Row], unseen: Sequence[Row],
