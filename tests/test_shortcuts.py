@@ -156,9 +156,13 @@ def test_findings_are_told_one_by_one(planted):
                        labels=var.encode([both_may], rows)["label"])
 
     sets = {name: both(each) for name, each in tests.items()}
+    # a set in which nobody happens to have two is of findings all the same
+    sets["single"] = sets["test"].take([i for i, row in enumerate(sets["test"].rows)
+                                        if row["label"] in ("a", "b")])
     found = shortcut_audit(both(train), sets, target=both_may, columns=["sex"], size=SIZE,
                            steps=30)
     assert area(found, "header", "test", "b") > 0.95 and area(found, BLACKOUT, "test", "b") > 0.95
+    assert area(found, "header", "single", "b") > 0.95
     assert 0.2 < area(found, "header", "test", "a") < 0.8  # a is there in half of either
 
 
