@@ -28,14 +28,14 @@ import numpy as np
 from minidiff import config, distributed, runs
 from minidiff import variables as var
 from minidiff.classification import arms as kinds
-from minidiff.classification import inputs, study, transfer
+from minidiff.classification import inputs, study
 from minidiff.classification import primary as primaries
 from minidiff.classification.assess import assess
 from minidiff.classification.calibration import probabilities
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predict import PredictConfig, predict
-from minidiff.classification.predictor import Predictor, balance, fit
+from minidiff.classification.predictor import Predictor, balance, begin, fit, weights_of
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
 from minidiff.convolution import LEAST
 from minidiff.data.dataset import glance
@@ -178,7 +178,7 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
     if any("even" in arm.words for arm in arms) and not cfg.even:
         raise InputError("--arms real-even needs --even columns, e.g. view")
     if cfg.init:
-        transfer.read(cfg.init)
+        weights_of(cfg.init)
     var.check_names(cfg.condition)
     # one image: no norm
     for name, least in {"size": 32, "width": LEAST, "steps": 1, "batch": 2, "seeds": 1}.items():
@@ -202,7 +202,7 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
         kinds.training_set(arm, train, data.sources, positive=positive_of(cfg, data), seed=cfg.seed,
                            subset_seed=cfg.seed)
     if cfg.init:
-        transfer.begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
+        begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
     known = [data.target, *(var.infer(name, [row.get(name, "") for row in train.rows])
                             for name in cfg.condition if name != "label")]
     var.encode(known, data.sets["test"].rows)
@@ -254,10 +254,11 @@ def audited(cfg: Config, out: Path, data: Inputs) -> dict:
     if (out / "audit.json").exists():
         found = runs.read_json(out / "audit.json")
     else:
-        found = shortcut_audit(
-            data.sets["train"], data.tests, labels=data.labels, seed=cfg.seed, size=cfg.size,
-            columns=[name for name in cfg.condition if name not in ("label", cfg.target)],
-            steps=min(cfg.steps, STEPS))
+        # these are what is to be told
+        columns = [name for name in cfg.condition if name not in ("label", cfg.target)]
+        found = shortcut_audit(data.sets["train"], data.tests, target=data.target,
+                               columns=columns, seed=cfg.seed, size=cfg.size,
+                               steps=min(cfg.steps, STEPS))
         runs.write_json(out / "audit.json", found)
     print("\n".join(found["text"]))
     return found
@@ -276,9 +277,9 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     judge = Predictor(known, width=cfg.width, size=cfg.size,
                       seed=cfg.seed).to(pick_device(cfg.device))
     labels = var.encode(known, train.rows)
-    log = fit(judge, train.pixels, labels, steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr,
-              weights={cfg.target: balance(data.target, labels)} if data.exclusive else None,
-              seed=cfg.seed, progress="judge", precision=cfg.precision)
+    log = fit(judge, train.pixels, labels, weights=balance(data.target, labels),
+              steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed,
+              progress="judge", precision=cfg.precision)
     found = judge_agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
     judge.save(folder)
     runs.write_json(folder / "log.json", log)

@@ -5,24 +5,16 @@ measured by the judge: the second can be no better than the first, so the two st
 """
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
+from minidiff.classification.predictor import Predictor
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
 from minidiff.variables import Labels, Variable
 
 
-class Judge(Protocol):
-    variables: Sequence[Variable]
-
-    def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (N,3,H,W) → name → probabilities (N,k), or values (N,) of a number."""
-
-
-def judge_agreement(judge: Judge, images: Tensor, labels: Labels, which: str) -> list[dict]:
+def judge_agreement(judge: Predictor, images: Tensor, labels: Labels, which: str) -> list[dict]:
     """One row for each variable of the judge that `labels` knows; `which` names the set.
 
     Category: share judged as labelled with Wilson's interval, the same by value, AUROC if there are
@@ -30,13 +22,9 @@ def judge_agreement(judge: Judge, images: Tensor, labels: Labels, which: str) ->
     those that have one the share in which it is seen, with its AUROC. Number: Pearson's r with
     Fisher's interval, slope of judged on labelled, mean absolute error in its own unit.
     """
-    judged = judge.predict(images)
-    rows = []
-    for v in judge.variables:
-        if v.name not in labels:
-            continue
-        cells = labels[v.name]
-        known = v.known(cells)
+    judged, rows = judge.predict(images), []
+    for v in [v for v in judge.variables if v.name in labels]:
+        cells, known = labels[v.name], v.known(labels[v.name])
         row = {"variable": v.name, "set": which, "n": int(known.sum())}
         if row["n"]:
             measure = _named if v.values else _number
