@@ -108,7 +108,7 @@ def test_the_numbers_are_those_of_the_files(project):
     told = {name: item["value"] for (document, name), item in cards().items()
             if document == "model card"}
     assert told["KD, e, covid"] == ("0.152 (0.01 to 0.4; n = 18 held-out, 40 synthetic); "
-                                    "real against real −0.004 (−0.04 to 0.05)")
+                                    "floor −0.004 (−0.04 to 0.05)")
     assert told["diffusion model, numbers in the file of weights"] == "17"
     assert told["conditions, each of which may be "
                 "unknown"] == "sex (F, M); age (20 to 90, mean 51.5)"

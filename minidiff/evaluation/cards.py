@@ -10,8 +10,8 @@ fill them in there, run the command again, and they are on the cards.
 """
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap, Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from minidiff import runs
+from minidiff.classification.compare import grouped
 from minidiff.data.split import SPLITS
 from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
-from minidiff.evaluation.card_items import CARDS, RESEARCH, SUMMARY, Entry
+from minidiff.evaluation.card_items import CARDS, RESEARCH, SUMMARY
 from minidiff.evaluation.verify import read_as_then
 from minidiff.root import Rooted
 
@@ -54,7 +55,7 @@ class Item(NamedTuple):
 
     @property
     def by(self) -> str:
-        if not self.value or not self.sources:
+        if not self.sources:
             return "nobody yet"
         return "person" if ANSWERS in self.sources[0] else "files"
 
@@ -62,17 +63,19 @@ class Item(NamedTuple):
 def run_card(cfg: CardConfig) -> None:
     """A model card and a datasheet (TRIPOD+AI, MI-CLAIM) from the files of the runs."""
     files, out = Files(cfg.runs), Path(cfg.out)
-    items = [item for document in CARDS for item in filled(document, files)]
-    items = answered(items, out / ANSWERS)
+    items = answered([item for document in CARDS for item in filled(document, files)],
+                     out / ANSWERS)
     runs.write_json(out / "card.json", {"items": [{**item._asdict(), "by": item.by}
                                                   for item in items],
                                         "provenance": runs.provenance()})
-    of = ", ".join(sorted({str(folder.parent) for folder in files.folders.values()}))
-    for document in CARDS:
-        own = [item for item in items if item.document == document]
-        left = sum(not item.value for item in own)
-        about = {"document": document, "of": of, "items": own, "left": left, "blank": BLANK,
-                 "answers": ANSWERS, "research": RESEARCH, "summary": summary(own)}
+    for document, own in grouped([item._asdict() for item in items], "document").items():
+        shown = [item for item in own if item["value"] and (item["name"] in SUMMARY or any(
+            ".json: verdict." in source for source in item["sources"]))]
+        left = sum(not item["value"] for item in own)
+        about = {"document": document, "groups": grouped(own, "section"), "summary": shown[:10],
+                 "of": ", ".join(sorted({str(run.parent) for run in files.folders.values()})),
+                 "filled": len(own) - left, "left": left, "blank": BLANK, "answers": ANSWERS,
+                 "research": RESEARCH}
         for ending in ("md", "html"):
             path = out / f"{document.replace(' ', '_')}.{ending}"
             runs.write_atomic(path, pages.render(f"card.{ending}", **about))
@@ -80,25 +83,16 @@ def run_card(cfg: CardConfig) -> None:
 
 
 def filled(document: str, files: "Files") -> Iterator[Item]:
-    """Every item of a document, those that no file answers without a value."""
+    """Every item of a document; those that no file answers have no value."""
     for section, entries in CARDS[document].items():
         for entry in entries:
-            for name, value, sources in lines(entry, files):
-                yield Item(document, section, name, value, sources, entry.asked_by)
-
-
-def lines(entry: Entry, files: "Files") -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Name, value and sources of each item that an entry gives."""
-    if not entry.place:
-        yield entry.item, "", ()
-        return
-    found = list(files.each(entry.place))
-    for context, sources in found:
-        value = pages.text(entry.value, context)
-        if value:
-            yield pages.text(entry.item, context), value, sources
-    if not found and entry.missing is not None:
-        yield entry.item, entry.missing, ()
+            found = list(files.each(entry.place))
+            for context, sources in found:
+                if value := pages.text(entry.value, context):
+                    yield Item(document, section, pages.text(entry.item, context), value, sources,
+                               entry.asked_by)
+            if not found and entry.missing is not None:
+                yield Item(document, section, entry.item, entry.missing, (), entry.asked_by)
 
 
 def answered(items: Sequence[Item], path: Path) -> list[Item]:
@@ -116,14 +110,6 @@ def answered(items: Sequence[Item], path: Path) -> list[Item]:
             if not item.value and answers.get(item.key) else item for item in items]
 
 
-def summary(items: Sequence[Item]) -> list[Item]:
-    """The ten lines at the head of a page: what it is, of what data, and the verdicts."""
-    def chosen(item: Item) -> bool:
-        return item.name in SUMMARY or any(".json: verdict." in s for s in item.sources)
-
-    return [item for item in items if item.value and chosen(item)][:10]
-
-
 class Files:
     """The files of run folders, by kind of run, and what the data say when they are read again."""
 
@@ -131,11 +117,10 @@ class Files:
         self.folders = find_runs(folders)
         self.content: dict[Path, Any] = {}
         self.again = {"use": (RESEARCH, ["minidiff/evaluation/card_items.py: RESEARCH"])}
-        with_data = (kind for kind in ("diffusion", "vae", "classifier", "audit")
-                     if (self.load(kind, "config.json") or {}).get("data"))
-        self.data = next(with_data, "")
+        self.data = next((kind for kind in ("diffusion", "vae", "classifier", "audit")
+                          if (self.load(kind, "config.json") or {}).get("data")), "")
         if self.data:
-            self.again |= read_again(self.folders[self.data], self.load(self.data, "config.json"))
+            self.again |= read_again(self.data, self.folders[self.data])
 
     def load(self, kind: str, name: str) -> Any:
         """A file of a run: JSON, the last line of a log, or facts of weights; None without one."""
@@ -143,7 +128,8 @@ class Files:
         if kind not in self.folders or not path.is_file():
             return None
         if path not in self.content:
-            read = {".json": runs.read_json, ".jsonl": last_line, ".safetensors": weights}
+            read = {".json": runs.read_json, ".safetensors": weights,
+                    ".jsonl": lambda log: (runs.read_log(log) or [None])[-1]}
             self.content[path] = read[path.suffix](path)
         return self.content[path]
 
@@ -157,10 +143,9 @@ class Files:
             kind, _, name = where.replace("DATA", self.data or "DATA").partition("/")
             start, sources = self.load(kind, name), []
         for found, path in members(start, keys):
-            context: dict[str, Any] = {}
-            for outer in found:
-                context |= outer if isinstance(outer, dict) else {}
-            context |= {"it": found[-1], "key": path[-1] if path else "", "keys": path}
+            inner_first = [value for value in reversed(found) if isinstance(value, dict)]
+            own = {"it": found[-1], "keys": path, "key": path[-1] if path else ""}
+            context = dict(ChainMap(own, *inner_first))
             at = sources or [f"{self.folders[kind] / name}: {'.'.join(path)}".rstrip(": ")]
             yield context, tuple(at)
 
@@ -199,10 +184,11 @@ def find_runs(folders: Sequence[str]) -> dict[str, Path]:
     return {kind: paths[0] for kind, paths in found.items()}
 
 
-def read_again(run: Path, config: Mapping) -> dict[str, tuple[Any, list[str]]]:
+def read_again(kind: str, run: Path) -> dict[str, tuple[Any, list[str]]]:
     """(fact, sources) of the data of a run: their splits today, whether they are those trained on,
-    and whether a program drew them.
+    "" where nothing was trained, and whether a program drew them.
     """
+    config, record = runs.read_json(run / "config.json"), run / "run.json"
     folders = config["data"]
     drawn = [path for path in (Path(f) / "phantom.json" for f in folders) if path.is_file()]
     facts = {"drawn": ([runs.read_json(path) for path in drawn], list(map(str, drawn)))}
@@ -213,12 +199,13 @@ def read_again(run: Path, config: Mapping) -> dict[str, tuple[Any, list[str]]]:
     except InputError as error:
         print(f"the data cannot be read again, so patients are not counted: {error}")
         return facts
-    record = run / "run.json"
     written = runs.read_json(record)["facts"].get("data") if record.is_file() else None
-    same = table.select(split=SPLITS).fingerprint == written
-    sources = [*folders, f"{record}: facts.data"] if written else list(folders)
-    return facts | {"splits": (counts(table), list(folders)),
-                    "trained_on": ("yes" if same else "no", sources)}
+    # a classifier keeps a fingerprint of each split; an audit trains on nothing
+    now = ({split: table.select(split=split).fingerprint for split in SPLITS}
+           if kind == "classifier" else table.select(split=SPLITS).fingerprint)
+    trained_on = "" if kind == "audit" else "yes" if written == now else "no"
+    sources = [*folders, *([f"{record}: facts.data"] if written and trained_on else [])]
+    return facts | {"splits": (counts(table), list(folders)), "trained_on": (trained_on, sources)}
 
 
 def counts(table: Table) -> dict[str, list[tuple[str, int, int]]]:
@@ -228,11 +215,6 @@ def counts(table: Table) -> dict[str, list[tuple[str, int, int]]]:
                        {(row["split"], row["label"], row["patient"]) for row in table.rows})
     return {split: [(label, images[split, label], patients[split, label])
                     for label in table.labels] for split in SPLITS}
-
-
-def last_line(path: Path) -> dict | None:
-    log = runs.read_log(path)
-    return log[-1] if log else None
 
 
 def weights(path: Path) -> dict[str, Any]:
