@@ -10,11 +10,11 @@ fill them in there, run the command again, and they are on the cards.
 """
 
 import math
-from collections import ChainMap, Counter, defaultdict
+from collections import ChainMap, Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -39,36 +39,13 @@ class CardConfig(Rooted):
     out: str = "ROOT/card"                  # model_card and datasheet, card.json, answers.json
 
 
-class Item(NamedTuple):
-    """One line of a card. Without a value it waits for a person."""
-
-    document: str                   # model card or datasheet
-    section: str
-    name: str
-    value: str
-    sources: tuple[str, ...]        # "file: key.key"
-    asked_by: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.document}: {self.name}"
-
-    @property
-    def by(self) -> str:
-        if not self.sources:
-            return "nobody yet"
-        return "person" if ANSWERS in self.sources[0] else "files"
-
-
 def run_card(cfg: CardConfig) -> None:
     """A model card and a datasheet (TRIPOD+AI, MI-CLAIM) from the files of the runs."""
     files, out = Files(cfg.runs), Path(cfg.out)
     items = answered([item for document in CARDS for item in filled(document, files)],
                      out / ANSWERS)
-    runs.write_json(out / "card.json", {"items": [{**item._asdict(), "by": item.by}
-                                                  for item in items],
-                                        "provenance": runs.provenance()})
-    for document, own in grouped([item._asdict() for item in items], "document").items():
+    runs.write_json(out / "card.json", {"items": items, "provenance": runs.provenance()})
+    for document, own in grouped(items, "document").items():
         shown = [item for item in own if item["value"] and (item["name"] in SUMMARY or any(
             ".json: verdict." in source for source in item["sources"]))]
         left = sum(not item["value"] for item in own)
@@ -82,32 +59,40 @@ def run_card(cfg: CardConfig) -> None:
         print(f"{path}: {len(own) - left} items filled, {left} left to a person")
 
 
-def filled(document: str, files: "Files") -> Iterator[Item]:
-    """Every item of a document; those that no file answers have no value."""
+def filled(document: str, files: "Files") -> Iterator[dict[str, Any]]:
+    """Every item of a document, as card.json holds it; those that no file answers have no value.
+
+    The sources are places, "file: key.key"; "by" says who filled the item in.
+    """
     for section, entries in CARDS[document].items():
         for entry in entries:
+            item = {"document": document, "section": section, "name": entry.item,
+                    "value": entry.missing, "sources": (), "asked_by": entry.asked_by,
+                    "by": "nobody yet"}
             found = list(files.each(entry.place))
             for context, sources in found:
                 if value := pages.text(entry.value, context):
-                    yield Item(document, section, pages.text(entry.item, context), value, sources,
-                               entry.asked_by)
+                    yield {**item, "name": pages.text(entry.item, context), "value": value,
+                           "sources": sources, "by": "files"}
             if not found and entry.missing is not None:
-                yield Item(document, section, entry.item, entry.missing, (), entry.asked_by)
+                yield item
 
 
-def answered(items: Sequence[Item], path: Path) -> list[Item]:
+def answered(items: Sequence[dict], path: Path) -> list[dict]:
     """The items with what a person wrote into answers.json, which is written anew."""
     answers = runs.read_json(path) if path.is_file() else {}
     if not isinstance(answers, dict) or not all(isinstance(v, str) for v in answers.values()):
         raise InputError(f"{path}: allowed is one JSON object of texts, {{item: answer}}")
-    blank = dict.fromkeys(item.key for item in items if not item.value)
+    keys = [f"{item['document']}: {item['name']}" for item in items]
+    blank = dict.fromkeys(key for key, item in zip(keys, items) if not item["value"])
     strange = sorted(key for key, text in answers.items() if text and key not in blank)
     if strange:
         raise InputError(f"{path} answers {strange[0]!r}, which is not asked; asked are: "
                          f"{', '.join(blank)}")
-    runs.write_json(path, {key: answers.get(key, "") for key in blank})
-    return [item._replace(value=answers[item.key], sources=(f"{path}: {item.key}",))
-            if not item.value and answers.get(item.key) else item for item in items]
+    answers = {key: answers.get(key, "") for key in blank}
+    runs.write_json(path, answers)
+    return [{**item, "value": answers[key], "sources": (f"{path}: {key}",), "by": "person"}
+            if answers.get(key) and not item["value"] else item for key, item in zip(keys, items)]
 
 
 class Files:
@@ -165,23 +150,21 @@ def members(value: Any, keys: Sequence[str]) -> Iterator[tuple[list, list[str]]]
 
 def find_runs(folders: Sequence[str]) -> dict[str, Path]:
     """Kind → run folder, among the folders and those inside them; two of a kind are refused."""
-    found = defaultdict(list)
-    for folder in dict.fromkeys(map(Path, folders)):
-        if not folder.is_dir():
+    for folder in folders:
+        if not Path(folder).is_dir():
             raise InputError(f"{folder}: no such run folder")
-        for path in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
-            config = path / "config.json"
-            kind = runs.read_json(config).get("kind", "") if config.is_file() else ""
-            if kind in KINDS and path not in found[kind]:
-                found[kind].append(path)
+    places = [path for folder in map(Path, folders) for path in (folder, *sorted(folder.glob("*")))]
+    kinds = {place: runs.read_json(place / "config.json").get("kind") for place in places
+             if (place / "config.json").is_file()}
+    found = {kind: [place for place in kinds if kinds[place] == kind] for kind in KINDS}
     for kind, paths in found.items():
         if len(paths) > 1:
             raise InputError(f"{len(paths)} runs of kind {kind}: {', '.join(map(str, paths))}; "
                              "a card is of one model, so name its runs by --runs")
-    if not found:
+    if not any(found.values()):
         raise InputError(f"{', '.join(folders)}: no run folder, nor one inside; a card is filled "
                          "from their config.json, …")
-    return {kind: paths[0] for kind, paths in found.items()}
+    return {kind: paths[0] for kind, paths in found.items() if paths}
 
 
 def read_again(kind: str, run: Path) -> dict[str, tuple[Any, list[str]]]:

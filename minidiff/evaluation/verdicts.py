@@ -5,6 +5,7 @@ Figures in, answers out; the words around them stand in pages/verdicts.txt.
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from minidiff.classification.compare import grouped
 from minidiff.evaluation.metrics.comparison import ALL
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
@@ -65,9 +66,10 @@ def _likeness(rows: Sequence[Mapping]) -> list[dict]:
     the label at all.
     """
     found = []
-    for label, own in _by(rows, "label"):
+    for label, own in grouped(rows, "label").items():
         spaces = []
-        for extractor, sets in _by([r for r in own if r.get("KD") is not None], "extractor"):
+        measured = [r for r in own if r.get("KD") is not None]
+        for extractor, sets in grouped(measured, "extractor").items():
             made = [r for r in sets if r["set"] == "synthetic"]
             others = [r for r in sets if r["set"] not in ("synthetic", "real")
                       and r.get("beyond_low") is not None]
@@ -149,9 +151,3 @@ def of_readers(result: Mapping) -> list[dict]:
 def _widest(x: Mapping) -> tuple[float, float]:
     return (min(x[end] for end in ("low", "wide_low") if x[end] is not None),
             max(x[end] for end in ("high", "wide_high") if x[end] is not None))
-
-
-def _by(rows: Iterable[Mapping], key: str) -> list[tuple[str, list[Mapping]]]:
-    """The rows of each value of a column, in the order of its first rows."""
-    return [(value, [r for r in rows if r[key] == value])
-            for value in dict.fromkeys(r[key] for r in rows)]
