@@ -242,8 +242,9 @@ def test_a_floor_of_fewer_images_says_of_how_many():
     made = [r | {"KD_floor": r["KD_floor"] | {"n": 50, "m": 33}} if r["label"] == "covid" else r
             for r in rows()]
     text = " ".join(Page(report.render(bare(distances=made), {})).text.split())
-    assert "too few real images: covid, at 50 and 33)" in text and "), n = 50, 33" in text
-    assert "too few real images:" not in Page(report.render(bare(distances=rows()), {})).text
+    assert text.count("(covid: at 50 and 33, as there are no more real images)") == 1
+    assert "), n = 50, 33" in text
+    assert "no more real images" not in Page(report.render(bare(distances=rows()), {})).text
 
 
 def test_arms_with_synthetic_images_are_marked():
