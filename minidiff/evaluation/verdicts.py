@@ -106,9 +106,8 @@ def _agreement(rows: Sequence[Mapping]) -> list[dict]:
 
 def _study(study: Mapping) -> list[dict]:
     """Did synthetic images help the classifier? The study's primary comparison answers."""
-    if not (p := study.get("primary")):
-        return []
-    return [{**p, "about": "study", "answer": helped(p)}]
+    p = study.get("primary")
+    return [{**p, "about": "study", "answer": helped(p)}] if p else []
 
 
 def helped(primary: Mapping) -> str:
@@ -136,13 +135,10 @@ def of_readers(result: Mapping) -> list[dict]:
     Of the intervals over other images and over other images and readers, the wider end counts.
     """
     pooled, margin = result["pooled"], result["design"]["margin"]
-    if not pooled:
-        return [{"about": "readers", "answer": OPEN, "good": GOOD, "pooled": None,
-                 "margin": margin}]
-    answer = beyond(*_widest(pooled["difference"]), -margin)
+    answer = beyond(*_widest(pooled["difference"]), -margin) if pooled else OPEN
     found = [{"about": "readers", "answer": answer, "good": GOOD, "pooled": pooled,
               "margin": margin}]
-    if origin := pooled["origin"]:
+    if origin := (pooled or {}).get("origin"):
         seen = beyond(*_widest(origin), 0.5) == GOOD
         found.append({**origin, "about": "origin", "answer": GOOD if seen else OPEN, "good": BAD})
     return found

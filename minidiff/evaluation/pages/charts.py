@@ -140,14 +140,15 @@ def matrix_maps(found: Mapping) -> list[tuple[str, bytes]]:
     own = {(r["name"], c["name"]) for r in rows for c in columns if r["part"] == "held-out"
            and r["label"] == c["label"] and c["kind"] != "real"}
     at = {(c["extractor"], c["row"], c["column"]): c for c in found["cells"]}
-    maps = []
-    for e in found["extractors"]:
-        cells = [[at[e["name"], r["name"], c["name"]] for r in rows] for c in columns]
-        marks = [[("◂" if (cell["row"], cell["column"]) in own else "")
-                  + ("†" if cell["confounded"] else "") for cell in line] for line in cells]
-        maps.append((e["name"], heat_map([[cell.get("KD") for cell in line] for line in cells],
-                                         names, [r["name"] for r in rows], marks)))
-    return maps
+    grids = {e["name"]: [[at[e["name"], r["name"], c["name"]] for r in rows] for c in columns]
+             for e in found["extractors"]}
+    marks = {(row, column): ("◂" if (row, column) in own else "") + ("†" if c["confounded"] else "")
+             for (_, row, column), c in at.items()}
+    return [(name, heat_map([[cell.get("KD") for cell in line] for line in grid], names,
+                            [r["name"] for r in rows],
+                            [[marks[cell["row"], cell["column"]] for cell in line]
+                             for line in grid]))
+            for name, grid in grids.items()]
 
 
 def course_chart(result: dict, log: Sequence[dict]) -> bytes:
