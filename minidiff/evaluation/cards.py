@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from minidiff import runs
 from minidiff.classification.compare import grouped
 from minidiff.data.split import SPLITS
-from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
 from minidiff.evaluation.card_items import CARDS, RESEARCH, SUMMARY
@@ -182,22 +181,19 @@ def read_again(kind: str, run: Path) -> dict[str, tuple[Any, list[str]]]:
     except InputError as error:
         print(f"the data cannot be read again, so patients are not counted: {error}")
         return facts
+    # split → (label, images, patients)
+    images = Counter((row["split"], row["label"]) for row in table.rows)
+    patients = Counter(key[:2] for key in {(row["split"], row["label"], row["patient"])
+                                           for row in table.rows})
+    splits = {split: [(label, images[split, label], patients[split, label])
+                      for label in table.labels] for split in SPLITS}
     written = runs.read_json(record)["facts"].get("data") if record.is_file() else None
     # a classifier keeps a fingerprint of each split; an audit trains on nothing
     now = ({split: table.select(split=split).fingerprint for split in SPLITS}
            if kind == "classifier" else table.select(split=SPLITS).fingerprint)
     trained_on = "" if kind == "audit" else "yes" if written == now else "no"
     sources = [*folders, *([f"{record}: facts.data"] if written and trained_on else [])]
-    return facts | {"splits": (counts(table), list(folders)), "trained_on": (trained_on, sources)}
-
-
-def counts(table: Table) -> dict[str, list[tuple[str, int, int]]]:
-    """Split → (label, images, patients)."""
-    images = Counter((row["split"], row["label"]) for row in table.rows)
-    patients = Counter((split, label) for split, label, _ in
-                       {(row["split"], row["label"], row["patient"]) for row in table.rows})
-    return {split: [(label, images[split, label], patients[split, label])
-                    for label in table.labels] for split in SPLITS}
+    return facts | {"splits": (splits, list(folders)), "trained_on": (trained_on, sources)}
 
 
 def weights(path: Path) -> dict[str, Any]:

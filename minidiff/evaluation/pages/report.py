@@ -28,9 +28,11 @@ ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "coll
            "distances": "report", "numbers": "report", "variety": "report", "conditions": "report",
            "agreement": "report", "matrix": "matrix",
            "study": "classifier", "training": "diffusion"}
-LISTS = ("distances", "growth", "conditions", "variety", "agreement", "classifier", "extractors")
-DICTS = ("neighbours", "duplicates", "membership", "study", "vae", "commands", "configs",
-         "provenance")
+ABSENT = {  # what stands for a part of the report that there is not
+    **dict.fromkeys(("distances", "growth", "conditions", "variety", "agreement", "classifier",
+                     "extractors"), ()),
+    **dict.fromkeys(("neighbours", "duplicates", "membership", "study", "vae", "commands",
+                     "configs", "provenance"), {})}
 PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "collection", "rebuilt",
             "losses")
 LIMITS = {"few": FEWEST, "neighbour": NEIGHBOUR, "alpha": ALPHA, "gate": GATE, "unclear": UNCLEAR}
@@ -49,7 +51,7 @@ def run_page(cfg: PageConfig) -> None:
 def write(folder: Path, result: dict, drawn: dict) -> Path:
     """Write report.json, pictures.json and report.html; returns the page's path.
 
-    result: data, samples, and what there is of LISTS and DICTS. drawn: those of `pictures.draw`,
+    result: data, samples, and what there is of ABSENT. drawn: those of `pictures.draw`,
     "rebuilt", all PNG bytes, "losses" {run: its loss.png} and "matrix", the contents of a
     matrix.json.
     """
@@ -81,8 +83,7 @@ def write_page(folder: Path) -> Path:
 
 def render(result: dict, drawn: dict) -> str:
     """The whole page; a function of its arguments alone."""
-    empty = {**{name: [] for name in LISTS}, **{name: {} for name in DICTS}}
-    result = empty | {name: found for name, found in result.items() if found is not None}
+    result = ABSENT | {name: found for name, found in result.items() if found is not None}
     for name in ("distances", "variety", "conditions"):   # older reports say "small"
         result[name] = [{"too_few": r.get("small"), **r} for r in result[name]]
     measured = [r for r in result["distances"] if not r["too_few"]]
@@ -126,15 +127,13 @@ def with_floors(rows: Sequence[dict]) -> list[dict]:
 
 def distance_chart(rows: Sequence[Mapping], metric: str) -> bytes:
     """Every set's distance to held-out real images, over that of real against real."""
-    panels: dict[str, list[dict]] = {}
     value, floor = {"KD": ("KD", "KD_floor"), "FD": ("FD_halves", "FD_floor_halves")}[metric]
-    for r in rows:
-        name = distance_names(r["extractor"])[metric == "FD"]
-        panels.setdefault(f"{name}, {r['extractor']}", []).append({
-            "name": r["set"], "group": r["label"], "value": r.get(value),
-            "kind": r["set"] if r["set"] in ("synthetic", "real") else "other",
-            "ends": (r.get(f"{metric}_low"), r.get(f"{metric}_high")),
-            "band": r.get(floor) and (r[floor]["low"], r[floor]["high"])})
+    panels = {f"{distance_names(extractor)[metric == 'FD']}, {extractor}": [
+        {"name": r["set"], "group": r["label"], "value": r.get(value),
+         "kind": r["set"] if r["set"] in ("synthetic", "real") else "other",
+         "ends": (r.get(f"{metric}_low"), r.get(f"{metric}_high")),
+         "band": r.get(floor) and (r[floor]["low"], r[floor]["high"])} for r in own]
+              for extractor, own in grouped(rows, "extractor").items()}
     return charts.points(panels, "distance to held-out real images of the label")
 
 
