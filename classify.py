@@ -38,7 +38,7 @@ from minidiff.classification.predict import PredictConfig, predict
 from minidiff.classification.predictor import Predictor, balance, fit
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
 from minidiff.convolution import LEAST
-from minidiff.data.glance import glance
+from minidiff.data.dataset import glance
 from minidiff.data.subset import SubsetConfig, write_subset
 from minidiff.errors import InputError
 from minidiff.evaluation.pages.study import study_page

@@ -42,7 +42,7 @@ from minidiff.evaluation.quick import Quick, recognised
 from minidiff.pixels import to_grey
 from minidiff.root import Rooted, then
 from minidiff.sampling import plan as plans
-from minidiff.sampling.pipeline import make_images, open_pipeline
+from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.sampling.trajectory import TrajectoryConfig, trajectory
 
 # grey levels by which an image made again may differ: rounding, on other hardware or batch sizes
@@ -306,7 +306,7 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
     judge = Predictor.load(Path(cfg.classifier) / "judge") if cfg.classifier else None
     watch = Quick(data.part("train"), data.part("val", "test"), judge)
     if "new" in cfg.keep:
-        watch.release  # noqa: B018 (refuses now if the images are too few to tell copies by)
+        watch.near_limit  # noqa: B018 (refuses now if the images are too few to tell copies by)
     return watch
 
 

@@ -22,8 +22,8 @@ from torch import nn
 from minidiff import config, counted, distributed, runs
 from minidiff import variables as var
 from minidiff.data import latents
-from minidiff.data.dataset import Images, augment, picker
-from minidiff.data.training_set import read_training_set
+from minidiff.data.augmentation import augment
+from minidiff.data.dataset import Images, picker, read_training_set
 from minidiff.diffusion import begin, lora, store, unet, watch
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe

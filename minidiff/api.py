@@ -15,7 +15,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation.fid import Distance, measure
 from minidiff.pixels import to_grey
 from minidiff.sampling import plan
-from minidiff.sampling.pipeline import make_images, open_pipeline
+from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.variables import Number
 
 

@@ -7,7 +7,8 @@ A cell of a table becomes one number of a tensor:
     unknown   −1                 −1                 NaN                missing; has an embedding
     null      −2                 −2                 −inf               dropped, for guidance
 
-Labels are a dict from variable name to a tensor of shape (N,), one entry per image.
+Labels are the values of all conditions, not of the column `label` alone: a dict from the name of
+each variable to a tensor of shape (N,), one entry per image.
 """
 
 import difflib

@@ -1,5 +1,6 @@
 """Small data sets for the tests of tables, layouts and splits."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +43,9 @@ def refused(folders, *says: str, **options) -> None:
         read_table(folders, **options)
     message = str(error.value)
     assert all(part in message for part in says) and "\n" not in message, message
+
+
+def in_every_split(table, *splits: str, per_label: int = 1) -> bool:
+    """Whether each of these splits has `per_label` or more images of every label."""
+    counts = Counter(zip(table.column("label"), table.column("split")))
+    return all(counts[label, split] >= per_label for label in table.labels for split in splits)

@@ -206,7 +206,7 @@ def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path,
     def work(*_, **__):
         raise AssertionError("the long computing has begun")
 
-    monkeypatch.setattr(evaluate, "compare", work)
+    monkeypatch.setattr(evaluate.report_rows, "by_label", work)
     monkeypatch.setattr("minidiff.evaluation.features.build.PixelPCA.fit", work)
     for name in ("results.json", "summary.json", "config.json"):
         (tmp_path / "broken").mkdir(exist_ok=True)

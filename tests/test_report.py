@@ -206,7 +206,7 @@ def test_a_number_that_an_older_report_lacks_is_a_dash():
         Page(report.render(bare(distances=without(made, *names)), {}))
     old = [r if r["set"] == "synthetic" else without([r], "density")[0] for r in made]
     assert "<td>–</td>" in report.render(bare(distances=old), {})
-    Page(report.render(bare(distances=without(made, *report.EQUAL)), {}))
+    Page(report.render(bare(distances=without(made, *report.AT_EQUAL_N)), {}))
 
 
 def test_a_report_of_another_version_is_refused_by_its_version(tmp_path):

@@ -17,7 +17,7 @@ from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError
 from minidiff.sampling import plan
 from minidiff.sampling import trajectory as room
-from minidiff.sampling.pipeline import open_pipeline
+from minidiff.sampling.finished_run import open_pipeline
 from minidiff.sampling.trajectory import (
     Step,
     TrajectoryConfig,

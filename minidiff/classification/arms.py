@@ -14,7 +14,7 @@
     real@25+2xsynthetic       with only 25 real images of the label of interest, by whole patients
 
 Any `real` may have @25. It may also be `real-plain` (no augmentation), `real-strong` (augmentation
-as between hospitals, data/acquisition.py), `real-even` (images weighted so that the label says
+as between hospitals, data/augmentation.py), `real-even` (images weighted so that the label says
 nothing about the study's --even columns), `real-scratch` (from random weights, where the others
 start at --init), or several of these: `real-strong-even`. `synthetic` may be the name of any folder
 that the study was given. Synthetic images help only if they help more than as many duplicates,

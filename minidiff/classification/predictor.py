@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from minidiff.classification.resnet import ResNet
 from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
-from minidiff.data import dataset
-from minidiff.data.acquisition import vary
+from minidiff.data.augmentation import augment, vary
 from minidiff.errors import InputError
 from minidiff.pixels import to_float, to_grey
 from minidiff.runs import read_json, write_atomic, write_json
@@ -36,7 +35,7 @@ from minidiff.variables import Category, Findings, Labels, Number, Variable, fro
 MEAN, STD = 2 * 0.449 - 1, 2 * 0.226
 DECAY, CLIP = 0.05, 5.0  # weight decay of AdamW; gradient norm, reached in the first steps only
 LOOKS = 8                # validations of a training, the best of which is kept
-AUGMENTS = {"plain": None, "classic": dataset.augment, "strong": vary}
+AUGMENTS = {"plain": None, "classic": augment, "strong": vary}
 
 
 class Predictor(nn.Module):

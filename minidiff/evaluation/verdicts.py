@@ -6,7 +6,7 @@ Figures in, answers out; the words around them stand in pages/verdicts.txt.
 from collections.abc import Iterable, Mapping, Sequence
 
 from minidiff.classification.compare import grouped
-from minidiff.evaluation.metrics.comparison import ALL
+from minidiff.evaluation.metrics.report_rows import ALL
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
 KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how a page marks them

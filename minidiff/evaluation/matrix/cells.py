@@ -31,8 +31,7 @@ from minidiff.evaluation.metrics.distances import (
     kid_p,
     mind,
 )
-from minidiff.evaluation.metrics.manifold import prdc
-from minidiff.evaluation.metrics.two_sample import c2st
+from minidiff.evaluation.metrics.neighbours import c2st, prdc
 from minidiff.statistics import wilson
 
 LIMIT = 0.5  # of ρ, up to which a set passes
@@ -83,11 +82,11 @@ def real_against_real(pool: Sequence[Subset], space: str, *, repeats: int, seed:
         found = {}
         try:
             for name, metric in metrics.items():
-                drawn = floor(metric, real=features, patients=patients, n=n, m=n, repeats=repeats,
-                              seed=seed)
-                found |= {f"{name}_null": drawn.median, f"{name}_null_low": drawn.low,
-                          f"{name}_null_high": drawn.high, "null_n": drawn.n}
-        except InputError:
+                if drawn := floor(metric, real=features, patients=patients, n=n, m=n,
+                                  repeats=repeats, seed=seed):
+                    found |= {f"{name}_null": drawn.median, f"{name}_null_low": drawn.low,
+                              f"{name}_null_high": drawn.high, "null_n": drawn.n}
+        except InputError:   # too few images for the balls of coverage
             return {}
         return found
 

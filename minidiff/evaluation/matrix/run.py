@@ -29,10 +29,8 @@ from minidiff.data.files import read_facts
 from minidiff.data.split import trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
-from minidiff.evaluation.features.build import EXTRACTORS, build, describe
-from minidiff.evaluation.features.cache import FeatureCache
-from minidiff.evaluation.features.extractor import Extractor, PredictorFeatures
-from minidiff.evaluation.features.spectrum import Spectrum
+from minidiff.evaluation.features.build import EXTRACTORS, FeatureCache, build, describe
+from minidiff.evaluation.features.extractor import Extractor, PredictorFeatures, Spectrum
 from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.matrix import cells, gates, page
 from minidiff.evaluation.matrix.subsets import (

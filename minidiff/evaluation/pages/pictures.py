@@ -11,9 +11,8 @@ from torch import Tensor
 
 from minidiff.data import images
 from minidiff.data.table import Table
-from minidiff.evaluation.metrics.breakdown import in_order
-from minidiff.evaluation.metrics.comparison import Side
 from minidiff.evaluation.metrics.pairwise import distances, equalised
+from minidiff.evaluation.metrics.report_rows import Side, in_order
 
 BEST = 12         # images of the sheets of best and worst, in equal parts of each label
 BESIDE = 8        # images beside their nearest real ones
@@ -28,7 +27,7 @@ def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mappi
     """All that shows images: "labels", "grids", "best", "worst", "beside", "pairs", "collection".
 
     sides: synthetic and heldout in one space. closest: pairs of `copying.memorisation`. groups:
-    those of `breakdown`. probabilities (n,): the judge's of the label asked for, if there is one.
+    `report_rows.groups`. probabilities (n,): the judge's of the label asked for, if there is one.
     """
     order, facts = ranked(sides["synthetic"], sides["heldout"], probabilities)
     names, sheets = tables["synthetic"].labels, {}

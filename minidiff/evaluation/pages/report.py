@@ -17,8 +17,8 @@ from minidiff.classification.compare import grouped
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
 from minidiff.evaluation.format import distance_names, jsonable, num
-from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
 from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
+from minidiff.evaluation.metrics.report_rows import AT_EQUAL_N, FEWEST, NEIGHBOUR
 from minidiff.evaluation.pages import charts
 from minidiff.evaluation.verdicts import KINDS, variety, verdicts
 from minidiff.root import Rooted
@@ -90,7 +90,7 @@ def render(result: dict, drawn: dict) -> str:
     return pages.render("report.html", **{
         **result, **LIMITS, "with_floors": with_floors,
         "matrix": drawn.get("matrix"), "matrix_maps": charts.matrix_maps,
-        "equal": [name for name in EQUAL if any(name in r for r in measured)],
+        "equal": [name for name in AT_EQUAL_N if any(name in r for r in measured)],
         "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(
             [*verdicts(result), *variety(result["distances"])])],
         "commands_of_runs": result["commands"],
@@ -116,7 +116,8 @@ def with_floors(rows: Sequence[dict]) -> list[dict]:
     found = []
     for label, own in grouped(rows, "label").items():
         found += own
-        floors = {name: own[0][f"{name}_floor"] for name in EQUAL if own[0].get(f"{name}_floor")}
+        floors = {name: own[0][f"{name}_floor"] for name in AT_EQUAL_N
+                  if own[0].get(f"{name}_floor")}
         if floors and not all(r["too_few"] for r in own):
             found.append({"label": label, "set": "floor", "n": next(iter(floors.values()))["n"],
                           "too_few": False,
