@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from minidiff.evaluation.matrix.cells import cell, real_against_real  # noqa: E402
-from minidiff.evaluation.matrix.subsets import Subset  # noqa: E402
+from minidiff.evaluation.matrix.cells import Subset, cell, real_against_real  # noqa: E402
 from minidiff.evaluation.metrics.pairwise import kernel  # noqa: E402
 
 
