@@ -21,8 +21,9 @@ from minidiff.data.files import Box, Facts
 from minidiff.data.split import Row, repair_split, split_patients
 from minidiff.data.table import Table, read_table, write_split, write_table
 from minidiff.errors import InputError
+from minidiff.evaluation import format as tables
 from minidiff.evaluation.format import jsonable, num, percent, span
-from minidiff.evaluation.pages import render, tables
+from minidiff.evaluation.pages import render
 from minidiff.root import Rooted
 
 SIDE, CROP = 176, (264, 88)  # px of the page's pictures; width and height of those of letters

@@ -33,7 +33,7 @@ from minidiff.data.dataset import Images, read_images
 from minidiff.data.split import Row
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
-from minidiff.evaluation.format import jsonable, num, percent, span
+from minidiff.evaluation.format import Table, jsonable, num, percent, span
 from minidiff.evaluation.metrics.copying import FEWEST, memorisation
 from minidiff.evaluation.metrics.distances import (
     finite_percentile,
@@ -44,7 +44,6 @@ from minidiff.evaluation.metrics.distances import (
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.metrics.report_rows import Side, between, joined
 from minidiff.evaluation.pages import charts as figures
-from minidiff.evaluation.pages.tables import Table
 from minidiff.evaluation.sets import check_origin, judge_of
 from minidiff.root import Rooted
 
