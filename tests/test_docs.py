@@ -23,7 +23,8 @@ COMMAND = re.compile(r"(?:python|--|\d) +(-m minidiff\.[a-z.]+|(?:benchmarks/)?[
 def commands(page: Path) -> list[tuple[str, str]]:
     """(program, its words) of every command that a page shows in a block or between backticks."""
     text = page.read_text()
-    blocks = re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```|((?:^ {4}[^\n]*\n)+)", text, re.M | re.S)
+    blocks = re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```|((?:^ {4}[^\n]*\n)+)", text,
+                        re.M | re.S)
     inline = re.findall(r"`(python [^`]+)`", text)
     lines = "\n".join(["\n".join(fenced or indented for fenced, indented in blocks),
                        *(re.sub(r"\s+", " ", line) for line in inline)])
@@ -64,7 +65,8 @@ def test_the_commands_of_a_page_parse(page, tmp_path, monkeypatch, capsys):
 def test_commands_are_found_and_a_wrong_flag_is_seen(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("text `python train.py vae\n--steps 3` text\n\n    python evaluate.py card   x\n\n"
-                    "```sh\ntorchrun --nproc-per-node 8 -- sample.py --sets 2 \\\n  --n 3  # two\n```\n")
+                    "```sh\ntorchrun --nproc-per-node 8 -- sample.py --sets 2 \\\n"
+                    "  --n 3  # two\n```\n")
     assert commands(page) == [("evaluate.py", " card   x"), ("sample.py", " --sets 2 --n 3  # two"),
                               ("train.py", " vae --steps 3")]
     assert words(" --sets 2 [--n 3] # two") == ["--sets", "2", "--n", "3"]
