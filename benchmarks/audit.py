@@ -1,5 +1,5 @@
-"""How long an audit takes and how much memory, what it finds of what was planted, and how often it
-cries wolf.
+"""How long an audit takes and how much memory, how much it finds of what was planted, and how many
+false alarms it raises.
 
     python benchmarks/audit.py --part scale --n 20000   phantoms of 128 px: seconds and peak memory
     python benchmarks/audit.py --part copies [--data DIR]   planted copies: recall, precision

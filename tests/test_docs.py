@@ -64,7 +64,8 @@ def test_the_commands_of_a_page_parse(page, tmp_path, monkeypatch, capsys):
 
 def test_commands_are_found_and_a_wrong_flag_is_seen(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("text `python train.py vae\n--steps 3` text\n\n    python evaluate.py card   x\n\n"
+    page.write_text("text `python train.py vae\n--steps 3` text\n\n"
+                    "    python evaluate.py card   x\n\n"
                     "```sh\ntorchrun --nproc-per-node 8 -- sample.py --sets 2 \\\n"
                     "  --n 3  # two\n```\n")
     assert commands(page) == [("evaluate.py", " card   x"), ("sample.py", " --sets 2 --n 3  # two"),
