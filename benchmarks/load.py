@@ -7,7 +7,7 @@ diffusers.
 Both read the UNet and the VAE; minidiff is also timed with the text tower, run once for the null
 context. diffusers is timed without `accelerate`, as `pip install diffusers` gives it, and with it,
 when it maps the file as minidiff does. Each run is its own process, all in turn, the file in the
-page cache. SHA-256 is timed apart: it is computed once a file.
+page cache. SHA-256 is timed separately: it is computed once for each file.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How often each test of copying speaks up when a known share of the synthetic images are copies;
+"""How often each test of copying accuses when a known share of the synthetic images are copies;
 the table of the docs.
 
     python benchmarks/memorisation.py                        phantoms of 64 px, 10 minutes

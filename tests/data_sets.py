@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidiff.data import images
+from minidiff.data import images, phantom
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 
@@ -26,6 +26,19 @@ def data_set(folder: Path, rows: list[dict], contents=None) -> Path:
         picture(folder / row["file_name"], base + k if contents is None else contents[k])
     write_table(folder / "metadata.csv", rows)
     return folder
+
+
+def drawn(folder: Path, seed: int, n: int) -> list[dict]:
+    """n phantoms of 32 px in place of samples: their files, and a row of file_name, label, sex and
+    age for each.
+    """
+    rows = []
+    for i in range(n):
+        p = phantom.phantom(seed, i, 32)
+        name = f"images/{p.row['label']}/{i:06d}.png"
+        images.write(folder / name, p.image)
+        rows.append({"file_name": name, **{key: p.row[key] for key in ("label", "sex", "age")}})
+    return rows
 
 
 def rows_of(n: int, **columns) -> list[dict]:
