@@ -71,7 +71,7 @@ class Config(Rooted):
     lr: float = 2e-3                  # AdamW peak; 20 % warm-up, then cosine
     seeds: int = 4                    # classifiers an arm
     seed: int = 0                     # the first of them; also of choosing patients, of a split
-    near_copies: Literal["refuse", "drop"] = "refuse"  # test images that repeat a training film
+    near_copies: Literal["refuse", "drop"] = "refuse"  # test images that repeat a training image
     skip_bad: bool = False            # leave unreadable images out, listed, instead of refusing
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on a GPU
     device: str = "auto"              # auto, cpu, cuda, cuda:1 …
