@@ -41,15 +41,16 @@ def effective_wilson(p: float, variance: float, n: float, confidence: float = 0.
 
 def mover(p: float, of_p: Interval, q: float, of_q: Interval) -> Interval:
     """Interval of p − q from the intervals of both, by square and add (Zou & Donner 2008)."""
-    return (float(p - q - np.hypot(p - of_p[0], of_q[1] - q)),
-            float(p - q + np.hypot(of_p[1] - p, q - of_q[0])))
+    return (p - q - np.hypot(p - of_p[0], of_q[1] - q),
+            p - q + np.hypot(of_p[1] - p, q - of_q[0]))
 
 
 def newcombe(k: int, n: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:
     """Interval of k/n − k2/n2, two independent shares (Newcombe 1998, method 10)."""
     if not (n and n2):
         return NONE
-    return mover(k / n, wilson(k, n, confidence), k2 / n2, wilson(k2, n2, confidence))
+    low, high = mover(k / n, wilson(k, n, confidence), k2 / n2, wilson(k2, n2, confidence))
+    return float(low), float(high)
 
 
 def against_chance(k: int, n: int, chance: float = 0.5) -> float:

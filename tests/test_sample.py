@@ -137,7 +137,7 @@ def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):
     (["--independent", "sex", "--origin", "x"], "--origin: each image keeps its own conditions"),
     (["--scales", "agee=2"], "the model has no such condition; it has label, sex, age, view; "
      "nearest: age"), (["--scales", "age"], "write name=number"),
-    (["--interval", "1"], "interval asks for two noise levels"),
+    (["--interval", "1"], "interval 1: two noise levels"),
     (["--rescale", "2"], "--rescale 2.0 is not allowed: 0 to 1"),
     (["--strength", "0"], "--strength 0.0 is not allowed: 0.01 to 1"),
     (["--keep", "pretty"], "--keep pretty: allowed are recognised and new"),

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import minidiff.threads  # noqa: F401  before torch: sets how its threads wait
+
 import torch
 from torch import Tensor
 
