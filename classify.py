@@ -28,17 +28,17 @@ import numpy as np
 from minidiff import config, distributed, runs
 from minidiff import variables as var
 from minidiff.classification import arms as kinds
-from minidiff.classification import inputs, study, transfer
+from minidiff.classification import inputs, study
 from minidiff.classification import primary as primaries
 from minidiff.classification.assess import assess
 from minidiff.classification.calibration import probabilities
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predict import PredictConfig, predict
-from minidiff.classification.predictor import Predictor, balance, fit
+from minidiff.classification.predictor import Predictor, balance, begin, fit, weights_of
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
 from minidiff.convolution import LEAST
-from minidiff.data.glance import glance
+from minidiff.data.dataset import glance
 from minidiff.data.subset import SubsetConfig, write_subset
 from minidiff.errors import InputError
 from minidiff.evaluation.pages.study import study_page
@@ -71,7 +71,7 @@ class Config(Rooted):
     lr: float = 2e-3                  # AdamW peak; 20 % warm-up, then cosine
     seeds: int = 4                    # classifiers an arm
     seed: int = 0                     # the first of them; also of choosing patients, of a split
-    near_copies: Literal["refuse", "drop"] = "refuse"  # test images that repeat a training film
+    near_copies: Literal["refuse", "drop"] = "refuse"  # test images that repeat a training image
     skip_bad: bool = False            # leave unreadable images out, listed, instead of refusing
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on a GPU
     device: str = "auto"              # auto, cpu, cuda, cuda:1 …
@@ -93,8 +93,8 @@ def run_study(cfg: Config) -> None:
                            near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
-        names = kinds.usual(data.sets["train"], data.sources, positive_of(cfg, data))
-        arms = [kinds.parse(name, list(folders)) for name in names]
+        arms = [kinds.parse(name, list(folders)) for name in kinds.usual(
+            data.sets["train"], data.sources, positive_of(cfg, data))]
     known = check_read(cfg, arms, data)
     recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data),
                           cfg.even, cfg.init, cfg.precision, str(pick_device(cfg.device)), cfg.seed)
@@ -118,18 +118,16 @@ def run_study(cfg: Config) -> None:
                                                data, recipe) for own, seed in pairs if own is arm]
                    for arm in arms}
         results, summary = assess(data, arms, trained, recipe, out)
-        found = measured(primary, trained, data, recipe.positive) if primary else None
-        write(out, data, results, {**summary, "primary": found, "audit": audit, "judge": judge,
-                                   "recipe": asdict(recipe)})
+        write(out, data, results, {
+            **summary, "audit": audit, "judge": judge, "recipe": asdict(recipe),
+            "primary": measured(primary, trained, data, recipe.positive) if primary else None})
         print(f"\n\n{out / 'study.html'}\n{then('evaluate', cfg, 'classifier')}")
     distributed.stop()
 
 
 def open_run(cfg: Config, data: Inputs) -> None:
     """Refuse a folder of another study, and print what this one is made of."""
-    start = Path(cfg.init)
-    if start.is_dir():
-        start = start / "predictor.safetensors"
+    start = Path(cfg.init, "predictor.safetensors" if Path(cfg.init).is_dir() else "")
     tables = {name: data.tables[name] for name in data.sets}
     runs.open_run(cfg.out, cfg, "classifier", free=FREE,
                   init=runs.sha256(start) if cfg.init else "",
@@ -180,7 +178,7 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
     if any("even" in arm.words for arm in arms) and not cfg.even:
         raise InputError("--arms real-even needs --even columns, e.g. view")
     if cfg.init:
-        transfer.read(cfg.init)
+        weights_of(cfg.init)
     var.check_names(cfg.condition)
     # one image: no norm
     for name, least in {"size": 32, "width": LEAST, "steps": 1, "batch": 2, "seeds": 1}.items():
@@ -204,7 +202,7 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
         kinds.training_set(arm, train, data.sources, positive=positive_of(cfg, data), seed=cfg.seed,
                            subset_seed=cfg.seed)
     if cfg.init:
-        transfer.begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
+        begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
     known = [data.target, *(var.infer(name, [row.get(name, "") for row in train.rows])
                             for name in cfg.condition if name != "label")]
     var.encode(known, data.sets["test"].rows)
@@ -214,9 +212,9 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
 def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
              out: Path) -> primaries.Primary | None:
     """The primary comparison, written down before training; another one is refused."""
-    matched = [f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
-               and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor)]
-    text = next(iter(matched), "") if cfg.primary == "auto" else cfg.primary
+    matched = (f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
+               and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor))
+    text = next(matched, "") if cfg.primary == "auto" else cfg.primary
     wanted = primaries.parse(text, [arm.name for arm in arms], list(data.tests))
     path = out / "primary.json"
     before = primaries.Primary(**runs.read_json(path)) if path.exists() else None
@@ -258,9 +256,9 @@ def audited(cfg: Config, out: Path, data: Inputs) -> dict:
     else:
         # these are what is to be told
         columns = [name for name in cfg.condition if name not in ("label", cfg.target)]
-        found = shortcut_audit(data.sets["train"], data.tests, labels=data.labels,
-                               columns=columns,
-                               seed=cfg.seed, size=cfg.size, steps=min(cfg.steps, STEPS))
+        found = shortcut_audit(data.sets["train"], data.tests, target=data.target,
+                               columns=columns, seed=cfg.seed, size=cfg.size,
+                               steps=min(cfg.steps, STEPS))
         runs.write_json(out / "audit.json", found)
     print("\n".join(found["text"]))
     return found
@@ -279,9 +277,9 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     judge = Predictor(known, width=cfg.width, size=cfg.size,
                       seed=cfg.seed).to(pick_device(cfg.device))
     labels = var.encode(known, train.rows)
-    weights = {cfg.target: balance(data.target, labels)} if data.exclusive else None
-    log = fit(judge, train.pixels, labels, weights=weights, steps=5 * cfg.steps // 2,
-              batch=cfg.batch, lr=cfg.lr, seed=cfg.seed, progress="judge", precision=cfg.precision)
+    log = fit(judge, train.pixels, labels, weights=balance(data.target, labels),
+              steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed,
+              progress="judge", precision=cfg.precision)
     found = judge_agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
     judge.save(folder)
     runs.write_json(folder / "log.json", log)

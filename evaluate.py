@@ -34,9 +34,8 @@ from tqdm import tqdm
 from minidiff import config, runs
 from minidiff import variables as var
 from minidiff.counted import VALIDATE, normal
-from minidiff.data.dataset import load_pixels
+from minidiff.data.dataset import glance, load_pixels
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
-from minidiff.data.glance import glance
 from minidiff.data.table import Table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
@@ -44,23 +43,22 @@ from minidiff.evaluation import monitor, sets, uncertainty
 from minidiff.evaluation import verify as chain
 from minidiff.evaluation.audit import AuditConfig, run_audit
 from minidiff.evaluation.cards import CardConfig, run_card
-from minidiff.evaluation.features.build import build, describe
-from minidiff.evaluation.features.cache import FeatureCache
+from minidiff.evaluation.features.build import FeatureCache, build, describe
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.fid import FIDConfig, run_fid
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
-from minidiff.evaluation.metrics import breakdown
+from minidiff.evaluation.metrics import report_rows
 from minidiff.evaluation.metrics.agreement import agree, asked, certainty
-from minidiff.evaluation.metrics.comparison import Side, compare
 from minidiff.evaluation.metrics.copying import memorisation
 from minidiff.evaluation.metrics.membership import Losses, audit
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
+from minidiff.evaluation.metrics.report_rows import Side
 from minidiff.evaluation.pages import pictures, report
 from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.sets import Config
 from minidiff.pixels import to_float, to_grey
 from minidiff.sampling import plan as plans
-from minidiff.sampling.pipeline import make_images, open_pipeline
+from minidiff.sampling.finished_run import make_images, open_pipeline
 
 
 def run_report(cfg: Config) -> None:
@@ -73,8 +71,8 @@ def run_report(cfg: Config) -> None:
     found = sets.other_runs(cfg, tables)
     judge = found["judge"]
     labels = asked(judge, tables)  # a cell that the judge does not know is refused before the work
-    vae = store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None
-    extractors = build(cfg.extractors, train=pixels["train"], judge=judge, vae=vae)
+    extractors = build(cfg.extractors, train=pixels["train"], judge=judge,
+                       vae=store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None)
     facts = {name: table.fingerprint for name, table in tables.items()}
     if judge:
         facts["judge"] = runs.sha256(Path(cfg.classifier) / "judge" / "predictor.safetensors")
@@ -88,12 +86,13 @@ def run_report(cfg: Config) -> None:
                           for name, x in pixels.items()}
 
     copies = find_copies(cfg, tables, pixels, spaces)
-    groups, made = breakdown.groups(tables), tables["synthetic"]
+    groups, made = report_rows.groups(tables), tables["synthetic"]
     distances, growth, conditions = [], [], []
     for name, side in spaces.items():
-        distances += compare(name, **side, labels=made.labels, repeats=cfg.repeats, seed=cfg.seed)
-        growth += breakdown.growth(name, **side, seed=cfg.seed)
-        conditions += breakdown.conditions(name, groups, **side, seed=cfg.seed)
+        distances += report_rows.by_label(name, **side, labels=made.labels, repeats=cfg.repeats,
+                                          seed=cfg.seed)
+        growth += report_rows.growth(name, **side, seed=cfg.seed)
+        conditions += report_rows.conditions(name, groups, **side, seed=cfg.seed)
     result = {
         "data": {"folders": list(cfg.data), "size": pixels["train"].shape[-1],
                  **sets.about(tables)},
@@ -101,7 +100,7 @@ def run_report(cfg: Config) -> None:
                     "labels": sets.counts(made), "fingerprint": facts["synthetic"]},
         "extractors": [describe(e) for e in extractors],
         "distances": distances, "growth": growth, "conditions": conditions,
-        "variety": breakdown.variety(spaces, pixels, made.labels, seed=cfg.seed),
+        "variety": report_rows.variety(spaces, pixels, made.labels, seed=cfg.seed),
         "neighbours": copies,
         "duplicates": find_duplicates(tables["train"], pixels["train"]),
         "membership": membership_audit(cfg, tables),
@@ -158,9 +157,8 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
 
     def losses_of(table: Table) -> Losses:
         labels = var.encode(pipeline.conditioner.variables, table.rows)
-        x = load_pixels(table, facts["size"])[1]
         z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float()
-                       for part in x.split(16)])
+                       for part in load_pixels(table, facts["size"])[1].split(16)])
 
         def losses(index: Tensor, t: int, seed: int) -> Tensor:   # images by their number
             noise = normal(seed, [0], VALIDATE, z.shape[1:]).to(device)
@@ -174,8 +172,8 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
                   run=cfg.diffusion, seed=cfg.seed)
     made_by = (sets.read_json(Path(cfg.samples) / "manifest.json") or {}).get("model")
     if "why" not in found:
-        model = runs.sha256(Path(cfg.diffusion) / "model.safetensors")
-        found |= {"run": cfg.diffusion, "made": made_by and made_by == model}
+        found |= {"run": cfg.diffusion, "made": made_by and made_by == runs.sha256(
+            Path(cfg.diffusion) / "model.safetensors")}
     return found
 
 

@@ -42,7 +42,7 @@ from minidiff.evaluation.quick import Quick, recognised
 from minidiff.pixels import to_grey
 from minidiff.root import Rooted, then
 from minidiff.sampling import plan as plans
-from minidiff.sampling.pipeline import make_images, open_pipeline
+from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.sampling.trajectory import TrajectoryConfig, trajectory
 
 # grey levels by which an image made again may differ: rounding, on other hardware or batch sizes
@@ -65,7 +65,7 @@ class SampleConfig(Rooted):
     rows: str = ""                         # CSV of conditions, an image a row, in place of --label
     like: tuple[str, ...] = ()             # data sets to draw conditions from; none: training rows
     origin: tuple[str, ...] = ()           # data sets of real images to begin at, conditions too
-    strength: float = 0.5                  # share of the steps run from --origin; 0 keeps it all
+    strength: float = 0.5                  # share of the steps run from --origin; 1 keeps nothing
     sampler: Sampler = Recipe.sampler      # docs/samplers.md compares them
     ladder: Ladder = Recipe.ladder         # spacing of the noise levels
     steps: int = Recipe.steps              # steps of the sampler
@@ -97,8 +97,8 @@ def sample(cfg: SampleConfig) -> None:
     model = runs.sha256(Path(cfg.run) / "model.safetensors")
     with distributed.rank0_first():
         if not distributed.rank():
-            free = FREE_WITH_KEEP if cfg.keep else FREE
-            runs.open_run(cfg.out, cfg, "samples", free=free, model=model, data=facts["data"])
+            runs.open_run(cfg.out, cfg, "samples", free=FREE_WITH_KEEP if cfg.keep else FREE,
+                          model=model, data=facts["data"])
             if not (out / "plan.json").exists():
                 runs.write_json(out / "plan.json", rows)
             for row in runs.read_json(out / "plan.json"):
@@ -107,9 +107,9 @@ def sample(cfg: SampleConfig) -> None:
     rows = runs.read_json(out / "plan.json")  # finished as it was planned, also by a later version
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
-    batches = [rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch)]
+    batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
     missing = [batch for batch in batches
-               if any(not (out / row["file_name"]).exists() for row in batch)]
+               if not all((out / row["file_name"]).exists() for row in batch)]
     mine = missing[distributed.rank() :: distributed.world()]
     chroma, done = [], set()
     steps = sum(map(len, mine)) * (recipe.taken + 1)  # images that are drawn again come on top
@@ -122,9 +122,8 @@ def sample(cfg: SampleConfig) -> None:
     if not distributed.rank():
         finish_sets(cfg, rows, watch, done)
         finish(cfg, rows, variables, model, facts)
-        removed = ""
-        if chroma and facts["grey"]:
-            removed = f"; mean chroma {sum(chroma) / len(chroma):.2f} of 255 removed"
+        mean = sum(chroma) / max(len(chroma), 1)
+        removed = f"; mean chroma {mean:.2f} of 255 removed" if chroma and facts["grey"] else ""
         print(f"{out}: {count(len(rows), 'image')}, in sets of {plans.SET}; "
               f"{sum(map(len, missing))} of them new{removed}\n{then('classify', cfg, 'samples')}")
 
@@ -138,20 +137,19 @@ def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bo
         pixels, finite = make(cfg, pipeline, rows, seeds, progress)
         reasons = check(cfg, pixels, finite, rows, watch)
         chroma += (pixels.amax(1) - pixels.amin(1)).float().mean((1, 2)).tolist()
-        rejected = []
-        for row, seed, image, reason in zip(rows, seeds, as_trained(pixels, grey), reasons):
+        found = to_grey(pixels) if grey else pixels
+        for row, seed, image, reason in zip(rows, seeds, found, reasons):
             if reason:
-                rejected.append(row)
                 runs.append_log(out / f"rejects-{distributed.rank()}.jsonl",
                                 file_name=row["file_name"], seed=seed, reason=reason)
             elif not (out / row["file_name"]).exists():
                 images.write(out / row["file_name"], image, {**text, **row, "seed": str(seed)})
-        if not rejected:
+        rows = [row for row, reason in zip(rows, reasons) if reason]
+        if not rows:
             return chroma
-        rows = rejected
-    why = next(filter(None, reasons))
     raise InputError(f"{rows[0]['file_name']}: {TRIES} seeds gave no image to keep, the last one "
-                     f"was {why}: {cfg.run} is not trained far enough, or --keep asks for too much")
+                     f"was {next(filter(None, reasons))}: {cfg.run} is not trained far enough, or "
+                     "--keep asks for too much")
 
 
 def make(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], seeds: list[int],
@@ -187,9 +185,10 @@ def finish_sets(cfg: SampleConfig, rows: list[dict], watch: Quick | None, done: 
         pixels = torch.stack([torch.tensor(images.read(out / row["file_name"])) for row in of_set])
         images.write(out / "sheets" / f"set_{name}.png", images.grid(pixels, columns=10))
         if cfg.origin:  # generated beside original
-            start = [torch.tensor(images.square(images.read(row["origin"]), pixels.shape[-1]))[:1]
-                     for row in of_set]
-            pairs = torch.stack([torch.stack(start).expand_as(pixels), pixels], 1).flatten(0, 1)
+            start = torch.stack([
+                torch.tensor(images.square(images.read(row["origin"]), pixels.shape[-1]))[:1]
+                for row in of_set])
+            pairs = torch.stack([start.expand_as(pixels), pixels], 1).flatten(0, 1)
             images.write(out / "sheets" / f"pairs_{name}.png", images.grid(pairs, columns=10))
         if watch:
             numbers = watch(pixels.expand(-1, 3, -1, -1), labels)
@@ -200,28 +199,25 @@ def finish_sets(cfg: SampleConfig, rows: list[dict], watch: Quick | None, done: 
 def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, facts: dict) -> None:
     """Write metadata.csv, with the columns that other commands added, and manifest.json."""
     out, path = Path(cfg.out), Path(cfg.out) / "metadata.csv"
-    before = read_csv(path, ("file_name",)) if path.exists() else []
-    before = {row["file_name"]: row for row in before}
+    before = {row["file_name"]: row
+              for row in (read_csv(path, ("file_name",)) if path.exists() else [])}
     rejects = {(line["file_name"], line["seed"]): line["reason"]
                for file in sorted(out.glob("rejects-*.jsonl")) for line in runs.read_log(file)}
     tries = Counter(file for file, _ in rejects)
     outside = [plans.outside(variables, row) for row in rows]
+    marks = [{}] * len(rows)
     if any(outside):
-        names = sorted(set().union(*outside))
-        print(f"{sum(map(bool, outside))} images have {' and '.join(names)} outside what training "
-              f"saw; metadata.csv marks them", file=sys.stderr)
-    table = []
-    for row, names in zip(rows, outside):
-        seed = int(row["seed"]) + tries[row["file_name"]] * RETRY
-        row = {**before.get(row["file_name"], {}), **row, "seed": seed, "sampler": cfg.sampler,
-               "steps": cfg.steps, "guidance": cfg.guidance}
-        row.pop("outside_training", None)
-        table.append({**row, "outside_training": " ".join(names)} if any(outside) else row)
-    write_table(path, table)
-    hashes = {row["file_name"]: runs.sha256(out / row["file_name"]) for row in rows}
-    hashes["metadata.csv"] = runs.sha256(out / "metadata.csv")
+        print(f"{sum(map(bool, outside))} images have {' and '.join(sorted(set().union(*outside)))}"
+              " outside what training saw; metadata.csv marks them", file=sys.stderr)
+        marks = [{"outside_training": " ".join(names)} for names in outside]
+    write_table(path, [
+        {**before.get(row["file_name"], {}), **row,
+         "seed": int(row["seed"]) + tries[row["file_name"]] * RETRY, "sampler": cfg.sampler,
+         "steps": cfg.steps, "guidance": cfg.guidance, **mark} for row, mark in zip(rows, marks)])
     runs.write_json(out / "manifest.json", {
-        "model": model, "recipe": asdict(recipe_of(cfg)), "sha256": hashes,
+        "model": model, "recipe": asdict(recipe_of(cfg)),
+        "sha256": {name: runs.sha256(out / name)
+                   for name in (*(row["file_name"] for row in rows), "metadata.csv")},
         "trained_on": facts.get("trained_on", []),
         "rejects": dict(Counter(rejects.values())), "yield": len(rows) / (len(rows) + len(rejects)),
     })
@@ -244,8 +240,6 @@ def verify(cfg: VerifyConfig) -> None:
     out = Path(cfg.out)
     saved = config.from_dict(SampleConfig,
                              {**config.load(out / "config.json"), "device": cfg.device})
-    if not (out / "manifest.json").exists():
-        raise InputError(f"{out} has no manifest.json: run `python sample.py` to its end first")
     manifest = runs.read_json(out / "manifest.json")
     hashes = manifest["sha256"]
     edited = [name for name, digest in hashes.items()
@@ -257,11 +251,11 @@ def verify(cfg: VerifyConfig) -> None:
         raise InputError(f"{saved.run} holds another model now than the one that made {out}")
     pipeline, facts = open_pipeline(saved.run, cfg.device, saved.precision, saved.against)
     rows = read_table(out, split=False).rows
-    chosen = torch.randperm(len(rows), generator=seeded(cfg.seed))[: cfg.k].sort().values
-    rows = [rows[i] for i in chosen]
+    order = torch.randperm(len(rows), generator=seeded(cfg.seed))
+    rows = [rows[i] for i in sorted(order[: cfg.k].tolist())]
     again, _ = make(saved, pipeline, rows, [int(row["seed"]) for row in rows])
     worst = 0
-    for row, image in zip(rows, as_trained(again, facts["grey"])):
+    for row, image in zip(rows, to_grey(again) if facts["grey"] else again):
         there = torch.tensor(images.read(row["file"])).int()
         worst = max(worst, (image.int() - there).abs().max().item())
         if worst > TOLERANCE:
@@ -306,13 +300,8 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
     judge = Predictor.load(Path(cfg.classifier) / "judge") if cfg.classifier else None
     watch = Quick(data.part("train"), data.part("val", "test"), judge)
     if "new" in cfg.keep:
-        watch.release  # noqa: B018 (refuses now if the images are too few to tell copies by)
+        watch.near_limit  # noqa: B018 (refuses now if the images are too few to tell copies by)
     return watch
-
-
-def as_trained(batch: Tensor, grey: bool) -> Tensor:
-    """uint8 (n, 3, H, W) → (n, 1, H, W) if training saw grey images only."""
-    return to_grey(batch) if grey else batch
 
 
 def readable(path: Path) -> bool:
@@ -324,15 +313,12 @@ def readable(path: Path) -> bool:
 
 def recipe_of(cfg: SampleConfig) -> Recipe:
     """The recipe that these knobs spell."""
-    if len(cfg.interval) not in (0, 2):
-        raise InputError(f"--interval {' '.join(map(str, cfg.interval))}: give two noise levels, "
-                         "the lower one first")
-    pairs = [item.partition("=") for item in cfg.scales]
     try:
-        scales = {name: float(value) for name, _, value in pairs}
+        scales = {name: float(value)
+                  for name, _, value in (item.partition("=") for item in cfg.scales)}
     except ValueError:
-        raise InputError(f"--scales {' '.join(cfg.scales)}: write name=number, e.g. "
-                         f"label=3") from None
+        raise InputError(f"--scales {' '.join(cfg.scales)}: write name=number, e.g. label=3"
+                         ) from None
     return Recipe(cfg.sampler, cfg.ladder, cfg.steps, cfg.guidance, cfg.eta,
                   cfg.interval or EVERYWHERE, cfg.rescale, scales,
                   strength=cfg.strength if cfg.origin else 1.0)

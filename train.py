@@ -17,18 +17,16 @@ from typing import Literal
 import minidiff.threads  # noqa: F401  before torch: sets how its threads wait
 
 import torch
-from torch import nn
 
 from minidiff import config, counted, distributed, runs
 from minidiff import variables as var
 from minidiff.data import latents
-from minidiff.data.dataset import Images, augment, picker
-from minidiff.data.training_set import read_training_set
+from minidiff.data.augmentation import augment
+from minidiff.data.dataset import Images, picker, read_training_set
 from minidiff.diffusion import begin, lora, store, unet, watch
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.lpips import load_lpips
-from minidiff.diffusion.model import Model
 from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
@@ -38,8 +36,7 @@ from minidiff.sampling.pictures import draw_losses, draw_pictures, draw_reconstr
 from minidiff.training import state
 from minidiff.training.checkpointer import Checkpointer
 from minidiff.training.device import pick_device
-from minidiff.training.ema import EMA, Trained
-from minidiff.training.optim import SCHEDULES, adamw, set_lr
+from minidiff.training.optim import EMA, SCHEDULES, Trained, adamw, set_lr
 from minidiff.training.precision import Precision, PrecisionName
 
 # Knobs that a resumed run may change: the weights do not depend on them.
@@ -138,14 +135,13 @@ def train_vae(cfg: VAEConfig) -> None:
         state.require_space(run, vae)
     net = distributed.parallel(vae, device)
     pick = picker(train, cfg.seed)
-
     with Checkpointer(run, steps=cfg.steps, every=cfg.save_every, text="VAE", model=Trained(vae),
                       ema=ema, optimizer=optimizer, precision=precision) as checkpointer:
         for step in checkpointer.steps():
             slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
             index = pick(slots)
-            generators = counted.generators(cfg.seed, slots, counted.AUGMENT)
-            x = augment(to_float(train.pixels[index]), generators, cfg.augment)
+            x = augment(to_float(train.pixels[index]),
+                        counted.generators(cfg.seed, slots, counted.AUGMENT), cfg.augment)
             x = x.to(device).contiguous(memory_format=torch.channels_last)
             latent = (vae.config.latent_channels, *(side // vae.factor for side in x.shape[2:]))
             noise = counted.normal(cfg.seed, slots, counted.NOISE, latent)
@@ -160,8 +156,9 @@ def train_vae(cfg: VAEConfig) -> None:
             ema.update(vae, step)
 
             done = step + 1
-            terms = {"loss": loss, "l1": l1, "edges": edges, "kl": kl, "lpips": perceptual}
-            terms = {name: distributed.mean(value) for name, value in terms.items()}
+            terms = {name: distributed.mean(value) for name, value in
+                     [("loss", loss), ("l1", l1), ("edges", edges), ("kl", kl),
+                      ("lpips", perceptual)]}
             checkpointer.show(cfg.batch, l1=terms["l1"], lr=lr)
             if done % cfg.log_every == 0 or done == cfg.steps:
                 checkpointer.log(step=done, **terms, lr=lr, grad_norm=norm,
@@ -194,82 +191,66 @@ def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, seen: list[
           f"components: {baseline:.2f} dB); latent scale {vae.scale.item():.4f}")
 
 
-@dataclass(frozen=True, eq=False)
 class Stage:
-    """All that the diffusion stage works with."""
-    run: Path
-    data: Images
-    train: Images
-    labels: var.Labels               # of the training images
-    start: begin.Start
-    model: Model                     # what is trained …
-    net: nn.Module                   # … and the same in DDP, if there are several ranks
-    ema: EMA
-    optimizer: torch.optim.Optimizer
-    precision: Precision
-    source: latents.Source           # of the training images
-    probes: list[watch.Probe]        # of training and validation images
+    """All that the diffusion stage works with: read, checked, built and encoded."""
 
-
-def prepare(cfg: DiffusionConfig) -> Stage:
-    """Read and check everything, build the model, and encode the images."""
-    distributed.start()
-    device = pick_device(cfg.device)
-    precision = Precision(cfg.precision, device)
-    var.check_names(cfg.condition)
-    runs.refuse_other(cfg.out, cfg, "diffusion", (*FREE, "size", "condition"))
-    distributed.require_equal_slices(cfg.batch, cfg.accumulate)
-    vae_run = cfg.vae or ("" if cfg.init else f"{cfg.root}/vae")
-    data = read_training_set(cfg, begin.known_size(cfg.init, vae_run, cfg.size), cfg.prior)
-    train, val = data.part("train"), data.part("val")
-    begin.check_vae(cfg.vae, cfg.init, cfg.root, train.hashes)
-    condition = var.usable(cfg.condition, train.table.rows, begin.known_conditions(cfg.init))
-    cfg = replace(cfg, size=data.size, condition=condition)
-    start = begin.start_diffusion(cfg.init, vae_run, cfg.architecture,
-                        {name: train.table.column(name) for name in cfg.condition},
-                        None if cfg.prediction == "auto" else cfg.prediction, cfg.seed)
-    start.vae.to(device)
-    layout = torch.preserve_format if cfg.shard else torch.channels_last
-    model = start.model.to(device, memory_format=layout)
-    variables = model.conditioner.variables
-    labels = var.encode(variables, train.table.rows)
-    var.encode(variables, data.table.rows)  # refuses a bad cell of any split now
-    automatic = "lora" if cfg.init else "all"
-    scope = automatic if cfg.train == "auto" else cfg.train
-    if cfg.shard and (scope != "all" or precision.name == "fp16"):
-        raise InputError(f"--shard spreads --train all in fp32 or bf16, not {scope} in "
-                         f"{precision.name}")
-    lora.set_trainable(model, scope, cfg.rank, cfg.alpha, counted.seeded(cfg.seed))
-    model.unet.checkpointing = cfg.checkpointing
-    ema = EMA(model, cfg.steps / 10)
-    run = Path(cfg.out)
-    if distributed.rank() == 0:
-        runs.open_run(run, cfg, "diffusion", free=FREE, data=data.table.fingerprint,
-                      notes=data.table.notes, n_train=len(train), **start.origin)
-        state.require_space(run, model, cfg.snapshots)
-    if cfg.shard:
-        distributed.shard((model, ema.model), (unet.ResBlock, unet.Transformer), device)
-    net = model if cfg.shard else distributed.parallel(model, device)
-    optimizer = adamw(model, cfg.lr, weight_decay=1e-2)
-    with distributed.rank0_first():
-        key = runs.json_key(data=data.table.fingerprint, **start.origin)
-        source, val_means = latents.encoded(
-            run / "latents.safetensors", key, encoder(start.vae), train.pixels, val.pixels,
-            views=cfg.views, strength=cfg.augment, seed=cfg.seed)
-    size, levels = min(len(val), watch.AT_MOST), len(start.schedule)
-    probes = [watch.Probe.of(source.mean[0], labels, size, levels),
-              watch.Probe.of(val_means, var.encode(variables, val.table.rows), size, levels)]
-    return Stage(run=run, data=data, train=train, labels=labels, start=start, model=model, net=net,
-                 ema=ema, optimizer=optimizer, precision=precision, source=source, probes=probes)
+    def __init__(self, cfg: DiffusionConfig):
+        distributed.start()
+        self.device = pick_device(cfg.device)
+        self.precision = Precision(cfg.precision, self.device)
+        var.check_names(cfg.condition)
+        runs.refuse_other(cfg.out, cfg, "diffusion", (*FREE, "size", "condition"))
+        distributed.require_equal_slices(cfg.batch, cfg.accumulate)
+        scope = ("lora" if cfg.init else "all") if cfg.train == "auto" else cfg.train
+        if cfg.shard and (scope != "all" or self.precision.name == "fp16"):
+            raise InputError(f"--shard spreads --train all in fp32 or bf16, not {scope} in "
+                             f"{self.precision.name}")
+        vae_run = cfg.vae or ("" if cfg.init else f"{cfg.root}/vae")
+        self.data = read_training_set(cfg, begin.known_size(cfg.init, vae_run, cfg.size), cfg.prior)
+        self.train, val = self.data.part("train"), self.data.part("val")
+        rows = self.train.table.rows
+        begin.check_vae(cfg.vae, cfg.init, cfg.root, self.train.hashes)
+        names = var.usable(cfg.condition, rows, begin.known_conditions(cfg.init))
+        self.start = begin.start_diffusion(cfg.init, vae_run, cfg.architecture,
+                            {name: self.train.table.column(name) for name in names},
+                            None if cfg.prediction == "auto" else cfg.prediction, cfg.seed)
+        self.start.vae.to(self.device)
+        layout = torch.preserve_format if cfg.shard else torch.channels_last
+        self.model = self.start.model.to(self.device, memory_format=layout)   # what is trained …
+        self.variables = self.model.conditioner.variables
+        self.labels = var.encode(self.variables, rows)          # of the training images
+        var.encode(self.variables, self.data.table.rows)  # refuses a bad cell of any split now
+        lora.set_trainable(self.model, scope, cfg.rank, cfg.alpha, counted.seeded(cfg.seed))
+        self.model.unet.checkpointing = cfg.checkpointing
+        self.ema = EMA(self.model, cfg.steps / 10)
+        self.run = Path(cfg.out)
+        facts = {"data": self.data.table.fingerprint, **self.start.origin}
+        if distributed.rank() == 0:
+            runs.open_run(self.run, replace(cfg, size=self.data.size, condition=names), "diffusion",
+                          free=FREE, notes=self.data.table.notes, n_train=len(rows), **facts)
+            state.require_space(self.run, self.model, cfg.snapshots)
+        if cfg.shard:
+            distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),
+                              self.device)
+        # … and the same in DDP, if there are several ranks
+        self.net = self.model if cfg.shard else distributed.parallel(self.model, self.device)
+        self.optimizer = adamw(self.model, cfg.lr, weight_decay=1e-2)
+        with distributed.rank0_first():
+            self.source, val_means = latents.encoded(
+                self.run / "latents.safetensors", runs.json_key(**facts), encoder(self.start.vae),
+                self.train.pixels, val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed)
+        n, levels = min(len(val), watch.AT_MOST), len(self.start.schedule)
+        self.probes = [watch.Probe.of(self.source.mean[0], self.labels, n, levels),
+                       watch.Probe.of(val_means, var.encode(self.variables, val.table.rows), n,
+                                      levels)]
 
 
 def train_diffusion(cfg: DiffusionConfig) -> None:
     """Train the text-free denoiser on latents."""
-    s = prepare(cfg)
-    schedule, device = s.start.schedule, s.precision.device
-    variables = s.model.conditioner.variables
-    net = torch.compile(s.net) if cfg.compile else s.net
-    denoiser = Denoiser(net, schedule, s.start.prediction)
+    s = Stage(cfg)
+    schedule, device = s.start.schedule, s.device
+    denoiser = Denoiser(torch.compile(s.net) if cfg.compile else s.net, schedule,
+                        s.start.prediction)
     averaged = Denoiser(s.ema.model, schedule, s.start.prediction)
     pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size)
     pick = picker(s.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
@@ -283,13 +264,13 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             z, noise = (x.to(device) for x in s.source.draw(index, slots))
             times = (counted.stratified(cfg.seed, step, cfg.batch) * len(schedule)).long()
             t = distributed.rank_slice(times)
-            dropped = counted.drops(cfg.seed, slots, len(variables), cfg.drop, cfg.drop_each)
-            y = var.drop(variables, {k: v[index].to(device) for k, v in s.labels.items()}, dropped)
+            drops = counted.drops(cfg.seed, slots, len(s.variables), cfg.drop, cfg.drop_each)
+            y = var.drop(s.variables, {k: v[index].to(device) for k, v in s.labels.items()}, drops)
             lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
             losses = []
             for micro in torch.arange(len(slots)).chunk(cfg.accumulate):
-                last = micro[-1] + 1 == len(slots)
-                with s.precision.autocast(), distributed.unsynced(s.net, last):
+                is_last = micro[-1] + 1 == len(slots)
+                with s.precision.autocast(), distributed.unsynced(s.net, is_last):
                     loss = denoiser.loss(z[micro], t[micro], noise[micro],
                                          {k: v[micro] for k, v in y.items()}, cfg.min_snr)
                     s.precision.backward(loss.sum() / len(slots))
@@ -319,10 +300,11 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
 
     if distributed.rank() == 0:
         store.save_vae(s.run, s.start.vae, size=s.data.size, trained_on=s.start.trained_on)
-    save_model(s.run, s)
+    save_model(s.run, s)  # last: with model.json, the run is finished
     if distributed.rank() == 0:
-        print(f"{s.run}: finished; sampling uses the EMA weights, best/ holds those of the lowest "
-              f"held-out loss\n{then('sample', cfg, 'diffusion')}")
+        best = ", best/ holds those of the lowest held-out loss"  # not without validation images
+        print(f"{s.run}: finished; sampling uses the EMA weights"
+              f"{best if (s.run / 'best').exists() else ''}\n{then('sample', cfg, 'diffusion')}")
 
 
 def save_model(folder: Path, s: Stage, **facts) -> None:
@@ -332,11 +314,11 @@ def save_model(folder: Path, s: Stage, **facts) -> None:
         model = lora.merge(model)
         if distributed.rank() == 0:
             runs.save_tensors(folder / "lora.safetensors", adapters)
-    names = [v.name for v in model.conditioner.variables]
     store.save_model(
         folder, model, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
         data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
-        rows=[{name: row.get(name, "") for name in names} for row in s.train.table.rows], **facts)
+        rows=[{v.name: row.get(v.name, "") for v in s.variables} for row in s.train.table.rows],
+        **facts)
 
 
 VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_diffusion)}

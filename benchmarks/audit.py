@@ -1,8 +1,8 @@
-"""How long an audit takes and how much memory, what it finds of what was planted, and how often it
-cries wolf.
+"""How long an audit takes and how much memory, how much it finds of what was planted, and how many
+false alarms it raises.
 
     python benchmarks/audit.py --part scale --n 20000   phantoms of 128 px: seconds and peak memory
-    python benchmarks/audit.py --part films [--data DIR]   planted copies: recall, precision
+    python benchmarks/audit.py --part copies [--data DIR]   planted copies: recall, precision
     python benchmarks/audit.py --part text [--data DIR]   planted letters: hits, false alarms
 
 Copies are mirrored, compressed again (JPEG, quality 40), cropped by 5 % a side, or brightened
@@ -60,7 +60,7 @@ def scale(folder: Path) -> None:
           f"({before:.0f} before)")
 
 
-def films(folder: Path, sources: list[str], each: int) -> None:
+def copies(folder: Path, sources: list[str], each: int) -> None:
     """Plant `each` copies of every kind among the originals; pairs of originals are listed, to be
     looked at.
     """
@@ -105,7 +105,7 @@ def letters(sources: list[np.ndarray], name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("scale", "films", "text"), required=True)
+    parser.add_argument("--part", choices=("scale", "copies", "text"), required=True)
     parser.add_argument("--data", default="", help="real X-rays; none: phantoms")
     parser.add_argument("--n", type=int, default=1000, help="phantoms")
     parser.add_argument("--size", type=int, default=128, help="their side, px")
@@ -118,8 +118,8 @@ def main() -> None:
         if args.part == "scale":
             return scale(data)
         sources = read_table(data, split=False, check=False).column("file")
-        if args.part == "films":
-            return films(folder, sources, args.each)
+        if args.part == "copies":
+            return copies(folder, sources, args.each)
         letters([grey(file) for file in sources], args.data or f"phantoms of {args.size} px")
 
 

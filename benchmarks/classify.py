@@ -7,13 +7,13 @@ batch and optimiser.
 Ours is `predictor.fit`, all of it: counted order, augmentation, loss, finite check, clipping,
 AdamW. The peer's loop is the usual one: Dataset, DataLoader, torchvision.transforms.v2 on each
 image's tensor (RandomAffine and ColorJitter of the same strength), cross entropy, AdamW; what it
-lacks (clipping, schedule, check) is in its favour. "As it comes" it has three equal channels and
+lacks (clipping, schedule, check) makes it faster. "As it comes" it has three equal channels and
 torch's default format, optimiser and allocator; "its best settings" are one channel, channels_last,
 the fused optimiser and memory kept; "one draw a batch" moves all images of a batch alike, which is
 cheap and not the same; "no augmentation" is the network's step alone, on both sides.
 
 Each row has a process of its own, and they work in turn; a ratio is the median of those within each
-turn. On a CPU both the process's time and the clock are told, and other programs lengthen the first
+turn. On a CPU both processor time and wall time are printed; other programs lengthen the first
 less.
 """
 

@@ -6,10 +6,9 @@ two folders.
     python benchmarks/fid.py --folders --n 128 --side 512   folders of PNG, Inception
 
 The step is mean, covariance and distance, which pytorch-fid does with np.cov and SciPy's sqrtm.
-`streamed` is minidiff's `Moments`, fed 500 rows at a time, which never holds the rows. Features are
-normal with a 1/k spectrum, float64, the same for all. Each run is its own process, all in turn; CPU
-seconds are those of all threads together, and depend less on what else the machine does than
-seconds by the clock. Memory is the peak above that at the start, features included there.
+Features are normal with a 1/k spectrum, float64, the same for all. Each run is its own process, all
+in turn; CPU seconds are those of all threads together, and depend less on what else the machine
+does than seconds by the clock. Memory is the peak above that at the start, features included there.
 
 Folders hold noisy phantoms, and the Inception network, the same for both, random weights in the
 true shapes. pytorch-fid reads with as many workers as there are threads, as it does unless told;
@@ -34,7 +33,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-D, BATCH = 2048, 500
+D = 2048
 
 
 def features(seed: int, n: int) -> np.ndarray:
@@ -47,18 +46,6 @@ def features(seed: int, n: int) -> np.ndarray:
 def whole() -> Callable[[np.ndarray, np.ndarray], float]:
     from minidiff.evaluation.metrics.distances import fid
     return lambda x, y: fid(real=x, fake=y)
-
-
-def streamed() -> Callable[[np.ndarray, np.ndarray], float]:
-    from minidiff.evaluation.metrics.moments import Moments, fid_of
-
-    def step(x: np.ndarray, y: np.ndarray) -> float:
-        sides = Moments(D), Moments(D)
-        for moments, rows in zip(sides, (x, y)):
-            for start in range(0, len(rows), BATCH):
-                moments.add(rows[start:start + BATCH])
-        return fid_of(*sides)
-    return step
 
 
 def pytorch_fid() -> Callable[[np.ndarray, np.ndarray], float]:
@@ -110,7 +97,7 @@ def prepare(folder: Path, n: int, side: int) -> None:
                          phantom.phantom(seed, k, side, noise=0.02).image)
 
 
-ROWS = {"minidiff": whole, "minidiff, streamed": streamed, "pytorch-fid": pytorch_fid}
+ROWS = {"minidiff": whole, "pytorch-fid": pytorch_fid}
 FOLDERS = {"minidiff": folder_own, "pytorch-fid": folder_theirs}
 
 

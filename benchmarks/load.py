@@ -7,7 +7,7 @@ diffusers.
 Both read the UNet and the VAE; minidiff is also timed with the text tower, run once for the null
 context. diffusers is timed without `accelerate`, as `pip install diffusers` gives it, and with it,
 when it maps the file as minidiff does. Each run is its own process, all in turn, the file in the
-page cache. SHA-256 is timed apart: it is computed once a file.
+page cache. SHA-256 is timed separately: it is computed once for each file.
 """
 
 import argparse
@@ -52,8 +52,7 @@ def one(which: str, file: str) -> None:
     """One measurement in this process, printed as JSON."""
     import torch
     if which.startswith("minidiff"):
-        from minidiff.diffusion.public.certificate import cached_sha256
-        from minidiff.diffusion.public.load import load_sd
+        from minidiff.diffusion.public.load import cached_sha256, load_sd
         cached_sha256(Path(file))
     else:
         sys.path.insert(0, str(ROOT / "tests"))
@@ -101,6 +100,7 @@ def write(folder: Path) -> Path:
 
     from minidiff.diffusion import clip, unet, vae
     from minidiff.diffusion.public import export, keys
+    from minidiff.diffusion.public import folder as layout
     from minidiff.runs import write_json
     torch.manual_seed(0)
     nets = unet.UNet(unet.SD15), vae.VAE(vae.SD), clip.CLIP(clip.CLIP_L)
@@ -114,8 +114,9 @@ def write(folder: Path) -> Path:
     tensors |= {keys.CLIP_L + "text_model." + name: tensor
                 for name, tensor in nets[2].state_dict().items()}
     export.write_tensors(folder / "sd15.safetensors", tensors)
-    write_json(folder / "config" / "unet" / "config.json", export.unet_json(nets[0], 64))
-    write_json(folder / "config" / "vae" / "config.json", export.vae_json(nets[1], 512))
+    configs = folder / "config"
+    write_json(configs / "unet" / "config.json", layout.unet_json(nets[0].config, 64))
+    write_json(configs / "vae" / "config.json", layout.vae_json(nets[1].config, 0.18215, 512))
     return folder / "sd15.safetensors"
 
 

@@ -1,5 +1,5 @@
 """How long the cells of a reference matrix take: rows × columns at n images a set, from features
-that are there already.
+that are computed already.
 
     python benchmarks/matrix.py   20 × 20 at n = 125, 1,000 permutations and resamples, two spaces
     python benchmarks/matrix.py --rows 20 --columns 20 --n 125 --widths 64 2048
@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from minidiff.evaluation.matrix.cells import cell, real_against_real  # noqa: E402
-from minidiff.evaluation.matrix.subsets import Subset  # noqa: E402
+from minidiff.evaluation.matrix.cells import Subset, cell, real_against_real  # noqa: E402
 from minidiff.evaluation.metrics.pairwise import kernel  # noqa: E402
 
 

@@ -1,4 +1,4 @@
-"""How often each test of copying speaks up when a known share of the synthetic images are copies;
+"""How often each test of copying accuses when a known share of the synthetic images are copies;
 the table of the docs.
 
     python benchmarks/memorisation.py                        phantoms of 64 px, 10 minutes
@@ -33,7 +33,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from minidiff.counted import generators  # noqa: E402
 from minidiff.data import phantom  # noqa: E402
-from minidiff.data.dataset import augment, load_pixels  # noqa: E402
+from minidiff.data.augmentation import augment  # noqa: E402
+from minidiff.data.dataset import load_pixels  # noqa: E402
 from minidiff.data.table import read_table  # noqa: E402
 from minidiff.evaluation.metrics.copying import ALPHA, Space, copy_verdict  # noqa: E402
 from minidiff.evaluation.metrics.pairwise import distances, overlaid, pixel_spaces  # noqa: E402

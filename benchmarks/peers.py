@@ -2,6 +2,7 @@
 processes to time them in.
 """
 
+import argparse
 import contextlib
 import importlib
 import multiprocessing
@@ -54,6 +55,19 @@ class Task:
 
     def batch_of(self, *shape: int) -> Tensor:
         return torch.randn(self.batch, *shape, device=self.device)
+
+
+def parser_of(doc: str) -> argparse.ArgumentParser:
+    """A parser with the options that training and sampling have in common."""
+    parser = argparse.ArgumentParser(description=doc,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="all", choices=["demo", "sd15", "all"],
+                        help="TINY, SD 1.5 or both [all]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … [auto]")
+    parser.add_argument("--dtype", default="", choices=["", "fp32", "bf16", "fp16"],
+                        help="[bf16 on a GPU, fp32 on a CPU]")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each comparison [7]")
+    return parser
 
 
 def own_unet(task: Task) -> unets.UNet:

@@ -39,9 +39,16 @@ from minidiff.diffusion.guidance import EVERYWHERE
 from minidiff.diffusion.samplers import SeededNoise
 from minidiff.diffusion.store import load_pipeline
 from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
-from minidiff.evaluation.metrics.distances import equal, finite_percentile, floor, kid, kid_draws
-from minidiff.evaluation.metrics.manifold import prdc
-from minidiff.evaluation.quick import Quick, recognised
+from minidiff.evaluation.metrics.agreement import recognised
+from minidiff.evaluation.metrics.distances import (
+    draw,
+    finite_percentile,
+    floor,
+    kid,
+    kid_draws,
+    same_mix,
+)
+from minidiff.evaluation.metrics.neighbours import prdc
 from minidiff.pixels import to_uint8
 from minidiff.sampling import plan as plans
 from minidiff.statistics import wilson
@@ -169,7 +176,7 @@ def distances(extractor: Extractor, rows: list[str], pixels: dict, train: Images
     margin, n = (bottom.high - bottom.low) / 2, min(len(real), len(other), len(made[against]))
 
     def where(side) -> str:
-        return "{2:>9.2f}{3:>10.2f}".format(*prdc(real=equal(real, n, 0), fake=equal(side, n, 1)))
+        return "{2:>9.2f}{3:>10.2f}".format(*prdc(real=draw(real, n, 0), fake=draw(side, n, 1)))
 
     print(f"\n{extractor.name}: KD of {len(made[against])} images to {len(real)} held-out ones of "
           f"{len(set(patients))} patients; floor {bottom.median:.4f} ({bottom.low:.4f} to "
@@ -225,7 +232,7 @@ def main() -> None:
     train, held_out, labels = data.part("train"), data.part("val",
                                                             "test"), [row["label"] for row in plan]
     # held-out images in the proportions of the labels made
-    keep = Quick(train, held_out).same_mix(labels)
+    keep = same_mix(held_out.table.column("label"), labels)
     reference = Images(type(held_out.table)([held_out.table.rows[i] for i in keep]),
                        held_out.pixels[keep])
     machine = (torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with "

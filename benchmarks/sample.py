@@ -11,8 +11,8 @@ comes", a peer leaves memory to the C library as any script does; otherwise it k
 as minidiff does.
 
 minidiff runs as sample.py runs it, diffusers in the loop of its StableDiffusionPipeline without
-text encoder, progress bar and checks, in its favour. On a GPU its weights are in the dtype asked
-for; minidiff's UNet is under autocast, its VAE fp32.
+text encoder, progress bar and checks, which makes it faster. On a GPU its
+weights are in the dtype asked for; minidiff's UNet is under autocast, its VAE fp32.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from functools import partial
 import torch
 
 # puts minidiff on the path, too
-from peers import VARIABLES, Parts, Row, Task, load_peers, own_unet, their_unet
+from peers import VARIABLES, Parts, Row, Task, load_peers, own_unet, parser_of, their_unet
 from torch import Tensor, nn
 
 # isort: split
@@ -218,14 +218,7 @@ def cases(args: argparse.Namespace, size: str) -> list[tuple[Task, dict[str, int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="all", choices=["demo", "sd15", "all"],
-                        help="TINY, SD 1.5 or both [all]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … [auto]")
-    parser.add_argument("--dtype", default="", choices=["", "fp32", "bf16", "fp16"],
-                        help="[bf16 on a GPU, fp32 on a CPU]")
-    parser.add_argument("--repeats", type=int, default=7, help="turns of each comparison [7]")
+    parser = parser_of(__doc__)
     parser.add_argument("--batch", type=int, default=0,
                         help="[50 for TINY; SD 1.5: 1, 4, 16, 64 on a GPU, 1 on a CPU]")
     parser.add_argument("--pixels", type=int, default=0,

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from minidiff.diffusion.samplers import NOISY, SAMPLERS  # noqa: E402
+from minidiff.diffusion.samplers import NOISY, SAMPLERS, TABLE  # noqa: E402
 from minidiff.diffusion.schedule import Schedule  # noqa: E402
 
 CALLS, SPACINGS = (10, 20, 50), ("karras", "logsigma", "trailing")
@@ -62,7 +62,7 @@ def table(figure, names):
     print("| sampler | " + " | ".join(f"{s} {c}" for s in SPACINGS for c in CALLS) + " |")
     print("|---" * (1 + len(SPACINGS) * len(CALLS)) + "|")
     for name in names:
-        cells = [figure(name, s, c // 2 if name == "heun" else c) for s in SPACINGS for c in CALLS]
+        cells = [figure(name, s, c // TABLE[name].calls) for s in SPACINGS for c in CALLS]
         print(f"| {name or 'exact draws'} | " + " | ".join(f"{cell:.4f}" for cell in cells) + " |",
               flush=True)
 

@@ -12,7 +12,7 @@ otherwise it keeps what it frees, as minidiff does.
 
 diffusers' loop is that of examples/text_to_image/train_text_to_image.py on the same weights:
 encode, add noise, mean squared error, clip, AdamW. Its text encoder, files and learning rate
-schedule are left out, in its favour.
+schedule are left out, which makes it faster.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from load import Peak
 
 # puts minidiff on the path, too
-from peers import VARIABLES, Parts, Row, Task, own_unet, seconds, their_unet
+from peers import VARIABLES, Parts, Row, Task, own_unet, parser_of, seconds, their_unet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,7 +40,7 @@ from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.schedule import Schedule
 from minidiff.training.device import pick_device
-from minidiff.training.ema import EMA
+from minidiff.training.optim import EMA
 from minidiff.training.precision import Precision
 
 IMAGES = 1500                             # in the data set that is drawn from, as in the demo
@@ -272,16 +272,9 @@ def ceiling(task: Task) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="all", choices=["demo", "sd15", "all"],
-                        help="TINY, SD 1.5 or both [all]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … [auto]")
-    parser.add_argument("--dtype", default="", choices=["", "fp32", "bf16", "fp16"],
-                        help="[bf16 on a GPU, fp32 on a CPU]")
+    parser = parser_of(__doc__)
     for name, default, text in (("batch", 0, "images a step [32; SD 1.5: 4 on a GPU, 1 on a CPU]"),
-                                ("pixels", 0, "side of the images [64; SD 1.5 on a GPU: 512]"),
-                                ("repeats", 7, "turns of each comparison [7]")):
+                                ("pixels", 0, "side of the images [64; SD 1.5 on a GPU: 512]")):
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
     parser.add_argument("--ema", action="store_true",
                         help="keep an average of the weights, on both sides")

@@ -4,7 +4,7 @@
     minidiff.fid("real", "synthetic"), minidiff.kid("real", "synthetic")    two folders or arrays
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["load", "fid", "kid"]
 
 

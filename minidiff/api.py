@@ -15,8 +15,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation.fid import Distance, measure
 from minidiff.pixels import to_grey
 from minidiff.sampling import plan
-from minidiff.sampling.pipeline import make_images, open_pipeline
-from minidiff.variables import Number
+from minidiff.sampling.finished_run import make_images, open_pipeline
 
 
 class Model:
@@ -24,7 +23,7 @@ class Model:
 
     def __init__(self, pipeline: Pipeline, facts: dict):
         self.pipeline, self.facts = pipeline, facts
-        self.conditions = {v.name: (v.low, v.high) if isinstance(v, Number) else v.values
+        self.conditions = {v.name: v.values or (v.low, v.high)
                            for v in pipeline.conditioner.variables}
 
     def __repr__(self) -> str:
@@ -45,8 +44,8 @@ class Model:
         labels = [str(label)] if label is not None else list(self.conditions.get("label", ("any",)))
         rows = plan.plan(variables, self.facts["rows"], labels=labels if "label" in self.conditions
                          or label else (), per_label=-(-n // len(labels)), given=given, seed=seed)
-        recipe = Recipe(sampler=sampler, steps=steps, guidance=guidance)
-        made = make_images(self.pipeline, rows[:n], recipe, batch=batch)
+        made = make_images(self.pipeline, rows[:n], batch=batch, recipe=Recipe(
+            sampler=sampler, steps=steps, guidance=guidance))
         if self.facts["grey"]:
             return to_grey(made)[:, 0].numpy()
         return made.permute(0, 2, 3, 1).numpy()

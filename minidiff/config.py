@@ -31,9 +31,10 @@ BOUNDS = {  # a knob of one name has one range in all scripts; both ends are all
     **dict.fromkeys(("steps", "batch", "rank", "accumulate", "log_every", "save_every", "per_label",
                      "k", "seeds", "repeats", "shown"), (1, math.inf)),
     **dict.fromkeys(("kl", "edges", "augment", "min_snr", "views", "sets", "snapshots"), (0, 1e6)),
-    **dict.fromkeys(("drop", "drop_each", "eta", "balance", "strength", "rescale"), (0, 1)),
+    **dict.fromkeys(("drop", "drop_each", "eta", "balance", "rescale"), (0, 1)),
     **dict.fromkeys(("lr", "clip", "alpha"), (1e-12, 1e6)),
     "prior_share": (0.01, 0.99),
+    "strength": (0.01, 1),  # at 0 no step is run
     "width": (8, math.inf),  # see minidiff/convolution.py
     "guidance": (0, 100),
     "seed": (0, 2**31 - 1),
@@ -178,8 +179,8 @@ def from_dict(config_type: type, knobs: Mapping[str, Any]):
         if kind is Literal and value not in typing.get_args(hint):
             raise InputError(f"{name} {value!r} is not one of "
                              f"{', '.join(map(str, typing.get_args(hint)))}")
-        accepted = (int, float) if kind is float else kind
-        if kind in (bool, int, float, str, tuple) and not isinstance(value, accepted):
+        if kind in (bool, int, float, str, tuple) and not isinstance(
+                value, (int, float) if kind is float else kind):
             raise InputError(f"{name} {value!r} is not of the type {kind.__name__}")
         low, high = BOUNDS.get(name, (-math.inf, math.inf))
         if kind in (int, float) and not (low <= value <= high and math.isfinite(value)):
@@ -190,8 +191,8 @@ def from_dict(config_type: type, knobs: Mapping[str, Any]):
 
 def reasons(config_type: type) -> dict[str, str]:
     """Field → the comment beside it in the source."""
-    sources = [inspect.getsource(base) for base in reversed(config_type.__mro__[:-1])]
-    return dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.+)$", "\n".join(sources), re.MULTILINE))
+    source = "\n".join(map(inspect.getsource, reversed(config_type.__mro__[:-1])))
+    return dict(re.findall(r"^\s+(\w+):[^#\n]*#\s*(.+)$", source, re.MULTILINE))
 
 
 def _add_knobs(parser: argparse.ArgumentParser, config_type: type) -> None:

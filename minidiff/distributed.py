@@ -117,8 +117,8 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model in DDP, which averages gradients over ranks."""
     if world() == 1:
         return model
-    gpus = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, gpus, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(
+        model, [device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
 
 
 def shard(models: Sequence[nn.Module], blocks: tuple[type[nn.Module], ...],

@@ -23,5 +23,5 @@ def to_grey(images: Tensor) -> Tensor:
     """uint8 (N, C, H, W) → (N, 1, H, W), the rounded mean of the channels."""
     if images.shape[1] == 1 or images.stride(1) == 0:  # an `.expand`ed grey image holds one channel
         return images[:, :1]
-    parts = images.split(256)  # a whole data set as floats would take four times its memory
-    return torch.cat([part.float().mean(1, keepdim=True).round().to(torch.uint8) for part in parts])
+    return torch.cat([  # a whole data set as floats would take four times its memory
+        part.float().mean(1, keepdim=True).round().to(torch.uint8) for part in images.split(256)])

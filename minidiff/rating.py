@@ -41,8 +41,8 @@ def effective_wilson(p: float, variance: float, n: float, confidence: float = 0.
 
 def mover(p: float, of_p: Interval, q: float, of_q: Interval) -> Interval:
     """Interval of p − q from the intervals of both, by square and add (Zou & Donner 2008)."""
-    d = p - q
-    return d - np.hypot(p - of_p[0], of_q[1] - q), d + np.hypot(of_p[1] - p, q - of_q[0])
+    return (p - q - np.hypot(p - of_p[0], of_q[1] - q),
+            p - q + np.hypot(of_p[1] - p, q - of_q[0]))
 
 
 def newcombe(k: int, n: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:

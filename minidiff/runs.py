@@ -38,15 +38,15 @@ def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (
     """
     folder = Path(folder)
     knobs, facts = refuse_other(folder, cfg, kind, free), json.loads(json.dumps(facts))
-    record = folder / "run.json"
-    past = read_json(record) if record.exists() else {}
+    past = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     if (folder / "config.json").exists():
         _refuse_changed(folder, past.get("facts", {}), facts, (*free, "notes"))
     folder.mkdir(parents=True, exist_ok=True)
     sessions = past.get("sessions", [])
     if sessions:  # the last digits depend on the number of threads, so it stays
         threads.use(sessions[0].get("threads", 0))
-    write_json(record, {"kind": kind, "facts": facts, "sessions": [*sessions, provenance()]})
+    write_json(folder / "run.json",
+               {"kind": kind, "facts": facts, "sessions": [*sessions, provenance()]})
     write_json(folder / "config.json", knobs)  # last: with it, the folder is a run
     return folder
 
@@ -60,26 +60,23 @@ def refuse_other(folder: str | Path, cfg: Any, kind: str,
     folder, knobs = Path(folder), json.loads(json.dumps({"kind": kind, **asdict(cfg)}))
     if (folder / "config.json").exists():
         defaults = {f.name: f.default for f in fields(cfg)}  # of knobs newer than that run
-        before = json.loads(json.dumps(defaults, default=str)) | read_json(folder / "config.json")
-        _refuse_changed(folder, before, knobs, free)
-    elif folder.exists():
-        empty = folder.is_dir() and all(p.name.startswith((".", "run.json"))
-                                        for p in folder.iterdir())
-        if not empty:
-            raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing "
-                             "there is overwritten")
+        _refuse_changed(folder, json.loads(json.dumps(defaults, default=str))
+                        | read_json(folder / "config.json"), knobs, free)
+    elif folder.exists() and not (folder.is_dir() and all(
+            path.name.startswith((".", "run.json")) for path in folder.iterdir())):
+        raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing "
+                         "there is overwritten")
     return knobs
 
 
 def _refuse_changed(folder: Path, before: dict, now: dict, free: Iterable[str]) -> None:
-    names = [name for name in {**before, **now} if name not in ("out", "root", *free)]
-    changed = [name for name in names if _plain(before.get(name)) != _plain(now.get(name))]
+    changed = [name for name in {**before, **now} if name not in ("out", "root", *free)
+               and _plain(before.get(name)) != _plain(now.get(name))]
     if changed:
         shown = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
                           for name in changed[:5])
-        more = ""
-        if changed == ["steps"] and now["kind"] in ("vae", "diffusion"):
-            more = f", or go on from it by --init {folder}"
+        trained = changed == ["steps"] and now["kind"] in ("vae", "diffusion")
+        more = f", or go on from it by --init {folder}" if trained else ""
         raise InputError(f"{folder} holds a run with other settings ({shown}); give another --root "
                          f"or --out{more}")
 
@@ -95,10 +92,10 @@ def _plain(value: Any) -> Any:
 
 def provenance() -> dict[str, Any]:
     """Who computed: command, code, libraries, machine, time."""
-    changes = "+changes" if _git("status", "--porcelain", "-uno") else ""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "minidiff": minidiff.__version__, "commit": _git("rev-parse", "HEAD") + changes,
+        "minidiff": minidiff.__version__, "commit": _git("rev-parse", "HEAD")
+        + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
         "python": platform.python_version(), "torch": torch.__version__,
         "threads": torch.get_num_threads(), "machine": torch.cuda.get_device_name()
         if torch.cuda.is_available() else f"{platform.machine()} CPU",
@@ -205,9 +202,8 @@ def append_log(path: str | Path, **values: Any) -> None:
 
 def read_log(path: str | Path) -> list[dict]:
     """The lines of a log; a last line that a crash cut short is left out."""
-    path = Path(path)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    text = Path(path).read_text() if Path(path).exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def rewind_log(path: str | Path, step: int) -> None:

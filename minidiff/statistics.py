@@ -39,11 +39,7 @@ def delong(scores: Sequence[float], positive: Sequence[bool]) -> tuple[float, fl
 
     DeLong et al. 1988, through midranks in O(n log n) as Sun & Xu 2014.
     """
-    above, below = _placements(scores, positive)
-    m, n = len(above), len(below)
-    if m == 0 or n == 0:
-        return math.nan, math.nan
-    return float(above.mean()), _two_sample_se(above, below)
+    return _area_and_se(*_placements(scores, positive))
 
 
 def delong_pair(a: Sequence[float], b: Sequence[float],
@@ -52,10 +48,8 @@ def delong_pair(a: Sequence[float], b: Sequence[float],
 
     DeLong et al. 1988. What is easy or hard for both cancels image by image; nan as in `delong`.
     """
-    above, below = (x - y for x, y in zip(_placements(a, positive), _placements(b, positive)))
-    if len(above) == 0 or len(below) == 0:
-        return math.nan, math.nan
-    return float(above.mean()), _two_sample_se(above, below)
+    return _area_and_se(*(x - y for x, y in zip(_placements(a, positive),
+                                                _placements(b, positive))))
 
 
 def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
@@ -83,11 +77,13 @@ def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarra
     return parts + area / len(parts)
 
 
-def _two_sample_se(x: np.ndarray, y: np.ndarray) -> float:
-    """Standard error of mean(x) + mean(y), independent samples; nan if one has fewer than two."""
-    if min(len(x), len(y)) < 2:
-        return math.nan
-    return math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
+def _area_and_se(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
+    """Mean of the placements, and its standard error: that of two independent samples."""
+    m, n = len(above), len(below)
+    if not (m and n):
+        return math.nan, math.nan
+    se = math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n) if min(m, n) > 1 else math.nan
+    return float(above.mean()), se
 
 
 def auroc_interval(scores: Sequence[float], positive: Sequence[bool],
@@ -224,19 +220,12 @@ def bootstrap_counts(n: int, n_boot: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
 
 
-def bootstrap_indices(groups: Sequence, n_boot: int, seed: int) -> list[np.ndarray]:
-    """Resamples of whole patients as indices of images; a patient may be drawn several times.
+def patient_weights(patients: Sequence, n_boot: int, seed: int) -> Iterator[np.ndarray]:
+    """Resamples of whole patients as weights of images, (b,n), some fifty at a time.
 
     Images of one patient are not independent: resamples of single images give intervals that are
     too narrow.
     """
-    group = group_ids(groups)
-    counts = bootstrap_counts(group.max() + 1, n_boot, seed)
-    return [np.repeat(np.arange(len(group)), c[group]) for c in counts]
-
-
-def patient_weights(patients: Sequence, n_boot: int, seed: int) -> Iterator[np.ndarray]:
-    """The draws of `bootstrap_indices` as weights of images, (b,n), some fifty at a time."""
     group = group_ids(patients)
     for counts in np.array_split(bootstrap_counts(group.max() + 1, n_boot, seed),
                                  max(1, n_boot // 50)):
@@ -260,8 +249,8 @@ def bootstrap_p(values: Sequence[float]) -> float:
     At least 2 / (1 + number of resamples); nan without any.
     """
     values = np.asarray(values, float)
-    across = min(int((values <= 0).sum()), int((values >= 0).sum()))
-    return min(1.0, 2 * (1 + across) / (1 + len(values))) if len(values) else math.nan
+    across = min((values <= 0).sum(), (values >= 0).sum())
+    return float(min(1.0, 2 * (1 + across) / (1 + len(values)))) if len(values) else math.nan
 
 
 def sign_flip_p(differences: Sequence[float], n_perm: int, seed: int) -> float:
@@ -279,5 +268,5 @@ def sign_flip_p(differences: Sequence[float], n_perm: int, seed: int) -> float:
 
 def percentile(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """The middle of a distribution: from (1 − confidence)/2 to (1 + confidence)/2 of its values."""
-    low, high = np.quantile(np.asarray(values, float), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return tuple(np.quantile(np.asarray(values, float),
+                             [(1 - confidence) / 2, (1 + confidence) / 2]).tolist())

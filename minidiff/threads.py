@@ -45,8 +45,7 @@ def free_cores() -> int:
         return len(own)
     before = worked(STAT.read_text(), own)
     time.sleep(LOOK)
-    busy = (worked(STAT.read_text(), own) - before) / LOOK
-    return max(1, len(own) - round(busy))
+    return max(1, len(own) - round((worked(STAT.read_text(), own) - before) / LOOK))
 
 
 def cores() -> set[int]:
@@ -58,8 +57,8 @@ def cores() -> set[int]:
 
 def worked(stat: str, cores: set[int]) -> float:
     """Seconds for which these cores have worked, from the text of /proc/stat."""
-    names, ticks = {f"cpu{core}" for core in cores}, 0
-    for name, *cells in map(str.split, stat.splitlines()):
-        if name in names:  # user, nice, system; not idle, iowait; irq, softirq, steal
-            ticks += sum(map(int, [*cells[:3], *cells[5:8]]))
+    names = {f"cpu{core}" for core in cores}
+    # user, nice, system; not idle, iowait; irq, softirq, steal
+    ticks = sum(sum(map(int, cells[:3] + cells[5:8]))
+                for name, *cells in map(str.split, stat.splitlines()) if name in names)
     return ticks / os.sysconf("SC_CLK_TCK")

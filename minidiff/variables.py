@@ -7,7 +7,12 @@ A cell of a table becomes one number of a tensor:
     unknown   −1                 −1                 NaN                missing; has an embedding
     null      −2                 −2                 −inf               dropped, for guidance
 
-Labels are a dict from variable name to a tensor of shape (N,), one entry per image.
+Labels are the values of all conditions, not of the column `label` alone: a dict from the name of
+each variable to a tensor of shape (N,), one entry per image.
+
+A condition's type is a class here and its embedding in diffusion/conditioning.py. All others ask
+its `values` (none: it is a quantity) and whether it is `exclusive` (one value at a time), so that a
+new type touches these two files.
 """
 
 import difflib
@@ -17,10 +22,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.errors import InputError
 
+# Every condition of N images by name, of which the class column, "label", is only one: (N,) each.
 Labels = dict[str, Tensor]
 UNKNOWN, NULL = -1, -2  # of a Category and of Findings; a Number has NaN and -inf
 FEW_VALUES = 5          # a column with more different numbers is a Number: icu 0/1 is a Category
@@ -33,16 +40,18 @@ RESERVED = ("file", "where", "file_name", "split", "patient", "seed", "set")
 
 
 @dataclass(frozen=True)
-class _Named:
+class Category:
+    """One of a few named values, e.g. label, sex or view. A network has a logit for each."""
+
     name: str
     values: tuple[str, ...]
+    kind: ClassVar[str] = "category"
+    exclusive: ClassVar[bool] = True
     dtype: ClassVar[torch.dtype] = torch.int64
     null: ClassVar[int] = NULL
 
-
-@dataclass(frozen=True)
-class Category(_Named):
-    """One of a few named values, e.g. label, sex or view."""
+    def __str__(self) -> str:
+        return f"{self.name} {', '.join(self.values)}"
 
     def encode(self, cell: str, where: str = "") -> int:
         if cell == "":
@@ -57,45 +66,86 @@ class Category(_Named):
         raise InputError(f"{_at(where)}{self.name} {cell!r} is not one of {', '.join(self.values)}"
                          + "".join(f"; nearest: {lower[word]}" for word in near))
 
-    def decode(self, value: int) -> str:
-        return self.values[int(value)] if value >= 0 else ""
+    def known(self, cells: Tensor) -> Tensor:
+        return cells >= 0
+
+    def bits(self, cells: Tensor) -> Tensor:
+        """Codes (N,) → which values are present, bool (N, k); none if unknown or null."""
+        return cells[:, None] == torch.arange(len(self.values), device=cells.device)
+
+    def read(self, y: Tensor) -> Tensor:
+        """Outputs of a network → a probability for each value; of a Number its value."""
+        return y.softmax(-1)
+
+    def seen(self, probabilities: Tensor) -> Tensor:
+        """Which values an image is said to have, bool (N, k)."""
+        return self.bits(probabilities.argmax(1))
+
+    def error(self, y: Tensor, cells: Tensor) -> Tensor:
+        """Loss (N,) of a network's outputs, finite also where a cell is unknown or null."""
+        return F.cross_entropy(y, cells.clamp(min=0), reduction="none")
+
+    def merged(self, new: "Category") -> "Category":
+        """This variable with the values of a new one behind its own."""
+        return replace(self, values=tuple(dict.fromkeys(self.values + new.values)))
 
 
 @dataclass(frozen=True)
-class Findings(_Named):
+class Findings(Category):
     """Named findings of which any may be present together, e.g. Edema|Effusion.
 
-    Bit i of the code says whether values[i] is present.
+    Bit i of the code says whether values[i] is present. A network has a logit for each.
     """
+
+    kind: ClassVar[str] = "findings"
+    exclusive: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if len(self.values) > MOST_FINDINGS:
+            raise InputError(f"condition {self.name!r} has {len(self.values)} different findings; "
+                             f"it may have {MOST_FINDINGS}")
 
     def encode(self, cell: str, where: str = "") -> int:
         if cell == "":
             return UNKNOWN
-        one = Category(self.name, self.values)
-        return sum(1 << one.encode(part, where) for part in present(self.name, cell, where))
-
-    def decode(self, value: int) -> str:
-        if value < 0:
-            return ""
-        return AND.join(v for i, v in enumerate(self.values) if int(value) >> i & 1) or NONE
+        code = super().encode
+        return sum(1 << code(part, where) for part in present(self.name, cell, where))
 
     def bits(self, cells: Tensor) -> Tensor:
-        """Codes (N,) → which findings are present, bool (N, k); none if unknown or null."""
         places = torch.arange(len(self.values), device=cells.device)
         return (cells.clamp(min=0)[:, None] >> places & 1).bool()
+
+    def read(self, y: Tensor) -> Tensor:
+        return y.sigmoid()
+
+    def seen(self, probabilities: Tensor) -> Tensor:
+        return probabilities > 0.5
+
+    def error(self, y: Tensor, cells: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(y, self.bits(cells).float(),
+                                                  reduction="none").mean(1)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A quantity in its own unit, e.g. age in years; mean and std are of the training rows."""
+    """A quantity in its own unit, e.g. age in years; mean and std are of the training rows.
+
+    A network has one output, in standard deviations from the mean.
+    """
 
     name: str
     mean: float
     std: float
     low: float
     high: float
+    kind: ClassVar[str] = "number"
+    values: ClassVar[tuple[str, ...]] = ()
+    exclusive: ClassVar[bool] = True
     dtype: ClassVar[torch.dtype] = torch.float32
     null: ClassVar[float] = -math.inf
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.low:g} to {self.high:g}"
 
     def encode(self, cell: str, where: str = "") -> float:
         if cell == "":
@@ -107,12 +157,24 @@ class Number:
                              f"{self.low:g} to {self.high:g}") from None
         return value if math.isfinite(value) else math.nan  # an export's "nan" or "-inf": unknown
 
-    def decode(self, value: float) -> str:
-        return f"{float(value):g}" if math.isfinite(value) else ""
+    def known(self, cells: Tensor) -> Tensor:
+        return cells.isfinite()
+
+    def read(self, y: Tensor) -> Tensor:
+        return y[..., 0] * self.std + self.mean
+
+    def error(self, y: Tensor, cells: Tensor) -> Tensor:
+        # 0 · NaN would still be NaN
+        target = (cells.nan_to_num(self.mean, self.mean, self.mean) - self.mean) / self.std
+        return (y[..., 0] - target).square()
+
+    def merged(self, new: "Number") -> "Number":
+        """This variable with a range that covers both: weights depend on its mean and std."""
+        return replace(self, low=min(self.low, new.low), high=max(self.high, new.high))
 
 
 Variable = Category | Findings | Number
-KINDS = {"category": Category, "findings": Findings, "number": Number}  # from coarse to fine
+KINDS = {v.kind: v for v in (Category, Findings, Number)}  # from coarse to fine
 
 
 def usable(names: Sequence[str], rows: Sequence[Mapping[str, str]],
@@ -129,12 +191,6 @@ def usable(names: Sequence[str], rows: Sequence[Mapping[str, str]],
     if unused:
         print(f"no condition: {', '.join(unused)}, for the training rows have no two values of it")
     return used
-
-
-def described(variables: Sequence[Variable]) -> str:
-    """What can be asked for, in one line: values, or the range of a number."""
-    return "; ".join(f"{v.name} {v.low:g} to {v.high:g}" if isinstance(v, Number)
-                     else f"{v.name} {', '.join(v.values)}" for v in variables)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -165,7 +221,7 @@ def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Varia
         raise InputError(f"condition {name!r} has no known value in the training rows")
     several = isinstance(old, Findings) or (name != "label" and any(AND in cell for cell in known))
     found = {present(name, cell) for cell in known} if several else set(known)
-    numbers = [float(cell) for cell in known if _is_number(cell)]
+    numbers = [x for x in map(to_number, known) if math.isfinite(x)]
     fewest = 0 if isinstance(old, Number) else FEW_VALUES
     if not several and 2 * len(numbers) > len(known) and len(set(numbers)) > fewest:
         x = torch.tensor(numbers, dtype=torch.float64)
@@ -175,21 +231,12 @@ def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Varia
         raise InputError(f"condition {name!r} has one value only, {known[0]!r}: there is nothing "
                          "to condition on")
     if several:
-        return _checked(Findings(name, tuple(sorted(frozenset().union(*found)))))
-    order = {cell: (not _is_number(cell), float(cell) if _is_number(cell) else 0.0, cell)
-             for cell in found}
-    return _checked(Category(name, tuple(sorted(found, key=order.get))))
-
-
-def _checked(variable: Category | Findings) -> Category | Findings:
-    n = len(variable.values)
-    if isinstance(variable, Category) and n > MOST_VALUES:
-        raise InputError(f"condition {variable.name!r} has {n} different values; a category may "
+        return Findings(name, tuple(sorted(frozenset().union(*found))))
+    if len(found) > MOST_VALUES:
+        raise InputError(f"condition {name!r} has {len(found)} different values; a category may "
                          f"have up to {MOST_VALUES}")
-    if isinstance(variable, Findings) and n > MOST_FINDINGS:
-        raise InputError(f"condition {variable.name!r} has {n} different findings; it may have "
-                         f"{MOST_FINDINGS}")
-    return variable
+    words = sorted(cell for cell in found if math.isnan(to_number(cell)))
+    return Category(name, (*sorted(found.difference(words), key=lambda c: (float(c), c)), *words))
 
 
 def present(name: str, cell: str, where: str = "") -> frozenset[str]:
@@ -206,24 +253,17 @@ def present(name: str, cell: str, where: str = "") -> frozenset[str]:
 def merge(old: Sequence[Variable], new: Sequence[Variable]) -> list[Variable]:
     """The new variables, in their order, such that a model trained on the old ones can go on.
 
-    Category and Findings: old values keep their places, new ones follow. Number: the old mean and
-    std stay, for the weights depend on them, and the range covers both.
+    Old values keep their places, new ones follow; a Number keeps its mean and std.
     """
-    known = {v.name: v for v in old}
-    return [_merge(known[v.name], v) if v.name in known else v for v in new]
-
-
-def _merge(old: Variable, new: Variable) -> Variable:
-    if type(old) is not type(new):
-        kinds = {Category: "category", Findings: "set of findings", Number: "number"}
-        raise InputError(f"condition {new.name!r} is a {kinds[type(new)]} here and a "
-                         f"{kinds[type(old)]} in the model to go on from; change the column, or "
-                         "give it another name")
-    if isinstance(old, Number):
-        return replace(old, low=min(old.low, new.low), high=max(old.high, new.high))
-    values = (*old.values, *(value for value in new.values if value not in old.values))
-    merged = replace(old, values=values)
-    return _checked(merged) if isinstance(merged, Findings) else merged
+    merged, known = [], {v.name: v for v in old}
+    for v in new:
+        before = known.get(v.name, v)
+        if before.kind != v.kind:
+            raise InputError(f"condition {v.name!r} is of kind {v.kind} here and of kind "
+                             f"{before.kind} in the model to go on from; change the column, or "
+                             "give it another name")
+        merged.append(before.merged(v))
+    return merged
 
 
 def encode(variables: Sequence[Variable], rows: Sequence[dict[str, str]]) -> Labels:
@@ -232,12 +272,6 @@ def encode(variables: Sequence[Variable], rows: Sequence[dict[str, str]]) -> Lab
         v.name: torch.tensor([v.encode(r.get(v.name, ""), r.get("where", "")) for r in rows],
                              dtype=v.dtype) for v in variables
     }
-
-
-def decode(variables: Sequence[Variable], labels: Labels) -> list[dict[str, str]]:
-    """The inverse of `encode`; unknown and null both become the empty cell."""
-    columns = {v.name: [v.decode(x) for x in labels[v.name].tolist()] for v in variables}
-    return [dict(zip(columns, cells)) for cells in zip(*columns.values())]
 
 
 def drop(variables: Sequence[Variable], labels: Labels, mask: Tensor) -> Labels:
@@ -249,8 +283,7 @@ def drop(variables: Sequence[Variable], labels: Labels, mask: Tensor) -> Labels:
 
 
 def to_json(variables: Sequence[Variable]) -> list[dict]:
-    kinds = {cls: kind for kind, cls in KINDS.items()}
-    return [{"kind": kinds[type(v)], **asdict(v)} for v in variables]
+    return [{"kind": v.kind, **asdict(v)} for v in variables]
 
 
 def from_json(items: Sequence[dict]) -> list[Variable]:
@@ -260,11 +293,13 @@ def from_json(items: Sequence[dict]) -> list[Variable]:
             for item in items]
 
 
-def _is_number(cell: str) -> bool:
+def to_number(cell: str) -> float:
+    """A cell as a finite number, else nan."""
     try:
-        return math.isfinite(float(cell))
+        value = float(cell)
     except ValueError:
-        return False
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def _plain(value: str) -> str:

@@ -1,11 +1,12 @@
 """Small data sets for the tests of tables, layouts and splits."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minidiff.data import images
+from minidiff.data import images, phantom
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 
@@ -27,6 +28,19 @@ def data_set(folder: Path, rows: list[dict], contents=None) -> Path:
     return folder
 
 
+def drawn(folder: Path, seed: int, n: int) -> list[dict]:
+    """n phantoms of 32 px in place of samples: their files, and a row of file_name, label, sex and
+    age for each.
+    """
+    rows = []
+    for i in range(n):
+        p = phantom.phantom(seed, i, 32)
+        name = f"images/{p.row['label']}/{i:06d}.png"
+        images.write(folder / name, p.image)
+        rows.append({"file_name": name, **{key: p.row[key] for key in ("label", "sex", "age")}})
+    return rows
+
+
 def rows_of(n: int, **columns) -> list[dict]:
     """n rows, labels a and b in turn; a column is a list of n cells or a function of the index."""
     cells = {name: [value(k) if callable(value) else value[k] for k in range(n)]
@@ -42,3 +56,9 @@ def refused(folders, *says: str, **options) -> None:
         read_table(folders, **options)
     message = str(error.value)
     assert all(part in message for part in says) and "\n" not in message, message
+
+
+def in_every_split(table, *splits: str, per_label: int = 1) -> bool:
+    """Whether each of these splits has `per_label` or more images of every label."""
+    counts = Counter(zip(table.column("label"), table.column("split")))
+    return all(counts[label, split] >= per_label for label in table.labels for split in splits)

@@ -87,9 +87,14 @@ def lut(first: int, bits: int, entries, packed: bool = False) -> Dataset:
     return ds
 
 
-def run(source, out, *, salt=None, **changes):
+def run(source, out, *, salt=None, **changes) -> int:
+    """The import's exit status."""
     given = {"label": "covid", "salt": str(salt or out.parent / "salt"), **changes}
-    return folder.import_folder(folder.ImportConfig(source=str(source), out=str(out), **given))
+    try:
+        folder.import_folder(folder.ImportConfig(source=str(source), out=str(out), **given))
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def fates(out) -> dict[str, str]:

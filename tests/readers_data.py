@@ -80,3 +80,22 @@ def export(path: Path, rows: list[dict]) -> str:
     end = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "rows": len(rows)}
     path.write_text(body + json.dumps(end) + "\n")
     return str(path)
+
+
+def knn_accuracy(x, y):
+    """Leave-one-out accuracy of the nearest neighbour, means of classes and a ridge; the best of
+    the three.
+    """
+    x = (x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1)
+    n, hits = len(y), np.zeros(3)
+    folds = np.random.default_rng(0).permutation(n) % 10
+    for k in range(10):
+        own, out = folds != k, folds == k
+        d = ((x[out][:, None] - x[own][None]) ** 2).sum(-1)
+        hits[0] += (y[own][d.argmin(1)] == y[out]).sum()
+        means = np.stack([x[own & (y == c)].mean(0) for c in (0, 1)])
+        hits[1] += (((x[out][:, None] - means) ** 2).sum(-1).argmin(1) == y[out]).sum()
+        a = np.c_[x[own], np.ones(own.sum())]
+        w = np.linalg.solve(a.T @ a + np.eye(a.shape[1]), a.T @ (2.0 * y[own] - 1))
+        hits[2] += ((np.c_[x[out], np.ones(out.sum())] @ w > 0) == y[out]).sum()
+    return hits / n

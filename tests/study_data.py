@@ -9,8 +9,10 @@ import torch
 
 from minidiff.classification.arms import Images
 from minidiff.data import images as files
+from minidiff.statistics import patient_weights
 
 LABELS = ("dark", "light", "striped")
+SPLITS = ("train", "train", "train", "test", "val")
 TINY = {"size": 32, "width": 8, "steps": 8, "batch": 8, "lr": 2e-3}
 
 
@@ -40,3 +42,16 @@ def write_set(folder: Path, images: Images, splits=None, findings=False) -> str:
                      + several * findings)
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
+
+
+def bootstrap_indices(groups, n_boot, seed):
+    """The resamples of `patient_weights` as indices of images; a patient may come several times."""
+    return [np.repeat(np.arange(len(groups)), weights.astype(int))
+            for block in patient_weights(groups, n_boot, seed) for weights in block]
+
+
+def write_world(root: Path) -> dict[str, tuple[str]]:
+    """A real set, samples and an external set, under the names of a study's knobs."""
+    return {"data": (write_set(root / "real", toy((30, 30, 30), 1), SPLITS, findings=True),),
+            "synthetic": (write_set(root / "samples", toy((20, 20, 20), 2), findings=True),),
+            "external": (write_set(root / "clinic", toy((4, 4, 0), 3), ("external",)),)}

@@ -6,8 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from minidiff.classification import fairness
-from minidiff.classification import predictive_uncertainty as uncertainty
+from minidiff.classification import fairness, predictive_uncertainty
 from minidiff.classification.assess import roc
 from minidiff.classification.calibration import calibration, pooled, probabilities, temperature
 from minidiff.classification.compare import compare, summarise
@@ -61,11 +60,11 @@ def make(exclusive=True, arms=ARMS, seeds=3, n_boot=100):
         mean = {name: each.mean(0) for name, each in p[arm].items()}
         cut = thresholds_at_specificity(mean["val"], truth["val"], LABELS)
         t = temperature(pooled(z[arm]["val"], exclusive), truth["val"], exclusive)
-        conformal = uncertainty.Conformal.fit(mean["val"], truth["val"])
+        conformal = predictive_uncertainty.Conformal.fit(mean["val"], truth["val"])
         distances = {name: g.gamma(20, 0.1, len(x)) + (name == "clinic")
                      for name, x in truth.items()}
-        unsure = uncertainty.summary(p[arm], truth, LABELS, conformal, distances=distances,
-                                     exclusive=exclusive)
+        unsure = predictive_uncertainty.summary(p[arm], truth, LABELS, conformal,
+                                                distances=distances, exclusive=exclusive)
         for name in tests:
             side, data = (mean[name][:, 0], truth[name][:, 0]), (truth[name], patients[name],
                                                                  LABELS)

@@ -3,19 +3,14 @@ one inside the other.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from study_data import toy
 
-from minidiff.classification import arms as kinds
-from minidiff.classification.arms import (
-    comparisons,
-    even_weights,
-    parse,
-    training_set,
-    unseen_by_arm,
-)
+from minidiff.classification.arms import comparisons, even_weights, parse, training_set
+from minidiff.classification.assess import facts
 from minidiff.data.subset import first_patients
 from minidiff.errors import InputError
 
@@ -139,9 +134,17 @@ def test_even_weights_leave_no_association_of_label_and_view():
 
 
 def test_what_the_generator_saw_and_the_arm_did_not():
+    def extra(name, saw):
+        data = SimpleNamespace(sets={"train": real}, saw={"synthetic": saw})
+        return facts(data, parse(name, ["synthetic"]), SimpleNamespace(positive="light", seed=0))
+
     real = toy((5, 3), 1)
-    assert unseen_by_arm(real, set(real.hashes)) == 0 and unseen_by_arm(real, {*real.hashes, "a",
-                                                                               "b"}) == 2
-    assert unseen_by_arm(real.take(range(4)), set(real.hashes)) == 4 and unseen_by_arm(real,
-                                                                                       None) is None
-    assert kinds.parse("real@25+2xsynthetic", ["synthetic"]).base == "real@25"
+    more = extra("real+1xsynthetic", {*real.hashes, "a", "b"})
+    assert (more["generator_extra"], more["real"]) == (2, 8)
+    assert more["remark"] == "generator saw 2 more real images than this arm"
+    assert extra("real+1xsynthetic", set(real.hashes))["generator_extra"] == 0
+    fewer = extra("real@2+2xsynthetic", set(real.hashes))
+    assert (fewer["generator_extra"], fewer["real"]) == (1, 7)
+    assert extra("synthetic", None)["generator_extra"] is None
+    assert extra("real", None)["generator_extra"] == 0
+    assert parse("real@25+2xsynthetic", ["synthetic"]).base == "real@25"

@@ -234,7 +234,7 @@ def test_copies_of_every_kind_are_found_in_files(tmp_path):
 # --- real X-rays
 
 
-def test_one_film_of_the_public_collections_is_in_training_and_in_the_external_set(cxr):
+def test_one_picture_of_the_public_collections_is_in_training_and_in_the_external_set(cxr):
     table = read_table([cxr, cxr / "external"], split=False, check=False).select(label="covid")
     result, _ = audit.audit(table)
     kinds = {f["kind"]: f for f in result["findings"]}

@@ -12,7 +12,7 @@ from torchvision_peer import torchvision
 
 from minidiff.errors import InputError
 from minidiff.evaluation.features import backbones
-from minidiff.evaluation.features.backbones import BACKBONES, load, read_state
+from minidiff.evaluation.features.backbones import BACKBONES, Network, read_state
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def saved(peer, path):
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "densenet121"])
 def test_parity_with_torchvision(name, tmp_path):
     peer = torchvision_net(name)
-    extractor = load(name, BACKBONES[name], saved(peer, tmp_path / "w.pth"))
+    extractor = Network(name, BACKBONES[name], saved(peer, tmp_path / "w.pth"))
     x = pictures()
     mean, std = (torch.tensor(v).view(3, 1, 1)
                  for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -78,7 +78,7 @@ def xrv_net():
 
 def test_parity_with_a_grey_densenet(tmp_path):
     peer = xrv_net()
-    extractor = load("xrv-densenet121", BACKBONES["xrv-densenet121"],
+    extractor = Network("xrv-densenet121", BACKBONES["xrv-densenet121"],
                      saved(peer, tmp_path / "w.pth"))
     x = pictures(side=224)[:, :1].expand(-1, 3, -1, -1)
     theirs = pooled(peer, (2 * x[:, :1].float() / 255 - 1) * 1024)
@@ -92,7 +92,7 @@ def test_parity_with_torchxrayvision(tmp_path):
     peer = xrv.models.DenseNet(op_threshs=torch.rand(18)).eval()
     randomise(peer, 5)
     peer.input_resolution = 224
-    extractor = load("xrv-densenet121", BACKBONES["xrv-densenet121"],
+    extractor = Network("xrv-densenet121", BACKBONES["xrv-densenet121"],
                      saved(peer, tmp_path / "w.pth"))
     x = pictures(side=300)[:, :1]
     given = torch.stack([torch.from_numpy(xrv.utils.normalize(image.numpy(), 255)) for image in x])
@@ -111,13 +111,13 @@ def test_old_names_of_densenet_are_read(tmp_path):
     torch.save(old, tmp_path / "old.pth")
     torch.save(state, tmp_path / "new.pth")
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
-    assert load("densenet121", row, tmp_path / "old.pth").identity == load(
+    assert Network("densenet121", row, tmp_path / "old.pth").identity == Network(
         "densenet121", row, tmp_path / "new.pth").identity
 
 
 def test_features_do_not_depend_on_company(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "BATCH", 4)
-    extractor = load("resnet18", BACKBONES["resnet18"],
+    extractor = Network("resnet18", BACKBONES["resnet18"],
                      saved(torchvision_net("resnet18"), tmp_path / "w.pth"))
     x = pictures(6)
     whole = extractor(x)
@@ -127,7 +127,7 @@ def test_features_do_not_depend_on_company(tmp_path, monkeypatch):
 
 
 def test_autocast_around_it_does_not_lower_the_precision(tmp_path):
-    extractor = load("resnet18", BACKBONES["resnet18"],
+    extractor = Network("resnet18", BACKBONES["resnet18"],
                      saved(torchvision_net("resnet18"), tmp_path / "w.pth"))
     x = pictures()
     with torch.autocast("cpu", torch.bfloat16):
@@ -138,7 +138,7 @@ def test_autocast_around_it_does_not_lower_the_precision(tmp_path):
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_without_tf32(tmp_path):
     path, x = saved(torchvision_net("resnet18"), tmp_path / "w.pth"), pictures()
-    there, here = (load("resnet18", BACKBONES["resnet18"], path, device=device)(x)
+    there, here = (Network("resnet18", BACKBONES["resnet18"], path, device=device)(x)
                    for device in ("cuda", "cpu"))
     assert there.device.type == "cpu" and (there - here).abs().max() <= 1e-5 * here.abs().max()
 
@@ -146,7 +146,7 @@ def test_a_gpu_gives_the_same_without_tf32(tmp_path):
 def test_the_global_generator_is_not_touched(tmp_path):
     path = saved(torchvision_net("resnet18"), tmp_path / "w.pth")
     before = torch.get_rng_state()
-    load("resnet18", BACKBONES["resnet18"], path)
+    Network("resnet18", BACKBONES["resnet18"], path)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -158,13 +158,13 @@ def test_files_that_do_not_fit_are_named(tmp_path):
             r"of another shape: layer1.0.conv1.weight \(64, 64, 3, 3\), it has \(64, 64, 1, 1\)",
     }.items():
         with pytest.raises(InputError, match=f"w.pth: .*{message}"):
-            load(name, BACKBONES[name], path)
+            Network(name, BACKBONES[name], path)
     path = saved(torchvision().models.densenet121(weights=None, num_classes=18),
                  tmp_path / "colour.pth")
     with pytest.raises(
             InputError,
             match=r"no xrv-densenet121. of another shape: features.conv0.weight \(64, 3, 7, 7\)"):
-        load("xrv-densenet121", BACKBONES["xrv-densenet121"], path)
+        Network("xrv-densenet121", BACKBONES["xrv-densenet121"], path)
 
 
 class Evil:

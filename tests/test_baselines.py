@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from study_data import bootstrap_indices
 
 from minidiff.data import baselines, files
-from minidiff.statistics import auroc, auroc_by_patient, bootstrap_indices, percentile
+from minidiff.statistics import auroc, auroc_by_patient, percentile
 
 
 def test_the_regression_is_at_its_minimum_and_gives_the_log_odds_ratio():

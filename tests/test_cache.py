@@ -7,9 +7,10 @@ from test_backbones import saved, torchvision_net
 
 from minidiff.classification.predictor import Predictor
 from minidiff.errors import InputError
-from minidiff.evaluation.features import backbones, cache
-from minidiff.evaluation.features.backbones import BACKBONES, load
-from minidiff.evaluation.features.cache import FeatureCache, content_keys
+from minidiff.evaluation.features import backbones
+from minidiff.evaluation.features import build as cache
+from minidiff.evaluation.features.backbones import BACKBONES, Network
+from minidiff.evaluation.features.build import FeatureCache, content_keys
 from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures, digest
 from minidiff.variables import Category
 
@@ -50,7 +51,7 @@ def test_only_the_missing_are_computed_and_in_one_size(tmp_path):
 
 @pytest.fixture(scope="module")
 def extractors(tmp_path_factory):
-    network = load("resnet18", BACKBONES["resnet18"],
+    network = Network("resnet18", BACKBONES["resnet18"],
                    saved(torchvision_net("resnet18"), tmp_path_factory.mktemp("weights") / "w.pth"))
     judge = Predictor([Category("label", ("a", "b"))], width=8, size=32)
     return {"pixels": PixelPCA().fit(PIXELS), "classifier": PredictorFeatures(judge),

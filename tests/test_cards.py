@@ -108,7 +108,7 @@ def test_the_numbers_are_those_of_the_files(project):
     told = {name: item["value"] for (document, name), item in cards().items()
             if document == "model card"}
     assert told["KD, e, covid"] == ("0.152 (0.01 to 0.4; n = 18 held-out, 40 synthetic); "
-                                    "real against real −0.004 (−0.04 to 0.05)")
+                                    "floor −0.004 (−0.04 to 0.05)")
     assert told["diffusion model, numbers in the file of weights"] == "17"
     assert told["conditions, each of which may be "
                 "unknown"] == "sex (F, M); age (20 to 90, mean 51.5)"
@@ -201,6 +201,37 @@ def test_what_was_not_measured_is_called_so(project):
     assert items["datasheet", "empty cells of sex"]["value"] == "covid 25.0 %"
     change(project / "report/report.json", "neighbours", to=None)
     assert "not measured" in cards()["model card", "verdict"]["value"]
+
+
+def test_the_data_of_a_classifier_or_an_audit_alone(project):
+    apart = "model card", "no patient and no file in two splits"
+    for kind in ("vae", "diffusion"):
+        (project / kind / "config.json").unlink()
+    table = read_table("data")
+    parts = {split: table.select(split=split).fingerprint for split in ("train", "val", "test")}
+    (project / "classifier/run.json").write_text(
+        json.dumps({"facts": {"data": parts}, "sessions": []}))
+    items = cards()
+    assert "these are the data trained on" in items[apart]["value"]
+    told = items["model card", "fingerprint of the data"]["value"]
+    assert f"train {parts['train']}, val" in told
+    (project / "classifier/config.json").unlink()
+    (project / "audit").mkdir()
+    (project / "audit/config.json").write_text('{"kind": "audit", "data": ["data"]}')
+    (project / "audit/run.json").write_text('{"facts": {"data": "0"}, "sessions": []}')
+    assert cards()[apart]["value"] == "checked when this card was made, over all rows"
+
+
+def test_a_matrix_of_an_older_version_is_read(project):
+    (project / "matrix").mkdir()
+    (project / "matrix/config.json").write_text('{"kind": "matrix"}')
+    (project / "matrix/matrix.json").write_text(json.dumps({
+        "verdicts": [{"name": "covid · x", "grey": "3 images"}],
+        "shortcuts": [{"label": "covid", "fact": "size", "auroc": 0.9, "low": 0.8, "high": 1.0,
+                       "n": 30, "n_rest": 40}]}))
+    items = cards()
+    assert items["model card", "matrix: covid · x"]["value"] == "3 images"
+    assert items["model card", "covid by size"]["value"].startswith("AUROC 0.9 ")
 
 
 def test_bad_input_is_named(project):

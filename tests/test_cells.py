@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from minidiff.evaluation.matrix import cells
-from minidiff.evaluation.matrix.subsets import Subset
+from minidiff.evaluation.matrix.cells import Subset
 from minidiff.evaluation.metrics.distances import kid
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import evaluate
+import minidiff
 import sample
 from minidiff import config, runs
 from minidiff.classification.predictor import Predictor
@@ -200,6 +201,23 @@ def test_each_fault_is_named(tree, name):
     text = told(faults(tree / folder, k=60))
     for part in parts:
         assert part in text, f"{part}\n---\n{text}"
+
+
+@pytest.mark.parametrize("name", ["report", "matrix"])
+def test_what_another_version_wrote_is_refused_by_its_name(tree, name, monkeypatch):
+    (tree / "matrix").mkdir()
+    runs.write_json(tree / "matrix/matrix.json", {"provenance": runs.provenance()})
+    monkeypatch.setattr(chain, "run_again", lambda *_: pytest.fail("it began all the same"))
+    path = tree / name / f"{name}.json"
+    for made, said in (({"minidiff": "0.0.9"}, "0.0.9"), ({"minidiff": "7.1.0"}, "7.1.0"),
+                       ({}, "of an unknown version")):
+        runs.write_json(path, {**runs.read_json(path), "provenance": made})
+        for folder in (tree / name, tree):
+            with pytest.raises(InputError, match=f"{name}.json was written by minidiff {said}, and "
+                                                 "this is .*, which names things otherwise"):
+                links_of(folder)
+    edit_json(path, lambda r: r.update(provenance={"minidiff": f"{minidiff.__version__}1"}))
+    chain.refuse_older(path.parent)    # a version that mends faults names things alike
 
 
 def test_images_that_come_out_otherwise_are_counted(tree):

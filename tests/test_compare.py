@@ -8,11 +8,12 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import norm
+from study_data import bootstrap_indices
 
 from minidiff.classification.compare import METRICS, compare, patients_needed, summarise
 from minidiff.classification.scores import score
 from minidiff.errors import InputError
-from minidiff.statistics import bootstrap_indices, delong_pair, percentile, sign_flip_p
+from minidiff.statistics import delong_pair, percentile, sign_flip_p
 
 LABELS = ["dark", "light", "striped"]
 TRUTH = np.repeat([0, 1, 2], 40)

@@ -32,7 +32,6 @@ def test_encode_keeps_value_unknown_and_null_apart():
     labels = var.encode(VARIABLES, ROWS)
     assert labels["label"].tolist() == [0, 1, 0] and labels["sex"].tolist() == [0, -1, -1]
     assert labels["age"][0] == 70 and labels["age"][1:].isnan().all()
-    assert var.decode(VARIABLES, labels)[1] == {"label": "normal", "sex": "", "age": ""}
     dropped = var.drop(VARIABLES, labels,
                        torch.tensor([[True] * 3, [False, True, False], [False] * 3]))
     assert dropped["label"].tolist() == [-2, 1, 0] and dropped["sex"].tolist() == [-2, -2, -1]
@@ -224,11 +223,11 @@ def test_merge_keeps_places_and_standardisation():
 
 
 def test_merge_refuses_another_type():
-    with pytest.raises(InputError, match="condition 'age' is a category here and a number in the "
-                       "model to go on from"):
+    with pytest.raises(InputError, match="condition 'age' is of kind category here and of kind "
+                       "number in the model to go on from"):
         var.merge(VARIABLES, [Category("age", ("young", "old"))])
     with pytest.raises(InputError,
-                       match="condition 'sex' is a number here and a category in the model"):
+                       match="condition 'sex' is of kind number here and of kind category"):
         var.merge(VARIABLES, [Number("sex", 0.5, 0.5, 0.0, 1.0)])
 
 

@@ -10,7 +10,7 @@ import torch
 
 from minidiff.data import phantom
 from minidiff.errors import InputError
-from minidiff.evaluation.features.spectrum import Spectrum
+from minidiff.evaluation.features.extractor import Spectrum, log_power
 from minidiff.evaluation.matrix.controls import (
     CONTROLS,
     LEFT,
@@ -22,7 +22,7 @@ from minidiff.evaluation.matrix.controls import (
 )
 from minidiff.evaluation.metrics.copying import memorisation
 from minidiff.evaluation.metrics.distances import fid, kid
-from minidiff.evaluation.metrics.manifold import prdc
+from minidiff.evaluation.metrics.neighbours import prdc
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
 
 
@@ -92,7 +92,7 @@ def test_a_wave_lies_in_the_ring_of_its_frequency():
     x = torch.arange(64) / 64
     for cycles in (4, 10, 25):
         wave = (128 + 60 * torch.sin(2 * math.pi * cycles * x)).round().byte().expand(1, 3, 64, 64)
-        power = Spectrum(rings=31)._log_power(wave)[0]
+        power = log_power(wave, rings=31)[0]
         # rings start at 1 cycle a side, one cycle wide
         assert power.argmax().item() == cycles - 1
 

@@ -11,7 +11,8 @@ import torch
 
 from minidiff.counted import order, seeded
 from minidiff.data import images
-from minidiff.data.dataset import augment, load_pixels
+from minidiff.data.augmentation import augment
+from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.pixels import to_float, to_uint8

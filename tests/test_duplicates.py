@@ -14,7 +14,7 @@ SIZE = 64
 
 
 def phantoms(n, size=SIZE):
-    """One image a patient: two films of one phantom patient are one drawing, moved."""
+    """One image a patient: two images of one phantom patient are one drawing, moved."""
     found, seen, k = [], set(), 0
     while len(found) < n:
         p = phantom.phantom(4, k, size)
@@ -94,7 +94,7 @@ def test_exact_copies():
     x = x.clone()
     x[4, 0, 0, 0] += 1
     assert exact_duplicates(x) == [(2, 5, 0.0), (1, 6, 0.0), (7, 8, 0.0)]
-    # of one grey: no detail to tell by
+    # of one grey: there is no detail to compare
     assert (7, 8) not in {(i, j) for i, j, _ in near_duplicates(x)}
 
 
@@ -106,7 +106,7 @@ def test_by_patient():
 
 
 def test_what_is_there_twice_among_real_x_rays(cxr):
-    """Four pairs, each looked at: the same film. Other films of one patient are not reported,
+    """Four pairs, each looked at: the same picture. Other pictures of one patient are not reported,
     however alike.
     """
     read = [load_pixels(read_table(folder, check=False), 128) for folder in (cxr, cxr / "external")]

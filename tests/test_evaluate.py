@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_sets import drawn
 from test_report import SECTIONS, Page
 
 import evaluate
@@ -27,13 +28,7 @@ def demo(tmp_path_factory):
     """A small phantom, and other phantoms in the place of synthetic images."""
     folder = tmp_path_factory.mktemp("demo")
     phantom.write(folder / "real", n=240, size=32, seed=0)
-    made = []
-    for i in range(90):
-        p = phantom.phantom(1, i, 32)
-        name = f"images/{p.row['label']}/{i:06d}.png"
-        images.write(folder / "samples" / name, p.image)
-        made.append({"file_name": name, "label": p.row["label"], "set": "1", "sex": p.row["sex"],
-                     "age": p.row["age"]})
+    made = [{**row, "set": "1"} for row in drawn(folder / "samples", seed=1, n=90)]
     write_table(folder / "samples" / "metadata.csv", made)
     return folder
 
@@ -206,7 +201,7 @@ def test_faults_show_before_the_work_and_absent_inputs_are_named(demo, tmp_path,
     def work(*_, **__):
         raise AssertionError("the long computing has begun")
 
-    monkeypatch.setattr(evaluate, "compare", work)
+    monkeypatch.setattr(evaluate.report_rows, "by_label", work)
     monkeypatch.setattr("minidiff.evaluation.features.build.PixelPCA.fit", work)
     for name in ("results.json", "summary.json", "config.json"):
         (tmp_path / "broken").mkdir(exist_ok=True)

@@ -219,6 +219,20 @@ def test_the_latent_report(tiny, tmp_path, capsys, whole):
         tmp_path / "out" / "reconstructions.png").exists() and "0.18215" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("to, file", [("ldm", "model.safetensors"), ("diffusers", ""),
+                                      ("diffusers", "vae")])
+def test_the_latent_report_of_an_export_of_our_own(tiny, tmp_path, to, file):
+    """Its VAE is a smaller one than the public one, with a scale of its own."""
+    out = tmp_path / "out"
+    public.export(public.ExportConfig(run=str(tiny / "diffusion"), to=to, out=str(out)))
+    public.latents(public.LatentsConfig(file=str(out / file), data=(str(tiny / "data"),), size=32,
+                                        n=4, out=str(tmp_path / "latents")))
+    facts = json.loads((tmp_path / "latents" / "latents.json").read_text())
+    vae = store.load_vae(tiny / "diffusion")
+    own = ldm.SCALE if to == "ldm" else round(vae.scale.item(), 6)
+    assert facts["images"] == 4 and facts["scale"] == pytest.approx(own, abs=1e-6)
+
+
 def test_the_short_form_of_the_command_line():
     ((run, cfg),) = config.parse(public.VERBS, "show", "", ["show", "m.ckpt", "--json"])
     assert run is public.show and cfg == public.ShowConfig(file="m.ckpt", json=True)

@@ -15,8 +15,8 @@ from minidiff.evaluation.features.build import (
     NETWORKS,
     build,
     describe,
-    distance_name,
 )
+from minidiff.evaluation.format import distance_names
 from minidiff.variables import Category
 
 TRAIN = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8,
@@ -87,9 +87,8 @@ def test_all_specs_are_checked_before_the_first_is_worked_on(monkeypatch):
 
 def test_fid_and_kid_are_inceptions_alone():
     for name in ("pixels-pca64", "classifier", "resnet50"):
-        assert [distance_name(m, name) for m in ("FID", "KID")] == ["Fréchet distance",
-                                                                    "kernel distance"]
-    assert [distance_name(m, "inception-clean-fid") for m in ("FID", "KID")] == ["FID", "KID"]
+        assert distance_names(name) == ("kernel distance", "Fréchet distance")
+    assert distance_names("inception-clean-fid") == ("KID", "FID")
 
 
 def test_the_table_in_the_docs_is_that_of_the_code():

@@ -15,7 +15,7 @@ import torch
 
 from minidiff import config
 from minidiff.diffusion.public import __main__ as public
-from minidiff.diffusion.public import certificate, fetch
+from minidiff.diffusion.public import fetch, load
 from minidiff.diffusion.public.load import load_sd, read_vae
 from minidiff.errors import InputError
 from minidiff.evaluation.features import inception
@@ -217,7 +217,7 @@ def test_names_are_listed_and_a_mistyped_one_is_told(capsys):
 
 
 def test_the_sources_agree_with_what_else_is_known_of_them(monkeypatch, tmp_path):
-    known = {name: digest for digest, (name, *_) in certificate.KNOWN.items()}
+    known = {name: digest for digest, (name, *_) in load.KNOWN.items()}
     sources = fetch.sources()
     assert all(known.get(s.file, s.sha256) == s.sha256 and len(s.sha256) == 64
                for s in sources.values())

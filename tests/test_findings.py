@@ -14,7 +14,7 @@ from minidiff.diffusion import unet
 from minidiff.diffusion.model import from_model, from_scratch
 from minidiff.diffusion.public.export import finished_contexts
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics import breakdown
+from minidiff.evaluation.metrics import report_rows
 from minidiff.sampling import plan
 from minidiff.statistics import auroc
 from minidiff.variables import Category, Findings
@@ -27,19 +27,16 @@ CODES = [1, 5, -1, 0, 2, 0, 7, 3]
 ROWS = [{"seen": cell} for cell in CELLS]
 
 
-def test_a_cell_becomes_bits_and_comes_back():
+def test_a_cell_becomes_bits():
     assert var.infer("seen", CELLS) == SEEN
     cells = var.encode([SEEN], ROWS)["seen"]
     assert cells.dtype == torch.int64 and cells.tolist() == CODES
-    back = var.decode([SEEN], {"seen": cells})
-    assert [row["seen"] for row in back[:4]] == ["edema", "edema|mass", "", "none"]
-    assert torch.equal(var.encode([SEEN], back)["seen"], cells)
     assert SEEN.bits(cells)[[0, 1, 2, 3, 6]].tolist() == [[True, False, False], [True, False, True],
                                                           [False] * 3, [False] * 3, [True] * 3]
     dropped = var.drop([SEEN], {"seen": cells},
                        torch.tensor([[k == 1] for k in range(len(cells))]))["seen"]
     assert dropped.tolist() == [1, var.NULL, *CODES[2:]]
-    assert not SEEN.bits(dropped)[1].any() and SEEN.decode(var.NULL) == ""
+    assert not SEEN.bits(dropped)[1].any()
     assert var.from_json(var.to_json([LABEL, SEEN])) == [LABEL, SEEN]
 
 
@@ -49,7 +46,8 @@ def test_sixty_fit_and_no_more():
     cells = var.encode([v],
                        [{"seen": "|".join(names)}, {"seen": "f59"}, {"seen": "f00|f59"}])["seen"]
     assert v.values == names and cells.tolist() == [2**60 - 1, 2**59, 2**59 + 1]
-    assert v.bits(cells).sum(1).tolist() == [60, 1, 2] and v.decode(cells[2].item()) == "f00|f59"
+    assert v.bits(cells).sum(1).tolist() == [60, 1, 2]
+    assert v.bits(cells[2:]).nonzero()[:, 1].tolist() == [0, 59]
     with pytest.raises(InputError,
                        match="condition 'seen' has 61 different findings; it may have 60"):
         var.infer("seen", ["|".join(names), "another"])
@@ -78,8 +76,8 @@ def test_merging_keeps_the_places_of_the_bits():
     (merged,) = var.merge([SEEN], [Findings("seen", ("atelectasis", "mass"))])
     assert merged.values == ("edema", "effusion", "mass", "atelectasis")
     assert torch.equal(var.encode([merged], ROWS)["seen"], var.encode([SEEN], ROWS)["seen"])
-    with pytest.raises(InputError, match="'seen' is a category here and a set of findings in the "
-                       "model to go on from"):
+    with pytest.raises(InputError, match="'seen' is of kind category here and of kind findings in "
+                       "the model to go on from"):
         var.merge([SEEN], [Category("seen", ("edema", "mass"))])
 
 
@@ -175,7 +173,7 @@ def test_a_report_breaks_down_by_each_of_the_commonest():
     def table(*cells):
         return Table([{"label": "a", "seen": cell, "file": str(k)} for k, cell in enumerate(cells)])
 
-    found = breakdown.groups({"train": table(*CELLS), "heldout": table("mass", "nodule|edema"),
+    found = report_rows.groups({"train": table(*CELLS), "heldout": table("mass", "nodule|edema"),
                               "synthetic": table("edema", "", "none")})
     # by their number in training
     assert list(found) == ["seen: edema", "seen: effusion", "seen: mass", "seen: nodule"]

@@ -121,7 +121,7 @@ def test_a_recipe_is_plain_json_and_names_what_there_is():
     ({"scales": {"age": -2}}, "scale age=-2"), ({"scales": {"age": float("inf")}}, "scale age=inf"),
     ({"sampler": "plms"}, "sampler 'plms': choose one of ddim"),
     ({"interval": (0.0, float("nan"))}, "interval 0 to nan"),
-    ({"interval": (1.0,)}, "interval asks for two"),
+    ({"interval": (1.0,)}, "interval 1: two noise levels"),
     ({"ladder": "cosine"}, "ladder 'cosine': choose one of leading"),
 ])
 def test_nonsense_is_no_recipe(knobs, said):

@@ -1,7 +1,7 @@
 """What a command says of its data at the start."""
 
 from minidiff.data import phantom
-from minidiff.data.glance import by_split, glance
+from minidiff.data.dataset import by_split, glance
 from minidiff.data.table import Table, read_table
 
 

@@ -38,13 +38,13 @@ DIFFUSION = {  # within diffusion
     "begin": {"model", "public", "schedule", "store", "vae"},
 }
 PUBLIC = {  # within diffusion/public; all may import the networks, schedule and pipeline
-    "fetch": set(), "keys": set(), "weights": set(), "certificate": set(), "latents": set(),
-    "reader": {"certificate", "weights"},
+    "fetch": set(), "keys": set(), "weights": set(),
+    "reader": {"weights"},
     "ldm": {"keys", "reader", "weights"},
     "folder": {"ldm", "reader", "weights"},
-    "export": {"keys", "ldm"},
-    "load": {"certificate", "folder", "ldm", "reader", "weights"},
-    "__main__": {"export", "fetch", "latents", "load"},
+    "export": {"folder", "keys", "ldm"},
+    "load": {"folder", "ldm", "reader", "weights"},
+    "__main__": {"export", "fetch", "load"},
 }
 COMMANDS = {"public/__main__": {"data", "sampling"}}  # by `python -m`: as scripts, they read images
 LEAF_IMPORTS = {

@@ -19,7 +19,7 @@ from minidiff.data import images
 from minidiff.errors import InputError
 from minidiff.evaluation.features import backbones
 from minidiff.evaluation.features import build as extractors
-from minidiff.evaluation.features.backbones import load
+from minidiff.evaluation.features.backbones import Network
 from minidiff.evaluation.features.inception import (
     INCEPTIONS,
     SHA256,
@@ -65,7 +65,7 @@ def inception(files, monkeypatch):
     filled up.
     """
     monkeypatch.setattr(backbones, "BATCH", 2)
-    return lambda name: load(name, INCEPTIONS[name], files[0])
+    return lambda name: Network(name, INCEPTIONS[name], files[0])
 
 
 def pictures(n=2, height=64, width=64, seed=0):
@@ -150,7 +150,7 @@ def test_the_resizers_differ_and_so_do_their_names_and_identities(inception):
 
 def test_grey_is_three_equal_channels_and_pth_is_safetensors(inception, files):
     x, name = pictures(2)[:, :1], "inception-clean-fid"
-    extractor, other = inception(name), load(name, INCEPTIONS[name], files[1])
+    extractor, other = inception(name), Network(name, INCEPTIONS[name], files[1])
     assert extractor.identity == other.identity and extractor.source["sha256"] != other.source[
         "sha256"]
     features = extractor(x.expand(-1, 3, -1, -1))
@@ -161,7 +161,7 @@ def test_grey_is_three_equal_channels_and_pth_is_safetensors(inception, files):
 
 @pytest.mark.slow
 def test_features_do_not_depend_on_the_size_of_the_batch(files):
-    x, extractor = pictures(33), load("inception-clean-fid", INCEPTIONS["inception-clean-fid"],
+    x, extractor = pictures(33), Network("inception-clean-fid", INCEPTIONS["inception-clean-fid"],
                                       files[0])
     whole = extractor(x)
     assert torch.equal(extractor(x.flip(0)), whole.flip(0))
@@ -189,19 +189,20 @@ def test_weights_that_do_not_fit_are_named(files, tmp_path, fault):
     safetensors.torch.save_file(change(safetensors.torch.load_file(files[1])),
                                 tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match=f"bad.safetensors: no inception-clean-fid.*{message}"):
-        load("inception-clean-fid", INCEPTIONS["inception-clean-fid"], tmp_path / "bad.safetensors")
+        Network("inception-clean-fid", INCEPTIONS["inception-clean-fid"],
+                tmp_path / "bad.safetensors")
 
 
 def test_the_hash_is_printed_recorded_and_can_be_pinned(files, capsys):
     name, digest = "inception-clean-fid", hashlib.sha256(files[0].read_bytes()).hexdigest()
-    source = load(name, INCEPTIONS[name], files[0]).source
+    source = Network(name, INCEPTIONS[name], files[0]).source
     assert f"SHA-256 {digest}, not the public file" in capsys.readouterr().out
     assert source["sha256"] == digest and source["public"] is False and source[
         "resize"] == "pillow_bicubic"
-    load(name, INCEPTIONS[name], files[0], sha256=digest.upper())
+    Network(name, INCEPTIONS[name], files[0], pin=digest.upper())
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match=f"its SHA-256 is {digest}, not {'0' * 64}"):
-        load(name, INCEPTIONS[name], files[0], sha256="0" * 64)
+        Network(name, INCEPTIONS[name], files[0], pin="0" * 64)
 
 
 @pytest.fixture
@@ -227,22 +228,24 @@ def server():
     server.server_close()
 
 
-def test_download_checks_the_hash_and_fetches_once(server, tmp_path, capsys):
+def test_download_checks_the_hash_and_fetches_once(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     digest = hashlib.sha256(server.body).hexdigest()
-    fetch = partial(download, server.url, tmp_path, digest=digest, size=len(server.body))
+    fetch = partial(download, server.url, digest=digest, size=len(server.body))
     path = fetch()
     assert path.read_bytes() == server.body and fetch() == path and server.asked == 1
     path.write_bytes(b"cut")
     assert fetch().read_bytes() == server.body and server.asked == 2
     assert "is damaged" in capsys.readouterr().out
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("fault,message", {
     "other": "2400000 bytes with SHA-256", "large": "2400000 bytes or more with SHA-256",
     "cut": "2400000 bytes with|cannot", "404": "cannot be fetched .*Not Found",
     "offline": "cannot be fetched .*refused.*copy the file here by hand"}.items())
-def test_download_keeps_nothing_that_is_wrong(server, tmp_path, fault, message):
+def test_download_keeps_nothing_that_is_wrong(server, tmp_path, monkeypatch, fault, message):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     size, url = len(server.body) - (fault == "large"), server.url
     if fault == "404":
         server.status = 404
@@ -253,25 +256,26 @@ def test_download_keeps_nothing_that_is_wrong(server, tmp_path, fault, message):
         server.server_close()
     with pytest.raises(InputError,
                        match=message.replace("2400000", str(size + (fault == "large")))):
-        download(url, tmp_path / "cache", digest="0" * 64, size=size)
-    assert not (tmp_path / "cache").exists()
+        download(url, digest="0" * 64, size=size)
+    assert not downloads.cache().exists()
 
 
 def test_auto_and_a_mirror_fetch_when_told_to(server, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     server.body = files[0].read_bytes()
     digest = hashlib.sha256(server.body).hexdigest()
     spec = f"inception-clean-fid={server.url}"
     # a mirror is held to the hash
     with pytest.raises(InputError, match=f"the public file has 95628359 and {SHA256}"):
-        extractors.build([spec], train=pictures(), folder=tmp_path)
+        extractors.build([spec], train=pictures())
     known = partial(download, digest=digest, size=len(server.body))
     monkeypatch.setattr(extractors, "download", known)
     for words in (spec, f"{spec}@{digest}"):
-        extractor, = extractors.build([words], train=pictures(), folder=tmp_path)
+        extractor, = extractors.build([words], train=pictures())
         assert extractor.source["sha256"] == digest
     monkeypatch.setattr(extractors, "download",
                         lambda **given: known(**{"url": server.url, **given}))
-    auto, = extractors.build(["inception-clean-fid=auto"], train=pictures(), folder=tmp_path)
+    auto, = extractors.build(["inception-clean-fid=auto"], train=pictures())
     assert auto.identity == extractor.identity
     assert server.asked == 2
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_report import Page
+from test_report import Page, bare
 
 from minidiff import config as settings
 from minidiff.classification.predictor import Predictor, fit
@@ -15,10 +15,12 @@ from minidiff.data import images, phantom
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.table import Table, read_table, write_table
 from minidiff.errors import InputError
-from minidiff.evaluation.matrix import gates, page
+from minidiff.evaluation.format import percent
+from minidiff.evaluation.matrix import gates
 from minidiff.evaluation.matrix import run as matrix
+from minidiff.evaluation.matrix.cells import real_subsets
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
-from minidiff.evaluation.matrix.subsets import real_subsets
+from minidiff.evaluation.pages import report
 from minidiff.variables import Category, encode
 
 LABELS = ("covid", "normal")
@@ -248,13 +250,42 @@ def test_a_file_format_that_goes_with_the_label_is_found(tmp_path):
 
 def test_the_page_names_a_shortcut_once_and_marks_only_what_is_bad(finished):
     row = {**finished["shortcuts"][0], "shortcut": True}
-    assert page.matrix(finished).count("SHORTCUT") == 0
-    assert page.matrix({**finished, "shortcuts": [row, row]}).count("SHORTCUT") == 1
-    no = page.matrix(finished).count('class="answer no"')
+    assert matrix.page(finished).count("SHORTCUT") == 0
+    assert matrix.page({**finished, "shortcuts": [row, row]}).count("SHORTCUT") == 1
+    no = matrix.page(finished).count('class="answer no"')
     assert no == sum(v[name]["answer"] == "no" for v in finished["verdicts"]
                      if v["kind"] == "synthetic" for name in gates.VERDICTS) * 2
     missed = [{**c, "caught": c["control"] != "blur"} for c in finished["controls"]]
-    assert page.matrix({**finished, "controls": missed}).count('class="answer no"') == no + 1
+    assert matrix.page({**finished, "controls": missed}).count('class="answer no"') == no + 1
+
+
+def test_the_page_says_what_was_not_tested_and_how_sure_a_share_of_near_copies_is(finished):
+    untested = [{**c, "caught": None if c["control"] == "blur" else c["caught"]}
+                for c in finished["controls"]]
+    n = len(untested) - len(LABELS)
+    for more, said in (({}, f"All {n} control sets that could be tested were caught"),
+                       ({"status": "INVALID", "faults": ["blur could not be tested"]},
+                        f"{n} of {n} control sets that could be tested were caught")):
+        text = " ".join(Page(matrix.page({**finished, "controls": untested, **more})).text.split())
+        assert said in text and "Not tested: blur (covid), blur (normal)." in text
+        assert "was not caught" not in text
+    shown = Page(report.render(bare(), {"matrix": {**finished, "controls": untested}})).text
+    assert f"{n} of {n} control sets were caught, 2 not tested" in " ".join(shown.split())
+    for v in (v for v in finished["verdicts"] if v["kind"] == "synthetic"):
+        s = v["memorisation"]["spaces"][0]
+        assert (f"{percent(s['near_share'])} ({percent(s['near_low'])} to "
+                f"{percent(s['near_high'])})") in text
+
+
+@pytest.mark.parametrize("name", ["real", "external"])
+def test_samples_that_are_named_like_real_sets_stay_apart(folders, tmp_path, name):
+    shutil.copytree(folders / "samples", tmp_path / name)
+    cfg = knobs(folders, tmp_path / "out", samples=(str(tmp_path / name),))
+    sets = matrix.read(cfg)
+    assert {key: len(each) for key, each in sets.items()} == {
+        "real": 192, "external": 168, f"{name} (samples)": 60}
+    made = [s.part for s in matrix.arrange(cfg, sets)[2] if s.kind == "synthetic"]
+    assert made == [f"{name} (samples)"] * 2
 
 
 @pytest.mark.slow

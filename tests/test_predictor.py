@@ -5,13 +5,14 @@ was.
 import math
 
 import pytest
+import safetensors.torch
 import torch
 
 from minidiff.classification.judge_agreement import judge_agreement
-from minidiff.classification.predictor import Predictor, balance, fit, loss
+from minidiff.classification.predictor import Predictor, balance, begin, fit, loss
 from minidiff.errors import InputError, TrainingFault
 from minidiff.pixels import to_grey
-from minidiff.variables import Category, Number
+from minidiff.variables import Category, Findings, Number
 
 SIDE, AGE = Category("side", ("left", "right")), Number("age", 50.0, 20.0, 10.0, 90.0)
 
@@ -68,7 +69,8 @@ def test_equal_fits_are_equal_bit_for_bit_and_another_seed_is_not(trained):
                          [("side", -1), ("side", -2), ("age", math.nan), ("age", -math.inf)])
 def test_an_unknown_cell_has_no_gradient(cell):
     name, value = cell
-    out = {"side": torch.randn(3, 2, requires_grad=True), "age": torch.randn(3, requires_grad=True)}
+    out = {"side": torch.randn(3, 2, requires_grad=True),
+           "age": torch.randn(3, 1, requires_grad=True)}
     labels = {"side": torch.tensor([0, 1, 1]), "age": torch.tensor([30.0, 40.0, 50.5])}
     labels[name][1] = value
     loss([SIDE, AGE], out, labels).backward()
@@ -79,7 +81,7 @@ def test_an_unknown_cell_has_no_gradient(cell):
 
 
 def test_loss_is_its_formula():
-    out = {"side": torch.tensor([[0.0, 0.0], [2.0, 0.0]]), "age": torch.tensor([0.5, -1.0])}
+    out = {"side": torch.tensor([[0.0, 0.0], [2.0, 0.0]]), "age": torch.tensor([[0.5], [-1.0]])}
     # 70 years are one deviation
     labels = {"side": torch.tensor([0, 1]), "age": torch.tensor([70.0, math.nan])}
     a, b = math.log(2), math.log(1 + math.exp(2))
@@ -91,7 +93,8 @@ def test_loss_is_its_formula():
 def test_balance_gives_every_class_the_same_weight():
     weights = balance(Category("label", ("a", "b", "c")),
                       {"label": torch.tensor([0] * 6 + [1] * 2 + [-1])})
-    assert torch.allclose(weights, torch.tensor([8 / 12, 8 / 4, 0.0]))
+    assert torch.allclose(weights["label"], torch.tensor([8 / 12, 8 / 4, 0.0]))
+    assert balance(Findings("label", ("a", "b")), {}) == {}
 
 
 def test_save_and_load_give_the_same_answers(trained, tmp_path):
@@ -107,17 +110,17 @@ def test_save_and_load_give_the_same_answers(trained, tmp_path):
 
 
 def test_a_missing_or_half_written_predictor_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no predictor"):
+    with pytest.raises(InputError, match="holds no predictor.*predictor.json: no such file"):
         Predictor.load(tmp_path)
     fresh().save(tmp_path)
     whole = (tmp_path / "predictor.safetensors").read_bytes()
     (tmp_path / "predictor.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(InputError, match="no whole predictor"):
+    with pytest.raises(InputError, match="holds no predictor, or half of one"):
         Predictor.load(tmp_path)
     fresh(width=16).save(tmp_path / "other")
     (tmp_path / "predictor.safetensors").write_bytes(
         (tmp_path / "other" / "predictor.safetensors").read_bytes())
-    with pytest.raises(InputError, match="no whole predictor"):
+    with pytest.raises(InputError, match="holds no predictor, or half of one"):
         Predictor.load(tmp_path)
 
 
@@ -159,6 +162,45 @@ def test_a_fault_names_the_images():
         fit(predictor, images, labels, steps=5, batch=4)
 
 
-def test_no_images_is_refused():
-    with pytest.raises(InputError, match="no images"):
-        fit(fresh(), torch.empty(0, 3, 32, 32, dtype=torch.uint8), {}, steps=1)
+# ---- where a classifier starts
+
+
+X = torch.randint(0, 256, (4, 1, 64, 64),
+                  generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def of_width(width, seed, values=("a", "b", "c")):
+    return Predictor([Category("label", values)], width=width, size=64, seed=seed)
+
+
+@pytest.mark.parametrize("form", ["pth", "wrapped.pth", "safetensors"])
+def test_a_torchvision_file_of_three_channels_and_a_thousand_classes(tmp_path, form):
+    theirs = of_width(64, 1).net.state_dict()
+    state = {**theirs, "conv1.weight": (theirs["conv1.weight"] / 3).repeat(1, 3, 1, 1),
+             "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    path = tmp_path / f"resnet18.{form}"
+    if form == "safetensors":
+        safetensors.torch.save_file({k: x.contiguous() for k, x in state.items()}, path)
+    else:
+        torch.save({"state_dict": state} if "wrapped" in form else state, path)
+    ours = of_width(64, 2)
+    before = ours.net.fc.weight.clone()
+    assert begin(ours, path) == ["fc.weight", "fc.bias"] and torch.equal(ours.net.fc.weight, before)
+    assert (ours.features(X) - of_width(64, 1).features(X)).abs().max() < 1e-4
+
+
+def test_another_predictor_with_the_same_labels_and_with_others(tmp_path):
+    theirs = of_width(8, 1)
+    theirs.save(tmp_path)
+    ours, other = of_width(8, 2), of_width(8, 2, ("x", "y"))
+    assert begin(ours, tmp_path) == [] and torch.equal(ours.logits(X)["label"],
+                                                       theirs.logits(X)["label"])
+    assert begin(other, tmp_path) == ["fc.weight", "fc.bias"] and torch.equal(other.features(X),
+                                                                              theirs.features(X))
+
+
+def test_another_width_is_named(tmp_path):
+    of_width(8, 1).save(tmp_path)
+    with pytest.raises(InputError,
+                       match=r"not a resnet18 of this size.*--width 16; resnet18 has 64"):
+        begin(of_width(16, 1), tmp_path)

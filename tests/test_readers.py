@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from readers_data import export, rows_of, write_sets
+from readers_data import export, knn_accuracy, rows_of, write_sets
 
 from minidiff.errors import InputError
-from minidiff.evaluation.readers import answers, keyed, make, score
+from minidiff.evaluation.readers import answers, make, score
 from minidiff.runs import read_json, sha256, write_json
 
 SECRET = bytes(range(32))
@@ -87,13 +87,14 @@ def test_orders(study):
 
 
 def test_gaps_where_the_list_is_short_and_places_are_fair():
-    order, gap = keyed.spaced_order(20, [(0, 10), (1, 11), (2, 12)], 50, np.random.default_rng(0))
+    order, gap = make.spaced_order(20, [(0, 10), (1, 11), (2, 12)], 50, np.random.default_rng(0))
+    place = np.argsort(order)
     assert sorted(order) == list(range(20)) and 8 <= gap <= 17
-    assert all(abs(order.index(k) - order.index(k + 10)) >= gap for k in range(3))
-    assert keyed.spaced_order(4, [], 50, np.random.default_rng(0))[1] == 4
-    assert keyed.spaced_order(2, [(0, 1)], 50, np.random.default_rng(1))[1] == 1
+    assert all(abs(place[k] - place[k + 10]) >= gap for k in range(3))
+    assert make.spaced_order(4, [], 50, np.random.default_rng(0))[1] == 4
+    assert make.spaced_order(2, [(0, 1)], 50, np.random.default_rng(1))[1] == 1
     rng, pairs = np.random.default_rng(2), [(k, 100 + k) for k in range(15)]
-    places = np.array([np.argsort(keyed.spaced_order(120, pairs, 50, rng)[0]) for _ in range(100)])
+    places = np.array([np.argsort(make.spaced_order(120, pairs, 50, rng)[0]) for _ in range(100)])
     # either showing may come first
     assert abs((places[:, :15] < places[:, 100:115]).mean() - .5) < .05
     assert abs(places[:, 15:100].mean() - 59.5) < 2
@@ -137,25 +138,6 @@ def test_pixels_are_those_of_the_file_and_controls_are_not(study):
         source = np.asarray(Image.open((root / "real" if item["set"] == "real"
                                         else Path(item["set"])) / item["file_name"]))
         assert np.array_equal(shown, source) == (item["kind"] != "control")
-
-
-def knn_accuracy(x, y):
-    """Leave-one-out accuracy of the nearest neighbour, means of classes and a ridge; the best of
-    the three.
-    """
-    x = (x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1)
-    n, hits = len(y), np.zeros(3)
-    folds = np.random.default_rng(0).permutation(n) % 10
-    for k in range(10):
-        own, out = folds != k, folds == k
-        d = ((x[out][:, None] - x[own][None]) ** 2).sum(-1)
-        hits[0] += (y[own][d.argmin(1)] == y[out]).sum()
-        means = np.stack([x[own & (y == c)].mean(0) for c in (0, 1)])
-        hits[1] += (((x[out][:, None] - means) ** 2).sum(-1).argmin(1) == y[out]).sum()
-        a = np.c_[x[own], np.ones(own.sum())]
-        w = np.linalg.solve(a.T @ a + np.eye(a.shape[1]), a.T @ (2.0 * y[own] - 1))
-        hits[2] += ((np.c_[x[out], np.ones(out.sum())] @ w > 0) == y[out]).sum()
-    return hits / n
 
 
 def facts(page, item, f, at):
@@ -291,7 +273,7 @@ def test_files_that_are_not_as_exported_are_named(study, tmp_path):
                                 lambda t: t.replace('"answer":"bad"', '"answer":"good"', 1))
     assert "last line" in remark("cut", two, lambda t: t[: len(t) // 2])
     assert "checksum" in remark("shortened", two, lambda t: t.replace(t.splitlines(True)[7], ""))
-    assert "answered twice" in remark("twice", [*two[:5], two[4], *two[5:]])
+    assert "rows were moved, doubled" in remark("twice", [*two[:5], two[4], *two[5:]])
     assert "rows were moved" in remark("left-out", [*two[:5], *two[6:]])
     assert "rows were moved" in remark("swapped", [two[1], two[0], *two[2:]])
     assert "rows were moved" in remark("borrowed", [{**row, "reader": 3} for row in two])

@@ -13,9 +13,8 @@ from test_verdicts import rows, share
 from minidiff.data import images
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
-from minidiff.evaluation.format import jsonable, num
+from minidiff.evaluation.format import Row, Table, jsonable, num
 from minidiff.evaluation.pages import pictures, report
-from minidiff.evaluation.pages.tables import Row, Table
 
 SECTIONS = ["verdict", "copies", "pictures", "collection", "distances", "numbers", "variety",
             "conditions", "agreement", "matrix", "study", "training", "provenance"]
@@ -135,11 +134,11 @@ def test_page_with_every_input(tmp_path):
 
 
 def test_a_page_needs_its_numbers_and_its_pictures(tmp_path):
-    with pytest.raises(InputError, match="no report.json"):
+    with pytest.raises(InputError, match="report.json: no such file"):
         report.write_page(tmp_path)
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "report.html").write_text("with pictures")
-    with pytest.raises(InputError, match="no pictures.json: an older version"):
+    with pytest.raises(InputError, match="without pictures.json"):
         report.write_page(tmp_path)
     assert (tmp_path / "report.html").read_text() == "with pictures"
 
@@ -180,12 +179,11 @@ def test_a_row_that_was_not_measured_says_why():
     assert "n < 20" in Page(report.render(bare(conditions=[cell]), {})).text
 
 
-def test_a_table_is_text_and_csv_and_its_cells_are_escaped():
+def test_a_table_is_text_and_its_cells_are_escaped():
     table = Table(["set", "n"], [["<b>", 12], Row(["rare", "n < 20"], "small"), ["c"]])
     assert table.numeric() == [False, True] and table.texts()[2] == ["c", ""]
-    assert table.csv() == "set,n\n<b>,12\nrare,n < 20\nc,\n"
     assert table.text().split("\n")[1] == "  <b>       12"
-    html = pages._environment().get_template("macros.html").module.table(table)
+    html = pages.ENVIRONMENT.get_template("macros.html").module.table(table)
     assert '<tr class="small"><td>rare</td><td class="n">n &lt; 20</td>' in html
     assert "<td>&lt;b&gt;</td>" in html
 
@@ -195,3 +193,62 @@ def test_distances_are_called_kid_and_fid_in_inceptions_features_alone():
             for r in rows()]
     text = Page(report.render(bare(distances=made), {})).text
     assert "KID" in text and "kernel distance" in text and "synthetic normal lies at a KID" in text
+
+
+def without(rows, *names):
+    return [{k: v for k, v in r.items() if not k.startswith(names)} for r in rows]
+
+
+def test_a_number_that_an_older_report_lacks_is_a_dash():
+    made = rows()
+    assert "MIND" in Page(report.render(bare(distances=made), {})).text
+    for names in (["C2ST"], ["coverage"], ["KD_floor"], ["FD_halves"], ["KD_p"], ["equal_n"]):
+        Page(report.render(bare(distances=without(made, *names)), {}))
+    old = [r if r["set"] == "synthetic" else without([r], "density")[0] for r in made]
+    assert "<td>–</td>" in report.render(bare(distances=old), {})
+    Page(report.render(bare(distances=without(made, *report.AT_EQUAL_N)), {}))
+
+
+def test_a_report_of_another_version_is_refused_by_its_version(tmp_path):
+    report.write(tmp_path, bare(provenance={"minidiff": "0.0.9"}), {})
+    result = json.loads((tmp_path / "report.json").read_text())
+    del result["samples"]["n"]
+    (tmp_path / "report.json").write_text(json.dumps(result))
+    (tmp_path / "report.html").write_text("as it was")
+    with pytest.raises(InputError, match=r"minidiff 0\.0\.9 made it, .* cannot render it: .*'n'"):
+        report.write_page(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "as it was"
+
+
+def test_growth_is_drawn_without_what_one_patient_cannot_give():
+    none = dict.fromkeys(("median", "low", "high"))
+    some = {"median": 0.1, "low": 0.0, "high": 0.2}
+    growth = [{"extractor": "x", "n": n, "KD": none, "KD_floor": None, "FD": some, "FD_floor": some}
+              for n in (10, 20)]
+    assert report.render(bare(growth=growth), {})
+    assert report.growth_chart(growth).startswith(b"\x89PNG")
+
+
+def test_the_autoencoder_is_named_by_what_was_measured():
+    def told(**vae):
+        return " ".join(Page(report.render(bare(vae=vae), {})).text.split())
+
+    assert "at 30.1 dB PSNR." in told(psnr=30.1)
+    assert "pixels reach 27.0 dB" in told(psnr=30.1, psnr_pca64=27.0)
+    assert all("dB" not in text for text in (told(), told(psnr=None), told(psnr_pca64=27.0)))
+
+
+def test_a_floor_of_fewer_images_says_of_how_many():
+    made = [r | {"KD_floor": r["KD_floor"] | {"n": 50, "m": 33}} if r["label"] == "covid" else r
+            for r in rows()]
+    text = " ".join(Page(report.render(bare(distances=made), {})).text.split())
+    assert text.count("(covid: at 50 and 33, as there are no more real images)") == 1
+    assert "), n = 50, 33" in text
+    assert "no more real images" not in Page(report.render(bare(distances=rows()), {})).text
+
+
+def test_arms_with_synthetic_images_are_marked():
+    arms = [{"arm": arm, "test_set": "test", "accuracy": 0.9} for arm in ("real", "real+synthetic")]
+    classifier = [{**a, "seed": 0} for a in arms]
+    html = report.render(bare(classifier=classifier, study={"arms": arms}), {})
+    assert html.count('<tr class="own') == 1

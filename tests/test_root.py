@@ -141,9 +141,9 @@ def test_the_vae_of_the_root_must_be_of_the_same_images(tiny, tmp_path):
     train.train_vae(train.VAEConfig(data=(str(tiny / "data"),), size=32, steps=2, batch=4,
                                     root="runs/mix"))
     with pytest.raises(InputError, match="runs/mix/vae was trained on other images than these"):
-        train.prepare(train.DiffusionConfig(data=("other",), **knobs))
+        train.Stage(train.DiffusionConfig(data=("other",), **knobs))
     # named
-    assert train.prepare(train.DiffusionConfig(data=("other",), vae="runs/mix/vae",
+    assert train.Stage(train.DiffusionConfig(data=("other",), vae="runs/mix/vae",
                                                **knobs)).data.size == 32
 
 

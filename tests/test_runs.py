@@ -43,13 +43,15 @@ def test_another_run_is_refused_and_left_alone(tmp_path, cfg, kind, facts, said)
 
 def test_free_knobs_may_change(tmp_path):
     runs.open_run(tmp_path / "r", Knobs(), "toy", free=("device",))
-    runs.open_run(tmp_path / "r", Knobs(device="cuda"), "toy", free=("device",))
+    run = runs.open_run(tmp_path / "r", Knobs(device="cuda"), "toy", free=("device",))
+    assert len(json.loads((run / "run.json").read_text())["sessions"]) == 2
 
 
 def test_a_path_may_be_spelled_differently_and_a_run_may_move(tmp_path):
     runs.open_run(tmp_path / "r", Knobs(names=("runs/x/", "b")), "toy")
     (tmp_path / "r").rename(tmp_path / "s")
-    runs.open_run(tmp_path / "s", Knobs(names=("./runs/x", "b")), "toy")
+    run = runs.open_run(tmp_path / "s", Knobs(names=("./runs/x", "b")), "toy")
+    assert len(json.loads((run / "run.json").read_text())["sessions"]) == 2
 
 
 def test_a_damaged_json_is_named(tmp_path):

@@ -119,7 +119,7 @@ def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):
 @pytest.mark.parametrize("argv, said", [
     (["--label", "covit"], "label 'covit' is not one of covid, normal, pneumonia; nearest: covid"),
     (["--given", "weight=3"], "the model has no such condition; it has label, sex, age, view"),
-    (["--given", "label=covid"], "choose labels by --label"),
+    (["--given", "label=covid"], "labels are chosen by --label"),
     (["--given", "sex"], "write name=value"), (["--label", "covid", "covid"], "named twice"),
     (["--per-label", "0"], "--per-label 0 is not allowed: 1 to inf"),
     (["--guidance", "nan"], "--guidance nan is not allowed: 0 to 100"),
@@ -137,12 +137,13 @@ def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):
     (["--independent", "sex", "--origin", "x"], "--origin: each image keeps its own conditions"),
     (["--scales", "agee=2"], "the model has no such condition; it has label, sex, age, view; "
      "nearest: age"), (["--scales", "age"], "write name=number"),
-    (["--interval", "1"], "give two noise levels"),
+    (["--interval", "1"], "interval 1: two noise levels"),
     (["--rescale", "2"], "--rescale 2.0 is not allowed: 0 to 1"),
+    (["--strength", "0"], "--strength 0.0 is not allowed: 0.01 to 1"),
     (["--keep", "pretty"], "--keep pretty: allowed are recognised and new"),
     (["--keep", "recognised"], "needs --classifier"),
     (["--real", "nowhere"], "--real nowhere: no such data folder"),
-    (["--rows", "nowhere.csv"], "nowhere.csv: no such file"),
+    (["--rows", "nowhere.csv"], "nowhere.csv cannot be read as CSV"),
     (["--rows", "x.csv", "--label", "covid"], "--rows says all about the images"),
     (["--run", "nowhere"], "nowhere/model.json is missing: the diffusion stage"),
 ])

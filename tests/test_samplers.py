@@ -12,14 +12,15 @@ import torch
 
 from minidiff.diffusion import samplers
 from minidiff.diffusion.denoiser import Denoiser
-from minidiff.diffusion.samplers import NOISY, SAMPLERS, SeededNoise
+from minidiff.diffusion.samplers import NOISY, SAMPLERS, TABLE, SeededNoise
 from minidiff.diffusion.schedule import Schedule
 
 schedule = Schedule.scaled_linear()
 MEAN, STD = 0.7, 0.5
-ORDER = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 3}
-# of the standard deviation at the end
-WEAK_ORDER = {"ddpm": 1, "euler_ancestral": 1, "dpmpp_2m_sde": 2}
+# the order of convergence that each sampler claims; of a stochastic one, that of the standard
+# deviation at the end
+ORDER = {name: facts.order for name, facts in TABLE.items() if not facts.noisy}
+WEAK_ORDER = {name: facts.order for name, facts in TABLE.items() if facts.noisy}
 
 
 def denoise(x, sigma):
@@ -144,7 +145,7 @@ def test_every_step_is_yielded_and_the_input_is_left_alone(name):
                                 **options(name, randn())))
     assert len(steps) == 7 and torch.equal(x, before) and all(len(s) == 2 for s in steps)
     assert all(x.dtype == torch.float32 == denoised.dtype for x, denoised in steps)
-    assert len(calls) == (14 if name == "heun" else 7)
+    assert len(calls) == 7 * TABLE[name].calls
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -155,6 +156,11 @@ def test_a_ladder_may_end_at_zero_or_with_a_step_of_no_length(name):
     assert last.isfinite().all() and torch.allclose(last, denoised, atol=1e-5)
     sigmas = schedule.ladder(20, "linspace")
     assert sigmas[-1] == sigmas[-2] and run(name, 14 * noise(), sigmas, noise).isfinite().all()
+
+
+def test_the_order_of_every_sampler_is_measured():
+    assert {*ORDER, *WEAK_ORDER} == {*SAMPLERS} == {*TABLE} and set(WEAK_ORDER) == NOISY
+    assert TABLE["unipc"].order == 3 and TABLE["heun"].calls == 2
 
 
 def test_who_takes_noise_is_to_be_seen():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 from scipy.stats import norm
+from study_data import bootstrap_indices
 
 from minidiff.classification.scores import (
     check_probabilities,
@@ -17,7 +18,6 @@ from minidiff.classification.scores import (
     thresholds_at_specificity,
 )
 from minidiff.errors import InputError
-from minidiff.statistics import bootstrap_indices
 
 LABELS = ["dark", "light", "striped"]
 
@@ -186,9 +186,9 @@ def test_no_resamples_no_interval_and_the_same_seed_the_same():
 
 
 @pytest.mark.parametrize("row, exclusive, words", [
-    ([0.5, math.nan], True, "image 1 has probabilities 0.5, nan; allowed are 0 to 1"),
-    ([1.2, -0.2], True, "image 1 has probabilities 1.2, -0.2"),
-    ([math.inf, 0.0], False, "image 1 has probabilities inf, 0"),
+    ([0.5, math.nan], True, "of image 1 sum to nan: 0.5, nan; allowed are 0 to 1"),
+    ([1.2, -0.2], True, "of image 1 sum to 1: 1.2, -0.2"),
+    ([math.inf, 0.0], False, "of image 1 sum to inf: inf, 0"),
     ([0.5, 0.4], True, "probabilities of image 1 sum to 0.9"),
 ])
 def test_what_is_no_probability_is_refused(row, exclusive, words):

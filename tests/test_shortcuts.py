@@ -19,7 +19,6 @@ from minidiff.classification.shortcuts import (
     lung_mask,
     shortcut_audit,
     trivial_scores,
-    truth_of,
     without_lungs,
 )
 from minidiff.data import images, phantom
@@ -28,7 +27,7 @@ from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.statistics import auroc
 
-SIZE = 32
+SIZE, TARGET = 32, var.Category("label", ("a", "b"))
 
 
 def load(table, labels=("a", "b"), size=SIZE) -> Images:
@@ -72,7 +71,7 @@ def planted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(planted):
-    return shortcut_audit(*planted, labels=["a", "b"], columns=["sex"], size=SIZE, steps=30)
+    return shortcut_audit(*planted, target=TARGET, columns=["sex"], size=SIZE, steps=30)
 
 
 def area(found, features, test_set, label="b"):
@@ -105,14 +104,14 @@ def test_the_rows_are_json_with_both_labels_and_intervals(found):
 
 
 def test_equal_calls_give_equal_numbers(planted, found):
-    assert shortcut_audit(*planted, labels=["a", "b"], columns=["sex"], size=SIZE,
+    assert shortcut_audit(*planted, target=TARGET, columns=["sex"], size=SIZE,
                           steps=30) == found
 
 
 def test_the_labels_of_a_test_set_are_not_learned_from(planted):
     train, tests = planted
     sets = {"train": train, **tests}
-    truth = {name: truth_of(each, ["a", "b"]) for name, each in sets.items()}
+    truth = {name: TARGET.bits(each.labels).numpy() for name, each in sets.items()}
     wrong = {"train": truth["train"], "test": truth["test"][::-1].copy(), "other": ~truth["other"]}
     right, turned = (trivial_scores(sets, known, [0, 1], ["sex"]) for known in (truth, wrong))
     for kind in right:
@@ -125,7 +124,7 @@ def test_without_the_lungs_the_disease_is_not_told(tmp_path):
     not.
     """
     train, test = write(tmp_path / "train", 80, 0), write(tmp_path / "test", 80, 1)
-    found = shortcut_audit(train, {"test": test}, labels=["a", "b"], columns=["sex"], size=SIZE,
+    found = shortcut_audit(train, {"test": test}, target=TARGET, columns=["sex"], size=SIZE,
                            steps=30)
     assert area(found, BLACKOUT, "test") < 0.7 and area(found, "header", "test") < 0.9
     assert area(found, "thumbnail", "test") > 0.95  # the disease itself shows at 8 × 8
@@ -135,12 +134,12 @@ def test_without_the_lungs_the_disease_is_not_told(tmp_path):
 def test_a_set_of_one_side_has_no_figure_and_few_patients_are_not_learned(planted):
     train, tests = planted
     only = tests["test"].take(range(0, 40, 2))
-    found = shortcut_audit(train, {"test": only}, labels=["a", "b"], columns=[], size=SIZE, steps=2)
+    found = shortcut_audit(train, {"test": only}, target=TARGET, columns=[], size=SIZE, steps=2)
     assert all(r["auroc"] is None and r["low"] is None and not r["shortcut"] for r in found["rows"])
     assert not found["shortcut"] and found["sentence"] == "" and "–" in found["text"][1]
     assert "metadata" not in {r["features"] for r in found["rows"]}
     few = train.take([*range(0, 80, 2), 1, 3, 5])  # 3 images of b
-    assert shortcut_audit(few, tests, labels=["a", "b"], columns=[], size=SIZE,
+    assert shortcut_audit(few, tests, target=TARGET, columns=[], size=SIZE,
                           steps=2)["rows"] == []
 
 
@@ -148,16 +147,22 @@ def test_findings_are_told_one_by_one(planted):
     train, tests = planted
     cells = {"a": ("none", "a"), "b": ("b", "a|b")}
 
+    both_may = var.Findings("label", ("a", "b"))
+
     def both(each):
         rows = [{**row, "label": cells[row["label"]][k % 4 // 2]}
                 for k, row in enumerate(each.rows)]
         return replace(each, rows=rows,
-                       labels=var.encode([var.Findings("label", ("a", "b"))], rows)["label"])
+                       labels=var.encode([both_may], rows)["label"])
 
     sets = {name: both(each) for name, each in tests.items()}
-    found = shortcut_audit(both(train), sets, labels=["a", "b"], columns=["sex"], size=SIZE,
+    # a set in which nobody happens to have two is of findings all the same
+    sets["single"] = sets["test"].take([i for i, row in enumerate(sets["test"].rows)
+                                        if row["label"] in ("a", "b")])
+    found = shortcut_audit(both(train), sets, target=both_may, columns=["sex"], size=SIZE,
                            steps=30)
     assert area(found, "header", "test", "b") > 0.95 and area(found, BLACKOUT, "test", "b") > 0.95
+    assert area(found, "header", "single", "b") > 0.95
     assert 0.2 < area(found, "header", "test", "a") < 0.8  # a is there in half of either
 
 
@@ -188,7 +193,8 @@ def test_masks_are_found_in_either_layout_and_black_out_the_lungs(tmp_path):
 def test_one_image_without_a_mask_puts_all_under_the_box(tmp_path):
     table = read_table(phantom.write(tmp_path / "p", n=60, size=32, masks=True), split=False)
     each = load(table, phantom.LABELS)
-    audit = {"labels": phantom.LABELS, "columns": [], "size": SIZE, "steps": 2}
+    audit = {"target": var.Category("label", phantom.LABELS), "columns": [], "size": SIZE,
+             "steps": 2}
     assert shortcut_audit(each, {"test": each}, **audit)["region"] == "masks"
     lung_mask(table.rows[7]).unlink()
     assert shortcut_audit(each, {"test": each}, **audit)["region"] == "box"
@@ -202,7 +208,7 @@ def test_a_file_that_cannot_be_read_is_named(planted, tmp_path):
     broken.write_bytes(b"no picture")
     rows = [{**row, "file": str(broken)} if k == 3 else row for k, row in enumerate(train.rows)]
     with pytest.raises(InputError, match="broken.png"):
-        shortcut_audit(replace(train, rows=rows), tests, labels=["a", "b"], columns=[], size=SIZE,
+        shortcut_audit(replace(train, rows=rows), tests, target=TARGET, columns=[], size=SIZE,
                        steps=1)
 
 
@@ -216,17 +222,17 @@ def test_on_phantoms_what_is_left_tells_the_hospital_and_not_the_disease(tmp_pat
     table = read_table(phantom.write(tmp_path / "p", n=700, size=64, masks=True,
                                      confounding=confounding))
     train, test = (load(table.select(split=name), phantom.LABELS, 64) for name in ("train", "test"))
-    found = shortcut_audit(train, {"test": test}, labels=phantom.LABELS, columns=["sex"], size=64,
-                           steps=100)
+    found = shortcut_audit(train, {"test": test}, target=var.Category("label", phantom.LABELS),
+                           columns=["sex"], size=64, steps=100)
     assert found["region"] == "masks"
     assert low < area(found, BLACKOUT, "test", "covid") <= high
     whole = Predictor([var.Category("label", phantom.LABELS)], width=8, size=64)
     labels = {"label": train.labels}
     fit(whole, train.pixels, labels, steps=100, lr=4e-3,
-        weights={"label": balance(whole.variables[0], labels)})
+        weights=balance(whole.variables[0], labels))
     covid = phantom.LABELS.index("covid")
     assert auroc(whole.predict(test.pixels)["label"][:, covid].numpy(),
-                 truth_of(test, phantom.LABELS)[:, covid]) > 0.85
+                 (test.labels == covid).numpy()) > 0.85
 
 
 @pytest.mark.slow
@@ -237,8 +243,9 @@ def test_the_real_images_are_told_without_their_lungs(cxr):
     table = read_table(cxr)
     train, test = (load(table.select(split=name), ("covid", "normal", "pneumonia"))
                    for name in ("train", "test"))
-    found = shortcut_audit(train, {"test": test}, labels=["covid", "normal", "pneumonia"],
-                           columns=["sex", "age", "view"], size=SIZE, steps=3)
+    target = var.Category("label", ("covid", "normal", "pneumonia"))
+    found = shortcut_audit(train, {"test": test}, target=target, columns=["sex", "age", "view"],
+                           size=SIZE, steps=3)
     assert area(found, "header", "test", "covid") > 0.97 and area(found, "thumbnail", "test",
                                                                   "covid") > 0.93
     assert found["shortcut"] and "covid" in found["sentence"] and found["region"] == "box"
@@ -249,7 +256,7 @@ def test_a_confounded_phantom_has_a_shortcut_and_another_has_none(tmp_path, conf
     phantom.write(tmp_path / "data", n=600, size=32, confounding=confounding)
     data = inputs.read((str(tmp_path / "data"),), {}, (), size=32, seed=0,
                        out=str(tmp_path / "out"))
-    found = shortcut_audit(data.sets["train"], data.tests, labels=data.target.values,
+    found = shortcut_audit(data.sets["train"], data.tests, target=data.target,
                            columns=["sex", "age", "view"], size=32, steps=40)
     assert found["shortcut"] is flagged and found["sentence"].startswith("SHORTCUT") is flagged
     if not confounding:

@@ -58,14 +58,15 @@ def test_pearson():
 
 def test_bootstrap_takes_whole_patients():
     groups = ["b", "a", "b", "c", "c", "c"]
-    draws = st.bootstrap_indices(groups, 300, seed=4)
-    for draw in draws:
-        seen = np.bincount(draw, minlength=6)
-        assert seen[0] == seen[2] and seen[3] == seen[4] == seen[5]
-        assert seen[0] + seen[1] + seen[3] == 3                       # three patients, three drawn
-    assert all((a == b).all() for a, b in zip(draws, st.bootstrap_indices(groups, 300, seed=4)))
-    assert any(len(a) != len(b) or (a != b).any()
-               for a, b in zip(draws, st.bootstrap_indices(groups, 300, seed=5)))
+
+    def draws(seed):
+        return np.concatenate(list(st.patient_weights(groups, 300, seed)))
+
+    seen = draws(4)
+    assert seen.shape == (300, 6)
+    assert (seen[:, 0] == seen[:, 2]).all() and (seen[:, 3:] == seen[:, 3:4]).all()
+    assert (seen[:, [0, 1, 3]].sum(1) == 3).all()             # three patients, three drawn
+    assert (seen == draws(4)).all() and (seen != draws(5)).any()
 
 
 def test_percentile():
@@ -180,14 +181,6 @@ def test_mcnemar_and_holm_and_wilson_are_those_of_statsmodels():
 
 
 # ---- resampling
-
-
-def test_weights_are_the_draws_of_the_indices():
-    patients = ["b", "a", "b", "c", "c", "c"]
-    weights = np.concatenate(list(st.patient_weights(patients, 120, 4)))
-    draws = st.bootstrap_indices(patients, 120, 4)
-    assert weights.shape == (120, 6)
-    assert all((np.bincount(i, minlength=6) == w).all() for i, w in zip(draws, weights))
 
 
 def test_bootstrap_p():

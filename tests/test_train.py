@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import train
 from minidiff import config, runs
 from minidiff.data import images
+from minidiff.data.table import read_csv, write_table
 from minidiff.diffusion import store
 from minidiff.training import state
 
@@ -308,3 +309,18 @@ def test_an_init_that_predicts_otherwise_is_refused(tiny, tmp_path, capsys):
     fails(capsys, ["diffusion", "--data", tiny / "data", "--init", tiny / "diffusion",
                    "--prediction", "eps", "--out", tmp_path / "x"],
           "predicts v; a run that begins there must, too")
+
+
+def test_the_last_line_names_best_only_where_it_is(tiny, tmp_path, capsys, no_pictures):
+    train.train_diffusion(diffusion_config(tiny, tmp_path / "with", steps=1))
+    assert "best/ holds those" in capsys.readouterr().out
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    rows = read_csv(tmp_path / "data" / "metadata.csv", ("file_name",))
+    parts = dict.fromkeys((row["patient"] for row in rows), "train")
+    parts[rows[0]["patient"]] = "test"
+    write_table(tmp_path / "data" / "metadata.csv",
+                [{**row, "split": parts[row["patient"]]} for row in rows])
+    cfg = diffusion_config(tiny, tmp_path / "without", steps=1)
+    train.train_diffusion(replace(cfg, data=(str(tmp_path / "data"),)))
+    said = capsys.readouterr().out
+    assert "finished" in said and "best/" not in said

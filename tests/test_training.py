@@ -15,8 +15,7 @@ from minidiff import runs
 from minidiff.errors import InputError, TrainingFault
 from minidiff.training import checkpointer, state
 from minidiff.training.checkpointer import Checkpointer
-from minidiff.training.ema import EMA, Trained
-from minidiff.training.optim import cosine
+from minidiff.training.optim import EMA, Trained, cosine
 from minidiff.training.precision import Precision
 
 

@@ -15,9 +15,10 @@ from minidiff import config
 from minidiff.diffusion import store, unet
 from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError
+from minidiff.pixels import to_grey
 from minidiff.sampling import plan
 from minidiff.sampling import trajectory as room
-from minidiff.sampling.pipeline import open_pipeline
+from minidiff.sampling.finished_run import open_pipeline
 from minidiff.sampling.trajectory import (
     Step,
     TrajectoryConfig,
@@ -192,7 +193,7 @@ def test_it_ends_at_the_image_that_sample_makes(tiny, tmp_path, monkeypatch):
     pixels, _ = sample.make(cfg, pipeline, rows, [int(row["seed"]) for row in rows])
     (title, image), = ends
     assert f"sex {rows[0]['sex'] or 'unknown'}, age {rows[0]['age'] or 'unknown'}" in title
-    assert torch.equal(image, sample.as_trained(pixels, facts["grey"])[0, 0])
+    assert torch.equal(image, to_grey(pixels)[0, 0])
 
 
 @pytest.mark.parametrize("knobs, said", [

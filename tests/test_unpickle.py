@@ -14,7 +14,7 @@ from conftest import ROOT
 from test_backbones import Evil, xrv_net
 
 from minidiff.errors import InputError
-from minidiff.evaluation.features.backbones import BACKBONES, CONVERT, load
+from minidiff.evaluation.features.backbones import BACKBONES, CONVERT, Network
 
 sys.path.insert(0, str(ROOT / "tools"))
 from unpickle import DTYPES, convert, main, read_pickled  # noqa: E402
@@ -30,12 +30,12 @@ def test_convert_takes_the_tensors_out_of_a_pickled_model(tmp_path, old):
         warnings.simplefilter("ignore")
         torch.save(peer, tmp_path / "model.pt", _use_new_zipfile_serialization=not old)
     with pytest.raises(InputError, match="pickled object"):
-        load("xrv-densenet121", BACKBONES["xrv-densenet121"], tmp_path / "model.pt")
+        Network("xrv-densenet121", BACKBONES["xrv-densenet121"], tmp_path / "model.pt")
     state, out = peer.state_dict(), tmp_path / "model.safetensors"
     assert convert(tmp_path / "model.pt", out) == len(state)
     found = safetensors.torch.load_file(out)
     assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
-    load("xrv-densenet121", BACKBONES["xrv-densenet121"], out)
+    Network("xrv-densenet121", BACKBONES["xrv-densenet121"], out)
 
 
 class System:

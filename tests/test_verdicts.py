@@ -12,8 +12,8 @@ from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.evaluation import pages
 from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.metrics.agreement import within_label
-from minidiff.evaluation.metrics.comparison import ALL, EQUAL, Side, compare
 from minidiff.evaluation.metrics.distances import kid
+from minidiff.evaluation.metrics.report_rows import ALL, AT_EQUAL_N, Side, by_label
 from minidiff.evaluation.verdicts import beyond, in_any, in_every, variety, verdicts
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number
@@ -36,7 +36,7 @@ def rows(shift_of_made=0.0, n=60):
              for k, name in names}
     made = joined(cloud(5, "normal", 40, shift_of_made), cloud(6, "covid", 40, 2.0),
                   cloud(7, "rare", 3))
-    return compare("pixels-pca64", synthetic=made, **sides, labels=["normal", "covid", "rare"],
+    return by_label("pixels-pca64", synthetic=made, **sides, labels=["normal", "covid", "rare"],
                    repeats=20)
 
 
@@ -52,7 +52,7 @@ def test_the_table_of_distances():
     assert (same["FD_floor_halves"]["n"], same["FD_floor_halves"]["m"]) == (30, 20)
     assert found["rare", "synthetic"]["too_few"] and "KD" not in found["rare", "synthetic"]
     # at equal numbers, beside real against real there
-    for name in EQUAL:
+    for name in AT_EQUAL_N:
         spread = same[f"{name}_floor"]
         assert spread["low"] <= spread["median"] <= spread["high"] and spread["n"] == spread[
             "m"] == same["equal_n"] == 40
@@ -88,14 +88,14 @@ def test_few_patients_get_intervals_or_a_grey_cell():
     made = joined(cloud(2, "normal", 40), cloud(3, "covid", 40, 2.0))
     for held in (2, 3):
         heldout = joined(few(4, "normal", 30, 9), few(5, "covid", 30, held, 2.0))
-        found = compare("x", synthetic=made, train=train, heldout=heldout,
+        found = by_label("x", synthetic=made, train=train, heldout=heldout,
                         labels=["normal", "covid"], repeats=20)
         assert all(np.isfinite([r[k] for k in ("KD", "KD_low", "KD_high", "KD_p")]).all()
                    for r in found if "KD" in r)
         assert all(r["beyond_low"] <= r["beyond_high"] for r in found
                    if r["set"] != "synthetic" and r["label"] != ALL)
     heldout = joined(few(4, "normal", 30, 9), few(5, "covid", 30, 1, 2.0))
-    found = compare("x", synthetic=made, train=train, heldout=heldout, labels=["normal", "covid"],
+    found = by_label("x", synthetic=made, train=train, heldout=heldout, labels=["normal", "covid"],
                     repeats=20)
     assert all(r["too_few"] for r in found if r["label"] == "covid")
 
@@ -107,7 +107,7 @@ def test_other_labels_are_held_out_images_of_other_patients():
     train = joined(cloud(0, "normal", 60), cloud(10, "covid", 60, 9.0))
     heldout = joined(cloud(1, "normal", 60), cloud(11, "covid", 60, 1.0))
     made = joined(cloud(5, "normal", 60, 2.0), cloud(6, "covid", 60))
-    found = compare("classifier", synthetic=made, train=train, heldout=heldout,
+    found = by_label("classifier", synthetic=made, train=train, heldout=heldout,
                     labels=["normal", "covid"], repeats=20)
     row = next(r for r in found if (r["label"], r["set"]) == ("normal", "real covid"))
     assert row["KD"] == pytest.approx(kid(real=heldout.of("normal").features,
@@ -115,7 +115,7 @@ def test_other_labels_are_held_out_images_of_other_patients():
     assert answers({"distances": found})[NORMAL] == "no"
     shared = heldout._replace(
         patients=np.array([f"p{i % 60}" if i % 60 < 15 else f"p{i}" for i in range(120)]))
-    found = compare("classifier", synthetic=made, train=train, heldout=shared,
+    found = by_label("classifier", synthetic=made, train=train, heldout=shared,
                     labels=["normal", "covid"], repeats=20)
     assert next(r["m"] for r in found if (r["label"], r["set"]) == ("normal", "real covid")) == 45
 

@@ -2,7 +2,8 @@
 
     inputs ─▶ sets and samples that may be studied ─ arms ─▶ training images ─ study, predictor,
     resnet ─▶ logits a seed
-    logits ─ assess: scores, compare, calibration, uncertainty, fairness ─▶ summary.json
+    logits ─ assess: scores, compare, calibration, predictive_uncertainty, fairness ─▶
+    summary.json
 
 Before them shortcuts, after them predict.
 """

@@ -14,7 +14,7 @@
     real@25+2xsynthetic       with only 25 real images of the label of interest, by whole patients
 
 Any `real` may have @25. It may also be `real-plain` (no augmentation), `real-strong` (augmentation
-as between hospitals, data/acquisition.py), `real-even` (images weighted so that the label says
+as between hospitals, data/augmentation.py), `real-even` (images weighted so that the label says
 nothing about the study's --even columns), `real-scratch` (from random weights, where the others
 start at --init), or several of these: `real-strong-even`. `synthetic` may be the name of any folder
 that the study was given. Synthetic images help only if they help more than as many duplicates,
@@ -57,9 +57,9 @@ class Images:
 
     def take(self, index: Sequence[int]) -> "Images":
         index = list(index)
-        patients, rows, hashes = ([column[i] for i in index]
-                                  for column in (self.patients, self.rows, self.hashes))
-        return Images(self.pixels[index], self.labels[index], patients, rows, hashes)
+        return Images(self.pixels[index], self.labels[index],
+                      *([column[i] for i in index]
+                        for column in (self.patients, self.rows, self.hashes)))
 
     def __add__(self, other: "Images") -> "Images":
         # one channel each: a third of the memory
@@ -94,27 +94,26 @@ class Arm:
 
 def parse(name: str, sources: Sequence[str]) -> Arm:
     """The arm of this name. `sources` are the names of synthetic folders."""
-    folders = ", ".join(sources) or "none given"
     if name in sources:
         return Arm(name, real=False, added=name)
-    match = FORM.fullmatch(name)
+    folders, match = ", ".join(sources) or "none given", FORM.fullmatch(name)
     if not match:
         raise InputError(f"arm {name!r}; allowed are real, real@25, real-plain, real-strong, "
                          "real-even, real-scratch, real+duplicates, real+2xduplicates, and with a "
                          f"synthetic folder's name ({folders}) NAME, real+NAME, real+2xNAME, "
                          "NAME-then-real")
-    words = tuple(filter(None, match["words"].split("-")))
-    arm = Arm(name, words=words, most=int(match["most"]) if match["most"] else None,
-              added=match["added"] or "", factor=float(match["factor"]) if match["factor"]
-              else None, first=match["first"] or "")
+    arm = Arm(name, words=tuple(filter(None, match["words"].split("-"))),
+              most=int(match["most"]) if match["most"] else None, added=match["added"] or "",
+              factor=float(match["factor"]) if match["factor"] else None,
+              first=match["first"] or "")
     if arm.source and arm.source not in sources:
         raise InputError(f"arm {name!r}: no synthetic folder is named {arm.source!r}; there are: "
                          f"{folders}")
-    if arm.first and arm.added:
-        raise InputError(f"arm {name!r}: either images before the real ones or beside them")
-    if len(set(words)) < len(words) or {"plain", "strong"} <= set(words) or 0 in (arm.factor,
-                                                                                  arm.most):
-        raise InputError(f"arm {name!r}: plain or strong, each word once, and numbers above 0")
+    words = set(arm.words)
+    if (arm.first and arm.added or len(words) < len(arm.words) or {"plain", "strong"} <= words
+            or 0 in (arm.factor, arm.most)):
+        raise InputError(f"arm {name!r}: images before the real ones or beside them, plain or "
+                         "strong, each word once, and numbers above 0")
     return arm
 
 
@@ -145,9 +144,8 @@ def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
         base = arm.base
         if base == arm.name:
             base = f"real@{arm.most}" if arm.most is not None and arm.words else "real"
-        names = [other.name for other in controls[:1]]
-        names += [other.name for other in arms if other.name == base]
-        pairs += [(arm.name, name) for name in names if name != arm.name]
+        against = [*controls[:1], *(other for other in arms if other.name == base != arm.name)]
+        pairs += [(arm.name, other.name) for other in against]
     return list(dict.fromkeys(pairs))
 
 
@@ -159,7 +157,9 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
     rounds. InputError where a synthetic folder has too few.
     """
     if arm.most is not None:
-        labels = [positive if _has(row["label"], positive) else row["label"] for row in real.rows]
+        # a cell may name the label alone or among several findings
+        labels = [positive if positive in row["label"].split(AND) else row["label"]
+                  for row in real.rows]
         real = real.take(first_patients(labels, real.patients, {positive: arm.most}, subset_seed))
     if not arm.real:
         return [sources[arm.added]]
@@ -172,10 +172,10 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
         n = max(1, round(arm.factor * len(of_real.get(positive, ()))))
         counts = dict.fromkeys(of_real, n)
     else:
-        whole = next(iter(sources.values()), None) if arm.added == DUPLICATES else pool
-        if whole is None:
+        if not sources:
             raise InputError(f"arm {arm.name}: without a synthetic folder, say how many "
                              "duplicates: real+1xduplicates")
+        whole = next(iter(sources.values())) if arm.added == DUPLICATES else pool
         counts = {label: len(index) for label, index in _by_label(whole).items()}
     extra, members = [], _by_label(pool)
     for label, count in counts.items():
@@ -186,11 +186,6 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
                              "--arms real real+duplicates real+synthetic")
         extra += [own[k] for k in order(len(own), seed, range(count))]
     return [real + pool.take(extra)]
-
-
-def unseen_by_arm(arm_real: Images, saw: set[str] | None) -> int | None:
-    """Real images that an arm's generator saw and the arm did not; None if unknown."""
-    return None if saw is None else len(saw - set(arm_real.hashes))
 
 
 def even_weights(images: Images, columns: Sequence[str]) -> Tensor:
@@ -206,13 +201,7 @@ def even_weights(images: Images, columns: Sequence[str]) -> Tensor:
     return weights * len(cells) / weights.sum()
 
 
-def _has(cell: str, label: str) -> bool:
-    """Does a cell name this label, alone or among several findings?"""
-    return cell == label or label in cell.split(AND)
-
-
 def _by_label(images: Images) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for i, row in enumerate(images.rows):
-        found.setdefault(row["label"], []).append(i)
-    return dict(sorted(found.items()))
+    labels = [row["label"] for row in images.rows]
+    return {label: [i for i, own in enumerate(labels) if own == label]
+            for label in sorted(set(labels))}

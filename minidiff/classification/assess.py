@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
+import safetensors.numpy
 from tqdm import tqdm
 
 from minidiff.classification import arms as kinds
 from minidiff.classification import fairness
-from minidiff.classification import predictive_uncertainty as uncertainty
 from minidiff.classification.arms import Arm
 from minidiff.classification.calibration import calibration, nll, pooled, probabilities, temperature
 from minidiff.classification.compare import compare, summarise
 from minidiff.classification.inputs import Inputs
+from minidiff.classification.predictive_uncertainty import Conformal, FeatureDistance, summary
 from minidiff.classification.predictor import Predictor
 from minidiff.classification.scores import score, thresholds_at_specificity
 from minidiff.classification.study import Recipe, folder_of
@@ -27,7 +27,6 @@ from minidiff.runs import write_atomic, write_json
 
 ALPHA = 0.1                                  # of conformal sets: one truth in ten may be outside
 PARTS = "calibration", "uncertainty", "fairness", "roc"
-GROUPS = ("sex", "age", "view", "source")    # columns of the fairness tables
 
 
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
@@ -41,14 +40,12 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
                      for name in seeds[0]["logits"]} for arm, seeds in trained.items()}
     p = {arm: {name: probabilities(z, exclusive=exclusive) for name, z in sets.items()}
          for arm, sets in members.items()}
-    mean = {arm: {name: each.mean(0) for name, each in sets.items()} for arm, sets in p.items()}
-    results, rows, differences = [], [], {}
-    by_set: dict[str, dict[str, dict]] = {kind: {name: {} for name in data.tests} for kind in PARTS}
+    results, rows, parts = [], [], {name: {} for name in data.tests}
     for arm in tqdm(arms, "assessing", unit="arm", disable=len(arms) < 2):
         found, sets = trained[arm.name], p[arm.name]
         kept = tuned(data, arm.name, pooled(members[arm.name]["val"], exclusive),
                      [one["seed"] for one in found], out)
-        unsure = uncertainties(data, arm.name, sets, truth, kept["conformal"], recipe, out)
+        unsure = when_unsure(data, arm.name, sets, truth, kept["conformal"], recipe, out)
         for name, images in data.tests.items():
             by_seed = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
                         "positive": recipe.positive, "n_train": one["n_train"],
@@ -56,23 +53,21 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
                         **score(q, truth[name], images.patients, labels, exclusive=exclusive,
                                 n_boot=0)} for one, q in zip(found, sets[name])]
             results += by_seed
-            own, z = mean[arm.name][name], pooled(members[arm.name][name], exclusive)
+            own, z = sets[name].mean(0), pooled(members[arm.name][name], exclusive)
             ensemble = score(own, truth[name], images.patients, labels, exclusive=exclusive,
                              thresholds=kept["thresholds"])
             rows += [{**row, **facts(data, arm, recipe), "ensemble": ensemble}
                      for row in summarise(by_seed)]
             of_positive = own[:, place], truth[name][:, place]
-            parts = {"calibration": calibration(z, truth[name], kept["temperature"], exclusive),
-                     "uncertainty": unsure[name], "roc": roc(*of_positive),
-                     "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
-                                               columns=GROUPS,
-                                               threshold=kept["thresholds"][recipe.positive])}
-            for kind, value in parts.items():
-                by_set[kind][name][arm.name] = value
-    for name, images in data.tests.items():
-        differences[name] = compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
-                                    images.patients, labels, kinds.comparisons(arms),
-                                    positive=recipe.positive, exclusive=exclusive)
+            parts[name][arm.name] = {
+                "calibration": calibration(z, truth[name], kept["temperature"], exclusive),
+                "uncertainty": unsure[name], "roc": roc(*of_positive),
+                "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
+                                          threshold=kept["thresholds"][recipe.positive])}
+    differences = {name: compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
+                                 images.patients, labels, kinds.comparisons(arms),
+                                 positive=recipe.positive, exclusive=exclusive)
+                   for name, images in data.tests.items()}
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
@@ -84,36 +79,35 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         "notes": [*data.notes, *kept["conformal"].remarks(labels)],
         "generators": {name: {"n_images": len(data.sources[name]), "saw": len(data.saw[name] or ()),
                               "known": data.saw[name] is not None} for name in used},
-        "arms": rows, "differences": differences, **by_set,
-        "attributes": {name: fairness.attributes(data.sets["train"].rows,
-                                                 data.sources[name].rows, GROUPS)
+        "arms": rows, "differences": differences,
+        **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
+                  for name, by_arm in parts.items()} for kind in PARTS},
+        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.sources[name].rows)
                        for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }
 
 
-def uncertainties(data: Inputs, arm: str, sets: Mapping[str, np.ndarray],
-                  truth: Mapping[str, np.ndarray],
-                  conformal: uncertainty.Conformal, recipe: Recipe, out: Path) -> dict:
+def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray],
+                truth: Mapping[str, np.ndarray], conformal: Conformal, recipe: Recipe,
+                out: Path) -> dict:
     """Of each test set, from the arm's seeds: what `predictive_uncertainty.summary` measures.
 
     Under mc_dropout the same of one seed's network under 20 draws of dropout.
     """
     first = folder_of(out, arm, recipe.seed)
     predictor = Predictor.load(first)
-
-    def features(name: str) -> np.ndarray:
-        return predictor.features(data.sets[name].pixels).double().numpy()
-
-    typical = uncertainty.FeatureDistance.fit(features("train"), truth["train"])
-    write_atomic(first.parent / "typical.safetensors", safetensors.torch.save(typical.state()))
-    distances = {name: typical.distance(features(name)) for name in sets}
+    features = {name: predictor.features(data.sets[name].pixels).double().numpy()
+                for name in ("train", *sets)}
+    typical = FeatureDistance.fit(features["train"], truth["train"])
+    distances = {name: typical.distance(features[name]) for name in sets}
+    write_atomic(first.parent / "typical.safetensors", safetensors.numpy.save(vars(typical)))
     write_json(first.parent / "distances.json", distances["val"].tolist())
-    found = uncertainty.summary(sets, truth, data.labels, conformal, distances=distances,
-                                exclusive=data.exclusive)
     dropped = {name: predictor.under_dropout(data.sets[name].pixels)["label"].double().numpy()
                for name in sets}
-    again = uncertainty.summary(dropped, truth, data.labels, conformal, exclusive=data.exclusive)
+    found, again = (summary(members, truth, data.labels, conformal, distances=own,
+                            exclusive=data.exclusive)
+                    for members, own in ((sets, distances), (dropped, None)))
     return {name: {**row, "mc_dropout": {kind: again[name][kind]
                                          for kind in ("accuracy", "entropy", "mutual_information")}}
             for name, row in found.items()}
@@ -123,7 +117,9 @@ def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
     """What an arm was trained on, and whether its generator knew more."""
     base = kinds.training_set(kinds.parse(arm.base, ()), data.sets["train"], {},
                               positive=recipe.positive, seed=0, subset_seed=recipe.seed)[0]
-    extra = kinds.unseen_by_arm(base, data.saw[arm.source]) if arm.source else 0
+    # real images that its generator saw and it did not; None where what was seen is unknown
+    saw = data.saw[arm.source] if arm.source else set()
+    extra = None if saw is None else len(saw - set(base.hashes))
     remark = ("" if extra == 0 else "what its generator saw is unknown" if extra is None else
               f"generator saw {extra} more real images than this arm")
     kind = "duplicates" if arm.added == kinds.DUPLICATES else "synthetic" if arm.source else None
@@ -134,7 +130,7 @@ def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
 def tuned(data: Inputs, arm: str, z_val: np.ndarray, seeds: Sequence[int], out: Path) -> dict:
     """What an arm's ensemble takes from validation, kept beside it for `predict`."""
     truth, p_val = data.truth("val").numpy(), probabilities(z_val, exclusive=data.exclusive)
-    conformal = uncertainty.Conformal.fit(p_val, truth, alpha=ALPHA)
+    conformal = Conformal.fit(p_val, truth, alpha=ALPHA)
     found = {"temperature": temperature(z_val, truth, data.exclusive),
              "thresholds": thresholds_at_specificity(p_val, truth, data.labels)}
     write_json(folder_of(out, arm, seeds[0]).parent / "tuned.json",

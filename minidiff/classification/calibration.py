@@ -45,7 +45,7 @@ def nll(logits: np.ndarray, truth: np.ndarray, T: float = 1.0, exclusive: bool =
 
     Of findings that go together, the mean over them.
     """
-    z, truth = np.asarray(logits, float) / T, np.asarray(truth, bool)
+    z = np.asarray(logits, float) / T
     if exclusive:
         return float(-scipy.special.log_softmax(z, axis=1)[truth].mean())
     return float(-scipy.special.log_expit(np.where(truth, z, -z)).mean())
@@ -59,15 +59,12 @@ def temperature(logits: np.ndarray, truth: np.ndarray, exclusive: bool = True) -
     for ever as T → 0 though nothing was learned of errors to come; and `HOTTEST` if the logits are
     no better than none at all.
     """
-    z, y = np.asarray(logits, float), np.asarray(truth, bool)
-    assert z.shape == y.shape and len(z) and np.isfinite(z).all()
-    assert not exclusive or (y.sum(1) == 1).all()
+    z, cold, hot = np.asarray(logits, float), np.log(COLDEST), np.log(HOTTEST)
 
     # of the log-likelihood in 1/T: what the true labels have more than is expected
     def slope(log_t: float) -> float:
-        return float((z * (y - probabilities(z, np.exp(log_t), exclusive))).sum() / len(z))
+        return float((z * (truth - probabilities(z, np.exp(log_t), exclusive))).sum() / len(z))
 
-    cold, hot = np.log(COLDEST), np.log(HOTTEST)
     if slope(hot) <= 0:
         return HOTTEST if (z != 0).any() else 1.0
     if slope(cold) >= 0:
@@ -78,11 +75,9 @@ def temperature(logits: np.ndarray, truth: np.ndarray, exclusive: bool = True) -
 def confidence_and_right(p: np.ndarray, truth: np.ndarray,
                          exclusive: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """p (n,k), truth (n,k) bool → confidence and right, (n,) each; of findings (n·k,)."""
-    p, truth = np.asarray(p, float), np.asarray(truth, bool)
     if not exclusive:
         return p.ravel(), truth.ravel()
-    answer = p.argmax(1)[:, None]
-    return np.take_along_axis(p, answer, 1)[:, 0], np.take_along_axis(truth, answer, 1)[:, 0]
+    return p.max(1), np.take_along_axis(truth, p.argmax(1)[:, None], 1)[:, 0]
 
 
 def equal_mass(confidence: np.ndarray, bins: int) -> list[np.ndarray]:
@@ -90,14 +85,12 @@ def equal_mass(confidence: np.ndarray, bins: int) -> list[np.ndarray]:
 
     Equal confidences are in one bin.
     """
-    # so the order of the images plays no part
-    below = np.searchsorted(np.sort(confidence), confidence)
-    of = below * bins // len(confidence)
+    # counted from those below, so that the order of the images plays no part
+    of = np.searchsorted(np.sort(confidence), confidence) * bins // len(confidence)
     return [np.flatnonzero(of == b) for b in np.unique(of)]
 
 
-def ece(confidence: Sequence[float], right: Sequence[bool], bins: int = 15,
-        debiased: bool = True) -> float:
+def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error: the mean of |share right − mean confidence| of a bin.
 
     A share of few images is off by chance, and its distance from the confidence is never negative,
@@ -107,32 +100,27 @@ def ece(confidence: Sequence[float], right: Sequence[bool], bins: int = 15,
     form; they take σ from the share, which is 0 where all are right). It takes off nearly half of a
     calibrated classifier's error and little of a large one: see `ece_null` for what is left.
     """
-    confidence, right = np.asarray(confidence, float), np.asarray(right, bool)
     parts = equal_mass(confidence, bins)
-    return float(_ece(np.array([right[i].mean() for i in parts]), confidence, parts, debiased))
+    return float(_ece(np.array([right[i].mean() for i in parts]), confidence, parts))
 
 
-def ece_null(confidence: Sequence[float], bins: int = 15, n_boot: int = 1000, seed: int = 0,
-             debiased: bool = True) -> dict[str, float]:
+def ece_null(confidence: np.ndarray, bins: int = 15, n_boot: int = 1000,
+             seed: int = 0) -> dict[str, float]:
     """`ece` of a calibrated classifier of the same confidences: median and 95th percentile.
 
     Of n_boot simulated sets. An error above "high" is more than the number of images explains, at 5
     %.
     """
-    confidence, rng = np.asarray(confidence, float), np.random.default_rng(seed)
-    parts = equal_mass(confidence, bins)
+    rng, parts = np.random.default_rng(seed), equal_mass(confidence, bins)
     shares = [(rng.random((n_boot, len(i))) < confidence[i]).mean(1) for i in parts]
-    found = _ece(np.stack(shares, 1), confidence, parts, debiased)
+    found = _ece(np.stack(shares, 1), confidence, parts)
     return {"median": float(np.median(found)), "high": float(np.quantile(found, 0.95))}
 
 
-def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray],
-         debiased: bool) -> np.ndarray:
+def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Shares right (…,b) of the b bins → the error (…)."""
     weight = np.array([len(i) for i in parts]) / len(confidence)
     distance = np.abs(shares - [confidence[i].mean() for i in parts])
-    if not debiased:
-        return distance @ weight
     sigma = np.array([np.sqrt((confidence[i] * (1 - confidence[i])).sum()) / len(i) for i in parts])
     z = distance / np.maximum(sigma, 1e-12)   # a bin of certainties has none
     folded = (sigma * np.sqrt(2 / np.pi) * np.exp(-z * z / 2)
@@ -142,18 +130,15 @@ def _ece(shares: np.ndarray, confidence: np.ndarray, parts: Sequence[np.ndarray]
 
 def brier(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> float:
     """Mean squared error of the probabilities: 0 … 2 (Brier 1950); of findings 0 … 1."""
-    squares = (np.asarray(p, float) - np.asarray(truth, bool)) ** 2
+    squares = (p - truth) ** 2
     return float(squares.sum(1).mean() if exclusive else squares.mean())
 
 
-def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[dict]:
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> list[dict]:
     """Of each equal-mass bin its mean confidence, share right, Wilson interval and n."""
-    confidence, right, rows = np.asarray(confidence, float), np.asarray(right, bool), []
-    for i in equal_mass(confidence, bins):
-        low, high = wilson(int(right[i].sum()), len(i))
-        rows.append({"confidence": float(confidence[i].mean()), "share": float(right[i].mean()),
-                     "low": low, "high": high, "n": len(i)})
-    return rows
+    return [{"confidence": float(confidence[i].mean()), "share": float(right[i].mean()),
+             **dict(zip(("low", "high"), wilson(int(right[i].sum()), len(i)))), "n": len(i)}
+            for i in equal_mass(confidence, bins)]
 
 
 def calibration(logits: np.ndarray, truth: np.ndarray, T: float, exclusive: bool = True, *,
@@ -163,8 +148,9 @@ def calibration(logits: np.ndarray, truth: np.ndarray, T: float, exclusive: bool
         p = probabilities(logits, t, exclusive)
         confidence, right = confidence_and_right(p, truth, exclusive)
         null = ece_null(confidence, n_boot=n_boot, seed=seed)
-        return {"ece": ece(confidence, right), "ece_null_median": null["median"],
-                "ece_null_high": null["high"], "brier": brier(p, truth, exclusive),
+        return {"ece": ece(confidence, right),
+                **{f"ece_null_{name}": value for name, value in null.items()},
+                "brier": brier(p, truth, exclusive),
                 "nll": nll(logits, truth, t, exclusive)}, reliability(confidence, right)
 
     (plain, bins), (scaled, bins_scaled) = figures(1.0), figures(T)

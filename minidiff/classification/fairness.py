@@ -10,11 +10,11 @@ A lower sensitivity of a group is its underdiagnosis (Seyyed-Kalantari et al. 20
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from minidiff.classification.scores import finite
+from minidiff.classification.scores import finite, pair
 from minidiff.data.audit import age_band
 from minidiff.data.split import Row
 from minidiff.rating import effective_wilson, mover
@@ -53,24 +53,20 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
     size; `resolved` where they leave out 0.
     """
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
-    alarm = None if threshold is None else scores >= threshold
-    patients, groups = group_ids(patients), {}
+    alarm = np.full(len(scores), math.nan) if threshold is None else scores >= threshold
+    # the same resamples for all groups
+    patients, weights = group_ids(patients), list(patient_weights(patients, n_boot, seed))
+    groups, largest = [], []
     for column in columns:
         cells = np.array([cell_of(row, column) for row in rows], object)
-        names = sorted(set(cells), key=lambda name: (name == UNKNOWN, name))
-        groups |= {(column, name): _Group(scores, positive, alarm, patients, cells == name)
-                   for name in names if names != [UNKNOWN]}
-    for weights in patient_weights(patients, n_boot, seed):  # the same resamples for all groups
-        for group in groups.values():
-            group.draw(weights)
-    largest = []
-    for column in dict.fromkeys(column for column, _ in groups):
-        own = {name: group for (other, name), group in groups.items() if other == column}
+        own = {name: _Group(scores, positive, alarm, patients, weights, cells == name)
+               for name in sorted(set(cells), key=lambda name: (name == UNKNOWN, name))}
+        if set(own) <= {UNKNOWN}:
+            continue
+        groups += [{"column": column, "group": name, **group.row()} for name, group in own.items()]
         largest += [{"column": column, **_gap(metric, own)} for metric in METRICS
-                    if metric == "auroc" or alarm is not None]
-    return {"groups": [{"column": column, "group": name, **group.row()}
-                       for (column, name), group in groups.items()],
-            "gaps": largest, "threshold": threshold, "fewest": FEW}
+                    if metric == "auroc" or threshold is not None]
+    return {"groups": groups, "gaps": largest, "threshold": threshold, "fewest": FEW}
 
 
 def cell_of(row: Row, column: str) -> str:
@@ -81,22 +77,19 @@ def cell_of(row: Row, column: str) -> str:
 class _Group:
     """The images of one value of a column, and what can be measured on them."""
 
-    def __init__(self, scores, positive, alarm, patients, member):
-        self.member, self.patients = member, patients[member]
-        self.scores, self.positive = scores[member], positive[member]
-        self.alarm = None if alarm is None else alarm[member]
-        self.sides = (int(self.positive.sum()), int((~self.positive).sum()))
-        self.areas = np.zeros(0)  # AUROC in each resample of patients, nan where a side is empty
-
-    def draw(self, weights: np.ndarray) -> None:
-        drawn = weighted_auroc(self.scores, self.positive, weights[:, self.member])
-        self.areas = np.concatenate([self.areas, drawn])
+    def __init__(self, scores, positive, alarm, patients, weights, member):
+        self.scores, self.positive, self.alarm, self.patients = (
+            column[member] for column in (scores, positive, alarm, patients))
+        self.sides = int(self.positive.sum()), int((~self.positive).sum())
+        # AUROC in each resample of patients, nan where a side is empty
+        self.areas = np.concatenate([weighted_auroc(self.scores, self.positive, w[:, member])
+                                     for w in weights])
 
     def value(self, metric: str) -> float:
         if metric == "auroc":
             return auroc(self.scores, self.positive)
         side = self.positive == (metric == "tpr")
-        return float(self.alarm[side].mean()) if self.alarm is not None and side.any() else math.nan
+        return float(self.alarm[side].mean()) if side.any() else math.nan
 
     def interval(self, metric: str, confidence: float = 0.95) -> Interval:
         if math.isnan(self.value(metric)):
@@ -106,40 +99,32 @@ class _Group:
         side = self.positive == (metric == "tpr")
         return share_interval(self.alarm[side], self.patients[side], confidence)
 
-    def enough(self, metric: str) -> bool:
-        return all(n >= FEW for n, needed in zip(self.sides, METRICS[metric]) if needed)
-
     def row(self) -> dict:
         out = {"n": len(self.scores), "patients": len(set(self.patients.tolist())),
                "positives": self.sides[0], "negatives": self.sides[1], "few": self.sides[0] < FEW}
         for metric in METRICS:
             out[metric] = finite(self.value(metric))
             out["interval" if metric == "auroc"
-                else f"{metric}_interval"] = [finite(x) for x in self.interval(metric)]
+                else f"{metric}_interval"] = pair(self.interval(metric))
         return out
 
 
 def _gap(metric: str, groups: dict[str, _Group]) -> dict:
     """The largest difference between two groups that have enough images."""
-    known = {name: group for name, group in groups.items()
-             if name != UNKNOWN and group.enough(metric)}
+    known = {name: group for name, group in groups.items() if name != UNKNOWN
+             and all(n >= FEW for n, needed in zip(group.sides, METRICS[metric]) if needed)}
     out = {"metric": metric, "groups": len(known), "high": None, "low": None, "gap": None,
            "interval": [None, None], "resolved": False}
     if len(known) < 2:
         return out
-    high, low = (extreme(known, key=lambda name: known[name].value(metric))
-                 for extreme in (max, min))
-    if high == low:  # all alike: any other
-        low = next(name for name in known if name != high)
-    confidence = 1 - 0.05 / math.comb(len(known), 2)
-    a, b = known[high], known[low]
-    if metric == "auroc":
-        interval = _middle(a.areas - b.areas, confidence)
-    else:
-        interval = mover(a.value(metric), a.interval(metric, confidence), b.value(metric),
-                         b.interval(metric, confidence))
-    return {**out, "high": high, "low": low, "gap": a.value(metric) - b.value(metric),
-            "interval": [finite(x) for x in interval], "resolved": bool(interval[0] > 0)}
+    values = {name: group.value(metric) for name, group in known.items()}
+    high = max(values, key=values.get)
+    low = min((name for name in values if name != high), key=values.get)
+    confidence, a, b = 1 - 0.05 / math.comb(len(known), 2), known[high], known[low]
+    interval = _middle(a.areas - b.areas, confidence) if metric == "auroc" else mover(
+        values[high], a.interval(metric, confidence), values[low], b.interval(metric, confidence))
+    return {**out, "high": high, "low": low, "gap": values[high] - values[low],
+            "interval": pair(interval), "resolved": bool(interval[0] > 0)}
 
 
 def share_interval(hit: np.ndarray, patients: np.ndarray, confidence: float = 0.95) -> Interval:
@@ -166,30 +151,29 @@ def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[
     beyond the interval of the difference. With findings that go together each has its own row. A
     column of which the two sides have no value in common is left out.
     """
-    several = any(AND in row["label"] for row in real)
-    labels = sorted({name for row in [*real, *synthetic] for name in _labels(row, several)})
-    shares, association = [], []
+    several, sides = any(AND in row["label"] for row in real), (real, synthetic)
+    named = [[present("label", row["label"]) if several else frozenset([row["label"]])
+              for row in rows] for rows in sides]
+    labels, shares, association = sorted(set().union(*named[0], *named[1])), [], []
     for column in columns:
-        cells = [[cell_of(row, column) for row in rows] for rows in (real, synthetic)]
+        cells = [[cell_of(row, column) for row in rows] for rows in sides]
         # nothing in common: a source that is a folder's name
         if not ({*cells[0]} & {*cells[1]}) - {UNKNOWN}:
             continue
         for label in labels:
-            own = [Counter(cell for row, cell in zip(rows, column_cells)
-                           if label in _labels(row, several))
-                   for rows, column_cells in zip((real, synthetic), cells)]
-            n = [sum(counts.values()) for counts in own]
-            shares += [{"column": column, "value": value, "label": label, "n_real": n[0],
-                        "n_synthetic": n[1],
-                        **{name: counts[value] / total if total else None
-                           for name, counts, total in zip(("real", "synthetic"), own, n)}}
-                       for value in sorted({*own[0], *own[1]})]
+            real_own, own = (Counter(cell for cell, names in zip(column_cells, of_rows)
+                                     if label in names)
+                             for column_cells, of_rows in zip(cells, named))
+            n, m = real_own.total(), own.total()
+            shares += [{"column": column, "value": value, "label": label, "n_real": n,
+                        "n_synthetic": m, "real": real_own[value] / n if n else None,
+                        "synthetic": own[value] / m if m else None}
+                       for value in sorted({*real_own, *own})]
         for label in labels if several else [""]:
-            told: Callable[[Row], str] = (lambda row: row["label"]) if not several else (
-                lambda row, label=label: str(label in _labels(row, several)))
             association.append({"column": column, "label": label, **_amplified(
-                [_known(rows, column_cells, told)
-                 for rows, column_cells in zip((real, synthetic), cells)], n_boot, seed)})
+                [[(label in names if several else names, cell, row["patient"])
+                  for names, cell, row in zip(*side) if cell != UNKNOWN]
+                 for side in zip(named, cells, sides)], n_boot, seed)})
     return {"shares": shares, "association": association}
 
 
@@ -212,37 +196,26 @@ def cramers_v(counts: np.ndarray, draws: int = 1) -> np.ndarray:
     return np.where(least > 0, np.sqrt(np.minimum(phi2 / np.where(least > 0, least, 1), 1)), np.nan)
 
 
-def _amplified(sides: Sequence[tuple[list[str], ...]], n_boot: int, seed: int) -> dict:
-    """V of real and of synthetic images, and their difference."""
+def _amplified(sides: Sequence[Sequence[tuple]], n_boot: int, seed: int) -> dict:
+    """V of real and of synthetic images, (label, cell, patient) each, and their difference."""
     values, draws, out = [], [], {}
-    for k, (name, (labels, cells, groups)) in enumerate(zip(("real", "synthetic"), sides)):
+    for k, (name, rows) in enumerate(zip(("real", "synthetic"), sides)):
         value, drawn = math.nan, np.full(n_boot, math.nan)
-        if len(labels):
-            a, b, group = group_ids(labels), group_ids(cells), group_ids(groups)
-            shape, cell = (a.max() + 1, b.max() + 1), a * (b.max() + 1) + b
-            # of each patient: the table of his images
-            by_group = np.zeros((group.max() + 1, shape[0] * shape[1]))
-            np.add.at(by_group, (group, cell), 1)
-            value = float(cramers_v(by_group.sum(0).reshape(shape)))
-            drawn = cramers_v((bootstrap_counts(len(by_group), n_boot,
-                                                seed + k) @ by_group).reshape(-1, *shape), draws=2)
+        if rows:
+            label, cell, patient = (group_ids(column) for column in zip(*rows))
+            shape = (patient.max() + 1, label.max() + 1, cell.max() + 1)
+            tables = np.zeros(shape)  # of each patient: the table of his images
+            np.add.at(tables, (patient, label, cell), 1)
+            value = float(cramers_v(tables.sum(0)))
+            drawn = cramers_v(np.tensordot(bootstrap_counts(len(tables), n_boot, seed + k), tables,
+                                           1), draws=2)
         values.append(value)
         draws.append(drawn)
-        out |= {name: finite(value), f"{name}_interval": [finite(x) for x in _middle(drawn)],
-                f"n_{name}": len(labels)}
+        out |= {name: finite(value), f"{name}_interval": pair(_middle(drawn)),
+                f"n_{name}": len(rows)}
     difference = _middle(draws[1] - draws[0])
-    return {**out, "difference": finite(values[1] - values[0]),
-            "interval": [finite(x) for x in difference], "amplified": difference[0] > 0}
-
-
-def _known(rows: Sequence[Row], cells: Sequence[str],
-           told: Callable[[Row], str]) -> tuple[list[str], ...]:
-    some = [(told(row), cell, row["patient"]) for row, cell in zip(rows, cells) if cell != UNKNOWN]
-    return tuple([each[k] for each in some] for k in range(3))
-
-
-def _labels(row: Row, several: bool) -> frozenset[str]:
-    return present("label", row["label"]) if several else frozenset([row["label"]])
+    return {**out, "difference": finite(values[1] - values[0]), "interval": pair(difference),
+            "amplified": difference[0] > 0}
 
 
 def _middle(draws: np.ndarray, confidence: float = 0.95) -> Interval:

@@ -6,6 +6,7 @@ warm place in the frame or in a corner is a hint at a shortcut; one in the lungs
 there is none.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.classification.predictor import Predictor, prepare
-from minidiff.errors import InputError
 from minidiff.pixels import to_grey
 
 FINEST = 7     # places a side, at least: the map of a resnet18 at 224 px
@@ -30,12 +30,10 @@ def layer_of(predictor: Predictor) -> str:
     of layer2 .82, of layer1 .70 (one classifier). At 128 px layer4 had .67 and layer3 .62, but
     layer4's warmest place was never in an opacity.
     """
-    side = -(-predictor.size // 4)  # after conv1 and the pooling, each of stride 2
-    found = predictor.net.layers[0]
-    for name in predictor.net.layers[1:]:
-        side = -(-side // 2)
-        found = name if side >= FINEST else found
-    return found
+    # conv1 and the pooling halve the side, and so does each layer after the first
+    fine = [name for k, name in enumerate(predictor.net.layers)
+            if k == 0 or math.ceil(predictor.size / 2 ** (k + 2)) >= FINEST]
+    return fine[-1]
 
 
 def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *,
@@ -46,24 +44,14 @@ def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *
     the score is its logit. Each map is scaled by its own maximum, so that two maps tell places, not
     strengths; it is 0 throughout where nothing speaks for the answer.
     """
-    names = [v.name for v in predictor.variables]
-    variable, layer = variable or names[0], layer or layer_of(predictor)
-    if variable not in names or layer not in predictor.net.layers:
-        raise InputError(f"Grad-CAM of {variable!r} at {layer!r}: the predictor has "
-                         f"{', '.join(names)}, and {', '.join(predictor.net.layers)}")
+    variable, layer = variable or predictor.variables[0].name, layer or layer_of(predictor)
     targets = torch.as_tensor(target).expand(len(images))
-    if len(images) and not 0 <= int(targets.min()) <= int(targets.max()) < predictor.outputs[
-            variable]:
-        raise InputError(f"Grad-CAM of {variable!r}: value {targets.tolist()[0]}; it has "
-                         f"{predictor.outputs[variable]}")
     mode = predictor.training
     # the statistics of batch norm stay as they are, and no image depends on another
     predictor.eval()
     maps = [_maps(predictor, prepare(part, predictor.size), wanted, variable, layer)
             for part, wanted in zip(images.split(batch), targets.split(batch))]
     predictor.train(mode)
-    if not maps:
-        return np.zeros((0, *images.shape[2:]), np.float32)
     heat = F.interpolate(torch.cat(maps)[:, None], tuple(images.shape[2:]), mode="bilinear")[:, 0]
     most = heat.amax((1, 2), keepdim=True)
     return torch.where(most > 0, heat / most.clamp(min=1e-30), 0.0).numpy()
@@ -84,17 +72,12 @@ def _maps(predictor: Predictor, x: Tensor, targets: Tensor, variable: str, layer
     """Grey images (n,1,S,S) in [-1,1] → the paper's maps (n,h,w), not scaled; float32, CPU."""
     net, device = predictor.net, next(predictor.parameters()).device
     kept: list[Tensor] = []
-
-    def keep(module, inputs, output):
-        kept.append(output.requires_grad_() if not output.requires_grad else output)
-
-    hook = getattr(net, layer).register_forward_hook(keep)
+    hook = getattr(net, layer).register_forward_hook(
+        lambda module, inputs, output: kept.append(output))
     try:
         with torch.enable_grad():
-            scores = predictor(x.to(device))[variable]
-            scores = scores if scores.ndim == 2 else scores[:, None]
-            score = scores.gather(1, targets[:, None].to(device)).sum()
-            slope, = torch.autograd.grad(score, kept[0])
+            scores = predictor(x.to(device))[variable].gather(1, targets[:, None].to(device))
+            slope, = torch.autograd.grad(scores.sum(), kept[0])
     finally:
         hook.remove()
     weights = slope.mean((2, 3), keepdim=True)                                     # eq. 1

@@ -5,6 +5,7 @@ has seen validation or test patients; a test set of one label; labels that train
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +53,7 @@ class Inputs:
     @property
     def exclusive(self) -> bool:
         """Whether an image has one label; as findings, it may have several or none."""
-        return isinstance(self.target, var.Category)
+        return self.target.exclusive
 
     @property
     def tests(self) -> dict[str, Images]:
@@ -60,10 +61,7 @@ class Inputs:
 
     def truth(self, name: str) -> torch.Tensor:
         """bool (N,k): which label, or which findings, each image of a set has."""
-        labels = self.sets[name].labels
-        if not self.exclusive:
-            return self.target.bits(labels)
-        return torch.nn.functional.one_hot(labels, len(self.target.values)).bool()
+        return self.target.bits(self.sets[name].labels)
 
 
 def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[str], *, size: int,
@@ -74,40 +72,33 @@ def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[s
     hold_out: column=value, whose rows are a test set of their own. near_copies: "refuse", or "drop"
     the test images that show a training film.
     """
+    outside = [Path(folder).resolve().name for folder in external]
+    column, _, value = hold_out.partition("=")
+    names = Counter([*INTERNAL, DUPLICATES, *outside, *synthetic, *([value] if hold_out else [])])
+    for name in [name for name, n in names.items() if n > 1]:
+        raise InputError(f"two sets are named {name!r}; rename a folder of --external or what "
+                         "--hold-out names, or write --synthetic NAME=DIR")
     real = _targeted(read_table(data, seed=seed, split_dir=Path(out).parent), target)
-    real = replace(real, rows=[row for row in real.rows if row["split"] in SPLITS])
-    tables, everyone = dict[str, Table](), real.rows
+    real, tables, everyone = real.select(split=SPLITS), dict[str, Table](), real.rows
     if hold_out:
-        real, tables = _held_out(real, hold_out)
+        real, tables[value] = _held_out(real, column, value)
     real, carved = _with_validation(real, seed)
     tables = {**{name: real.select(split=name) for name in INTERNAL}, **tables}
-    for folder in external:
-        name = Path(folder).resolve().name
-        if name in (*tables, DUPLICATES):
-            raise InputError(f"--external {folder}: a set named {name!r} is there already; rename "
-                             "its folder")
-        tables[name] = _targeted(_external(folder), target)
-        rows = [{**row, "split": name} for row in tables[name].rows]
-        check_leakage([*tables["train"].rows, *tables["val"].rows, *rows],
-                      {**real.hashes, **tables[name].hashes})
-    for name in sorted({*tables} & {*synthetic}):
-        raise InputError(f"--synthetic {synthetic[name]}: a set of real images is named {name!r}; "
-                         "write NAME=DIR")
-    _variable(target, tables["train"].column("label"))
+    for name, folder in zip(outside, external):
+        table, prefix = read_table(folder, split=False), os.path.basename(os.path.abspath(folder))
+        # assumed patients of a folder of the same name are other patients
+        rows = [{**row, "patient": f"external {row['patient']}"}
+                if row["patient"] == f"{prefix}/{row['file_name']}" else row for row in table.rows]
+        tables[name] = _targeted(replace(table, rows=rows), target)
+        check_leakage([*tables["train"].rows, *tables["val"].rows,
+                       *({**row, "split": name} for row in tables[name].rows)],
+                      {**real.hashes, **table.hashes})
     check_labels({name: table.column("label") for name, table in tables.items()}, target)
     hashes = {file: digest for table in tables.values() for file, digest in table.hashes.items()}
     unseen = [row for name, table in tables.items()
               if name not in (("train", "val") if carved else ("train",)) for row in table.rows]
-    samples = {name: _targeted(_synthetic(folder, unseen, hashes, everyone), target)
-               for name, folder in synthetic.items()}
-    for name, folder in synthetic.items():
-        if of_other_data(trained_on(folder), tables["train"].rows, hashes):
-            text = (f"{folder}: its generator was trained on other images than these training "
-                    "images")
-            if name == "synthetic":
-                raise InputError(f"{text}; write --synthetic NAME={folder} if that is what you "
-                                 "want to know")
-            samples[name].notes.append(text)
+    samples = {name: _targeted(_synthetic(name, folder, tables["train"].rows, unseen, hashes,
+                                          everyone), target) for name, folder in synthetic.items()}
     loaded = {name: load_pixels(table, size, skip_bad=skip_bad)
               for name, table in {**tables, **samples}.items()}
     # each file once: a held-out source may borrow test images
@@ -115,103 +106,69 @@ def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[s
             for row, picture in zip(loaded[name][0].rows, loaded[name][1])}
     check_pictures([row for row, _ in once.values()], (picture for _, picture in once.values()))
     loaded |= _near_copies({name: loaded[name] for name in tables}, near_copies)
-    tables = {name: loaded[name][0] for name in tables}
-    # images may have been left out
-    check_labels({name: table.column("label") for name, table in tables.items()}, target)
-    variable = replace(_variable(target, tables["train"].column("label")), name="label")
-    notes = [note for name, (table, _) in loaded.items() for note in table.notes]
-    made = {name: _images(*loaded[name], variable) for name in loaded}
+    # once more, for images may have been left out
+    variable = check_labels({name: loaded[name][0].column("label") for name in tables}, target)
+    made = {name: Images(pixels, var.encode([variable], table.rows)["label"],
+                         table.column("patient"), table.rows,
+                         [table.hashes[file] for file in table.column("file")])
+            for name, (table, pixels) in loaded.items()}
     return Inputs(variable, {name: made[name] for name in tables},
                   {name: made[name] for name in samples},
                   {name: trained_on(folder) for name, folder in synthetic.items()},
-                  {name: table for name, (table, _) in loaded.items()}, list(dict.fromkeys(notes)))
-
-
-def _images(table: Table, pixels: torch.Tensor, variable: var.Variable) -> Images:
-    return Images(pixels, var.encode([variable], table.rows)["label"], table.column("patient"),
-                  table.rows, [table.hashes[file] for file in table.column("file")])
-
-
-def _variable(target: str, cells: Sequence[str]) -> var.Category | var.Findings | None:
-    """What there is to be told apart; None where `check_labels` will say that there is nothing."""
-    found = var.infer(target, cells) if len(set(cells)) > 1 else None
-    if isinstance(found, var.Number):
-        raise InputError(f"--target {target}: numbers from {found.low:g} to {found.high:g}; a "
-                         "classifier tells labels apart, of which a column of numbers may have up "
-                         f"to {var.FEW_VALUES}")
-    return found
+                  {name: table for name, (table, _) in loaded.items()},
+                  list(dict.fromkeys(note for table, _ in loaded.values() for note in table.notes)))
 
 
 def _targeted(table: Table, target: str) -> Table:
     """The table with another column as its label; rows where it is empty are left out."""
     if target == "label":
         return table
-    if target not in {key for row in table.rows for key in row}:
+    if not any(target in row for row in table.rows):
         where = os.path.commonpath([os.path.dirname(row["file"]) for row in table.rows])
         raise InputError(f"--target {target}: no such column in {where}; there are "
                          f"{', '.join(table.rows[0])}")
     rows = [{**row, "label": row[target]} for row in table.rows if row.get(target, "")]
     lost = len(table) - len(rows)
-    note = f"{count(lost, 'image')} without {target} left out"
-    return _noted(table, note, rows) if lost else replace(table, rows=rows)
-
-
-def _noted(table: Table, note: str, rows: Sequence[Row] | None = None) -> Table:
-    """The table with one more note, and other rows if given."""
-    return replace(table, rows=table.rows if rows is None else rows, notes=[*table.notes, note])
+    notes = [f"{count(lost, 'image')} without {target} left out"] if lost else []
+    return replace(table, rows=rows, notes=[*table.notes, *notes])
 
 
 def _with_validation(table: Table, seed: int) -> tuple[Table, bool]:
     """The table with a val split: where it brings none, by patient out of train, and then True."""
     if "val" in table.column("split"):
         return table, False
-    label_of: dict[str, str] = {}  # patient → the first of his labels
-    for row in table.select(split="train").rows:
-        label_of[row["patient"]] = min(row["label"], label_of.get(row["patient"], row["label"]))
+    train = sorted(table.select(split="train").rows, key=lambda row: row["label"], reverse=True)
+    label_of = {row["patient"]: row["label"] for row in train}  # the first of a patient's labels
     chosen = set()
-    for label in sorted(set(label_of.values())):
+    for label in set(label_of.values()):
         own = sorted(patient for patient in label_of if label_of[patient] == label)
         chosen |= {own[k] for k in order(len(own), seed, range(max(1, round(HELD_OUT * len(own)))))}
     rows = [{**row, "split": "val"} if row["split"] == "train" and row["patient"] in chosen
             else row for row in table.rows]
     note = f"no validation split: {len(chosen)} of the training patients were taken for it"
-    return _noted(table, note, rows), True
+    return replace(table, rows=rows, notes=[*table.notes, note]), True
 
 
-def _held_out(table: Table, hold_out: str) -> tuple[Table, dict[str, Table]]:
-    """column=value: a test set of these rows, none of whose patients is trained on. If it has one
-    label only, the other labels' test images stand beside it, and the note says so."""
-    column, _, value = hold_out.partition("=")
-    values = sorted(set(table.column(column)))
-    if not column or not value or value not in values:
-        there = ", ".join(filter(None, values)) or "no value"
-        raise InputError(f"--hold-out {hold_out}: write column=value; {column or 'a column'} has "
-                         f"{there}")
-    if value in (*INTERNAL, DUPLICATES):
-        raise InputError(f"--hold-out {hold_out}: a set is named {value!r} already; rename this "
-                         f"{column}")
-    patients = {row["patient"] for row in table.rows if row[column] == value}
-    own = [row for row in table.rows if row[column] == value]
+def _held_out(table: Table, column: str, value: str) -> tuple[Table, Table]:
+    """The table without the patients of these rows, and the rows as a test set. If it has one label
+    only, the other labels' test images stand beside it, and the note says so."""
+    own = [row for row in table.rows if value and row.get(column) == value]
+    if not own:
+        there = ", ".join(filter(None, sorted(set(table.column(column))))) or "no value"
+        raise InputError(f"--hold-out {column}={value}: write column=value; {column or 'a column'} "
+                         f"has {there}")
+    patients, labels = {row["patient"] for row in own}, {row["label"] for row in own}
     rest = replace(table, rows=[row for row in table.rows if row["patient"] not in patients])
-    labels, notes = {row["label"] for row in own}, [f"{value}: held out of training, validation "
-                                                    f"and the internal test"]
+    notes = [f"{value}: held out of training, validation and the internal test"]
     if len(labels) == 1:
         own += [row for row in rest.rows if row["split"] == "test" and row["label"] not in labels]
-        notes += [f"{value} has {next(iter(labels))} only; the other labels beside it are the "
-                  f"internal test's"]
-    return rest, {value: replace(table, rows=own, notes=notes)}
+        notes += [f"{value} has {labels.pop()} only; the other labels beside it are the internal "
+                  "test's"]
+    return rest, replace(table, rows=own, notes=notes)
 
 
-def _external(folder: str) -> Table:
-    """A further test set; assumed patients of a folder of the same name are other patients."""
-    table, prefix = read_table(folder, split=False), os.path.basename(os.path.abspath(folder))
-    rows = [{**row, "patient": f"external {row['patient']}"}
-            if row["patient"] == f"{prefix}/{row['file_name']}" else row for row in table.rows]
-    return replace(table, rows=rows)
-
-
-def _synthetic(folder: str, unseen: Sequence[Row], hashes: Mapping[str, str],
-               real: Sequence[Row]) -> Table:
+def _synthetic(name: str, folder: str, train: Sequence[Row], unseen: Sequence[Row],
+               hashes: Mapping[str, str], real: Sequence[Row]) -> Table:
     """Samples; refused if one is a copy of a real file, or if the generator was trained on an
     image, or on a patient, of the rows that are to be unseen."""
     if not Path(folder).is_dir():
@@ -221,11 +178,15 @@ def _synthetic(folder: str, unseen: Sequence[Row], hashes: Mapping[str, str],
     check_synthetic(table.rows, table.hashes, hashes.values(), folder)
     notes = [f"{folder}: {note}" for note in check_unseen(unseen, hashes, seen, "the generator")]
     patients = {row["patient"] for row in real if hashes[row["file"]] in (seen or ())}
-    shared = [row for row in unseen if row["patient"] in patients]
+    shared = [row["patient"] for row in unseen if row["patient"] in patients]
     if shared:
         raise InputError(f"{folder}: its generator was trained on other images of "
-                         f"{len({r['patient'] for r in shared})} held-out patients, e.g. "
-                         f"{shared[0]['patient']}")
+                         f"{len(set(shared))} held-out patients, e.g. {shared[0]}")
+    if of_other_data(seen, train, hashes):
+        notes += [f"{folder}: its generator was trained on other images than these training images"]
+        if name == "synthetic":
+            raise InputError(f"{notes[-1]}; write --synthetic NAME={folder} if that is what you "
+                             "want to know")
     return replace(table, notes=[*table.notes, *notes])
 
 
@@ -234,61 +195,61 @@ def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
     """Refuse test images that show a training or validation film again, or leave them out.
 
     Whatever the size of the study, they are compared at 96 px; files of fewer have too little
-    detail to tell films apart, and that they were not compared is noted.
+    detail to tell films apart, and that they were not compared is noted. Returns the changed sets.
     """
     names = [name for name, (table, _) in loaded.items() for _ in table.rows]
     rows = [row for table, _ in loaded.values() for row in table.rows]
+    table, pixels = loaded["test"]
     if typical_side((row["file"] for row in rows), SIDE) < SIDE:
-        table, pixels = loaded["test"]
         note = (f"near copies were not looked for: with files of fewer than {SIDE} px, different "
                 "films look like one")
-        return {"test": (_noted(table, note), pixels)}
-    pixels = torch.cat([pixels[:, :1] for _, pixels in loaded.values()])
-    if pixels.shape[-1] < SIDE:
-        pixels = load_pixels(Table(rows), SIDE)[1][:, :1]
+        return {"test": (replace(table, notes=[*table.notes, note]), pixels)}
+    all_pixels = (load_pixels(Table(rows), SIDE)[1][:, :1] if pixels.shape[-1] < SIDE
+                  else torch.cat([pixels[:, :1] for _, pixels in loaded.values()]))
     seen = ("train", "val")
-    pairs = [(i, j, d) for i, j, d in near_duplicates(pixels)
+    pairs = [(i, j, d) for i, j, d in near_duplicates(all_pixels)
              if (names[i] in seen) != (names[j] in seen)]
-    if not pairs:
-        return {}
-    i, j, d = pairs[0]
-    if what == "refuse":
-        found = count(len(pairs), "near copy", "near copies")
+    if pairs and what == "refuse":
+        (i, j, d), found = pairs[0], count(len(pairs), "near copy", "near copies")
         raise InputError(f"{found} of training or validation images in a test set, e.g. "
                          f"{rows[i]['file']} ({names[i]}) and {rows[j]['file']} ({names[j]}), "
                          f"distance {d:.3f}; --near-copies drop leaves the test images out")
-    gone = {rows[k]["file"] for pair in pairs for k in pair[:2] if names[k] not in seen}
-    left = {}
+    gone, left = {rows[k]["file"] for pair in pairs for k in pair[:2] if names[k] not in seen}, {}
     for name, (table, pixels) in loaded.items():
         index = [k for k, row in enumerate(table.rows) if row["file"] not in gone or name in seen]
         if len(index) < len(table):
-            lost = ", ".join(sorted(os.path.basename(row["file"]) for row in table.rows
-                                    if row["file"] in gone))
-            note = (f"{name}: {len(table) - len(index)} near copies of training or validation "
-                    f"images are left out: {lost}")
-            left[name] = _noted(table, note, [table.rows[k] for k in index]), pixels[index]
+            lost = sorted(os.path.basename(row["file"]) for row in table.rows
+                          if row["file"] in gone)
+            note = (f"{name}: {len(lost)} near copies of training or validation images are left "
+                    f"out: {', '.join(lost)}")
+            left[name] = replace(table, rows=[table.rows[k] for k in index],
+                                 notes=[*table.notes, note]), pixels[index]
     return left
 
 
-def check_labels(cells: Mapping[str, Sequence[str]], target: str = "label") -> None:
-    """Raise InputError for a set of one label or none, and for labels that train has not."""
-    several = target != "label" and any(var.AND in cell for cell in cells["train"])
+def check_labels(cells: Mapping[str, Sequence[str]], target: str = "label") -> var.Category:
+    """What the sets are labelled by, a variable named label.
 
-    def values(name: str) -> set[str]:
-        return set().union(*(var.present(target, cell) if several
-                             else {cell} for cell in cells[name]))
-
+    InputError for numbers, a set of one label or none, and labels that train has not.
+    """
+    found = var.infer(target, cells["train"]) if len(set(cells["train"])) > 1 else None
+    if found and not found.values:
+        raise InputError(f"--target {target}: numbers from {found.low:g} to {found.high:g}; a "
+                         "classifier tells labels apart, of which a column of numbers may have up "
+                         f"to {var.FEW_VALUES}")
     for name, column in cells.items():
         if len(set(column)) < 2:
-            found = f"only {column[0]!r}, {count(len(column), 'image')}" if column else "no image"
-            raise InputError(f"a classifier needs two labels or more; {name} has {found}")
-        unknown, lacking = sorted(values(name) - values("train")), sorted(values("train")
-                                                                          - values(name))
+            there = f"only {column[0]!r}, {count(len(column), 'image')}" if column else "no image"
+            raise InputError(f"a classifier needs two labels or more; {name} has {there}")
+        values = (set(column) if found.exclusive
+                  else set().union(*(var.present(target, cell) for cell in column)))
+        unknown = sorted(values - set(found.values))
+        lacking = [value for value in found.values if value not in values]
         if unknown:
             raise InputError(f"{name} has labels that the train split has not: "
-                             f"{', '.join(unknown)}; train has "
-                             f"{', '.join(sorted(values('train')))}")
+                             f"{', '.join(unknown)}; train has {', '.join(found.values)}")
         # of many findings, some are too rare for every split
-        if lacking and name in ("val", "test") and not several:
+        if lacking and name in ("val", "test") and found.exclusive:
             raise InputError(f"{name} has no image of {', '.join(lacking)}, which training has; "
                              "split anew, or leave it out")
+    return replace(found, name="label")

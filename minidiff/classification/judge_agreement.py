@@ -5,25 +5,16 @@ measured by the judge: the second can be no better than the first, so the two st
 """
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from minidiff.classification.predictor import Predictor
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
-from minidiff.variables import Category, Findings, Labels, Number, Variable
+from minidiff.variables import Labels, Variable
 
 
-class Judge(Protocol):
-    variables: Sequence[Variable]
-
-    def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (N,3,H,W) → name → probabilities (N,k), or values (N,) of a number."""
-
-
-def judge_agreement(judge: Judge, images: Tensor, labels: Labels, which: str) -> list[dict]:
+def judge_agreement(judge: Predictor, images: Tensor, labels: Labels, which: str) -> list[dict]:
     """One row for each variable of the judge that `labels` knows; `which` names the set.
 
     Category: share judged as labelled with Wilson's interval, the same by value, AUROC if there are
@@ -31,49 +22,38 @@ def judge_agreement(judge: Judge, images: Tensor, labels: Labels, which: str) ->
     those that have one the share in which it is seen, with its AUROC. Number: Pearson's r with
     Fisher's interval, slope of judged on labelled, mean absolute error in its own unit.
     """
-    judged = judge.predict(images)
-    rows = []
-    for v in judge.variables:
-        if v.name not in labels:
-            continue
-        cells = labels[v.name]
-        known = torch.isfinite(cells) if isinstance(v, Number) else cells >= 0
+    judged, rows = judge.predict(images), []
+    for v in [v for v in judge.variables if v.name in labels]:
+        cells, known = labels[v.name], v.known(labels[v.name])
         row = {"variable": v.name, "set": which, "n": int(known.sum())}
         if row["n"]:
-            row |= MEASURES[type(v)](v, judged[v.name][known].double().numpy(),
-                                     cells[known].numpy())
+            measure = _named if v.values else _number
+            row |= {"kind": v.kind, **measure(v, judged[v.name][known].double(), cells[known])}
         rows.append(row)
     return rows
 
 
-def _category(v: Category, probabilities: np.ndarray, cells: np.ndarray) -> dict:
-    right = probabilities.argmax(1) == cells
-    row = {"kind": "category", **_share(right), "by_value": []}
-    for i, value in enumerate(v.values):
-        if (cells == i).any():
-            row["by_value"].append({"value": value, "n": int((cells == i).sum()),
-                                    **_share(right[cells == i])})
-    if len(v.values) == 2:
-        row |= _area(probabilities[:, 1], cells == 1)
-    return row
-
-
-def _findings(v: Findings, probabilities: np.ndarray, cells: np.ndarray) -> dict:
-    there, seen = v.bits(torch.from_numpy(cells)).numpy(), probabilities > 0.5
-    row = {"kind": "findings", **_share((seen == there).all(1)), "by_value": []}
+def _named(v: Variable, probabilities: Tensor, cells: Tensor) -> dict:
+    there, seen = v.bits(cells).numpy(), v.seen(probabilities).numpy()
+    scores = probabilities.numpy()
+    row = {**_share((seen == there).all(1)), "by_value": []}
     for i, value in enumerate(v.values):
         own = there[:, i]
         if own.any():
+            area = {} if v.exclusive else _area(scores[:, i], own)
             row["by_value"].append({"value": value, "n": int(own.sum()), **_share(seen[own, i]),
-                                    **_area(probabilities[:, i], own)})
+                                    **area})
+    if v.exclusive and len(v.values) == 2:
+        row |= _area(scores[:, 1], there[:, 1])
     return row
 
 
-def _number(v: Number, values: np.ndarray, cells: np.ndarray) -> dict:
+def _number(v: Variable, judged: Tensor, cells: Tensor) -> dict:
+    values, cells = judged.numpy(), cells.numpy()
     r, low, high = pearson(cells, values)
     spread = cells.std() if len(cells) > 1 else 0.0
     slope = float(np.polyfit(cells.astype(float), values, 1)[0]) if spread > 0 else math.nan
-    return {"kind": "number", "r": r, "low": low, "high": high, "slope": slope,
+    return {"r": r, "low": low, "high": high, "slope": slope,
             "mae": float(np.abs(values - cells).mean()), "labelled_std": float(spread)}
 
 
@@ -85,6 +65,3 @@ def _area(scores: np.ndarray, positive: np.ndarray) -> dict:
 def _share(right: np.ndarray) -> dict:
     low, high = wilson(int(right.sum()), len(right))
     return {"accuracy": float(right.mean()), "low": low, "high": high}
-
-
-MEASURES = {Category: _category, Findings: _findings, Number: _number}

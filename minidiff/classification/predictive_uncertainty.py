@@ -17,12 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy
-import torch
-from torch import Tensor
 
-from minidiff.classification.scores import finite
+from minidiff.classification.scores import finite, pair
 from minidiff.errors import InputError
-from minidiff.statistics import Interval, auroc, auroc_interval, wilson
+from minidiff.statistics import NONE, Interval, auroc, auroc_interval, wilson
 
 # shares of the images of a selective curve: a tenth to all of them
 KEPT = tuple(i / 20 for i in range(2, 21))
@@ -70,12 +68,7 @@ class Conformal:
         """Thresholds from validation p (n,k) and truth (n,k) bool: the ⌊α(n_k+1)⌋-th lowest p_k
         among the n_k true k.
         """
-        if not 0 < alpha < 1:
-            raise InputError(f"alpha is {alpha}; it is the share of true labels that the sets may "
-                             "miss, between 0 and 1")
-        p, truth = np.asarray(p, float), np.asarray(truth, bool)
-        assert p.shape == truth.shape and np.isfinite(p).all()
-        counts = [int(c) for c in truth.sum(0)]
+        counts = truth.sum(0).tolist()
         lowest = [np.sort(p[truth[:, k], k])[: missable(c, alpha)] for k, c in enumerate(counts)]
         return cls(alpha, tuple(float(low[-1]) if len(low) else -math.inf for low in lowest),
                    tuple(counts))
@@ -97,17 +90,9 @@ class Conformal:
 
     @classmethod
     def from_json(cls, form: Mapping) -> "Conformal":
-        """What `to_json` gave; InputError where it is something else."""
-        try:
-            thresholds = tuple(-math.inf if t is None else float(t) for t in form["thresholds"])
-            found = cls(float(form["alpha"]), thresholds, tuple(int(n) for n in form["n"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"no conformal thresholds: {type(error).__name__} {error}") from None
-        broken = len(found.n) != len(thresholds) or any(map(math.isnan, thresholds))
-        if broken or not 0 < found.alpha < 1:
-            raise InputError(f"no conformal thresholds: alpha {found.alpha}, thresholds "
-                             f"{thresholds} for n {found.n}")
-        return found
+        """What `to_json` gave."""
+        return cls(form["alpha"], tuple(-math.inf if t is None else float(t)
+                                        for t in form["thresholds"]), tuple(form["n"]))
 
 
 def missable(n: int, alpha: float) -> int:
@@ -128,11 +113,9 @@ def coverage_interval(n: int, alpha: float, n_test: int | None = None,
     missed, tails = missable(n, alpha), [(1 - confidence) / 2, (1 + confidence) / 2]
     if missed == 0:
         return 1.0, 1.0
-    if n_test is None:
-        low, high = scipy.stats.beta.ppf(tails, n + 1 - missed, missed)
-    else:
-        low, high = scipy.stats.betabinom.ppf(tails, n_test, n + 1 - missed, missed) / n_test
-    return float(low), float(high)
+    ends = (scipy.stats.beta.ppf(tails, n + 1 - missed, missed) if n_test is None
+            else scipy.stats.betabinom.ppf(tails, n_test, n + 1 - missed, missed) / n_test)
+    return float(ends[0]), float(ends[1])
 
 
 def realised(sets: np.ndarray, truth: np.ndarray, labels: Sequence[str],
@@ -144,18 +127,16 @@ def realised(sets: np.ndarray, truth: np.ndarray, labels: Sequence[str],
     after n_cal calibration images: "beta" over endless tests, "expected" over tests of n. "kept":
     it is not below that. None where the test set has no such image.
     """
-    sets, truth, classes = np.asarray(sets, bool), np.asarray(truth, bool), {}
+    classes = {}
     for k, name in enumerate(labels):
         with_it, n = sets[truth[:, k], k], int(truth[:, k].sum())
         low, high = wilson(int(with_it.sum()), n)
-        expected = (math.nan, math.nan)
-        if n:
-            expected = coverage_interval(conformal.n[k], conformal.alpha, n)
+        expected = coverage_interval(conformal.n[k], conformal.alpha, n) if n else NONE
         classes[name] = {"n": n, "coverage": _mean(with_it), "low": finite(low),
                          "high": finite(high),
                          "in_others": _mean(sets[~truth[:, k], k]), "n_cal": conformal.n[k],
                          "beta": list(coverage_interval(conformal.n[k], conformal.alpha)),
-                         "expected": [finite(x) for x in expected],
+                         "expected": pair(expected),
                          "always": conformal.thresholds[k] == -math.inf,
                          "kept": bool(with_it.mean() >= expected[0]) if n else None}
     size = sets.sum(1)
@@ -163,7 +144,7 @@ def realised(sets: np.ndarray, truth: np.ndarray, labels: Sequence[str],
             "empty": _mean(size == 0), "single": _mean(size == 1), "classes": classes}
 
 
-def selective(uncertainty: Sequence[float], right: Sequence[bool]) -> dict:
+def selective(unsure: Sequence[float], right: Sequence[bool]) -> dict:
     """Accuracy of the most certain images, from the surest tenth to all.
 
     Returns {"curve", "area", "area_random", "area_best"}. A row of the curve keeps a share of the
@@ -172,8 +153,7 @@ def selective(uncertainty: Sequence[float], right: Sequence[bool]) -> dict:
     equal uncertainties in the mean of their orders. Beside it, that of a random order and of all
     errors last.
     """
-    u, right = np.asarray(uncertainty, float), np.asarray(right, bool)
-    assert len(u) == len(right) > 0 and not np.isnan(u).any()
+    u, right = np.asarray(unsure, float), np.asarray(right, bool)
     ordered, curve = np.sort(u), []
     for share in KEPT:
         keep = u <= ordered[math.ceil(share * len(u) - 1e-9) - 1]
@@ -192,6 +172,7 @@ def _area(right: np.ndarray) -> float:
     return float((np.cumsum(right) / np.arange(1, len(right) + 1)).mean())
 
 
+@dataclass(frozen=True, eq=False)
 class FeatureDistance:
     """Mahalanobis distance of an image's features from the centre of the nearest label.
 
@@ -200,43 +181,29 @@ class FeatureDistance:
     shrunk towards a multiple of the identity by the share that Ledoit & Wolf (2004) find best.
     """
 
-    def __init__(self, centres: np.ndarray, whiten: np.ndarray):
-        # (c,d) and (d,d): whiten · whitenᵀ is the inverse covariance
-        self.centres, self.whiten = centres, whiten
+    centres: np.ndarray   # (c,d), float64
+    whiten: np.ndarray    # (d,d): whiten · whitenᵀ is the inverse covariance
 
     @classmethod
     def fit(cls, features: np.ndarray, truth: np.ndarray) -> "FeatureDistance":
         """Features (n,d) of training images, truth (n,k) bool: a centre for each label that has
         images, where labels exclude each other; else one for all images, for findings that go
         together divide into too many groups."""
-        x, truth = np.asarray(features, float), np.asarray(truth, bool)
-        if len(x) < 2 or not np.isfinite(x).all():
-            raise InputError(f"typical features need two images or more, all finite; there are "
-                             f"{len(x)}")
-        if not (truth.sum(1) == 1).all():
-            truth = np.ones((len(x), 1), bool)
-        present = truth[:, truth.any(0)]
+        x, alone = np.asarray(features, float), (truth.sum(1) == 1).all()
+        present = truth[:, truth.any(0)] if alone else np.ones((len(x), 1), bool)
         centres = np.stack([x[own].mean(0) for own in present.T])
         covariance = shrunk(x - centres[present.argmax(1)])
         if not np.trace(covariance) > 0:
             raise InputError(f"the features of all {len(x)} images of a label are equal; there is "
                              "no distance to measure")
         lower = scipy.linalg.cholesky(covariance, lower=True)
-        return cls(centres, scipy.linalg.solve_triangular(lower, np.eye(len(lower)), lower=True).T)
+        whiten = scipy.linalg.solve_triangular(lower, np.eye(len(lower)), lower=True).T
+        return cls(centres, np.ascontiguousarray(whiten))
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Features (n,d) → (n,)."""
         x, centres = np.asarray(features, float) @ self.whiten, self.centres @ self.whiten
         return np.min([np.linalg.norm(x - c, axis=1) for c in centres], axis=0)
-
-    def state(self) -> dict[str, Tensor]:
-        """Float64 tensors, for safetensors."""
-        return {"centres": torch.tensor(self.centres),
-                "whiten": torch.tensor(np.ascontiguousarray(self.whiten))}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> "FeatureDistance":
-        return cls(state["centres"].numpy(), state["whiten"].numpy())
 
 
 def shrunk(x: np.ndarray) -> np.ndarray:
@@ -271,7 +238,6 @@ def right_answers(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> n
 
     The likeliest label, or every finding on its side of one half.
     """
-    p, truth = np.asarray(p), np.asarray(truth, bool)
     if exclusive:
         return np.take_along_axis(truth, p.argmax(1)[:, None], 1)[:, 0]
     return ((p >= 0.5) == truth).all(1)
@@ -289,38 +255,32 @@ def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
     share farther off than 95 % of "val"}. The accuracy is that of `right_answers` by the members'
     mean.
     """
-    scores = {name: _scores(p, exclusive, (distances or {}).get(name))
-              for name, p in members.items()}
-    found = {}
-    for name in members:
-        if name == "val":
-            continue
-        p = np.mean(members[name], 0)
-        right = right_answers(p, truth[name], exclusive)
-        found[name] = {"n": len(p), "members": len(members[name]), "accuracy": float(right.mean()),
-                       "conformal": realised(conformal.sets(p), truth[name], labels, conformal)}
+    mean, scores, found = {name: p.mean(0) for name, p in members.items()}, {}, {}
+    for name, p in members.items():
+        scores[name] = {"entropy": entropy(mean[name], exclusive)}
+        if len(p) > 1:
+            scores[name]["mutual_information"] = mutual_information(p, exclusive)
+        if distances:
+            scores[name]["distance"] = distances[name]
+    for name in [name for name in members if name != "val"]:
+        right = right_answers(mean[name], truth[name], exclusive)
+        found[name] = {"n": len(right), "members": len(members[name]),
+                       "accuracy": float(right.mean()),
+                       "conformal": realised(conformal.sets(mean[name]), truth[name], labels,
+                                             conformal)}
         for kind, u in scores[name].items():
-            row = {"mean": float(u.mean()), "mean_right": _mean(u[right]),
-                   "mean_wrong": _mean(u[~right]), "wrong": _area_under(u, ~right),
-                   "selective": selective(u, right), "ood": None}
-            internal = scores.get("test", {}).get(kind)
-            if name != "test" and internal is not None:
-                row["ood"] = _area_under(np.concatenate([u, internal]),
-                                         np.arange(len(u) + len(internal)) < len(u))
-            if kind == "distance" and "distance" in scores.get("val", {}):
-                off = conformal_p(u, scores["val"]["distance"]) <= 0.05
-                low, high = wilson(int(off.sum()), len(off))
-                row["atypical"] = {"share": float(off.mean()), "low": low, "high": high}
-            found[name][kind] = row
+            both = np.concatenate([u, scores["test"][kind]])
+            found[name][kind] = {
+                "mean": float(u.mean()), "mean_right": _mean(u[right]),
+                "mean_wrong": _mean(u[~right]), "wrong": _area_under(u, ~right),
+                "selective": selective(u, right),
+                "ood": _area_under(both, np.arange(len(both)) < len(u)) if name != "test" else None}
+        if distances:
+            off = conformal_p(distances[name], distances["val"]) <= 0.05
+            low, high = wilson(int(off.sum()), len(off))
+            found[name]["distance"]["atypical"] = {"share": float(off.mean()), "low": low,
+                                                   "high": high}
     return found
-
-
-def _scores(members: np.ndarray, exclusive: bool,
-            distance: np.ndarray | None) -> dict[str, np.ndarray]:
-    found = {"entropy": entropy(np.mean(members, 0), exclusive)}
-    if len(members) > 1:
-        found["mutual_information"] = mutual_information(members, exclusive)
-    return found if distance is None else found | {"distance": np.asarray(distance, float)}
 
 
 def _area_under(scores: np.ndarray, positive: np.ndarray) -> dict:

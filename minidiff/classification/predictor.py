@@ -20,23 +20,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minidiff.classification.resnet import ResNet
+from minidiff.classification.resnet import ResNet, load_torchvision
 from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
-from minidiff.data import dataset
-from minidiff.data.acquisition import vary
+from minidiff.data.augmentation import augment, vary
 from minidiff.errors import InputError
 from minidiff.pixels import to_float, to_grey
 from minidiff.runs import read_json, write_atomic, write_json
 from minidiff.training.optim import cosine, set_lr
 from minidiff.training.precision import Precision
-from minidiff.variables import Category, Findings, Labels, Number, Variable, from_json, to_json
+from minidiff.variables import Category, Labels, Variable, from_json, to_json
 
 # ImageNet's mean and deviation, averaged over the colours, on the scale of [-1,1]: the input
 # torchvision's weights know.
 MEAN, STD = 2 * 0.449 - 1, 2 * 0.226
 DECAY, CLIP = 0.05, 5.0  # weight decay of AdamW; gradient norm, reached in the first steps only
 LOOKS = 8                # validations of a training, the best of which is kept
-AUGMENTS = {"plain": None, "classic": dataset.augment, "strong": vary}
+AUGMENTS = {"plain": None, "classic": augment, "strong": vary}
 
 
 class Predictor(nn.Module):
@@ -49,23 +48,22 @@ class Predictor(nn.Module):
                  dropout: float = 0.0, seed: int = 0):
         super().__init__()
         self.variables, self.width, self.size, self.dropout = list(variables), width, size, dropout
-        self.outputs = {v.name: 1 if isinstance(v, Number)
-                        else len(v.values) for v in self.variables}
+        self.outputs = {v.name: len(v.values) or 1 for v in self.variables}
         self.net = ResNet(sum(self.outputs.values()), width=width, seed=seed)
         # faster on a CPU, and the format decides the last bit
         self.to(memory_format=torch.channels_last).eval()
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> dict[str, Tensor]:
         """Grey images (N,1,S,S) in [-1,1] → logits (N,k) of a Category and of Findings,
-        standardised value (N,) of a Number.
+        standardised value (N,1) of a Number.
 
         `keep` (N or 1, 8·width) is what each feature is multiplied by: see `mask`.
         """
         features = self.net.features((x - MEAN) / STD)
-        blocks = self.net.fc(features if keep is None
-                             else features * keep).split(list(self.outputs.values()), 1)
-        return {v.name: y[:, 0] if isinstance(v, Number)
-                else y for v, y in zip(self.variables, blocks)}
+        return self._by_variable(self.net.fc(features if keep is None else features * keep))
+
+    def _by_variable(self, y: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.outputs, y.split(list(self.outputs.values()), -1)))
 
     def mask(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Dropout, a row for each generator: 0 for a feature left out, 1/(1−p) for the others."""
@@ -76,8 +74,8 @@ class Predictor(nn.Module):
     def predict(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → probabilities (N,k) of a Category and of Findings, value (N,) of a
         Number in its own unit; float32, CPU."""
-        return {v.name: _in_words(v, y)
-                for v, y in zip(self.variables, self.logits(images, batch).values())}
+        out = self.logits(images, batch)
+        return {v.name: v.read(out[v.name]) for v in self.variables}
 
     def logits(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → the outputs of `forward`; float32, CPU."""
@@ -89,10 +87,8 @@ class Predictor(nn.Module):
         """`predict` under each draw of dropout (Gal & Ghahramani 2016): (draws, N, …)."""
         features, fc = self.features(images), copy.deepcopy(self.net.fc).float().cpu()
         keep = self.mask([seeded(seed, k, DROPOUT) for k in range(draws)]).cpu()
-        blocks = torch.stack([fc(features * row)
-                              for row in keep]).split(list(self.outputs.values()), -1)
-        return {v.name: _in_words(v, y[..., 0] if isinstance(v, Number) else y)
-                for v, y in zip(self.variables, blocks)}
+        out = self._by_variable(torch.stack([fc(features * row) for row in keep]))
+        return {v.name: v.read(out[v.name]) for v in self.variables}
 
     def features(self, images: Tensor, batch: int = 256) -> Tensor:
         """uint8 (N,C,H,W) → what the last layer reads, float32 (N, 8·width), CPU."""
@@ -121,28 +117,17 @@ class Predictor(nn.Module):
 
         InputError where there is none, or half of one.
         """
-        folder = Path(folder)
-        for name in ("predictor.json", "predictor.safetensors"):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder} holds no predictor: {name} is missing")
         try:
-            form = read_json(folder / "predictor.json")
-            weights = safetensors.torch.load_file(folder / "predictor.safetensors")
+            form = read_json(Path(folder) / "predictor.json")
+            weights = safetensors.torch.load_file(Path(folder) / "predictor.safetensors")
             predictor = cls(from_json(form["variables"]), width=form["width"], size=form["size"],
                             dropout=form.get("dropout", 0.0))
             predictor.net.load_state_dict(weights)
-        except (ValueError, KeyError, TypeError, RuntimeError,
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError,
                 safetensors.SafetensorError) as error:
-            raise InputError(f"{folder} holds no whole predictor: "
+            raise InputError(f"{folder} holds no predictor, or half of one: "
                              f"{str(error).splitlines()[0]}") from None
         return predictor
-
-
-def _in_words(variable: Variable, y: Tensor) -> Tensor:
-    """Outputs → probabilities of a Category or Findings, value of a Number in its unit."""
-    if isinstance(variable, Number):
-        return y * variable.std + variable.mean
-    return y.sigmoid() if isinstance(variable, Findings) else y.softmax(-1)
 
 
 def prepare(images: Tensor, size: int) -> Tensor:
@@ -164,29 +149,24 @@ def loss(variables: Sequence[Variable], out: Mapping[str, Tensor], labels: Label
     total = torch.zeros((), device=next(iter(out.values())).device)
     for v in variables:
         y, target = out[v.name].float(), labels[v.name].to(out[v.name].device)
-        known = target.isfinite().float() if isinstance(v, Number) else (target >= 0).float()
-        if isinstance(v, Findings):
-            error = F.binary_cross_entropy_with_logits(y, v.bits(target).float(),
-                                                       reduction="none").mean(1)
-        elif isinstance(v, Category):
-            error = F.cross_entropy(y, target.clamp(min=0), reduction="none")
-            known = known * (weights[v.name].to(y)[target.clamp(min=0)]
-                             if weights and v.name in weights else 1.0)
-        else:
-            # 0 · NaN would still be NaN
-            target = (target.nan_to_num(v.mean, v.mean, v.mean) - v.mean) / v.std
-            error = (y - target).square()
+        known = v.known(target).float()
+        if weights and v.name in weights:
+            known = known * weights[v.name].to(y)[target.clamp(min=0)]
         if sample_weight is not None:
             known = known * sample_weight.to(y)
-        total = total + (error * known).sum() / known.sum().clamp(min=1e-8)
+        total = total + (v.error(y, target) * known).sum() / known.sum().clamp(min=1e-8)
     return total
 
 
-def balance(variable: Category, labels: Labels) -> Tensor:
-    """Class weights (k,) by which every class weighs the same; mean 1 over images."""
+def balance(variable: Category, labels: Labels) -> dict[str, Tensor]:
+    """{name: class weights (k,)} by which every class of a Category weighs the same, with mean 1
+    over images; {} of Findings, which have no classes."""
+    if not variable.exclusive:
+        return {}
     cells = labels[variable.name]
     counts = torch.bincount(cells[cells >= 0], minlength=len(variable.values)).float()
-    return torch.where(counts > 0, counts.sum() / counts.clamp(min=1) / (counts > 0).sum(), 0.0)
+    return {variable.name: torch.where(
+        counts > 0, counts.sum() / counts.clamp(min=1) / (counts > 0).sum(), 0.0)}
 
 
 def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, batch: int = 64,
@@ -203,14 +183,12 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
     `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
     fp32 on a CPU.
     """
-    if len(images) == 0:
-        raise InputError("no images to train the classifier on")
     images, device, change = to_grey(images), next(predictor.parameters()).device, AUGMENTS[augment]
     amp = Precision(precision, device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=lr, weight_decay=DECAY, fused=True)
     predictor.train()
     looks = {round(steps * (k + 1) / LOOKS) for k in range(LOOKS)} if validation else ()
-    best, state, log = math.inf, None, []
+    best, state, log = math.inf, predictor.state_dict(), []
     bar = tqdm(range(1, steps + 1), desc=progress, unit="step", disable=not progress,
                dynamic_ncols=True)
     for step in bar:
@@ -237,10 +215,38 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
             held_out = loss(predictor.variables, predictor.logits(pixels), truth, weights,
                             of_truth).item()
             log[-1]["val_loss"] = held_out
-            if held_out < best or state is None:
-                best, state = held_out, {name: x.clone()
-                                         for name, x in predictor.state_dict().items()}
-    if state is not None:
-        predictor.load_state_dict(state)
+            if held_out < best:
+                best, state = held_out, copy.deepcopy(predictor.state_dict())
+    predictor.load_state_dict(state)
     predictor.eval()
     return log
+
+
+def begin(predictor: Predictor, path: str | Path) -> list[str]:
+    """Take over the weights of another predictor's folder (arms/real/0 or judge of a run) or of a
+    torchvision resnet18 file (.pth, .safetensors); returns the names that stay as they were: the
+    last layer, if it has other outputs."""
+    state, path = weights_of(path), Path(path)
+    try:
+        return load_torchvision(predictor.net, state)
+    except InputError as error:
+        raise InputError(f"{path}: {error} (--width {predictor.width}; resnet18 has 64)") from None
+
+
+def weights_of(path: str | Path) -> dict[str, Tensor]:
+    """Names → tensors of a folder or file; nothing in a pickle is run."""
+    path = Path(path)
+    if path.is_dir():
+        return Predictor.load(path).net.state_dict()
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # whatever a damaged or hostile file makes torch and safetensors raise
+    except Exception as error:
+        raise InputError(f"--init {path}: no weights can be read from it "
+                         f"({str(error).splitlines()[0][:200]})") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise InputError(f"--init {path}: not a state dict, names with tensors")
+    return state

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.convolution import LEAST, as_product, pointwise
-from minidiff.errors import InputError
+from minidiff.errors import InputError, first_few
 
 
 class Conv3x3(nn.Conv2d):
@@ -78,15 +78,12 @@ class ResNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             self.conv1 = nn.Conv2d(1, width, 7, 2, 3, bias=False)
             self.bn1 = nn.BatchNorm2d(width)
-            ch = width
-            for i, n in enumerate(blocks):
-                ch_out = width * 2**i
-                strides = [1 if i == 0 else 2] + [1] * (n - 1)
-                layer = [Block(ch if j == 0 else ch_out, ch_out, stride)
-                         for j, stride in enumerate(strides)]
+            widths = [width * 2**i for i in range(len(blocks))]
+            for i, (n, ch_in, ch) in enumerate(zip(blocks, [width, *widths], widths)):
+                layer = [Block(ch_in, ch, 1 if i == 0 else 2),
+                         *(Block(ch, ch, 1) for _ in range(1, n))]
                 self.add_module(f"layer{i + 1}", nn.Sequential(*layer))
-                ch = ch_out
-            self.fc = nn.Linear(ch, outputs)
+            self.fc = nn.Linear(widths[-1], outputs)
         self.layers = [f"layer{i + 1}" for i in range(len(blocks))]
         _initialise(self, torch.Generator().manual_seed(seed))
 
@@ -114,33 +111,23 @@ def load_torchvision(net: ResNet, state: Mapping[str, Tensor]) -> list[str]:
     fc = ("fc.weight", "fc.bias")
     kept = [k for k in fc if any(k not in state or state[k].shape != own[k].shape for k in fc)]
     state = {k: x for k, x in state.items() if k not in kept}
-
-    missing = [k for k in own if k not in state and k not in kept]
-    unexpected = [k for k in state if k not in own]
-    reshaped = [f"{k} {tuple(x.shape)} for {tuple(own[k].shape)}"
-                for k, x in state.items() if k in own and x.shape != own[k].shape]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    if any(faults.values()):
-        raise InputError("these weights are not a resnet18 of this size: " + "; ".join(
-            f"{what}: {_some(names)}" for what, names in faults.items() if names))
+    theirs, ours = ({k: str(tuple(x.shape)) for k, x in each.items() if k not in kept}
+                    for each in (state, own))
+    wrong = [f"{k} {theirs.get(k, 'missing')} for {ours.get(k, 'nothing')}"
+             for k in {**ours, **theirs} if theirs.get(k) != ours.get(k)]
+    if wrong:
+        raise InputError("these weights are not a resnet18 of this size: " + first_few(wrong, 8))
     net.load_state_dict({**own, **state})
     return kept
 
 
 def _initialise(net: nn.Module, generator: torch.Generator) -> None:
-    """torchvision's start: He-normal by fan-out, BatchNorm 1 and 0, fc uniform."""
+    """torchvision's start: He-normal by fan-out, fc uniform; BatchNorm is made with 1 and 0."""
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
             fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1]
             nn.init.normal_(m.weight, 0.0, math.sqrt(2 / fan_out), generator=generator)
-        elif isinstance(m, nn.BatchNorm2d):
-            nn.init.ones_(m.weight)
-            nn.init.zeros_(m.bias)
         elif isinstance(m, nn.Linear):
             bound = 1 / math.sqrt(m.in_features)
             nn.init.uniform_(m.weight, -bound, bound, generator=generator)
             nn.init.uniform_(m.bias, -bound, bound, generator=generator)
-
-
-def _some(names: list[str], n: int = 8) -> str:
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")

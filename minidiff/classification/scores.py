@@ -34,14 +34,15 @@ def figures(p: np.ndarray, truth: np.ndarray, weights: np.ndarray,
     """Each figure in each resample: p (n,k), truth (n,k) bool, weights (b,n).
 
     A weight is how often an image was drawn. "auroc" (b,k), each label against the rest;
-    "auroc_macro" (b,), its mean over the labels that have both sides in the set; where labels
-    exclude each other also "accuracy" (b,) and "balanced_accuracy" (b,), the mean recall of the
-    labels of the set. nan in a resample that lacks what the set has.
+    "auroc_macro" (b,), its mean over the labels that have both sides in the set; "accuracy"
+    (b,); "balanced_accuracy" (b,), the mean recall of the labels of the set. nan in a resample that
+    lacks what the set has, and of the last two where labels do not exclude each other.
     """
     areas = np.stack([weighted_auroc(s, y, weights) for s, y in zip(p.T, truth.T)], 1)
     both = truth.any(0) & ~truth.all(0)
-    found = {"auroc": areas, "auroc_macro": areas[:, both].mean(1) if both.any()
-             else np.full(len(weights), math.nan)}
+    none = np.full(len(weights), math.nan)
+    found = {"auroc": areas, "auroc_macro": areas[:, both].mean(1) if both.any() else none,
+             "accuracy": none, "balanced_accuracy": none}
     if exclusive:
         present = truth[:, truth.any(0)]
         right = np.take_along_axis(truth, p.argmax(1)[:, None], 1)[:, 0]
@@ -60,21 +61,24 @@ def score(p: np.ndarray, truth: np.ndarray, patients: Sequence[str], labels: Seq
     are from n_boot resamples, normal on the logit scale, and there are none at 0 and at 1; n_boot 0
     leaves them out. Thresholds are those of `thresholds_at_specificity` on validation.
     """
-    p, truth = np.asarray(p, float), np.asarray(truth, bool)
-    assert p.shape == truth.shape == (len(patients), len(labels)) and len(p), (p.shape, truth.shape,
-                                                                               len(patients))
+    assert p.shape == truth.shape == (len(patients), len(labels)), (p.shape, truth.shape)
     check_probabilities(p, exclusive, "score")
     whole, *parts = [_with_precision(p, truth, weights, exclusive) for weights in
                      (np.ones((1, len(p))), *patient_weights(patients, n_boot, seed))]
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in whole}
 
-    def value(name: str, *k: int) -> float | None:
-        return finite(whole[name][(0, *k)]) if name in whole else None
-
     def interval(name: str, *k: int) -> list[float | None]:
-        if name not in whole:
-            return [None, None]
-        return _by_patient(whole[name][(0, *k)], drawn[name][(slice(None), *k)])
+        """From the resamples, symmetric on the logit scale.
+
+        Of 1,000 simulated sets of 150 patients with one to three images, 45 of them positive, it
+        holds the true AUROC in 94.7 %, average precision in 93.9 %, balanced accuracy in 94.6 %;
+        the middle 95 % of the resamples do in 93.4, 92.8, 93.3 %. With 15 positive patients it
+        holds the AUROC in 88 %. None with fewer than two resamples that have the figure.
+        """
+        own = drawn[name][(slice(None), *k)]
+        own = own[~np.isnan(own)]
+        se = float(own.std(ddof=1)) if len(own) > 1 else math.nan
+        return pair(logit_interval(float(whole[name][(0, *k)]), se))
 
     def by_label(figure: Callable[[int], object]) -> dict:
         return {label: figure(k) for k, label in enumerate(labels)}
@@ -82,13 +86,14 @@ def score(p: np.ndarray, truth: np.ndarray, patients: Sequence[str], labels: Seq
     return {
         "n": len(p), "patients": len(set(patients)), **_answers(p, truth, labels, exclusive),
         "accuracy_interval_patients": interval("accuracy"),
-        "balanced_accuracy": value("balanced_accuracy"),
+        "balanced_accuracy": finite(whole["balanced_accuracy"][0]),
         "balanced_accuracy_interval": interval("balanced_accuracy"),
-        "auroc_macro": value("auroc_macro"), "auroc_macro_interval": interval("auroc_macro"),
-        "auroc": by_label(lambda k: value("auroc", k)),
-        "auroc_interval": by_label(lambda k: _pair(auroc_interval(p[:, k], truth[:, k]))),
+        "auroc_macro": finite(whole["auroc_macro"][0]),
+        "auroc_macro_interval": interval("auroc_macro"),
+        "auroc": by_label(lambda k: finite(whole["auroc"][0, k])),
+        "auroc_interval": by_label(lambda k: pair(auroc_interval(p[:, k], truth[:, k]))),
         "auroc_interval_patients": by_label(lambda k: interval("auroc", k)),
-        "auprc": by_label(lambda k: value("auprc", k)),
+        "auprc": by_label(lambda k: finite(whole["auprc"][0, k])),
         "auprc_interval": by_label(lambda k: interval("auprc", k)),
         "prevalence": by_label(lambda k: float(truth[:, k].mean())),
         "at_threshold": None if thresholds is None
@@ -106,9 +111,9 @@ def _answers(p: np.ndarray, truth: np.ndarray, labels: Sequence[str], exclusive:
     by_label = {label: (int(row[k]), int(row.sum()))
                 for k, (label, row) in enumerate(zip(labels, confusion))}
     return {
-        "accuracy": right / len(p), "accuracy_interval": _pair(wilson(right, len(p))),
+        "accuracy": right / len(p), "accuracy_interval": pair(wilson(right, len(p))),
         "recall": {label: r / n if n else None for label, (r, n) in by_label.items()},
-        "recall_interval": {label: _pair(wilson(r, n)) for label, (r, n) in by_label.items()},
+        "recall_interval": {label: pair(wilson(r, n)) for label, (r, n) in by_label.items()},
         "confusion": confusion.tolist(),  # a row for each true label, a column for each answer
     }
 
@@ -117,19 +122,17 @@ def at_threshold(scores: np.ndarray, positive: np.ndarray, threshold: float | No
     """Sensitivity and specificity of "score ≥ threshold", with Wilson's intervals."""
     if threshold is None:
         return None
-    called, n = np.asarray(scores) >= threshold, [int(positive.sum()), int((~positive).sum())]
-    right = [int((called & positive).sum()), int((~called & ~positive).sum())]
-    found: dict = {"threshold": threshold}
-    for name, r, m in zip(("sensitivity", "specificity"), right, n):
-        found |= {name: r / m if m else None, name + "_interval": _pair(wilson(r, m))}
+    found, called = {"threshold": threshold}, scores >= threshold
+    for name, right in (("sensitivity", called[positive]), ("specificity", ~called[~positive])):
+        r, m = int(right.sum()), len(right)
+        found |= {name: r / m if m else None, name + "_interval": pair(wilson(r, m))}
     return found
 
 
 def thresholds_at_specificity(p: np.ndarray, truth: np.ndarray, labels: Sequence[str],
                               specificity: float = SPECIFICITY) -> dict[str, float | None]:
     """Each label's threshold with this specificity on validation; None without another label."""
-    truth = np.asarray(truth, bool)
-    return {label: finite(threshold_at(np.asarray(p)[:, k], truth[:, k], specificity))
+    return {label: finite(threshold_at(p[:, k], truth[:, k], specificity))
             for k, label in enumerate(labels)}
 
 
@@ -138,17 +141,14 @@ def check_probabilities(p: np.ndarray, exclusive: bool, where: str) -> None:
 
     Not finite, not within 0 … 1, or with a sum other than 1 where labels exclude each other.
     """
-    p = np.asarray(p, float)
-    bad = ~((p >= 0) & (p <= 1)).all(1)  # nan is neither
-    if bad.any():
-        row = int(bad.argmax())
-        raise InputError(f"{where}: image {row} has probabilities "
-                         f"{', '.join(f'{x:.6g}' for x in p[row])}; allowed are 0 to 1")
-    off = np.abs(p.sum(1) - 1) > 1e-4
-    if exclusive and off.any():
-        row = int(off.argmax())
-        raise InputError(f"{where}: the probabilities of image {row} sum to {p[row].sum():.6g}; "
-                         "labels that exclude each other have a sum of 1")
+    fair = ((p >= 0) & (p <= 1)).all(1)  # nan is neither
+    if exclusive:
+        fair &= np.abs(p.sum(1) - 1) <= 1e-4
+    if not fair.all():
+        row = int(fair.argmin())
+        raise InputError(f"{where}: the probabilities of image {row} sum to {p[row].sum():.6g}: "
+                         f"{', '.join(f'{x:.6g}' for x in p[row])}; allowed are 0 to 1, with a sum "
+                         "of 1 where labels exclude each other")
 
 
 def _with_precision(p: np.ndarray, truth: np.ndarray, weights: np.ndarray,
@@ -158,23 +158,10 @@ def _with_precision(p: np.ndarray, truth: np.ndarray, weights: np.ndarray,
     return {**figures(p, truth, weights, exclusive), "auprc": precision}
 
 
-def _by_patient(value: float, drawn: np.ndarray) -> list[float | None]:
-    """Interval of a figure from its resamples (b,), symmetric on the logit scale.
-
-    Of 1,000 simulated sets of 150 patients with one to three images, 45 of them positive, it holds
-    the true AUROC in 94.7 %, average precision in 93.9 %, balanced accuracy in 94.6 %; the middle
-    95 % of the resamples do in 93.4, 92.8, 93.3 %. With 15 positive patients it holds the AUROC in
-    88 %. None with fewer than two resamples that have the figure.
-    """
-    drawn = drawn[~np.isnan(drawn)]
-    return _pair(logit_interval(float(value),
-                                float(drawn.std(ddof=1)) if len(drawn) > 1 else math.nan))
-
-
 def finite(x: float) -> float | None:
     """For JSON, which has no nan."""
     return float(x) if math.isfinite(x) else None
 
 
-def _pair(interval: Interval) -> list[float | None]:
+def pair(interval: Interval) -> list[float | None]:
     return [finite(x) for x in interval]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from minidiff.classification.arms import Images
 from minidiff.classification.predictor import Predictor, balance, fit
+from minidiff.classification.scores import finite
 from minidiff.data import images
 from minidiff.data.baselines import FEWEST, THUMBNAIL, features, is_shortcut, out_of_fold
 from minidiff.data.files import read_facts
@@ -33,7 +34,7 @@ from minidiff.data.split import Row
 from minidiff.errors import InputError
 from minidiff.pixels import to_grey
 from minidiff.statistics import auroc_by_patient
-from minidiff.variables import Category, Findings
+from minidiff.variables import Category
 
 BLACKOUT = "lungs blacked out"
 # the set of the training hospitals, on which a shortcut counts as one
@@ -49,9 +50,9 @@ NAMES = {"header": "the file's header alone (size, format, bytes)",
          "metadata": "the metadata alone", BLACKOUT: "the picture without the lungs"}
 
 
-def shortcut_audit(train: Images, tests: Mapping[str, Images], *, labels: Sequence[str],
-                   columns: Sequence[str],
-                   seed: int = 0, size: int = SIDE, steps: int = STEPS) -> dict:
+def shortcut_audit(train: Images, tests: Mapping[str, Images], *, target: Category,
+                   columns: Sequence[str], seed: int = 0, size: int = SIDE,
+                   steps: int = STEPS) -> dict:
     """AUROC of each label against the rest, by each kind of trivial features, on each test set.
 
     `columns` are the metadata; the ResNet sees at most 64 px. Labels of fewer than 10 training
@@ -61,25 +62,18 @@ def shortcut_audit(train: Images, tests: Mapping[str, Images], *, labels: Sequen
     text (lines to print).
     """
     sets = {"train": train, **tests}
-    truth = {name: truth_of(each, labels) for name, each in sets.items()}
+    truth = {name: target.bits(each.labels).numpy() for name, each in sets.items()}
     patients = np.array(train.patients)
     learnable = [k for k, own in enumerate(truth["train"].T)
                  if min(len(set(patients[own])), len(set(patients[~own]))) >= FEWEST]
     scores = trivial_scores(sets, truth, learnable, columns)
-    dark, region = blackout_scores(sets, labels, seed=seed, size=min(size, SIDE), steps=steps)
-    rows = [_row(kind, labels[k], name, found[name][:, k], truth[name][:, k], own.patients)
+    dark, region = blackout_scores(sets, target, seed=seed, size=min(size, SIDE), steps=steps)
+    rows = [_row(kind, target.values[k], name, found[name][:, k], truth[name][:, k], own.patients)
             for kind, found in {**scores, BLACKOUT: dark}.items() for k in learnable
             for name, own in tests.items()]
     sentence = _sentence(rows)
     return {"rows": rows, "shortcut": bool(sentence), "sentence": sentence, "region": region,
             "text": [*_text(rows, region), *([sentence] if sentence else [])]}
-
-
-def truth_of(each: Images, labels: Sequence[str]) -> np.ndarray:
-    """bool (N,k): which label, or which findings, each image has."""
-    if _exclusive(each, labels):
-        return np.eye(len(labels), dtype=bool)[each.labels.numpy()]
-    return Findings("label", tuple(labels)).bits(each.labels).numpy()
 
 
 def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray],
@@ -91,13 +85,11 @@ def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray],
     """
     rows = [row for each in sets.values() for row in each.rows]
     facts, _ = read_facts([row["file"] for row in rows], 8)
-    for f in facts:
-        if f.fault:
-            raise InputError(f.fault)
+    for fault in [f.fault for f in facts if f.fault]:
+        raise InputError(fault)
     ends = np.cumsum([len(each) for each in sets.values()])
     held_out = np.arange(len(rows)) >= len(sets["train"])
-    positive = np.concatenate(list(truth.values()))
-    found = {}
+    found, positive = {}, np.concatenate(list(truth.values()))
     for kind, x in features(facts, rows, columns).items():
         scores = np.zeros(positive.shape)
         for k in learnable:
@@ -107,7 +99,7 @@ def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray],
     return found
 
 
-def blackout_scores(sets: Mapping[str, Images], labels: Sequence[str], *, seed: int, size: int,
+def blackout_scores(sets: Mapping[str, Images], target: Category, *, seed: int, size: int,
                     steps: int) -> tuple[dict[str, np.ndarray], str]:
     """Set → probabilities (N,k) of a small ResNet that sees black lungs; and the region.
 
@@ -120,12 +112,10 @@ def blackout_scores(sets: Mapping[str, Images], labels: Sequence[str], *, seed: 
                             for path in paths) else "box"
     dark = {name: without_lungs(each.pixels, masks[name] if region == "masks" else None)
             for name, each in sets.items()}
-    train = sets["train"]
-    target = (Category if _exclusive(train, labels) else Findings)("label", tuple(labels))
-    small, known = Predictor([target], width=WIDTH, size=size, seed=seed), {"label": train.labels}
+    small = Predictor([target], width=WIDTH, size=size, seed=seed)
+    known = {"label": sets["train"].labels}
     fit(small, dark["train"], known, steps=steps, batch=BATCH, lr=LR, seed=seed, progress=BLACKOUT,
-        weights={"label": balance(target, known)} if isinstance(target, Category) else None,
-        precision="fp32")
+        weights=balance(target, known), precision="fp32")
     return {name: small.predict(pixels)["label"].double().numpy()
             for name, pixels in dark.items()}, region
 
@@ -162,18 +152,13 @@ def without_lungs(pixels: Tensor, masks: Sequence[Path] | None) -> Tensor:
     return dark
 
 
-def _exclusive(each: Images, labels: Sequence[str]) -> bool:
-    """Whether each image has one label; as findings, images may have several or none."""
-    return {row["label"] for row in each.rows} <= set(labels)
-
-
 def _row(kind: str, label: str, name: str, scores: np.ndarray, positive: np.ndarray,
          patients: Sequence[str]) -> dict:
-    area, interval = auroc_by_patient(scores, positive, patients)
-    area, low, high = (None if np.isnan(x) else float(x) for x in (area, *interval))
-    return {"features": kind, "label": label, "test_set": name, "auroc": area, "low": low,
-            "high": high, "n": int(positive.sum()), "n_rest": int((~positive).sum()),
-            "shortcut": name == INTERNAL and area is not None and is_shortcut(kind, area, low)}
+    area, (low, high) = auroc_by_patient(scores, positive, patients)
+    return {"features": kind, "label": label, "test_set": name, "auroc": finite(area),
+            "low": finite(low), "high": finite(high), "n": int(positive.sum()),
+            "n_rest": int((~positive).sum()),
+            "shortcut": name == INTERNAL and is_shortcut(kind, area, low)}
 
 
 def _sentence(rows: Sequence[dict]) -> str:
@@ -197,14 +182,10 @@ def _text(rows: Sequence[dict], region: str) -> list[str]:
              f"interval over patients:"]
     wide = max((len(row["label"]) for row in rows), default=0)
     for kind, label in dict.fromkeys((row["features"], row["label"]) for row in rows):
-        cells = [f"{row['test_set']} {_figure(row)} "
-                 f"n={row['n']}/{row['n_rest']}" + (" SHORTCUT" if row["shortcut"] else "")
+        cells = [f"{row['test_set']} "
+                 + ("–" if row["auroc"] is None
+                    else f"{row['auroc']:.3f} ({row['low']:.2f}–{row['high']:.2f})")
+                 + f" n={row['n']}/{row['n_rest']}" + (" SHORTCUT" if row["shortcut"] else "")
                  for row in rows if (row["features"], row["label"]) == (kind, label)]
         lines.append(f"  {kind:{len(BLACKOUT)}}  {label:{wide}}  " + "   ".join(cells))
     return lines
-
-
-def _figure(row: dict) -> str:
-    if row["auroc"] is None:
-        return "–"
-    return f"{row['auroc']:.3f} ({row['low']:.2f}–{row['high']:.2f})"

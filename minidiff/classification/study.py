@@ -18,12 +18,10 @@ import numpy as np
 from minidiff.classification import arms as kinds
 from minidiff.classification.arms import Arm, Images
 from minidiff.classification.inputs import Inputs
-from minidiff.classification.predictor import Predictor, fit
-from minidiff.classification.transfer import begin
+from minidiff.classification.predictor import Predictor, begin, fit
 from minidiff.errors import InputError
 from minidiff.pixels import to_grey
 from minidiff.runs import read_json, write_json
-from minidiff.variables import Category
 
 DROPOUT = 0.2  # of the features; kept at prediction for the uncertainty of MC dropout
 
@@ -68,15 +66,13 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
     columns = recipe.even if "even" in arm.words else ()
     ends = [recipe.steps] if len(stages) == 1 else [recipe.steps // 2, recipe.steps]
     val, log, start = inputs.sets["val"], [], 0
+    val_weights = kinds.even_weights(val, ()) if inputs.exclusive else None
     for images, end in zip(stages, ends):
-        weights, val_weights = None, None
-        if isinstance(inputs.target, Category):
-            weights, val_weights = kinds.even_weights(images, columns), kinds.even_weights(val, ())
+        weights = kinds.even_weights(images, columns) if inputs.exclusive else None
         part = fit(predictor, images.pixels, {"label": images.labels}, steps=end - start,
                    batch=recipe.batch, lr=recipe.lr, seed=seed, augment=augment,
-                   sample_weight=weights,
-                   validation=(val.pixels, {"label": val.labels}, val_weights),
-                   progress=progress, precision=recipe.precision)
+                   sample_weight=weights, progress=progress, precision=recipe.precision,
+                   validation=(val.pixels, {"label": val.labels}, val_weights))
         log += [{**line, "step": line["step"] + start} for line in part]
         last = [line for line in log if "val_loss" in line and line["step"] > start]
         start = end
@@ -92,11 +88,9 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
 def check_result(result: dict, prints: Mapping, folder: Path, inputs: Inputs) -> dict:
     """A finished pair, if it belongs to these images in this order."""
     path = folder / "result.json"
-    if result.get("trained_on") != prints["trained_on"]:
-        raise InputError(f"{path} has other training images than these; give another --out")
-    if result.get("tested_on") != prints["tested_on"]:
-        raise InputError(f"{path} was tested on other images than these, or in another order; give "
-                         "another --out")
+    for key in [key for key in prints if result.get(key) != prints[key]]:
+        raise InputError(f"{path} was {key.replace('_', ' ')} other images than these, or on these "
+                         "in another order; give another --out")
     for name, logits in result["logits"].items():
         shape = (len(inputs.sets[name]), len(inputs.target.values))
         if np.shape(logits) != shape or not np.isfinite(logits).all():

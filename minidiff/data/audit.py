@@ -8,6 +8,7 @@ A finding has a level:
     info     to be known, and reported in a paper
 """
 
+import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from minidiff.data.layouts import ADDED
 from minidiff.data.split import Row, equal_pairs, group_images
 from minidiff.data.table import Table
 from minidiff.errors import InputError, count, first_few
+from minidiff.variables import to_number
 
 COLUMNS = ("sex", "age", "view")  # from which a classifier might predict the label
 LEVELS = ("error", "warning", "info")
@@ -58,9 +60,10 @@ def audit(table: Table, *, columns: Sequence[str] = COLUMNS) -> tuple[dict, list
     pairs = copies(facts, squares)
     trivial = baselines(features(known, rows, columns), [row["label"] for row in rows],
                         group_images(table.rows, [pair[:2] for pair in pairs])[good])
+    empty = missing(rows)
     findings = [*odd_images(files, facts), *other_files(files),
                 *copied(pairs, table.rows, certain=side == SIDE), *patients(table),
-                *confounded(rows), *missing_by_label(rows, columns), *children(rows),
+                *confounded(rows), *missing_by_label(empty, columns), *children(rows),
                 *shortcuts(trivial)]
     findings.sort(key=lambda finding: LEVELS.index(finding["level"]))
     return {
@@ -71,7 +74,7 @@ def audit(table: Table, *, columns: Sequence[str] = COLUMNS) -> tuple[dict, list
         "files": {name: dict(Counter(str(getattr(f, name)) for f in known).most_common())
                   for name in ("format", "mode", "bits", "channels")} | {"size": sizes(known)},
         "pairs": pairs, "compared_at": side, "tables": tables(rows, columns),
-        "missing": missing(rows), "baselines": trivial, "histograms": histograms(rows, known),
+        "missing": empty, "baselines": trivial, "histograms": histograms(rows, known),
     }, facts
 
 
@@ -80,8 +83,8 @@ def copies(facts: Sequence[Facts], squares: np.ndarray) -> list[Pair]:
     usable = [i for i, f in enumerate(facts) if not f.fault and f.constant < BLANK]
     altered = near_duplicates(torch.from_numpy(squares[usable])[:, None])
     found = {(usable[i], usable[j]): distance for i, j, distance in altered}
-    for i, j in equal_pairs(facts[k].pixels for k in usable):
-        found[usable[i], usable[j]] = 0.0
+    found |= {(usable[i], usable[j]): 0.0
+              for i, j in equal_pairs(facts[k].pixels for k in usable)}
     return sorted(((i, j, distance) for (i, j), distance in found.items()),
                   key=lambda pair: (pair[2], pair))
 
@@ -153,15 +156,11 @@ def copied(pairs: Sequence[Pair], rows: Sequence[Row], *, certain: bool = True) 
 
     kinds: dict[tuple[str, str, str], list[Pair]] = defaultdict(list)
     for pair in pairs:
-        differs = {name: rows[pair[0]][name] != rows[pair[1]][name]
-                   for name in ("split", "patient", "label")}
-        if differs["split"]:
-            own = ["copy across splits"]
-        else:
-            own = ["copy across patients" if differs["patient"] else "duplicate"]
-        if differs["label"]:
-            own.append("label conflict")
-        for kind in own:
+        split, patient, label = (rows[pair[0]][name] != rows[pair[1]][name]
+                                 for name in ("split", "patient", "label"))
+        holds = {"copy across splits": split, "copy across patients": patient and not split,
+                 "duplicate": not patient and not split, "label conflict": label}
+        for kind in filter(holds.get, holds):
             level, text = COPIES[kind]
             if level == "error" and pair[2] > 0 and not certain:
                 kind, level, text = f"possible {kind}", "warning", f"{text}, or two that look alike"
@@ -205,37 +204,31 @@ def patients(table: Table) -> list[dict]:
 
 def confounded(rows: Sequence[Row]) -> list[dict]:
     """Labels that come from sources of their own."""
-    found, by_label = [], _by_label(rows)
-    sizes = Counter(row["source"] for row in rows)
-    for label, own in by_label.items():
-        counts = Counter(row["source"] for row in own)
+    found, sizes = [], Counter(row["source"] for row in rows)
+    for label, own in _by_label(rows).items():
         at_least = max(PURE, len(own) / len(rows) + 0.2)  # and more than the label has over all
-        pure = sorted(s for s in counts if counts[s] >= at_least * sizes[s])
-        alone = sum(counts[s] for s in pure)
-        if alone >= ALONE * len(own):
-            found.append(finding("confounded", "warning", f"CONFOUNDED: {alone} of {len(own)} "
-                                 f"images of {label} come from sources that hold little else "
-                                 f"({', '.join(pure)}), so the hospital predicts the label"))
+        counts = Counter(row["source"] for row in own)
+        pure = {s: n for s, n in sorted(counts.items()) if n >= at_least * sizes[s]}
+        if sum(pure.values()) >= ALONE * len(own):
+            found.append(finding("confounded", "warning", f"CONFOUNDED: {sum(pure.values())} of "
+                                 f"{len(own)} images of {label} come from sources that hold little "
+                                 f"else ({', '.join(pure)}), so the hospital predicts the label"))
     return found
 
 
-def missing_by_label(rows: Sequence[Row], columns: Sequence[str]) -> list[dict]:
-    """Columns whose empty cells predict the label."""
-    found = []
-    for name in columns:
-        shares = {label: sum(not row.get(name) for row in own) / len(own)
-                  for label, own in _by_label(rows).items()}
-        if max(shares.values()) - min(shares.values()) >= MISSING:
-            listed = ", ".join(f"{label} {share:.0%}" for label, share in shares.items())
-            found.append(finding("missing by label", "warning", f"whether {name} is known goes "
-                                 f"with the label; empty in {listed}"))
-    return found
+def missing_by_label(empty: Mapping[str, Mapping[str, float]],
+                     columns: Sequence[str]) -> list[dict]:
+    """Columns whose empty cells predict the label; `empty` is what `missing` found."""
+    shares = {name: empty[name] for name in columns if name in empty}
+    return [finding("missing by label", "warning", f"whether {name} is known goes with the label; "
+                    f"empty in {', '.join(f'{label} {share:.0%}' for label, share in own.items())}")
+            for name, own in shares.items() if max(own.values()) - min(own.values()) >= MISSING]
 
 
 def children(rows: Sequence[Row]) -> list[dict]:
-    ages = {label: [age for age in map(_age, own) if age is not None]
+    ages = {label: [age for row in own if (age := to_number(row.get("age", ""))) >= 0]
             for label, own in _by_label(rows).items()}
-    young = {label: sum(0 <= age < AGES[1] for age in known) for label, known in ages.items()}
+    young = {label: sum(age < AGES[1] for age in known) for label, known in ages.items()}
     if len(ages) < 2 or not any(young.values()):
         return []
     listed = ", ".join(f"{label} {young[label]} of {len(known)} of known age"
@@ -280,10 +273,9 @@ def missing(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 def histograms(rows: Sequence[Row], facts: Sequence[Facts]) -> dict[str, list[float]]:
     """Source → mean histogram of greys, 64 bins."""
-    groups = defaultdict(list)
-    for row, f in zip(rows, facts):
-        groups[row["source"]].append(f.histogram)
-    return {source: np.mean(own, 0).tolist() for source, own in sorted(groups.items())}
+    return {source: np.mean([f.histogram for row, f in zip(rows, facts)
+                             if row["source"] == source], 0).tolist()
+            for source in sorted({row["source"] for row in rows})}
 
 
 def sizes(facts: Sequence[Facts]) -> Mapping[str, int]:
@@ -296,19 +288,12 @@ def sizes(facts: Sequence[Facts]) -> Mapping[str, int]:
 
 
 def age_band(row: Row) -> str:
-    age = _age(row)
-    if age is None or not age >= 0:
+    """18–39: the band of AGES in which a row's age lies; "" where it is unknown."""
+    age = to_number(row.get("age", ""))
+    k = bisect.bisect(AGES, age)
+    if not age >= 0:
         return ""
-    low = max(a for a in AGES if a <= age)
-    high = next((a - 1 for a in AGES if a > low), None)
-    return f"{low}–{high}" if high else f"{low}+"
-
-
-def _age(row: Row) -> float | None:
-    try:
-        return float(row.get("age", ""))
-    except ValueError:
-        return None
+    return f"{AGES[k - 1]}–{AGES[k] - 1}" if k < len(AGES) else f"{AGES[-1]}+"
 
 
 def _by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -6,7 +6,6 @@ may use these alone, and its figures say nothing about disease (DeGrave et al. 2
 2021).
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,14 +55,12 @@ def logistic(x: np.ndarray, positive: Sequence[bool], ridge: float = 1.0) -> np.
 def fold_of(labels: Sequence[str], patients: Sequence[str], folds: int = FOLDS,
             seed: int = SEED) -> np.ndarray:
     """Fold (N,) of each image: a patient in one fold, the patients of a label evenly in all."""
-    of = {}
-    for patient, label in zip(patients, labels):
-        of[patient] = min(label, of.get(patient, label))
-    rng, fold, dealt = np.random.default_rng(seed), {}, 0
+    of = dict(sorted(zip(patients, labels), reverse=True))  # a patient's least label
+    rng, dealt = np.random.default_rng(seed), []
     for label in sorted(set(of.values())):
         members = sorted(p for p in of if of[p] == label)
-        for k in rng.permutation(len(members)):
-            fold[members[k]], dealt = dealt % folds, dealt + 1
+        dealt += [members[k] for k in rng.permutation(len(members))]
+    fold = {patient: k % folds for k, patient in enumerate(dealt)}
     return np.array([fold[p] for p in patients])
 
 
@@ -103,8 +100,8 @@ def baselines(found: dict[str, np.ndarray], labels: Sequence[str],
     cross-validation over patients: AUROC, its interval, n. A label is left out where it, or the
     rest, has fewer than 10 patients."""
     labels, patients, result = np.asarray(labels), np.asarray(patients), []
-    fold = fold_of(labels, patients)
-    for label in sorted(set(labels)):
+    fold, names = fold_of(labels, patients), sorted(set(labels))
+    for label in names[:1] if len(names) == 2 else names:  # of two, both have the same numbers
         ours = labels == label
         if min(len(set(patients[ours])), len(set(patients[~ours]))) < FEWEST:
             continue
@@ -114,8 +111,6 @@ def baselines(found: dict[str, np.ndarray], labels: Sequence[str],
                            "high": high, "n": int(ours.sum()), "n_rest": int((~ours).sum()),
                            "patients": len(set(patients)),
                            "shortcut": is_shortcut(name, area, low)})
-        if len(set(labels)) == 2:  # the other label has the same numbers
-            break
     return result
 
 
@@ -133,21 +128,14 @@ def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
     except InputError:  # no value, only one, or a hundred: all it can show is where it is empty
         known = np.array([[cell != ""] for cell in cells], float)
         return known if "" in cells and any(cells) else None
-    if isinstance(variable, var.Category):
+    if variable.values and variable.exclusive:
         return _one_hot(cells)
-    if isinstance(variable, var.Findings):
+    if variable.values:
         sets = var.encode([variable], rows)[name]
         return np.column_stack([variable.bits(sets), sets < 0]).astype(float)
-    values = np.array([_number(cell) for cell in cells])
+    values = np.array([var.to_number(cell) for cell in cells])
     unknown = np.isnan(values)
     return np.column_stack([np.where(unknown, variable.mean, values), unknown])
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell) if math.isfinite(float(cell)) else math.nan
-    except ValueError:  # a word in a column of numbers
-        return math.nan
 
 
 def _one_hot(cells: Sequence[str]) -> np.ndarray:

@@ -1,34 +1,32 @@
-"""Pixels of a table in memory, their ranges, and augmentation."""
+"""The images of data folders in memory, and what a command says of them at its start."""
 
-import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from minidiff import distributed
 from minidiff.counted import order, order_of_groups
-from minidiff.data import images
-from minidiff.data.split import check_pictures
+from minidiff.data import images, phantom
+from minidiff.data.files import typical_side
+from minidiff.data.split import SPLITS, check_pictures
 from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError, count, first_few
+from minidiff.root import DEMO
 
-ROTATION = 5.0  # degrees, at most: the limits of a careful radiographer
-SHIFT = 0.04    # of the side
-SCALE = 0.06
-GAIN = 0.10
-BIAS = 0.05     # of the range
 FEW_COLOUR = 0.05  # share of colour images up to which they are made grey like the rest
+WIDEST = 8  # labels side by side at a glance; of more, the most frequent
+PHANTOM = f"{DEMO}/phantom"  # the demo's data, drawn if they are not there
 Grey = Literal["auto", "yes", "no"]
-# No horizontal flip: a heart on the right is a rare disease (situs inversus), not a variation.
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,21 +134,19 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
     with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock while it decodes
         loaded = list(tqdm(pool.map(load, table.rows), "reading images", len(table),
                            unit=" images", disable=len(table) < 200))
-    faults = [item for item in loaded if isinstance(item, str)]
-    if faults and (not skip_bad or len(faults) == len(table)):
-        listed = "; ".join(faults[:5]) + ("; …" if len(faults) > 5 else "")
-        raise InputError(f"{len(faults)} of {len(table)} images cannot be read (--skip-bad drops "
-                         f"them): {listed}")
-    rows = [row for row, item in zip(table.rows, loaded) if not isinstance(item, str)]
+    bad = {row["file"]: item for row, item in zip(table.rows, loaded) if isinstance(item, str)}
+    if bad and (not skip_bad or len(bad) == len(table)):
+        raise InputError(f"{len(bad)} of {len(table)} images cannot be read (--skip-bad drops "
+                         f"them): {first_few(bad.values(), 5, '; ')}")
+    rows = [row for row in table.rows if row["file"] not in bad]
     squares = [item for item in loaded if not isinstance(item, str)]
-    constant = [row["file"] for row, item in zip(rows, squares) if item.min() == item.max()]
     notes = list(table.notes)
-    if faults:
-        names = [row["file"] for row, item in zip(table.rows, loaded) if isinstance(item, str)]
-        print(f"{len(faults)} of {len(table)} images cannot be read and are left out: "
-              f"{first_few(names)}", file=sys.stderr)
-        notes += [f"{len(faults)} of {len(table)} images could not be read and were dropped: "
-                  f"{'; '.join(faults)}"]
+    if bad:
+        print(f"{len(bad)} of {len(table)} images cannot be read and are left out: "
+              f"{first_few(bad)}", file=sys.stderr)
+        notes += [f"{len(bad)} of {len(table)} images could not be read and were dropped: "
+                  f"{'; '.join(bad.values())}"]
+    constant = [row["file"] for row, item in zip(rows, squares) if item.min() == item.max()]
     if constant:
         notes += [f"{count(len(constant), 'image')} of one grey throughout: {', '.join(constant)}"]
     colour = [row["file"] for row, item in zip(rows, squares) if len(item) == 3]
@@ -161,39 +157,60 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
         grey = "yes" if turned else grey
     if grey == "yes":
         squares = [item.mean(0, keepdims=True).round().astype(np.uint8) for item in squares]
-    return replace(table, rows=rows, notes=notes), _stack(squares, size)
+    channels = max(map(len, squares), default=3)
+    pixels = np.empty((len(squares), channels, size, size), np.uint8)
+    for place, item in zip(pixels, squares):
+        place[:] = item
+    return replace(table, rows=rows, notes=notes), torch.from_numpy(pixels).expand(-1, 3, -1, -1)
 
 
-def augment(batch: Tensor, generators: Sequence[torch.Generator], strength: float = 1.0) -> Tensor:
-    """Small rotation, shift, scale, gain and bias of float32 (N,C,S,S) in [-1,1]; the same out.
+def read_training_set(cfg: Any, size: int, prior: tuple[str, ...] = ()) -> Images:
+    """The images that a stage's config names, `size` px wide; rank 0 makes a split if need be."""
+    with distributed.rank0_first():
+        if cfg.data == (PHANTOM,):
+            phantom.write(PHANTOM, scarce=phantom.SCARCE)
+        data = read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.root),
+                           skip_bad=cfg.skip_bad, prior=prior, grey=cfg.grey)
+    if distributed.rank() == 0:
+        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, size=size,
+                     root=cfg.root))
+    return data
 
-    Image k depends on its own CPU generator alone, of which it takes six numbers, whatever else is
-    in the batch.
+
+def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | None = None,
+           size: int = 0, root: str | Path = "") -> str:
+    """Images of each set by label, patients, colour, and the notes of reading them.
+
+    tables: set → its rows; size: the side to which they are resized, px; root: the folder in which
+    a split that was made here is kept.
     """
-    n, _, height, width = batch.shape
-    assert len(generators) == n and height == width, (len(generators), batch.shape)
-    if n == 0 or strength == 0:
-        return batch
-    draws = torch.stack([torch.rand(6, generator=g, dtype=torch.float64) for g in generators])
-    angle, dx, dy, zoom, gain, bias = (strength * (2 * draws - 1)).T
-    angle, zoom = angle * math.radians(ROTATION), 1 / (1 + zoom * SCALE)
-    cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    # theta maps places of the result to places of the input; coordinates run from -1 to 1, so a
-    # shift counts twice
-    theta = torch.stack([cos, -sin, 2 * SHIFT * dx, sin, cos, 2 * SHIFT * dy], 1).view(n, 2,
-                                                                                       3).to(batch)
-    places = F.affine_grid(theta, batch.shape, align_corners=False)
-    moved = F.grid_sample(batch, places, mode="bilinear", padding_mode="border",
-                          align_corners=False)
-    gain, bias = ((1 + GAIN * gain).to(batch), (2 * BIAS * bias).to(batch))
-    return (moved * gain.view(n, 1, 1, 1) + bias.view(n, 1, 1, 1)).clamp(-1, 1)
+    rows = [row for table in tables.values() for row in table.rows]
+    counts = Counter(row["label"] for row in rows)
+    labels = sorted(label for label, _ in counts.most_common(WIDEST))
+    others = ["others"] if len(counts) > WIDEST else []
+    lines = [["", *labels, *others, "images", "patients"]]
+    for name, table in tables.items():
+        own = Counter(label if label in labels else "others" for label in table.column("label"))
+        cells = [*(own[label] for label in labels + others), len(table),
+                 len(set(table.column("patient")))]
+        lines.append([name, *(f"{n:,}" for n in cells)])
+    wide = [max(map(len, column)) for column in zip(*lines)]
+    text = [f"data: {' '.join(folders)}"]
+    text += ["  " + "  ".join(cell.rjust(w) for cell, w in zip(line, wide)).rstrip()
+             for line in lines]
+    assumed = any(table.patients_assumed for name, table in tables.items() if name != "synthetic")
+    colour = {None: [], True: ["grey"], False: ["colour"]}[grey]
+    text += ["  " + "; ".join(["patients assumed: one image, one patient" if assumed
+                               else "patients known", *colour])]
+    side = typical_side((row["file"] for row in rows), size) if size else 0
+    text += [f"  most images have {side} px or fewer and are enlarged to {size}, which blurs "
+             f"them"] if side < size else []
+    notes = dict.fromkeys(note for table in tables.values() for note in table.notes)
+    notes = [note.replace("kept in split-", f"kept in {Path(root) / 'split-'}") for note in notes]
+    return "\n".join(text + [f"  {note}" for note in notes
+                             if "one image = one patient" not in note])
 
 
-def _stack(squares: Sequence[np.ndarray], size: int) -> Tensor:
-    if not squares:
-        return torch.empty(0, 3, size, size, dtype=torch.uint8)
-    channels = max(len(square) for square in squares)
-    stacked = np.empty((len(squares), channels, size, size), np.uint8)
-    for place, square in zip(stacked, squares):
-        place[:] = square
-    return torch.from_numpy(stacked).expand(-1, 3, -1, -1)
+def by_split(table: Table) -> dict[str, Table]:
+    """The table's parts that are trained and tested on."""
+    return {name: part for name in SPLITS if len(part := table.select(split=name))}

@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,20 +57,17 @@ def read_facts(files: Sequence[str | Path], side: int) -> tuple[list[Facts], np.
     uint8 (N,side,side); black where a file cannot be read."""
     squares = np.zeros((len(files), side, side), np.uint8)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(facts, files, squares)
-        return list(tqdm(found, "reading images", len(files), unit=" images",
-                         disable=len(files) < 200)), squares
+        return list(tqdm(pool.map(facts, files, squares), "reading images", len(files),
+                         unit=" images", disable=len(files) < 200)), squares
 
 
 def typical_side(files: Iterable[str | Path], at_most: int) -> int:
     """The shorter side that nine of ten readable images reach, by their headers; 8 to at_most."""
     sides = []
     for file in files:
-        try:
-            with Image.open(file, formats=images.FORMATS) as image:
-                sides.append(min(image.size))
-        except Exception:  # named later, by facts()
-            continue
+        # a file that cannot be read is named later, by facts()
+        with suppress(Exception), Image.open(file, formats=images.FORMATS) as image:
+            sides.append(min(image.size))
     return int(np.clip(np.quantile(sides, 0.1), 8, at_most)) if sides else at_most
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from minidiff.errors import InputError
@@ -21,7 +21,8 @@ FORMATS = ("PNG", "JPEG")  # more decoders are more risk: EPS calls Ghostscript,
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 8192
-WIDE = ("I", "I;16", "I;16B", "I;16L")  # Pillow's modes of a 16-bit grey PNG
+NARROW = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's modes
+WIDE = ("I", "I;16", "I;16B", "I;16L")               # of a 16-bit grey PNG
 
 # Pillow warns from 89 megapixels on. Set here once, because warnings.catch_warnings is not safe in
 # threads; should somebody reset the filters, our own and lower limit still holds.
@@ -47,7 +48,7 @@ def read(path: str | Path) -> np.ndarray:
         _check_header(path, data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()  # raises on a truncated file; ImageFile.LOAD_TRUNCATED_IMAGES stays False
-            return _to_array(path, ImageOps.exif_transpose(image))
+            return _to_array(ImageOps.exif_transpose(image))
     except InputError:
         raise
     except Image.UnidentifiedImageError:
@@ -62,8 +63,7 @@ def read(path: str | Path) -> np.ndarray:
 def write(path: str | Path, image: np.ndarray | Tensor,
           text: Mapping[str, str] | None = None) -> None:
     """Write uint8 (H,W) or (C,H,W), C = 1 or 3, as a PNG; the file appears whole or not at all."""
-    path = Path(path)
-    assert path.suffix == ".png", path
+    assert Path(path).suffix == ".png", path
     write_atomic(path, png_bytes(image, text), durable=False)
 
 
@@ -96,46 +96,39 @@ def grid(images: np.ndarray | Tensor, columns: int, pad: int = 2) -> np.ndarray:
     """uint8 (N,C,H,W) → a sheet of `columns` columns with white lines between: uint8 (C,H',W')."""
     images = np.asarray(images)
     n, channels, height, width = images.shape
-    rows = -(-n // columns)
-    sheet = np.full((channels, rows * (height + pad) - pad, columns * (width + pad) - pad), 255,
-                    np.uint8)
-    for k, image in enumerate(images):
-        top, left = k // columns * (height + pad), k % columns * (width + pad)
-        sheet[:, top : top + height, left : left + width] = image
-    return sheet
+    rows, high, wide = -(-n // columns), height + pad, width + pad
+    tiles = np.full((rows * columns, channels, high, wide), 255, np.uint8)
+    tiles[:n, :, :height, :width] = images
+    sheet = tiles.reshape(rows, columns, channels, high, wide).transpose(2, 0, 3, 1, 4)
+    return sheet.reshape(channels, rows * high, columns * wide)[:, : rows * high - pad,
+                                                                : columns * wide - pad]
 
 
 def _check_header(path: Path, data: bytes) -> None:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-            allowed = f"{MAX_PIXELS // 10**6} megapixels and sides to {MAX_SIDE}"
-            raise InputError(f"{path}: {width} x {height} pixels; allowed are {allowed}")
-        if getattr(image, "n_frames", 1) > 1:
-            raise InputError(f"{path}: animated ({image.n_frames} frames); one still image is "
-                             "needed")
-        if image.mode == "CMYK":
-            raise InputError(f"{path}: CMYK, a mode for printing; allowed are grey, RGB, palette "
-                             "and 16-bit grey")
+        (width, height), frames = image.size, getattr(image, "n_frames", 1)
+        for wrong, text in (
+            (width * height > MAX_PIXELS or max(width, height) > MAX_SIDE,
+             f"{width} x {height} pixels; allowed are {MAX_PIXELS // 10**6} megapixels and sides "
+             f"to {MAX_SIDE}"),
+            (frames > 1, f"animated ({frames} frames); one still image is needed"),
+            (image.mode not in (*NARROW, *WIDE), f"mode {image.mode}; allowed are grey, RGB, "
+             "palette and 16-bit grey"),
+        ):
+            if wrong:
+                raise InputError(f"{path}: {text}")
         image.verify()  # the checksums of a PNG
 
 
-def _to_array(path: Path, image: Image.Image) -> np.ndarray:
+def _to_array(image: Image.Image) -> np.ndarray:
     if image.mode in WIDE:
         return _scale_by_range(np.asarray(image))[None]
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[None]
-    if image.mode not in ("P", "PA", "LA", "RGB", "RGBA"):
-        raise InputError(f"{path}: mode {image.mode}; allowed are grey, RGB, palette and 16-bit "
-                         "grey")
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (255, 255):
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    image = image.convert("RGB")
-    red, green, blue = image.split()
-    is_grey = all(ImageChops.difference(red, other).getbbox() is None for other in (green, blue))
-    return np.asarray(red)[None] if is_grey else _channels_first(np.asarray(image))
+    black = Image.new("RGBA", image.size, "black")
+    image = Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+    colour = _channels_first(np.asarray(image))
+    return colour[:1] if (colour == colour[0]).all() else colour
 
 
 def _scale_by_range(wide: np.ndarray) -> np.ndarray:
@@ -149,10 +142,8 @@ def _scale_by_range(wide: np.ndarray) -> np.ndarray:
 
 def _to_pil(image: np.ndarray | Tensor) -> Image.Image:
     array = np.asarray(image)
-    is_wide = array.dtype == np.uint16 and array.ndim == 2
-    assert array.dtype == np.uint8 or is_wide, (array.dtype, array.shape)
+    assert array.dtype in (np.uint8, np.uint16), (array.dtype, array.shape)
     if array.ndim == 3:
-        assert array.shape[0] in (1, 3), array.shape
         array = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)
     return Image.fromarray(np.ascontiguousarray(array))
 

@@ -6,6 +6,7 @@ variance.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minidiff.counted import AUGMENT, NOISE, VIEW, generators, normal, uniform
-from minidiff.data import dataset
+from minidiff.data.augmentation import augment
 from minidiff.pixels import to_float
 from minidiff.runs import json_key, write_atomic
 
@@ -41,7 +42,7 @@ class Source:
         functions of the slots.
         """
         if self.live:
-            x = dataset.augment(to_float(self.pixels[index]),
+            x = augment(to_float(self.pixels[index]),
                                 generators(self.seed, slots, AUGMENT), self.strength)
             mean, std = (m.float().cpu() for m in self.encode(x))
         else:
@@ -56,9 +57,15 @@ def encoded(path: Path, key: str, encode: Encode, train: Tensor, val: Tensor, *,
     """The latents of training images, and the means of the validation images' (N, 4, h, w); cached
     in `path` under the key (data, VAE) and the augmentation. views: how many of each training image
     are kept; 0 for live encoding."""
-    key = json_key(key=key, views=views, strength=strength, seed=seed)
-    kept = cached(path, key, lambda: {"train": moments(
-        train, encode, max(1, views), strength=strength, seed=seed), "val": moments(val, encode)})
+    key, kept = json_key(key=key, views=views, strength=strength, seed=seed), {}
+    # none yet, or cut short by a crash: made again
+    with suppress(FileNotFoundError, SafetensorError), safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("key") == key:
+            kept = {name: file.get_tensor(name) for name in ("train", "val")}
+    if not kept:
+        kept = {"train": moments(train, encode, max(1, views), strength=strength, seed=seed),
+                "val": moments(val, encode)}
+        write_atomic(path, save(kept, {"key": key}))
     return Source(train, *kept["train"], encode, views == 0, strength, seed), kept["val"][0, 0]
 
 
@@ -76,22 +83,7 @@ def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float =
                 x = to_float(pixels[start : start + batch])
                 if view:
                     slots = range(view * len(pixels) + start, view * len(pixels) + start + len(x))
-                    x = dataset.augment(x, generators(seed, slots, AUGMENT), strength)
+                    x = augment(x, generators(seed, slots, AUGMENT), strength)
                 parts.append(torch.stack([m.float().cpu() for m in encode(x)]))
                 bar.update(len(x))
     return torch.cat(parts, 1).unflatten(1, (views, len(pixels)))
-
-
-def cached(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in `path` if they were stored under this key (content, VAE and geometry), else
-    made and stored.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no __iter__)
-    except (FileNotFoundError, SafetensorError):
-        pass  # none yet, or cut short by a crash: it is made again
-    tensors = make()
-    write_atomic(path, save(tensors, {"key": key}))
-    return tensors

@@ -20,6 +20,8 @@ from minidiff.errors import InputError, first_few
 
 SYNONYMS = {"training": "train", "valid": "val", "validation": "val",
             "testing": "test"} | {s: s for s in SPLITS}
+HIDDEN, MASKS = (".", "__MACOSX"), ("mask", "masks")  # how names of folders begin, or end, that
+                                                      # hold no images of a data set
 ADDED = ("file", "where")  # columns made by reading, never written
 
 
@@ -27,10 +29,7 @@ def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
     """The rows of a data folder in any of the layouts, and remarks on what was left out."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    if is_data_set(folder):
-        rows, remarks = _read_metadata(folder), []
-    else:
-        rows, remarks = _read_classes(folder)
+    rows, remarks = (_read_metadata if is_data_set(folder) else _read_classes)(folder)
     for row in rows:
         row["split"] = SYNONYMS.get(row.get("split", "").lower(), row.get("split", ""))
         row["file"] = os.path.normpath(folder / row["file_name"])
@@ -41,7 +40,7 @@ def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
     return rows, remarks
 
 
-def _read_metadata(folder: Path) -> list[Row]:
+def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
     path = folder / "metadata.csv"
     rows = read_csv(path, needed=("file_name", "label"))
     for row in rows:
@@ -56,13 +55,13 @@ def _read_metadata(folder: Path) -> list[Row]:
     if absent:
         raise InputError(f"{len(absent)} row(s) without a file: {first_few(absent)}")
     named = {Path(os.path.normpath(row["file_name"])) for row in rows}
-    files = []
-    for top in {name.parts[0] if len(name.parts) > 1 else "" for name in named}:
-        files += image_files(folder / top, deep=bool(top))
-    orphans = sorted(str(name) for name in {f.relative_to(folder) for f in files} - named)
+    tops = {name.parts[0] if len(name.parts) > 1 else "" for name in named}
+    files = {file.relative_to(folder) for top in tops
+             for file in image_files(folder / top, deep=bool(top))}
+    orphans = sorted(map(str, files - named))
     if orphans:
         raise InputError(f"{path}: {len(orphans)} file(s) without a row: {first_few(orphans)}")
-    return rows
+    return rows, []
 
 
 def _read_classes(folder: Path) -> tuple[list[Row], list[str]]:
@@ -103,13 +102,12 @@ def read_csv(path: str | Path, needed: Sequence[str]) -> list[Row]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a CSV table in UTF-8 ({error})") from None
     header = lines[0][1] if lines else []
-    for name in needed:
-        if name not in header:
-            raise InputError(f"{path}: no column {name!r}; it has {', '.join(header) or 'none'}")
-    for name in header:
-        if header.count(name) > 1 or name in ADDED:
-            raise InputError(f"{path}: column {name!r} is "
-                             f"{'reserved' if name in ADDED else 'there twice'}; rename it")
+    absent = [name for name in needed if name not in header]
+    odd = [name for name in header if header.count(name) > 1 or name in ADDED]
+    if absent:
+        raise InputError(f"{path}: no column {absent[0]!r}; it has {', '.join(header) or 'none'}")
+    if odd:
+        raise InputError(f"{path}: column {odd[0]!r} is there twice or reserved; rename it")
     if len(lines) < 2:
         raise InputError(f"{path}: a header but no rows")
     for number, cells in lines[1:]:
@@ -125,16 +123,13 @@ def image_files(folder: Path, deep: bool = True) -> list[Path]:
     other data sets."""
     files = sorted(path for path in folder.iterdir() if path.is_file()
                    and path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
-    if deep:
-        for below in _subfolders(folder):
-            files += image_files(below)
-    return files
+    return files + [file for below in _subfolders(folder) if deep for file in image_files(below)]
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_data_set(path)
-                  and not path.name.startswith((".", "__MACOSX"))
-                  and not path.name.lower().endswith(("mask", "masks")))
+                  and not path.name.startswith(HIDDEN)
+                  and not path.name.lower().endswith(MASKS))
 
 
 def is_data_set(folder: Path) -> bool:

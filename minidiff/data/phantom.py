@@ -16,7 +16,7 @@ vertebrae follow from them.
     age       20..90: larger heart and aortic knob, wider (unfolded) aorta with a calcified rim,
               fainter bones, shorter lungs and steeper ribs (kyphosis)
     view      AP: heart 20 % wider, higher diaphragm, scapulae over the lungs, clavicles higher and
-              flatter, brighter and flatter film; PA: scapulae beside the lungs
+              flatter, brighter and flatter image; PA: scapulae beside the lungs
 
 The diseases are textures a few pixels wide at 64 px: means over an eighth of the side hardly show
 them, and nothing outside the lungs does.
@@ -86,7 +86,7 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
     build = np.clip(person.standard_normal(16), -2, 2).tolist()
     spots = person.uniform(-1, 1, 26).tolist()
     drawn_severity = round(visit.uniform(0.3, 1.0), 2)
-    pose, film = visit.uniform(-1, 1, 4).tolist(), visit.uniform(-1, 1, 3).tolist()
+    pose, exposure = visit.uniform(-1, 1, 4).tolist(), visit.uniform(-1, 1, 3).tolist()
 
     factors = {
         "label": label,
@@ -96,8 +96,8 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
         "severity": 0.0 if label == "normal" else drawn_severity if severity is None else severity,
         **({"side": side, "zone": zone} if label == "pneumonia" else {"side": "", "zone": ""}),
     }
-    brightness, lungs, opacity = _render(organs.anatomy(factors, build), factors, spots, pose, film,
-                                         size)
+    brightness, lungs, opacity = _render(organs.anatomy(factors, build), factors, spots, pose,
+                                         exposure, size)
     brightness = brightness + noise * visit.standard_normal((size, size), dtype=np.float32)
     row = {"label": label, "patient": f"phantom{seed}-{patient:06d}",
            "sex": "" if hidden[0] and sex is None else factors["sex"],
@@ -109,23 +109,22 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
 
 
 def _check(seed, index, size, label, confounding, noise, sex, age, view, severity):
-    """Raise InputError for the first argument outside what the phantom can draw."""
+    """Raise InputError for arguments outside what the phantom can draw."""
     ranges = {"seed": (seed, 0, 2**31), "index": (index, 0, 2**31), "size": (size, 32, 512),
-              "noise": (noise, 0, 1)}
-    ranges |= {"confounding": (confounding, 0, 1), "age": (age, 20, 90),
-               "severity": (severity, 0.01, 1)}
-    for name, (value, low, high) in ranges.items():
-        if value is not None and not low <= value <= high:
-            raise InputError(f"phantom: {name} is {value!r}, allowed: {low} to {high}")
-    for name, value, allowed in (("label", label, LABELS), ("sex", sex, ("F", "M")),
-                                 ("view", view, ("AP", "PA"))):
-        if value is not None and value not in allowed:
-            raise InputError(f"phantom: {name} is {value!r}, allowed: {', '.join(allowed)}")
-    if severity is not None and label == "normal":
-        raise InputError(f"phantom: severity is {severity!r} for label normal, allowed: none")
+              "noise": (noise, 0, 1), "confounding": (confounding, 0, 1), "age": (age, 20, 90),
+              "severity": (severity, 0.01, 1)}
+    choices = {"label": (label, LABELS), "sex": (sex, ("F", "M")), "view": (view, ("AP", "PA")),
+               "severity of normal": (severity if label == "normal" else None, ("none",))}
+    faults = [f"{name} is {value!r}, allowed: {low} to {high}"
+              for name, (value, low, high) in ranges.items()
+              if value is not None and not low <= value <= high]
+    faults += [f"{name} is {value!r}, allowed: {', '.join(allowed)}"
+               for name, (value, allowed) in choices.items() if value not in (None, *allowed)]
+    if faults:
+        raise InputError(f"phantom: {'; '.join(faults)}")
 
 
-def _render(a, factors, spots, pose, film, size):
+def _render(a, factors, spots, pose, exposure, size):
     """Brightness float32 (size,size) about 0..1, lung mask, opacity mask."""
     px = 2 / size
     grid = (np.arange(size, dtype=np.float32) + 0.5) * px - 1
@@ -148,10 +147,10 @@ def _render(a, factors, spots, pose, film, size):
     fluid = air * (haze + 0.22 * a.vessels * organs.vessels(a, x, y, side))
     gas = 0.16 * organs.edge(0.09 - np.hypot((x - 0.34) * 0.7, y - a.dome - 0.16), 0.06)  # stomach
     total = soft - gas + bone * inside - 0.72 * (air - fluid)
-    gain = (1.55 if a.ap else 1.75) * (1 + 0.06 * film[0])
-    veil = (0.10 if a.ap else 0.0) + 0.02 * film[1]  # scatter
+    gain = (1.55 if a.ap else 1.75) * (1 + 0.06 * exposure[0])
+    veil = (0.10 if a.ap else 0.0) + 0.02 * exposure[1]  # scatter
     brightness = 1 - np.exp(-gain * np.maximum(total + veil * inside, 0))
-    brightness = brightness * (0.97 + 0.02 * film[2] * x)
+    brightness = brightness * (0.97 + 0.02 * exposure[2] * x)
     return brightness.astype(np.float32), visible > 0.5, opacity
 
 
@@ -208,12 +207,12 @@ def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int
     if n < 1 or not splits or min(splits.values()) < 0 or sum(splits.values()) <= 0:
         raise InputError(f"phantom: n is {n} and splits are {splits}, allowed: n of 1 or more, "
                          "shares of 0 or more")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        note = folder / "phantom.json"
-        if not note.is_file() or json.loads(note.read_text()) != arguments:
-            raise InputError(f"{folder} holds something else than this phantom data set: choose "
-                             "another folder")
+    note = folder / "phantom.json"
+    if note.is_file() and json.loads(note.read_text()) == arguments:
         return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds something else than this phantom data set: choose "
+                         "another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

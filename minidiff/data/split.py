@@ -59,10 +59,11 @@ def split_patients(rows: Sequence[Row], copies: Iterable[tuple[int, int]],
         for name, k in zip(names, rng.permutation(len(members))):
             splits |= dict.fromkeys(sorted(members)[k], name)
     reached = {(row["label"], row["split"] or splits[row["patient"]]) for row in rows}
-    for label in sorted({row["label"] for row in rows if not row["split"]}):
-        if not all((label, name) in reached for name in SPLITS):
-            raise InputError(f"label {label!r} has {holders[label]} patient(s), too few to split: "
-                             "3 or more are needed")
+    few = [label for label in sorted({row["label"] for row in rows if not row["split"]})
+           if not all((label, name) in reached for name in SPLITS)]
+    if few:
+        raise InputError(f"label {few[0]!r} has {holders[few[0]]} patient(s), too few to split: "
+                         "3 or more are needed")
     return splits
 
 
@@ -81,12 +82,10 @@ def repair_split(rows: Sequence[Row], copies: Sequence[tuple[int, int]]) -> list
                   if rows[pair[0]]["label"] != rows[pair[1]]["label"]}
     repaired = []
     for i, (g, row) in enumerate(zip(group, rows)):
-        split = row["split"]
-        if i in two_labels:
-            split = "left-out"
-        elif len(splits[g]) > 1 and splits[g] <= set(SPLITS):
+        split, several = row["split"], len(splits[g]) > 1
+        if several and splits[g] <= set(SPLITS):
             split = "train"
-        elif len(splits[g]) > 1 and split in SPLITS:
+        if i in two_labels or (several and split in SPLITS and not splits[g] <= set(SPLITS)):
             split = "left-out"
         repaired.append({**row, "split": split})
     return repaired
@@ -95,10 +94,9 @@ def repair_split(rows: Sequence[Row], copies: Sequence[tuple[int, int]]) -> list
 def check_leakage(rows: Sequence[Row], hashes: Mapping[str, str]) -> None:
     """Raise InputError if a patient or an identical file lies in two splits, or an identical file
     under two labels."""
-    for row, other in _same(rows, (row["patient"] for row in rows)):
-        _refuse_if_differing(row, other, f"patient {row['patient']!r}", columns=("split",))
-    for row, other in _same(rows, (hashes[row["file"]] for row in rows)):
-        _refuse_if_differing(row, other, "an identical file")
+    patients, contents = (row["patient"] for row in rows), (hashes[row["file"]] for row in rows)
+    _refuse_differing(rows, patients, "patient {patient!r}", columns=("split",))
+    _refuse_differing(rows, contents, "an identical file")
 
 
 def check_pictures(rows: Sequence[Row], pictures: Iterable[Tensor]) -> None:
@@ -107,9 +105,8 @@ def check_pictures(rows: Sequence[Row], pictures: Iterable[Tensor]) -> None:
     Compares what is trained on, uint8 (3,S,S) each, bit for bit: fast enough for the start of every
     training. Altered copies are found by the audit only. Pictures of one grey are not compared.
     """
-    for row, other in _same(rows, map(_content, pictures)):
-        _refuse_if_differing(row, other, "an identical picture",
-                             hint="; evaluate.py audit looks for more")
+    _refuse_differing(rows, map(_content, pictures), "an identical picture",
+                      hint="; evaluate.py audit looks for more")
 
 
 def _content(picture: Tensor) -> bytes | None:
@@ -120,19 +117,19 @@ def _content(picture: Tensor) -> bytes | None:
     return hashlib.sha256(picture[: 1 if grey else None].contiguous().numpy().tobytes()).digest()
 
 
-def _same(rows: Sequence[Row], keys: Iterable[Hashable]) -> Iterable[tuple[Row, Row]]:
-    """Each row with the first row of the same key; no key, no pair."""
+def _refuse_differing(rows: Sequence[Row], keys: Iterable[Hashable], what: str,
+                      columns: Sequence[str] = ("split", "label"), hint: str = "") -> None:
+    """Raise InputError if a row differs in a column from the first row of its key; without a key,
+    None, it is like no other."""
     first: dict[Hashable, Row] = {}
-    return ((first.setdefault(key, row), row) for row, key in zip(rows, keys) if key is not None)
-
-
-def _refuse_if_differing(a: Row, b: Row, what: str, columns: Sequence[str] = ("split", "label"),
-                         hint: str = "") -> None:
-    for column in columns:
-        if a[column] != b[column]:
-            fault = {"split": "crosses splits", "label": "has two labels"}[column]
-            raise InputError(f"{what} {fault}: {a['file']} is {a[column] or 'without'}, "
-                             f"{b['file']} is {b[column] or 'without'}{hint}")
+    for row, key in zip(rows, keys):
+        one = row if key is None else first.setdefault(key, row)
+        for column in columns:
+            if one[column] != row[column]:
+                fault = {"split": "crosses splits", "label": "has two labels"}[column]
+                raise InputError(f"{what.format(**row)} {fault}: {one['file']} is "
+                                 f"{one[column] or 'without'}, {row['file']} is "
+                                 f"{row[column] or 'without'}{hint}")
 
 
 def trained_on(samples: str | Path) -> set[str] | None:

@@ -6,10 +6,10 @@ arm of the study is trained on.
 """
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from minidiff import runs
@@ -32,16 +32,13 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
     for label, most in keep.items():
         own = [i for i, name in enumerate(labels) if name == label]
         count = Counter(patients[i] for i in own)
-        names, taken, n = sorted(count), set(), 0
-        for place in order(len(names), seed, range(len(names))):
-            if n + count[names[place]] > most:
-                break
-            taken.add(names[place])
-            n += count[names[place]]
+        sorted_names = sorted(count)
+        names = [sorted_names[k] for k in order(len(count), seed, range(len(count)))]
+        sums = accumulate(count[name] for name in names)
+        taken = {name for name, n in zip(names, sums) if n <= most}
         if own and not taken:
-            first = names[order(len(names), seed, [0])[0]]
             raise InputError(f"{most} images of {label!r} by whole patients: the first patient, "
-                             f"{first}, has {count[first]}; ask for more")
+                             f"{names[0]}, has {count[names[0]]}; ask for more")
         gone |= {i for i in own if patients[i] not in taken}
     return [i for i in range(len(labels)) if i not in gone]
 
@@ -62,21 +59,20 @@ def write_subset(cfg: SubsetConfig) -> None:
     rest = [row for row in table.rows if row["split"] != "train"]
     kept = first_patients(train.column("label"), train.column("patient"), keep, cfg.seed)
     out, prefixes = Path(cfg.out), _prefixes(cfg.data)
-    for folder in cfg.data:
-        if runs.nested(folder, out):
-            raise InputError(f"--out {out} and {folder}, from which it is taken, lie within each "
-                             "other; give another --out")
+    nested = [folder for folder in cfg.data if runs.nested(folder, out)]
+    if nested:
+        raise InputError(f"--out {out} and {nested[0]}, from which it is taken, lie within each "
+                         "other; give another --out")
     runs.open_run(out, cfg, "subset", data=table.fingerprint)
     rows = []
     for row in [*(train.rows[i] for i in kept), *rest]:
         top, *below = Path(row["file_name"]).parts
         folder = Path(row["file"]).parents[len(below)]
         prefix = prefixes[folder]
-        _link(row["file"], out / prefix / row["file_name"])
-        if top == "images":  # masks/lungs/… belong to images/…
-            for mask in (masks.joinpath(*below) for masks in folder.glob("masks/*")):
-                if mask.is_file():
-                    _link(mask, out / prefix / mask.relative_to(folder))
+        # masks/lungs/… belong to images/…
+        masks = [kind.joinpath(*below) for kind in folder.glob("masks/*") if top == "images"]
+        for file in (Path(row["file"]), *filter(Path.is_file, masks)):
+            _link(file, out / prefix / file.relative_to(folder))
         rows.append({**row, "file_name": prefix + row["file_name"]})
     write_table(out / "metadata.csv", rows)
     counts = Counter((row["split"], row["label"]) for row in rows)
@@ -108,12 +104,10 @@ def _read_keep(items: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
 
 def _link(source: str | Path, target: Path) -> None:
     """The same file in another folder: a hard link where the file system has one, else a copy."""
-    if target.exists():
-        return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
+    except FileExistsError:
+        pass  # of an earlier run of the same command
     except OSError:
-        partial = target.with_name(f".{target.name}.part")
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
+        runs.write_atomic(target, Path(source).read_bytes(), durable=False)

@@ -63,16 +63,6 @@ class Table:
         return replace(self, rows=[row for row in self.rows
                                    if all(row.get(k, "") in v for k, v in allowed.items())])
 
-    def require(self, *splits: str, per_label: int = 1) -> None:
-        """Raise InputError unless each of these splits has `per_label` images of every label."""
-        for label in self.labels:
-            own = Counter(self.select(label=label).column("split"))
-            for split in splits:
-                if own[split] < per_label:
-                    have = ", ".join(f"{s or 'no split'} {n}" for s, n in sorted(own.items()))
-                    raise InputError(f"label {label!r} needs {per_label} or more images in split "
-                                     f"{split!r}; has {have}")
-
 
 def read_table(
     folders: str | Path | Sequence[str | Path],
@@ -159,12 +149,11 @@ def _check_unique(rows: Sequence[Row]) -> None:
 def _unite_labels(rows: list[Row]) -> tuple[list[Row], list[str]]:
     """Labels that differ in capitals only are one, spelled as the first: Kaggle has NORMAL, Normal
     and normal."""
-    spelling, changed = {}, set()
-    for row in rows:
-        label = spelling.setdefault(row["label"].lower(), row["label"])
-        if label != row["label"]:
-            changed.add((row["label"], label))
-    united = [{**row, "label": spelling[row["label"].lower()]} for row in rows]
+    spelling: dict[str, str] = {}
+    united = [{**row, "label": spelling.setdefault(row["label"].lower(), row["label"])}
+              for row in rows]
+    changed = {(row["label"], new["label"]) for row, new in zip(rows, united)
+               if row["label"] != new["label"]}
     return united, [f"label {old!r} is read as {new!r}" for old, new in sorted(changed)]
 
 

@@ -39,9 +39,8 @@ def start_diffusion(init: str, vae: str, architecture: str, columns: Mapping[str
     """
     own, origin, seen = None, {}, []
     if vae:
-        own, facts = store.load_vae(Path(vae)), runs.read_json(Path(vae) / "vae.json")
-        origin["vae"] = runs.sha256(Path(vae) / "vae.safetensors")
-        seen = facts.get("trained_on", [])
+        own, origin["vae"] = store.load_vae(Path(vae)), runs.sha256(Path(vae) / "vae.safetensors")
+        seen = runs.read_json(Path(vae) / "vae.json").get("trained_on", [])
     if is_run(init):
         pipeline, facts = store.load_pipeline(Path(init))
         denoiser = pipeline.denoiser
@@ -56,16 +55,15 @@ def start_diffusion(init: str, vae: str, architecture: str, columns: Mapping[str
                      sorted({*seen, *facts.get("trained_on", [])}))
     variables = [var.infer(name, cells) for name, cells in columns.items()]
     if variables:
-        print(f"conditions: {var.described(variables)}")
+        print(f"conditions: {'; '.join(map(str, variables))}")
     if not init:
         model = models.from_scratch(models.UNETS[architecture], variables, seed)
         return Start(own, model, Schedule.scaled_linear(), prediction or "v", origin, seen)
     sd = load_sd(init, prediction=prediction)
     print(sd.certificate.text())
-    model = models.from_public(sd.unet, sd.null_context, variables, seed)
-    origin["init"] = sd.certificate.json()
-    return Start(own or sd.vae.requires_grad_(False), model, sd.schedule, sd.prediction, origin,
-                 seen)
+    return Start(own or sd.vae.requires_grad_(False),
+                 models.from_public(sd.unet, sd.null_context, variables, seed), sd.schedule,
+                 sd.prediction, {**origin, "init": sd.certificate.json()}, seen)
 
 
 def start_vae(init: str, architecture: str, seed: int) -> tuple[VAE, dict[str, Any], list[str]]:
@@ -77,10 +75,11 @@ def start_vae(init: str, architecture: str, seed: int) -> tuple[VAE, dict[str, A
         return models.vae_from_scratch(models.VAES[architecture], seed), {}, []
     if (Path(init) / "vae.json").exists():
         origin = {"run": init, **store.identity(Path(init), "vae.safetensors")}
-        facts = runs.read_json(Path(init) / "vae.json")
-        return store.load_vae(Path(init)), {"init": origin}, facts.get("trained_on", [])
+        seen = runs.read_json(Path(init) / "vae.json").get("trained_on", [])
+        return store.load_vae(Path(init)), {"init": origin}, seen
     public = read_vae(Path(init))
-    files = [{"file": f.name, "sha256": runs.sha256(f)} for f in public.files]
+    files = [{"file": f.name, "sha256": runs.sha256(f)}
+             for reader in public.readers for f in reader.weights.files]
     return public.vae, {"init": {"files": files}}, []
 
 

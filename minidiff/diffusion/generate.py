@@ -43,26 +43,29 @@ class Recipe:
     strength: float = 1.0                        # above 0 … 1, share of steps from a real image
 
     def __post_init__(self):
-        _require(len(self.interval) == 2,
-                 f"interval asks for two noise levels, not {len(self.interval)}")
-        low, high = (min(float(s), EVERYWHERE[1]) for s in self.interval)
-        object.__setattr__(self, "interval", (low, high))
-        object.__setattr__(self, "scales", {k: float(v) for k, v in dict(self.scales).items()})
-        _require(self.sampler in SAMPLERS,
-                 f"sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
-        _require(self.ladder in LADDERS,
-                 f"ladder {self.ladder!r}: choose one of {', '.join(LADDERS)}")
-        _require(self.steps >= 1, f"steps {self.steps}: 1 or more")
-        _require(0 <= self.guidance < math.inf, f"guidance {self.guidance:g}: 0 or more")
-        for name, scale in self.scales.items():
-            _require(0 <= scale < math.inf, f"scale {name}={scale:g}: 0 or more")
-        for name in ("eta", "rescale"):
-            _require(0 <= getattr(self, name) <= 1, f"{name} {getattr(self, name):g}: 0 to 1")
-        _require(not self.eta or self.sampler == "ddim",
-                 f"eta {self.eta:g}: it belongs to the sampler ddim, not {self.sampler}")
-        _require(0 <= low < high,
-                 f"interval {low:g} to {high:g}: two noise levels, 0 or more, the lower one first")
-        _require(0 < self.strength <= 1, f"strength {self.strength:g}: above 0, 1 at the most")
+        interval = tuple(min(float(s), EVERYWHERE[1]) for s in self.interval)
+        scales = {name: float(scale) for name, scale in self.scales.items()}
+        object.__setattr__(self, "interval", interval)
+        object.__setattr__(self, "scales", scales)
+        allowed = {
+            f"sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}":
+                self.sampler in SAMPLERS,
+            f"ladder {self.ladder!r}: choose one of {', '.join(LADDERS)}": self.ladder in LADDERS,
+            f"steps {self.steps}: 1 or more": self.steps >= 1,
+            f"guidance {self.guidance:g}: 0 or more": 0 <= self.guidance < math.inf,
+            f"eta {self.eta:g}: 0 to 1": 0 <= self.eta <= 1,
+            f"eta {self.eta:g}: it belongs to the sampler ddim, not {self.sampler}":
+                not self.eta or self.sampler == "ddim",
+            f"rescale {self.rescale:g}: 0 to 1": 0 <= self.rescale <= 1,
+            f"interval {' to '.join(f'{s:g}' for s in interval)}: two noise levels, 0 or more, the "
+            "lower one first": len(interval) == 2 and 0 <= interval[0] < interval[1],
+            f"strength {self.strength:g}: above 0, 1 at the most": 0 < self.strength <= 1,
+            **{f"scale {name}={scale:g}: 0 or more": 0 <= scale < math.inf
+               for name, scale in scales.items()},
+        }
+        for what, met in allowed.items():
+            if not met:
+                raise InputError(f"not a recipe: {what}")
 
     @property
     def taken(self) -> int:
@@ -76,19 +79,12 @@ class Recipe:
 
     def scale(self, names: Sequence[str]) -> float | dict[str, float]:
         """What `guided` takes as its scale for a model conditioned on these variables."""
-        for name in self.scales:
-            if name not in names:
-                near = get_close_matches(name, names, 1, cutoff=0.0)[0]
-                raise InputError(f"guidance of {name!r}: the model has no such condition; it has "
-                                 f"{', '.join(names)}; nearest: {near}")
-        if not self.scales:
-            return self.guidance
-        return {name: self.scales.get(name, self.guidance) for name in names}
-
-
-def _require(met: bool, otherwise: str) -> None:
-    if not met:
-        raise InputError(f"not a recipe: {otherwise}")
+        for name in sorted(self.scales.keys() - set(names)):
+            near = get_close_matches(name, names, 1, cutoff=0.0)[0]
+            raise InputError(f"guidance of {name!r}: the model has no such condition; it has "
+                             f"{', '.join(names)}; nearest: {near}")
+        each = {name: self.scales.get(name, self.guidance) for name in names}
+        return each if self.scales else self.guidance
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +100,7 @@ class Pipeline:
 
     def guided_by(self, weaker: "Pipeline") -> "Pipeline":
         """The same with a weaker model to guide by, of the same conditions and latents."""
-        ours, theirs = ({v.name: getattr(v, "values", "number") for v in p.conditioner.variables}
+        ours, theirs = ({v.name: v.values or v.kind for v in p.conditioner.variables}
                         for p in (self, weaker))
         if ours != theirs:
             raise InputError(f"a weaker model must know the same conditions and values: {theirs} "
@@ -140,9 +136,9 @@ class Pipeline:
             x = self.encode(origin) + noise * sigmas[0].item()
         else:
             x = self.encode(origin) * up
-        options = {"eta": recipe.eta} if recipe.eta else {}
-        if recipe.eta or recipe.sampler in NOISY:
-            options["noise"] = fresh
+        options = {"noise": fresh} if recipe.eta or recipe.sampler in NOISY else {}
+        if recipe.eta:
+            options["eta"] = recipe.eta
         denoise = self._guided(labels, len(seeds), recipe, arrows)
         steps = SAMPLERS[recipe.sampler](denoise, x, sigmas, **options)
         for x, denoised in steps:  # noqa: B007 (the last x is used below)
@@ -187,9 +183,7 @@ class Pipeline:
         """
         sigmas = self._sigmas(recipe).flip(0)
         x = self.encode(origin) * (1 + sigmas[0] ** 2).sqrt().item()
-        steps = ddim(self._guided(labels, len(x), Recipe(guidance=1.0)), x, sigmas)
-        for x, _ in steps:  # noqa: B007 (the last x is used below)
-            pass
+        *_, (x, _) = ddim(self._guided(labels, len(x), Recipe(guidance=1.0)), x, sigmas)
         return x / (1 + sigmas[-1] ** 2).sqrt().item()
 
     @torch.no_grad()

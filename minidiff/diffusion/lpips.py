@@ -8,7 +8,7 @@ unit length over the channels; w_l ≥ 0 are five learned heads. Images that loo
 wherever their pixels lie. The weights come in the user's files: nothing is downloaded.
 """
 
-import math
+from bisect import bisect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,37 +88,42 @@ def load_lpips(path: str | Path, *more: str | Path) -> LPIPS:
                          "vgg16-397923af.pth")
     with Uninitialised():
         net = LPIPS()
-    features = _vgg_names(net, any(name.startswith("net.slice") for name in vgg.left))
-    linear = {f"lin{k}": f"lin{k}.model.1.weight" for k in range(len(BLOCKS))}
-    vgg.take("VGG-16", net.features, features)
+    names = {name: f"features.{name}" for name in net.features.state_dict()}
+    if any(name.startswith("net.slice") for name in vgg.left):  # lpips cuts it after each block
+        pools = [i for i, layer in enumerate(net.features) if isinstance(layer, nn.MaxPool2d)]
+        names = {name: f"net.slice{1 + bisect(pools, int(name.split('.')[0]))}.{name}"
+                 for name in names}
+    vgg.take("VGG-16", net.features, names)
     learned = "no heads: every channel weighs 1, the baseline"
     if heads:
+        linear = {f"lin{k}": f"lin{k}.model.1.weight" for k in range(len(BLOCKS))}
         heads.take("heads", net.heads, linear)
         learned = f"learned heads of {heads.weights.path.name}"
     repeated = {"scaling_layer.shift": net.shift, "scaling_layer.scale": net.scale,
                 **{f"lins.{k}.model.1.weight": w for k, w in enumerate(net.heads.values())}}
-    classifier = [f"classifier.{i}.{x}" for i in (0, 3, 6) for x in ("weight", "bias")]
     for reader in readers:
-        reader.ignore("classifier", classifier)
-        reader.ignore("repeated", repeated)  # the package's file has its heads twice
+        reader.ignore("classifier", *(f"classifier.{i}.{x}"
+                                      for i in (0, 3, 6) for x in ("weight", "bias")))
+        reader.ignore("repeated", *repeated)  # the package's file has its heads twice
         reader.finish()
     for reader in readers:
-        _check_repeated(reader.weights, repeated)
-    for layer, least, file in ((net.features, -math.inf, vgg), (net.heads, 0, heads or vgg)):
-        for name, value in layer.named_parameters():
-            if not value.isfinite().all() or value.min() < least:
-                raise InputError(f"{file.weights.path}: {(features | linear)[name]} holds other "
-                                 f"than finite numbers{'' if least else ' ≥ 0'}")
+        _check_values(reader.weights, repeated)
     net.about = f"LPIPS: VGG-16 of {vgg.weights.path.name}, {learned}"
     return net
 
 
-def _check_repeated(weights: Weights, repeated: dict[str, Tensor]) -> None:
-    """Refuse a second copy that differs by more than bfloat16's rounding."""
-    for name in repeated.keys() & weights.tensors.keys():
-        copy, value = to_float32(weights.tensors[name], name, weights.path), repeated[name]
-        if copy.shape != value.shape or not torch.allclose(copy, value, rtol=4e-3):
+def _check_values(weights: Weights, repeated: dict[str, Tensor]) -> None:
+    """Refuse a second copy that differs by more than bfloat16's rounding, and values that harm."""
+    for name, tensor in weights.tensors.items():
+        if name.startswith("classifier."):  # not used
+            continue
+        copy, value = to_float32(tensor, name, weights.path), repeated.get(name)
+        if value is not None and (copy.shape != value.shape
+                                  or not torch.allclose(copy, value, rtol=4e-3)):
             raise InputError(f"{weights.path}: {name} differs from what LPIPS on VGG-16 has there")
+        if not copy.isfinite().all() or (name.startswith("lin") and copy.min() < 0):
+            raise InputError(f"{weights.path}: {name} holds other than finite numbers"
+                             f"{' ≥ 0' if name.startswith('lin') else ''}")
 
 
 def _holder(readers: list[Reader], starts: tuple[str, ...], what: str) -> Reader | None:
@@ -127,12 +132,3 @@ def _holder(readers: list[Reader], starts: tuple[str, ...], what: str) -> Reader
         raise InputError(f"{' and '.join(str(r.weights.path) for r in holders)} both hold the "
                          f"{what} of LPIPS: give one")
     return holders[0] if holders else None
-
-
-def _vgg_names(net: LPIPS, sliced: bool) -> dict[str, str]:
-    """{our name: name there}: torchvision's features.5.weight or lpips' net.slice2.5.weight."""
-    pools = [i for i, layer in enumerate(net.features) if isinstance(layer, nn.MaxPool2d)]
-    slices = {name: 1 + sum(i < int(name.split(".")[0]) for i in pools)
-              for name in net.features.state_dict()}
-    return {name: f"net.slice{k}.{name}" if sliced
-            else f"features.{name}" for name, k in slices.items()}

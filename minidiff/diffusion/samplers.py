@@ -2,17 +2,7 @@
 
 x = z + σ·noise starts at √(1+σ₀²)·noise; `sigmas` descends over n+1 levels; the caller divides the
 last x by √(1+σ_end²). `denoise(x, sigma)` holds the schedule, the labels and guidance. Nothing of
-ours is imported.
-
-    name             order   calls a step   noise      source
-    ddim             1       1              eta > 0    Song, Meng & Ermon 2021, eq. 12 and 16
-    ddpm             1       1              yes        Ho et al. 2020, eq. 7
-    euler            1       1              no         Karras et al. 2022, algorithm 1, lines 4, 5
-    euler_ancestral  1       1              yes        Song et al. 2021 (score SDE), appendix F
-    heun             2       2              no         Karras et al. 2022, algorithm 1
-    dpmpp_2m         2       1              no         Lu et al. 2022 (DPM-Solver++), algorithm 2
-    dpmpp_2m_sde     2       1              yes        the same, SDE-DPM-Solver++(2M)
-    unipc            3       1              no         Zhao et al. 2023, UniPC-2 in data prediction
+ours is imported. TABLE, at the end, holds what is known of each.
 
 Four of them are two formulas: divided by √ᾱ, euler is ddim with eta 0; ddpm and euler_ancestral are
 ddim with eta 1. Each is written as in its paper, and a test holds them equal. `noise()` gives fresh
@@ -20,7 +10,7 @@ standard normal noise in the shape of x.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -186,9 +176,25 @@ class SeededNoise:
                             for g in self.generators]).to(self.device)
 
 
-SAMPLERS: dict[str, Callable[..., Steps]] = {
-    "ddim": ddim, "ddpm": ddpm, "euler": euler, "euler_ancestral": euler_ancestral, "heun": heun,
-    "dpmpp_2m": dpmpp_2m, "dpmpp_2m_sde": dpmpp_2m_sde, "unipc": unipc,
+class Facts(NamedTuple):
+    """What is known of a sampler."""
+
+    step: Callable[..., Steps]
+    order: int           # of convergence; where noise is drawn, of the standard deviation
+    calls: int = 1       # of `denoise`, a step
+    noisy: bool = False  # takes `noise`; ddim does where eta > 0
+
+
+TABLE = {
+    "ddim": Facts(ddim, 1),                # Song, Meng & Ermon 2021, eq. 12 and 16
+    "ddpm": Facts(ddpm, 1, noisy=True),    # Ho et al. 2020, eq. 7
+    "euler": Facts(euler, 1),              # Karras et al. 2022, algorithm 1, lines 4 and 5
+    "euler_ancestral": Facts(euler_ancestral, 1, noisy=True),  # score SDE: Song et al. 2021, app. F
+    "heun": Facts(heun, 2, calls=2),       # Karras et al. 2022, algorithm 1
+    "dpmpp_2m": Facts(dpmpp_2m, 2),        # Lu et al. 2022 (DPM-Solver++), algorithm 2
+    "dpmpp_2m_sde": Facts(dpmpp_2m_sde, 2, noisy=True),        # the same, SDE-DPM-Solver++(2M)
+    "unipc": Facts(unipc, 3),              # Zhao et al. 2023, UniPC-2 in data prediction
 }
-Sampler = Literal[tuple(SAMPLERS)]                              # as the type of a knob
-NOISY = frozenset({"ddpm", "euler_ancestral", "dpmpp_2m_sde"})  # take `noise`; ddim does if eta > 0
+SAMPLERS = {name: facts.step for name, facts in TABLE.items()}
+NOISY = frozenset(name for name, facts in TABLE.items() if facts.noisy)
+Sampler = Literal[tuple(TABLE)]  # as the type of a knob

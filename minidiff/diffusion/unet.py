@@ -126,11 +126,10 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList([Transformer(c, channels)
                                          for _ in inputs]) if attention else None
         if resample == "down":
-            conv = Conv3x3(channels, channels, stride=2)
-            self.downsamplers = nn.ModuleList([nn.ModuleDict({"conv": conv})])
+            self.downsamplers = nn.ModuleList([
+                nn.ModuleDict({"conv": Conv3x3(channels, channels, stride=2)})])
         elif resample == "up":
-            conv = Conv3x3(channels, channels)
-            self.upsamplers = nn.ModuleList([nn.ModuleDict({"conv": conv})])
+            self.upsamplers = nn.ModuleList([nn.ModuleDict({"conv": Conv3x3(channels, channels)})])
         self.resample = resample
 
     def block(self, i: int, h: Tensor, emb: Tensor, context: Tensor,

@@ -124,11 +124,11 @@ class Level(nn.Module):
                                       for i in [inputs, *[channels] * (blocks - 1)]])
         self.resample = resample
         if resample == "down":
-            conv = nn.Conv2d(channels, channels, 3, stride=2)
-            self.downsamplers = nn.ModuleList([nn.ModuleDict({"conv": conv})])
+            self.downsamplers = nn.ModuleList([
+                nn.ModuleDict({"conv": nn.Conv2d(channels, channels, 3, stride=2)})])
         elif resample == "up":
-            conv = nn.Conv2d(channels, channels, 3, padding=1)
-            self.upsamplers = nn.ModuleList([nn.ModuleDict({"conv": conv})])
+            self.upsamplers = nn.ModuleList([
+                nn.ModuleDict({"conv": nn.Conv2d(channels, channels, 3, padding=1)})])
 
     def forward(self, h: Tensor) -> Tensor:
         for block in self.resnets:

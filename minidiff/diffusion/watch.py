@@ -43,14 +43,13 @@ class Probe:
     def losses(self, denoiser: Denoiser, autocast: Callable, device: torch.device, batch: int,
                min_snr: float) -> Tensor:
         """Loss of each slot, (n,), on the CPU."""
-        parts = []
+        losses = [torch.empty(0)]
         for part in torch.arange(len(self.t)).split(batch):
             labels = {k: v[part].to(device) for k, v in self.labels.items()}
             with autocast():
-                losses = denoiser.loss(self.z[part].to(device), self.t[part],
-                                       self.noise[part].to(device), labels, min_snr)
-            parts.append(losses.float().cpu())
-        return torch.cat(parts) if parts else torch.empty(0)
+                losses.append(denoiser.loss(self.z[part].to(device), self.t[part],
+                                            self.noise[part].to(device), labels, min_snr))
+        return torch.cat([loss.float().cpu() for loss in losses])
 
 
 def by_quarter(losses: Tensor, t: Tensor, levels: int,
@@ -85,8 +84,8 @@ def validate(averaged: Denoiser, probes: Sequence[Probe], autocast: Callable,
         tqdm.write(f"WARNING: the model has begun to copy: its loss on held-out images is "
                    f"{found['gap']:.0%} above that on its training images; stop earlier, take "
                    "best/, or train fewer weights (--train lora)")
-    quarters = by_quarter(held_out, probes[1].t, len(averaged.schedule), "val_loss")
-    return {"val_loss": held_out.mean().item(), **quarters, **found}
+    return {"val_loss": held_out.mean().item(), **found,
+            **by_quarter(held_out, probes[1].t, len(averaged.schedule), "val_loss")}
 
 
 def is_open(gap: dict[str, float], n: int) -> bool:

@@ -21,8 +21,9 @@ from minidiff.data.files import Box, Facts
 from minidiff.data.split import Row, repair_split, split_patients
 from minidiff.data.table import Table, read_table, write_split, write_table
 from minidiff.errors import InputError
+from minidiff.evaluation import format as tables
 from minidiff.evaluation.format import jsonable, num, percent, span
-from minidiff.evaluation.pages import render, tables
+from minidiff.evaluation.pages import render
 from minidiff.root import Rooted
 
 SIDE, CROP = 176, (264, 88)  # px of the page's pictures; width and height of those of letters
@@ -101,25 +102,24 @@ def page(result: dict, rows: Sequence[Row], facts: Sequence[Facts], shown: int) 
     """audit.html."""
     labels = sorted({label for cells in result["tables"].values() for counts in cells.values()
                      for label in counts})
-    counts = {name: tables.Table((name, *labels),
-                                 [(value or "unknown", *(counts.get(label, 0) for label in labels))
-                                  for value, counts in cells.items()])
-              for name, cells in result["tables"].items()}
-    trivial = tables.Table(
-        ("label", "predicted from", "AUROC", "95 %", "n", "n of the rest", "shortcut"),
-        [tables.Row((b["label"], b["features"], num(b["auroc"]), span(b["low"], b["high"]), b["n"],
-                     b["n_rest"], "yes" if b["shortcut"] else ""), "own" if b["shortcut"] else "")
-         for b in result["baselines"]])
-    missing = tables.Table(("column", *labels),
-                           [(name, *(percent(shares.get(label)) for label in labels))
-                            for name, shares in result["missing"].items()])
-    heights = {source: np.sqrt(shares) / max(np.sqrt(shares).max(), 1e-9)
-               for source, shares in result["histograms"].items()}
     found = [(f, len(f["pairs"] or f["images"]), pictures(f, rows, facts, shown))
              for f in result["findings"]]
-    return render("audit.html", result=result, pictures=[item for item in found if item[2]],
-                  trivial=trivial, counts=counts, missing=missing, heights=heights,
-                  shortcut=SHORTCUT, sure=SURE)
+    return render(
+        "audit.html", result=result, shortcut=SHORTCUT, sure=SURE,
+        pictures=[item for item in found if item[2]],
+        counts={name: tables.Table((name, *labels), [
+            (value or "unknown", *(counts.get(label, 0) for label in labels))
+            for value, counts in cells.items()]) for name, cells in result["tables"].items()},
+        trivial=tables.Table(
+            ("label", "predicted from", "AUROC", "95 %", "n", "n of the rest", "shortcut"),
+            [tables.Row((b["label"], b["features"], num(b["auroc"]), span(b["low"], b["high"]),
+                         b["n"], b["n_rest"], "yes" if b["shortcut"] else ""),
+                        "own" if b["shortcut"] else "") for b in result["baselines"]]),
+        missing=tables.Table(("column", *labels), [
+            (name, *(percent(shares.get(label)) for label in labels))
+            for name, shares in result["missing"].items()]),
+        heights={source: np.sqrt(shares) / max(np.sqrt(shares).max(), 1e-9)
+                 for source, shares in result["histograms"].items()})
 
 
 def pictures(finding: dict, rows: Sequence[Row], facts: Sequence[Facts],
@@ -139,9 +139,9 @@ def pictures(finding: dict, rows: Sequence[Row], facts: Sequence[Facts],
         return []
     if finding["pairs"]:
         return [([picture(i), picture(j)], d) for i, j, d in finding["pairs"][:shown]]
-    places, n = finding["images"], len(finding["images"])
+    n = len(finding["images"])
     even = np.unique(np.linspace(0, n - 1, min(shown, n)).round().astype(int))
-    return [([picture(places[k])], None) for k in even]
+    return [([picture(finding["images"][k])], None) for k in even]
 
 
 def surroundings(picture: np.ndarray, box: Box) -> np.ndarray:

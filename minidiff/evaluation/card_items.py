@@ -19,14 +19,14 @@ class Entry(NamedTuple):
 
     item: str
     asked_by: str
-    place: str = ""               # "": only a person can say it
+    place: str = ""
     value: str = "{{ it | plain }}"
-    missing: str | None = None    # what is said where the place is empty; None: nothing, no item
+    missing: str | None = None    # said of an empty place; "": a person is asked; None: no item
 
 
 def ask(asked_by: str, *items: str) -> list[Entry]:
     """Items that no file can answer."""
-    return [Entry(item, asked_by) for item in items]
+    return [Entry(item, asked_by, missing="") for item in items]
 
 
 SHARE = ("{{ accuracy | percent }} ({{ low | percent }} to {{ high | percent }}; n = {{ n }}"
@@ -59,9 +59,9 @@ DATA = [
           "{% for label, n, patients in it %}{{ '; ' if not loop.first }}"
           "{{ label }} {{ n }} ({{ patients }}){% endfor %}"),
     Entry("no patient and no file in two splits", "TRIPOD+AI 16; MI-CLAIM 2", "again: trained_on",
-          "checked when this card was made, over all rows; "
-          "{% if it == 'yes' %}by fingerprint, these are the data trained on"
-          "{% else %}**but by fingerprint these are not the data trained on**, "
+          "checked when this card was made, over all rows"
+          "{% if it == 'yes' %}; by fingerprint, these are the data trained on"
+          "{% elif it == 'no' %}; **but by fingerprint these are not the data trained on**, "
           "or some could not be read then{% endif %}"),
     *(Entry(f"images the {run} was trained on", "TRIPOD+AI 21", f"{run}/run.json: facts.n_train",
             "{{ '{:,}'.format(it) }}") for run in ("vae", "diffusion")),
@@ -97,12 +97,13 @@ EVALUATION = [
     Entry("matrix: {{ it.name }}", "MI-CLAIM 4", "matrix/matrix.json: verdicts.*",
           "{% for k, v in it.items() if v is mapping and 'answer' in v %}"
           "{{ ', ' if not loop.first }}{{ k }} {{ v.answer }}"
-          "{% else %}{{ it.get('too_few') or 'not measured' }}{% endfor %}"),
+          "{% else %}{{ it.get('too_few') or it.get('grey') or 'not measured' }}{% endfor %}"),
     Entry("KD, {{ extractor }}, {{ label }}", MEASURED, "report/report.json: distances.*",
           "{% if it.set == 'synthetic' and it.KD is defined %}"
           "{{ KD | num }} ({{ span(KD_low, KD_high) }}; n = {{ n }} held-out, {{ m }} synthetic); "
-          "real against real {% if it.KD_floor %}{{ KD_floor.median | num }} "
-          "({{ span(KD_floor.low, KD_floor.high) }}){% else %}–{% endif %}{% endif %}"),
+          "floor {% if it.KD_floor %}{{ KD_floor.median | num }} "
+          "({{ span(KD_floor.low, KD_floor.high) }}{% if KD_floor.get('n', n) < n %}; "
+          "n = {{ KD_floor.n }}, {{ KD_floor.m }}{% endif %}){% else %}–{% endif %}{% endif %}"),
     Entry("autoencoder, PSNR of held-out images", "MI-CLAIM 4", "vae/vae.json",
           "{% if it.psnr is defined %}{{ psnr | num }} dB (n = {{ n_held_out }}){% endif %}"),
     *(Entry(f"readers call {kind} images Good", "MI-CLAIM 4",
@@ -146,7 +147,8 @@ LIMITS = [
           missing="**not measured**: run `evaluate.py audit` on the data"),
     Entry("{{ kind }}", "TRIPOD+AI 26; MI-CLAIM 5", "audit/audit.json: findings.*",
           "{% if level not in ('info', 'note') %}{{ text }}{% endif %}"),
-    Entry("{{ it.label }} by its header", "MI-CLAIM 5", "matrix/matrix.json: shortcuts.*",
+    Entry("{{ it.label }} by {{ it.get('fact', 'its header') }}", "MI-CLAIM 5",
+          "matrix/matrix.json: shortcuts.*",
           "AUROC {{ auroc | num }} ({{ span(low, high) }}; n = {{ n }}, {{ n_rest }})"),
     Entry("patients", "TRIPOD+AI 26", "report/report.json: data.patients_assumed",
           "{% if it %}unknown in some folder, where each image counts as one; "

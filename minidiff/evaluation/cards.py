@@ -10,20 +10,20 @@ fill them in there, run the command again, and they are on the cards.
 """
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from minidiff import runs
+from minidiff.classification.compare import grouped
 from minidiff.data.split import SPLITS
-from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
-from minidiff.evaluation.card_items import CARDS, RESEARCH, SUMMARY, Entry
+from minidiff.evaluation.card_items import CARDS, RESEARCH, SUMMARY
 from minidiff.evaluation.verify import read_as_then
 from minidiff.root import Rooted
 
@@ -38,90 +38,60 @@ class CardConfig(Rooted):
     out: str = "ROOT/card"                  # model_card and datasheet, card.json, answers.json
 
 
-class Item(NamedTuple):
-    """One line of a card. Without a value it waits for a person."""
-
-    document: str                   # model card or datasheet
-    section: str
-    name: str
-    value: str
-    sources: tuple[str, ...]        # "file: key.key"
-    asked_by: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.document}: {self.name}"
-
-    @property
-    def by(self) -> str:
-        if not self.value or not self.sources:
-            return "nobody yet"
-        return "person" if ANSWERS in self.sources[0] else "files"
-
-
 def run_card(cfg: CardConfig) -> None:
     """A model card and a datasheet (TRIPOD+AI, MI-CLAIM) from the files of the runs."""
     files, out = Files(cfg.runs), Path(cfg.out)
-    items = [item for document in CARDS for item in filled(document, files)]
-    items = answered(items, out / ANSWERS)
-    runs.write_json(out / "card.json", {"items": [{**item._asdict(), "by": item.by}
-                                                  for item in items],
-                                        "provenance": runs.provenance()})
-    of = ", ".join(sorted({str(folder.parent) for folder in files.folders.values()}))
-    for document in CARDS:
-        own = [item for item in items if item.document == document]
-        left = sum(not item.value for item in own)
-        about = {"document": document, "of": of, "items": own, "left": left, "blank": BLANK,
-                 "answers": ANSWERS, "research": RESEARCH, "summary": summary(own)}
+    items = answered([item for document in CARDS for item in filled(document, files)],
+                     out / ANSWERS)
+    runs.write_json(out / "card.json", {"items": items, "provenance": runs.provenance()})
+    for document, own in grouped(items, "document").items():
+        shown = [item for item in own if item["value"] and (item["name"] in SUMMARY or any(
+            ".json: verdict." in source for source in item["sources"]))]
+        left = sum(not item["value"] for item in own)
+        about = {"document": document, "groups": grouped(own, "section"), "summary": shown[:10],
+                 "of": ", ".join(sorted({str(run.parent) for run in files.folders.values()})),
+                 "filled": len(own) - left, "left": left, "blank": BLANK, "answers": ANSWERS,
+                 "research": RESEARCH}
         for ending in ("md", "html"):
             path = out / f"{document.replace(' ', '_')}.{ending}"
             runs.write_atomic(path, pages.render(f"card.{ending}", **about))
         print(f"{path}: {len(own) - left} items filled, {left} left to a person")
 
 
-def filled(document: str, files: "Files") -> Iterator[Item]:
-    """Every item of a document, those that no file answers without a value."""
+def filled(document: str, files: "Files") -> Iterator[dict[str, Any]]:
+    """Every item of a document, as card.json holds it; those that no file answers have no value.
+
+    The sources are places, "file: key.key"; "by" says who filled the item in.
+    """
     for section, entries in CARDS[document].items():
         for entry in entries:
-            for name, value, sources in lines(entry, files):
-                yield Item(document, section, name, value, sources, entry.asked_by)
+            item = {"document": document, "section": section, "name": entry.item,
+                    "value": entry.missing, "sources": (), "asked_by": entry.asked_by,
+                    "by": "nobody yet"}
+            found = list(files.each(entry.place))
+            for context, sources in found:
+                if value := pages.text(entry.value, context):
+                    yield {**item, "name": pages.text(entry.item, context), "value": value,
+                           "sources": sources, "by": "files"}
+            if not found and entry.missing is not None:
+                yield item
 
 
-def lines(entry: Entry, files: "Files") -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Name, value and sources of each item that an entry gives."""
-    if not entry.place:
-        yield entry.item, "", ()
-        return
-    found = list(files.each(entry.place))
-    for context, sources in found:
-        value = pages.text(entry.value, context)
-        if value:
-            yield pages.text(entry.item, context), value, sources
-    if not found and entry.missing is not None:
-        yield entry.item, entry.missing, ()
-
-
-def answered(items: Sequence[Item], path: Path) -> list[Item]:
+def answered(items: Sequence[dict], path: Path) -> list[dict]:
     """The items with what a person wrote into answers.json, which is written anew."""
     answers = runs.read_json(path) if path.is_file() else {}
     if not isinstance(answers, dict) or not all(isinstance(v, str) for v in answers.values()):
         raise InputError(f"{path}: allowed is one JSON object of texts, {{item: answer}}")
-    blank = dict.fromkeys(item.key for item in items if not item.value)
+    keys = [f"{item['document']}: {item['name']}" for item in items]
+    blank = dict.fromkeys(key for key, item in zip(keys, items) if not item["value"])
     strange = sorted(key for key, text in answers.items() if text and key not in blank)
     if strange:
         raise InputError(f"{path} answers {strange[0]!r}, which is not asked; asked are: "
                          f"{', '.join(blank)}")
-    runs.write_json(path, {key: answers.get(key, "") for key in blank})
-    return [item._replace(value=answers[item.key], sources=(f"{path}: {item.key}",))
-            if not item.value and answers.get(item.key) else item for item in items]
-
-
-def summary(items: Sequence[Item]) -> list[Item]:
-    """The ten lines at the head of a page: what it is, of what data, and the verdicts."""
-    def chosen(item: Item) -> bool:
-        return item.name in SUMMARY or any(".json: verdict." in s for s in item.sources)
-
-    return [item for item in items if item.value and chosen(item)][:10]
+    answers = {key: answers.get(key, "") for key in blank}
+    runs.write_json(path, answers)
+    return [{**item, "value": answers[key], "sources": (f"{path}: {key}",), "by": "person"}
+            if answers.get(key) and not item["value"] else item for key, item in zip(keys, items)]
 
 
 class Files:
@@ -131,11 +101,10 @@ class Files:
         self.folders = find_runs(folders)
         self.content: dict[Path, Any] = {}
         self.again = {"use": (RESEARCH, ["minidiff/evaluation/card_items.py: RESEARCH"])}
-        with_data = (kind for kind in ("diffusion", "vae", "classifier", "audit")
-                     if (self.load(kind, "config.json") or {}).get("data"))
-        self.data = next(with_data, "")
+        self.data = next((kind for kind in ("diffusion", "vae", "classifier", "audit")
+                          if (self.load(kind, "config.json") or {}).get("data")), "")
         if self.data:
-            self.again |= read_again(self.folders[self.data], self.load(self.data, "config.json"))
+            self.again |= read_again(self.data, self.folders[self.data])
 
     def load(self, kind: str, name: str) -> Any:
         """A file of a run: JSON, the last line of a log, or facts of weights; None without one."""
@@ -143,7 +112,8 @@ class Files:
         if kind not in self.folders or not path.is_file():
             return None
         if path not in self.content:
-            read = {".json": runs.read_json, ".jsonl": last_line, ".safetensors": weights}
+            read = {".json": runs.read_json, ".safetensors": weights,
+                    ".jsonl": lambda log: (runs.read_log(log) or [None])[-1]}
             self.content[path] = read[path.suffix](path)
         return self.content[path]
 
@@ -157,10 +127,9 @@ class Files:
             kind, _, name = where.replace("DATA", self.data or "DATA").partition("/")
             start, sources = self.load(kind, name), []
         for found, path in members(start, keys):
-            context: dict[str, Any] = {}
-            for outer in found:
-                context |= outer if isinstance(outer, dict) else {}
-            context |= {"it": found[-1], "key": path[-1] if path else "", "keys": path}
+            inner_first = [value for value in reversed(found) if isinstance(value, dict)]
+            own = {"it": found[-1], "keys": path, "key": path[-1] if path else ""}
+            context = dict(ChainMap(own, *inner_first))
             at = sources or [f"{self.folders[kind] / name}: {'.'.join(path)}".rstrip(": ")]
             yield context, tuple(at)
 
@@ -180,29 +149,28 @@ def members(value: Any, keys: Sequence[str]) -> Iterator[tuple[list, list[str]]]
 
 def find_runs(folders: Sequence[str]) -> dict[str, Path]:
     """Kind → run folder, among the folders and those inside them; two of a kind are refused."""
-    found = defaultdict(list)
-    for folder in dict.fromkeys(map(Path, folders)):
-        if not folder.is_dir():
+    for folder in folders:
+        if not Path(folder).is_dir():
             raise InputError(f"{folder}: no such run folder")
-        for path in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
-            config = path / "config.json"
-            kind = runs.read_json(config).get("kind", "") if config.is_file() else ""
-            if kind in KINDS and path not in found[kind]:
-                found[kind].append(path)
+    places = [path for folder in map(Path, folders) for path in (folder, *sorted(folder.glob("*")))]
+    kinds = {place: runs.read_json(place / "config.json").get("kind") for place in places
+             if (place / "config.json").is_file()}
+    found = {kind: [place for place in kinds if kinds[place] == kind] for kind in KINDS}
     for kind, paths in found.items():
         if len(paths) > 1:
             raise InputError(f"{len(paths)} runs of kind {kind}: {', '.join(map(str, paths))}; "
                              "a card is of one model, so name its runs by --runs")
-    if not found:
+    if not any(found.values()):
         raise InputError(f"{', '.join(folders)}: no run folder, nor one inside; a card is filled "
                          "from their config.json, …")
-    return {kind: paths[0] for kind, paths in found.items()}
+    return {kind: paths[0] for kind, paths in found.items() if paths}
 
 
-def read_again(run: Path, config: Mapping) -> dict[str, tuple[Any, list[str]]]:
+def read_again(kind: str, run: Path) -> dict[str, tuple[Any, list[str]]]:
     """(fact, sources) of the data of a run: their splits today, whether they are those trained on,
-    and whether a program drew them.
+    "" where nothing was trained, and whether a program drew them.
     """
+    config, record = runs.read_json(run / "config.json"), run / "run.json"
     folders = config["data"]
     drawn = [path for path in (Path(f) / "phantom.json" for f in folders) if path.is_file()]
     facts = {"drawn": ([runs.read_json(path) for path in drawn], list(map(str, drawn)))}
@@ -213,26 +181,19 @@ def read_again(run: Path, config: Mapping) -> dict[str, tuple[Any, list[str]]]:
     except InputError as error:
         print(f"the data cannot be read again, so patients are not counted: {error}")
         return facts
-    record = run / "run.json"
-    written = runs.read_json(record)["facts"].get("data") if record.is_file() else None
-    same = table.select(split=SPLITS).fingerprint == written
-    sources = [*folders, f"{record}: facts.data"] if written else list(folders)
-    return facts | {"splits": (counts(table), list(folders)),
-                    "trained_on": ("yes" if same else "no", sources)}
-
-
-def counts(table: Table) -> dict[str, list[tuple[str, int, int]]]:
-    """Split → (label, images, patients)."""
+    # split → (label, images, patients)
     images = Counter((row["split"], row["label"]) for row in table.rows)
-    patients = Counter((split, label) for split, label, _ in
-                       {(row["split"], row["label"], row["patient"]) for row in table.rows})
-    return {split: [(label, images[split, label], patients[split, label])
-                    for label in table.labels] for split in SPLITS}
-
-
-def last_line(path: Path) -> dict | None:
-    log = runs.read_log(path)
-    return log[-1] if log else None
+    patients = Counter(key[:2] for key in {(row["split"], row["label"], row["patient"])
+                                           for row in table.rows})
+    splits = {split: [(label, images[split, label], patients[split, label])
+                      for label in table.labels] for split in SPLITS}
+    written = runs.read_json(record)["facts"].get("data") if record.is_file() else None
+    # a classifier keeps a fingerprint of each split; an audit trains on nothing
+    now = ({split: table.select(split=split).fingerprint for split in SPLITS}
+           if kind == "classifier" else table.select(split=SPLITS).fingerprint)
+    trained_on = "" if kind == "audit" else "yes" if written == now else "no"
+    sources = [*folders, *([f"{record}: facts.data"] if written and trained_on else [])]
+    return facts | {"splits": (splits, list(folders)), "trained_on": (trained_on, sources)}
 
 
 def weights(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ sides, the extractor, and its floor: what two disjoint parts of the real images 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -25,29 +25,33 @@ from minidiff.data import images
 from minidiff.data.layouts import image_files, is_data_set
 from minidiff.data.table import read_table
 from minidiff.errors import InputError, count
-from minidiff.evaluation.features.build import build, describe, distance_name
+from minidiff.evaluation.features.build import build, describe
 from minidiff.evaluation.features.extractor import Extractor
 from minidiff.evaluation.features.inception import weights
-from minidiff.evaluation.metrics.distances import Spread, equal, fid, floor, kid
+from minidiff.evaluation.format import distance_names
+from minidiff.evaluation.metrics import distances
+from minidiff.evaluation.metrics.distances import Spread, draw
 from minidiff.training.device import pick_device
 
 FETCH = "python -m minidiff.diffusion.public fetch inception"
 BATCH = 64          # images in one pass of an extractor
 FEWEST_HALF = 5     # images on each side of a floor
 AT_MOST = 4000      # real images behind the floor of KID, which needs all their pairs at once
-METRICS = {"FID": fid, "KID": kid}
+METRICS = {"FID": distances.fid, "KID": distances.kid}
 
 
 class Distance(float):
     """A distance between two sets of images, and what it must not be read without."""
 
-    def __new__(cls, value: float, name: str = "", sizes: tuple[int, int] = (0, 0),
-                about: dict | None = None, floor: Spread | None = None,
-                at_floor: float | None = None):
+    name = extractor = ""
+    sizes = (0, 0)                        # images of both sides
+    about: ClassVar[dict] = {}            # the extractor, as `describe` has it
+    floor: Spread | None = None           # real against real
+    at_floor: float | None = None         # of a FID, between parts as small as those of the floor
+
+    def __new__(cls, value: float, **facts):
         found = super().__new__(cls, value)
-        found.name, found.sizes, found.about = name, sizes, about or {}
-        found.floor, found.at_floor = floor, at_floor
-        found.extractor = found.about.get("name", "")
+        vars(found).update(facts)
         return found
 
     def __repr__(self) -> str:
@@ -60,9 +64,6 @@ class Distance(float):
         at = "" if self.at_floor is None else f"this {self.at_floor:.4g}, "
         return (f"{text}; at n = {f.n:,} and {f.m:,}: {at}real against real {f.median:.4g} "
                 f"({f.low:.4g} to {f.high:.4g})")
-
-    def __reduce__(self):
-        return Distance, (float(self), self.name, self.sizes, self.about, self.floor, self.at_floor)
 
     def json(self) -> dict:
         return {"name": self.name, "value": float(self), "n": self.sizes, "extractor": self.about,
@@ -110,35 +111,21 @@ def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, s
     x = features(network, stacks)
     del stacks  # one set of images at a time in memory
     y = features(network, load(synthetic, named[1])[0])
-    found = []
+    found, sizes, about = [], (len(x), len(y)), describe(network)
+    names = dict(zip(("KID", "FID"), distance_names(network.name)))
     for name in metrics:
-        real_floor = floor_of(METRICS[name], x, patients, (len(x), len(y)), draws, seed)
-        at_floor = fid_at(x, y, real_floor, seed) if real_floor and name == "FID" else None
-        found.append(Distance(METRICS[name](real=x, fake=y), distance_name(name, network.name),
-                              (len(x), len(y)), describe(network), real_floor, at_floor))
+        metric, floor, at_floor = METRICS[name], None, None
+        if draws and len(set(patients)) >= 2 * FEWEST_HALF:
+            some = draw(np.arange(len(x)), AT_MOST if name == "KID" else len(x), seed)
+            floor = distances.floor(metric, real=x[some], patients=[patients[i] for i in some],
+                                    n=sizes[0], m=sizes[1], repeats=draws, seed=seed)
+        if floor and name == "FID":   # falls as 1/n: the mean of random parts
+            at_floor = float(np.mean([metric(real=draw(x, floor.n, seed + k),
+                                             fake=draw(y, floor.m, seed + 100 + k))
+                                      for k in range(10)]))
+        found.append(Distance(metric(real=x, fake=y), name=names[name], extractor=network.name,
+                              sizes=sizes, about=about, floor=floor, at_floor=at_floor))
     return found
-
-
-def floor_of(metric: Callable[..., float], x: np.ndarray, patients: Sequence[str],
-             sizes: tuple[int, int], draws: int, seed: int) -> Spread | None:
-    """Real against real at these sizes, or smaller ones; None where there are too few images."""
-    if not draws or len(set(patients)) < 2 * FEWEST_HALF:
-        return None
-    some = np.arange(len(x))
-    if metric is kid:
-        some = equal(some, AT_MOST, seed)
-    try:
-        return floor(metric, real=x[some], patients=[patients[i] for i in some], n=sizes[0],
-                     m=sizes[1], repeats=draws, seed=seed)
-    except InputError:  # all but a few images are of one patient, or the other side has too few
-        return None
-
-
-def fid_at(x: np.ndarray, y: np.ndarray, at: Spread, seed: int) -> float:
-    """The mean FID of random parts as large as those of the floor, for it falls as 1/n."""
-    draws = [fid(real=equal(x, at.n, seed + k), fake=equal(y, at.m, seed + 100 + k))
-             for k in range(10)]
-    return float(np.mean(draws))
 
 
 def inception() -> str:
@@ -202,8 +189,8 @@ def _array(value) -> Tensor:
                          f"or more, not {x.dtype} {tuple(x.shape)}")
     if x.ndim == 3:
         x = x[:, None]
-    elif x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+    elif x.shape[1] not in (1, 3):
         x = x.permute(0, 3, 1, 2)
     if x.shape[1] not in (1, 3):
-        raise InputError(f"images have 1 or 3 channels; the array is {tuple(x.shape)}")
+        raise InputError(f"images have 1 or 3 channels; the array is {tuple(np.shape(value))}")
     return x.expand(-1, 3, -1, -1)

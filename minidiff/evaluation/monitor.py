@@ -33,19 +33,17 @@ from minidiff.data.dataset import Images, read_images
 from minidiff.data.split import Row
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
-from minidiff.evaluation.format import jsonable, num, percent, span
-from minidiff.evaluation.metrics.comparison import Side, between, joined
+from minidiff.evaluation.format import Table, jsonable, num, percent, span
 from minidiff.evaluation.metrics.copying import FEWEST, memorisation
 from minidiff.evaluation.metrics.distances import (
     finite_percentile,
-    floor,
     kd_with_interval,
     kid,
     same_mix,
 )
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
+from minidiff.evaluation.metrics.report_rows import Side, between, joined
 from minidiff.evaluation.pages import charts as figures
-from minidiff.evaluation.pages.tables import Table
 from minidiff.evaluation.sets import check_origin, judge_of
 from minidiff.root import Rooted
 
@@ -140,10 +138,12 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
     for e in extractors:
         held[e.name] = _side(e, heldout, unseen)
         pool = joined(_side(e, train, known), held[e.name])
-        floors[e.name] = floor(kid, real=pool.features, patients=pool.patients, n=len(unseen),
-                               m=len(labels), repeats=repeats, seed=seed)._asdict()
-    near = {"train": _spaces(train.pixels, extractors[1:]),
-            "heldout": _spaces(heldout.pixels[unseen], extractors[1:])}
+        floors[e.name] = pool.floor(kid, len(unseen), len(labels), repeats, seed)
+    if not all(floors.values()):
+        raise InputError(f"{len(known) + len(unseen)} real images are of too few patients to "
+                         "compare real with real")
+    near = {"train": pixel_spaces(train.pixels, *extractors[1:]),
+            "heldout": pixel_spaces(heldout.pixels[unseen], *extractors[1:])}
     points, names = [], np.array(labels)
     for point, pixels in tqdm(made.items(), desc="checkpoints", leave=False):
         distances = {}
@@ -152,7 +152,7 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
             kd, drawn = kd_with_interval(**between(held[e.name], fake), seed=seed)
             draws[e.name].append(drawn)
             distances[e.name] = dict(zip(("value", "low", "high"), kd.values()))
-        copying = memorisation(fake=_spaces(pixels, extractors[1:]), **near, seed=seed)
+        copying = memorisation(fake=pixel_spaces(pixels, *extractors[1:]), **near, seed=seed)
         logged = next((line for line in log
                        if line["step"] == point.step and line.get("val_loss") is not None), {})
         points.append({"step": point.step, "folder": str(point.folder), "n": len(unseen),
@@ -168,27 +168,26 @@ def choose(points: Sequence[dict], draws: dict[str, Sequence[np.ndarray]]) -> di
     array of bootstrap draws of KD a point, paired draw by draw.
     """
     clean = [i for i, p in enumerate(points) if p["copying"]["suspected"] is False]
-    candidates, value = set(clean), lambda i, space: points[i]["KD"][space]["value"]
-    none = {"step": None, "resolved": False, "alike": []}
-    if not clean:
-        return {**none, "text": "take none: at no checkpoint is copying excluded"}
-    for space, drawn in draws.items():
-        best = min(clean, key=lambda i: value(i, space))
+    candidates, first = set(clean), next(iter(draws))
+
+    def by_kd(i: int, space: str = first) -> tuple:
+        return points[i]["KD"][space]["value"], points[i]["step"]
+
+    for space, drawn in draws.items() if clean else ():
+        best = min(clean, key=lambda i: by_kd(i, space))
         candidates &= {i for i in clean
                        if i == best or finite_percentile(drawn[i] - drawn[best])[0] <= 0}
     if not candidates:
-        return {**none, "text": "not resolved: the spaces disagree, and what is best in one is "
-                                "worse in another"}
-    first = next(iter(draws))
-    taken = min(candidates, key=lambda i: (value(i, first), points[i]["step"]))
+        text = ("not resolved: the spaces disagree, and what is best in one is worse in another"
+                if clean else "take none: at no checkpoint is copying excluded")
+        return {"step": None, "resolved": False, "alike": [], "text": text}
+    taken = min(candidates, key=by_kd)
     alike = [points[i]["step"] for i in sorted(candidates - {taken})]
-    step, left_out = points[taken]["step"], len(points) - len(clean)
-    text = (f"take step {step}, of the lowest KD in {first} ({num(value(taken, first))}) among "
-            f"{len(clean)} checkpoints without sign of copying")
-    if left_out:
-        text += f"; left out for theirs: {left_out}"
-    if alike:
-        text += f". Not resolved: {', '.join(map(str, alike))} may be as good"
+    (value, step), left_out = by_kd(taken), len(points) - len(clean)
+    text = (f"take step {step}, of the lowest KD in {first} ({num(value)}) among {len(clean)} "
+            "checkpoints without sign of copying"
+            + (f"; left out for theirs: {left_out}" if left_out else "")
+            + (f". Not resolved: {', '.join(map(str, alike))} may be as good" if alike else ""))
     return {"step": step, "resolved": not alike, "alike": alike, "text": text}
 
 
@@ -210,7 +209,3 @@ def table(result: dict) -> Table:
 def _side(extractor: Extractor, part: Images, index: np.ndarray) -> Side:
     return Side(extractor(part.pixels[index]).double().numpy(),
                 *(np.array(part.table.column(name))[index] for name in ("label", "patient")))
-
-
-def _spaces(pixels: Tensor, extractors: Sequence[Extractor]) -> dict[str, Tensor]:
-    return {**pixel_spaces(pixels), **{e.name: e(pixels) for e in extractors}}

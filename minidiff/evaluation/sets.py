@@ -60,8 +60,10 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
     real = read_real(cfg.data, seed=cfg.seed, root=cfg.root)
     made = read_synthetic(cfg.samples, real.select(split="train").labels, real.hashes.values())
     heldout = real.select(split=HELD_OUT)
-    unknown = check_origin(heldout, {"the generator": trained_on(cfg.samples),
-                                     **judge_seen(cfg.classifier)})
+    seen = {"the generator": trained_on(cfg.samples)}
+    if (Path(cfg.classifier) / "judge").is_dir():
+        seen["the judge"] = seen_by(cfg.classifier)
+    unknown = check_origin(heldout, seen)
     size = cfg.size or next(filter(None, map(_side, made.column("file"))), SMALLEST)
     # real images are read together: whether they are grey is decided once
     whole = Images(*load_pixels(real, size, skip_bad=cfg.skip_bad))
@@ -108,11 +110,6 @@ def check_origin(heldout: Table, seen: dict[str, set[str] | None]) -> list[str]:
     """
     return [note for who, known in seen.items()
             for note in check_unseen(heldout.rows, heldout.hashes, known, who)]
-
-
-def judge_seen(classifier: str | Path) -> dict[str, set[str] | None]:
-    """{"the judge": what it was trained on} as `check_origin` takes it; {} where there is none."""
-    return {"the judge": seen_by(classifier)} if (Path(classifier) / "judge").is_dir() else {}
 
 
 def seen_by(classifier: str | Path) -> set[str] | None:
@@ -193,11 +190,11 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
 
 def commands(cfg: Config) -> dict[str, str]:
     """The command behind each part of the page, as its run recorded it."""
-    found = {"report": f"python {runs.provenance()['command']}"}
-    for name in ("samples", "classifier", "vae", "diffusion", "matrix"):
-        sessions = (read_json(Path(getattr(cfg, name)) / "run.json") or {}).get("sessions")
-        found[name] = f"python {sessions[-1]['command']}" if sessions else ""
-    return found
+    records = {name: read_json(Path(getattr(cfg, name)) / "run.json") or {}
+               for name in ("samples", "classifier", "vae", "diffusion", "matrix")}
+    return {"report": f"python {runs.provenance()['command']}", **{
+        name: f"python {run['sessions'][-1]['command']}" if run.get("sessions") else ""
+        for name, run in records.items()}}
 
 
 def about(tables: dict[str, Table]) -> dict[str, Any]:
@@ -239,13 +236,11 @@ def _mixed(table: Table, size: int, name: str, at_most: int = 200) -> list[str]:
     sides = [min(shape[1:]) for shape in shapes]
     enlarged = sum(side < size for side in sides)
     colour = sum(shape[0] == 3 for shape in shapes)
-    found = []
-    if len(set(sides)) > 1:
-        found.append(f"{name} images have shorter sides from {min(sides)} to {max(sides)} px; all "
-                     f"were brought to {size} px")
-    if enlarged:
-        found.append(f"{enlarged} of {len(shapes)} {name} images are smaller than {size} px and "
-                     "were enlarged, which blurs them")
-    if 0 < colour < len(shapes):
-        found.append(f"{colour} of {len(shapes)} {name} images are in colour, the others grey")
-    return found
+    found = {
+        f"{name} images have shorter sides from {min(sides)} to {max(sides)} px; all were brought "
+        f"to {size} px": len(set(sides)) > 1,
+        f"{enlarged} of {len(shapes)} {name} images are smaller than {size} px and were enlarged, "
+        "which blurs them": enlarged,
+        f"{colour} of {len(shapes)} {name} images are in colour, the others grey":
+            0 < colour < len(shapes)}
+    return [note for note, holds in found.items() if holds]

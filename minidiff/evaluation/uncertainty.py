@@ -61,10 +61,6 @@ class UncertaintyConfig(Rooted):
 def uncertainty(features: np.ndarray, real: np.ndarray) -> np.ndarray:
     """u of each image (N,) from its features over checkpoints (K,N,d), in units of real (M,d)."""
     x, y = np.asarray(features, np.float64), np.asarray(real, np.float64)
-    assert x.ndim == 3 and x.shape[2:] == y.shape[1:], (x.shape, y.shape)
-    if len(x) < 2 or len(y) < 2:
-        raise InputError(f"a spread needs 2 checkpoints and 2 real images or more; there are "
-                         f"{len(x)} and {len(y)}")
     check_finite("fake", x.reshape(len(x), -1))
     check_finite("real", y)
     unit = y.var(0, ddof=1).sum()
@@ -73,20 +69,16 @@ def uncertainty(features: np.ndarray, real: np.ndarray) -> np.ndarray:
     return x.var(0, ddof=1).sum(1) / unit
 
 
-def spearman(x: Sequence[float], y: Sequence[float],
-             confidence: float = 0.95) -> tuple[float, float, float]:
+def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
     """Rank correlation with its interval (r, low, high); nan with under 4 pairs or no spread.
 
     Fisher's z with variance (1 + r²/2)/(n − 3), which holds for ranks where 1/(n − 3) is too small
     (Bonett & Wright 2000).
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    assert x.shape == y.shape and not (np.isnan(x).any() or np.isnan(y).any())
     r, *_ = pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
     if math.isnan(r):
         return math.nan, *NONE
-    half = z_value(confidence) * math.sqrt((1 + r * r / 2) / (len(x) - 3))
-    return r, *fisher_interval(r, half)
+    return r, *fisher_interval(r, z_value() * math.sqrt((1 + r * r / 2) / (len(x) - 3)))
 
 
 def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
@@ -124,9 +116,8 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
     }
     write_column(folder, dict(zip(table.column("file_name"), (f"{x:.6g}" for x in u))), written)
     runs.write_json(folder / "uncertainty.json", jsonable(result))
-    order = np.argsort(u, kind="stable")
-    shown = np.unique(np.concatenate([order[:5], order[-5:]]))
-    shown = shown[np.argsort(u[shown], kind="stable")]
+    ends = sorted({*range(len(u))[:5], *range(len(u))[-5:]})
+    shown = np.argsort(u, kind="stable")[ends]
     sheet = torch.cat([x[torch.from_numpy(shown)] for x in made])
     images.write(folder / "sheets" / "uncertainty.png", images.grid(sheet, columns=len(shown)))
     for c in result["correlations"]:
@@ -141,10 +132,9 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
 def made_by(cfg: UncertaintyConfig) -> Path:
     """The run of the snapshots; InputError unless one of its models made the samples."""
     folder = Path(cfg.samples)
-    path = Path(cfg.run or runs.read_json(folder / "config.json")["run"])
-    source = path
-    if not cfg.run and not (path / "snapshots").is_dir() and (path.parent / "snapshots").is_dir():
-        source = path.parent   # the samples are of its best/
+    source = Path(cfg.run or runs.read_json(folder / "config.json")["run"])
+    if not (cfg.run or (source / "snapshots").is_dir()) and (source.parent / "snapshots").is_dir():
+        source = source.parent   # the samples are of its best/
     model = runs.read_json(folder / "manifest.json")["model"]
     if not any(runs.sha256(p.folder / "model.safetensors") == model for p in checkpoints(source)):
         raise InputError(f"{source} holds no model that made {folder} (sha256 {model[:12]}): they "
@@ -193,7 +183,6 @@ def write_column(folder: Path, values: Mapping[str, str],
     Two files cannot change as one. The manifest first names the table without the column, which is
     what `check_written` finds whether the new table is there by then or not.
     """
-    assert set(values) == {row["file_name"] for row in rows}, "one value for each row"
     manifest = runs.read_json(folder / "manifest.json")
     whole = [{**row, COLUMN: values[row["file_name"]]} for row in rows]
     manifest["sha256"]["metadata.csv"] = digest(rows)

@@ -5,7 +5,8 @@ Figures in, answers out; the words around them stand in pages/verdicts.txt.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from minidiff.evaluation.metrics.comparison import ALL
+from minidiff.classification.compare import grouped
+from minidiff.evaluation.metrics.report_rows import ALL
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
 KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how a page marks them
@@ -65,9 +66,10 @@ def _likeness(rows: Sequence[Mapping]) -> list[dict]:
     the label at all.
     """
     found = []
-    for label, own in _by(rows, "label"):
+    for label, own in grouped(rows, "label").items():
         spaces = []
-        for extractor, sets in _by([r for r in own if r.get("KD") is not None], "extractor"):
+        measured = [r for r in own if r.get("KD") is not None]
+        for extractor, sets in grouped(measured, "extractor").items():
             made = [r for r in sets if r["set"] == "synthetic"]
             others = [r for r in sets if r["set"] not in ("synthetic", "real")
                       and r.get("beyond_low") is not None]
@@ -104,9 +106,8 @@ def _agreement(rows: Sequence[Mapping]) -> list[dict]:
 
 def _study(study: Mapping) -> list[dict]:
     """Did synthetic images help the classifier? The study's primary comparison answers."""
-    if not (p := study.get("primary")):
-        return []
-    return [{**p, "about": "study", "answer": helped(p)}]
+    p = study.get("primary")
+    return [{**p, "about": "study", "answer": helped(p)}] if p else []
 
 
 def helped(primary: Mapping) -> str:
@@ -134,13 +135,10 @@ def of_readers(result: Mapping) -> list[dict]:
     Of the intervals over other images and over other images and readers, the wider end counts.
     """
     pooled, margin = result["pooled"], result["design"]["margin"]
-    if not pooled:
-        return [{"about": "readers", "answer": OPEN, "good": GOOD, "pooled": None,
-                 "margin": margin}]
-    answer = beyond(*_widest(pooled["difference"]), -margin)
+    answer = beyond(*_widest(pooled["difference"]), -margin) if pooled else OPEN
     found = [{"about": "readers", "answer": answer, "good": GOOD, "pooled": pooled,
               "margin": margin}]
-    if origin := pooled["origin"]:
+    if origin := (pooled or {}).get("origin"):
         seen = beyond(*_widest(origin), 0.5) == GOOD
         found.append({**origin, "about": "origin", "answer": GOOD if seen else OPEN, "good": BAD})
     return found
@@ -149,9 +147,3 @@ def of_readers(result: Mapping) -> list[dict]:
 def _widest(x: Mapping) -> tuple[float, float]:
     return (min(x[end] for end in ("low", "wide_low") if x[end] is not None),
             max(x[end] for end in ("high", "wide_high") if x[end] is not None))
-
-
-def _by(rows: Iterable[Mapping], key: str) -> list[tuple[str, list[Mapping]]]:
-    """The rows of each value of a column, in the order of its first rows."""
-    return [(value, [r for r in rows if r[key] == value])
-            for value in dict.fromkeys(r[key] for r in rows)]

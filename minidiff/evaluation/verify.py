@@ -9,7 +9,8 @@ each stage left.
 
 Every link of the chain either matches, differs (what was recorded is not what lies there) or is
 missing (it cannot be followed). Paths in a config are relative to where its command ran; a tree of
-runs that was moved as a whole still verifies. Nothing is written into it.
+runs that was moved as a whole still verifies. Nothing is written into it. A report or a matrix that
+another version wrote is refused, for its keys and words may be others.
 """
 
 import math
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from minidiff import config, runs
+from minidiff import __version__, config, runs
 from minidiff.data import images
 from minidiff.data.dataset import read_images
 from minidiff.data.table import Row, Table, read_table
@@ -81,17 +82,24 @@ def walk(cfg: VerifyConfig, remake: Remake) -> Iterator[Link]:
     A stage yields its links and the folders that it was made from, which are walked after it.
     """
     top, seen = Path(cfg.folder), set()
-    queue = [top] if kind(top) else [folder for folder in sorted(top.glob("*")) if kind(folder)]
+    queue = [folder for folder in (top, *sorted(top.glob("*"))) if kind(folder)]
     if not queue:
         raise InputError(f"{top} holds none of {', '.join(STAGES)}, nor does a folder in it: "
                          "there is nothing to verify")
-    while queue:
-        folder = queue.pop(0)
+    queue = queue[:1] if queue[0] == top else queue
+    for folder in queue:
+        if kind(folder) in ("report.json", "matrix.json"):
+            refuse_older(folder)
+    for folder in queue:  # which grows
         if folder.resolve() in seen:
             continue
         seen.add(folder.resolve())
+        if not (stage := STAGES.get(kind(folder))):
+            yield Link(MISSING, str(folder), f"holds none of {', '.join(STAGES)}"
+                       if folder.is_dir() else "no such folder")
+            continue
         try:
-            for found in STAGES.get(kind(folder), unknown)(folder, cfg, remake):
+            for found in stage(folder, cfg, remake):
                 if isinstance(found, Link):
                     yield found
                 else:
@@ -105,6 +113,16 @@ def walk(cfg: VerifyConfig, remake: Remake) -> Iterator[Link]:
 def kind(folder: Path) -> str | None:
     """The file that says what a folder is."""
     return next((name for name in STAGES if (folder / name).is_file()), None)
+
+
+def refuse_older(folder: Path) -> None:
+    """InputError for a report or matrix of another version: its keys and words may be others."""
+    made = runs.read_json(folder / kind(folder)).get("provenance", {})
+    version = made.get("minidiff", "of an unknown version")
+    if version.split(".")[:2] != __version__.split(".")[:2]:
+        raise InputError(f"{folder / kind(folder)} was written by minidiff {version}, and this is "
+                         f"{__version__}, which names things otherwise: verify it with that "
+                         f"version, or make it again, in another --out, with this one")
 
 
 def report(folder: Path, cfg: VerifyConfig, _: Remake) -> Iterator[Link | Path]:
@@ -129,13 +147,24 @@ def matrix(folder: Path, cfg: VerifyConfig, _: Remake) -> Iterator[Link | Path]:
     result, root = runs.read_json(folder / "matrix.json"), root_of(folder)
     yield from (root / samples for samples in saved.samples)
     yield from facts_compared(folder, result["data"]["fingerprints"], "in matrix.json")
-    measured = chosen([c for c in result["cells"] if c.get("KD") is not None], cfg)
     with splits_of(folder.parent) as splits, inside(root):
-        facts, now = cells_again(replace(saved, root=str(splits)), measured)
-    yield from facts_compared(folder, facts)
-    for then, again in zip(measured, now):
-        yield compared(f"{folder}: {then['extractor']}, {then['row']} × {then['column']}",
-                       *({name: c.get(name) for name in ("KD", "FD")} for c in (then, again)))
+        saved = replace(saved, root=str(splits))
+        sets = matrices.read(saved)
+        judge = matrices.load_judge(saved, sets["real"].table)
+        spaces = {e.name: e for e in matrices.spaces_of(saved, sets["real"], judge)}
+    yield from facts_compared(folder, {name: s.table.fingerprint for name, s in sets.items()})
+    rows, _, columns = matrices.arrange(saved, sets)
+    rows, columns = ({s.name: s for s in reversed(each)} for each in (rows, columns))
+    for then in chosen([c for c in result["cells"] if c.get("KD") is not None], cfg):
+        both, space = (rows.get(then["row"]), columns.get(then["column"])), then["extractor"]
+        now = {}
+        if None not in both and space in spaces:
+            for s in both:
+                s.features[space] = spaces[space](s.pixels).double().numpy()
+            now, _ = cells.cell(*both, space, lambda n: {}, permutations=1, resamples=2,
+                                seed=saved.seed)
+        yield compared(f"{folder}: {space}, {then['row']} × {then['column']}",
+                       *({name: c.get(name) for name in ("KD", "FD")} for c in (then, now)))
 
 
 def samples(folder: Path, cfg: VerifyConfig, remake: Remake) -> Iterator[Link | Path]:
@@ -151,8 +180,8 @@ def samples(folder: Path, cfg: VerifyConfig, remake: Remake) -> Iterator[Link | 
     yield model
     what = f"{folder}: images made again"
     if model.state == MATCHES:
-        seen = runs.read_json(run / "model.json").get("trained_on", [])
-        yield compared(f"{folder / 'manifest.json'}: trained on", manifest["trained_on"], seen)
+        yield compared(f"{folder / 'manifest.json'}: trained on", manifest["trained_on"],
+                       runs.read_json(run / "model.json").get("trained_on", []))
         rows = chosen(read_table(folder, split=False).rows, cfg)
         apart = {row["file_name"]: int(np.abs(image.int().numpy() - images.read(row["file"])).max())
                  for row, image in zip(rows, remake(folder, rows))}
@@ -163,50 +192,34 @@ def samples(folder: Path, cfg: VerifyConfig, remake: Remake) -> Iterator[Link | 
         yield Link(MISSING, what, f"not tried: {run} is not the model that made them")
 
 
-def diffusion(folder: Path, *_) -> Iterator[Link | Path]:
-    """A diffusion model, or a snapshot of one: its data, its VAE, the stage before."""
-    run = next(f for f in (folder, *folder.resolve().parents[:2], None)
-               if f is None or (f / "run.json").is_file())
-    if run is None:
-        raise InputError("no run.json says from what it was trained")
-    described, facts = runs.read_json(folder / "model.json"), run_facts(run)
-    yield from before(run, "model.safetensors")
-    yield from facts_compared(run, {"data": described["data"]}, f"in {folder / 'model.json'}")
+def model(folder: Path, *_) -> Iterator[Link | Path]:
+    """A VAE, a diffusion model or a snapshot of one: what it began with, its VAE, its data."""
+    run = next((f for f in (folder, *folder.resolve().parents[:2]) if (f / "run.json").is_file()),
+               folder)
+    facts, saved, root = run_facts(run), runs.read_json(run / "config.json"), root_of(run)
+    init = facts.get("init") or {}
+    files = list(init.get("files", ()))  # public ones
+    if "run" in init:
+        yield root / init["run"]
+        weights = Path(init["run"], kind(folder)).with_suffix(".safetensors")
+        files.append({"path": weights, "sha256": init["sha256"]})
+    for file in files:
+        yield hash_link(root / (file.get("file") or file["path"]), file["sha256"],
+                        f"what {run} began with")
+    described = runs.read_json(folder / kind(folder))
+    if "data" in described:
+        yield from facts_compared(run, {"data": described["data"]}, f"in {folder / 'model.json'}")
     if "vae" in facts:
-        cfg = runs.read_json(run / "config.json")
-        vae = root_of(run) / (cfg["vae"] or f"{cfg.get('root') or DEMO}/vae")
+        vae = root / (saved["vae"] or f"{saved.get('root') or DEMO}/vae")
         yield vae
         for place in (run, vae) if vae.is_dir() else (run,):
             yield hash_link(place / "vae.safetensors", facts["vae"], f"the autoencoder of {run}")
-    yield data_link(run, described["size"])
-
-
-def autoencoder(folder: Path, *_) -> Iterator[Link | Path]:
-    """Its data and the stage before."""
-    yield from before(folder, "vae.safetensors")
-    yield data_link(folder, runs.read_json(folder / "config.json")["size"])
-
-
-def before(run: Path, weights: str) -> Iterator[Link | Path]:
-    """What a run began with: an earlier run, or public files."""
-    init, what = run_facts(run).get("init") or {}, f"what {run} began with"
-    files = list(init.get("files", ()))
-    if "run" in init:
-        yield root_of(run) / init["run"]
-        files.append({"path": f"{init['run']}/{weights}", "sha256": init["sha256"]})
-    for file in files:
-        path = root_of(run) / (file.get("file") or file["path"])
-        yield hash_link(path, file["sha256"], what)
-
-
-def unknown(folder: Path, *_) -> Iterator[Link]:
-    yield Link(MISSING, str(folder), f"holds none of {', '.join(STAGES)}" if folder.is_dir()
-               else "no such folder")
+    yield data_link(run, described.get("size") or saved["size"])
 
 
 STAGES: dict[str | None, Callable[..., Iterator[Link | Path]]] = {
     "report.json": report, "matrix.json": matrix, "manifest.json": samples,
-    "model.json": diffusion, "vae.json": autoencoder,
+    "model.json": model, "vae.json": model,
 }
 
 
@@ -225,25 +238,6 @@ def run_again(folder: Path, device: str) -> tuple[dict, dict]:
             said = ended.stderr.strip().splitlines() or ["it ended without a message"]
             raise InputError(f"its command fails now, with status {ended.returncode}: {said[-1]}")
         return runs.read_json(scratch / "again/report.json"), run_facts(scratch / "again")
-
-
-def cells_again(cfg: matrices.MatrixConfig, wanted: Sequence[dict]) -> tuple[dict, list[dict]]:
-    """The fingerprints of a matrix, and some of its cells; {} for one whose sets are not there."""
-    sets = matrices.read(cfg)
-    judge = matrices.load_judge(cfg, sets["real"].table)
-    spaces = {e.name: e for e in matrices.spaces_of(cfg, sets["real"], judge)}
-    rows, _, columns = matrices.arrange(cfg, sets)
-    rows, columns = ({s.name: s for s in reversed(each)} for each in (rows, columns))
-    found = []
-    for c in wanted:
-        both, space, again = (rows.get(c["row"]), columns.get(c["column"])), c["extractor"], {}
-        if None not in both and space in spaces:
-            for s in both:
-                s.features[space] = spaces[space](s.pixels).double().numpy()
-            again, _ = cells.cell(*both, space, lambda n: {}, permutations=1, resamples=2,
-                                  seed=cfg.seed)
-        found.append(again)
-    return {name: each.table.fingerprint for name, each in sets.items()}, found
 
 
 def compared(what: str, then: Any, now: Any, text: str = "as it was") -> Link:
@@ -324,11 +318,9 @@ def read_as_then(folders: Sequence[str], seed: int, split_dir: Path) -> Table:
 def root_of(folder: Path) -> Path:
     """The folder to which the paths in a run's config are relative: its own place less `out`, else
     the working folder."""
-    out = Path(runs.read_json(folder / "config.json")["out"])
-    here, steps = folder.resolve().parts, [p for p in out.parts if p != "."]
-    if out.is_absolute() or list(here[-len(steps):]) != steps:
-        return Path()
-    root = Path(*here[: -len(steps)])
+    here = folder.resolve().parts
+    out = Path(runs.read_json(folder / "config.json")["out"]).parts
+    root = Path(*here[: -len(out)]) if here[-len(out) :] == out else Path()
     return Path() if root == Path.cwd() else root
 
 

@@ -47,14 +47,12 @@ def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Seq
     labels = _labels(labels, by_name)
     k = len(labels)
     counts = [len(range(place, sets * SET, k)) if sets else per_label for place in range(k)]
-    pool = known
-    if independent:
-        pool = [row for row in known if row.get("label") in by_name["label"].values]
+    pool = [row for row in known
+            if not independent or row.get("label") in by_name["label"].values]
     shared = _shared([by_name[name] for name in independent], pool, max(counts), seed)
     columns = []
     for place, (label, n) in enumerate(zip(labels, counts)):
-        generator = seeded(seed, sum(counts[:place]), ROWS)
-        own = _of_label(label, n, variables, known, fixed, generator)
+        own = _of_label(label, n, variables, known, fixed, seeded(seed, sum(counts[:place]), ROWS))
         columns.append([row | cells for row, cells in zip(own, shared)])
     return numbered([columns[i % k][i // k] for i in range(sum(counts))], seed)
 
@@ -66,24 +64,21 @@ def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> li
         n = row.get("n") or "1"
         if not n.isdecimal() or not 1 <= int(n) <= 1_000_000:
             raise InputError(f"{row['where']}: n {n!r} is not a number of images")
-        cells = {"label": "any"} | _spelled(variables, row, row["where"])
-        rows += [dict(cells) for _ in range(int(n))]
+        rows += [{"label": "any"} | _spelled(variables, row, row["where"])] * int(n)
     return numbered(rows, seed)
 
 
 def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels: Sequence[str],
                 per_label: int, seed: int = 0) -> list[Row]:
     """Up to `per_label` real images of each label to begin at, with their own conditions."""
-    rows = []
-    for label in labels or sorted({row["label"] for row in known}):
+    rows, there = [], sorted({row["label"] for row in known})
+    for label in labels or there:
         pool = [row for row in known if row["label"] == label]
         if not pool:
-            there = ", ".join(sorted({row["label"] for row in known}))
-            raise InputError(f"--label {label}: the images of --origin have {there}")
+            raise InputError(f"--label {label}: the images of --origin have {', '.join(there)}")
         n = min(per_label, len(pool))
-        for row in (pool[i * len(pool) // n] for i in range(n)):
-            rows.append({"label": label, **_spelled(variables, row, row["file"]),
-                         "origin": row["file"]})
+        rows += [{"label": label, **_spelled(variables, row, row["file"]), "origin": row["file"]}
+                 for row in (pool[i * len(pool) // n] for i in range(n))]
     return numbered(rows, seed)
 
 
@@ -92,22 +87,19 @@ def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             header, *lines = list(csv.reader(file)) or [[]]
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no CSV: {error}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}") from None
     faults = [f"no such condition: {name}" for name in sorted({*header} - {*names, *more})]
     faults += [f"two columns {name}" for name, n in Counter(header).items() if n > 1]
     faults += [] if lines else ["no rows"]
     if faults:
         raise InputError(f"{path}: {faults[0]}; the model has {', '.join(names) or 'none'}")
-    rows = []
     for number, cells in enumerate(lines, 2):
-        where = f"{path} line {number}"
         if len(cells) != len(header):
-            raise InputError(f"{where}: {len(cells)} cells under {len(header)} columns")
-        rows.append(dict(zip(header, cells), where=where))
-    return rows
+            raise InputError(f"{path} line {number}: {len(cells)} cells under {len(header)} "
+                             "columns")
+    return [dict(zip(header, cells), where=f"{path} line {number}")
+            for number, cells in enumerate(lines, 2)]
 
 
 def numbered(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -125,20 +117,16 @@ def read_given(given: Sequence[str], by_name: Mapping[str, var.Variable]) -> Row
     fixed = {}
     for item in given:
         name, equals, cell = item.partition("=")
-        if name == "label":
-            raise InputError(f"--given {item}: choose labels by --label")
-        if not equals:
-            raise InputError(f"--given {item}: write name=value")
+        if name == "label" or not equals:
+            raise InputError(f"--given {item}: write name=value; labels are chosen by --label")
         _require_known(f"--given {item}", name, by_name)
         if fixed.get(name, cell) != cell:
             raise InputError(f"--given {item} contradicts --given {name}={fixed[name]}")
-        ends = cell.split(":") if isinstance(by_name[name], var.Number) else [cell]
+        ends = [cell] if by_name[name].values else cell.split(":")
         for end in ends:
             _check(by_name[name], end, "--given")
-        if len(ends) > 2:
-            raise InputError(f"--given {item}: a range is low:high")
-        if len(ends) == 2 and {"", NULL} & set(ends):
-            raise InputError(f"--given {item}: both ends of a range are numbers")
+        if len(ends) > 2 or (len(ends) == 2 and {"", NULL} & set(ends)):
+            raise InputError(f"--given {item}: a range is low:high, two numbers")
         fixed[name] = spelled(by_name[name], cell)
     return fixed
 
@@ -148,15 +136,15 @@ def check_independent(names: Sequence[str], by_name: Mapping[str, var.Variable],
     """Refuse conditions that cannot be made independent of the label."""
     if names and "label" not in by_name:
         raise InputError(f"--independent {names[0]}: the model is not conditioned on label")
-    others = {name: v for name, v in by_name.items() if name != "label"}
     for name in names:
+        flag = f"--independent {name}"
         if name == "label":
-            raise InputError("--independent label: label cannot be independent of itself")
-        _require_known(f"--independent {name}", name, others)
+            raise InputError(f"{flag}: label cannot be independent of itself")
+        _require_known(flag, name, {n: v for n, v in by_name.items() if n != "label"})
         if name in fixed:
-            raise InputError(f"--independent {name} contradicts --given {name}={fixed[name]}")
+            raise InputError(f"{flag} contradicts --given {name}={fixed[name]}")
         if list(names).count(name) > 1:
-            raise InputError(f"--independent {name}: named twice")
+            raise InputError(f"{flag}: named twice")
 
 
 def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels:
@@ -170,15 +158,15 @@ def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels
 
 def outside(variables: Sequence[var.Variable], row: Row) -> list[str]:
     """Numbers of a row that lie outside what training saw."""
-    cells = ((v, row.get(v.name, "")) for v in variables if isinstance(v, var.Number))
+    cells = ((v, row.get(v.name, "")) for v in variables if not v.values)
     return [v.name for v, cell in cells
             if cell not in ("", NULL) and not v.low <= v.encode(cell) <= v.high]
 
 
 def spelled(variable: var.Variable, cell: str) -> str:
     """A cell as the model spells it: female is F where the training rows say F."""
-    if isinstance(variable, var.Category) and cell and not _is_null(variable, cell):
-        return variable.decode(variable.encode(cell))
+    if variable.values and variable.exclusive and cell and not _is_null(variable, cell):
+        return variable.values[variable.encode(cell)]
     return cell
 
 
@@ -197,12 +185,10 @@ def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable]) -> list[
                              f"but on {', '.join(by_name)}")
         return ["any"]
     variable = by_name["label"]
-    for label in labels:
-        variable.encode(label, "--label")
+    var.encode([variable], [{"label": label, "where": "--label"} for label in labels])
     chosen = [spelled(variable, label) for label in labels or variable.values]
-    for label, n in Counter(chosen).items():
-        if n > 1:
-            raise InputError(f"--label {label}: named twice")
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"--label {' '.join(chosen)}: one is named twice")
     return chosen
 
 
@@ -213,7 +199,7 @@ def _require_known(flag: str, name: str, variables: Mapping[str, var.Variable]) 
 
 
 def _is_null(variable: var.Variable, cell: str) -> bool:
-    return cell == NULL and NULL not in getattr(variable, "values", ())
+    return cell == NULL and NULL not in variable.values
 
 
 def _check(variable: var.Variable, cell: str, where: str) -> None:
@@ -239,8 +225,7 @@ def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequ
     if not pool:
         raise InputError(f"label {label!r}: there is no real row of this label to draw conditions "
                          "from")
-    ranges = [v.name for v in variables
-              if isinstance(v, var.Number) and ":" in fixed.get(v.name, "")]
+    ranges = [v.name for v in variables if not v.values and ":" in fixed.get(v.name, "")]
     rows = []
     for i, real in _systematic(pool, n, variables, generator, [1] * len(pool)):
         row = {"label": label, **{v.name: real.get(v.name, "") for v in variables}, **fixed}
@@ -254,7 +239,7 @@ def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequ
 def _systematic(pool: Sequence[Row], n: int, variables: Sequence[var.Variable],
                 generator: torch.Generator, weights: Sequence[int]) -> list[tuple[int, Row]]:
     """n rows sampled by weight along their order by these variables: (place, row), shuffled."""
-    coarse_first = sorted(variables, key=lambda v: list(var.KINDS.values()).index(type(v)))
+    coarse_first = sorted(variables, key=lambda v: list(var.KINDS).index(v.kind))
 
     def place(k: int) -> list[tuple]:
         cells = [(v, pool[k].get(v.name, "")) for v in coarse_first]

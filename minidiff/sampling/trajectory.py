@@ -1,6 +1,6 @@
 """One image's way from noise, on one sheet: `python sample.py trajectory`.
 
-    film       row 1   x/√(1+σ²), the noisy latents as the network sees them, decoded
+    strip      row 1   x/√(1+σ²), the noisy latents as the network sees them, decoded
                row 2   D(x; σ), the guided estimate of the clean image at that level, decoded
     arrow      how far guidance moved that estimate, level by level: root mean square in units of z
     attention  at three of these levels, in the conditional call, of one layer, averaged over its
@@ -17,8 +17,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -29,7 +30,6 @@ from torch import Tensor, nn
 
 from minidiff import runs
 from minidiff.diffusion.generate import Pipeline, Recipe
-from minidiff.diffusion.model import Model
 from minidiff.diffusion.samplers import Sampler
 from minidiff.diffusion.schedule import Ladder
 from minidiff.diffusion.unet import Attention
@@ -37,14 +37,14 @@ from minidiff.errors import InputError
 from minidiff.pixels import to_grey, to_uint8
 from minidiff.root import Rooted
 from minidiff.sampling import plan
-from minidiff.sampling.pipeline import open_pipeline
+from minidiff.sampling.finished_run import open_pipeline
 from minidiff.variables import Labels
 
 if TYPE_CHECKING:  # to import matplotlib takes half a second, for which --help need not wait
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-AT_MOST = 16  # columns of the film that can still be read
+AT_MOST = 16  # columns of the strip that can still be read
 MAPS = 3      # levels whose attention is shown
 FONTS = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labelsize": 7,
          "ytick.labelsize": 7, "legend.fontsize": 7}
@@ -61,7 +61,7 @@ class TrajectoryConfig(Rooted):
     ladder: Ladder = Recipe.ladder         # spacing of the noise levels
     steps: int = Recipe.steps              # steps of the sampler
     guidance: float = Recipe.guidance      # 1: none
-    shown: int = 8                         # steps on the film, spread evenly from first to last
+    shown: int = 8                         # steps on the strip, spread evenly from first to last
     device: str = "cpu"                    # cpu, cuda, cuda:1 …
 
 
@@ -84,24 +84,6 @@ class Maps:
     uniform: float              # the share if all positions drew alike
 
 
-class Recorder:
-    """net(x_in, t, labels) that keeps its inputs and, while `mapping`, the attention maps."""
-
-    def __init__(self, model: Model):
-        self.model, self.mapping = model, False
-        self.calls: list[tuple[Tensor, Maps | None]] = []
-
-    def __call__(self, x: Tensor, t: Tensor, labels: Labels) -> Tensor:
-        if not self.mapping:
-            out, maps = self.model(x, t, labels), None
-        else:
-            with attention_maps(self.model.unet) as by_layer:
-                out = self.model(x, t, labels)
-            maps = finest(by_layer)
-        self.calls.append((x[:1].cpu(), maps))
-        return out
-
-
 @contextmanager
 def attention_maps(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
     """What each attention layer looks at in the calls inside, by its name: `probabilities`.
@@ -110,13 +92,11 @@ def attention_maps(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     found: dict[str, Tensor] = {}
 
-    def keep(name: str):
-        def hook(layer: Attention, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-            found[name.replace(".transformer_blocks.0", "")] = probabilities(layer, *inputs)
-        return hook
+    def keep(name: str, layer: Attention, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        found[name.replace(".transformer_blocks.0", "")] = probabilities(layer, *inputs)
 
-    hooks = [layer.register_forward_hook(keep(name)) for name, layer in unet.named_modules()
-             if isinstance(layer, Attention)]
+    hooks = [layer.register_forward_hook(partial(keep, name))
+             for name, layer in unet.named_modules() if isinstance(layer, Attention)]
     try:
         yield found
     finally:
@@ -155,21 +135,28 @@ def finest(by_layer: dict[str, Tensor]) -> Maps:
 def follow(pipeline: Pipeline, labels: Labels, seed: int, recipe: Recipe,
            mapped: Sequence[int]) -> Iterator[Step | Tensor]:
     """The steps of sampling, those in `mapped` with maps, then the latents (1, 4, h, w)."""
-    recorder, arrows = Recorder(pipeline.denoiser.net), []
-    pipeline = replace(pipeline, denoiser=replace(pipeline.denoiser, net=recorder))
+    model, calls, arrows = pipeline.denoiser.net, [], []
+
+    def net(x: Tensor, t: Tensor, labels: Labels) -> Tensor:
+        """The model; keeps what it is given and, in steps that are `mapped`, its attention."""
+        with attention_maps(model.unet) if i in mapped else nullcontext() as by_layer:
+            out = model(x, t, labels)
+        calls.append((x[:1].cpu(), finest(by_layer) if by_layer else None))
+        return out
+
+    pipeline = replace(pipeline, denoiser=replace(pipeline.denoiser, net=net))
     estimates = pipeline.latents(labels, [seed], recipe, arrows=arrows)
-    for i in range(recipe.taken):
-        recorder.mapping = i in mapped
+    for i in range(recipe.taken):  # noqa: B007 (`net` reads it)
         denoised = next(estimates)
-        (sigma, arrow), (seen, maps) = arrows[0], recorder.calls[0]  # of heun's calls the first
+        (sigma, arrow), (seen, maps) = arrows[0], calls[0]  # of heun's calls the first
         arrows.clear()
-        recorder.calls.clear()
+        calls.clear()
         yield Step(sigma, seen, denoised, arrow.item(), maps)
     yield next(estimates)
 
 
 def trajectory(cfg: TrajectoryConfig) -> None:
-    """Draw one image's way from noise: film strip, guidance arrow, attention."""
+    """Draw one image's way from noise: the strip, guidance arrow, attention."""
     out, recipe = Path(cfg.out), Recipe(cfg.sampler, cfg.ladder, cfg.steps, cfg.guidance)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise InputError(f"--out {cfg.out}: name a file that ends in .png")
@@ -189,7 +176,7 @@ def trajectory(cfg: TrajectoryConfig) -> None:
         pixels = to_uint8(pipeline.vae.decode(z.to(end.device))).cpu()                # (1, 3, H, W)
         return to_grey(pixels)[0, 0] if facts["grey"] else pixels[0].permute(1, 2, 0)
 
-    film = [(step, picture(step.seen), picture(step.denoised))
+    strip = [(step, picture(step.seen), picture(step.denoised))
             for step in (steps[i] for i in shown)]
     conditions = ", ".join(described(v.name, row.get(v.name, ""),
                                      v.name in plan.outside(variables, row)) for v in variables)
@@ -197,7 +184,7 @@ def trajectory(cfg: TrajectoryConfig) -> None:
     title = (fill(f"A synthetic image on its way from noise: {conditions}", 130)
              + f"\nseed {cfg.seed}, sampler {cfg.sampler}, ladder {cfg.ladder}, "
              f"{cfg.steps} steps, guidance {cfg.guidance:g}")
-    runs.write_atomic(out, sheet(title, film, picture(end), steps, cfg.guidance))
+    runs.write_atomic(out, sheet(title, strip, picture(end), steps, cfg.guidance))
     print(f"{out}: {conditions}; {len(shown)} of {cfg.steps} steps shown, the attention of "
           f"{steps[mapped[0]].maps.layer} at {len(mapped)} of them")
 
@@ -212,30 +199,30 @@ def evenly(n: int, k: int) -> list[int]:
     return [n - 1] if k == 1 else sorted({round(i * (n - 1) / (k - 1)) for i in range(k)})
 
 
-def sheet(title: str, film: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor,
+def sheet(title: str, strip: Sequence[tuple[Step, Tensor, Tensor]], image: Tensor,
           steps: Sequence[Step], guidance: float) -> bytes:
     """The whole as PNG."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    columns = len(film) + 1
+    columns = len(strip) + 1
     width = max(11.5, columns + 0.5)
-    height = 2 * min(width / columns, 2.2) + 0.5  # of the film
+    height = 2 * min(width / columns, 2.2) + 0.5  # of the strip
     out = io.BytesIO()
     with rc_context(FONTS):
         figure = Figure(figsize=(width, height + 4.9), dpi=120, layout="constrained")
         figure.suptitle(title, fontsize=10)
         top, below = figure.subfigures(2, 1, height_ratios=[height, 4.4])
         left, right = below.subfigures(1, 2, width_ratios=[4, 6.5])
-        draw_film(top.subplots(2, columns, squeeze=False), film, image)
-        draw_arrows(left.subplots(), steps, {step.sigma for step, *_ in film}, guidance)
-        draw_attention(right, [step for step, *_ in film if step.maps])
+        draw_strip(top.subplots(2, columns, squeeze=False), strip, image)
+        draw_arrows(left.subplots(), steps, {step.sigma for step, *_ in strip}, guidance)
+        draw_attention(right, [step for step, *_ in strip if step.maps])
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
-def draw_film(axes: np.ndarray, film: Sequence[tuple[Step, Tensor, Tensor]],
-              image: Tensor) -> None:
-    columns = [(f"σ {step.sigma:.3g}", seen, denoised) for step, seen, denoised in film]
+def draw_strip(axes: np.ndarray, strip: Sequence[tuple[Step, Tensor, Tensor]],
+               image: Tensor) -> None:
+    columns = [(f"σ {step.sigma:.3g}", seen, denoised) for step, seen, denoised in strip]
     for (upper, lower), (title, *pictures) in zip(axes.T, [*columns, ("finished", image)]):
         upper.set(title=title)
         lower.set_visible(len(pictures) == 2)
@@ -247,12 +234,12 @@ def draw_film(axes: np.ndarray, film: Sequence[tuple[Step, Tensor, Tensor]],
 
 
 def draw_arrows(ax: Axes, steps: Sequence[Step], marked: set[float], guidance: float) -> None:
-    """How far guidance moved the estimate of each step; those on the film are marked."""
+    """How far guidance moved the estimate of each step; those on the strip are marked."""
     points = [(step.sigma, step.arrow) for step in steps]
     shown = [point for point in points if point[0] in marked]
     ax.plot(*zip(*points), color="black", linewidth=1.2, marker=".", label="each step")
     ax.plot(*zip(*shown), color="black", linestyle="none", marker="o", markerfacecolor="white",
-            clip_on=False, zorder=3, label="on the film")
+            clip_on=False, zorder=3, label="on the strip")
     titles = {0: "guidance 0: the conditions play no part", 1: "guidance 1: nothing is added"}
     ax.set(title=titles.get(guidance, f"how far guidance {guidance:g} moves the estimate"),
            xlabel="noise level σ; time runs to the right", xscale="log",
@@ -280,8 +267,9 @@ def draw_attention(figure: SubFigure, steps: Sequence[Step]) -> None:
                               interpolation="nearest")
             ax.set(xticks=[], yticks=[],
                    xlabel=f"{value.min().item():.3g} to {value.max().item():.3g}")
-            if side <= 8:
-                write_values(ax, value, low + 0.45 * (high - low))
+            for (y, x), v in np.ndenumerate(value.numpy()) if side <= 8 else ():
+                ax.text(x, y, f"{v:.2f}".lstrip("0"), ha="center", va="center", fontsize=6,
+                        color="black" if v > low + 0.45 * (high - low) else "white")
         row[0].set(ylabel=name)
         figure.colorbar(drawn, ax=list(row), fraction=0.05)
     middle = side // 2
@@ -292,10 +280,3 @@ def draw_attention(figure: SubFigure, steps: Sequence[Step]) -> None:
             lower.plot(*corners, color=color, linewidth=width, clip_on=False)
     figure.supxlabel(f"alike everywhere would be {first.uniform:.3g} above and {1 / side**2:.3g} "
                      f"below", fontsize=7)
-
-
-def write_values(ax: Axes, values: Tensor, middle: float) -> None:
-    """Each cell's value in it, dark on bright and bright on dark."""
-    for (y, x), value in np.ndenumerate(values.numpy()):
-        ax.text(x, y, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6,
-                color="black" if value > middle else "white")

@@ -34,12 +34,11 @@ class Checkpointer:
         self.interrupted, self.saved_at = False, time.monotonic()
         self.start = state.resume(run, **parts)
         if self.start and distributed.rank() == 0:
-            finished = self.start >= steps
-            print(f"{run}: {steps} steps are done" if finished
-                  else f"{run}: resuming at step {self.start}")
-        losses = [line.get("val_loss") for line in runs.read_log(self.log_file)]
-        self.lowest_loss = min((x for x in losses if x is not None and math.isfinite(x)),
-                               default=math.inf)
+            print(f"{run}: resuming at step {self.start}" if self.start < steps
+                  else f"{run}: {steps} steps are done")
+        losses = [line["val_loss"] for line in runs.read_log(self.log_file)
+                  if line.get("val_loss") is not None]
+        self.lowest_loss = min(filter(math.isfinite, losses), default=math.inf)
         self.bar = tqdm(total=steps, initial=self.start, desc=text, unit="step",
                         disable=distributed.rank() > 0)
 
@@ -78,10 +77,9 @@ class Checkpointer:
 
     def is_best(self, val_loss: float | None) -> bool:
         """Is this held-out loss the lowest so far, also of the steps before a resume?"""
-        best = val_loss is not None and val_loss < self.lowest_loss
-        if best:
-            self.lowest_loss = val_loss
-        return best
+        before = self.lowest_loss
+        self.lowest_loss = min(before, math.inf if val_loss is None else val_loss)
+        return self.lowest_loss < before
 
     def show(self, images: int, **values: float) -> None:
         """Beside the bar: the values, images a second and the peak of memory."""

@@ -1,9 +1,12 @@
-"""The optimiser of both stages, and its learning rates."""
+"""The optimiser of both stages, its learning rates, the trained weights and their average."""
 
+import copy
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from minidiff.distributed import assign, local_shard
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -36,3 +39,50 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = lr
     return lr
+
+
+class Trained:
+    """The trainable parameters of a model, by name; all others are as they were at step 0."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        parameters = dict(self.model.named_parameters())
+        return {name: parameters[name] for name in self.names}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy tensors by name; ValueError lists the names and shapes that do not fit."""
+        own = self.state_dict()
+        misfits = sorted(own.keys() ^ state.keys())
+        misfits += [f"{name} {tuple(state[name].shape)} for {tuple(parameter.shape)}"
+                    for name, parameter in own.items()
+                    if name in state and state[name].shape != parameter.shape]
+        if misfits:
+            raise ValueError(f"{len(misfits)} parameters do not fit: {', '.join(misfits[:5])}")
+        for name, parameter in own.items():
+            assign(parameter, state[name])
+
+
+class EMA(Trained):
+    """An exponential moving average of the weights: samples are drawn with it.
+
+    θ_ema ← d·θ_ema + (1−d)·θ, with d = min(1 − 1/horizon, (1+step)/(10+step)). `horizon` is the
+    averaging time in steps; a tenth of the run lets even a short run forget its start (a longer
+    average samples noise). The second term is the usual warm-up. `model` is a copy that shares the
+    frozen parameters.
+    """
+
+    def __init__(self, model: nn.Module, horizon: float):
+        super().__init__(model)
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
+        self.horizon = max(1.0, horizon)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(1 - 1 / self.horizon, (1 + step) / (10 + step))
+        new = dict(model.named_parameters())
+        torch._foreach_lerp_([local_shard(p) for p in self.state_dict().values()],
+                             [local_shard(new[name]) for name in self.names], 1 - decay)

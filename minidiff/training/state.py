@@ -47,7 +47,8 @@ def save(path: str | Path, **parts: Stateful) -> None:
             os.replace(temporary, path)
             runs.sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if distributed.rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(path: str | Path, **parts: Stateful) -> None:
@@ -60,8 +61,8 @@ def load(path: str | Path, **parts: Stateful) -> None:
         try:
             part.load_state_dict(_from_tree(manifest[name]["tree"], tensors))
         except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise InputError(f"{path} does not fit this {name}: {reason}") from None
+            raise InputError(f"{path} does not fit this {name}: "
+                             f"{str(error).splitlines()[-1].strip()}") from None
         if isinstance(part, torch.optim.Optimizer):
             _lay_out_like_parameters(part)
 
@@ -79,12 +80,11 @@ def newest(folder: str | Path) -> Path | None:
 def check(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        for name, part in runs.read_json(path / "state.json").items():
-            if runs.sha256(path / f"{name}.safetensors") != part["sha256"]:
-                return f"{name}.safetensors has another SHA-256 than state.json says"
+        wrong = [name for name, part in runs.read_json(path / "state.json").items()
+                 if runs.sha256(path / f"{name}.safetensors") != part["sha256"]]
     except (OSError, KeyError, TypeError, AttributeError, InputError) as error:
         return str(error)
-    return None
+    return f"{wrong[0]}.safetensors has another SHA-256 than state.json says" if wrong else None
 
 
 def resume(run: Path, **parts: Stateful) -> int:

@@ -9,8 +9,12 @@ these words go into the data set, since the message of an error may quote a name
 (the extra `dicom`).
 """
 
+from pathlib import Path
+from typing import Any
+
 from minidiff.errors import InputError
 
+Dataset = Any             # pydicom's, which is imported only where it is needed
 MAX_BYTES = 512 * 2**20  # of a file, and of what a deflated file may hold
 MAX_FRAMES = 10_000
 
@@ -75,3 +79,10 @@ def need_pydicom() -> None:
     if int(pydicom.__version__.split(".")[0]) < 3:
         raise InputError(f"DICOM needs pydicom 3 or later, found {pydicom.__version__}: pip "
                          "install 'minidiff[dicom]'")
+
+
+def claim_out(out: Path, record: str, what: str) -> None:
+    """Raise InputError for a folder that holds something, but not the record of an earlier run."""
+    if out.exists() and not (out / record).is_file() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is no {what}; give another --out, nothing there is "
+                         "overwritten")

@@ -10,21 +10,11 @@ Only pixels and five facts leave a file (docs/dicom.md). `import` ends with stat
 quarantined or skipped.
 """
 
-import sys
-
 from minidiff import config
 from minidiff.data.dicom.folder import ImportConfig, import_folder
 from minidiff.data.dicom.writer import ExportConfig, export_samples
 
-
-def import_(cfg: ImportConfig) -> None:
-    """Make a data set of PNG and metadata.csv of a folder of DICOM files."""
-    status = import_folder(cfg)
-    if status:
-        sys.exit(status)
-
-
-VERBS = {"import": (ImportConfig, import_), "export": (ExportConfig, export_samples)}
+VERBS = {"import": (ImportConfig, import_folder), "export": (ExportConfig, export_samples)}
 
 if __name__ == "__main__":
     config.main(VERBS, default="import", doc=__doc__)

@@ -22,12 +22,15 @@ from tqdm import tqdm
 
 import minidiff
 from minidiff import runs
-from minidiff.data.dicom import MAX_BYTES, REASONS, Refused, need_pydicom, reader, tags
+from minidiff.data.dicom import MAX_BYTES, REASONS, Refused, claim_out, need_pydicom, reader, tags
 from minidiff.data.dicom.guard import Guard
 from minidiff.data.table import csv_text, write_table
 from minidiff.errors import InputError
 
-JOURNAL = "import.jsonl"
+JOURNAL, RECORD = "import.jsonl", "import.json"
+BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without "DICM"
+PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!",
+          b"\x28\xb5\x2f\xfd")  # archives
 LABEL = re.compile(r"[^\W_][\w .+-]{0,63}")
 
 
@@ -47,27 +50,22 @@ class ImportConfig:
     seconds: float = 60                # for one file
 
 
-class Source(NamedTuple):
-    path: str
-    below: str  # path below the folder that was named
-    name: str   # keyed hash of the content
-    label: str
+class File(NamedTuple):
+    """A file of the source, and what became of it."""
 
-
-class Fate(NamedTuple):
-    """What became of a file: the key of REASONS, or "imported"."""
-
-    below: str
-    name: str
-    key: str
+    below: str     # path below the folder that was named
+    name: str      # keyed hash of its content, where that was read
+    key: str = ""  # of REASONS, or "imported"; "" while it may be an image
     detail: str = ""
+    path: str = ""
+    label: str = ""
 
 
-def import_folder(cfg: ImportConfig) -> int:
-    """Import what can be imported; 0, or 1 if files were quarantined or skipped.
+def import_folder(cfg: ImportConfig) -> None:
+    """Make a data set of PNG and metadata.csv of a folder of DICOM files.
 
-    Raises InputError for settings that are not allowed, for another import in `out`, and where not
-    one image is imported.
+    Ends with exit status 1 if files were quarantined or skipped. Raises InputError for settings
+    that are not allowed, for another import in `out`, and where not one image is imported.
     """
     need_pydicom()
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
@@ -75,71 +73,63 @@ def import_folder(cfg: ImportConfig) -> int:
     source, out = Path(cfg.source), Path(os.path.abspath(cfg.out))
     _check(cfg, source, out, salt_file)
     salt = tags.read_salt(salt_file)
-    options = {"label": cfg.label, "label_from": list(cfg.label_from), "window": cfg.window,
-               "frame": cfg.frame, "bits": int(cfg.bits),
-               "source": tags.keyed(salt, "source", str(source.resolve())),
-               "salt": tags.keyed(salt, "salt", "")}
-    accepted = _claim(out, options, cfg.accept_burned_in)
-    sources, fates = sift(source, salt, cfg.label, cfg.label_from)
+    facts = _claim(out, cfg.accept_burned_in, {
+        "label": cfg.label, "label_from": list(cfg.label_from), "window": cfg.window,
+        "frame": cfg.frame, "bits": int(cfg.bits),
+        "source": tags.keyed(salt, "source", str(source.resolve())),
+        "salt": tags.keyed(salt, "salt", "")})
     rows = {row["name"]: row for row in runs.read_log(out / JOURNAL)
             if (out / row["file_name"]).is_file()}
-    todo = [one for one in sources if one.name not in rows]
+    sifted = sift(source, salt, cfg.label, cfg.label_from)
+    files = [file if file.key else file._replace(key="imported") for file in sifted
+             if file.key or file.name in rows]
+    todo = [file for file in sifted if not file.key and file.name not in rows]
     how = reader.Options(salt.hex(), cfg.window, cfg.frame, int(cfg.bits), cfg.accept_burned_in)
-    for one, result in _convert_all(todo, out, how, cfg.workers, cfg.seconds):
-        if isinstance(result, Refused):
-            fates.append(Fate(one.below, one.name, *result.args))
-        else:
-            rows[one.name] = {"name": one.name, "file_name": f"images/{one.label}/{one.name}.png",
-                              "label": one.label, **result}
-            runs.append_log(out / JOURNAL, **rows[one.name])
-    not_imported = fates
-    fates = sorted(fates + [Fate(one.below, one.name, "imported") for one in sources
-                            if one.name in rows])
-    rows = [{key: cell for key, cell in row.items() if key != "name"}
-            for _, row in sorted(rows.items())]
-    counts = Counter(fate.key for fate in not_imported)
+    for file, row in _convert_all(todo, out, how, cfg.workers, cfg.seconds):
+        files.append(file)
+        if row:
+            rows[file.name] = row
+            runs.append_log(out / JOURNAL, **row)
+    table = [{key: cell for key, cell in row.items() if key != "name"}
+             for _, row in sorted(rows.items())]
     names = out.with_name(out.name + ".names.csv")
-    runs.write_atomic(names, csv_text([_named(fate) for fate in fates]), private=True)
-    lines = sorted((tags.keyed(salt, "path", fate.below), *REASONS[fate.key])
-                   for fate in not_imported)
+    runs.write_atomic(names, csv_text([_named(file) for file in sorted(files)]), private=True)
+    left_out = [file for file in files if file.key != "imported"]
+    lines = sorted((tags.keyed(salt, "path", file.below), *REASONS[file.key]) for file in left_out)
     write_table(out / "not_imported.csv", [dict(zip(("source", "result", "reason"), line))
                                            for line in lines or [("", "", "")]])
-    if rows:
-        write_table(out / "metadata.csv", rows)
-    _write_facts(out, options, accepted, images=len(rows), not_imported=dict(counts.most_common()))
-    return _report(out, rows, counts, names, salt_file)
+    if table:
+        write_table(out / "metadata.csv", table)
+    counts = Counter(file.key for file in left_out)
+    runs.write_json(out / RECORD, facts | {"images": len(table),
+                                           "not_imported": dict(counts.most_common())})
+    _report(out, table, counts, names, salt_file)
+    if any(REASONS[key][0] != "ignored" for key in counts):
+        sys.exit(1)
 
 
-def sift(source: Path, salt: bytes, label: str,
-         label_from: tuple[str, ...]) -> tuple[list[Source], list[Fate]]:
+def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...]) -> list[File]:
     """Tell the files that may be images from the rest, each content once, before anything is
     decoded."""
-    found, fates = defaultdict(list), []
-
-    def below_source(path: str) -> str:
-        return os.path.relpath(path, source) if source.is_dir() else os.path.basename(path)
-
-    def failed(error: OSError) -> None:
-        fates.append(Fate(below_source(error.filename), "", "unreadable", str(error)))
-
-    for path in tqdm(walk(source, failed), "looking", unit=" files"):
-        below = below_source(path)
-        top = below.split(os.sep)[0] if os.sep in below else ""
+    base = source if source.is_dir() else source.parent
+    files, same, failed = [], defaultdict(list), []
+    for path in tqdm(walk(source, failed.append), "looking", unit=" files"):
+        below = os.path.relpath(path, base)
+        top = os.path.dirname(below).split(os.sep)[0]
         try:
             name = tags.keyed(salt, "file", _content(path))
             if label_from and top not in label_from:
                 raise Refused("label")
-            found[name].append(Source(path, below, name, label or top))
+            same[name].append(File(below, name, path=path, label=label or top))
         except Refused as refused:
-            fates.append(Fate(below, "", *refused.args))
-    chosen = []
-    for same in found.values():
-        if len({one.label for one in same}) > 1:
-            fates += [Fate(one.below, one.name, "conflict") for one in same]
-        else:
-            chosen.append(same[0])
-            fates += [Fate(one.below, one.name, "duplicate") for one in same[1:]]
-    return chosen, fates
+            files.append(File(below, "", *refused.args))
+    files += [File(os.path.relpath(error.filename, base), "", "unreadable", str(error))
+              for error in failed]
+    for first, *others in same.values():
+        conflict = any(other.label != first.label for other in others)
+        files.append(first._replace(key="conflict" if conflict else ""))
+        files += [other._replace(key="conflict" if conflict else "duplicate") for other in others]
+    return files
 
 
 def walk(source: Path, failed: Callable[[OSError], None]) -> Iterator[str]:
@@ -147,8 +137,7 @@ def walk(source: Path, failed: Callable[[OSError], None]) -> Iterator[str]:
     followed."""
     if not source.is_dir():
         yield str(source)
-        return
-    for folder, below, files in os.walk(source, onerror=failed, followlinks=False):
+    for folder, below, files in os.walk(source, onerror=failed):
         below.sort()
         links = [name for name in below if os.path.islink(os.path.join(folder, name))]
         yield from (os.path.join(folder, name) for name in sorted(files + links))
@@ -165,9 +154,10 @@ def _content(path: str) -> str:
         if os.path.basename(path).upper() == "DICOMDIR":
             raise Refused("dicomdir")
         with open(path, "rb") as file:
-            kind = reader.looks_like(file.read(512))
-        if kind != "dicom":
-            raise Refused(kind)
+            head = file.read(512)
+        if head[128:132] != b"DICM" and not head.startswith(BARE):
+            packed = head.startswith(PACKED) or head[257:262] == b"ustar"
+            raise Refused("archive" if packed else "foreign")
         if status.st_size > MAX_BYTES:
             raise Refused("huge")
         return runs.sha256(path)
@@ -175,27 +165,29 @@ def _content(path: str) -> str:
         raise Refused("unreadable", str(error)) from None
 
 
-def _convert_all(todo: list[Source], out: Path, how: reader.Options, workers: int,
-                 seconds: float) -> Iterator[tuple[Source, dict[str, str] | Refused]]:
-    guards = [Guard(seconds) for _ in range(max(1, min(workers, len(todo))))]
-    idle = SimpleQueue()
+def _convert_all(todo: list[File], out: Path, how: reader.Options, workers: int,
+                 seconds: float) -> Iterator[tuple[File, dict[str, str]]]:
+    """Each file with what became of it, and its row if it is imported."""
+    guards, idle = [Guard(seconds) for _ in range(workers)], SimpleQueue()
     for guard in guards:
         idle.put(guard)
 
-    def convert(one: Source) -> dict[str, str] | Refused:
+    def convert(file: File) -> tuple[File, dict[str, str]]:
         guard = idle.get()
         try:
-            image, row = guard.convert(one.path, how)
+            image, row = guard.convert(file.path, how)
         except Refused as refused:
-            return refused
+            return file._replace(key=refused.key, detail=refused.detail), {}
         finally:
             idle.put(guard)
-        runs.write_atomic(out / "images" / one.label / f"{one.name}.png", image, durable=False)
-        return row
+        name = f"images/{file.label}/{file.name}.png"
+        runs.write_atomic(out / name, image, durable=False)
+        return file._replace(key="imported"), {"name": file.name, "file_name": name,
+                                               "label": file.label, **row}
 
-    pool = ThreadPoolExecutor(len(guards))
+    pool = ThreadPoolExecutor(workers)
     try:
-        yield from zip(todo, tqdm(pool.map(convert, todo), "importing", len(todo), unit=" files"))
+        yield from tqdm(pool.map(convert, todo), "importing", len(todo), unit=" files")
     finally:
         pool.shutdown(cancel_futures=True)
         for guard in guards:
@@ -203,63 +195,52 @@ def _convert_all(todo: list[Source], out: Path, how: reader.Options, workers: in
 
 
 def _check(cfg: ImportConfig, source: Path, out: Path, salt: Path) -> None:
-    if not cfg.source or not cfg.out:
-        raise InputError("import needs a folder of DICOM files, and --out DATA")
-    if cfg.frame < 0 or cfg.workers < 1 or cfg.seconds <= 0:
-        raise InputError(f"--frame {cfg.frame} --workers {cfg.workers} --seconds {cfg.seconds}: "
-                         "allowed are 0 or more, 1 or more, more than 0")
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
-    if bool(cfg.label) == bool(cfg.label_from):
-        raise InputError("import needs --label NAME for all images, or --label-from FOLDER FOLDER "
-                         "… of the source")
-    for name in (cfg.label, *cfg.label_from):
-        if name and not LABEL.fullmatch(name):
-            raise InputError(f"label {name!r}: allowed are letters, digits, space and .+-_, to 64, "
-                             "a letter or digit first")
-    if set(cfg.accept_burned_in) - {"absent", "yes"}:
-        raise InputError(f"--accept-burned-in {' '.join(cfg.accept_burned_in)}: allowed are absent "
-                         "and yes")
-    if runs.nested(source, out):
-        raise InputError(f"--out {out} and the source {source} lie within each other")
-    if out.resolve() in salt.resolve().parents:
-        raise InputError(f"--salt {salt} lies in --out {out}: whoever gets the images could find "
-                         "out the patients")
+    odd = [name for name in (cfg.label, *cfg.label_from) if name and not LABEL.fullmatch(name)]
+    for fault, text in (
+        (not cfg.source or not cfg.out, "import needs a folder of DICOM files, and --out DATA"),
+        (cfg.frame < 0 or cfg.workers < 1 or cfg.seconds <= 0,
+         f"--frame {cfg.frame} --workers {cfg.workers} --seconds {cfg.seconds}: allowed are 0 or "
+         "more, 1 or more, more than 0"),
+        (not source.exists(), f"{source}: no such file or folder"),
+        (bool(cfg.label) == bool(cfg.label_from), "import needs --label NAME for all images, or "
+         "--label-from FOLDER FOLDER … of the source"),
+        (odd, f"label {', '.join(map(repr, odd))}: allowed are letters, digits, space and "
+         ".+-_, to 64, a letter or digit first"),
+        (set(cfg.accept_burned_in) - {"absent", "yes"},
+         f"--accept-burned-in {' '.join(cfg.accept_burned_in)}: allowed are absent and yes"),
+        (runs.nested(source, out), f"--out {out} and the source {source} lie within each other"),
+        (out.resolve() in salt.resolve().parents, f"--salt {salt} lies in --out {out}: whoever "
+         "gets the images could find out the patients"),
+    ):
+        if fault:
+            raise InputError(text)
 
 
-def _claim(out: Path, options: dict, accept: tuple[str, ...]) -> list[str]:
-    """Make the folder, or re-open one of the same settings; what was accepted in it so far."""
-    before = {}
-    if (out / "import.json").is_file():
-        before = runs.read_json(out / "import.json")
-        changed = [key for key in options if before.get("options", {}).get(key) != options[key]]
-        if "salt" in changed:  # then the keyed source differs, too, and says nothing
-            changed = ["salt"]
-        if changed:
-            raise InputError(f"{out} was imported with another {', '.join(changed)}; give another "
-                             "--out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is no import; give another --out, nothing there is "
-                         "overwritten")
-    accepted = sorted({*accept, *before.get("accepted_burned_in", [])})
-    _write_facts(out, options, accepted)
-    return accepted
+def _claim(out: Path, accept: tuple[str, ...], options: dict) -> dict:
+    """Make the folder, or re-open one of the same settings; what is written down of it."""
+    claim_out(out, RECORD, "import")
+    before = runs.read_json(out / RECORD) if (out / RECORD).is_file() else {"options": options}
+    changed = [key for key in options if before["options"].get(key) != options[key]]
+    if changed:
+        # with another salt the keyed source differs, too, and says nothing
+        named = "salt" if "salt" in changed else ", ".join(changed)
+        raise InputError(f"{out} was imported with another {named}; give another --out")
+    facts = {"minidiff": minidiff.__version__, "options": options,
+             "accepted_burned_in": sorted({*accept, *before.get("accepted_burned_in", [])})}
+    runs.write_json(out / RECORD, facts)
+    return facts
 
 
-def _write_facts(out: Path, options: dict, accepted: list[str], **facts) -> None:
-    runs.write_json(out / "import.json", {"minidiff": minidiff.__version__, "options": options,
-                                          "accepted_burned_in": accepted, **facts})
-
-
-def _named(fate: Fate) -> dict[str, str]:
+def _named(file: File) -> dict[str, str]:
     below, detail = (re.sub(r"[^\S ]+", " ", cell.encode("utf-8", "backslashreplace").decode())
-                     for cell in (fate.below, fate.detail))
-    result, reason = REASONS.get(fate.key, ("imported", ""))
-    return {"source": below, "image": fate.name, "result": result, "reason": reason,
+                     for cell in (file.below, file.detail))
+    result, reason = REASONS.get(file.key, ("imported", ""))
+    return {"source": below, "image": file.name, "result": result, "reason": reason,
             "detail": detail}
 
 
-def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path, salt: Path) -> int:
+def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path,
+            salt: Path) -> None:
     if counts:
         lines = [f"  {n} {': '.join(REASONS[key])}" for key, n in counts.most_common()]
         print(f"not imported, file by file in {names}:", *lines, sep="\n", file=sys.stderr)
@@ -273,4 +254,3 @@ def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path,
     if patients == 1 < len(rows):
         print("all images have the same PatientID or study: is it a placeholder? Splits by patient "
               "cannot be made", file=sys.stderr)
-    return int(any(REASONS[key][0] != "ignored" for key in counts))

@@ -11,7 +11,9 @@ import multiprocessing
 import os
 import signal
 import warnings
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from minidiff.data.dicom import Refused, need_pydicom, reader
 
@@ -62,11 +64,9 @@ class Guard:
         self.process = context.Process(target=_serve, args=(theirs, self.gigabytes), daemon=True)
         self.process.start()
         theirs.close()
-        try:
+        with suppress(EOFError):  # it died
             if self.pipe.poll(START) and self.pipe.recv_bytes() == READY:
                 return
-        except EOFError:
-            pass
         self.stop()
         raise RuntimeError(f"the decoding process did not start, or not within {START} s")
 
@@ -76,7 +76,14 @@ def _serve(pipe: Connection, gigabytes: float) -> None:
     warnings.simplefilter("ignore")               # pydicom quotes values in its warnings
     logging.disable(logging.CRITICAL)
     need_pydicom()
-    _limit_memory(gigabytes)
+    # not Linux: the limits on size and time stand alone
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * os.sysconf("SC_PAGE_SIZE") + int(gigabytes * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the image
     pipe.send_bytes(READY)
     while True:
         try:
@@ -90,15 +97,3 @@ def _serve(pipe: Connection, gigabytes: float) -> None:
             image, answer = b"", {"refused": [refused.key, refused.detail]}
         pipe.send_bytes(json.dumps(answer).encode())
         pipe.send_bytes(image)
-
-
-def _limit_memory(gigabytes: float) -> None:
-    try:
-        import resource
-
-        with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (now + int(gigabytes * 2**30),) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the image
-    except (ImportError, OSError, ValueError):
-        pass  # not Linux: the limits on size and time stand alone

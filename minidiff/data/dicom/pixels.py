@@ -8,18 +8,11 @@ the least and the greatest that occur, and the pixels are looked up: exact, and 
 image. Padding becomes black.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 from scipy.special import expit
 
-from minidiff.data.dicom import MAX_FRAMES, Refused
+from minidiff.data.dicom import MAX_FRAMES, Dataset, Refused
 from minidiff.data.images import MAX_PIXELS, MAX_SIDE
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800)}  # centre, width in HU
 PERCENTILES = (0.5, 99.5)  # become black and white where no window is given
@@ -34,7 +27,6 @@ NEEDED = (  # the elements, besides the pixels, that this module reads
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
 )
-WINDOWS = ("auto", "file", "percentile", *PRESETS)
 
 
 def grey(ds: Dataset, *, frame: int = 0, window: str = "auto", bits: int = 8) -> np.ndarray:
@@ -72,8 +64,8 @@ def modality(ds: Dataset, values: np.ndarray) -> tuple[np.ndarray, tuple[float, 
     bits = number(ds, "BitsStored")
     stored = np.array([0, 2**bits - 1]) - (2 ** (bits - 1) if ds.PixelRepresentation else 0)
     if ds.get("ModalityLUTSequence"):
-        first, entries, top = _lut(ds, ds.ModalityLUTSequence[0], signed=stored[0] < 0)
-        return entries[np.clip(values - first, 0, len(entries) - 1)], (0, top)
+        found, top = _look_up(ds, ds.ModalityLUTSequence[0], values, signed=stored[0] < 0)
+        return found, (0, top)
     if ds.get("RescaleSlope") is not None and ds.get("RescaleIntercept") is not None:
         slope, intercept = float(ds.RescaleSlope), float(ds.RescaleIntercept)
         if slope == 0 or not np.isfinite((slope, intercept)).all():
@@ -85,20 +77,19 @@ def modality(ds: Dataset, values: np.ndarray) -> tuple[np.ndarray, tuple[float, 
 def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np.ndarray,
         window: str) -> np.ndarray:
     """Physical values → 0…1; `counts` says how often each occurs."""
-    assert window in WINDOWS, window
     kind = text(ds, "Modality")
-    hounsfield = kind == "CT" and text(ds, "RescaleType") in ("", "HU") and ds.get(
-        "RescaleIntercept") is not None
-    scout = "LOCALIZER" in str(ds.get("ImageType"))  # its values are no Hounsfield units
-    if (window in PRESETS and (not hounsfield or scout)) or (window == "auto" and kind == "CT"):
+    hounsfield = (kind == "CT" and text(ds, "RescaleType") in ("", "HU")
+                  and ds.get("RescaleIntercept") is not None
+                  and "LOCALIZER" not in str(ds.get("ImageType")))  # a scout has other units
+    if (window in PRESETS and not hounsfield) or (window == "auto" and kind == "CT"):
         raise Refused("window", f"window {window}, Modality {kind}")
     if window in PRESETS:
         return windowed(physical, *PRESETS[window])
     if window == "file" or (window == "auto" and kind != "MR"):
         if ds.get("VOILUTSequence"):
-            first, entries, top = _lut(ds, ds.VOILUTSequence[0], signed=span[0] < 0)
-            places = np.clip(np.rint(physical).astype(np.int64) - first, 0, len(entries) - 1)
-            return np.minimum(entries[places] / top, 1)
+            found, top = _look_up(ds, ds.VOILUTSequence[0], np.rint(physical).astype(np.int64),
+                                  signed=span[0] < 0)
+            return np.minimum(found / top, 1)
         centre, width = _first(ds, "WindowCenter"), _first(ds, "WindowWidth")
         if centre is not None and width is not None:
             return windowed(physical, centre, width, text(ds, "VOILUTFunction") or "LINEAR")
@@ -108,32 +99,22 @@ def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np
             return (physical - span[0]) / (span[1] - span[0])
     if not counts.any():
         raise Refused("window", "nothing but padding")
-    low, high = percentiles(physical, counts, PERCENTILES)
+    low, high = np.percentile(np.repeat(physical, counts), PERCENTILES, method="inverted_cdf")
     return np.clip((physical - low) / max(high - low, np.finfo(float).tiny), 0, 1)
 
 
 def windowed(x: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
     """A VOI LUT Function (PS3.3 C.11.2.1.2, C.11.2.1.3): 0…1. LINEAR ends half a value within its
     bounds."""
-    if not np.isfinite((centre, width)).all() or width <= 0 or (function == "LINEAR" and width < 1):
+    shapes = {"LINEAR": lambda: np.clip((x - (centre - 0.5)) / (width - 1) + 0.5, 0, 1),
+              "LINEAR_EXACT": lambda: np.clip((x - centre) / width + 0.5, 0, 1),
+              "SIGMOID": lambda: expit(4 * (x - centre) / width)}
+    least = 1 if function == "LINEAR" else np.finfo(float).tiny
+    if function not in shapes or not np.isfinite((centre, width)).all() or width < least:
         raise Refused("damaged", f"window centre {centre}, width {width}, {function}")
-    if function == "LINEAR" and width == 1:
+    if (function, width) == ("LINEAR", 1):
         return (x > centre - 0.5).astype(np.float64)
-    if function == "LINEAR":
-        return np.clip((x - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-    if function == "LINEAR_EXACT":
-        return np.clip((x - centre) / width + 0.5, 0, 1)
-    if function == "SIGMOID":
-        return expit(4 * (x - centre) / width)
-    raise Refused("damaged", f"VOI LUT Function {function}")
-
-
-def percentiles(values: np.ndarray, counts: np.ndarray, wanted: tuple[float, ...]) -> list[float]:
-    """The least value that so many per cent of all do not exceed (numpy's "inverted_cdf")."""
-    values, counts = values[counts > 0], counts[counts > 0]
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(counts[order])
-    return [float(values[order][np.searchsorted(reached, p / 100 * reached[-1])]) for p in wanted]
+    return shapes[function]()
 
 
 # --- reading elements
@@ -156,15 +137,13 @@ def number(ds: Dataset, name: str, default: int | None = None) -> int:
 
 def _first(ds: Dataset, name: str) -> float | None:
     """A number, or the first of several; None where there is none."""
-    value = ds.get(name)
-    if value is not None and not isinstance(value, (str, float, int)) and len(value):
-        value = value[0]
-    return None if value is None or value == "" or not np.isscalar(value) else float(value)
+    value = next(iter(np.ravel(ds.get(name)).tolist()), None)
+    return None if value in (None, "") else float(value)
 
 
-def _lut(ds: Dataset, item: Dataset, signed: bool) -> tuple[int, np.ndarray, int]:
-    """First input value mapped, entries as float64, and the greatest value an entry can have (PS3.3
-    C.11.1.1)."""
+def _look_up(ds: Dataset, item: Dataset, values: np.ndarray, *,
+             signed: bool) -> tuple[np.ndarray, int]:
+    """Values through a LUT (PS3.3 C.11.1.1), float64, and the greatest that it can give."""
     n, first, bits = (int(v) & 0xFFFF for v in item.LUTDescriptor)  # read as US or as SS
     n, first = n or 2**16, first - 2**16 if signed and first >= 2**15 else first
     data = item["LUTData"].value
@@ -176,18 +155,16 @@ def _lut(ds: Dataset, item: Dataset, signed: bool) -> tuple[int, np.ndarray, int
     if not 8 <= bits <= 16 or len(entries) < n:
         raise Refused("damaged",
                       f"LUT of {n} entries of {bits} bits, with {len(entries)} in the file")
-    return first, entries.astype(np.float64), 2**bits - 1
+    return entries[np.clip(values - first, 0, n - 1)].astype(np.float64), 2**bits - 1
 
 
 def _padding(ds: Dataset, values: np.ndarray) -> np.ndarray:
     """Which values stand for no image (PS3.3 C.7.5.1.1.2): one, or those from it to the limit."""
-    if not isinstance(ds.get("PixelPaddingValue"), int):
+    value, limit = ds.get("PixelPaddingValue"), ds.get("PixelPaddingRangeLimit")
+    if not isinstance(value, int):
         return np.zeros(len(values), bool)
-    limit = ds.get("PixelPaddingRangeLimit")
-    ends = np.array([ds.PixelPaddingValue,
-                     limit if isinstance(limit, int) else ds.PixelPaddingValue]) & 0xFFFF
-    if ds.PixelRepresentation:
-        ends = np.where(ends >= 2**15, ends - 2**16, ends)
+    ends = np.array([value, limit if isinstance(limit, int) else value])  # read as US or as SS
+    ends = ends.astype(np.int16 if ds.PixelRepresentation else np.uint16)
     return (values >= ends.min()) & (values <= ends.max())
 
 
@@ -195,10 +172,9 @@ def _take_frame_groups(ds: Dataset, frame: int) -> None:
     """Copy rescale and window of one frame of an enhanced image out of its functional groups."""
     groups = list(ds.get("SharedFunctionalGroupsSequence") or [])[:1]
     groups += list(ds.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
-    for group in groups:
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            for item in list(group.get(name) or [])[:1]:
-                ds.update({element.tag: element for element in item})
+    names = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+    for item in (group.get(name)[0] for group in groups for name in names if group.get(name)):
+        ds.update({element.tag: element for element in item})
 
 
 # --- pixels
@@ -207,33 +183,30 @@ def _take_frame_groups(ds: Dataset, frame: int) -> None:
 def _check(ds: Dataset, frame: int) -> int:
     """Judge the header before a pixel is decoded; the frame counted from 0."""
     rows, columns = number(ds, "Rows"), number(ds, "Columns")
-    frames = number(ds, "NumberOfFrames", 1) or 1
-    if rows * columns > MAX_PIXELS or max(rows, columns) > MAX_SIDE or min(rows, columns) < 1:
-        raise Refused("size", f"{columns} x {rows}")
-    if not 1 <= frames <= MAX_FRAMES or (frames > 1 and not 1 <= frame <= frames):
-        raise Refused("frames", f"{frames} frames" + (f", --frame {frame}" if frame else ""))
+    frames, kind = number(ds, "NumberOfFrames", 1) or 1, text(ds, "PhotometricInterpretation")
     allocated, stored = number(ds, "BitsAllocated"), number(ds, "BitsStored")
     samples, high = number(ds, "SamplesPerPixel", 1), number(ds, "HighBit")
-    kind = text(ds, "PhotometricInterpretation")
-    if kind == "PALETTE COLOR":
-        raise Refused("colour", kind)
+    sign, allowed = number(ds, "PixelRepresentation"), (8, 16) if samples == 1 else (8,)
     expected = 1 if kind in ("MONOCHROME1", "MONOCHROME2") else 3
-    if number(ds, "PixelRepresentation") not in (0, 1) or samples != expected:
-        raise Refused("damaged", f"PixelRepresentation {ds.PixelRepresentation}; {samples} samples "
-                      f"a pixel, {kind!r}")
-    allowed = (8, 16) if samples == 1 else (8,)
-    if allocated not in allowed or not 8 <= stored <= allocated or high != stored - 1:
-        raise Refused("bits", f"{allocated} allocated, {stored} stored, highest {high}, {samples} "
-                      "samples a pixel")
-    if (kind, text(ds, "PresentationLUTShape")) == ("MONOCHROME2", "INVERSE"):
+    for key, wrong, detail in (
+        ("size", rows * columns > MAX_PIXELS or max(rows, columns) > MAX_SIDE
+         or min(rows, columns) < 1, f"{columns} x {rows}"),
+        ("frames", not 1 <= frames <= MAX_FRAMES or (frames > 1 and not 1 <= frame <= frames),
+         f"{frames} frames" + (f", --frame {frame}" if frame else "")),
+        ("colour", kind == "PALETTE COLOR", kind),
+        ("damaged", sign not in (0, 1) or samples != expected,
+         f"PixelRepresentation {sign}; {samples} samples a pixel, {kind!r}"),
+        ("bits", allocated not in allowed or not 8 <= stored <= allocated or high != stored - 1,
+         f"{allocated} allocated, {stored} stored, highest {high}, {samples} samples a pixel"),
         # with MONOCHROME1 it says the same thing a second time (PS3.3 C.8.11.3)
-        raise Refused("sense")
+        ("sense", (kind, text(ds, "PresentationLUTShape")) == ("MONOCHROME2", "INVERSE"), ""),
+    ):
+        if wrong:
+            raise Refused(key, detail)
     for name in SPACINGS:
-        sides = ds.get(name)
-        if sides is not None and not isinstance(sides, str) and len(sides) == 2:
-            down, across = map(float, sides)
-            if abs(down - across) > 0.01 * abs(across):
-                raise Refused("stretched", f"{name} {down:g} x {across:g}")
+        sides = np.ravel(ds.get(name))
+        if len(sides) == 2 and abs(float(sides[0]) - float(sides[1])) > 0.01 * abs(sides[1]):
+            raise Refused("stretched", f"{name} {sides[0]:g} x {sides[1]:g}")
     return max(frame, 1) - 1 if frames > 1 else 0
 
 

@@ -1,24 +1,16 @@
 """One untrusted DICOM file → a PNG and its row, or the reason why not. Runs behind `guard`."""
 
-from __future__ import annotations
-
 import io
-import os
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from minidiff.data import images
-from minidiff.data.dicom import MAX_BYTES, Refused, pixels, tags
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
+from minidiff.data.dicom import MAX_BYTES, Dataset, Refused, pixels, tags
 
 IMAGE = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 DEFLATED = "1.2.840.10008.1.2.1.99"
 SYNTHETIC = "SYNTHETIC"  # third value of ImageType in what `writer` makes
-BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without "DICM"
-PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!",
-          b"\x28\xb5\x2f\xfd")  # archives
 
 
 class Options(NamedTuple):
@@ -34,11 +26,7 @@ class Options(NamedTuple):
 def convert(path: str, options: Options) -> tuple[bytes, dict[str, str]]:
     """A PNG without metadata, and the facts of `tags`. Raises Refused, whatever is wrong."""
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise Refused("huge")
-            data = file.read()
-        ds = load(data)
+        ds = load(Path(path).read_bytes())
         stated = pixels.text(ds, "BurnedInAnnotation").upper()
         burned = {"NO": "no", "YES": "yes"}.get(stated, "absent")
         if burned not in ("no", *options.accept):
@@ -82,15 +70,6 @@ def load(data: bytes) -> Dataset:
     return ds
 
 
-def looks_like(head: bytes) -> str:
-    """The first 512 bytes → "dicom", "archive", or "foreign"."""
-    if head[128:132] == b"DICM":
-        return "dicom"
-    if head.startswith(PACKED) or head[257:262] == b"ustar":
-        return "archive"
-    return "dicom" if head.startswith(BARE) else "foreign"
-
-
 def _check_deflated(data: bytes) -> None:
     """Refuse a deflated file that unpacks to more than MAX_BYTES: pydicom has no limit."""
     from pydicom.filereader import read_dataset, read_preamble
@@ -101,7 +80,5 @@ def _check_deflated(data: bytes) -> None:
     if meta.get("TransferSyntaxUID") == DEFLATED:
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         unpacker.decompress(data[file.tell() :], MAX_BYTES)
-        if unpacker.unconsumed_tail:
-            raise Refused("huge", "deflated")
-        if not unpacker.eof:
-            raise Refused("damaged", "a deflated file that is cut short")
+        if not unpacker.eof:  # there is more to come, or it was cut off
+            raise Refused("huge" if unpacker.unconsumed_tail else "damaged", "deflated")

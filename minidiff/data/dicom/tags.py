@@ -12,8 +12,6 @@ A value outside its set is unknown (""), since a free text may hold anything. (D
 lists elements to remove; a list of what may stay cannot forget one.)
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import os
@@ -23,14 +21,10 @@ import stat
 import sys
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from minidiff.data.dicom import Refused
+from minidiff.data.dicom import Dataset, Refused
 from minidiff.data.dicom.pixels import text
 from minidiff.errors import InputError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 OLDEST = 90  # years; higher ages are few enough to name a person (45 CFR 164.514(b)(2)(i)(C))
 SEXES = ("F", "M", "O")
@@ -49,10 +43,9 @@ def facts(ds: Dataset, salt: bytes) -> dict[str, str]:
     kind = text(ds, "Modality")
     if kind not in ("", *MODALITIES):
         raise Refused("modality", kind)
-    known = ""
-    for mark, what, name in (("p", "patient", "PatientID"), ("s", "study", "StudyInstanceUID")):
-        if not known and text(ds, name):
-            known = mark + keyed(salt, what, text(ds, name))
+    patient, study = text(ds, "PatientID"), text(ds, "StudyInstanceUID")
+    known = "s" + keyed(salt, "study", study) if study else ""
+    known = "p" + keyed(salt, "patient", patient) if patient else known
     sex, view = text(ds, "PatientSex").upper(), text(ds, "ViewPosition").upper()
     return {"patient": known, "sex": sex if sex in SEXES else "", "age": age(ds),
             "view": view if view in VIEWS else "", "modality": kind}
@@ -87,11 +80,11 @@ def read_salt(path: Path) -> bytes:
     except FileExistsError:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             print(f"{path}: others may read the salt; chmod 600 it", file=sys.stderr)
-    words = path.read_text(errors="replace").split()
-    if len(words) != 1 or not re.fullmatch(r"[0-9a-f]{64}", words[0]):
+    salt = path.read_text(errors="replace").strip()
+    if not re.fullmatch(r"[0-9a-f]{64}", salt):
         raise InputError(f"{path}: no salt, which is one line of 64 hexadecimal digits; a new file "
                          "is made where none is")
-    return bytes.fromhex(words[0])
+    return bytes.fromhex(salt)
 
 
 def _day(digits: str) -> date | None:
@@ -99,4 +92,4 @@ def _day(digits: str) -> date | None:
         day = datetime.strptime(digits, "%Y%m%d").date()
     except ValueError:
         return None
-    return day if day.year > 1850 and re.fullmatch(r"\d{8}", digits) else None
+    return day if day.year > 1850 and len(digits) == 8 else None

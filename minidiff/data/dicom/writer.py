@@ -6,14 +6,13 @@ image. Its UIDs are derived from its content (2.25., PS3.5 B.2): they belong to 
 command makes the same files.
 """
 
-from __future__ import annotations
-
 import io
+import itertools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -22,14 +21,11 @@ from tqdm import tqdm
 import minidiff
 from minidiff import runs
 from minidiff.data import images
-from minidiff.data.dicom import need_pydicom
+from minidiff.data.dicom import Dataset, claim_out, need_pydicom
 from minidiff.data.dicom.reader import SYNTHETIC
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
-from minidiff.variables import RESERVED
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
+from minidiff.variables import RESERVED, to_number
 
 NOTICE = "SYNTHETIC - NOT A PATIENT"
 LINES = (NOTICE, "SYNTHETIC -\nNOT A PATIENT", "SYNTHETIC\nNOT A\nPATIENT")  # the first that fits
@@ -67,10 +63,7 @@ def export_samples(cfg: ExportConfig) -> None:
     if changed or not model:
         raise InputError(f"{samples}: {len(changed)} of {len(rows)} images differ from the "
                          f"manifest, or it names no model: {', '.join(changed[:3])}")
-    ours = (out / "export.csv").is_file()
-    if out.exists() and not ours and (out.is_file() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is no export; give another --out, nothing there is "
-                         "overwritten")
+    claim_out(out, "export.csv", "export")
     index = [{"file_name": Path(row["file_name"]).with_suffix(".dcm").as_posix(),
               "label": row["label"], "source": row["file_name"], "seed": row.get("seed", ""),
               "burned_in": cfg.burn_in} for row in rows]
@@ -94,8 +87,8 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
     from pydicom.dataset import Dataset, FileMetaDataset
 
     channels, height, width = pixels.shape
-    conditions = {name: cell for name, cell in row.items()
-                  if name not in (*OTHER, "file", "where") and cell}
+    conditions = "; ".join(f"{name}={cell}" for name, cell in row.items()
+                           if name not in (*OTHER, "file", "where") and cell)
     recipe = "; ".join(f"{name} {row[name]}" for name in ("seed", *RECIPE) if row.get(name))
     start = "from a real image, changed" if row.get("origin") else "from noise"
     data = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
@@ -105,8 +98,7 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
         "ImageType": ["DERIVED", "SECONDARY", SYNTHETIC],
         "DerivationDescription": f"{NOTICE}. Drawn {start}, by a diffusion model, sha256 {model}; "
                                  f"{recipe}; minidiff {minidiff.__version__}"[:1024],
-        "ImageComments": (f"{NOTICE}. Conditions: "
-                          + "; ".join(f"{n}={c}" for n, c in conditions.items()))[:10240],
+        "ImageComments": f"{NOTICE}. Conditions: {conditions}"[:10240],
         "ContentQualification": "RESEARCH",
         "BurnedInAnnotation": "YES" if burned_in else "NO",
         "LossyImageCompression": "00",
@@ -142,8 +134,7 @@ def _identity(row: Mapping[str, str], key: str) -> dict[str, str | None]:
     """
     image, series, study = (uuid.uuid5(SPACE, f"{level} {key}")
                             for level in ("image", "series", "study"))
-    age = row.get("age", "")
-    known = age.replace(".", "", 1).isdigit() and 0 <= float(age) < 1000
+    age = to_number(row.get("age", ""))
     unknown = ("PatientBirthDate", "StudyDate", "StudyTime", "ReferringPhysicianName",
                "AccessionNumber", "PatientOrientation", "Laterality")
     return {
@@ -151,7 +142,7 @@ def _identity(row: Mapping[str, str], key: str) -> dict[str, str | None]:
         "StudyInstanceUID": f"2.25.{study.int}",
         "PatientName": "SYNTHETIC^NOT A PATIENT", "PatientID": f"{SYNTHETIC}-{study.hex[:16]}",
         "PatientSex": row["sex"] if row.get("sex") in ("F", "M", "O") else "",
-        **({"PatientAge": f"{int(float(age)):03d}Y"} if known else {}),
+        **({"PatientAge": f"{int(age):03d}Y"} if 0 <= age < 1000 else {}),
         **dict.fromkeys(unknown),
         "StudyID": "1", "SeriesNumber": "1", "InstanceNumber": "1",
         "Modality": "OT", "ConversionType": "SYN",  # other; synthetic image
@@ -165,8 +156,7 @@ def burn(pixels: np.ndarray) -> np.ndarray:
     channels, height, width = pixels.shape
     sheet = Image.fromarray(np.zeros((height, width), np.uint8))
     draw = ImageDraw.Draw(sheet)
-    for size, words in ((size, words) for size in (max(10, min(height, width) // 32), 10, 8)
-                        for words in LINES):
+    for size, words in itertools.product((max(10, min(height, width) // 32), 10, 8), LINES):
         font = ImageFont.load_default(size)
         left, top, right, bottom = draw.multiline_textbbox((0, 0), words, font, spacing=1)
         if right - left + 4 <= width and bottom - top + 4 <= height // 2:

@@ -17,6 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import minidiff.threads  # noqa: F401  before torch: sets how its threads wait
+
+import torch
+from torch import Tensor
+
 from minidiff import config, runs
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels
@@ -24,9 +29,10 @@ from minidiff.data.table import read_table
 from minidiff.diffusion import store
 from minidiff.diffusion.public import export as exports
 from minidiff.diffusion.public.fetch import FetchConfig, fetch
-from minidiff.diffusion.public.latents import report
 from minidiff.diffusion.public.load import load_sd, read_vae
+from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
+from minidiff.pixels import to_float, to_uint8
 from minidiff.sampling.plan import read_csv
 
 
@@ -45,8 +51,8 @@ def show(cfg: ShowConfig) -> None:
     """Read a public model and print its load certificate."""
     certificate = load_sd(_named(cfg.file), vae=cfg.vae or None, prediction=cfg.prediction or None,
                           ema=cfg.ema, null_context=cfg.null_context).certificate
-    facts = certificate.json()
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if cfg.json else certificate.text())
+    print(json.dumps(certificate.json(), indent=2, ensure_ascii=False) if cfg.json
+          else certificate.text())
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,13 @@ def latents(cfg: LatentsConfig) -> None:
     if not cfg.data or cfg.size % 8 or cfg.size < 32 or cfg.n < 1:
         raise InputError("latents needs --data DIR, a --size that is a multiple of 8, 32 or more, "
                          "and --n of 1 or more")
-    vae = read_vae(_named(cfg.file)).vae
+    vae, out = read_vae(_named(cfg.file)).vae, Path(cfg.out)
     table = read_table(cfg.data, split=False)
-    step = max(1, len(table) // cfg.n)
-    chosen = replace(table, rows=list(table.rows)[::step][: cfg.n])
-    facts, shown = report(vae, load_pixels(chosen, cfg.size)[1])
-    out = Path(cfg.out)
-    images.write(out / "reconstructions.png", images.grid(shown, columns=len(shown) // 2))
+    rows = table.rows[::max(1, len(table) // cfg.n)][:cfg.n]
+    pixels = load_pixels(replace(table, rows=rows), cfg.size)[1]
+    facts, again = latent_facts(vae, pixels)
+    pairs = torch.cat([pixels[:8], again[:8]])
+    images.write(out / "reconstructions.png", images.grid(pairs, columns=len(pairs) // 2))
     runs.write_json(out / "latents.json", {"file": cfg.file, "data": list(cfg.data), **facts})
     print(f"latents of {facts['images']} images, unscaled, per channel:\n" + "\n".join(
         f"  {c}  mean {m:+.3f}  std {s:.3f}  of its variance the encoder's noise {100 * k:.1f} "
@@ -101,6 +107,33 @@ def latents(cfg: LatentsConfig) -> None:
           f"{facts['std_scaled']:.3f}\nreconstruction: PSNR {facts['psnr_mean']:.2f} dB (worst "
           f"{facts['psnr_min']:.2f}), mean |error| {255 * facts['mean_absolute_error']:.2f} of "
           f"255, chroma {facts['chroma']:.2f}\n{out}: latents.json, reconstructions.png")
+
+
+@torch.no_grad()
+def latent_facts(vae: VAE, pixels: Tensor) -> tuple[dict, Tensor]:
+    """uint8 (N, 3, H, W) → numbers, and the reconstructions, uint8 (N, 3, H, W).
+
+    Per channel of the unscaled latents: the mean, the std between latents (of means and noise
+    together), and the share of its variance that is the encoder's own noise. 1/std of all should be
+    near the scale of the weights.
+    """
+    moments = [vae.encode(to_float(part)) for part in pixels.split(4)]
+    again = torch.cat([to_uint8(vae.decode(m.mean)) for m in moments])
+    mean = torch.cat([m.mean / vae.scale for m in moments]).double()
+    noise = torch.cat([m.std / vae.scale for m in moments]).double().square().mean((0, 2, 3))
+    total = mean.var((0, 2, 3), unbiased=False) + noise
+    whole = (mean.var(unbiased=False) + noise.mean()).sqrt()
+    error = (again.double() - pixels.double()) / 255
+    psnr = -10 * error.square().mean((1, 2, 3)).clamp(min=1e-10).log10()
+    return {
+        "images": len(pixels), "size": list(pixels.shape[-2:]), "scale": round(vae.scale.item(), 6),
+        "scale_of_these_images": (1 / whole).item(),
+        "std_scaled": (whole * vae.scale.item()).item(), "mean": mean.mean((0, 2, 3)).tolist(),
+        "std": total.sqrt().tolist(), "noise_share": (noise / total).tolist(),
+        "mean_absolute_error": error.abs().mean().item(), "psnr_mean": psnr.mean().item(),
+        "psnr_min": psnr.min().item(),
+        "chroma": (again.amax(1) - again.amin(1)).double().mean().item(),
+    }, again
 
 
 def _named(file: str) -> Path:

@@ -24,33 +24,25 @@ from minidiff import runs
 from minidiff import variables as var
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.generate import Pipeline
-from minidiff.diffusion.public import keys
+from minidiff.diffusion.public import folder, keys
 from minidiff.diffusion.public.ldm import SCALE
 from minidiff.diffusion.schedule import Schedule
-from minidiff.diffusion.unet import UNet
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
-
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 def export(pipeline: Pipeline, to: str, out: Path, rows: Sequence[dict[str, str]] = ()) -> None:
     """Write the folder `out`, which must not exist yet or be empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already; give another --out, nothing there is overwritten")
-    unet, denoiser = pipeline.denoiser.net.unet, pipeline.denoiser
     contexts, described = finished_contexts(pipeline.conditioner, rows)
-    out.mkdir(parents=True, exist_ok=True)
     write_tensors(out / "contexts.safetensors", contexts,
                   {"rows": json.dumps(described, ensure_ascii=False)})
     write_tensors(out / "conditioner.safetensors", pipeline.conditioner.state_dict())
     runs.write_json(out / "conditioner.json",
                     {"variables": var.to_json(pipeline.conditioner.variables)})
-    if to == "ldm":
-        write_ldm(out / "model.safetensors", unet, pipeline.vae, denoiser.schedule,
-                  denoiser.prediction)
-    else:
-        write_folder(out, unet, pipeline.vae, denoiser.schedule, denoiser.prediction, pipeline.size)
+    write = write_ldm if to == "ldm" else write_folder
+    write(out, pipeline)
 
 
 @torch.no_grad()
@@ -63,8 +55,8 @@ def finished_contexts(conditioner: Conditioner,
     """
     variables = conditioner.variables
     wanted: dict[str, tuple[dict, var.Labels]] = {"null": ({}, conditioner.null(1))}
-    for v in (v for v in variables if not isinstance(v, var.Number)):
-        for value in (*v.values, var.NONE) if isinstance(v, var.Findings) else v.values:
+    for v in variables:
+        for value in v.values if v.exclusive else (*v.values, var.NONE):
             cells = {v.name: value}
             wanted[f"{v.name}={value}"] = cells, conditioner.null(1) | var.encode([v], [cells])
     for k, row in enumerate(rows):
@@ -75,22 +67,19 @@ def finished_contexts(conditioner: Conditioner,
     return contexts, {name: cells for name, (cells, _) in wanted.items()}
 
 
-def write_ldm(path: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str) -> None:
+def write_ldm(out: Path, pipeline: Pipeline) -> None:
     """One LDM file. Tools take 0.18215 as the latent scale: another is folded into the VAE."""
-    tensors = {keys.UNET + ldm: unet.state_dict()[ours]
-               for ours, ldm in keys.unet_to_ldm(unet.state_dict()).items()}
-    scaled = folded(vae)
+    unet, schedule = pipeline.denoiser.net.unet, pipeline.denoiser.schedule
+    state, scaled = unet.state_dict(), folded(pipeline.vae)
+    tensors = {keys.UNET + ldm: state[ours] for ours, ldm in keys.unet_to_ldm(state).items()}
     for ours, ldm in keys.vae_to_ldm(scaled).items():
         convolution = ".attentions.0." in ours and scaled[ours].ndim == 2
         tensors[keys.VAE + ldm] = scaled[ours][:, :, None, None] if convolution else scaled[ours]
-    ac = schedule.alphas_cumprod
-    tensors["alphas_cumprod"] = ac.float()
-    tensors["betas"] = betas(schedule).float()
-    width = unet.config.context_dim
-    version = {768: "SD 1.x", 1024: "SD 2.x"}.get(width, "minidiff")
-    described = {"version": version, "unet": asdict(unet.config), "vae": asdict(vae.config),
-                 "prediction": prediction}
-    write_tensors(path, tensors, {"minidiff": json.dumps(described)})
+    tensors |= {"alphas_cumprod": schedule.alphas_cumprod.float(), "betas": betas(schedule).float()}
+    version = {768: "SD 1.x", 1024: "SD 2.x"}.get(unet.config.context_dim, "minidiff")
+    described = {"version": version, "unet": asdict(unet.config),
+                 "vae": asdict(pipeline.vae.config), "prediction": pipeline.denoiser.prediction}
+    write_tensors(out / "model.safetensors", tensors, {"minidiff": json.dumps(described)})
 
 
 def folded(vae: VAE) -> dict[str, Tensor]:
@@ -107,52 +96,22 @@ def folded(vae: VAE) -> dict[str, Tensor]:
     return tensors
 
 
-def write_folder(out: Path, unet: UNet, vae: VAE, schedule: Schedule, prediction: str,
-                 size: int) -> None:
+def write_folder(out: Path, pipeline: Pipeline) -> None:
     """For StableDiffusionPipeline.from_pretrained(OUT, text_encoder=None, tokenizer=None)."""
-    for name, net, described in (("unet", unet, unet_json(unet, size // vae.factor)),
-                                 ("vae", vae, vae_json(vae, size))):
+    unet, vae, size = pipeline.denoiser.net.unet, pipeline.vae, pipeline.size
+    for name, net, described in (
+            ("unet", unet, folder.unet_json(unet.config, size // vae.factor)),
+            ("vae", vae, folder.vae_json(vae.config, vae.scale.item(), size))):
         runs.write_json(out / name / "config.json", described)
         write_tensors(out / name / "diffusion_pytorch_model.safetensors", net.state_dict())
     runs.write_json(out / "scheduler" / "scheduler_config.json",
-                    scheduler_json(schedule, prediction))
+                    scheduler_json(pipeline.denoiser.schedule, pipeline.denoiser.prediction))
     absent = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
     runs.write_json(out / "model_index.json", {
         "_class_name": "StableDiffusionPipeline", "requires_safety_checker": False,
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "DDIMScheduler"], **{name: [None, None] for name in absent},
     })
-
-
-def unet_json(unet: UNet, cells: int) -> dict:
-    c = unet.config
-    heads = [c.heads or width // c.head_dim for width in c.channels]
-    cross = ["CrossAttn" if attention else "" for attention in c.attention]
-    return {
-        "_class_name": "UNet2DConditionModel", "sample_size": cells,
-        "in_channels": c.latent_channels, "out_channels": c.latent_channels,
-        "block_out_channels": list(c.channels), "layers_per_block": c.blocks,
-        "down_block_types": [f"{kind}DownBlock2D" for kind in cross],
-        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(cross)],
-        "mid_block_type": "UNetMidBlock2DCrossAttn", "cross_attention_dim": c.context_dim,
-        "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,  # the number of heads
-        "norm_num_groups": c.groups, "use_linear_projection": c.linear_projection,
-        "upcast_attention": c.float32_attention, "act_fn": "silu", "norm_eps": 1e-5,
-        "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1,
-        "center_input_sample": False, "mid_block_scale_factor": 1,
-    }
-
-
-def vae_json(vae: VAE, size: int) -> dict:
-    c = vae.config
-    n = len(c.channels)
-    return {
-        "_class_name": "AutoencoderKL", "sample_size": size, "in_channels": 3, "out_channels": 3,
-        "latent_channels": c.latent_channels, "block_out_channels": list(c.channels),
-        "layers_per_block": c.blocks, "down_block_types": ["DownEncoderBlock2D"] * n,
-        "up_block_types": ["UpDecoderBlock2D"] * n, "norm_num_groups": c.groups, "act_fn": "silu",
-        "scaling_factor": round(vae.scale.item(), 9), "force_upcast": True,
-    }
 
 
 def scheduler_json(schedule: Schedule, prediction: str) -> dict:
@@ -162,8 +121,8 @@ def scheduler_json(schedule: Schedule, prediction: str) -> dict:
         "_class_name": "DDIMScheduler", "num_train_timesteps": len(schedule), "beta_start": 0.00085,
         "beta_end": 0.012, "beta_schedule": "scaled_linear",
         "trained_betas": None if usual else betas(schedule).tolist(),
-        "prediction_type": PREDICTIONS[prediction], "clip_sample": False, "set_alpha_to_one": False,
-        "steps_offset": 1, "timestep_spacing": "leading",
+        "prediction_type": folder.PREDICTIONS[prediction], "clip_sample": False,
+        "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading",
     }
 
 

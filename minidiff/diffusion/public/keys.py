@@ -61,16 +61,13 @@ def unet_to_ldm(names: Iterable[str]) -> dict[str, str]:
     attentive = {(m[1], m[2]) for m in matches if m and m[3] == "attentions"}
 
     def inside(side: str, level: str, kind: str, i: str, rest: str) -> str:
+        k, n = int(level), blocks[side]
         if kind == "downsamplers":
-            number = (int(level) + 1) * (blocks["down"] + 1)
-            return f"input_blocks.{number}.0.op.{rest.removeprefix('conv.')}"
+            return f"input_blocks.{(k + 1) * (n + 1)}.0.op.{rest.removeprefix('conv.')}"
         if kind == "upsamplers":
-            number = (int(level) + 1) * blocks["up"] - 1
-            return f"output_blocks.{number}.{1 + ((side, level) in attentive)}.{rest}"
-        if side == "down":
-            block = f"input_blocks.{1 + int(level) * (blocks['down'] + 1) + int(i)}"
-        else:
-            block = f"output_blocks.{int(level) * blocks['up'] + int(i)}"
+            return f"output_blocks.{(k + 1) * n - 1}.{1 + ((side, level) in attentive)}.{rest}"
+        block = (f"input_blocks.{1 + k * (n + 1) + int(i)}" if side == "down"
+                 else f"output_blocks.{k * n + int(i)}")
         return f"{block}.1.{rest}" if kind == "attentions" else f"{block}.0.{_resblock(rest)}"
 
     return {name: inside(*m.groups()) if m else _unet_end(name) for name, m in zip(names, matches)}
@@ -83,34 +80,24 @@ def vae_to_ldm(names: Iterable[str]) -> dict[str, str]:
 
     def one(name: str) -> str:
         name = re.sub(r"(?<=up_blocks\.)\d+", lambda m: str(top - int(m[0])), name)
-        if m := re.fullmatch(r"(.*attentions\.0)\.(\w+(?:\.0)?)\.(weight|bias)", name):
-            name = f"{m[1]}.{VAE_ATTENTION[m[2]][0]}.{m[3]}"
-        for pattern, new in VAE_RULES:
-            name = re.sub(pattern, new, name)
-        return name
+        return _ruled(VAE_RULES, _vae_attention(name, 0))
 
     return {name: one(name) for name in names}
 
 
 def vae_to_old_diffusers(names: Iterable[str]) -> dict[str, str]:
     """Our VAE's names → diffusers' until 2023: query, key, value, proj_attn in its attention."""
-    def one(name: str) -> str:
-        m = re.fullmatch(r"(.*attentions\.0)\.(\w+(?:\.0)?)\.(weight|bias)", name)
-        return f"{m[1]}.{VAE_ATTENTION[m[2]][1]}.{m[3]}" if m else name
-
-    return {name: one(name) for name in names}
+    return {name: _vae_attention(name, 1) for name in names}
 
 
 def clip_to_openclip(names: Iterable[str], prefix: str = "") -> dict[str, str | tuple[str, int]]:
     """Our tower's names → OpenCLIP's; q, k and v are thirds (name, 0 … 2) of its in_proj."""
     def one(name: str) -> str | tuple[str, int]:
         third = re.search(r"self_attn\.([qkv]_proj)\.(weight|bias)", name)
-        for pattern, new in OPENCLIP_RULES:
-            name = re.sub(pattern, new, name)
+        name = prefix + _ruled(OPENCLIP_RULES, name)
         if not third:
-            return prefix + name
-        fused = name.replace(f"{third[1]}.{third[2]}", f"in_proj_{third[2]}")
-        return prefix + fused, THIRDS[third[1]]
+            return name
+        return name.replace(third[0].partition(".")[2], f"in_proj_{third[2]}"), THIRDS[third[1]]
 
     return {name: one(name) for name in names}
 
@@ -118,6 +105,18 @@ def clip_to_openclip(names: Iterable[str], prefix: str = "") -> dict[str, str | 
 def ema_name(name: str) -> str:
     """An LDM parameter's name → that of its moving average: without 'model.' and any dot."""
     return EMA + name.removeprefix("model.").replace(".", "")
+
+
+def _vae_attention(name: str, dialect: int) -> str:
+    """A name in the VAE's attention, as LDM (0) or diffusers until 2023 (1) has it."""
+    return re.sub(r"(?<=attentions\.0\.)(\w+(?:\.0)?)(?=\.(weight|bias)$)",
+                  lambda m: VAE_ATTENTION[m[0]][dialect], name)
+
+
+def _ruled(rules: Iterable[tuple[str, str]], name: str) -> str:
+    for pattern, new in rules:
+        name = re.sub(pattern, new, name)
+    return name
 
 
 def _unet_end(name: str) -> str:

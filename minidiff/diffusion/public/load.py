@@ -1,23 +1,85 @@
-"""A public Stable Diffusion model, SD 1.x or 2.x, LDM file or diffusers folder, whole and exact."""
+"""A public Stable Diffusion model, SD 1.x or 2.x, LDM file or diffusers folder, whole and exact.
 
-from dataclasses import dataclass
+It comes with a certificate: every tensor of the files, and the source of every choice.
+"""
+
+import json
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from minidiff.diffusion.public.certificate import KNOWN, Certificate, describe_file
+from minidiff import runs
 from minidiff.diffusion.public.folder import read_folder, read_vae_folder
 from minidiff.diffusion.public.ldm import read_ldm, read_vae_file
-from minidiff.diffusion.public.reader import Contents
+from minidiff.diffusion.public.reader import Contents, Part
 from minidiff.diffusion.public.weights import read_weights
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.unet import UNet
 from minidiff.diffusion.vae import VAE
+from minidiff.download import cache
 from minidiff.errors import InputError
 
 EMA = Literal["auto", "yes", "no"]
+# SHA-256: name, version, prediction; each hash was found in five public places or more. Names
+# disappear, hashes do not.
+KNOWN: dict[str, tuple[str, str, str | None]] = {
+    "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa":
+    ("v1-5-pruned-emaonly.safetensors", "SD 1.x", "eps"),
+    "cc6cb27103417325ff94f52b7a5d2dde45a7515b25c255d8e396c90014281516": ("v1-5-pruned-emaonly.ckpt",
+                                                                         "SD 1.x", "eps"),
+    "e1441589a6f3c5a53f5f54d0975a18a7feb7cdf0b0dee276dfc3331ae376a053": ("v1-5-pruned.ckpt",
+                                                                         "SD 1.x", "eps"),
+    "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556": ("sd-v1-4.ckpt", "SD 1.x",
+                                                                         "eps"),
+    "14749efc0ae8ef0329391ad4436feb781b402f4fece4883c7ad8d10556d8a36a": ("sd-v1-4-full-ema.ckpt",
+                                                                         "SD 1.x", "eps"),
+    "ad2a33c361c1f593c4a1fb32ea81afce2b5bb7d1983c6b94793a26a3b54b08a0": ("v2-1_768-ema-pruned.ckpt",
+                                                                         "SD 2.x", "v"),
+    "dcd690123cfc64383981a31d955694f6acf2072a80537fdb612c8e58ec87a8ac":
+    ("v2-1_768-ema-pruned.safetensors", "SD 2.x", "v"),
+    "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75":
+    ("vae-ft-mse-840000-ema-pruned.safetensors", "VAE", None),
+    "c6a580b13a5bc05a5e16e4dbb80608ff2ec251a162311590c1f34c013d7f3dab":
+    ("vae-ft-mse-840000-ema-pruned.ckpt", "VAE", None),
+}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    files: list[dict]                # path, bytes, sha256, known (its public name, or null)
+    dialect: str
+    version: str
+    ema: str
+    parts: dict[str, Part]
+    not_used: dict[str, int]         # why: how many tensors
+    source_tensors: int              # in all files; the sum of the rows above
+    prediction: str
+    prediction_from: str
+    schedule_from: str
+    alphas_cumprod: tuple[float, float]  # first and last
+    null_context: str
+
+    def json(self) -> dict:
+        return asdict(self)
+
+    def text(self) -> str:
+        rows = [("file", f"{f['path']}  {f['bytes']:,} bytes  SHA-256 {f['sha256']}  "
+                 f"{f['known'] or 'not a known file'}") for f in self.files]
+        rows += [("dialect", self.dialect), ("version", self.version), ("EMA", self.ema)]
+        rows += [(name, f"{p.tensors:,} tensors, {p.parameters:,} parameters, "
+                        f"{' + '.join(f'{n} {d}' for d, n in p.dtypes.items())}, from {p.source}")
+                 for name, p in self.parts.items()]
+        rows += [("not used", f"{n:,} tensors: {why}") for why, n in self.not_used.items()]
+        rows += [("in all", f"{self.source_tensors:,} tensors, each accounted for once"),
+                 ("prediction", f"{self.prediction}, from {self.prediction_from}"),
+                 ("schedule", f"ᾱ {self.alphas_cumprod[0]:.8f} … {self.alphas_cumprod[1]:.8f}, "
+                  f"from {self.schedule_from}"), ("null context", self.null_context)]
+        return "\n".join(f"{name:<14}{text}" for name, text in rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,50 +109,68 @@ def load_sd(path: str | Path, *, prediction: str | None = None, ema: EMA = "auto
     contents = read_folder(path, ema) if path.is_dir() else read_ldm(read_weights(path), ema)
     if vae is not None:
         other = read_vae(Path(vae))
+        for reader in contents.readers:
+            if own := reader.parts.pop("VAE", None):
+                reader.not_used["the model's own VAE: another is put on top"] += own.tensors
         contents.vae = other.vae
-        contents.files += other.files
-        if "VAE" in contents.parts:
-            own = contents.parts["VAE"].tensors
-            contents.not_used["the model's own VAE: another is put on top"] += own
-        contents.parts |= other.parts
-        contents.not_used += other.not_used
-        contents.source_tensors += other.source_tensors
+        contents.readers += other.readers
+    for reader in contents.readers:
+        reader.finish()
     if contents.vae is None:
         raise InputError(f"{path} holds no VAE: name one (--vae FILE)")
-    files = [describe_file(file) for file in contents.files]
+    hashes = {file: cached_sha256(file) for r in contents.readers for file in r.weights.files}
+    files = [{"path": str(file), "bytes": file.stat().st_size, "sha256": digest,
+              "known": KNOWN.get(digest, (None,))[0]} for file, digest in hashes.items()]
     prediction, prediction_from = which_prediction(contents, files, prediction)
     context, context_from = which_context(contents, null_context)
-    ends = contents.schedule.alphas_cumprod[[0, -1]].tolist()
+    parts = {name: part for r in contents.readers for name, part in r.parts.items()}
+    not_used = sum((r.not_used for r in contents.readers), Counter())
+    tensors = sum(len(r.weights.tensors) for r in contents.readers)
+    assert sum(p.tensors for p in parts.values()) + not_used.total() == tensors
     certificate = Certificate(
-        files, contents.dialect, contents.version, contents.ema, contents.parts,
-        dict(contents.not_used), contents.source_tensors, prediction, prediction_from,
-        contents.schedule_from, tuple(ends), context_from,
+        files, contents.dialect, contents.version, contents.ema, parts, dict(not_used), tensors,
+        prediction, prediction_from, contents.schedule_from,
+        tuple(contents.schedule.alphas_cumprod[[0, -1]].tolist()), context_from,
     )
-    counted = sum(p.tensors for p in contents.parts.values()) + sum(contents.not_used.values())
-    assert counted == contents.source_tensors, (counted, contents.source_tensors)
     return SDParts(contents.vae, contents.unet, contents.schedule, prediction, context, certificate)
 
 
 def read_vae(path: Path) -> Contents:
-    return read_vae_folder(path) if path.is_dir() else read_vae_file(read_weights(path))
+    """The VAE of a model, or one alone; file or folder."""
+    contents = read_vae_folder(path) if path.is_dir() else read_vae_file(read_weights(path))
+    for reader in contents.readers:
+        reader.finish()
+    return contents
+
+
+def cached_sha256(path: Path) -> str:
+    """SHA-256 of a file, kept under its path, size and time of change: 4 GB are read once."""
+    stat = path.stat()
+    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    store, known = cache() / "sha256.json", {}
+    with suppress(OSError, ValueError):
+        known = json.loads(store.read_text())
+    if key not in known:
+        known[key] = runs.sha256(path)
+        with suppress(OSError):  # a read-only home: it is computed again next time
+            runs.write_json(store, dict([*known.items()][-1000:]))
+    return known[key]
 
 
 def which_prediction(contents: Contents, files: list[dict], given: str | None) -> tuple[str, str]:
-    """eps or v, by the folder, the known hash or the user: the weights do not tell."""
-    known = next((KNOWN[f["sha256"]] for f in files if f["known"] and KNOWN[f["sha256"]][2]), None)
+    """eps, v or x0, by the folder, the known hash or the user: the weights do not tell."""
     said, where = contents.prediction, contents.prediction_from
-    if known:
-        said, where = known[2], f"the known hash of {known[0]}"
-    if said not in (None, "eps", "v", "x0"):
-        raise InputError(f"{contents.path}: prediction {said!r} is not one of eps, v, x0")
-    if given not in (None, "", "eps", "v", "x0"):
-        raise InputError(f"--prediction {given!r} is not one of eps, v, x0")
+    for name, _, known in (KNOWN[f["sha256"]] for f in files if f["known"]):
+        if known:
+            said, where = known, f"the known hash of {name}"
     if given and said and given != said:
         raise InputError(f"{contents.path}: --prediction {given} contradicts {where}, which says "
                          f"{said}")
     if not (given or said):
         raise InputError(f"{contents.path}: whether it predicts eps or v cannot be told from the "
                          "weights; give --prediction eps (SD 1.x, 2.x-base) or v (2.x at 768 px)")
+    if (said or given) not in ("eps", "v", "x0"):
+        raise InputError(f"{contents.path}: prediction {said or given!r} is not one of eps, v, x0")
     return (said, where) if said else (given, "--prediction")
 
 
@@ -101,16 +181,13 @@ def which_context(contents: Contents, choice: str) -> tuple[Tensor, str]:
         return (torch.zeros(77, width),
                 "zeros, as asked for; the public model was fed CLIP of the empty prompt")
     if choice != "tower":
-        context = read_weights(choice).tensors.get("null")
-        if context is None or context.ndim != 2 or context.shape[1] != width:
-            raise InputError(f"{choice} holds no null context (K, {width})")
-        return context.float().clone(), str(choice)
-    if contents.clip is None:
+        context, source = read_weights(choice).tensors.get("null"), choice
+    elif contents.clip is None:
         raise InputError(f"{contents.path} holds no text tower, so no null context: give "
                          "--null-context zeros or FILE")
-    if contents.clip.config.width != width:
-        raise InputError(f"{contents.path}: a text tower {contents.clip.config.width} wide does "
-                         f"not fit a UNet that takes {width}")
-    layers = contents.clip.config.layers
-    return (contents.clip.null_context(),
-            f"77 × {width}: {layers} layers of the text tower on the empty prompt")
+    else:
+        layers, context = contents.clip.config.layers, contents.clip.null_context()
+        source = f"77 × {width}: {layers} layers of the text tower on the empty prompt"
+    if context is None or context.ndim != 2 or context.shape[1] != width:
+        raise InputError(f"{contents.path}: {source} gives no null context (K, {width})")
+    return context.float().clone(), source

@@ -1,8 +1,9 @@
 """Tensors of a file → our networks, each taken once; whatever does not fit is refused by name."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,14 +11,31 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minidiff.diffusion.clip import CLIP
-from minidiff.diffusion.public.certificate import Part, refuse
 from minidiff.diffusion.public.weights import Weights, to_float32
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.unet import UNet
 from minidiff.diffusion.vae import VAE
-from minidiff.errors import InputError
+from minidiff.errors import InputError, first_few
 
+# what rounding may change in a table of ᾱ; any other type is refused
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+FOREIGN = {  # part of a tensor's name: what such a file is
+    "conditioner.embedders.": "SDXL", "model.diffusion_model.label_emb.": "SDXL",
+    "add_embedding.": "SDXL", "joint_blocks.": "SD3", "double_blocks.": "Flux",
+    "double_stream_modulation": "Flux", "lora": "a LoRA file", "hada_w1": "a LoRA file",
+    "control_model.": "ControlNet", "controlnet_cond_embedding.": "ControlNet",
+    "emb_params": "a textual inversion", "string_to_param": "a textual inversion",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network: where it was read, how many tensors and numbers, in which types."""
+
+    source: str
+    tensors: int
+    parameters: int
+    dtypes: dict[str, int]
 
 
 @dataclass
@@ -26,6 +44,7 @@ class Contents:
 
     path: Path
     dialect: str
+    readers: list["Reader"]
     version: str = "VAE"
     ema: str = "none in the file"
     unet: UNet | None = None
@@ -35,28 +54,24 @@ class Contents:
     schedule_from: str = "Stable Diffusion's own, as the file has no table"
     prediction: str | None = None
     prediction_from: str = ""
-    files: list[Path] = field(default_factory=list)
-    parts: dict[str, Part] = field(default_factory=dict)
-    not_used: Counter = field(default_factory=Counter)
-    source_tensors: int = 0
-
-    def add(self, reader: "Reader") -> None:
-        reader.finish()
-        self.parts |= reader.parts
-        self.not_used += reader.not_used
-        self.source_tensors += len(reader.weights.tensors)
 
 
 class Reader:
     """The ledger of one file: `take` and `ignore` account for tensors, `finish` for the rest."""
 
     def __init__(self, weights: Weights):
+        if not weights.tensors:
+            raise InputError(f"{weights.path} holds no tensors")
+        for part, what in FOREIGN.items():
+            if name := next((name for name in weights.tensors if part in name), None):
+                raise InputError(f"{weights.path}: {what} is not supported (it holds {name}); "
+                                 "SD 1.x and 2.x are")
         self.weights = weights
         self.left = dict(weights.tensors)
         self.parts: dict[str, Part] = {}
         self.not_used: Counter = Counter()
-        self.missing: list[str] = []
-        self.shapes: list[str] = []
+        self.missing: set[str] = set()
+        self.shapes: set[str] = set()
 
     def take(self, part: str, net: nn.Module, names: Mapping[str, str | tuple[str, int]], *,
              matrices: bool = False) -> nn.Module:
@@ -66,38 +81,46 @@ class Reader:
         A name (n, i) stands for the i-th third of tensor n. With `matrices`, a weight (a, b) may
         lie there as (a, b, 1, 1).
         """
-        filled, sources, dtypes = {}, set(), Counter()
+        filled, used = {}, {}
         for ours, expected in net.state_dict().items():
             name, third = names[ours] if isinstance(names[ours], tuple) else (names[ours], None)
-            tensor = self.weights.tensors.get(name)
+            tensor, whole = self.weights.tensors.get(name), tuple(expected.shape)
             if tensor is None:
-                self.missing.append(name)
+                self.missing.add(name)
                 continue
-            whole = tuple(expected.shape) if third is None else (3 * expected.shape[0],
-                                                                 *expected.shape[1:])
-            if tuple(tensor.shape) not in (whole, (*whole, 1, 1) if matrices and len(whole) == 2
-                                           else whole):
-                self.shapes.append(f"{name} {tuple(tensor.shape)} for {whole}")
-            else:
+            used[name] = str(tensor.dtype).removeprefix("torch.")
+            if third is not None:
+                whole = (3 * whole[0], *whole[1:])
+            if tensor.shape == whole or (matrices and len(whole) == 2
+                                         and tensor.shape == (*whole, 1, 1)):
                 value = to_float32(tensor, name, self.weights.path).reshape(whole)
                 filled[ours] = value if third is None else value.chunk(3)[third].clone()
-            if name not in sources:
-                dtypes[str(tensor.dtype).removeprefix("torch.")] += 1
-            sources.add(name)
+            else:
+                self.shapes.add(f"{name} {tuple(tensor.shape)} for {whole}")
+        for name in used:
             self.left.pop(name, None)
         if not self.missing and not self.shapes:
             net.load_state_dict(filled, assign=True)
-        self.parts[part] = Part(self.weights.path.name, len(sources),
-                                sum(p.numel() for p in net.parameters()), dict(dtypes))
+        self.parts[part] = Part(self.weights.path.name, len(used),
+                                sum(p.numel() for p in net.parameters()),
+                                dict(Counter(used.values())))
         return net.eval()
 
-    def ignore(self, why: str, names: Iterable[str]) -> None:
-        for name in list(names):
-            if self.left.pop(name, None) is not None:
-                self.not_used[why] += 1
+    def ignore(self, why: str, *names: str, starts: tuple[str, ...] = ()) -> None:
+        """Account for these names, and for all that start so, as not used; those that are there."""
+        unused = [n for n in self.left if n in names or n.startswith(starts)]
+        self.not_used += Counter({why: len(unused)})
+        for name in unused:
+            del self.left[name]
 
     def finish(self) -> None:
-        refuse(self.weights.path, set(self.missing), self.left, set(self.shapes))
+        """Raise one InputError that counts each kind of fault and names its first ten."""
+        kinds = {"missing": self.missing, "unexpected": self.left, "of another shape": self.shapes}
+        faults = [f"{len(names)} {what}: {first_few(sorted(names), 10)}"
+                  for what, names in kinds.items() if names]
+        if faults:
+            raise InputError(f"{self.weights.path}: the tensors are not those of this model; "
+                             f"{'; '.join(faults)}")
 
 
 class Uninitialised(TorchFunctionMode):
@@ -108,49 +131,49 @@ class Uninitialised(TorchFunctionMode):
                                "") == "torch.nn.init" else func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def possible(path: Path) -> Iterator[None]:
+    """Turn what a hostile configuration raises inside into an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
+            ValueError) as error:
+        raise InputError(f"{path}: its configuration is not possible: {error}") from None
+
+
 def on_meta(network: Callable, config: object, path: Path) -> nn.Module:
     """A network without memory: a hostile config allocates nothing, the file's shapes judge it."""
-    for f in fields(config):
-        values = getattr(config, f.name)
-        values = values if isinstance(values, tuple) else (values,)
+    for name, value in vars(config).items():
+        values = value if isinstance(value, tuple) else (value,)
         whole = all(v is None or (isinstance(v, int) and 0 <= v <= 1 << 17) for v in values)
-        if not whole or len(values) > 8 or (f.name in ("blocks", "layers") and values[0] > 64):
-            raise InputError(f"{path}: {f.name} {getattr(config, f.name)!r} is not possible")
-    try:
-        with torch.device("meta"), Uninitialised():
-            net = network(config)
+        if not whole or len(values) > 8 or (name in ("blocks", "layers") and values[0] > 64):
+            raise InputError(f"{path}: {name} {value!r} is not possible")
+    with possible(path), torch.device("meta"), Uninitialised():
+        net = network(config)
         for module in net.modules():
-            if hasattr(module, "heads") and next(module.parameters()).shape[0] % module.heads:
-                raise ValueError(f"{module.heads} heads do not divide "
-                                 f"{next(module.parameters()).shape[0]} channels")
-    except (ValueError, RuntimeError, ZeroDivisionError, TypeError, IndexError) as error:
-        raise InputError(f"{path}: its configuration is not possible: {error}") from None
+            channels = next(module.parameters()).shape[0] if hasattr(module, "heads") else 0
+            if channels and channels % module.heads:
+                raise ValueError(f"{module.heads} heads do not divide {channels} channels")
     return net
-
-
-def finish_vae(vae: VAE, scale: float) -> VAE:
-    """Give a VAE that was built on the meta device its latent scale, which no tensor carries."""
-    vae.scale = torch.tensor(scale)
-    return vae
 
 
 def schedule_from(table: Tensor | None, path: Path) -> tuple[Schedule, str]:
     """The schedule of a table of ᾱ; close to Stable Diffusion's within rounding, the exact one."""
-    if table is None:
-        return Schedule.scaled_linear(), "Stable Diffusion's own, as the file has no table"
     standard = Schedule.scaled_linear()
-    tolerance = TOLERANCE.get(
-        table.dtype) if table.layout is torch.strided and table.device.type == "cpu" else None
-    if tolerance and table.shape == standard.alphas_cumprod.shape:
-        difference = (table.double() / standard.alphas_cumprod - 1).abs().max().item()
+    if table is None:
+        return standard, "Stable Diffusion's own, as the file has no table"
+    plain = table.layout is torch.strided and table.device.type == "cpu"
+    tolerance, ac = TOLERANCE.get(table.dtype, 0) if plain else 0, table.double()
+    if tolerance and ac.shape == standard.alphas_cumprod.shape:
+        difference = (ac / standard.alphas_cumprod - 1).abs().max().item()
         if difference <= tolerance:
             return standard, f"alphas_cumprod, which is Stable Diffusion's own to {difference:.0e}"
-    if not tolerance or table.dtype not in (torch.float32, torch.float64):
+    if not 0 < tolerance <= TOLERANCE[torch.float32]:
         raise InputError(f"{path}: alphas_cumprod is {table.dtype}, too coarse for a schedule that "
                          "is not the usual one")
-    table = table.double()
-    if table.ndim != 1 or len(table) < 2 or not ((table.diff() < 0).all() and table[-1] > 0
-                                                 and table[0] < 1):
+    if ac.ndim != 1 or len(ac) < 2 or not ((ac.diff() < 0).all() and ac[-1] > 0 and ac[0] < 1):
         raise InputError(f"{path}: alphas_cumprod does not fall from below 1 to above 0, as it has "
                          "to")
-    return Schedule(table), "alphas_cumprod in the file, not the usual one"
+    return Schedule(ac), "alphas_cumprod in the file, not the usual one"

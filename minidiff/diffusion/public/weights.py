@@ -1,5 +1,4 @@
-"""Files of tensors, taken as untrusted: .safetensors and torch's .ckpt, told by content and not by
-extension.
+"""Files of tensors, all untrusted: .safetensors and torch's .ckpt. Content decides, not the name.
 
 Nothing in a file is ever run. A .ckpt goes through torch's weights-only loader with inert stubs for
 exactly the classes that public files carry; whatever else it names is refused. Tensors stay mapped
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from minidiff.errors import InputError
 
-# bytes of a safetensors header or a .ckpt's pickle; those of public files have 0.1 to 0.5 MB
-MAX_HEADER = 16 << 20
+# bytes of a JSON file or a .ckpt's pickle; those of public files have 0.1 to 0.5 MB
+LARGEST = 16 << 20
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -44,8 +43,9 @@ STUBS = (
 class Weights:
     """Tensors by name, and the strings that a safetensors header carries."""
 
-    path: Path
+    path: Path                       # for messages: the file, or the index of several
     tensors: dict[str, Tensor]
+    files: list[Path]
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -56,26 +56,20 @@ def read_weights(path: str | Path) -> Weights:
         raise InputError(f"{path}: no such file")
     with open(path, "rb") as file:
         start = file.read(64)
-    if not start:
-        raise InputError(f"{path} is empty (0 bytes)")
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
-    if start.startswith(b"PK\x03\x04"):
-        return _read_ckpt(path, zipped=True)
-    if start.startswith(b"\x80\x02"):
-        return _read_ckpt(path, zipped=False)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return _read_ckpt(path, zipped=start.startswith(b"PK"))
     if start[8:9] == b"{":
-        return _read_safetensors(path, int.from_bytes(start[:8], "little"))
-    raise InputError(f"{path} is neither a safetensors file nor a torch checkpoint")
+        return _read_safetensors(path)
+    raise InputError(f"{path} ({path.stat().st_size} bytes) is neither a safetensors file nor a "
+                     "torch checkpoint")
 
 
 def read_json(path: Path) -> dict:
     """A small JSON object. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    if path.stat().st_size > MAX_HEADER:
-        raise InputError(f"{path} is too large for what it should be ({path.stat().st_size >> 20} "
-                         "MB)")
+    if not path.is_file() or path.stat().st_size > LARGEST:
+        raise InputError(f"{path} is missing, or larger than {LARGEST >> 20} MB")
     return parse_json(path.read_bytes(), path)
 
 
@@ -99,56 +93,49 @@ def to_float32(tensor: Tensor, name: str, path: Path) -> Tensor:
     return tensor.detach().float().contiguous()
 
 
-def _read_safetensors(path: Path, header: int) -> Weights:
-    if header + 8 > path.stat().st_size:
-        raise InputError(f"{path} is damaged: its header claims {header} bytes, the whole file has "
-                         f"{path.stat().st_size}")
-    if header > MAX_HEADER:
-        raise InputError(f"{path}: a header of {header >> 20} MB; that of a model has less than "
-                         f"{MAX_HEADER >> 20} MB")
-    try:
+def _read_safetensors(path: Path) -> Weights:
+    try:  # safetensors itself refuses a header above 100 MB, and one longer than the file
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Weights(path, tensors, file.metadata() or {})
+            return Weights(path, tensors, [path], file.metadata() or {})
     except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged or cut short: {str(error).splitlines()[0]}") from None
 
 
 def _read_ckpt(path: Path, *, zipped: bool) -> Weights:
-    if zipped:
-        _check_zip(path)
     try:
+        if zipped:
+            _check_zip(path)
         stubs = torch.serialization.safe_globals([(Inert, name) for name in STUBS])
         with stubs, open(path, "rb") as file:
             mapped = zipped and path.suffix != ".safetensors"  # torch.load goes by that name
             content = torch.load(path if mapped else file, map_location="cpu", weights_only=True,
                                  mmap=mapped)
+    except InputError:
+        raise
     except Exception as error:  # the loader of a hostile or broken pickle may raise anything
-        text = str(error).rpartition("WeightsUnpickler error: ")[2]
+        text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
         if named := re.search(r"GLOBAL ([\w.]+\w)", text):
             raise InputError(f"{path} wants to run {named[1]}; nothing in a checkpoint is run, so "
                              f"it is refused") from None
-        says = text.strip() and "weights_only" not in text
-        reason = text.strip().splitlines()[0] if says else type(error).__name__
-        raise InputError(f"{path} is damaged or not a checkpoint: {reason[:200]}") from None
+        says = text and "weights_only" not in text
+        reason = text.splitlines()[0][:200] if says else type(error).__name__
+        raise InputError(f"{path} is damaged or not a checkpoint: {reason}") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not any(isinstance(t, Tensor) for t in state.values()):
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {str(name): t for name, t in items if isinstance(t, Tensor)}
+    if not tensors:
         raise InputError(f"{path} holds no tensors by name")
-    return Weights(path, {str(name): t for name, t in state.items() if isinstance(t, Tensor)})
+    return Weights(path, tensors, [path])
 
 
 def _check_zip(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path} is damaged or cut short: {error}") from None
-    pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-    if not pickles:
-        raise InputError(f"{path} is a zip file, but not a torch checkpoint")
+    """Refuse what unpacks to more than the file has, before torch unpacks it."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise InputError(f"{path} is a compressed zip file, which torch never writes: it is "
-                         "refused")
-    if pickles[0].file_size > MAX_HEADER:
-        raise InputError(f"{path}: a pickle of {pickles[0].file_size >> 20} MB is no table of "
-                         "tensors")
+        raise InputError(f"{path} is a compressed zip file, which torch never writes")
+    largest = max((e.file_size for e in entries if e.filename.endswith("/data.pkl")),
+                  default=0)
+    if largest > LARGEST:
+        raise InputError(f"{path}: a pickle of {largest >> 20} MB is no table of tensors")

@@ -84,50 +84,43 @@ class Backbone:
 
 
 class Network:
-    """A frozen network as an extractor; `source` names the file of its weights and its SHA-256."""
+    """A frozen network as an extractor, with the weights of a file, .safetensors or PyTorch's own.
 
-    def __init__(self, name: str, net: nn.Module, row: Backbone, *, identity: str, source: dict,
+    `source` names the file and its SHA-256; `pin`, if given, must be this. A file that is not the
+    public one is used, and its hash printed. InputError names the file and what does not fit.
+    """
+
+    def __init__(self, name: str, row: Backbone, path: str | Path, *, pin: str = "",
                  device: str = "cpu"):
-        self.name, self.identity, self.source = name, identity, source
-        self.prepare, self.d, self.device = row.input, row.d, device
+        state, found = read_state(path)
+        if pin and found != pin.lower():
+            raise InputError(f"{path}: its SHA-256 is {found}, not {pin.lower()} as asked for")
+        known = found.startswith(row.known)
+        if not (known or pin):
+            print(f"{name}: weights of {path}, SHA-256 {found}"
+                  + (", not the public file" if row.known else ""))
+        with torch.device("meta"):  # shapes without memory, and no draw from the global generator
+            net = row.make()
+        state = fit(net, state, row, f"{path}: no {name}")
+        self.name, self.prepare, self.d, self.device = name, row.input, row.d, device
+        self.identity = digest(state, network=type(net).__name__, **row.input.facts)
+        self.source = {"file": Path(path).name, "sha256": found, "public": known,
+                       **row.input.facts}
         net = net.eval().requires_grad_(False)
         if hasattr(net, "fuse"):
             net.fuse()
         self.net = net.to(device=device, memory_format=torch.channels_last)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        parts = [self.run(self.prepare(part)) for part in images.split(BATCH) if len(part)]
-        return torch.cat(parts) if parts else torch.empty(0, self.d)
-
     @torch.no_grad()
-    def run(self, x: Tensor) -> Tensor:
-        """Prepared images (n,C,side,side), n ≤ BATCH → float32 (n,d) on the CPU."""
-        batch = filled(x, BATCH).to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(batch.device.type, enabled=False), torch.backends.cudnn.flags(
-                enabled=True, allow_tf32=False):
-            return self.net.pooled(batch)[:len(x)].float().cpu()
-
-
-def load(name: str, row: Backbone, path: str | Path, *, sha256: str = "",
-         device: str = "cpu") -> Network:
-    """A network of the table with the weights of a file, .safetensors or PyTorch's own.
-
-    `sha256`, if given, must be the file's. A file that is not the public one is used, and its hash
-    printed. Raises InputError that names the file and what does not fit.
-    """
-    state, found = read_state(path)
-    if sha256 and found != sha256.lower():
-        raise InputError(f"{path}: its SHA-256 is {found}, not {sha256.lower()} as asked for")
-    known = any(found.startswith(public) for public in row.known)
-    if not (known or sha256):
-        print(f"{name}: weights of {path}, SHA-256 {found}"
-              + (", not the public file" if row.known else ""))
-    with torch.device("meta"):  # shapes without memory, and no draw from the global generator
-        net = row.make()
-    state = fit(net, state, row, f"{path}: no {name}")
-    identity = digest(state, network=type(net).__name__, **row.input.facts)
-    source = {"file": Path(path).name, "sha256": found, "public": known, **row.input.facts}
-    return Network(name, net, row, identity=identity, source=source, device=device)
+    def __call__(self, images: Tensor) -> Tensor:
+        parts = [torch.empty(0, self.d)]
+        for part in images.split(BATCH) if len(images) else ():
+            x = filled(self.prepare(part), BATCH).to(self.device)
+            x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(
+                    enabled=True, allow_tf32=False):
+                parts.append(self.net.pooled(x)[:len(part)].float().cpu())
+        return torch.cat(parts)
 
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], row: Backbone, what: str) -> dict[str, Tensor]:
@@ -136,19 +129,21 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], row: Backbone, what: str) -
     Raises InputError, begun with `what`, that names the tensors missing, unexpected, of another
     shape or not finite.
     """
-    expected = {k: tuple(x.shape) for k, x in net.state_dict().items()}
-    counts = {k: torch.tensor(0) for k in expected if k.endswith("num_batches_tracked")}
-    state = {_new_name(k): x for k, x in state.items()
+    counts = {k: torch.tensor(0) for k in net.state_dict() if k.endswith("num_batches_tracked")}
+    expected = {k: tuple(x.shape) for k, x in net.state_dict().items() if k not in counts}
+    # torchvision's densenet file says norm.1 where its code now says norm1
+    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", k): x
+             for k, x in state.items()
              if not k.endswith("num_batches_tracked") and k not in row.ignored}
     last = state.get(f"{row.head}.weight")
     if row.outputs is None and last is not None:
         expected |= {f"{row.head}.weight": (len(last), row.d), f"{row.head}.bias": (len(last),)}
-    names = [k for k in expected if k not in counts]
     faults = {
-        "missing": [k for k in names if k not in state],
-        "unexpected": [k for k in state if k not in names],
-        "of another shape": [f"{k} {tuple(state[k].shape)}, it has {expected[k]}" for k in names
-                             if k in state and state[k].shape != expected[k]],
+        "missing": [k for k in expected if k not in state],
+        "unexpected": [k for k in state if k not in expected],
+        "of another shape": [f"{k} {tuple(state[k].shape)}, it has {shape}"
+                             for k, shape in expected.items()
+                             if k in state and state[k].shape != shape],
         "not float32": [f"{k} ({x.dtype})" for k, x in state.items() if x.dtype != torch.float32],
         "not finite": [k for k, x in state.items() if not x.isfinite().all()],
     }
@@ -168,10 +163,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
         raise InputError(f"{path}: no such file of weights")
     data = path.read_bytes()
     try:
-        if data[8:9] == b"{":
-            state = safetensors.torch.load(data)
-        else:
-            state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+        state = (safetensors.torch.load(data) if data[8:9] == b"{" else
+                 torch.load(BytesIO(data), map_location="cpu", weights_only=True))
     except SafetensorError as error:
         raise InputError(f"{path} is damaged or cut short: {error}") from None
     except Exception as error:  # the loader of a hostile or broken pickle may raise anything
@@ -182,17 +175,11 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
                              "running anything") from None
         raise InputError(f"{path} is damaged, or neither a .safetensors nor a PyTorch file of "
                          "weights") from None
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)
-    tensors = isinstance(state, dict) and all(isinstance(x, Tensor) for x in state.values())
-    if not tensors or not state:
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not (isinstance(state, dict) and state
+            and all(isinstance(x, Tensor) for x in state.values())):
         raise InputError(f"{path} holds no table of tensors by name")
     return state, hashlib.sha256(data).hexdigest()
-
-
-def _new_name(name: str) -> str:
-    """torchvision's densenet file says norm.1 where its code now says norm1."""
-    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
 
 
 class Bottleneck(nn.Module):

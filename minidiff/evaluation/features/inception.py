@@ -9,7 +9,9 @@ The resizers give features that differ by more than generators do (Parmar et al.
 2104.11222), so that each is an extractor of its own name, and no FID goes without it.
 """
 
+import functools
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,14 @@ POOLS = {
 }
 
 
+def through(steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    return functools.reduce(lambda h, step: step(h), steps, x)
+
+
+def beside(steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    return torch.cat([step(x) for step in steps], 1)
+
+
 class Mixed(nn.Module):
     """Branches side by side: (N, in, H, W) → (N, out, H', W')."""
 
@@ -95,29 +105,23 @@ class Mixed(nn.Module):
         super().__init__()
         self.branches, self.out = [], 0
         for branch, row in branches.items():
-            words, steps, ch = row.split(), [], ch_in
-            several, n = sum(":" in word for word in words) > 1, 0
-            for word in words:
+            steps, ch, n = [], ch_in, 0
+            for word in row.split():
                 if word in POOLS:
-                    steps.append([POOLS[word]])
+                    steps.append(POOLS[word])
                     continue
                 n += 1
-                steps.append([Conv(ch, layer) for layer in word.split("|")])
-                for letter, conv in zip("ab" if "|" in word else [""], steps[-1]):
-                    self.add_module(branch + (f"_{n}" if several else "") + letter, conv)
-                ch = sum(conv.out for conv in steps[-1])
-            self.branches.append(steps)
+                convs = [Conv(ch, layer) for layer in word.split("|")]
+                for letter, conv in zip("ab" if "|" in word else [""], convs):
+                    number = f"_{n}" if row.count(":") > 1 else ""
+                    self.add_module(f"{branch}{number}{letter}", conv)
+                steps += convs if len(convs) == 1 else [functools.partial(beside, convs)]
+                ch = sum(conv.out for conv in convs)
+            self.branches.append(functools.partial(through, steps))
             self.out += ch
 
     def forward(self, x: Tensor) -> Tensor:
-        results = []
-        for steps in self.branches:
-            h = x
-            for layers in steps:
-                h = layers[0](h) if len(layers) == 1 else torch.cat([layer(h) for layer in layers],
-                                                                    1)
-            results.append(h)
-        return torch.cat(results, 1)
+        return beside(self.branches, x)
 
 
 class Inception(nn.Module):
@@ -126,23 +130,17 @@ class Inception(nn.Module):
     def __init__(self):
         super().__init__()
         self.steps, ch = [], 3
-        for name, layer in STEM.items():
-            if layer in POOLS:
-                self.steps.append(POOLS[layer])
+        for name, row in (STEM | MIXED).items():
+            if isinstance(row, str) and row in POOLS:
+                self.steps.append(POOLS[row])
                 continue
-            self.add_module(name, conv := Conv(ch, layer))
-            self.steps.append(conv)
-            ch = conv.out
-        for name, branches in MIXED.items():
-            self.add_module(name, block := Mixed(ch, branches))
-            self.steps.append(block)
-            ch = block.out
+            self.add_module(name, part := (Conv if name in STEM else Mixed)(ch, row))
+            self.steps.append(part)
+            ch = part.out
         self.fc = nn.Linear(ch, 1008)
 
     def pooled(self, x: Tensor) -> Tensor:
-        for step in self.steps:
-            x = step(x)
-        return x.mean((2, 3))
+        return through(self.steps, x).mean((2, 3))
 
     def fuse(self) -> None:
         for part in self.modules():
@@ -174,27 +172,24 @@ def pillow_bicubic(x: Tensor, side: int) -> Tensor:
     return torch.from_numpy(out.clip(0, 255))
 
 
-def _row(resize, half: float) -> Backbone:
-    return Backbone(Inception, Input(299, resize, (half,) * 3, (half,) * 3), 2048, "fc", 1008,
-                    "pt_inception-2015-12-05-6726825d.pth", (SHA256,))
-
-
 INCEPTIONS = {
-    "inception-pytorch-fid": _row(bilinear, 127.5),               # 2 · x/255 − 1
-    "inception-torch-fidelity": _row(tensorflow_bilinear, 128.0),
-    "inception-clean-fid": _row(pillow_bicubic, 128.0),
+    name: Backbone(Inception, Input(299, resize, (half,) * 3, (half,) * 3), 2048, "fc", 1008,
+                   Path(URL).name, (SHA256,))
+    for name, resize, half in (
+        ("inception-pytorch-fid", bilinear, 127.5),               # 2 · x/255 − 1
+        ("inception-torch-fidelity", tensorflow_bilinear, 128.0),
+        ("inception-clean-fid", pillow_bicubic, 128.0))
 }
 
 
-def weights(folder: str | Path | None = None) -> Path:
+def weights() -> Path:
     """Where the public file lies once it was fetched."""
-    return Path(folder or cache()) / Path(URL).name
+    return cache() / Path(URL).name
 
 
-def download(url: str = URL, folder: str | Path | None = None, *, digest: str = SHA256,
-             size: int = SIZE) -> Path:
-    """The public file of weights, fetched unless it is in the folder already, whole and right."""
-    path = weights(folder)
+def download(url: str = URL, *, digest: str = SHA256, size: int = SIZE) -> Path:
+    """The public file of weights, fetched unless it is there already, whole and right."""
+    path = weights()
     if path.is_file():
         if sha256(path) == digest:
             return path

@@ -1,9 +1,17 @@
-"""One cell of the reference matrix: what a set of images (column) scores against a real subset
-(row), in one space.
+"""The rows and columns of the reference matrix, and what a column scores against a row.
 
-KD needs no equal numbers and takes all images of both sides; FD, MIND, density, coverage and C2ST
-depend on the number, and are measured at the smaller n on both sides. Beside FD, MIND and coverage
-stands what real against real of the same label scores at that n: a bare FD measures n.
+    real        label × source × train / held-out (val and test) / external; a label of several
+                sources also pooled
+    synthetic   what a generator made when asked for a label; by number of the set, if asked
+    control     known failures and real images under a false name (controls.py)
+
+Each is a set of images of one label. It is cut to n images by a draw that the seed and the pixels
+decide, and lies in the order of that draw: neither the order of files nor how they are packed
+changes a number.
+
+In a cell, KD needs no equal numbers and takes all images of both sides; FD, MIND, density, coverage
+and C2ST depend on the number, and are measured at the smaller n on both sides. Beside FD, MIND and
+coverage stands what real against real of the same label scores at that n: a bare FD measures n.
 
 The headline of a candidate S against held-out images H, where the real images O say how far is far:
 
@@ -16,12 +24,18 @@ KD(S, H) − limit · KD(O, H), which needs no division.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from minidiff.data.dataset import Images
 from minidiff.errors import InputError
-from minidiff.evaluation.matrix.subsets import Subset
+from minidiff.evaluation.matrix.controls import CONTROLS
 from minidiff.evaluation.metrics.copying import FEWEST
 from minidiff.evaluation.metrics.distances import (
     fid,
@@ -31,12 +45,158 @@ from minidiff.evaluation.metrics.distances import (
     kid_p,
     mind,
 )
-from minidiff.evaluation.metrics.manifold import prdc
-from minidiff.evaluation.metrics.two_sample import c2st
+from minidiff.evaluation.metrics.neighbours import c2st, prdc
 from minidiff.statistics import wilson
 
 LIMIT = 0.5  # of ρ, up to which a set passes
+TRAIN, HELD_OUT, EXTERNAL = "train", "held-out", "external"
+PARTS = {"train": TRAIN, "val": HELD_OUT, "test": HELD_OUT, "external": EXTERNAL}  # by split
 Null = Callable[[int], dict]
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """One row or column; `part`: train, held-out, external, a folder of samples or a control."""
+
+    kind: str                      # real, synthetic, control
+    label: str                     # that the images have or are said to have
+    part: str
+    sources: tuple[str, ...]       # of a synthetic set: those of the training images of its label
+    pixels: Tensor                 # uint8 (n,3,S,S)
+    patients: np.ndarray           # (n,) of str; a synthetic image is a patient of its own
+    content: str                   # sha256 over pixels and patients
+    truth: str = ""                # the label that real images have, where `label` is a false name
+    features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # space → (n,d)
+
+    @property
+    def name(self) -> str:
+        where = " + ".join(self.sources) if self.kind == "real" else ""
+        return " · ".join(filter(None, (self.label, self.part, where)))
+
+    @property
+    def too_few(self) -> str:
+        """Why nothing is said of this set; "" where it has enough images and patients."""
+        if len(self) < FEWEST:
+            return f"{len(self)} images; {FEWEST} are needed"
+        return "all images of one patient" if len(set(self.patients)) == 1 else ""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def take(self, index: np.ndarray) -> "Subset":
+        return replace(self, pixels=self.pixels[torch.from_numpy(index)],
+                       patients=self.patients[index],
+                       features={name: x[index] for name, x in self.features.items()})
+
+    def without(self, patients: np.ndarray) -> "Subset":
+        """The images of other patients; itself, where there is none to leave out."""
+        keep = np.flatnonzero(~np.isin(self.patients, patients))
+        return self if len(keep) == len(self) else self.take(keep)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What the candidates of one label are measured by."""
+
+    label: str
+    reference: Subset              # held-out images of the label, all sources of the data together
+    train: Subset
+    yardstick: Subset | None       # how far is far: another source of the label, else another label
+    another_source: bool
+    candidates: list[Subset]       # columns that get verdicts: synthetic sets and controls
+
+
+def subset(kind: str, label: str, part: str, sources: Sequence[str], pixels: Tensor,
+           patients: Mapping[int, str], *, n: int, seed: int) -> Subset:
+    """At most n images, drawn by seed and pixels, in the order of the draw.
+
+    `patients` names the patient of each image, by its place in `pixels`, that may be drawn."""
+    keys = {i: hashlib.sha256(str(seed).encode() + pixels[i].numpy().tobytes()).hexdigest()
+            for i in patients}
+    drawn = sorted(keys, key=lambda i: (keys[i], patients[i]))[:n]
+    content = hashlib.sha256("\n".join(f"{keys[i]} {patients[i]}" for i in drawn).encode())
+    return Subset(kind, label, part, tuple(sorted(set(sources))), pixels[drawn],
+                  np.array([patients[i] for i in drawn]), content.hexdigest())
+
+
+def real_subsets(images: Images, *, n: int, seed: int) -> list[Subset]:
+    """Every label × part × source, and each label of several sources once more, pooled."""
+    found = []
+    for label, part in itertools.product(images.table.labels, (TRAIN, HELD_OUT, EXTERNAL)):
+        rows = {i: row for i, row in enumerate(images.table.rows)
+                if row["label"] == label and PARTS[row["split"]] == part}
+        sources = sorted({row["source"] for row in rows.values()})
+        pooled = [sources] if len(sources) > 1 else []
+        for chosen in (*pooled, *([source] for source in sources)):
+            patients = {i: row["patient"] for i, row in rows.items() if row["source"] in chosen}
+            found.append(subset("real", label, part, chosen, images.pixels, patients, n=n,
+                                seed=seed))
+    return found
+
+
+def synthetic_subsets(images: Images, sources: Mapping[str, Sequence[str]], *, name: str,
+                      by_set: bool, n: int, seed: int) -> list[Subset]:
+    """One for each label of a folder of samples; `by_set`: and for each of its several sets."""
+    found = []
+    for label in images.table.labels:
+        rows = {i: row for i, row in enumerate(images.table.rows) if row["label"] == label}
+        numbers = sorted({row.get("set", "") for row in rows.values()},
+                         key=lambda number: (len(number), number))
+        parts = {name: numbers}
+        if by_set and len(numbers) > 1:
+            parts |= {f"{name}, set {number or '?'}": [number] for number in numbers}
+        for part, chosen in parts.items():
+            patients = {i: f"{name}/{row['file_name']}" for i, row in rows.items()
+                        if row.get("set", "") in chosen}
+            found.append(subset("synthetic", label, part, sources[label], images.pixels, patients,
+                                n=n, seed=seed))
+    return found
+
+
+def standard(label: str, real: Sequence[Subset], wide: Sequence[Subset],
+             synthetic: Sequence[Subset], train: Tensor, *, n: int, seed: int) -> Standard | None:
+    """The standards, candidates and controls of a label; `train` are all its training images.
+
+    `wide` are the same sets as `real` with up to 2n images, of which two halves make a yardstick
+    and a control. None where the data have no held-out or no training image of the label.
+    """
+    reference, trained = (max((s for s in real if (s.label, s.part) == (label, part)),
+                              key=lambda s: len(s.sources), default=None)
+                          for part in (HELD_OUT, TRAIN))
+    if reference is None or trained is None:
+        return None
+    own = {*reference.sources, *trained.sources}
+    elsewhere = [s for s in wide if s.label == label and s.part != TRAIN and not s.too_few
+                 and len(s.sources) == 1 and not set(s.sources) & own]
+    other_labels = [s.without(reference.patients) for s in real
+                    if s.label != label and s.part != TRAIN]
+    wrong_class = max((s for s in other_labels if not s.too_few), default=None, key=lambda s: (
+        bool(set(s.sources) & own), s.part == HELD_OUT, len(s)))
+    yardstick, wrong_source = wrong_class, None
+    if elsewhere:
+        yardstick, wrong_source = _halves(max(elsewhere, key=len), n)
+    candidates = [s for s in synthetic if s.label == label]
+    for number, (name, control) in enumerate(CONTROLS.items()):
+        false = {"wrong class": wrong_class, "wrong source": wrong_source}.get(name)
+        if control.make:
+            pixels = control.make(train, n, np.random.default_rng((seed, number)))
+            candidates.append(subset("control", label, name, trained.sources, pixels, {
+                i: f"{name} {i}" for i in range(len(pixels))}, n=n, seed=seed))
+        elif false is not None:
+            candidates.append(replace(false, kind="control", label=label, part=name,
+                                      truth=false.label))
+    return Standard(label, reference, trained, yardstick, bool(elsewhere), candidates)
+
+
+def _halves(other: Subset, n: int) -> tuple[Subset, Subset]:
+    """Two halves by patient, a yardstick and what is passed off as ours; the whole as both, if a
+    half were too small."""
+    # by name: patients of many images are drawn first
+    first = np.isin(other.patients, sorted(set(other.patients))[::2])
+    one, two = (replace(other.take(np.flatnonzero(mask)[:n]), part=f"{other.part}, one half")
+                for mask in (first, ~first))
+    whole = other.take(np.arange(min(n, len(other))))
+    return (whole, whole) if one.too_few or two.too_few else (one, two)
 
 
 def cell(row: Subset, column: Subset, space: str, null: Null, *, permutations: int = 1000,
@@ -80,16 +240,16 @@ def real_against_real(pool: Sequence[Subset], space: str, *, repeats: int, seed:
 
     @functools.cache
     def null(n: int) -> dict:
-        found = {}
         try:
-            for name, metric in metrics.items():
-                drawn = floor(metric, real=features, patients=patients, n=n, m=n, repeats=repeats,
-                              seed=seed)
-                found |= {f"{name}_null": drawn.median, f"{name}_null_low": drawn.low,
-                          f"{name}_null_high": drawn.high, "null_n": drawn.n}
-        except InputError:
+            drawn = {name: floor(metric, real=features, patients=patients, n=n, m=n,
+                                 repeats=repeats, seed=seed) for name, metric in metrics.items()}
+        except InputError:  # too few images for the balls of coverage
             return {}
-        return found
+        if not all(drawn.values()):
+            return {}
+        return {key: value for name, d in drawn.items() for key, value in (
+            (f"{name}_null", d.median), (f"{name}_null_low", d.low), (f"{name}_null_high", d.high),
+            ("null_n", d.n))}
 
     return null
 
@@ -119,8 +279,8 @@ def rho(made: tuple[dict, np.ndarray], yardstick: tuple[dict, np.ndarray]) -> di
 
 def confounded(row: Subset, column: Subset) -> bool:
     """Do label and source both differ, so that nobody can say which of the two is seen?"""
-    same_label = (column.truth or column.label) == row.label
-    return not same_label and not set(row.sources) & set(column.sources)
+    return row.label != (column.truth or column.label) and not (
+        set(row.sources) & set(column.sources))
 
 
 def _coverage(real: np.ndarray, fake: np.ndarray) -> float:

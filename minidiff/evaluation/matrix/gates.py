@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from minidiff.evaluation.features.spectrum import Spectrum
+from minidiff.evaluation.features.extractor import Spectrum
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS, OPTIONAL
 from minidiff.evaluation.pages import sentence

@@ -29,22 +29,21 @@ from minidiff.data.files import read_facts
 from minidiff.data.split import trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
-from minidiff.evaluation.features.build import EXTRACTORS, build, describe
-from minidiff.evaluation.features.cache import FeatureCache
-from minidiff.evaluation.features.extractor import Extractor, PredictorFeatures
-from minidiff.evaluation.features.spectrum import Spectrum
+from minidiff.evaluation.features.build import EXTRACTORS, FeatureCache, build, describe
+from minidiff.evaluation.features.extractor import Extractor, PredictorFeatures, Spectrum
 from minidiff.evaluation.format import jsonable
-from minidiff.evaluation.matrix import cells, gates, page
-from minidiff.evaluation.matrix.subsets import (
+from minidiff.evaluation.matrix import cells, controls, gates
+from minidiff.evaluation.matrix.cells import (
     Standard,
     Subset,
     real_subsets,
     standard,
     synthetic_subsets,
 )
+from minidiff.evaluation.metrics.agreement import recognised
 from minidiff.evaluation.metrics.copying import FEWEST, memorisation
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
-from minidiff.evaluation.quick import recognised
+from minidiff.evaluation.pages import charts, render
 from minidiff.evaluation.sets import (
     HELD_OUT,
     check_origin,
@@ -54,10 +53,12 @@ from minidiff.evaluation.sets import (
     refuse_nested,
     seen_by,
 )
+from minidiff.evaluation.verdicts import KINDS
 from minidiff.root import DEMO, Rooted
 
 PHANTOM = f"{DEMO}/phantom"      # the demo's data, with which go …
 HOSPITAL = f"{DEMO}/hospital"    # … phantoms with more noise, whose views go with the label
+REAL = ("real", "external")       # names of sets that no folder of samples gets
 SMALLEST = 32                    # px a side at which images are compared
 LEAST = {"n": FEWEST, "permutations": 100, "resamples": 100, "repeats": 10}
 ASSUMED = "one image = one patient"    # goes without saying of synthetic images
@@ -102,13 +103,13 @@ def run_matrix(cfg: MatrixConfig) -> None:
 
     grid, draws = measure(cfg, [e.name for e in spaces], rows, columns, standards)
     verdicts = judge_all(cfg, standards, draws, judge, sets["real"])
-    controls = gates.caught(verdicts)
-    state, faults = gates.status(controls)
+    caught = gates.caught(verdicts)
+    state, faults = gates.status(caught)
     notes = dict.fromkeys(note for s in sets.values() for note in s.table.notes)
     provenance = runs.provenance()
     del provenance["started"]    # equal commands write equal bytes
     result = jsonable({
-        "status": state, "faults": faults, "controls": controls, "verdicts": verdicts,
+        "status": state, "faults": faults, "controls": caught, "verdicts": verdicts,
         "extractors": [describe(e) for e in spaces],
         "rows": [about(s) for s in rows], "columns": [about(s) for s in columns], "cells": grid,
         "shortcuts": shortcuts(sets["real"].table),
@@ -118,35 +119,33 @@ def run_matrix(cfg: MatrixConfig) -> None:
         "config": runs.read_json(out / "config.json"), "provenance": provenance,
     })
     runs.write_json(out / "matrix.json", result)
-    runs.write_atomic(out / "matrix.html", page.matrix(result))
-    report(out, result)
-
-
-def with_hospital(cfg: MatrixConfig) -> MatrixConfig:
-    """The demo's phantoms get another hospital of phantoms, if no other was asked for."""
-    alone = cfg.data == (PHANTOM,) and not cfg.external
-    return replace(cfg, external=(HOSPITAL,)) if alone else cfg
-
-
-def report(out: Path, result: dict) -> None:
-    """Print the verdicts and the path; exit with status 1 if the matrix is invalid."""
+    runs.write_atomic(out / "matrix.html", page(result))
     for v in (v for v in result["verdicts"] if v["kind"] == "synthetic"):
         said = ", ".join(f"{k} {v[k]['answer']}" for k in gates.VERDICTS if k in v)
         print(f"{v['label']} ({v['part']}): {said or v['too_few']}")
     print(out / "matrix.html")
-    if result["status"] == "INVALID":
-        print("INVALID: " + "; ".join(result["faults"]), file=sys.stderr)
+    if state == "INVALID":
+        print("INVALID: " + "; ".join(faults), file=sys.stderr)
         raise SystemExit(1)
+
+
+def with_hospital(cfg: MatrixConfig) -> MatrixConfig:
+    """The demo's phantoms get another hospital of phantoms, if no other was asked for."""
+    return replace(cfg, external=cfg.external or (HOSPITAL,)) if cfg.data == (PHANTOM,) else cfg
+
+
+def page(result: Mapping) -> str:
+    """matrix.html from the contents of matrix.json alone."""
+    return render("matrix.html", **result, maps=charts.matrix_maps(result), kinds=KINDS,
+                  names=gates.VERDICTS, known=controls.CONTROLS, blur=controls.BLUR,
+                  noise=controls.NOISE, left=controls.LEFT, limit=gates.LIMIT)
 
 
 def check(cfg: MatrixConfig) -> None:
     """Refuse knobs and folders before any work."""
-    for name, least in LEAST.items():
+    for name, least in {**LEAST, "size": SMALLEST if cfg.size else 0}.items():
         if getattr(cfg, name) < least:
             raise InputError(f"--{name} {getattr(cfg, name)} is not allowed: {least} or more")
-    if cfg.size and cfg.size < SMALLEST:
-        raise InputError(f"--size {cfg.size} is not allowed: {SMALLEST} or more, or 0, that of the "
-                         "samples")
     if not cfg.samples:
         raise InputError("--samples names no folder")
     if len(set(cfg.extractors)) < 2:    # of which one at most is the spectrum
@@ -164,8 +163,8 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
     known = {"real": real}
     if cfg.external:
         other = read_table(cfg.external, split=False)
-        rows = [{**row, "split": "external"} for row in other.rows]
-        known["external"] = replace(other, rows=rows)
+        known["external"] = replace(other, rows=[{**row, "split": "external"}
+                                                 for row in other.rows])
     files = {digest for table in known.values() for digest in table.hashes.values()}
     made = {folder: read_synthetic(folder, real.labels, files) for folder in cfg.samples}
     seen = {f"the generator of {folder}": trained_on(folder) for folder in made}
@@ -174,12 +173,11 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
         real.notes.extend(check_origin(unseen, {**seen, "the judge": seen_by(cfg.classifier)}))
     first = images.read(made[cfg.samples[0]].rows[0]["file"])
     size = cfg.size or max(SMALLEST, min(first.shape[1:]))
-    names = {folder: os.path.normpath(folder) for folder in made}
-    if len(made) == 1:
-        names = {folder: Path(folder).resolve().name for folder in made}
-    tables = known | {names[folder]: table for folder, table in made.items()}
+    for folder, table in made.items():
+        name = os.path.normpath(folder) if len(made) > 1 else Path(folder).resolve().name
+        known[f"{name} (samples)" if name in REAL else name] = table
     return {name: ordered(*load_pixels(table, size, skip_bad=cfg.skip_bad))
-            for name, table in tables.items()}
+            for name, table in known.items()}
 
 
 def load_judge(cfg: MatrixConfig, real: Table) -> Predictor:
@@ -218,26 +216,26 @@ def training_sources(real: Table) -> dict[str, list[str]]:
 def spaces_of(cfg: MatrixConfig, real: Images, judge: Predictor) -> list[Extractor]:
     """The extractors asked for: the matrix's own `spectrum`, and others of `features.build`."""
     train = real.part("train").pixels
-    named = [spec for spec in cfg.extractors if spec != Spectrum.name]
-    own = [Spectrum().fit(train)] if Spectrum.name in cfg.extractors else []
-    return [*build(named, train=train, judge=judge), *own]
+    others = build([spec for spec in cfg.extractors if spec != Spectrum.name], train=train,
+                   judge=judge)
+    return [*others, Spectrum().fit(train)] if Spectrum.name in cfg.extractors else others
 
 
 def arrange(cfg: MatrixConfig,
             sets: Mapping[str, Images]) -> tuple[list[Subset], list[Standard], list[Subset]]:
     """Rows, the standards of each label, and columns: synthetic sets, controls, real sets."""
     real, sources = sets["real"], training_sources(sets["real"].table)
-    known = [sets[name] for name in ("real", "external") if name in sets]
-    rows, wide = ([s for each in known for s in real_subsets(each, n=n, seed=cfg.seed)]
+    rows, wide = ([s for name in REAL if name in sets
+                   for s in real_subsets(sets[name], n=n, seed=cfg.seed)]
                   for n in (cfg.n, 2 * cfg.n))
-    made = [s for name, each in sets.items() if name not in ("real", "external")
+    made = [s for name, each in sets.items() if name not in REAL
             for s in synthetic_subsets(each, sources, name=name, by_set=cfg.by_set, n=cfg.n,
                                        seed=cfg.seed)]
     found = [standard(label, rows, wide, made, of(real, label, "train").pixels, n=cfg.n,
                       seed=cfg.seed) for label in real.table.labels]
     standards = [j for j in found if j]
-    controls = [s for j in standards for s in j.candidates if s.kind == "control"]
-    return rows, standards, [*made, *controls, *rows]
+    spoilt = [s for j in standards for s in j.candidates if s.kind == "control"]
+    return rows, standards, [*made, *spoilt, *rows]
 
 
 def measure(cfg: MatrixConfig, spaces: Sequence[str], rows: Sequence[Subset],
@@ -245,16 +243,15 @@ def measure(cfg: MatrixConfig, spaces: Sequence[str], rows: Sequence[Subset],
     """All cells; and of those against held-out references {(label, column): {space: cell and
     draws}}."""
     grid, kept = [], defaultdict(dict)
-    knobs = {"permutations": cfg.permutations, "resamples": cfg.resamples, "seed": cfg.seed}
     with tqdm(total=len(spaces) * len(rows) * len(columns), desc="cells", unit="cell") as bar:
         for space, row in itertools.product(spaces, rows):
             kin = [s for s in rows
                    if (s.label, s.sources, s.kind) == (row.label, row.sources, row.kind)]
             null = cells.real_against_real(kin, space, repeats=cfg.repeats, seed=cfg.seed)
             own = [j for j in standards if j.reference is row]
-            yardsticks = [j.yardstick for j in own if j.yardstick]
-            for column in dict.fromkeys([*columns, *yardsticks]):
-                found = cells.cell(row, column, space, null, **knobs)
+            for column in dict.fromkeys([*columns, *(j.yardstick for j in own if j.yardstick)]):
+                found = cells.cell(row, column, space, null, permutations=cfg.permutations,
+                                   resamples=cfg.resamples, seed=cfg.seed)
                 if column in columns:
                     grid.append(found[0])
                     bar.update()

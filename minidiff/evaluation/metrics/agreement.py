@@ -20,7 +20,7 @@ from minidiff.classification.predictor import Predictor
 from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.statistics import fisher_interval, group_ids, pearson, z_value
-from minidiff.variables import Labels, Number, Variable
+from minidiff.variables import Labels, Variable
 
 
 def asked(judge: Predictor | None, tables: Mapping[str, Table]) -> dict[str, Labels]:
@@ -56,10 +56,10 @@ def within_label(variables: Sequence[Variable], judged: Mapping[str, Tensor], la
         if v.name not in labels or v.name == "label":
             continue
         cells = labels[v.name]
-        known = (torch.isfinite(cells) if isinstance(v, Number) else cells >= 0).numpy()
+        known = v.known(cells).numpy()
         own, cells = group[known], cells.numpy()[known]
         found[v.name] = {}
-        if known.any() and isinstance(v, Number):
+        if known.any() and not v.values:
             r = _pooled(cells, judged[v.name].numpy()[known], own)
             found[v.name] = dict(zip(("within_r", "within_low", "within_high"), r))
         elif known.any():

@@ -21,10 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy
+import torch
 from tqdm import tqdm
 
-from minidiff.errors import InputError
-from minidiff.evaluation.metrics.moments import Moments, fid_of, frechet
 from minidiff.evaluation.metrics.pairwise import checked, kernel, kernel_mean, patient_codes
 from minidiff.statistics import bootstrap_counts, group_ids, percentile
 
@@ -32,7 +31,7 @@ Metric = Callable[..., float]
 
 
 class Spread(NamedTuple):
-    """A distance over random draws: its median, 5–95 %, and the sizes of the two sets."""
+    """A figure over random draws: its median, 5–95 %, and the sizes of the two sets."""
 
     median: float
     low: float
@@ -50,10 +49,37 @@ def fid(*, real: np.ndarray, fake: np.ndarray) -> float:
     """
     x, y = checked(real, fake)
     if min(len(x), len(y)) >= x.shape[1]:
-        return fid_of(*(Moments(x.shape[1]).add(side) for side in (x, y)))
-    a, b = (x - x.mean(0)) / np.sqrt(len(x) - 1), (y - y.mean(0)) / np.sqrt(len(y) - 1)
-    return frechet(x.mean(0) - y.mean(0), (a * a).sum() + (b * b).sum(),
-                   np.linalg.norm(a @ b.T, ord="nuc"))
+        s, t = _covariance(x), _covariance(y)
+        traces, cross = np.trace(s) + np.trace(t), root_trace(s, t)
+    else:
+        a, b = (x - x.mean(0)) / np.sqrt(len(x) - 1), (y - y.mean(0)) / np.sqrt(len(y) - 1)
+        traces, cross = (a * a).sum() + (b * b).sum(), np.linalg.norm(a @ b.T, ord="nuc")
+    shift = x.mean(0) - y.mean(0)
+    return float(shift @ shift + traces - 2 * cross)
+
+
+def _covariance(x: np.ndarray) -> np.ndarray:
+    """(d,d), with 1/(n−1); centred before it is squared, for E[x²] − E[x]² loses all digits where
+    the mean is large beside the spread."""
+    x = x - x.mean(0)
+    return x.T @ x / (len(x) - 1)
+
+
+def root_trace(s: np.ndarray, t: np.ndarray) -> float:
+    """tr (ST)^½ of two covariances (d,d).
+
+    Any root S = LLᵀ will do: ST has the eigenvalues of LᵀTL, which is symmetric, so that they are
+    real and, but for rounding, not negative. Cholesky's L costs a seventh of the root by eigh,
+    which remains where S is singular.
+    """
+    try:
+        root = np.linalg.cholesky(s)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(s)
+        root = vectors * np.sqrt(values.clip(0))
+    # PyTorch brings a LAPACK that takes half of NumPy's time
+    product = torch.from_numpy(root.T @ t @ root)
+    return torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum().item()
 
 
 def mind(*, real: np.ndarray, fake: np.ndarray, directions: int = 1000, seed: int = 0) -> float:
@@ -66,7 +92,7 @@ def mind(*, real: np.ndarray, fake: np.ndarray, directions: int = 1000, seed: in
     """
     x, y = checked(real, fake)
     n, d = min(len(x), len(y)), x.shape[1]
-    x, y = (equal(f, n, seed + k) for k, f in enumerate((x, y)))
+    x, y = (draw(f, n, seed + k) for k, f in enumerate((x, y)))
     rng, total = np.random.default_rng(seed), 0.0
     for start in range(0, directions, 100):   # 50,000 × 100 projections at a time are 40 MB a side
         u = rng.standard_normal((min(100, directions - start), d))
@@ -75,7 +101,7 @@ def mind(*, real: np.ndarray, fake: np.ndarray, directions: int = 1000, seed: in
     return float(3 * d * total / directions)
 
 
-def equal(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
+def draw(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     """n of the rows, drawn without replacement and left in order; all where there are no more."""
     if len(rows) <= n:
         return rows
@@ -101,8 +127,8 @@ def kid(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = 
     Without patients every image is one of its own: the usual unbiased U-statistic over i ≠ j.
     """
     x, y = checked(real, fake)
-    p, q = patient_codes(real_patients, len(x)), patient_codes(fake_patients, len(y))
-    return kernel_mean(x, x, p) + kernel_mean(y, y, q) - 2 * kernel_mean(x, y)
+    p, q = patient_codes(real_patients, len(x)), len(x) + patient_codes(fake_patients, len(y))
+    return kernel_mean(x, x, p, p) + kernel_mean(y, y, q, q) - 2 * kernel_mean(x, y, p, q)
 
 
 def kid_draws(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,
@@ -149,11 +175,8 @@ def kid_p(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None 
     x, y = checked(real, fake)
     pool, p = np.concatenate([x, y]), patient_codes(real_patients, len(x))
     group = np.concatenate([p, p.max() + 1 + patient_codes(fake_patients, len(y))])
-    k, apart = kernel(pool, pool), _apart(group)
-    a = permuted_sides(group, len(x), permutations, seed).astype(float)
-    (aa, ab, bb), (n_aa, n_ab, n_bb) = _blocks(k * apart, a), _blocks(apart, a)
-    with np.errstate(invalid="ignore"):
-        values = aa / n_aa + bb / n_bb - 2 * ab / n_ab
+    sides = permuted_sides(group, len(x), permutations, seed).astype(float)
+    values = _kd_of_draws(pool, group, sides)
     if not np.isfinite(values[0]):
         return np.nan
     others = values[1:][np.isfinite(values[1:])]
@@ -190,45 +213,41 @@ def fid_spread(*, real: np.ndarray, fake: np.ndarray, repeats: int = 200, seed: 
 
 
 def floor(metric: Metric, *, real: np.ndarray, patients: Sequence, n: int, m: int,
-          repeats: int = 100, seed: int = 0) -> Spread:
+          repeats: int = 100, seed: int = 0) -> Spread | None:
     """The metric between two disjoint draws of real patients, of n and m images: the best score.
 
     A pool of fewer than n + m images gives draws that are smaller in proportion; the sizes used are
-    returned.
+    returned. None where there are too few patients for any.
     """
-    x, _ = checked(real, real)
     draws, n, m = disjoint_draws(patients, n, m, repeats, seed)
-    if metric is not kid:
+    if not draws:
+        return None
+    x, _ = checked(real, real)
+    if metric is kid:
+        left, right = np.zeros((2, len(draws), len(x)))
+        for i, (a, b) in enumerate(draws):
+            left[i, a] = right[i, b] = 1
+        values = _kd_of_draws(x, group_ids(patients), left, right)
+        values = values[np.isfinite(values)]
+    else:
         bar = tqdm(draws, "real against real", leave=False, disable=len(x) < 2000)
-        return spread_of([metric(real=x[a], fake=x[b]) for a, b in bar], n, m)
-    left, right = np.zeros((2, repeats, len(x)))
-    for i, (a, b) in enumerate(draws):
-        left[i, a] = right[i, b] = 1
-    apart = _apart(group_ids(patients))
-    k = kernel(x, x) * apart
-
-    def mean(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        return ((u @ k) * v).sum(1) / ((u @ apart) * v).sum(1)
-
-    with np.errstate(invalid="ignore"):
-        values = mean(left, left) + mean(right, right) - 2 * mean(left, right)
-    if not np.isfinite(values).any():
-        raise _too_few(patients)
-    return spread_of(values[np.isfinite(values)], n, m)
+        values = [metric(real=x[a], fake=x[b]) for a, b in bar]
+    return spread_of(values, n, m) if len(values) else None
 
 
 def disjoint_draws(patients: Sequence, n: int, m: int, repeats: int, seed: int
                    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int, int]:
-    """Pairs of random sets of images, no patient in both, and their sizes: n and m, or smaller."""
+    """Pairs of random sets of images, no patient in both, and their sizes: n and m, or smaller.
+
+    No pairs where there are too few patients.
+    """
     group = group_ids(patients)
     if min(n, m, len(group)) >= 2:
         # the patient at the border may leave most images of the biggest unused
         share = min(1.0, (len(group) - int(np.bincount(group).max()) + 1) / (n + m))
         n, m = int(n * share), int(m * share)
-    if min(n, m, len(group)) < 2:
-        raise _too_few(patients)
     rng, draws = np.random.default_rng(seed), []
-    for _ in range(repeats):
+    for _ in range(repeats if min(n, m, len(group)) >= 2 else 0):
         order = np.argsort(rng.random(group.max() + 1)[group], kind="stable")  # patient by patient
         a, rest = order[:n], order[n:]
         draws.append((a, rest[group[rest] != group[a[-1]]][:m]))
@@ -240,21 +259,26 @@ def spread_of(values: Sequence[float], n: int, m: int) -> Spread:
     return Spread(float(median), float(low), float(high), n, m)
 
 
-def _too_few(patients: Sequence) -> InputError:
-    return InputError(f"{len(patients)} real images of {len(set(patients))} patients are too few "
-                      "to compare real with real")
+def _kd_of_draws(x: np.ndarray, group: np.ndarray, left: np.ndarray,
+                 right: np.ndarray | None = None) -> np.ndarray:
+    """KD of some of the images x (n,d) with others, marked with 1 in left and right (R,n): (R,).
 
+    right None: the rest. Pairs of one patient, by the codes in `group`, are left out; nan where
+    there are no others.
+    """
+    apart = (group[:, None] != group).astype(float)
+    rest = 1 - left if right is None else right
 
-def _apart(group: np.ndarray) -> np.ndarray:
-    """1 where two images are of different patients, else 0; the diagonal is 0: (n, n)."""
-    return (group[:, None] != group).astype(float)
+    def sums(k: np.ndarray) -> np.ndarray:
+        """Of the cells of symmetric k within left, within right, and across: (3, R)."""
+        to_left = left @ k
+        to_right = k.sum(0) - to_left if right is None else right @ k
+        return np.stack([(to_left * left).sum(1), (to_right * rest).sum(1),
+                         (to_left * rest).sum(1)])
 
-
-def _blocks(k: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums of symmetric k (N,N) within the images marked by each row of a (R,N), across, beyond."""
-    within = ((a @ k) * a).sum(1)
-    across = a @ k.sum(1) - within
-    return within, across, k.sum() - within - 2 * across
+    with np.errstate(invalid="ignore"):
+        one, other, across = sums(kernel(x, x) * apart) / sums(apart)
+        return one + other - 2 * across
 
 
 def _sum_by(k: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -59,12 +59,11 @@ def ms_ssim(images: Tensor, *, pairs: int = 1000, seed: int = 0,
     if not len(i):
         raise InputError("MS-SSIM needs a pair of images of different patients; there are "
                          f"{len(images)} images")
-    x, values = grey(images)[:, None], []
+    x = grey(images)[:, None]
     step = max(1, BATCH // x[0].numel())
-    for start in tqdm(range(0, len(i), step), desc="MS-SSIM", unit="batch", leave=False,
-                      disable=len(i) <= step):
-        some = slice(start, start + step)
-        values.append(similarity(x[i[some]], x[j[some]]))
+    bar = tqdm(range(0, len(i), step), "MS-SSIM", unit="batch", leave=False,
+               disable=len(i) <= step)
+    values = [similarity(x[i[k : k + step]], x[j[k : k + step]]) for k in bar]
     return torch.cat(values).double().mean().item()
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minidiff.data.duplicates import laid_over, small
 from minidiff.errors import InputError
-from minidiff.evaluation.features.extractor import grey
+from minidiff.evaluation.features.extractor import Extractor, grey
 from minidiff.statistics import group_ids
 
 ROWS = 1024                 # of a matrix of all pairs at a time: that of 50,000 images is 20 GB
@@ -60,15 +60,13 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def kernel_mean(x: np.ndarray, y: np.ndarray, group: np.ndarray | None = None) -> float:
-    """Mean of k(x, y) over all pairs, or over those of different patients; nan without any."""
+def kernel_mean(x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
+    """Mean of k(x, y) over pairs of different patients, p (n,) and q (m,); nan without any."""
     total, pairs = 0.0, 0
     for first in range(0, len(x), ROWS):
-        k = kernel(x[first : first + ROWS], y)
-        apart = np.ones(k.shape, bool)
-        if group is not None:
-            apart = group[first : first + ROWS, None] != group
-        total, pairs = total + (k * apart).sum(), pairs + int(apart.sum())
+        apart = p[first : first + ROWS, None] != q
+        total += (kernel(x[first : first + ROWS], y) * apart).sum()
+        pairs += int(apart.sum())
     return float(total / pairs) if pairs else np.nan
 
 
@@ -99,9 +97,11 @@ def nearest_other_distance(x: Tensor, k: int = 1) -> Tensor:
     return torch.cat([d.kthvalue(k, dim=1).values for d in to_others(x)])
 
 
-def pixel_spaces(images: Tensor) -> dict[str, Tensor]:
-    """The two pixel spaces: equalised pixels, and small images to be laid over each other."""
-    return {"pixels": equalised(images), "pixels, moved": small(images, SIDE)}
+def pixel_spaces(images: Tensor, *extractors: Extractor) -> dict[str, Tensor]:
+    """The two pixel spaces, equalised pixels and small images to be laid over each other; and
+    features."""
+    return {"pixels": equalised(images), "pixels, moved": small(images, SIDE),
+            **{e.name: e(images) for e in extractors}}
 
 
 def equalised(images: Tensor, side: int = SIDE) -> Tensor:

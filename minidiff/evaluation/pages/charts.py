@@ -8,10 +8,13 @@ Everything is told apart by its mark or its line as well as by its colour.
 """
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from minidiff.evaluation.format import distance_names
 
 ACCENT, INK, PALE, RED = "#2b6080", "#22303a", "#8fa3ad", "#a8321a"
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False,
@@ -57,7 +60,11 @@ def points(panels: Mapping[str, Sequence[Mapping]], xlabel: str = "") -> bytes:
         for axes, (title, own) in zip(grid, panels.items()):
             for p in own:
                 _row(axes, p, places[p.get("group", ""), p["name"]])
-            _soft_scale(axes, own)
+            near = max((abs(end) for p in own for end in p.get("band") or ()), default=0)
+            far = max((p["ends"][1] or 0 for p in own if "ends" in p), default=0)
+            if 0 < 8 * near < far:   # values lie far beyond the bands: logarithmic out there
+                axes.set_xscale("symlog", linthresh=2 * near, linscale=1.0)
+                axes.tick_params(axis="x", labelsize=8)
             axes.set(title=title, xlabel=xlabel, ylim=(bottom, -0.8))
             axes.set_yticks(list(places.values()), names)
             axes.tick_params(axis="y", length=0)
@@ -130,57 +137,53 @@ def matrix_maps(found: Mapping) -> list[tuple[str, bytes]]:
     rows, columns = ([s for s in found[side] if not s.get("too_few", s.get("grey"))]
                      for side in ("rows", "columns"))
     names = [s["name"] + (" (synthetic)" if s["kind"] == "synthetic" else "") for s in columns]
-    own = [[r["part"] == "held-out" and r["label"] == c["label"] and c["kind"] != "real"
-            for r in rows] for c in columns]
-    maps = []
-    for extractor in (e["name"] for e in found["extractors"]):
-        at = {(c["row"], c["column"]): c for c in found["cells"] if c["extractor"] == extractor}
-        cells = [[at[r["name"], c["name"]] for r in rows] for c in columns]
-        marks = [[("◂" if is_own else "") + ("†" if cell["confounded"] else "")
-                  for is_own, cell in zip(*line)] for line in zip(own, cells)]
-        maps.append((extractor, heat_map([[cell.get("KD") for cell in line] for line in cells],
-                                         names, [r["name"] for r in rows], marks)))
-    return maps
+    own = {(r["name"], c["name"]) for r in rows for c in columns if r["part"] == "held-out"
+           and r["label"] == c["label"] and c["kind"] != "real"}
+    at = {(c["extractor"], c["row"], c["column"]): c for c in found["cells"]}
+    grids = {e["name"]: [[at[e["name"], r["name"], c["name"]] for r in rows] for c in columns]
+             for e in found["extractors"]}
+    marks = {(row, column): ("◂" if (row, column) in own else "") + ("†" if c["confounded"] else "")
+             for (_, row, column), c in at.items()}
+    return [(name, heat_map([[cell.get("KD") for cell in line] for line in grid], names,
+                            [r["name"] for r in rows],
+                            [[marks[cell["row"], cell["column"]] for cell in line]
+                             for line in grid]))
+            for name, grid in grids.items()]
 
 
 def course_chart(result: dict, log: Sequence[dict]) -> bytes:
     """From monitor.json: distances over their floors, and the signs of copying, by step."""
     points, chosen = result["points"], result["choice"]["step"]
-    steps = [p["step"] for p in points]
     shared = {"at": {} if chosen is None else {f"take step {chosen}": chosen},
               "settings": {"xlabel": "optimiser step"}}
 
-    def course(name: str, rows: Sequence[dict], k: int, unit: float = 1, **keys: str) -> dict:
-        return {"name": name, "x": steps, "look": STROKES[k % len(STROKES)],
+    def line(name: str, rows: Sequence[dict], look: Mapping, unit: float = 1, **keys: str) -> dict:
+        """Through the rows, by step; `keys` name what is y, and what is low and high."""
+        return {"name": name, "x": [row["step"] for row in rows], "look": look,
                 **{end: [unit * row[key] for row in rows] for end, key in keys.items()}}
 
     panels = []
     for name, band in result["floors"].items():
-        own = [p["KD"][name] for p in points]
-        doubted = [(p["step"], kd["value"]) for p, kd in zip(points, own)
-                   if p["copying"]["suspected"] is not False]
-        crosses = [{"name": "copying not excluded", "x": [x for x, _ in doubted],
-                    "y": [y for _, y in doubted],
-                    "look": {"color": RED, "marker": "x", "linestyle": "", "markersize": 9}}]
-        panels.append({"title": f"KD to held-out, {name}", **shared,
-                       "lines": [course("KD, 95 %", own, 0, y="value", low="low", high="high"),
-                                 *(crosses if doubted else [])],
-                       "bands": {"KD of real against real, 5–95 %": (band["low"], band["high"])},
+        own = [{**p, **p["KD"][name]} for p in points]
+        drawn = [line("distance, 95 %", own, STROKES[0], y="value", low="low", high="high"),
+                 line("copying not excluded",
+                      [p for p in own if p["copying"]["suspected"] is not False],
+                      {"color": RED, "marker": "x", "linestyle": "", "markersize": 9}, y="value")]
+        panels.append({"title": f"{distance_names(name)[0]} to held-out, {name}", **shared,
+                       "lines": [one for one in drawn if one["x"]],
+                       "bands": {"floor (real against real), 5–95 %": (band["low"], band["high"])},
                        "near": max(2 * abs(band["high"]), 1e-9)})
-    near, ratio = [], []
-    for k, space in enumerate(points[0]["copying"]["spaces"]):
-        own = [p["copying"]["spaces"][k] for p in points]
-        near.append(course(space["space"], own, k, 100, y="near_share", low="near_low",
-                           high="near_high"))
-        ratio.append(course(space["space"], own, k, y="q50"))
-    gaps = [line for line in log if line.get("gap") is not None]
-    gap = {"name": "held-out / training loss − 1, to its 95 % lower bound", "look": STROKES[0],
-           **{end: [unit * line[key] for line in gaps] for end, key, unit in (
-               ("x", "step", 1), ("y", "gap", 100), ("low", "gap_low", 100), ("high", "gap", 100))}}
-    panels += [{"title": "near to a training image, %; held-out: 5", "lines": near, "levels": [5],
+    spaces = zip(*([{**s, "step": p["step"]} for s in p["copying"]["spaces"]] for p in points))
+    spaces = [(own[0]["space"], own, look) for own, look in zip(spaces, itertools.cycle(STROKES))]
+    gap = line("held-out / training loss − 1, to its 95 % lower bound",
+               [row for row in log if row.get("gap") is not None], STROKES[0], 100,
+               y="gap", low="gap_low", high="gap")
+    panels += [{"title": "near to a training image, %; held-out: 5", "levels": [5],
+                "lines": [line(*space, 100, y="near_share", low="near_low", high="near_high")
+                          for space in spaces],
                 **shared, "settings": {"xlabel": "optimiser step", "ylim": (0, None)}},
-               {"title": "q: nearest training by nearest held-out; no copies: 1", "lines": ratio,
-                "levels": [1], **shared},
+               {"title": "q: nearest training by nearest held-out; no copies: 1", "levels": [1],
+                "lines": [line(*space, y="q50") for space in spaces], **shared},
                {"title": "gap of the denoising losses, %", "lines": [gap], "levels": [0], **shared}]
     return lines(panels, height=2.4, columns=2, transparent=False)
 
@@ -196,16 +199,8 @@ def _row(axes, p: Mapping, y: float) -> None:
               markeredgewidth=0)
     if None not in p.get("ends", [None]):
         axes.plot(p["ends"], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
-    axes.plot(p["value"], y, mark, color=colour, markersize=5.5)
-
-
-def _soft_scale(axes, own: Sequence[Mapping]) -> None:
-    """Linear where the bands lie and logarithmic beyond, if values lie far from them."""
-    near = max((abs(end) for p in own for end in p.get("band") or ()), default=0)
-    far = max((p["ends"][1] or 0 for p in own if "ends" in p), default=0)
-    if 0 < 8 * near < far:
-        axes.set_xscale("symlog", linthresh=2 * near, linscale=1.0)
-        axes.tick_params(axis="x", labelsize=8)
+    if p["value"] is not None:
+        axes.plot(p["value"], y, mark, color=colour, markersize=5.5)
 
 
 def _grid(n: int, height: float, sharey: bool = False, columns: int = COLUMNS):
@@ -220,8 +215,8 @@ def _grid(n: int, height: float, sharey: bool = False, columns: int = COLUMNS):
 
 
 def _number(x: float) -> str:
-    text = f"{x:.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
-    return text.replace("-", "−")
+    """At least three digits."""
+    return f"{x:.{max(0, 3 - len(str(int(abs(x)))))}f}".replace("-", "−")
 
 
 def _png(figure, transparent: bool = True) -> bytes:

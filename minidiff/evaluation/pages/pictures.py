@@ -1,5 +1,6 @@
 """The pictures of the report. Each is chosen by a rule that the page states, none by hand."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,9 +11,8 @@ from torch import Tensor
 
 from minidiff.data import images
 from minidiff.data.table import Table
-from minidiff.evaluation.metrics.breakdown import in_order
-from minidiff.evaluation.metrics.comparison import Side
 from minidiff.evaluation.metrics.pairwise import distances, equalised
+from minidiff.evaluation.metrics.report_rows import Side, in_order
 
 BEST = 12         # images of the sheets of best and worst, in equal parts of each label
 BESIDE = 8        # images beside their nearest real ones
@@ -27,15 +27,15 @@ def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mappi
     """All that shows images: "labels", "grids", "best", "worst", "beside", "pairs", "collection".
 
     sides: synthetic and heldout in one space. closest: pairs of `copying.memorisation`. groups:
-    those of `breakdown`. probabilities (n,): the judge's of the label asked for, if there is one.
+    `report_rows.groups`. probabilities (n,): the judge's of the label asked for, if there is one.
     """
     order, facts = ranked(sides["synthetic"], sides["heldout"], probabilities)
-    sheets = {}
+    names, sheets = tables["synthetic"].labels, {}
     for key, way in (("best", order), ("worst", order[::-1])):
-        of = {label: [i for i in way if facts[i]["label"] == label]
-              for label in tables["synthetic"].labels}
+        own = [[i for i in way if facts[i]["label"] == name][: max(1, BEST // len(names))]
+               for name in names]
         sheets[key] = [{"png": images.png_bytes(pixels["synthetic"][i]), **facts[i]}
-                       for own in of.values() for i in own[: max(1, BEST // len(of))]]
+                       for i in itertools.chain(*own)]
     labels = {"label": {name: np.array(tables[name].column("label")) for name in tables}}
     return {"labels": strips(labels, pixels, STRIP, seed),
             "grids": strips(labels, pixels, shown, seed), **sheets,
@@ -51,7 +51,7 @@ def ranked(made: Side, real: Side,
     held-out images themselves. The order within a label is that of the sum of two ranks, p from
     high and d from low; of d alone without a judge.
     """
-    d = np.full(len(made.labels), np.nan)
+    d, rank = np.full(len(made.labels), np.nan), np.zeros(len(made.labels))
     for label in np.unique(made.labels):
         own, held = made.labels == label, torch.from_numpy(real.of(label).features)
         if len(held) > NEAREST:
@@ -60,13 +60,12 @@ def ranked(made: Side, real: Side,
             near = distances(torch.from_numpy(made.features[own]),
                              held).topk(NEAREST, largest=False).values.mean(1)
             d[own] = (near / usual).numpy()
-    scores = [np.nan_to_num(d, nan=np.inf)] + ([-np.round(probabilities, 6)]
-                                               if probabilities is not None else [])
-    rank = np.zeros(len(d))
-    for own in (made.labels == label for label in np.unique(made.labels)):
-        rank[own] = sum(scipy.stats.rankdata(score[own]) for score in scores)
-    facts = [{"label": str(label), "d": float(x), "p": None if probabilities is None
-              else float(probabilities[i])} for i, (label, x) in enumerate(zip(made.labels, d))]
+        rank[own] = scipy.stats.rankdata(np.nan_to_num(d[own], nan=np.inf))
+        if probabilities is not None:
+            rank[own] += scipy.stats.rankdata(-np.round(probabilities[own], 6))
+    p = [None] * len(d) if probabilities is None else probabilities.tolist()
+    facts = [{"label": label, "d": x, "p": sure}
+             for label, x, sure in zip(made.labels.tolist(), d.tolist(), p)]
     return np.argsort(rank, kind="stable").tolist(), facts
 
 

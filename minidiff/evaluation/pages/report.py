@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jinja2 import UndefinedError
 
-from minidiff import runs
+from minidiff import __version__, runs
+from minidiff.classification.compare import grouped
 from minidiff.errors import InputError
 from minidiff.evaluation import pages
 from minidiff.evaluation.format import distance_names, jsonable, num
-from minidiff.evaluation.metrics.comparison import EQUAL, FEWEST, NEIGHBOUR
 from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
+from minidiff.evaluation.metrics.report_rows import AT_EQUAL_N, FEWEST, NEIGHBOUR
 from minidiff.evaluation.pages import charts
 from minidiff.evaluation.verdicts import KINDS, variety, verdicts
 from minidiff.root import Rooted
@@ -26,9 +28,11 @@ ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "coll
            "distances": "report", "numbers": "report", "variety": "report", "conditions": "report",
            "agreement": "report", "matrix": "matrix",
            "study": "classifier", "training": "diffusion"}
-OPTIONAL = ("growth", "conditions", "neighbours", "duplicates", "membership", "agreement",
-            "classifier", "study", "vae", "commands", "configs", "provenance", "extractors",
-            "variety")
+ABSENT = {  # what stands for a part of the report that there is not
+    **dict.fromkeys(("distances", "growth", "conditions", "variety", "agreement", "classifier",
+                     "extractors"), ()),
+    **dict.fromkeys(("neighbours", "duplicates", "membership", "study", "vae", "commands",
+                     "configs", "provenance"), {})}
 PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "collection", "rebuilt",
             "losses")
 LIMITS = {"few": FEWEST, "neighbour": NEIGHBOUR, "alpha": ALPHA, "gate": GATE, "unclear": UNCLEAR}
@@ -47,9 +51,9 @@ def run_page(cfg: PageConfig) -> None:
 def write(folder: Path, result: dict, drawn: dict) -> Path:
     """Write report.json, pictures.json and report.html; returns the page's path.
 
-    result: data, samples, distances, and what there is of OPTIONAL. drawn: those of
-    `pictures.draw`, "rebuilt", all PNG bytes, "losses" {run: its loss.png} and "matrix", the
-    contents of a matrix.json.
+    result: data, samples, and what there is of ABSENT. drawn: those of `pictures.draw`,
+    "rebuilt", all PNG bytes, "losses" {run: its loss.png} and "matrix", the contents of a
+    matrix.json.
     """
     result = jsonable(result)
     runs.write_json(folder / "report.json", {"verdict": pages.answers(verdicts(result)), **result})
@@ -58,43 +62,48 @@ def write(folder: Path, result: dict, drawn: dict) -> Path:
 
 
 def write_page(folder: Path) -> Path:
-    """report.html from the report.json and the pictures.json of the folder."""
-    if not (folder / "report.json").is_file():
-        raise InputError(f"{folder} holds no report.json: python evaluate.py makes one")
-    kept = folder / "pictures.json"
+    """report.html from the report.json and the pictures.json of the folder.
+
+    InputError where another version of the program made them and they lack what the page needs.
+    """
+    result, kept = runs.read_json(folder / "report.json"), folder / "pictures.json"
+    version = (result.get("provenance") or {}).get("minidiff", "of another version")
+    refused = f"{folder}: minidiff {version} made it, and minidiff {__version__} cannot render it"
     if not kept.is_file():
-        raise InputError(f"{folder} holds no pictures.json: an older version made this report, and "
-                         "its page would lose its pictures; run the command of the report again")
-    result, drawn = runs.read_json(folder / "report.json"), runs.read_json(kept)
-    runs.write_atomic(folder / "report.html", render(result, drawn))
+        raise InputError(f"{refused} without pictures.json; run its command again")
+    try:
+        page = render(result, runs.read_json(kept))
+    except (KeyError, TypeError, UndefinedError) as error:
+        if version.split(".")[:2] == __version__.split(".")[:2]:
+            raise
+        raise InputError(f"{refused}: {error}; run its command again") from error
+    runs.write_atomic(folder / "report.html", page)
     return folder / "report.html"
 
 
 def render(result: dict, drawn: dict) -> str:
     """The whole page; a function of its arguments alone."""
-    result = {**dict.fromkeys(OPTIONAL), **result}
+    result = ABSENT | {name: found for name, found in result.items() if found is not None}
     for name in ("distances", "variety", "conditions"):   # older reports say "small"
-        result[name] = [{"too_few": r.get("small"), **r} for r in result[name] or []]
-    asked = [*verdicts(result), *variety(result["distances"])]
-    commands = result["commands"] or {}
-    readings = result["agreement"] or []
-    variables = list(dict.fromkeys(r["variable"] for r in readings))
-    measured = [r for r in result["distances"] if "KD" in r]
+        result[name] = [{"too_few": r.get("small"), **r} for r in result[name]]
+    measured = [r for r in result["distances"] if not r["too_few"]]
     return pages.render("report.html", **{
-        **result, **LIMITS, "with_floors": with_floors, "equal": EQUAL,
-        "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(asked)],
-        "commands_of_runs": commands,
-        "commands": {section: commands.get(run) for section, run in ORIGINS.items()},
+        **result, **LIMITS, "with_floors": with_floors,
+        "matrix": drawn.get("matrix"), "matrix_maps": charts.matrix_maps,
+        "equal": [name for name in AT_EQUAL_N if any(name in r for r in measured)],
+        "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(
+            [*verdicts(result), *variety(result["distances"])])],
+        "commands_of_runs": result["commands"],
+        "commands": {section: result["commands"].get(run) for section, run in ORIGINS.items()},
         "configs": {name: json.dumps(config, indent=1, ensure_ascii=False)
-                    for name, config in (result["configs"] or {}).items() if config},
-        "study": result["study"] or {},
-        "agreement": sorted(readings, key=lambda r: variables.index(r["variable"])),
-        "numeric_variables": {r["variable"] for r in readings if r.get("kind") == "number"},
+                    for name, config in result["configs"].items() if config},
+        "agreement": sum(grouped(result["agreement"], "variable").values(), []),
+        "numeric_variables": {r["variable"] for r in result["agreement"]
+                              if r.get("kind") == "number"},
         "made": [r for r in measured if r["set"] == "synthetic"],
         "drawn": {**dict.fromkeys(PICTURES), **drawn},
-        "distances_of_pairs": [f"{num(p['d_train'])}, {num(p['d_heldout'])}" for p in (
-            result["neighbours"] or {}).get("closest", [])],
-        "matrix": drawn.get("matrix"), "matrix_maps": charts.matrix_maps,
+        "distances_of_pairs": [f"{num(p['d_train'])}, {num(p['d_heldout'])}"
+                               for p in result["neighbours"].get("closest", [])],
         "charts": {
             "kernel": measured and distance_chart(measured, "KD"),
             "frechet": measured and distance_chart(measured, "FD"),
@@ -105,13 +114,13 @@ def render(result: dict, drawn: dict) -> str:
 def with_floors(rows: Sequence[dict]) -> list[dict]:
     """The rows of distances, and after those of each label one of real against real."""
     found = []
-    for label in dict.fromkeys(r["label"] for r in rows):
-        own = [r for r in rows if r["label"] == label]
+    for label, own in grouped(rows, "label").items():
         found += own
-        floors = {name: own[0].get(f"{name}_floor") for name in EQUAL}
-        if all(floors.values()) and not all(r["too_few"] for r in own):
-            found.append({"label": label, "set": "real vs real", "n": floors["MIND"]["n"],
-                          "too_few": False, "C2ST_p": None,
+        floors = {name: own[0][f"{name}_floor"] for name in AT_EQUAL_N
+                  if own[0].get(f"{name}_floor")}
+        if floors and not all(r["too_few"] for r in own):
+            found.append({"label": label, "set": "floor", "n": next(iter(floors.values()))["n"],
+                          "too_few": False,
                           **{f"{name}{end}": spread[key] for name, spread in floors.items()
                              for end, key in (("", "median"), ("_low", "low"), ("_high", "high"))}})
     return found
@@ -119,46 +128,44 @@ def with_floors(rows: Sequence[dict]) -> list[dict]:
 
 def distance_chart(rows: Sequence[Mapping], metric: str) -> bytes:
     """Every set's distance to held-out real images, over that of real against real."""
-    panels: dict[str, list[dict]] = {}
     value, floor = {"KD": ("KD", "KD_floor"), "FD": ("FD_halves", "FD_floor_halves")}[metric]
-    for r in rows:
-        name = distance_names(r["extractor"])[metric == "FD"]
-        panels.setdefault(f"{name}, {r['extractor']}", []).append({
-            "name": r["set"], "group": r["label"], "value": r[value],
-            "kind": r["set"] if r["set"] in ("synthetic", "real") else "other",
-            "ends": (r[f"{metric}_low"], r[f"{metric}_high"]),
-            "band": r.get(floor) and (r[floor]["low"], r[floor]["high"])})
+    panels = {f"{distance_names(extractor)[metric == 'FD']}, {extractor}": [
+        {"name": r["set"], "group": r["label"], "value": r.get(value),
+         "kind": r["set"] if r["set"] in ("synthetic", "real") else "other",
+         "ends": (r.get(f"{metric}_low"), r.get(f"{metric}_high")),
+         "band": r.get(floor) and (r[floor]["low"], r[floor]["high"])} for r in own]
+              for extractor, own in grouped(rows, "extractor").items()}
     return charts.points(panels, "distance to held-out real images of the label")
 
 
 def growth_chart(rows: Sequence[Mapping]) -> bytes:
     """Both distances against the number of images: the median and 5–95 % of random draws."""
-    panels = []
-    extractors = dict.fromkeys(r["extractor"] for r in rows)
-    for metric, extractor in itertools.product(("KD", "FD"), extractors):
-        own = [r for r in rows if r["extractor"] == extractor]
-        lines = [{"name": name, "look": look, "x": [r["n"] for r in own if r[key]],
-                  **{end: [r[key][spread] for r in own if r[key]] for end, spread in (
-                      ("y", "median"), ("low", "low"), ("high", "high"))}}
-                 for name, key, look in (
-                     ("real against real", f"{metric}_floor", charts.STROKES[0]),
-                     ("synthetic against held-out", metric, charts.STROKES[1]))]
+    panels, extractors = [], grouped(rows, "extractor")
+    for (k, metric), (extractor, own) in itertools.product(enumerate(("KD", "FD")),
+                                                           extractors.items()):
+        lines = []
+        for name, key, look in (
+                ("floor: real against real", f"{metric}_floor", charts.STROKES[0]),
+                ("synthetic against held-out", metric, charts.STROKES[1])):
+            # None where the images of one side are all of one patient
+            known = [r for r in own if r.get(key) and r[key]["median"] is not None]
+            lines.append({"name": name, "look": look, "x": [r["n"] for r in known],
+                          **{end: [r[key][spread] for r in known] for end, spread in (
+                              ("y", "median"), ("low", "low"), ("high", "high"))}})
         ticks = sorted({r["n"] for r in own})[::2]
-        panels.append({"title": f"{distance_names(extractor)[metric == 'FD']}, {extractor}",
-                       "lines": lines, "settings": {"xscale": "log", "xticks": ticks,
-                                                    "xticklabels": ticks,
-                                                    "xlabel": "images on each side"}})
+        panels.append({"title": f"{distance_names(extractor)[k]}, {extractor}", "lines": lines,
+                       "settings": {"xscale": "log", "xticks": ticks, "xticklabels": ticks,
+                                    "xlabel": "images on each side"}})
     return charts.lines(panels, columns=len(extractors))
 
 
 def study_chart(results: Sequence[Mapping]) -> bytes:
     """A panel for each test set: balanced accuracy of every seed, and the mean of each arm."""
     panels: dict[str, list[dict]] = {}
-    for name, arm in dict.fromkeys((r["test_set"], r["arm"]) for r in results):
-        own = [r.get("balanced_accuracy", r.get("accuracy")) for r in results
-               if (r["test_set"], r["arm"]) == (name, arm)]
-        own = [100 * value for value in own if value is not None]
+    for (name, arm), own in grouped(results, "test_set", "arm").items():
+        shares = (r.get("balanced_accuracy", r.get("accuracy")) for r in own)
+        draws = [100 * share for share in shares if share is not None]
         panels.setdefault(f"{name} set", []).append({
-            "name": arm, "value": np.mean(own) if own else np.nan, "draws": own,
+            "name": arm, "value": np.mean(draws) if draws else np.nan, "draws": draws,
             "kind": next((kind for kind in ("synthetic", "duplicates") if kind in arm), "real")})
     return charts.points(panels, "balanced accuracy, %")

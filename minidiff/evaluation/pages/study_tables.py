@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from minidiff.classification.compare import grouped
 from minidiff.data.table import csv_text
 from minidiff.errors import count
-from minidiff.evaluation.format import num, p_value, percent
-from minidiff.evaluation.pages.tables import Row, Table
+from minidiff.evaluation.format import Row, Table, num, p_value, percent
 from minidiff.evaluation.study_verdicts import (
     POINTS,
     area,

@@ -9,7 +9,8 @@ import csv
 import hashlib
 import io
 import json
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from minidiff.errors import InputError
 
 COLUMNS = ("study", "reader", "block", "position", "item", "answer", "confidence", "reasons", "ms",
            "time", "undone")
+NUMBERS = ("reader", "position", "confidence", "ms", "undone")
 WORDS = {"quality": ("bad", "good"), "origin": ("real", "generated")}  # answer → 0 or 1
 REASONS = ("anatomy", "artefact", "disease", "other", "text_marker")
 
@@ -33,10 +35,10 @@ class Key:
     items: list[dict]
     orders: list[dict]
 
-    def where(self, **wanted: str) -> list[int]:
-        """Places of the items with these values, without repeats."""
-        return [k for k, item in enumerate(self.items) if "repeat_of" not in item
-                and all(item.get(name) == value for name, value in wanted.items())]
+    def where(self, kind: str) -> list[int]:
+        """Places of the items of a kind, without repeats."""
+        return [k for k, item in enumerate(self.items)
+                if item["kind"] == kind and "repeat_of" not in item]
 
     @property
     def repeats(self) -> list[tuple[int, int]]:
@@ -56,8 +58,8 @@ class Reading:
     confidence: dict[str, np.ndarray]  # block → (items,), 1 … 4
     position: np.ndarray               # (items,) in the first part, from 1
     seconds: np.ndarray                # of every answer given
-    reasons: list[tuple[str, ...]] = field(default_factory=list)  # of each item, in the first part
-    missing: int = 0                   # images not rated
+    reasons: list[tuple[str, ...]]     # of each item, in the first part
+    missing: int                       # images not rated
 
     def first(self, key: Key, places: list[int]) -> np.ndarray:
         """Good (1) or Bad (0) when an image was shown first, as either of its two items."""
@@ -80,29 +82,27 @@ def read_readings(files: tuple[str, ...], key: Key) -> tuple[list[Reading], list
     Of two files of one reader, equal answers count once, and a file that continues the other
     replaces it; where answers differ, neither counts.
     """
-    by_reader, remarks = {}, []
+    by_reader, remarks = defaultdict(list), []
     for file in files:
         try:
             rows = read_rows(file)
             check_rows(file, rows, key)
-            by_reader.setdefault(int(rows[0]["reader"]), []).append((file, rows))
+            by_reader[rows[0]["reader"]].append((file, rows))
         except InputError as error:
             remarks.append(f"left out: {error}")
     readings = []
     for reader, found in sorted(by_reader.items()):
-        found.sort(key=lambda pair: len(pair[1]))
-        longest = found[-1]
-        if any(longest[1][: len(rows)] != rows for _, rows in found[:-1]):
+        *shorter, (file, rows) = sorted(found, key=lambda pair: len(pair[1]))
+        if any(rows[: len(part)] != part for _, part in shorter):
             remarks.append(f"left out: reader {reader} is doubled, with different answers in "
-                           + " and ".join(file for file, _ in found))
+                           + " and ".join(other for other, _ in found))
             continue
-        remarks += [f"left out: {file}: doubled; {longest[0]} has its answers of reader "
-                    f"{reader}" for file, _ in found[:-1]]
-        reading = lay_out(longest[0], longest[1], key)
+        remarks += [f"left out: {part}: doubled; {file} has its answers of reader {reader}"
+                    for part, _ in shorter]
+        reading = lay_out(file, rows, key)
         if reading.missing:
-            done = len(longest[1])
-            remarks.append(f"not pooled: {longest[0]}: reader {reader} is unfinished, {done} of "
-                           f"{done + reading.missing} images rated")
+            remarks.append(f"not pooled: {file}: reader {reader} is unfinished, {len(rows)} of "
+                           f"{len(rows) + reading.missing} images rated")
         readings.append(reading)
     return readings, remarks
 
@@ -110,37 +110,27 @@ def read_readings(files: tuple[str, ...], key: Key) -> tuple[list[Reading], list
 def read_rows(file: str | Path) -> list[dict]:
     """The rows of an export, JSONL or CSV, if its checksum fits; values as in JSON."""
     try:
-        data = Path(file).read_bytes()
-        text = data.decode()
+        # a spreadsheet or a mail programme may have changed the first mark and the ends of lines
+        body, last = Path(file).read_text("utf-8-sig").rstrip("\n").rsplit("\n", 1)
+        body += "\n"
+        if last.startswith("sha256,"):
+            digest, n = last.split(",")[1], int(last.split(",")[2])
+            rows = [{**row, **{name: int(row[name]) for name in NUMBERS},
+                     "reasons": row["reasons"].split()}
+                    for row in csv.DictReader(io.StringIO(body), strict=True)]
+        else:
+            end, rows = json.loads(last), [json.loads(line) for line in body.splitlines()]
+            digest, n = end["sha256"], end["rows"]
     except FileNotFoundError:
         raise InputError(f"{file}: no such file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not an export of the reading page (not UTF-8)") from None
-    # a spreadsheet or a mail programme may have changed these
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    body, _, last = text.rstrip("\n").rpartition("\n")
-    body += "\n"
-    try:
-        if last.startswith("sha256,"):
-            rows = [parse(row) for row in csv.DictReader(io.StringIO(body), strict=True)]
-            digest, n = last.split(",")[1], int(last.split(",")[2])
-        else:
-            end = json.loads(last)
-            rows, digest, n = [json.loads(line)
-                               for line in body.splitlines()], end["sha256"], end["rows"]
-    except (ValueError, KeyError, IndexError, TypeError, csv.Error):
-        raise InputError(f"{file}: not a whole export of the reading page: its last line is no "
-                         f"checksum, or a row is damaged") from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, csv.Error):
+        raise InputError(f"{file}: not a whole export of the reading page: not UTF-8, its last "
+                         "line is no checksum, or a row is damaged") from None
     if hashlib.sha256(body.encode()).hexdigest() != digest or n != len(rows):
         raise InputError(f"{file}: edited or damaged after export: the checksum does not fit")
     if not rows:
         raise InputError(f"{file}: no answers in it")
     return rows
-
-
-def parse(row: dict[str, str]) -> dict:
-    whole = ("reader", "position", "confidence", "ms", "undone")
-    return {**row, **{name: int(row[name]) for name in whole}, "reasons": row["reasons"].split()}
 
 
 def check_rows(file: str | Path, rows: list[dict], key: Key) -> None:
@@ -151,25 +141,19 @@ def check_rows(file: str | Path, rows: list[dict], key: Key) -> None:
         if row["study"] != key.study:
             raise InputError(f"{file}: foreign: of study {row['study']!r}, but the key is of "
                              f"{key.study!r}; one of the two was changed, or belongs elsewhere")
-    readers = {row["reader"] for row in rows}
-    if len(readers) > 1 or not all(isinstance(r, int) and 1 <= r <= len(key.orders)
-                                   for r in readers):
-        raise InputError(f"{file}: reader {', '.join(map(str, readers))}; the key has 1 to "
-                         f"{len(key.orders)}, one a file")
-    orders = key.orders[readers.pop() - 1]
-    wanted = [(block, key.items[k]["id"]) for block, order in orders.items() for k in order]
-    if len({(row["block"], row["item"]) for row in rows}) < len(rows):
-        raise InputError(f"{file}: an image is answered twice in one part")
+    reader = rows[0]["reader"]
+    if reader not in range(1, len(key.orders) + 1):
+        raise InputError(f"{file}: reader {reader}; the key has 1 to {len(key.orders)}")
+    wanted = [(reader, block, key.items[k]["id"])
+              for block, order in key.orders[reader - 1].items() for k in order]
     for at, row in enumerate(rows):
-        if at >= len(wanted) or (row["block"], row["item"], row["position"]) != (*wanted[at],
-                                                                                 at + 1):
+        shown = (row["reader"], row["block"], row["item"])
+        if wanted[at : at + 1] != [shown] or row["position"] != at + 1:
             raise InputError(f"{file}: row {at + 1} is not the image that this reader saw there: "
-                             "rows were moved, left out or taken from another reader")
-        sound = (row["answer"] in WORDS[row["block"]] and row["confidence"] in (1, 2, 3, 4)
-                 and isinstance(row["reasons"], list)
-                 and all(reason in REASONS for reason in row["reasons"])
-                 and isinstance(row["ms"], int) and row["ms"] >= 0)
-        if not sound:
+                             "rows were moved, doubled, left out or taken from another reader")
+        if not (row["answer"] in WORDS[row["block"]] and row["confidence"] in (1, 2, 3, 4)
+                and isinstance(row["reasons"], list) and set(row["reasons"]) <= set(REASONS)
+                and isinstance(row["ms"], int) and row["ms"] >= 0):
             raise InputError(f"{file}: row {at + 1}: answer {row['answer']!r}, confidence "
                              f"{row['confidence']!r}, reasons {row['reasons']!r}, ms {row['ms']!r} "
                              "are not what the page writes")
@@ -187,6 +171,6 @@ def lay_out(file: str, rows: list[dict], key: Key) -> Reading:
         confidence[row["block"]][k] = row["confidence"]
         if row["block"] == "quality":
             position[k], reasons[k] = row["position"], tuple(row["reasons"])
-    missing = sum(map(len, blocks.values())) - len(rows)
     return Reading(rows[0]["reader"], str(file), answer, confidence, position,
-                   np.array([row["ms"] for row in rows]) / 1000, reasons, missing)
+                   np.array([row["ms"] for row in rows]) / 1000, reasons,
+                   missing=sum(map(len, blocks.values())) - len(rows))

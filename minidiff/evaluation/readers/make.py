@@ -3,18 +3,27 @@ is.
 
 The page needs neither network nor server. All images have one size, are grey and are stored without
 compression, so that all files are equally long: a generated image compresses better, and the length
-would give it away. Names and orders come from a secret in the key file (`keyed`); the page and
-preregistration.json carry the key's hash.
+would give it away.
+
+Names, draws and orders come from a secret in the key file; the page and preregistration.json carry
+the key's hash. With a public seed anybody could draw the same images and orders again and learn
+which are real; so they could from the state of a generator, which its outputs reveal. Here every
+purpose has its own generator, keyed by HMAC-SHA256.
 """
 
 import base64
 import hashlib
+import hmac
+import html
+import itertools
 import json
+import re
 import secrets
 import struct
 import time
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,15 +32,16 @@ import scipy
 
 from minidiff import runs
 from minidiff.data import images
-from minidiff.data.split import check_synthetic, check_unseen, trained_on
-from minidiff.data.table import Row, Table, read_table
+from minidiff.data.split import trained_on
+from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
-from minidiff.evaluation.readers import keyed
+from minidiff.evaluation.sets import HELD_OUT, check_origin, read_synthetic
 from minidiff.root import Rooted
 
 HERE = Path(__file__).parent
 GAP = 50          # places between an image and its repeat, where the list is long enough
 ATTENTIVE = 0.8   # share of the controls that a reader must call Bad to be pooled
+TRIES = 200       # to keep that gap
 HEAVY = 150e6     # bytes of a page at which a tablet struggles
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 RULES = (
@@ -84,67 +94,64 @@ def make(cfg: Config, secret: bytes) -> tuple[Path, Path]:
     """Write page, key and preregistration; returns the page and the folder of the key."""
     out, key = check(cfg)
     words = texts(cfg.text)
-    real, made = read(cfg)
-    items, notes = choose(cfg, secret, real, made)
+    items, notes = choose(cfg, secret, *read(cfg))
     raw = [images.read(it["file"]) for it in items]
     sides = [min(image.shape[1:]) for image in raw]
     size = cfg.size or min(side for side, it in zip(sides, items) if it["kind"] == "synthetic")
     small = Counter(it["kind"] for side, it in zip(sides, items)
                     if side < size and "twin" not in it)
-    notes += [f"{n} {kind} images, smaller than {size} px, were enlarged, which may "
-              f"show" for kind, n in small.items()]
+    notes += [f"{n} {kind} images, smaller than {size} px, were enlarged, which may show"
+              for kind, n in small.items()]
     pixels = render(raw, items, size, secret)
-    ids = [keyed.name(secret, f"item {k}") for k in range(len(items))]
     # the page lists its items by their random names
-    places = [int(k) for k in np.argsort(ids)]
-    rank = {k: place for place, k in enumerate(places)}
-    orders, gap = draw_orders(cfg, secret, items)
-    orders = [{block: [rank[k] for k in order] for block, order in o.items()} for o in orders]
+    ids = [hmac.digest(secret, f"item {k}".encode(), "sha256").hex()[:32]
+           for k in range(len(items))]
+    places = np.argsort(ids)
+    orders, gap = draw_orders(cfg, secret, items, np.argsort(places))
     listed = [{"id": ids[k], **{c: v for c, v in items[k].items() if c not in ("file", "twin")},
                **({"repeat_of": ids[items[k]["twin"]]} if "twin" in items[k] else {})}
               for k in places]
     design = {"size": size, "margin": cfg.margin, "attentive": ATTENTIVE, "gap": gap,
-              "origin": cfg.origin,
-              "show_label": cfg.show_label, "controls": cfg.controls, "readers": cfg.readers}
+              "origin": cfg.origin, "show_label": cfg.show_label, "controls": cfg.controls,
+              "readers": cfg.readers}
     sealed = json.dumps({"secret": secret.hex(), "design": design, "items": listed,
                          "orders": orders}, indent=1).encode()
     digest = hashlib.sha256(sealed).hexdigest()
     shown = [{"id": ids[k], "png": base64.b64encode(stored_png(pixels[k])).decode(),
               **({"label": items[k]["label"]} if cfg.show_label else {})} for k in places]
-    html = build_page({"id": digest[:16], "key": digest, "labelled": cfg.show_label,
+    page = build_page({"id": digest[:16], "key": digest, "labelled": cfg.show_label,
                        "orders": orders, "items": shown, "text": words})
-    if len(html) > HEAVY:
-        notes.append(f"the page has {len(html) / 1e6:.0f} MB, too many for a tablet; lower --size "
+    if len(page) > HEAVY:
+        notes.append(f"the page has {len(page) / 1e6:.0f} MB, too many for a tablet; lower --size "
                      "or --per-label")
-    kinds = Counter((i["kind"], i["label"]) for i in items
-                    if "twin" not in i and i["kind"] != "control")
-    plan = {"study": digest[:16], "key_sha256": digest,
-            "page_sha256": hashlib.sha256(html).hexdigest(), **design,
-            "images": sum(kinds.values()), "shown": len(items),
-            "of": {f"{k} {label}": n for (k, label), n in kinds.items()},
-            "question": {k: words[k] for k in (
-                "quality_title", "definition_label" if cfg.show_label else "definition",
-                *(("origin_title", "definition_origin") if cfg.origin else ()))},
-            "rules": [rule.format(attentive=ATTENTIVE) for rule in RULES], "data": list(cfg.data),
-            "samples": list(cfg.samples), "notes": notes,
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "provenance": runs.provenance()}
+    kinds = Counter(f"{it['kind']} {it['label']}" for it in items
+                    if "twin" not in it and it["kind"] != "control")
     runs.write_atomic(key / "key.json", sealed)
-    runs.write_json(key / "preregistration.json", plan)
-    runs.write_atomic(out / "index.html", html)
+    runs.write_json(key / "preregistration.json", {
+        "study": digest[:16], "key_sha256": digest,
+        "page_sha256": hashlib.sha256(page).hexdigest(), **design,
+        "images": sum(kinds.values()), "shown": len(items), "of": kinds,
+        "question": {k: words[k] for k in (
+            "quality_title", "definition_label" if cfg.show_label else "definition",
+            *(("origin_title", "definition_origin") if cfg.origin else ()))},
+        "rules": [rule.format(attentive=ATTENTIVE) for rule in RULES], "data": list(cfg.data),
+        "samples": list(cfg.samples), "notes": notes,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "provenance": runs.provenance()})
+    runs.write_atomic(out / "index.html", page)
     return out / "index.html", key
 
 
 def check(cfg: Config) -> tuple[Path, Path]:
     """The two folders, after what can be refused before anything is read."""
-    for name, low, high in (("per_label", 1, 10_000), ("readers", 1, 100), ("repeat", 0, 1),
-                            ("controls", 0, 1000), ("margin", 0.01, 0.5)):
+    ranges = {"per_label": (1, 10_000), "readers": (1, 100), "repeat": (0, 1),
+              "controls": (0, 1000), "margin": (0.01, 0.5), "size": (16 if cfg.size else 0, 2048)}
+    for name, (low, high) in ranges.items():
         if not low <= getattr(cfg, name) <= high:
             raise InputError(f"--{name.replace('_', '-')} {getattr(cfg, name)} is not allowed: "
                              f"{low:g} to {high:g}")
-    if cfg.size and not 16 <= cfg.size <= 2048:
-        raise InputError(f"--size {cfg.size} is not allowed: 16 to 2048, or 0 for that of the "
-                         "samples")
+    if not cfg.samples:
+        raise InputError("--samples: no folder of synthetic images given")
     out, key = Path(cfg.out), Path(cfg.key)
     if runs.nested(out, key):
         raise InputError(f"--key {key} and --out {out}: the key must lie apart from what the "
@@ -159,17 +166,13 @@ def check(cfg: Config) -> tuple[Path, Path]:
 def texts(path: str) -> dict[str, str]:
     """The page's words, from text.json or a translation that has each with the same {values}."""
     english = json.loads((HERE / "text.json").read_text())
-    if not path:
-        return english
-    found = runs.read_json(path)
-    found = found if isinstance(found, dict) else {}
+    found = runs.read_json(path) if path else english
     for key, text in english.items():
-        values = {part.split("}")[0] for part in text.split("{")[1:]}
-        if not isinstance(found.get(key),
-                          str) or {p.split("}")[0] for p in found[key].split("{")[1:]} != values:
-            wanted = f"with {', '.join(sorted(values))} in braces" if values else "without braces"
+        given = found.get(key) if isinstance(found, dict) else None
+        values = set(re.findall("{.*?}", text))
+        if not isinstance(given, str) or set(re.findall("{.*?}", given)) != values:
             raise InputError(f"{path}: {key!r} is missing or not as it should be; wanted is a text "
-                             f"{wanted}")
+                             f"with {', '.join(sorted(values)) or 'nothing'} in braces")
     return {key: found[key] for key in english}
 
 
@@ -177,83 +180,101 @@ def read(cfg: Config) -> tuple[Table, list[Table]]:
     """Held-out real images and each set of samples, which may hold no real file, nor images of a
     generator that saw held-out ones."""
     table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
-    real, made = table.select(split=("val", "test")), [read_table(folder, split=False)
-                                                       for folder in cfg.samples]
-    if not cfg.samples:
-        raise InputError("--samples: no folder of synthetic images given")
-    notes = list(table.notes)
-    for folder, samples in zip(cfg.samples, made):
-        check_synthetic(samples.rows, samples.hashes, table.hashes.values(), folder)
-        notes += check_unseen(real.rows, real.hashes, trained_on(folder),
-                              f"the generator of {folder}")
-    return replace(real, notes=notes), made
+    made = [read_synthetic(folder, table.labels, table.hashes.values()) for folder in cfg.samples]
+    real = table.select(split=HELD_OUT)
+    seen = {f"the generator of {folder}": trained_on(folder) for folder in cfg.samples}
+    return replace(real, notes=[*table.notes, *check_origin(real, seen)]), made
 
 
 def choose(cfg: Config, secret: bytes, real: Table,
-           made: list[Table]) -> tuple[list[dict], list[str]]:
+           made: Sequence[Table]) -> tuple[list[dict], list[str]]:
     """Equally many real and synthetic items of each label, then repeats, then controls; and notes.
 
     An item is {kind, label, set, file_name, sha256, file}; a repeat also has "twin", the place of
     its first showing.
     """
-    rng = keyed.generator(secret, "draw")
+    rng = generator(secret, "draw")
     labels = sorted({label for table in made for label in table.labels})
-    pools = {"real": [(real, "real", r) for r in real.rows], "synthetic":
-             [(table, folder, r) for folder, table in zip(cfg.samples, made) for r in table.rows]}
+    pools = {"real": [("real", real.hashes, row) for row in real.rows],
+             "synthetic": [(folder, table.hashes, row) for folder, table in zip(cfg.samples, made)
+                           for row in table.rows]}
     taken, spare = [], []
-    for kind, pool in pools.items():
-        for label in labels:
-            own = spread([entry for entry in pool if entry[2]["label"] == label], rng,
-                         patients=kind == "real")
-            if len(own) < cfg.per_label:
-                where = "held-out (val and test) images" if kind == "real" else "synthetic images"
-                raise InputError(f"--per-label {cfg.per_label}: label {label!r} has only "
-                                 f"{len(own)} {where}")
-            taken += [item(kind, *entry) for entry in own[: cfg.per_label]]
-            spare += [item(kind, *entry) for entry in own[cfg.per_label :]]
+    for kind, label in itertools.product(pools, labels):
+        own = [{"kind": kind, "label": label, "set": folder, "file_name": row["file_name"],
+                "sha256": hashes[row["file"]], "file": row["file"]} for folder, hashes, row
+               in spread([entry for entry in pools[kind] if entry[2]["label"] == label], rng)]
+        if len(own) < cfg.per_label:
+            where = "held-out (val and test)" if kind == "real" else "synthetic"
+            raise InputError(f"--per-label {cfg.per_label}: label {label!r} has only {len(own)} "
+                             f"{where} images")
+        taken += own[: cfg.per_label]
+        spare += own[cfg.per_label :]
     repeats = []
     for kind in pools:
         places = [k for k, it in enumerate(taken) if it["kind"] == kind]
-        repeats += [int(k) for k in rng.permutation(places)[: round(cfg.repeat * len(places))]]
-    sources = [spare[int(k)] for k in rng.permutation(len(spare))] or taken
+        repeats += rng.permutation(places)[: round(cfg.repeat * len(places))].tolist()
+    sources = [spare[k] for k in rng.permutation(len(spare))] or taken
     spoilt = [{**sources[k % len(sources)], "kind": "control",
                "control": list(SPOIL)[k % len(SPOIL)]} for k in range(cfg.controls)]
     mine = {it["file"] for it in taken}
-    patients = [r["patient"] for r in real.rows if r["file"] in mine]
+    patients = [row["patient"] for row in real.rows if row["file"] in mine]
     twice = len(patients) - len(set(patients))
     notes = [*real.notes, *([f"{twice} real images are further ones of a patient who has one "
                              f"already"] if twice else [])]
     return [*taken, *({**taken[k], "twin": k} for k in repeats), *spoilt], notes
 
 
-def spread(pool: list[tuple[Table, str, Row]], rng: np.random.Generator, *, patients: bool) -> list:
-    """In random order; real images of patients not yet seen first."""
+def spread(pool: Sequence[tuple], rng: np.random.Generator) -> list[tuple]:
+    """Entries (…, row) in random order, those of patients not yet seen first."""
     pool, seen, depth = [pool[k] for k in rng.permutation(len(pool))], Counter(), []
-    for _, _, row in pool:
-        depth.append(seen[row["patient"]] if patients else 0)
+    for *_, row in pool:
+        depth.append(seen[row["patient"]])
         seen[row["patient"]] += 1
     return [pool[k] for k in np.argsort(depth, kind="stable")]
 
 
-def item(kind: str, table: Table, folder: str, row: Row) -> dict:
-    return {"kind": kind, "label": row["label"], "set": folder, "file_name": row["file_name"],
-            "sha256": table.hashes[row["file"]], "file": row["file"]}
-
-
-def draw_orders(cfg: Config, secret: bytes,
-                items: list[dict]) -> tuple[list[dict[str, list[int]]], int]:
+def draw_orders(cfg: Config, secret: bytes, items: Sequence[dict],
+                rank: np.ndarray) -> tuple[list[dict[str, list[int]]], int]:
     """Each reader's order of part 1 (everything) and of part 2 (real and synthetic images once),
-    and the least gap between an image and its repeat."""
+    and the least gap between an image and its repeat; `rank` is each item's place on the page."""
     pairs = [(it["twin"], k) for k, it in enumerate(items) if "twin" in it]
     once = [k for k, it in enumerate(items) if "twin" not in it and it["kind"] != "control"]
     orders, gaps = [], []
     for reader in range(1, cfg.readers + 1):
-        order, gap = keyed.spaced_order(len(items), pairs, GAP,
-                                        keyed.generator(secret, f"quality {reader}"))
+        order, gap = spaced_order(len(items), pairs, GAP, generator(secret, f"quality {reader}"))
         gaps.append(gap)
-        again = keyed.generator(secret, f"origin {reader}").permutation(once)
-        orders.append({"quality": order, **({"origin": again.tolist()} if cfg.origin else {})})
+        again = generator(secret, f"origin {reader}").permutation(once)
+        orders.append({"quality": rank[order].tolist(),
+                       **({"origin": rank[again].tolist()} if cfg.origin else {})})
     return orders, min(gaps)
+
+
+def generator(secret: bytes, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hmac.digest(secret, purpose.encode(), "sha256"),
+                                                "big"))
+
+
+def spaced_order(n: int, pairs: Sequence[tuple[int, int]], gap: int,
+                 rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """(order, gap): 0 … n − 1 in random order, the two of each pair at least a gap apart.
+
+    Pairs are placed first, each on two free places drawn at random. If that fails `TRIES` times, as
+    it must in a short list, the gap shrinks by one.
+    """
+    for kept in range(min(gap, n - len(pairs)), -1, -1):
+        for _ in range(TRIES if pairs else 1):
+            order = np.full(n, -1)
+            for k in rng.permutation(len(pairs)):
+                free = np.flatnonzero(order < 0)
+                first = rng.choice(free)
+                far = free[(abs(free - first) >= kept) & (free != first)]
+                if not len(far):
+                    break
+                order[first], order[rng.choice(far)] = rng.permutation(pairs[k])
+            else:
+                order[order < 0] = rng.permutation(np.setdiff1d(np.arange(n), order))
+                return order, kept
+    raise AssertionError("a gap of 0 is always possible")
 
 
 # --- pixels
@@ -266,7 +287,7 @@ def render(raw: list[np.ndarray], items: list[dict], size: int, secret: bytes) -
         square = images.square(image, size).astype(np.float64)
         grey = np.tensordot(LUMA, square, 1) if len(square) == 3 else square[0]
         if it["kind"] == "control":
-            grey = SPOIL[it["control"]](grey, keyed.generator(secret, f"control {k}"))
+            grey = SPOIL[it["control"]](grey, generator(secret, f"control {k}"))
         out[k] = np.clip(np.rint(grey), 0, 255)
     return out
 
@@ -314,11 +335,9 @@ def build_page(study: dict) -> bytes:
                         "form-action 'none'",
                         *(f"{name}-src 'sha256-{digest}'" for name, digest in allowed.items())])
     data = json.dumps(study, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    escape = str.maketrans({"<": "&lt;", "&": "&amp;", '"': "&quot;"})
-    html = (HERE / "reader.html").read_text()
-    parts = {"lang": study["text"]["lang"].translate(escape),
-             "title": study["text"]["title"].translate(escape),
+    page = (HERE / "reader.html").read_text()
+    parts = {**{name: html.escape(study["text"][name]) for name in ("lang", "title")},
              "policy": policy, "style": style, "script": script, "study": data}
     for name, part in parts.items():
-        html = html.replace("{{" + name + "}}", part)
-    return html.encode()
+        page = page.replace("{{" + name + "}}", part)
+    return page.encode()

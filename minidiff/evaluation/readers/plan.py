@@ -1,7 +1,7 @@
 """How many images a reading study needs for an interval of some width or a test of some power."""
 
+import bisect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +43,10 @@ def run(cfg: Config) -> None:
 def plan(cfg: Config) -> list[dict]:
     """{"n", "for"} for each aim, one reader; n is None where even `MOST` would not do."""
     for name in ("good", "good_real", "interval", "margin", "told", "agree", "power"):
-        if not 0 < getattr(cfg, name) < 1:
+        low = 0.5 if name == "told" else 0  # half of the answers are right by chance
+        if not low < getattr(cfg, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(cfg, name)} is not allowed: "
-                             "between 0 and 1")
-    if cfg.told <= 0.5:
-        raise InputError(f"--told {cfg.told} is chance or less; more than 0.5 is needed")
+                             f"between {low} and 1")
     if 1 - cfg.agree > 2 * min(cfg.good, 1 - cfg.good):
         raise InputError(f"--agree {cfg.agree} is not possible where {cfg.good} are Good: "
                          f"{abs(2 * cfg.good - 1):.2f} or more is")
@@ -70,7 +69,9 @@ def plan(cfg: Config) -> list[dict]:
 
 def n_for_width(p: float, width: float) -> int | None:
     """Fewest images at which Wilson's interval of a share p is no wider."""
-    return first(lambda n: -np.subtract(*wilson(p * n, n)) <= width)
+    n = 1 + bisect.bisect_left(range(1, MOST + 1), True,
+                               key=lambda n: -np.subtract(*wilson(p * n, n)) <= width)
+    return n if n <= MOST else None
 
 
 def margin_power(n: int, p: float, q: float, margin: float) -> float:
@@ -112,14 +113,3 @@ def n_for_kappa(agree: float, good: float, width: float) -> int | None:
     each = agreement(ratings, "cohen").se * math.sqrt(len(ratings))         # of one image
     needed = math.ceil((2 * z_value() * each / width) ** 2)
     return needed if needed <= MOST else None
-
-
-def first(enough: Callable[[int], bool]) -> int | None:
-    """The least n from which on a condition holds, by bisection; None beyond `MOST`."""
-    low, high = 0, MOST
-    if not enough(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high

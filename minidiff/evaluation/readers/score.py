@@ -8,7 +8,7 @@ these readers, where an image is one draw however many read it, and over other i
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +57,12 @@ def run(cfg: Config) -> None:
         raise InputError("none of the files can be used: " + "; ".join(remarks))
     numbers = read_numbers(cfg.numbers, key) if cfg.numbers else {}
     out = runs.open_run(cfg.out, cfg, "readers", free=("answers", "numbers"), key_sha256=key.sha256)
-    result = {**summary(key, readings, numbers), "remarks": remarks, "study": key.study,
-              "key_sha256": key.sha256, "design": key.design,
-              "answers": {file: runs.sha256(file) for file in cfg.answers if Path(file).is_file()},
-              "provenance": runs.provenance()}
-    result = jsonable(result)
-    result = {**result, "verdict": pages.answers(verdicts.of_readers(result))}
+    result = jsonable({
+        **summary(key, readings, numbers), "remarks": remarks, "study": key.study,
+        "key_sha256": key.sha256, "design": key.design,
+        "answers": {file: runs.sha256(file) for file in cfg.answers if Path(file).is_file()},
+        "provenance": runs.provenance()})
+    result["verdict"] = pages.answers(verdicts.of_readers(result))
     runs.write_json(out / "readers.json", result)
     rows = [{**v, "kind": "open" if v["answer"] == verdicts.OPEN
              else "yes" if v["answer"] == v["good"] else "no"} for v in result["verdict"]]
@@ -80,23 +80,23 @@ def summary(key: Key, readings: Sequence[Reading],
     """
     rows = [of_reader(key, r) for r in readings]
     pooled = [r for r, row in zip(readings, rows) if row["pooled"]]
-    result = {"readers": rows, "pooled": None, "agreement": [], "labels": [], "reasons": [],
-              "numbers": []}
     if not pooled:
-        return result
+        return {"readers": rows, "pooled": None, "agreement": [], "labels": [], "reasons": [],
+                "numbers": []}
     good = {kind: np.array([r.first(key, key.where(kind=kind)) for r in pooled], float)
             for kind in KINDS}
-    result["pooled"] = {"readers": [r.reader for r in pooled],
-                        **{kind: share(table) for kind, table in good.items()},
-                        "difference": difference(good["synthetic"], good["real"]),
-                        "origin": of_origin(key, pooled)}
-    result["agreement"] = agreements(key, pooled, good)
-    result["labels"] = of_labels(key, good)
-    result["reasons"] = [{"reason": name, **{kind: of_reason(key, pooled, kind, name)
-                                             for kind in KINDS}} for name in REASONS]
-    result["numbers"] = [against(name, values, good["synthetic"])
-                         for name, values in (numbers or {}).items()]
-    return result
+    return {
+        "readers": rows,
+        "pooled": {"readers": [r.reader for r in pooled],
+                   **{kind: share(table) for kind, table in good.items()},
+                   "difference": difference(good["synthetic"], good["real"]),
+                   "origin": of_origin(key, pooled)},
+        "agreement": agreements(key, pooled, good),
+        "labels": of_labels(key, good),
+        "reasons": [{"reason": name, **{kind: of_reason(key, pooled, kind, name)
+                                        for kind in KINDS}} for name in REASONS],
+        "numbers": [against(name, values, good["synthetic"])
+                    for name, values in (numbers or {}).items()]}
 
 
 def of_reader(key: Key, r: Reading) -> dict:
@@ -110,12 +110,13 @@ def of_reader(key: Key, r: Reading) -> dict:
     looks = r.answer["quality"][pairs]
     looks = looks[(looks >= 0).all(1)]
     low, high = newcombe(*counts["synthetic"], *counts["real"])
+    shares = {kind: proportion(*count) for kind, count in counts.items()}
     row = {"reader": r.reader, "file": r.file, "missing": r.missing, "attentive": bool(attentive),
            "pooled": bool(attentive and not r.missing), "controls": len(controls),
            "controls_bad": int((controls == 0).sum()), "seconds": float(np.median(r.seconds)),
-           **{kind: proportion(*count) for kind, count in counts.items()},
-           "difference": {"value": ratio(*counts["synthetic"]) - ratio(*counts["real"]), "low": low,
-                          "high": high},
+           **shares,
+           "difference": {"value": shares["synthetic"]["value"] - shares["real"]["value"],
+                          "low": low, "high": high},
            "intra": {**dict(zip(("value", "low", "high"), intraclass(looks[:, 0], looks[:, 1]))),
                      "n": len(looks), "same": float((looks[:, 0] == looks[:, 1]).mean())
                      if len(looks) else math.nan}}
@@ -144,8 +145,7 @@ def tell(key: Key, r: Reading) -> dict:
 def share(table: np.ndarray) -> dict:
     """Mean of a (readers, images) table of 0 and 1 with both intervals."""
     mean, n = float(table.mean()), table.shape[1]
-    by_image = table.mean(0)
-    low, high = effective_wilson(mean, by_image.var() / n, n)
+    low, high = effective_wilson(mean, table.mean(0).var() / n, n)
     wide = two_way_random_interval(table)[1] if len(table) > 1 and n > 1 else (math.nan, math.nan)
     return {"value": mean, "n": n, "low": low, "high": high, "wide_low": wide[0],
             "wide_high": wide[1]}
@@ -196,11 +196,11 @@ def of_labels(key: Key, good: dict[str, np.ndarray]) -> list[dict]:
     """Good-rate of each set and label."""
     found = []
     for kind in KINDS:
-        items = [key.items[k] for k in key.where(kind=kind)]
-        for group in sorted({(item["set"], item["label"]) for item in items}):
-            own = [k for k, item in enumerate(items) if (item["set"], item["label"]) == group]
-            found.append({"kind": kind, "set": group[0], "label": group[1],
-                          **share(good[kind][:, own])})
+        groups = defaultdict(list)
+        for column, k in enumerate(key.where(kind=kind)):
+            groups[key.items[k]["set"], key.items[k]["label"]].append(column)
+        found += [{"kind": kind, "set": name, "label": label, **share(good[kind][:, own])}
+                  for (name, label), own in sorted(groups.items())]
     return found
 
 
@@ -208,9 +208,9 @@ def of_reason(key: Key, pooled: Sequence[Reading], kind: str, name: str) -> dict
     """How often a reason is given, of all answers Bad to images of one kind, second showings
     included.
     """
-    places = [k for k, item in enumerate(key.items) if item["kind"] == kind]
-    bad = [r.reasons[k] for r in pooled for k in places if r.answer["quality"][k] == 0]
-    return {"k": Counter(reason for given in bad for reason in given)[name], "n": len(bad)}
+    bad = [r.reasons[k] for r in pooled for k, item in enumerate(key.items)
+           if item["kind"] == kind and r.answer["quality"][k] == 0]
+    return {"k": sum(given.count(name) for given in bad), "n": len(bad)}
 
 
 def against(name: str, values: np.ndarray, table: np.ndarray) -> dict:
@@ -264,10 +264,6 @@ def number(cell: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def ratio(k: int, n: int) -> float:
-    return k / n if n else math.nan
-
-
 def proportion(k: int, n: int) -> dict:
     low, high = wilson(k, n)
-    return {"k": k, "n": n, "value": ratio(k, n), "low": low, "high": high}
+    return {"k": k, "n": n, "value": k / n if n else math.nan, "low": low, "high": high}

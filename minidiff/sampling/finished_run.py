@@ -1,4 +1,4 @@
-"""A finished run, ready to sample; and the images of rows of a plan."""
+"""A finished run, opened to sample from; and the images of the rows of a plan."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,8 +22,7 @@ def open_pipeline(run: str | Path, device: str = "auto", precision: str = "",
     `precision` is that of the UNet, "" for float32 with the process left as it is; the VAE stays in
     fp32.
     """
-    pipeline, facts = store.load_pipeline(Path(run))
-    place = pick_device(device)
+    (pipeline, facts), place = store.load_pipeline(Path(run)), pick_device(device)
     networks = [pipeline.denoiser.net, pipeline.vae]
     if against:
         weaker, _ = store.load_pipeline(Path(against))
@@ -46,7 +45,6 @@ def make_images(pipeline: Pipeline, rows: Sequence[Row], recipe: Recipe, *,
     squares = [torch.tensor(images.square(images.read(row["origin"]), pipeline.size))
                for row in rows if row.get("origin")]
     origin = torch.stack([x.expand(3, -1, -1) for x in squares]) if squares else None
-    made = pipeline.images(encode(pipeline.conditioner.variables, rows),
-                           seeds or [int(row["seed"]) for row in rows], recipe, batch=batch,
-                           origin=origin, progress=progress, rejects=rejects)
-    return torch.cat(list(made))
+    return torch.cat(list(pipeline.images(
+        encode(pipeline.conditioner.variables, rows), seeds or [int(row["seed"]) for row in rows],
+        recipe, batch=batch, origin=origin, progress=progress, rejects=rejects)))

@@ -1,4 +1,4 @@
-"""acquisition: strong augmentation that depends on the image's own numbers alone, and stays within
+"""augmentation: strong augmentation that depends on the image's own numbers alone, and stays within
 the range.
 """
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from minidiff.counted import AUGMENT, generators
-from minidiff.data.acquisition import vary
+from minidiff.data.augmentation import vary
 
 
 @pytest.fixture
 def batch():
-    films = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    return torch.nn.functional.interpolate(films, (48, 48), mode="bilinear") * 2 - 1
+    pictures = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(pictures, (48, 48), mode="bilinear") * 2 - 1
 
 
 def test_an_image_depends_on_its_own_generator_alone(batch):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from minidiff.data.table import Table
-from minidiff.evaluation.metrics import breakdown
-from minidiff.evaluation.metrics.comparison import Side
+from minidiff.evaluation.metrics import report_rows
+from minidiff.evaluation.metrics.report_rows import Side
 from minidiff.evaluation.pages import pictures
 
 
@@ -21,8 +21,8 @@ def test_growth_parts_the_number_from_the_distance():
     above both.
     """
     held, train = side(0), side(1, 160)
-    same = breakdown.growth("x", synthetic=side(2), train=train, heldout=held)
-    far = breakdown.growth("x", synthetic=side(3, shift=1.0), train=train, heldout=held)
+    same = report_rows.growth("x", synthetic=side(2), train=train, heldout=held)
+    far = report_rows.growth("x", synthetic=side(3, shift=1.0), train=train, heldout=held)
     assert [r["n"] for r in same] == [r["n"]
                                       for r in far] and same[0]["n"] == 10 and same[-1]["n"] == 80
     assert same[0]["FD"]["median"] > 3 * same[-1]["FD"]["median"]
@@ -30,7 +30,7 @@ def test_growth_parts_the_number_from_the_distance():
         "high"] * 2
     assert far[-1]["FD"]["median"] > 2 * far[-1]["FD_floor"]["high"] and far[-1]["KD"]["low"] > far[
         -1]["KD_floor"]["high"]
-    assert breakdown.growth("x", synthetic=side(2, 12), train=train, heldout=held) == []
+    assert report_rows.growth("x", synthetic=side(2, 12), train=train, heldout=held) == []
 
 
 def test_growth_compares_equal_mixes_of_labels():
@@ -39,7 +39,7 @@ def test_growth_compares_equal_mixes_of_labels():
         x, y = side(seed, a, 0.0, ("a",)), side(seed + 50, b, 4.0, ("b",))
         return Side(*(np.concatenate(columns) for columns in zip(x, y)))
 
-    grown = breakdown.growth("x", synthetic=mixed(0, 60, 60), train=mixed(1, 30, 200),
+    grown = report_rows.growth("x", synthetic=mixed(0, 60, 60), train=mixed(1, 30, 200),
                              heldout=mixed(2, 60, 300))
     assert grown[-1]["KD"]["median"] < 3 * grown[-1]["KD_floor"]["high"]
 
@@ -54,14 +54,14 @@ def test_conditions_are_the_columns_that_both_have():
             "age": [str(k) for k in range(20, 80)], "view": ["PA"], "severity": ["0", "1"]}
     tables = {"train": table(60, **real), "heldout": table(60, **real), "synthetic":
               table(40, label="ab", sex="FM", age=["30", "75"], view=["PA"], set=["1"])}
-    found = breakdown.groups(tables)
+    found = report_rows.groups(tables)
     # of one view alone there is nothing to tell
     assert set(found) == {"sex", "age"}
-    assert breakdown.in_order(found["age"]["train"]) == ["under 39.6667", "39.6667 to 59.3333",
+    assert report_rows.in_order(found["age"]["train"]) == ["under 39.6667", "39.6667 to 59.3333",
                                                          "59.3333 and over"]
     assert found["sex"]["train"].tolist()[:3] == ["F", "M", ""]
     sides = {"synthetic": side(0, 40), "train": side(1, 60), "heldout": side(2, 60)}
-    rows = breakdown.conditions("x", found, **sides)
+    rows = report_rows.conditions("x", found, **sides)
     assert [(r["condition"], r["value"]) for r in rows[:2]] == [("sex", "F"), ("sex", "M")]
     assert (rows[0]["n"], rows[0]["m"], rows[0]["too_few"]) == (20, 20, False)
     assert rows[0]["KD_low"] <= 0 <= rows[0]["KD_high"] and rows[0]["KD_floor"]["low"] < 0
@@ -81,7 +81,7 @@ def test_variety_sees_a_collapse(collapsed):
     pixels["synthetic"] = pixels["synthetic"][np.arange(80)
                                               % 4] if collapsed else pixels["synthetic"]
     pixels = {name: torch.from_numpy(x.astype(np.uint8)) for name, x in pixels.items()}
-    rows = breakdown.variety({"x": {"heldout": real, "train": train, "synthetic": made}}, pixels,
+    rows = report_rows.variety({"x": {"heldout": real, "train": train, "synthetic": made}}, pixels,
                              ["a", "b", "c"])
     found = {(r["label"], r["measure"]): r for r in rows}
     vendi, likeness = found["all labels", "Vendi, x"], found["a", "MS-SSIM"]
