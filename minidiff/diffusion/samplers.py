@@ -4,9 +4,12 @@ x = z + σ·noise starts at √(1+σ₀²)·noise; `sigmas` descends over n+1 le
 last x by √(1+σ_end²). `denoise(x, sigma)` holds the schedule, the labels and guidance. Nothing of
 ours is imported. TABLE, at the end, holds what is known of each.
 
-Four of them are two formulas: divided by √ᾱ, euler is ddim with eta 0; ddpm and euler_ancestral are
-ddim with eta 1. Each is written as in its paper, and a test holds them equal. `noise()` gives fresh
-standard normal noise in the shape of x.
+A new one has to allow a last level of 0 and a step between equal levels, leaves x as it was given,
+and keeps its type: `sigmas` are float64, so factors go through `.item()`.
+
+Four samplers are two formulas: divided by √ᾱ, euler is ddim with eta 0; ddpm and euler_ancestral
+are ddim with eta 1. Each is written as in its paper, and a test holds them equal. `noise()` gives
+fresh standard normal noise in the shape of x.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -181,7 +184,7 @@ class Facts(NamedTuple):
 
     step: Callable[..., Steps]
     order: int           # of convergence; where noise is drawn, of the standard deviation
-    calls: int = 1       # of `denoise`, a step
+    calls: int = 1       # calls of `denoise` in one step
     noisy: bool = False  # takes `noise`; ddim does where eta > 0
 
 
