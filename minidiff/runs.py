@@ -92,10 +92,10 @@ def _plain(value: Any) -> Any:
 
 def provenance() -> dict[str, Any]:
     """Who computed: command, code, libraries, machine, time."""
+    changes = "+changes" if _git("status", "--porcelain", "-uno") else ""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "minidiff": minidiff.__version__, "commit": _git("rev-parse", "HEAD")
-        + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "minidiff": minidiff.__version__, "commit": _git("rev-parse", "HEAD") + changes,
         "python": platform.python_version(), "torch": torch.__version__,
         "threads": torch.get_num_threads(), "machine": torch.cuda.get_device_name()
         if torch.cuda.is_available() else f"{platform.machine()} CPU",

@@ -11,8 +11,8 @@ Labels are the values of all conditions, not of the column `label` alone: a dict
 each variable to a tensor of shape (N,), one entry per image.
 
 A condition's type is a class here and its embedding in diffusion/conditioning.py. All others ask
-its `values` (none: it is a quantity) and whether it is `exclusive` (one value at a time), so that a
-new type touches these two files.
+its `values` (none: a quantity on a line, with low, high and mean) and whether it is `exclusive`
+(one value at a time). A type that is neither of these touches the places that measure it, too.
 """
 
 import difflib

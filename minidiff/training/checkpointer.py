@@ -77,9 +77,10 @@ class Checkpointer:
 
     def is_best(self, val_loss: float | None) -> bool:
         """Is this held-out loss the lowest so far, also of the steps before a resume?"""
-        before = self.lowest_loss
-        self.lowest_loss = min(before, math.inf if val_loss is None else val_loss)
-        return self.lowest_loss < before
+        best = val_loss is not None and val_loss < self.lowest_loss
+        if best:
+            self.lowest_loss = val_loss
+        return best
 
     def show(self, images: int, **values: float) -> None:
         """Beside the bar: the values, images a second and the peak of memory."""

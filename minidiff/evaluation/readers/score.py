@@ -33,6 +33,7 @@ from minidiff.rating import (
 )
 from minidiff.root import Rooted
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
+from minidiff.variables import to_number
 
 KINDS = ("synthetic", "real")
 
@@ -244,8 +245,8 @@ def read_numbers(path: str, key: Key) -> dict[str, np.ndarray]:
     for row in rows:
         at = place.get(tuple(row[n] for n in names))
         for name, cell in row.items():
-            value = number(cell)
-            if at is not None and name not in names and value is not None:
+            value = to_number(cell)
+            if at is not None and name not in names and math.isfinite(value):
                 column = found.setdefault(name, np.full(len(items), np.nan))
                 if not np.isnan(column[at]):
                     raise InputError(f"{path}: {' '.join(row[n] for n in names)} has two rows")
@@ -254,14 +255,6 @@ def read_numbers(path: str, key: Key) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: no row has a number for an image of the study, such as "
                          f"{' '.join(items[0])}")
     return found
-
-
-def number(cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def proportion(k: int, n: int) -> dict:
