@@ -3,6 +3,7 @@
     python evaluate.py                                     the embedded demo → runs/demo/report
     python evaluate.py --root runs/x --data DIR            your own data and the runs of a root
     python evaluate.py --extractors pixels classifier inception-clean-fid=FILE --out runs/x/r2
+    python evaluate.py --reference runs/other/diffusion    membership, calibrated by a second run
     python evaluate.py page --folder runs/x/report         its page again, from its report.json
     python evaluate.py fid REAL SYNTHETIC                  FID and KID of any two folders of images
     python evaluate.py matrix --external DIR               real subsets × synthetic sets, controls
@@ -21,7 +22,7 @@ val and test together. The same command again makes the page anew, from the same
 features kept in OUT/features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
@@ -68,6 +69,8 @@ def run_report(cfg: Config) -> None:
     cfg, elsewhere, left_out = sets.of_these_data(cfg, tables["train"])
     tables["heldout"].notes.extend(left_out)
     print(glance(cfg.data, tables, root=cfg.root))
+    if cfg.reference:
+        sets.check_reference(cfg.reference, tables)
     found = sets.other_runs(cfg, tables)
     judge = found["judge"]
     labels = asked(judge, tables)  # a cell that the judge does not know is refused before the work
@@ -112,7 +115,7 @@ def run_report(cfg: Config) -> None:
 
     first = spaces["classifier" if "classifier" in spaces else extractors[0].name]
     sure = certainty(judge, made.column("label"), pixels["synthetic"])
-    shown = pictures.draw(tables, pixels, first, copies["closest"], groups, sure, shown=cfg.shown,
+    shown = pictures.draw(tables, pixels, first, copies, groups, sure, shown=cfg.shown,
                           seed=cfg.seed)
     shown |= {name: found[name] for name in ("losses", "matrix", "rebuilt")}
     path = report.write(out, result, shown)
@@ -133,7 +136,8 @@ def find_copies(cfg: Config, tables: Mapping[str, Table], pixels: Mapping[str, T
     patients, labels = (tuple(tables[name].column(column) for name in ("train", "heldout"))
                         for column in ("patient", "label"))
     return memorisation(fake=found["synthetic"], train=found["train"], heldout=found["heldout"],
-                        patients=patients, labels=labels, seed=cfg.seed)
+                        patients=patients, labels=labels, seed=cfg.seed,
+                        random_split=tables["train"].random_split)
 
 
 def find_duplicates(table: Table, pixels: Tensor) -> dict:
@@ -147,15 +151,28 @@ def find_duplicates(table: Table, pixels: Tensor) -> dict:
 def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
     """Membership audit of the diffusion run, or None where there is no run.
 
-    Every image has its own conditions, its latent mean, and the same noise at the same times.
     "made" says whether this model made the samples; None where their manifest does not tell.
     """
     if not cfg.audit or not (Path(cfg.diffusion) / "model.json").is_file():
         return None
-    pipeline, facts = open_pipeline(cfg.diffusion, cfg.device)
+    facts = runs.read_json(Path(cfg.diffusion) / "model.json")
+    found = audit(tables, set(facts.get("trained_on", ())), losses_of(cfg.diffusion, cfg.device),
+                  reference_of=losses_of(cfg.reference, cfg.device) if cfg.reference else None,
+                  images=cfg.audit, run=cfg.diffusion, seed=cfg.seed)
+    made_by = (sets.read_json(Path(cfg.samples) / "manifest.json") or {}).get("model")
+    if "why" not in found:
+        found |= {"run": cfg.diffusion, "reference": cfg.reference or None,
+                  "made": made_by and made_by == runs.sha256(
+                      Path(cfg.diffusion) / "model.safetensors")}
+    return found
+
+
+def losses_of(run: str, device: str) -> Callable[[Table], Losses]:
+    """Losses of a run on the images of a table, each with its own conditions and latent mean."""
+    pipeline, facts = open_pipeline(run, device)
     device = pipeline.vae.scale.device
 
-    def losses_of(table: Table) -> Losses:
+    def of(table: Table) -> Losses:
         labels = var.encode(pipeline.conditioner.variables, table.rows)
         z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float()
                        for part in load_pixels(table, facts["size"])[1].split(16)])
@@ -168,13 +185,7 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
 
         return losses
 
-    found = audit(tables, set(facts.get("trained_on", ())), losses_of, images=cfg.audit,
-                  run=cfg.diffusion, seed=cfg.seed)
-    made_by = (sets.read_json(Path(cfg.samples) / "manifest.json") or {}).get("model")
-    if "why" not in found:
-        found |= {"run": cfg.diffusion, "made": made_by and made_by == runs.sha256(
-            Path(cfg.diffusion) / "model.safetensors")}
-    return found
+    return of
 
 
 def run_monitor(cfg: monitor.MonitorConfig) -> None:

@@ -1,5 +1,6 @@
 """The answers of the report, from the distances and the judge's readings behind them."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -8,14 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import memorisation as bench
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.evaluation import pages
 from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.metrics.agreement import within_label
 from minidiff.evaluation.metrics.distances import kid
+from minidiff.evaluation.metrics.membership import FPR, found_at
+from minidiff.evaluation.metrics.named import named
+from minidiff.evaluation.metrics.pairwise import distances, small
 from minidiff.evaluation.metrics.report_rows import ALL, AT_EQUAL_N, Side, by_label
 from minidiff.evaluation.verdicts import beyond, in_any, in_every, variety, verdicts
-from minidiff.statistics import wilson
+from minidiff.statistics import auroc_interval, wilson
 from minidiff.variables import Category, Number
 
 NORMAL = "Does synthetic normal look more like real normal than real images of other labels do?"
@@ -214,11 +219,27 @@ def test_verdict_on_the_classifier_study_is_its_primary_comparison(word, answer)
     assert answers({"distances": [], "study": {"primary": None}}) == {}
 
 
-def test_the_audit_is_good_open_or_bad():
-    for ends, answer in (((0.44, 0.55), "yes"), ((0.45, 0.7), "not resolved"), ((0.51, 0.9), "no"),
-                         ((math.nan, math.nan), "not resolved")):
-        audit = {"auroc": 0.5, "by_patient": ends, "n_train": 9, "n_heldout": 9}
-        assert list(answers({"distances": [], "membership": audit}).values()) == [answer]
+AUDIT = {"auroc": 0.5, "by_patient": (0.44, 0.55), "tpr": 0.01, "tpr_most": 0.04, "tpr_p": 0.5,
+         "false_alarms": 5, "n_train": 500, "n_heldout": 500, "patients_train": 500,
+         "patients_heldout": 500, "reference": None, "random_split": True}
+
+
+@pytest.mark.parametrize("found, answer", [
+    ({}, "yes"), ({"tpr_most": 0.05}, "not resolved"), ({"tpr_p": 0.025}, "no"),
+    ({"by_patient": (0.51, 0.9)}, "no"), ({"by_patient": (math.nan, math.nan)}, "yes"),
+    ({"tpr_p": 0.001, "random_split": False}, "not resolved"),
+    ({"random_split": False}, "not resolved")])
+def test_the_audit_is_good_open_or_bad(found, answer):
+    (row,) = pages.answers(verdicts(jsonable({"distances": [], "membership": AUDIT | found})))
+    assert row["answer"] == answer
+    assert ("need not be random" in row["text"]) == ("random_split" in found)
+    assert ("440 patients" in row["text"]) == ("tpr_most" in found)
+
+
+def test_the_audit_names_its_reference_and_is_not_there_without_a_run():
+    (row,) = pages.answers(verdicts({"distances": [],
+                                     "membership": AUDIT | {"reference": "runs/y"}}))
+    assert "taken from runs/y" in row["text"]
     assert answers({"distances": [], "membership": {"why": "no run"}}) == {}
 
 
@@ -248,6 +269,11 @@ def test_variety_is_held_to_what_real_images_reach_in_every_space():
         assert row["question"] == "Are they as varied as real images?" and row["answer"] == answer
 
 
+COPIES = "Are the images new, not copies of training images?"
+NAMED = {"limit": 0.09, "n": 300, "found": 0, "images": [], "heldout": 0, "probes": 64,
+         "probes_found": 57, "seen": 0.006, "at_most": 0.012}
+
+
 def test_copies_are_not_excluded_where_the_generator_saw_other_images():
     found = {"verdict": "no sign of copying", "suspected": False, "spaces": []}
     question = "Are the images new, not copies of training images?"
@@ -255,3 +281,73 @@ def test_copies_are_not_excluded_where_the_generator_saw_other_images():
     (row,) = pages.answers(verdicts({"distances": [], "neighbours": found,
                                     "samples": {"of_other_data": True}}))
     assert row["answer"] == "not resolved" and "trained on other images" in row["text"]
+
+
+@pytest.mark.parametrize("named, words", [
+    (NAMED, ["No single image was named", "1.2 % at most", "57 of 64", "9 or more"]),
+    (NAMED | {"found": 2, "heldout": 1}, ["they agree with it", "1 held-out image is as near"]),
+    (NAMED | {"probes_found": 0, "seen": None, "at_most": None}, ["says nothing"])])
+def test_beside_the_answer_on_copies_stands_what_would_have_been_found(named, words):
+    seen = {"n": 90, "patients": 40, "found": 0.3, "low": 0.2, "high": 0.4, "chance": 0.01}
+    found = {"verdict": "no sign of copying", "suspected": bool(named["found"]), "named": named,
+             "fewest": 9, "spaces": [
+                 {"space": "pixels", "near_share": 0.04, "recognition": None},
+                 {"space": "classifier", "near_share": 0.05, "recognition": seen}]}
+    (row,) = pages.answers(verdicts({"distances": [], "neighbours": found}))
+    assert row["answer"] == ("no" if named["found"] else "yes")
+    assert all(text in row["text"] for text in words)
+    assert "same patient for 30.0 % of training images (chance 1.0 %)." in row["text"]
+
+
+# Simulations: copies and membership. Rates of the words, with their n.
+
+
+@pytest.mark.slow
+def test_membership_says_yes_and_no_wrongly_in_5_percent_at_most():
+    """400 audits a row. A model that betrays 5 % of its training images is called private in no
+    more than 5 %, one that knows nothing is accused in no more than 5 %, and the bound covers."""
+    rates = {}
+    for n, m in ((100, 100), (200, 200), (500, 500), (1000, 1000), (500, 200)):
+        for known in (0.0, 0.05):
+            truth = known + FPR * (1 - known)
+            words, covered, runs = [], 0, 400
+            for seed in range(runs):
+                rng = np.random.default_rng(seed)
+                train = rng.normal(size=n) + 8 * (np.arange(n) < known * n)
+                heldout = rng.normal(size=m)
+                ends = auroc_interval(np.r_[train, heldout], np.arange(n + m) < n)
+                found = AUDIT | found_at(train, heldout) | {"by_patient": ends}
+                words.append(verdicts({"distances": [], "membership": found})[0]["answer"])
+                covered += found["tpr_most"] >= truth
+            rates[n, m, known] = [words.count("yes") / runs, words.count("no") / runs,
+                                  covered / runs]
+    print("n, m, memorised: yes, no, covered (400 audits each)", rates)
+    error = 2 * math.sqrt(0.05 * 0.95 / 400)
+    for (_, _, known), (yes, no, covered) in rates.items():
+        assert covered >= 0.95 - error
+        assert (yes if known else no) <= 0.05 + error
+    assert rates[500, 500, 0.0][0] >= 0.75 and rates[200, 200, 0.05][1] >= 0.95
+    assert rates[100, 100, 0.0][0] < 0.2           # so few resolve nothing
+
+
+@pytest.mark.slow
+def test_five_exact_copies_among_300_are_always_found_at_700_to_300():
+    """Each of 60 exact copies, plain and mirrored, is named alone, so five are named always."""
+    pixels, patients = bench.phantoms(1100)
+    train, heldout = bench.draw(patients, (700, 300), np.random.default_rng(0))
+    x, y = small(pixels[train], 64), small(pixels[heldout], 64)
+    copies = torch.cat([x[:30], x[30:60].flip(-1)])
+    found = named(distances(copies, x), distances(y, x), x)
+    print(f"{found['found']} of 60 exact copies named, {found['heldout']} of 300 held-out")
+    assert found["found"] == 60 and found["heldout"] <= 1
+    assert {i["fake"] == i["train"] for i in found["images"]} == {True}
+
+
+@pytest.mark.slow
+def test_the_fixed_part_of_the_table_of_copies_is_what_the_benchmark_wrote():
+    """220 phantoms, 80 training, 60 held-out and 50 synthetic; 40 repeats, 80 of the innocent."""
+    rows, kept = bench.fixed(), json.loads(bench.FILE.read_text())["fixed"]
+    print(rows)
+    for row, before in zip(rows, kept, strict=True):
+        assert all(row[k] == pytest.approx(before[k], abs=0.051) for k in row
+                   if isinstance(row[k], float)), (row, before)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minidiff import runs
 from minidiff.counted import order
+from minidiff.data.layouts import RANDOM_SPLIT
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.root import Rooted
@@ -75,6 +76,8 @@ def write_subset(cfg: SubsetConfig) -> None:
             _link(file, out / prefix / file.relative_to(folder))
         rows.append({**row, "file_name": prefix + row["file_name"]})
     write_table(out / "metadata.csv", rows)
+    if table.random_split:
+        runs.write_atomic(out / RANDOM_SPLIT, "drawn at random by patient\n")
     counts = Counter((row["split"], row["label"]) for row in rows)
     print(f"{out}: " + ", ".join(f"{split} {label} {n}"
                                  for (split, label), n in sorted(counts.items())))

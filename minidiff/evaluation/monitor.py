@@ -143,7 +143,10 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
         raise InputError(f"{len(known) + len(unseen)} real images are of too few patients to "
                          "compare real with real")
     near = {"train": pixel_spaces(train.pixels, *extractors[1:]),
-            "heldout": pixel_spaces(heldout.pixels[unseen], *extractors[1:])}
+            "heldout": pixel_spaces(heldout.pixels[unseen], *extractors[1:]),
+            "patients": (train.table.column("patient"),
+                         np.array(heldout.table.column("patient"))[unseen].tolist()),
+            "random_split": train.table.random_split}
     points, names = [], np.array(labels)
     for point, pixels in tqdm(made.items(), desc="checkpoints", leave=False):
         distances = {}

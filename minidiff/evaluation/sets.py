@@ -20,7 +20,7 @@ from minidiff.data import images
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.split import check_synthetic, check_unseen, of_other_data, trained_on
 from minidiff.data.table import Table, read_table
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
 from minidiff.root import Rooted
 
 SMALLEST = 8      # px a side at which images are compared
@@ -35,11 +35,14 @@ class Config(Rooted):
     classifier: str = "ROOT/classifier"  # its judge/ reads images, its results are shown; or absent
     vae: str = "ROOT/vae"                # for its curve and reconstructions; may be absent
     diffusion: str = "ROOT/diffusion"    # for its curve and the membership audit; may be absent
+    reference: str = ""                  # diffusion run that saw none of these images, if there is
+                                         # one: it calibrates the membership audit
     matrix: str = "ROOT/matrix"          # of evaluate.py matrix, for its heat map; may be absent
     out: str = "ROOT/report"             # report.html and report.json
     extractors: tuple[str, ...] = ()     # pixels, classifier, vae, NAME=FILE; none: the first two
     size: int = 0                        # px a side to compare images at; 0: that of the samples
-    audit: int = 200                     # images a side of the membership audit, 20 or more; or 0
+    audit: int = 500                     # images a side of the membership audit, 20 or more; or 0;
+                                         # of fewer than some 440 patients it cannot say yes
     repeats: int = 100                   # draws behind a floor; FD halves of real sets half as many
     shown: int = 16                      # pictures of each label and kind
     seed: int = 0                        # of draws, resamples, pictures, and of a missing split
@@ -116,6 +119,19 @@ def seen_by(classifier: str | Path) -> set[str] | None:
     """SHA-256 of the images that the judge was trained on; None where that is not written down."""
     path = Path(classifier) / "judge" / "trained_on.json"
     return set(runs.read_json(path)) if path.is_file() else None
+
+
+def check_reference(run: str, tables: dict[str, Table]) -> None:
+    """InputError unless a reference run is known to have seen none of these images."""
+    seen = set((read_json(Path(run) / "model.json") or {}).get("trained_on", ()))
+    if not seen:
+        raise InputError(f"--reference {run}: no finished diffusion run that says which images it "
+                         "was trained on")
+    known = {table.hashes[row["file"]] for name in ("train", "heldout")
+             for table in [tables[name]] for row in table.rows}
+    if seen & known:
+        raise InputError(f"--reference {run} was trained on {count(len(seen & known), 'image')} of "
+                         "these data; a reference must have seen none")
 
 
 def judge_of(classifier: str | Path, train: Table) -> Predictor | None:
@@ -200,6 +216,7 @@ def commands(cfg: Config) -> dict[str, str]:
 def about(tables: dict[str, Table]) -> dict[str, Any]:
     """What a report says of its real data: counts, labels, fingerprints and notes."""
     found: dict[str, Any] = {"patients_assumed": tables["train"].patients_assumed,
+                             "random_split": tables["train"].random_split,
                              "notes": notes(tables)}
     for name in ("train", "heldout"):
         table = tables[name]

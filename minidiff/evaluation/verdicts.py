@@ -6,12 +6,13 @@ Figures in, answers out; the words around them stand in pages/verdicts.txt.
 from collections.abc import Iterable, Mapping, Sequence
 
 from minidiff.classification.compare import grouped
+from minidiff.evaluation.metrics.membership import LEAK, NEEDED
 from minidiff.evaluation.metrics.report_rows import ALL
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
 KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how a page marks them
 MARGIN = 0.1  # by which a share may fall short of that of real images
-LEAK = 0.6    # AUROC below which, with its whole interval, an attack finds next to nothing
+TAIL = 0.025  # of a one-sided test, and of each end of an interval
 
 
 def beyond(low: float | None, high: float | None, gate: float) -> str:
@@ -46,17 +47,23 @@ def _copies(neighbours: Mapping, samples: Mapping) -> list[dict]:
     answer = {True: BAD, False: GOOD, None: OPEN}[neighbours["suspected"]]
     other = bool(samples.get("of_other_data")) and answer == GOOD
     return [{"about": "copies", "answer": OPEN if other else answer, "of_other_data": other,
-             "found": neighbours["verdict"], "spaces": neighbours["spaces"]}]
+             "found": neighbours["verdict"], "spaces": neighbours["spaces"],
+             "named": neighbours.get("named"), "fewest": neighbours.get("fewest")}]
 
 
 def _membership(m: Mapping) -> list[dict]:
-    """Does the denoising error show who was in the training set?"""
+    """Does the denoising error show who was in the training set?
+
+    No where chance does not explain the share found at 1 % false alarms, or AUROC: each is wrong
+    about an innocent model in TAIL of audits. Yes takes a share below LEAK with its whole bound.
+    Neither can be told from held-out images that need not be like the training images.
+    """
     if m.get("auroc") is None:
         return []
-    low, high = m["by_patient"]
-    answer = BAD if beyond(low, high, 0.5) == GOOD else (
-        GOOD if beyond(low, high, LEAK) == BAD else OPEN)
-    return [{**m, "about": "membership", "answer": answer}]
+    leaks = beyond(*m["by_patient"], 0.5) == GOOD or m["tpr_p"] <= TAIL
+    answer = BAD if leaks else GOOD if m["tpr_most"] < LEAK else OPEN
+    return [{**m, "about": "membership", "leak": LEAK, "needed": NEEDED,
+             "answer": answer if m["random_split"] else OPEN}]
 
 
 def _likeness(rows: Sequence[Mapping]) -> list[dict]:

@@ -270,7 +270,8 @@ def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping, 
         seen = recognised(judge, held.pixels, [j.label] * len(held)).tolist()
         known = {"train": near_spaces(train.pixels, judge),
                  "heldout": near_spaces(held.pixels, judge), "pairs": 0, "seed": cfg.seed,
-                 "patients": (train.table.column("patient"), held.table.column("patient"))}
+                 "patients": (train.table.column("patient"), held.table.column("patient")),
+                 "random_split": real.table.random_split}
         for s in tqdm([j.train, *j.candidates], f"verdicts, {j.label}", unit="set", leave=False):
             v = {**about(s), "reference": j.reference.name,
                  "yardstick": j.yardstick.name if j.yardstick else "",
