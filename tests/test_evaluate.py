@@ -268,8 +268,26 @@ def test_the_audit_knows_training_from_held_out(tiny, tmp_path):
         assert evaluate.membership_audit(cfg, tables)["made"] is made
     assert all(evaluate.membership_audit(replace(cfg, **none), tables) is None
                for none in ({"audit": 0}, {"diffusion": "x"}))
+    assert found["reference"] is None and found["random_split"] == tables["train"].random_split
+    # a run is its own reference: every ratio is 1, and nothing is known (refused before, see below)
+    same = evaluate.membership_audit(replace(cfg, reference=cfg.diffusion), tables)
+    assert same["auroc"] == 0.5 and same["reference"] == cfg.diffusion
     swapped = {**tables, "train": tables["heldout"]}
     assert "known as train images" in evaluate.membership_audit(cfg, swapped)["why"]
+
+
+def test_a_reference_must_have_seen_none_of_these_images(demo, tiny, tmp_path):
+    cfg = evaluate.Config(data=(str(tiny / "data"),), samples=str(demo / "samples"), size=32,
+                          out=str(tmp_path / "r"), reference=str(tiny / "diffusion"))
+    with pytest.raises(InputError, match=r"--reference .* was trained on \d+ images of these data"):
+        evaluate.run_report(cfg)
+    with pytest.raises(InputError, match="--reference x: no finished diffusion run"):
+        evaluate.run_report(replace(cfg, reference="x"))
+    with pytest.raises(InputError, match="--reference x"):
+        evaluate.run_report(config(demo, reference="x"))
+    tables, _ = sets.read(config(demo))
+    others = {name: replace(table, rows=table.rows[100:]) for name, table in tables.items()}
+    sets.check_reference(str(tiny / "diffusion"), others)   # phantoms that it did not see
 
 
 def test_extractors_that_cannot_be_built_are_refused(demo, tiny, tmp_path):

@@ -70,6 +70,8 @@ def test_the_curve_falls_and_copies_are_left_out(result):
     assert values[0] > values[1] > values[2] and values[3] < values[1]
     assert values[1] > result["floors"]["pixels-pca64"]["high"] > values[2]
     assert [p["copying"]["suspected"] for p in result["points"]] == [False, False, False, True]
+    assert result["points"][3]["copying"]["named"]["found"] > 0
+    assert all(p["copying"]["named"]["found"] == 0 for p in result["points"][:3])
     # a copy has no distance
     assert result["points"][3]["copying"]["spaces"][0]["q50"] < 1e-6
     assert result["choice"]["step"] == 300 and result["choice"]["resolved"]
