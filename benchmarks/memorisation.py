@@ -51,7 +51,7 @@ AROUND, POOL = 32, 800
 KINDS = ("exact", "mirrored", "moved", "noisy", "all")
 SHARES = (0.01, 0.02, 0.05, 0.1)
 SIZES = {"1:1": (200, 200, 200), "2:1": (266, 134, 200), "3:1": (300, 100, 200)}
-FIXED = {"pool": 220, "sizes": (80, 60, 50), "kinds": ("exact", "noisy"), "shares": (0.02, 0.1),
+FIXED = {"pool": 160, "sizes": (60, 45, 40), "kinds": ("exact", "noisy"), "shares": (0.02, 0.1),
          "repeats": 40}
 FILE = Path(__file__).with_suffix(".json")
 

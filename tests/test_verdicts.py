@@ -345,7 +345,7 @@ def test_five_exact_copies_among_300_are_always_found_at_700_to_300():
 
 @pytest.mark.slow
 def test_the_fixed_part_of_the_table_of_copies_is_what_the_benchmark_wrote():
-    """220 phantoms, 80 training, 60 held-out and 50 synthetic; 40 repeats, 80 of the innocent."""
+    """160 phantoms, 60 training, 45 held-out and 40 synthetic; 40 repeats, 80 of the innocent."""
     rows, kept = bench.fixed(), json.loads(bench.FILE.read_text())["fixed"]
     print(rows)
     for row, before in zip(rows, kept, strict=True):
