@@ -149,5 +149,5 @@ def _note(m: int) -> str:
         return (f"1 % of {m} held-out images is less than one: the share found is at no false "
                 "alarm, and says little")
     if m < 1000:
-        return f"1 % of {m} held-out images is {int(FPR * m)}: the share found hangs on few images"
+        return f"1 % of {m} held-out images is {int(FPR * m)}: the share found rests on few images"
     return ""
