@@ -17,8 +17,9 @@ Any `real` may have @25. It may also be `real-plain` (no augmentation), `real-st
 as between hospitals, data/augmentation.py), `real-even` (images weighted so that the label says
 nothing about the study's --even columns), `real-scratch` (from random weights, where the others
 start at --init), or several of these: `real-strong-even`. `synthetic` may be the name of any folder
-that the study was given. Synthetic images help only if they help more than as many duplicates,
-which add nothing new (count-matched control).
+that the study was given, or of several folders, of as many generators: network k of the arm is then
+trained on the images of generator k mod their number. Synthetic images help only if they help more
+than as many duplicates, which add nothing new (count-matched control).
 """
 
 import re
@@ -35,7 +36,7 @@ from minidiff.errors import InputError
 from minidiff.pixels import to_grey
 from minidiff.variables import AND
 
-DUPLICATES = "duplicates"
+REAL, DUPLICATES = "real", "duplicates"
 USUAL = ("real", "real+1xduplicates", "real+1xsynthetic")  # where no arms are named
 FORM = re.compile(r"""(?:(?P<first>[A-Za-z]\w*)-then-)?
                       real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?

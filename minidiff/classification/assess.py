@@ -71,18 +71,19 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
-        "images": {name: Counter(row["label"] for row in images.rows)
-                   for name, images in {**data.sets, **data.sources}.items()},
+        "images": {name: Counter(row["label"] for row in data.rows(name))
+                   for name in (*data.sets, *data.sources)},
         "patients": {name: len(set(images.patients)) for name, images in data.sets.items()},
         "patients_assumed": any(data.tables[name].patients_assumed for name in data.sets),
         # the same for all arms, which share their validation set
         "notes": [*data.notes, *kept["conformal"].remarks(labels)],
-        "generators": {name: {"n_images": len(data.sources[name]), "saw": len(data.saw[name] or ()),
+        "generators": {name: {"generators": data.generators[name], "n_images": len(data.rows(name)),
+                              "saw": len(data.saw[name] or ()),
                               "known": data.saw[name] is not None} for name in used},
         "arms": rows, "differences": differences,
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
-        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.sources[name].rows)
+        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.rows(name))
                        for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }

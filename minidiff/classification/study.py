@@ -40,7 +40,7 @@ class Recipe:
     init: str = ""               # where all but real-scratch start
     precision: str = "auto"
     device: str = "cpu"
-    seed: int = 0                # of the choice of patients of real@25
+    seed: int = 0                # the first; also of the choice of patients of real@25
 
 
 def folder_of(out: str | Path, arm: str, seed: int) -> Path:
@@ -50,7 +50,8 @@ def folder_of(out: str | Path, arm: str, seed: int) -> Path:
 def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe,
                progress: str = "") -> dict:
     """Train one arm with one seed and write predictor and logits, or read them if finished."""
-    stages = kinds.training_set(arm, inputs.sets["train"], inputs.sources, positive=recipe.positive,
+    made = inputs.made_for(seed - recipe.seed)
+    stages = kinds.training_set(arm, inputs.sets["train"], made, positive=recipe.positive,
                                 seed=seed, subset_seed=recipe.seed)
     held_out = {name: images for name, images in inputs.sets.items() if name != "train"}
     prints = {"trained_on": [fingerprint(images) for images in stages],
