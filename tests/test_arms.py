@@ -16,7 +16,8 @@ from minidiff.errors import InputError
 
 NAMES = ("real", "real-plain", "real+duplicates", "real+2xduplicates", "real+synthetic",
          "real+.5xsynthetic",
-         "synthetic", "synthetic-then-real", "real@2+1xsynthetic", "real-strong-even@3")
+         "synthetic", "synthetic-then-real", "real@2+1xsynthetic", "real-strong-even@3",
+         "real-then-real", "real-then-real-strong@2")
 
 
 def made(name, real, synthetic, **knobs):
@@ -32,7 +33,9 @@ def test_arms_hold_what_their_names_say():
                      "real+duplicates": [[19, 13, 15]], "real+2xduplicates": [[18, 12, 14]],
                      "real+synthetic": [[19, 13, 15]], "real+.5xsynthetic": [[12, 6, 8]],
                      "synthetic": [[9, 9, 9]], "synthetic-then-real": [[9, 9, 9], [10, 4, 6]],
-                     "real@2+1xsynthetic": [[12, 4, 8]], "real-strong-even@3": [[10, 3, 6]]}
+                     "real@2+1xsynthetic": [[12, 4, 8]], "real-strong-even@3": [[10, 3, 6]],
+                     "real-then-real": [[10, 4, 6]] * 2,
+                     "real-then-real-strong@2": [[10, 2, 6]] * 2}
 
 
 def test_duplicates_are_real_ones_under_their_own_labels_in_rounds():
@@ -122,6 +125,8 @@ def test_each_arm_is_held_against_its_control():
 def test_even_weights_leave_no_association_of_label_and_view():
     images = toy((40, 9, 20), 3)
     views = ["AP" if (row["label"] == "light") != (i % 7 == 0)
+    ("real-then-real+1xsynthetic", "before the real ones or beside"),
+    ("real-strong-then-real", "allowed are"),
              else "PA" for i, row in enumerate(images.rows)]
     rows = [{**row, "view": view} for row, view in zip(images.rows, views)]
     weights, cells = even_weights(replace(images, rows=rows), ["view"]), {}
@@ -148,3 +153,17 @@ def test_what_the_generator_saw_and_the_arm_did_not():
     assert extra("synthetic", None)["generator_extra"] is None
     assert extra("real", None)["generator_extra"] == 0
     assert parse("real@25+2xsynthetic", ["synthetic"]).base == "real@25"
+def test_images_before_the_real_ones_are_held_against_real_ones_before_them():
+    """Of the same words and number of real images, and beside the usual base."""
+    names = ["real", "real-strong", "real@25", "real-then-real", "real-then-real-strong",
+             "real-then-real@25", "synthetic-then-real", "synthetic-then-real-strong",
+             "synthetic-then-real@25"]
+    pairs = comparisons([parse(name, ["synthetic"]) for name in names])
+    for words in ("", "-strong", "@25"):
+        assert [b for a, b in pairs if a == f"synthetic-then-real{words}"] == [
+            f"real{words}", f"real-then-real{words}"]
+        assert [b for a, b in pairs if a == f"real-then-real{words}"] == [f"real{words}"]
+
+
+    again = extra("real-then-real", None)
+    assert (again["generator_extra"], again["added_kind"], again["real"]) == (0, "duplicates", 8)

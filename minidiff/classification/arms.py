@@ -10,8 +10,10 @@
     real+.5xsynthetic         and synthetic images: of each label n / 2
     synthetic                 synthetic images alone
     synthetic-then-real       synthetic images in the first half of the steps, real ones in the
-                              second
-    real@25+2xsynthetic       with only 25 real images of the label of interest, by whole patients
+                              second; the rate warms up in each, and the second chooses the weights
+    real-then-real            its control: real images in both halves, all else the same
+    real@25+2xsynthetic       with only 25 real images of the label of interest, by whole patients,
+                              and the same share of those of validation
 
 Any `real` may have @25. It may also be `real-plain` (no augmentation), `real-strong` (augmentation
 as between hospitals, data/augmentation.py), `real-even` (images weighted so that the label says
@@ -90,7 +92,8 @@ class Arm:
     @property
     def source(self) -> str:
         """The synthetic folder that it uses, "" for none."""
-        return self.first or (self.added if self.added != DUPLICATES else "")
+        return next((name for name in (self.first, self.added)
+                     if name not in ("", REAL, DUPLICATES)), "")
 
 
 def parse(name: str, sources: Sequence[str]) -> Arm:
@@ -100,9 +103,9 @@ def parse(name: str, sources: Sequence[str]) -> Arm:
     folders, match = ", ".join(sources) or "none given", FORM.fullmatch(name)
     if not match:
         raise InputError(f"arm {name!r}; allowed are real, real@25, real-plain, real-strong, "
-                         "real-even, real-scratch, real+duplicates, real+2xduplicates, and with a "
-                         f"synthetic folder's name ({folders}) NAME, real+NAME, real+2xNAME, "
-                         "NAME-then-real")
+                         "real-even, real-scratch, real+duplicates, real+2xduplicates, "
+                         f"real-then-real, and with a synthetic folder's name ({folders}) NAME, "
+                         "real+NAME, real+2xNAME, NAME-then-real")
     arm = Arm(name, words=tuple(filter(None, match["words"].split("-"))),
               most=int(match["most"]) if match["most"] else None, added=match["added"] or "",
               factor=float(match["factor"]) if match["factor"] else None,
@@ -134,8 +137,9 @@ def usual(real: Images, sources: Mapping[str, Images], positive: str) -> tuple[s
 def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     """Pairs of arms to compare, the first minus the second.
 
-    Synthetic images against the duplicates nearest in number beside the same real images; every arm
-    against its real images alone; and these against `real`, or `real@25`, without further words.
+    Synthetic images against the duplicates nearest in number beside the same real images, and
+    before these against the same in both halves; every arm against its real images alone; and these
+    against `real`, or `real@25`, without further words.
     """
     pairs = []
     for arm in arms:
@@ -146,6 +150,8 @@ def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
         if base == arm.name:
             base = f"real@{arm.most}" if arm.most is not None and arm.words else "real"
         against = [*controls[:1], *(other for other in arms if other.name == base != arm.name)]
+        if arm.source and arm.first:
+            against += [other for other in arms if (other.first, other.base) == (REAL, arm.base)]
         pairs += [(arm.name, other.name) for other in against]
     return list(dict.fromkeys(pairs))
 
@@ -165,7 +171,7 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
     if not arm.real:
         return [sources[arm.added]]
     if arm.first:
-        return [sources[arm.first], real]
+        return [real if arm.first == REAL else sources[arm.first], real]
     if not arm.added:
         return [real]
     of_real, pool = _by_label(real), real if arm.added == DUPLICATES else sources[arm.added]

@@ -123,7 +123,8 @@ def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
     extra = None if saw is None else len(saw - set(base.hashes))
     remark = ("" if extra == 0 else "what its generator saw is unknown" if extra is None else
               f"generator saw {extra} more real images than this arm")
-    kind = "duplicates" if arm.added == kinds.DUPLICATES else "synthetic" if arm.source else None
+    again = arm.added == kinds.DUPLICATES or arm.first == kinds.REAL
+    kind = "duplicates" if again else "synthetic" if arm.source else None
     return {"real": len(base) if arm.real else 0, "added_kind": kind, "generator_extra": extra,
             "remark": remark}
 

@@ -73,10 +73,9 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
         part = fit(predictor, images.pixels, {"label": images.labels}, steps=end - start,
                    batch=recipe.batch, lr=recipe.lr, seed=seed, augment=augment,
                    sample_weight=weights, progress=progress, precision=recipe.precision,
-                   validation=(val.pixels, {"label": val.labels}, val_weights))
-        log += [{**line, "step": line["step"] + start} for line in part]
-        last = [line for line in log if "val_loss" in line and line["step"] > start]
-        start = end
+                   validation=(val.pixels, {"label": val.labels}, val_weights), start=start)
+        last, start = [line for line in part if "val_loss" in line], end
+        log += part
     predictor.save(folder)
     result = {"arm": arm.name, "seed": seed, "n_train": sum(map(len, stages)), **prints,
               "best_step": min(last, key=lambda line: line["val_loss"])["step"], "log": log,
