@@ -82,7 +82,7 @@ class Arm:
     most: int | None = None      # real images of the label of interest
     added: str = ""              # duplicates, or the name of a synthetic folder
     factor: float | None = None  # of what is added; None: all of it
-    first: str = ""              # synthetic folder for the first half of the steps
+    first: str = ""              # real, or a synthetic folder, for the first half of the steps
 
     @property
     def base(self) -> str:
@@ -164,10 +164,8 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
     rounds. InputError where a synthetic folder has too few.
     """
     if arm.most is not None:
-        # a cell may name the label alone or among several findings
-        labels = [positive if positive in row["label"].split(AND) else row["label"]
-                  for row in real.rows]
-        real = real.take(first_patients(labels, real.patients, {positive: arm.most}, subset_seed))
+        real = real.take(first_patients(_alone(real, positive), real.patients,
+                                        {positive: arm.most}, subset_seed))
     if not arm.real:
         return [sources[arm.added]]
     if arm.first:
@@ -193,6 +191,26 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
                              "--arms real real+duplicates real+synthetic")
         extra += [own[k] for k in order(len(own), seed, range(count))]
     return [real + pool.take(extra)]
+
+
+def validation_set(arm: Arm, train: Images, val: Images, *, positive: str, seed: int) -> Images:
+    """The validation images of an arm: of real@25 the same share of those of the label of interest
+    as of training's, by whole patients, at least one.
+
+    Who has few images to train with has no more to choose and tune with. Those of real@25 are among
+    those of the real@50 of the same seed.
+    """
+    if arm.most is None:
+        return val
+    labels, there = _alone(val, positive), _alone(train, positive).count(positive)
+    most = round(min(1, arm.most / max(1, there)) * labels.count(positive))
+    return val.take(first_patients(labels, val.patients, {positive: most}, seed, at_least_one=True))
+
+
+def _alone(images: Images, positive: str) -> list[str]:
+    """Labels, where a cell that names this one among several findings is this one."""
+    return [positive if positive in row["label"].split(AND) else row["label"]
+            for row in images.rows]
 
 
 def even_weights(images: Images, columns: Sequence[str]) -> Tensor:

@@ -10,7 +10,7 @@ test image decides anything.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +47,26 @@ def folder_of(out: str | Path, arm: str, seed: int) -> Path:
     return Path(out) / "arms" / arm / str(seed)
 
 
+def as_given_to(arm: Arm, inputs: Inputs, recipe: Recipe) -> Inputs:
+    """The inputs as an arm has them: its own validation set, and a note where that is smaller."""
+    val = inputs.sets["val"]
+    own = kinds.validation_set(arm, inputs.sets["train"], val, positive=recipe.positive,
+                               seed=recipe.seed)
+    if len(own) == len(val):
+        return inputs
+    given = replace(inputs, sets={**inputs.sets, "val": own})
+    place = inputs.labels.index(recipe.positive)
+    n, of, trained = (int(one.truth(name)[:, place].sum()) for one, name in (
+        (given, "val"), (inputs, "val"), (inputs, "train")))
+    note = (f"{arm.name}: validation has {n} of the {of} images of {recipe.positive}, as training "
+            f"has at most {arm.most} of {trained}")
+    return replace(given, notes=[*inputs.notes, note])
+
+
 def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe,
                progress: str = "") -> dict:
     """Train one arm with one seed and write predictor and logits, or read them if finished."""
-    made = inputs.made_for(seed - recipe.seed)
+    inputs, made = as_given_to(arm, inputs, recipe), inputs.made_for(seed - recipe.seed)
     stages = kinds.training_set(arm, inputs.sets["train"], made, positive=recipe.positive,
                                 seed=seed, subset_seed=recipe.seed)
     held_out = {name: images for name, images in inputs.sets.items() if name != "train"}
