@@ -69,8 +69,9 @@ def _difference(a: Generator, b: Generator) -> str:
         seen = [one.saw or set() for one in (b, a)]
         return (f"training images, {len(seen[0])} and {len(seen[1])}, of which "
                 f"{len(seen[0] & seen[1])} are the same")
-    pairs = [(a.sampling, b.sampling), *([(a.training, b.training)] * bool(a.training
-                                                                          and b.training))]
+    pairs = [(a.sampling, b.sampling)]
+    if a.training and b.training:
+        pairs.append((a.training, b.training))
     return next((f"{name}, {str(there.get(name))[:60]} and {str(here.get(name))[:60]}"
                  for here, there in pairs for name in {**here, **there}
                  if here.get(name) != there.get(name)), "")
