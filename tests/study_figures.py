@@ -99,7 +99,7 @@ def make(exclusive=True, arms=ARMS, seeds=3, n_boot=100):
         "notes": ["clinic: <no> label pneumonia"],
         "audit": {"rows": audit, "shortcut": False, "sentence": "", "region": "masks", "text": []},
         "recipe": {"steps": 120, "size": 64},
-        "generators": {"synthetic": {"n_images": 900, "saw": 300, "known": True}},
+        "generators": {"synthetic": {"generators": 3, "n_images": 900, "saw": 300, "known": True}},
         "arms": table, "differences": compared, **by_set,
         "attributes": {"synthetic": fairness.attributes(rows["val"], rows["test"], n_boot=50)},
         "judge": [{"variable": "label", "n": 74, "accuracy": 0.91},

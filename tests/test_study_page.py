@@ -213,7 +213,8 @@ def test_names_are_text_not_html(study, undrawn):
 
 
 @pytest.mark.parametrize("width", [1200, 400])
-def test_in_a_browser_it_fits_and_fetches_nothing(browser, shortcut_html, tmp_path, width):  # noqa: F811
+def test_in_a_browser_it_fits_and_fetches_nothing(browser, shortcut_html,  # noqa: F811
+                                                  tmp_path, width):
     (tmp_path / "study.html").write_text(shortcut_html)
     context = browser.fresh(viewport={"width": width, "height": 900})
     page, asked, faults = context.new_page(), [], []
