@@ -4,8 +4,9 @@ A synthetic image is laid over the training images that it is most like, moved a
 too (`pairwise.overlaid`), and named where it agrees with one of them in fine detail better than two
 different patients ever do. The rule needs no sample size and no random split. Its limit is .6 of
 the distance below which 5 % of held-out images lie, and .09 at most. Of 1,124 real X-rays of 764
-patients at 64 px, moved and mirrored ones among them, none came so near to another patient's; of
-1,000 phantoms, which are drawings and more alike, less than 1 (docs/memorisation.md).
+patients at 64 px, moved and mirrored ones among them, none came so near to another patient's, and
+one of them blurred; of 1,000 phantoms, which are drawings and more alike, less than 1
+(docs/memorisation.md).
 
 What the rule would have found is measured on these very images: *probes* are training images that
 were turned, shifted, zoomed, mirrored, blurred and made noisy as a generator may do it, and their
