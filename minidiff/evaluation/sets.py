@@ -35,14 +35,12 @@ class Config(Rooted):
     classifier: str = "ROOT/classifier"  # its judge/ reads images, its results are shown; or absent
     vae: str = "ROOT/vae"                # for its curve and reconstructions; may be absent
     diffusion: str = "ROOT/diffusion"    # for its curve and the membership audit; may be absent
-    reference: str = ""                  # diffusion run that saw none of these images, if there is
-                                         # one: it calibrates the membership audit
+    reference: str = ""                  # run that saw none of these images, to calibrate the audit
     matrix: str = "ROOT/matrix"          # of evaluate.py matrix, for its heat map; may be absent
     out: str = "ROOT/report"             # report.html and report.json
     extractors: tuple[str, ...] = ()     # pixels, classifier, vae, NAME=FILE; none: the first two
     size: int = 0                        # px a side to compare images at; 0: that of the samples
-    audit: int = 500                     # images a side of the membership audit, 20 or more; or 0;
-                                         # of fewer than some 440 patients it cannot say yes
+    audit: int = 500                     # images a side of the membership audit, 20 or more; or 0
     repeats: int = 100                   # draws behind a floor; FD halves of real sets half as many
     shown: int = 16                      # pictures of each label and kind
     seed: int = 0                        # of draws, resamples, pictures, and of a missing split
