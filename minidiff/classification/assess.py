@@ -1,8 +1,9 @@
 """From the logits of all arms and seeds to the figures of a study.
 
 Everything that is tuned (epoch, threshold, temperature, conformal quantile) is tuned on validation;
-the test sets are looked at once, here. An arm's figures are those of the mean of its seeds'
-probabilities (deep ensemble), with the mean and standard deviation over seeds beside them.
+the test sets are looked at once, here. An arm's figures, and the differences between arms, are those
+of single networks, the mean over seeds; those of the mean of their probabilities (deep ensemble)
+stand beside them.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from minidiff.classification import arms as kinds
 from minidiff.classification import fairness
 from minidiff.classification.arms import Arm
 from minidiff.classification.calibration import calibration, nll, pooled, probabilities, temperature
-from minidiff.classification.compare import compare, summarise
+from minidiff.classification.compare import Primary, compare, judged, summarise
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictive_uncertainty import Conformal, FeatureDistance, summary
 from minidiff.classification.predictor import Predictor
@@ -30,8 +31,12 @@ PARTS = "calibration", "uncertainty", "fairness", "roc"
 
 
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
-           out: Path) -> tuple[list[dict], dict]:
-    """results.json, and summary.json without audit and judge; writes what `predict` needs."""
+           out: Path, primary: Primary | None = None,
+           worth: float = 0.0) -> tuple[list[dict], dict]:
+    """results.json, and summary.json without audit and judge; writes what `predict` needs.
+
+    worth: the smallest gain of interest of the primary comparison, in points.
+    """
     labels, exclusive = data.labels, data.exclusive
     truth = {name: data.truth(name).numpy() for name in data.sets}
     place = labels.index(recipe.positive)
@@ -64,9 +69,12 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
                 "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
                                           threshold=kept["thresholds"][recipe.positive])}
+    pairs, first = kinds.comparisons(arms), (primary.arm, primary.against) if primary else ()
+    pairs = [*([first] if first else []), *(pair for pair in pairs if set(pair) != set(first))]
+    pools = {arm.name: getattr(data, "generators", {}).get(arm.source, 1) for arm in arms}
     differences = {name: compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
-                                 images.patients, labels, kinds.comparisons(arms),
-                                 positive=recipe.positive, exclusive=exclusive)
+                                 images.patients, labels, pairs, positive=recipe.positive,
+                                 exclusive=exclusive, generators=pools)
                    for name, images in data.tests.items()}
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
@@ -79,7 +87,7 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         "notes": [*data.notes, *kept["conformal"].remarks(labels)],
         "generators": {name: {"n_images": len(data.sources[name]), "saw": len(data.saw[name] or ()),
                               "known": data.saw[name] is not None} for name in used},
-        "arms": rows, "differences": differences,
+        "arms": rows, "worth": worth, "differences": judged(differences, primary, worth / 100),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
         "attributes": {name: fairness.attributes(data.sets["train"].rows, data.sources[name].rows)
@@ -122,9 +130,10 @@ def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
     extra = None if saw is None else len(saw - set(base.hashes))
     remark = ("" if extra == 0 else "what its generator saw is unknown" if extra is None else
               f"generator saw {extra} more real images than this arm")
-    kind = "duplicates" if arm.added == kinds.DUPLICATES else "synthetic" if arm.source else None
+    kind = ("synthetic" if arm.source else
+            "duplicates" if arm.added == kinds.DUPLICATES or arm.first else None)
     return {"real": len(base) if arm.real else 0, "added_kind": kind, "generator_extra": extra,
-            "remark": remark}
+            "remark": remark, "stages": 2 if arm.first else 1}
 
 
 def tuned(data: Inputs, arm: str, z_val: np.ndarray, seeds: Sequence[int], out: Path) -> dict:
