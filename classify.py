@@ -183,7 +183,7 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
         if getattr(cfg, name) < least:
             raise InputError(f"{name} is {getattr(cfg, name)}; allowed are {least} and more")
     if not 0 <= cfg.worth < 100:
-        raise InputError(f"--worth {cfg.worth:g}; allowed are points from 0, for none, to below 100")
+        raise InputError(f"--worth {cfg.worth:g}; allowed are points, and 0 for none")
     return arms
 
 

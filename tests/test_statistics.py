@@ -120,6 +120,25 @@ def test_delong_of_a_pair_equals_the_covariance_of_the_double_loop():
     assert np.isnan(st.delong_parts(a, np.ones(60, bool))).all()
 
 
+def test_parts_of_an_area_sum_to_it_and_spread_as_delong_says():
+    rng = np.random.default_rng(3)
+    positive = rng.random(200) < 0.3
+    scores = rng.standard_normal(200) + positive
+    parts, (area, se) = st.delong_parts(scores, positive), st.delong(scores, positive)
+    left = parts - area / 200
+    assert parts.sum() == pytest.approx(area)
+    assert math.sqrt(sum(side.sum() * left[side].var(ddof=1)
+                         for side in (positive, ~positive))) == pytest.approx(se)
+
+
+def test_two_way_variance_of_a_table_of_seeds_and_patients():
+    """Known components: the mean's variance is s²/seeds + p²/patients + e²/(seeds·patients)."""
+    rng = np.random.default_rng(5)
+    drawn = [st.two_way(rng.normal(0, 2, (8, 1)) + rng.normal(0, 3, (1, 50))
+                        + rng.normal(0, 1, (8, 50)))[0] for _ in range(400)]
+    assert np.mean(drawn) == pytest.approx(4 / 8 + 9 / 50 + 1 / 400, rel=0.1)
+
+
 # ---- areas, thresholds and tests against scikit-learn and statsmodels
 
 

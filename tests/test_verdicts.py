@@ -204,13 +204,16 @@ def test_verdict_on_an_attribute_compares_with_guessing(k, answer):
     assert answers(result) == {"Do the images follow the sex that was asked for?": answer}
 
 
-@pytest.mark.parametrize("word,answer",
-                         [("gain", "yes"), ("not resolved", "not resolved"), ("harm", "no")])
-def test_verdict_on_the_classifier_study_is_its_primary_comparison(word, answer):
+@pytest.mark.parametrize("word", ["gain", "harm", "no gain of interest", "not resolved",
+                                  "not shown"])
+def test_verdict_on_the_classifier_study_is_its_primary_comparison(word):
     primary = {"arm": "real+1xsynthetic", "against": "real+1xduplicates", "test_set": "test",
                "metric": "balanced_accuracy", "difference": 0.02, "interval": [0.01, 0.03],
-               "answer": word, "seeds": 5, "patients": 300, "sees": 0.03, "times": 2.2}
-    assert list(answers({"distances": [], "study": {"primary": primary}}).values()) == [answer]
+               "answer": word, "seeds": 5, "generators": 1, "patients": 300, "p": 0.01,
+               "added": ["synthetic", "duplicates"], "doubts": [], "sees": 0.03,
+               "patients_needed": 700}
+    assert answers({"distances": [], "study": {"primary": primary}}) == {
+        "Did synthetic training images help a classifier (test set)?": word}
     assert answers({"distances": [], "study": {"primary": None}}) == {}
 
 

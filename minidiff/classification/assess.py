@@ -1,9 +1,9 @@
 """From the logits of all arms and seeds to the figures of a study.
 
 Everything that is tuned (epoch, threshold, temperature, conformal quantile) is tuned on validation;
-the test sets are looked at once, here. An arm's figures, and the differences between arms, are those
-of single networks, the mean over seeds; those of the mean of their probabilities (deep ensemble)
-stand beside them.
+the test sets are looked at once, here. Figures of arms and their differences are those of single
+networks, the mean over seeds; those of the mean of their probabilities (deep ensemble) stand beside
+them.
 """
 
 from collections import Counter
@@ -69,13 +69,6 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
                 "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
                                           threshold=kept["thresholds"][recipe.positive])}
-    pairs, first = kinds.comparisons(arms), (primary.arm, primary.against) if primary else ()
-    pairs = [*([first] if first else []), *(pair for pair in pairs if set(pair) != set(first))]
-    pools = {arm.name: getattr(data, "generators", {}).get(arm.source, 1) for arm in arms}
-    differences = {name: compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
-                                 images.patients, labels, pairs, positive=recipe.positive,
-                                 exclusive=exclusive, generators=pools)
-                   for name, images in data.tests.items()}
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
@@ -87,13 +80,27 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         "notes": [*data.notes, *kept["conformal"].remarks(labels)],
         "generators": {name: {"n_images": len(data.sources[name]), "saw": len(data.saw[name] or ()),
                               "known": data.saw[name] is not None} for name in used},
-        "arms": rows, "worth": worth, "differences": judged(differences, primary, worth / 100),
+        "arms": rows, "worth": worth,
+        "differences": judged(differences(data, arms, p, recipe, primary), primary, worth / 100),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
         "attributes": {name: fairness.attributes(data.sets["train"].rows, data.sources[name].rows)
                        for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }
+
+
+def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, np.ndarray]],
+                recipe: Recipe, primary: Primary | None) -> dict[str, list[dict]]:
+    """Of each test set the rows of `compare`: the primary comparison, and the usual ones."""
+    first = [(primary.arm, primary.against)] if primary else []
+    pairs = first + [pair for pair in kinds.comparisons(arms)
+                     if set(pair) not in map(set, first)]
+    pools = {arm.name: getattr(data, "generators", {}).get(arm.source, 1) for arm in arms}
+    return {name: compare({arm: list(sets[name]) for arm, sets in p.items()},
+                          data.truth(name).numpy(), images.patients, data.labels, pairs,
+                          positive=recipe.positive, exclusive=data.exclusive, generators=pools)
+            for name, images in data.tests.items()}
 
 
 def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray],

@@ -90,6 +90,10 @@ def patients(n: int) -> str:
     return "over a million" if n > 1e6 else f"{float(f'{n:.2g}'):,.0f}"
 
 
+def about(n: int) -> str:
+    return patients(n) if n > 1e6 else f"about {patients(n)}"
+
+
 def metric_name(metric: str, positive: str) -> str:
     """auroc → AUROC, covid."""
     names = {"auroc": f"AUROC, {positive}", "auroc_macro": "AUROC, mean over labels"}

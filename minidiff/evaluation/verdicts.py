@@ -151,7 +151,7 @@ def _doubted(d: Mapping, arm: Mapping, against: Mapping, shortcut: bool) -> dict
 
 def of_sets(study: Mapping) -> list[dict]:
     """Of every test set, by two figures: did they help more than as many duplicates?"""
-    real = {row["arm"]: row["real"] for row in study.get("arms") or []}
+    real = {row["arm"]: row.get("real") for row in study.get("arms") or []}
     found = []
     for name, rows in (study.get("differences") or {}).items():
         for metric in headlines(study):

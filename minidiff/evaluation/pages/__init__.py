@@ -32,7 +32,7 @@ ENVIRONMENT = Environment(
     keep_trailing_newline=True)
 ENVIRONMENT.filters |= {**FILTERS, "png": data_uri,
                         **{name: getattr(formats, name) for name in (
-                            "plain", "patients", "difference", "capital")}}
+                            "plain", "about", "difference", "capital")}}
 ENVIRONMENT.globals |= {"span": _lenient(formats.span),
                         **{name: getattr(formats, name) for name in (
                             "distance_names", "metric_name", "set_name")}}

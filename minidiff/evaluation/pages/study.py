@@ -12,7 +12,7 @@ from minidiff.evaluation.format import POINTS, metric_name, set_name
 from minidiff.evaluation.pages import render
 from minidiff.evaluation.pages import study_pictures as pictures
 from minidiff.evaluation.pages import study_tables as tables
-from minidiff.evaluation.study_verdicts import answers, kinds_of
+from minidiff.evaluation.pages.study_answers import answers, kinds_of
 from minidiff.evaluation.verdicts import GAIN, HARM, headlines
 
 ABSENT = {"labels": [], "positive": "", "exclusive": True, "images": {}, "patients": {},
@@ -73,7 +73,8 @@ def _differences(summary: Mapping, draw: Mapping) -> dict:
 
     def point(d: Mapping, metric: str) -> dict:
         return {"name": f"{d['arm']} − {d['against']}", "arm": d["arm"], "seeds": [],
-                "value": d["difference"], "interval": d["interval"], "resolved": d["answer"] in (GAIN, HARM)}
+                "value": d["difference"], "interval": d["interval"],
+                "resolved": d["answer"] in (GAIN, HARM)}
 
     return by_set and {"charts": _forests(summary, by_set, point, draw, 0.0), "sets": found}
 
