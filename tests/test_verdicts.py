@@ -217,7 +217,11 @@ def test_verdict_on_the_classifier_study_is_its_primary_comparison(word):
                "patients_needed": 700}
     assert answers({"distances": [], "study": {"primary": primary}}) == {
         "Did synthetic training images help a classifier (test set)?": word}
-    assert answers({"distances": [], "study": {"primary": None}}) == {}
+    older = {"primary": {"arm": "a", "against": "b", "answer": word, "times": 2},
+             "arms": [{"arm": "a"}],
+             "differences": {"test": [{"arm": "a", "metric": "auroc", "resolved": False}]}}
+    for study in ({"primary": None}, older):
+        assert answers({"distances": [], "study": study}) == {}
 
 
 def test_the_audit_is_good_open_or_bad():
