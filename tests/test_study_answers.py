@@ -115,7 +115,7 @@ def test_why_a_difference_is_open(study):
             ({"p": None, "generators": 2}, "[fewer than 3 generators]"),
             ({"p": 1.0, "sees": None}, "[no difference at all]"),
             ({"difference": None, "p": None}, "– [cannot be measured here]"),
-            ({"sees": 1.2}, "[would see more than 100 points, needs about 1,200 patients]"),
+            ({"sees": 1.2}, "[would see ≥ 100 points, needs about 1,200 patients]"),
             ({"patients_needed": 3_210_000}, ", needs over a million patients]")):
         summary = changed(study)
         for d in summary["differences"]["test"]:

@@ -98,13 +98,13 @@ def difference(table: np.ndarray, generators: Sequence[int] | None = None) -> di
     found = {"difference": None, "by_seed": None, "interval": [None, None], "p": None, "ways": []}
     if not np.isfinite(table).all():
         return found
-    # rounded, for equal figures may differ in their last bit
-    found |= {"difference": round(float(table.mean()), 12), "by_seed": table.mean(1).tolist()}
+    # rounded, for equal figures may differ in their last bit; + 0 for there is no −0
+    found |= {"difference": round(float(table.mean()), 12) + 0.0, "by_seed": table.mean(1).tolist()}
     if generators is not None and len(set(generators)) > 1:
         of = group_ids(generators)
         table = np.stack([table[of == g].mean(0) for g in range(of.max() + 1)])
     raters = len(table)
-    if raters < FEWEST:
+    if raters < FEWEST or table.shape[1] < 2:
         return found
     variance, freedom = two_way(table)
     if not variance:

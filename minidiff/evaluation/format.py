@@ -78,11 +78,11 @@ def difference(d: Mapping, unit: str = " points") -> str:
     return delta(d["difference"], d["interval"])
 
 
-def size(x: float | None, metric: str) -> str:
+def size(x: float | None, metric: str, unit: str = " points") -> str:
     """How large a difference is, without its sign."""
-    if not missing(x) and x > 1:
-        return "more than 100 points" if metric in POINTS else "more than 1"
-    return f"{share(x)} points" if metric in POINTS else area(x)
+    if metric not in POINTS:
+        return "≥ 1" if not missing(x) and x > 1 else area(x)
+    return f"≥ 100{unit}" if not missing(x) and x > 1 else share(x, unit=unit)
 
 
 def patients(n: int) -> str:

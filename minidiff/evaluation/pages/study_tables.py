@@ -115,7 +115,7 @@ def differences(rows: Sequence[Mapping], positive: str) -> Table:
     for d in rows:
         tested = d["p_holm"] is not None
         lines.append(Row((f"{d['arm']} − {d['against']}", difference(d, ""), d["answer"],
-                          p_value(d["p_holm"]), size(d["sees"], metric) if tested else "–",
+                          p_value(d["p_holm"]), size(d["sees"], metric, "") if tested else "–",
                           patients(d["patients_needed"]) if tested and d["patients_needed"]
                           else "–"), "own" if d["answer"] in (GAIN, HARM) else ""))
     return Table((metric_name(metric, positive),
