@@ -3,7 +3,9 @@
     python classify.py                               the demo → runs/demo/classifier
     python classify.py --root runs/x --external DIR2 --steps 400   tested at another hospital, too
     python classify.py --arms real real+1xduplicates real+.5xsynthetic synthetic-then-real
-    python classify.py --root runs/x --synthetic a=DIR2 b=DIR3 --arms real+a real+b   two folders
+    python classify.py --root runs/x --synthetic a=DIR2 b=DIR3 --arms real+a real+b   two sources
+    python classify.py --root runs/x --synthetic a=DIR0,DIR1,DIR2 --arms real real+a --seeds 15
+                                                     three generators of a, five classifiers each
     python classify.py --data DIR --arms real --out runs/x/baseline   without synthetic images
     python classify.py subset --data DIR --keep covid=25 --out DIR25   fewer patients, for real@25
     python classify.py predict --model runs/x/classifier --data NEW --out new.csv
@@ -51,7 +53,7 @@ FREE = ("arms", "seeds", "device", "primary", "worth")  # knobs that do not chan
 @dataclass(frozen=True)
 class Config(Rooted):
     data: tuple[str, ...] = ()        # real data sets, with their splits; none: the root's
-    synthetic: tuple[str, ...] = ("ROOT/samples",)  # folders of samples: DIR, or NAME=DIR
+    synthetic: tuple[str, ...] = ("ROOT/samples",)  # [NAME=]DIR, or DIR,DIR of two generators
     external: tuple[str, ...] = ()    # further test sets, each used whole; no patient of training
     hold_out: str = ""                # column=value: rows that are a test set, e.g. source=hannover
     out: str = "ROOT/classifier"      # run folder
@@ -68,7 +70,7 @@ class Config(Rooted):
     steps: int = 240                  # optimiser steps, the same for every arm
     batch: int = 32                   # images a step
     lr: float = 2e-3                  # AdamW peak; 20 % warm-up, then cosine
-    seeds: int = 4                    # classifiers an arm
+    seeds: int = 4                    # classifiers an arm, equally many a generator
     seed: int = 0                     # the first of them; also of choosing patients, of a split
     near_copies: Literal["refuse", "drop"] = "refuse"  # test images that repeat a training image
     skip_bad: bool = False            # leave unreadable images out, listed, instead of refusing
@@ -93,7 +95,7 @@ def run_study(cfg: Config) -> None:
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
         arms = [kinds.parse(name, list(folders)) for name in kinds.usual(
-            data.sets["train"], data.sources, positive_of(cfg, data))]
+            data.sets["train"], data.made_for(0), positive_of(cfg, data))]
     known = check_read(cfg, arms, data)
     recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data),
                           cfg.even, cfg.init, cfg.precision, str(pick_device(cfg.device)), cfg.seed)
@@ -152,20 +154,20 @@ def side(root: str) -> int:
     return runs.read_json(found[0])["size"] if found else 64
 
 
-def sources(cfg: Config) -> dict[str, str]:
-    """Name → folder of samples."""
-    found: dict[str, str] = {}
+def sources(cfg: Config) -> dict[str, list[str]]:
+    """Name → folders of samples, one of each generator; without a name, with the folder before."""
+    found: dict[str, list[str]] = {}
     for item in cfg.synthetic:
         match = re.fullmatch(r"(?:([A-Za-z]\w*)=)?(.+)", item)
-        name = match[1] or "synthetic"
-        if name in found or name in ("real", kinds.DUPLICATES):
+        name = match[1] or next(reversed(found), "synthetic")
+        if match[1] in found or name in (kinds.REAL, kinds.DUPLICATES):
             who = "two folders are" if name in found else "a folder cannot be"
             raise InputError(f"--synthetic {item}: {who} named {name!r}; write NAME=DIR")
-        found[name] = match[2]
+        found.setdefault(name, []).append(match[2])
     return found
 
 
-def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
+def check(cfg: Config, folders: dict[str, list[str]]) -> list[kinds.Arm]:
     """What can be refused before anything is read; the arms."""
     arms = [kinds.parse(name, list(folders)) for name in cfg.arms]
     if not arms or len(set(cfg.arms)) < len(arms):
@@ -177,6 +179,14 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
         raise InputError("--arms real-even needs --even columns, e.g. view")
     if cfg.init:
         weights_of(cfg.init)
+    pooled = sorted({len(own) for own in folders.values()} - {1})
+    if len(pooled) > 1:
+        raise InputError(f"--synthetic pools {' and '.join(map(str, pooled))} generators; give "
+                         "every name that pools some equally many")
+    if pooled and cfg.seeds % pooled[0]:
+        raise InputError(f"--seeds {cfg.seeds}: --synthetic pools {pooled[0]} generators, and each "
+                         f"gets equally many classifiers; allowed are {pooled[0]}, {2 * pooled[0]}"
+                         ", and so on")
     var.check_names(cfg.condition)
     # one image: no norm
     for name, least in {"size": 32, "width": LEAST, "steps": 1, "batch": 2, "seeds": 1}.items():
@@ -199,8 +209,9 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
                 raise InputError(f"--even {name}: no training image has it; there are "
                                  f"{', '.join(train.rows[0])}")
     for arm in arms:  # has each folder enough images?
-        kinds.training_set(arm, train, data.sources, positive=positive_of(cfg, data), seed=cfg.seed,
-                           subset_seed=cfg.seed)
+        for k in range(data.generators.get(arm.source, 1)):
+            kinds.training_set(arm, train, data.made_for(k), positive=positive_of(cfg, data),
+                               seed=cfg.seed, subset_seed=cfg.seed)
     if cfg.init:
         begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
     known = [data.target, *(var.infer(name, [row.get(name, "") for row in train.rows])

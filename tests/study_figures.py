@@ -100,7 +100,7 @@ def make(exclusive=True, arms=ARMS, seeds=3, n_boot=100, primary=None, worth=0.0
         "notes": ["clinic: <no> label pneumonia"],
         "audit": {"rows": audit, "shortcut": False, "sentence": "", "region": "masks", "text": []},
         "recipe": {"steps": 120, "size": 64},
-        "generators": {"synthetic": {"n_images": 900, "saw": 300, "known": True}},
+        "generators": {"synthetic": {"generators": 3, "n_images": 900, "saw": 300, "known": True}},
         "arms": table, "worth": worth, "differences": judged(compared, primary, worth / 100),
         **by_set,
         "attributes": {"synthetic": fairness.attributes(rows["val"], rows["test"], n_boot=50)},

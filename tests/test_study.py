@@ -5,6 +5,7 @@ was done.
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,56 @@ def test_what_is_tuned_is_tuned_on_validation(unbroken):
         assert one["best_step"] == min(looks, key=looks.get) and len(looks) == 8
 
 
+def test_who_has_few_images_tunes_with_few(unbroken):
+    """8 of 18 training images are light: so 3 of 6 of validation, and all that is tuned is theirs.
+    """
+    from minidiff.classification.calibration import pooled, probabilities, temperature
+    from minidiff.classification.predictive_uncertainty import Conformal
+    arm = unbroken / "arms" / "real@8+1xsynthetic"
+    z = pooled(np.array([json.loads((arm / f"{seed}/result.json").read_text())["logits"]["val"]
+                         for seed in (0, 1)]))
+    truth = np.eye(3, dtype=bool)[np.repeat(range(3), (6, 3, 6))]
+    tuned = json.loads((arm / "tuned.json").read_text())
+    assert z.shape == (15, 3) and tuned["temperature"] == temperature(z, truth)
+    assert tuned["conformal"] == Conformal.fit(probabilities(z), truth).to_json()
+    assert len(json.loads((arm / "distances.json").read_text())) == 15
+    notes = summary_of(unbroken)["notes"]
+    assert ("real@8+1xsynthetic: validation has 3 of the 6 images of light, as training has at "
+            "most 8 of 18") in notes
+    assert any(note.startswith("real@8+1xsynthetic: light is in every set: 3 ") for note in notes)
+    assert any(note.startswith("light is in every set: 6 ") for note in notes)
+
+
+def test_real_before_real_differs_from_its_counterpart_in_the_images_alone(world, tmp_path,
+                                                                          monkeypatch):
+    """Looks, rates, seeds, weights of the classes and the choice of the best are the same."""
+    knobs, real_fit, calls = world[1], study.fit, []
+    data = inputs.read(knobs["data"], {"synthetic": knobs["synthetic"]}, (), size=32, seed=0,
+                       out=str(tmp_path / "out"))
+    recipe = study.Recipe(**TINY, positive="light")
+
+    def fit(predictor, pixels, labels, **given):
+        log = real_fit(predictor, pixels, labels, **given)
+        calls.append((pixels, {name: x for name, x in given.items() if name not in (
+            "progress", "sample_weight", "validation")}, log))
+        return log
+
+    monkeypatch.setattr(study, "fit", fit)
+    results = [study.train_pair(tmp_path / name, study.kinds.parse(name, ["synthetic"]), 0, data,
+                                recipe) for name in ("synthetic-then-real", "real-then-real")]
+    real = data.sets["train"].pixels
+    assert [torch.equal(pixels, real) for pixels, *_ in calls] == [False, True, True, True]
+    assert calls[0][1] == calls[2][1] and calls[1][1] == calls[3][1]
+    assert [given["start"] for _, given, _ in calls] == [0, 4, 0, 4]
+    for (*_, first), (*_, second), result in zip(calls[::2], calls[1::2], results):
+        assert result["log"] == first + second
+        assert [line["step"] for line in second] == [5, 6, 7, 8]
+        assert [line["lr"] for line in first] == [line["lr"] for line in second]
+        best = min(second, key=lambda line: line["val_loss"])
+        assert result["best_step"] == best["step"]
+    assert results[1]["n_train"] == 108
+
+
 def test_an_interrupted_study_ends_as_an_unbroken_one(world, unbroken, monkeypatch):
     root, knobs = world
     cfg, real_fit, calls = classify.Config(**knobs, out=str(root / "broken")), study.fit, []
@@ -116,7 +167,7 @@ def test_more_arms_are_added_and_other_settings_refused(world, unbroken, capsys)
     for words in ("real+.5xsynthetic − real+1xduplicates", "clinic: 8 images of", "would see"):
         assert words in shown
     assert "note: samples: no patient ids: one image = one patient, assumed" in shown
-    assert "what the generator was trained on is unknown" in shown
+    assert re.search("what the generator of .*samples was trained on is unknown", shown)
 
 
 def test_the_primary_comparison_is_declared_and_stays(world, tmp_path):
@@ -183,7 +234,7 @@ def test_bad_requests_are_one_sentence(world, tmp_path):
     refused("run sample.py first", synthetic=(str(tmp_path / "none"),))
     refused("arm 'best'; allowed are real, real", arms=("best",))
     refused("name each of them once", arms=("real", "real"))
-    refused("two folders are named 'synthetic'", synthetic=("a", "b"))
+    refused("two folders are named 'a'", synthetic=("a=x", "a=y"))
     refused("cannot be named 'real'", synthetic=("real=a",))
     refused("seeds is 0", seeds=0)
     refused("--worth -1; allowed are points", worth=-1.0)

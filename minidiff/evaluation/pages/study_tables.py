@@ -224,8 +224,8 @@ def training(rows: Sequence[Mapping]) -> Table:
 
 
 def generators(found: Mapping[str, Mapping]) -> Table:
-    return Table(("synthetic folder", "images", "real images its generator saw"),
-                 [(name, g["n_images"], g["saw"] if g["known"] else "unknown")
+    return Table(("synthetic folder", "generators", "images", "real images a generator saw"),
+                 [(name, g["generators"], g["n_images"], g["saw"] if g["known"] else "unknown")
                   for name, g in found.items()])
 
 
