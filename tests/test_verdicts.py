@@ -1,6 +1,9 @@
 """The answers of the report, from the distances and the judge's readings behind them."""
 
+import importlib.util
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -204,14 +207,21 @@ def test_verdict_on_an_attribute_compares_with_guessing(k, answer):
     assert answers(result) == {"Do the images follow the sex that was asked for?": answer}
 
 
-@pytest.mark.parametrize("word,answer",
-                         [("gain", "yes"), ("not resolved", "not resolved"), ("harm", "no")])
-def test_verdict_on_the_classifier_study_is_its_primary_comparison(word, answer):
+@pytest.mark.parametrize("word", ["gain", "harm", "no gain of interest", "not resolved",
+                                  "not shown"])
+def test_verdict_on_the_classifier_study_is_its_primary_comparison(word):
     primary = {"arm": "real+1xsynthetic", "against": "real+1xduplicates", "test_set": "test",
                "metric": "balanced_accuracy", "difference": 0.02, "interval": [0.01, 0.03],
-               "answer": word, "seeds": 5, "patients": 300, "sees": 0.03, "times": 2.2}
-    assert list(answers({"distances": [], "study": {"primary": primary}}).values()) == [answer]
-    assert answers({"distances": [], "study": {"primary": None}}) == {}
+               "answer": word, "seeds": 5, "generators": 1, "patients": 300, "p": 0.01,
+               "added": ["synthetic", "duplicates"], "doubts": [], "sees": 0.03,
+               "patients_needed": 700}
+    assert answers({"distances": [], "study": {"primary": primary}}) == {
+        "Did synthetic training images help a classifier (test set)?": word}
+    older = {"primary": {"arm": "a", "against": "b", "answer": word, "times": 2},
+             "arms": [{"arm": "a"}],
+             "differences": {"test": [{"arm": "a", "metric": "auroc", "resolved": False}]}}
+    for study in ({"primary": None}, older):
+        assert answers({"distances": [], "study": study}) == {}
 
 
 def test_the_audit_is_good_open_or_bad():
@@ -255,3 +265,60 @@ def test_copies_are_not_excluded_where_the_generator_saw_other_images():
     (row,) = pages.answers(verdicts({"distances": [], "neighbours": found,
                                     "samples": {"of_other_data": True}}))
     assert row["answer"] == "not resolved" and "trained on other images" in row["text"]
+
+
+# --- gain, harm, no gain of interest: benchmarks/verdicts.json
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return json.loads((BENCHMARKS / "verdicts.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    spec = importlib.util.spec_from_file_location("simulation", BENCHMARKS / "verdicts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def bar(rate, n):
+    """The rate, and two standard errors of a simulation of n."""
+    return rate + 2 * math.sqrt(rate * (1 - rate) / n)
+
+
+def test_the_words_of_a_study_are_as_rarely_wrong_as_they_say(simulated, simulation):
+    """Every design of the script, 2,000 studies each."""
+    for table, designs in simulation.DESIGNS.items():
+        assert len(simulated[table]) == len(designs)
+        for design, row in zip(designs, simulated[table]):
+            assert row["n"] >= 2000 and json.loads(json.dumps(design)).items() <= row.items()
+    for row in simulated["false"]:
+        assert row["rate"] <= bar(0.05, row["n"]) * (row["seeds"] > 2), row
+    for row in simulated["worth"]:
+        assert row["rate"] <= bar(0.025, row["n"]), row
+    for row in simulated["sees"]:
+        assert 0.7 <= row["rate"] <= 0.9, row
+    (power,) = (row["rate"] for row in simulated["true"] if row["patients"] == 300
+                and row.get("generators") == 3 and row["generator_sd"] == 0)
+    assert power >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table,design", [
+    ("false", dict(seeds=3, seed_sd=0.05, pairs=4, patients=60)),
+    ("false", dict(seeds=5, seed_sd=0.0, pairs=4, patients=300, primary=True)),
+    ("false", dict(seeds=5, seed_sd=0.05, pairs=4, patients=60, metric="auroc")),
+    ("false", dict(seeds=15, generators=3, generator_sd=0.02, seed_sd=0.02, pairs=1, patients=300)),
+    ("true", dict(seeds=15, generators=3, generator_sd=0.0, seed_sd=0.02, patients=300, gain=0.06)),
+    ("sees", dict(seeds=5, seed_sd=0.02, patients=150)),
+    ("worth", dict(seeds=10, seed_sd=0.02, patients=300, gain=0.04))])
+def test_the_committed_rates_of_a_study_are_found_again(simulated, simulation, table, design):
+    (row,) = (row for own, row in zip(simulation.DESIGNS[table], simulated[table])
+              if own == design)
+    again = simulation.measure(table, design, row["n"])
+    assert again.pop("gain", 0) == pytest.approx(row.get("gain", 0))
+    assert json.loads(json.dumps(again)).items() <= row.items()

@@ -129,7 +129,7 @@ CLASSIFIER = [
     Entry("{{ keys[-2] }}: {{ metric }}, {{ arm }} less {{ against }}", MEASURED,
           "classifier/summary.json: differences.*.*",
           "{{ difference | signed }} ({{ span(*interval) }}; {{ seeds }} seeds), "
-          "{{ 'resolved' if resolved else 'not resolved' }}"),
+          "{{ it.answer }}"),
 ]
 
 MEMORISATION = [

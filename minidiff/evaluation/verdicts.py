@@ -1,15 +1,22 @@
 """What the figures of a report say: yes, no, or "not resolved" where an interval leaves it open.
 
+Of a study: gain, harm or no gain of interest, if nothing but the images can be the reason.
+
 Figures in, answers out; the words around them stand in pages/verdicts.txt.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from minidiff.classification.compare import grouped
+from minidiff.classification.compare import EXCLUDED, GAIN, HARM, UNTESTED, grouped
+from minidiff.evaluation.format import INTERNAL
 from minidiff.evaluation.metrics.report_rows import ALL
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
-KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how a page marks them
+UNSHOWN, MIXED = "not shown", "gain and harm"  # of a study
+SETTLED = GAIN, HARM, EXCLUDED
+# how a page marks them
+KINDS = {GOOD: "yes", BAD: "no", GAIN: "yes", HARM: "no", EXCLUDED: "no",
+         **dict.fromkeys((OPEN, UNTESTED, UNSHOWN, MIXED), "open")}
 MARGIN = 0.1  # by which a share may fall short of that of real images
 LEAK = 0.6    # AUROC below which, with its whole interval, an attack finds next to nothing
 
@@ -105,14 +112,77 @@ def _agreement(rows: Sequence[Mapping]) -> list[dict]:
 
 
 def _study(study: Mapping) -> list[dict]:
-    """Did synthetic images help the classifier? The study's primary comparison answers."""
+    """Did synthetic images help a classifier? The primary comparison answers, if one was declared.
+
+    Else every test set does. A study of an older version, which had another rule, is left out;
+    classify.py, given again, tests it by this one.
+    """
+    return primary(study) or of_sets(study)
+
+
+def primary(study: Mapping) -> list[dict]:
     p = study.get("primary")
-    return [{**p, "about": "study", "answer": helped(p)}] if p else []
+    return [{**p, "about": "study", **_words_of(study)}] if p and "doubts" in p else []
 
 
-def helped(primary: Mapping) -> str:
-    """Is the first arm of a primary comparison better? Yes for a gain, no for harm."""
-    return {"gain": GOOD, "harm": BAD}.get(primary["answer"], OPEN)
+def said(study: Mapping) -> dict:
+    """The summary of a study with the last word on every comparison; "primary" is one of them.
+
+    Where something else than the images may be the reason, a gain, a harm and an exclusion alike
+    are "not shown", and "doubts" names the reasons: "count", the arms differ in their number of
+    images, some of one synthetic; "generator", that of the better arm saw, or may have seen, real
+    images that the arm did not; "shortcut", the label can be told without the lungs.
+    """
+    arms = {row["arm"]: row for row in study["arms"]}
+    shortcut = bool((study.get("audit") or {}).get("shortcut"))
+    by_set = {name: [_doubted(d, arms[d["arm"]], arms[d["against"]], shortcut and name == INTERNAL)
+                     for d in rows] for name, rows in study["differences"].items()}
+    first = [d for rows in by_set.values() for d in rows if d["primary"]]
+    return {**study, "differences": by_set, "primary": first[0] if first else None}
+
+
+def _doubted(d: Mapping, arm: Mapping, against: Mapping, shortcut: bool) -> dict:
+    added, n = ([side[key] for side in (arm, against)] for key in ("added_kind", "n_train"))
+    staged = arm["stages"] == against["stages"] == 2  # all else is the same for both
+    better = arm if d["answer"] == GAIN else against
+    reasons = {"count": added.count("synthetic") == 1 and n[0] != n[1] and not staged,
+               "generator": better["generator_extra"] != 0, "shortcut": shortcut}
+    doubts = [name for name, there in reasons.items() if there and d["answer"] in SETTLED]
+    return {**d, "added": added, "n_train": n, "doubts": doubts,
+            "answer": UNSHOWN if doubts else d["answer"]}
+
+
+def of_sets(study: Mapping) -> list[dict]:
+    """Of every test set, by two figures: did they help more than as many duplicates?"""
+    real = {row["arm"]: row.get("real") for row in study.get("arms") or []}
+    found = []
+    for name, rows in (study.get("differences") or {}).items():
+        for metric in headlines(study):
+            added = [d for d in rows if d["metric"] == metric and real[d["arm"]]
+                     and d.get("added", [""])[0] == "synthetic"]
+            groups = grouped([d for d in added if d["added"][1] == "duplicates"], "answer")
+            if added:
+                found.append({"about": "arms", "test_set": name, "metric": metric, "groups": groups,
+                              "added": added, "answer": of_many(groups), **_words_of(study)})
+    return found
+
+
+def of_many(answers: Iterable[str]) -> str:
+    """One gain is enough where nothing is harm, and one harm where nothing is a gain."""
+    there = set(answers)
+    if {GAIN, HARM} <= there:
+        return MIXED
+    return next((word for word in (GAIN, HARM, UNSHOWN, OPEN, EXCLUDED) if word in there),
+                UNTESTED)
+
+
+def headlines(study: Mapping) -> tuple[str, str]:
+    """The two figures that a study's answers are given by."""
+    return "auroc", "balanced_accuracy" if study.get("exclusive", True) else "auroc_macro"
+
+
+def _words_of(study: Mapping) -> dict:
+    return {"positive": study.get("positive", ""), "worth": study.get("worth", 0)}
 
 
 def variety(rows: Sequence[Mapping]) -> list[dict]:
