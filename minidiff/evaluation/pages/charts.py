@@ -169,7 +169,8 @@ def course_chart(result: dict, log: Sequence[dict]) -> bytes:
                  line("copying not excluded",
                       [p for p in own if p["copying"]["suspected"] is not False],
                       {"color": RED, "marker": "x", "linestyle": "", "markersize": 9}, y="value"),
-                 line("taken, on test images", [{**test, **test["KD"][name]}] if "KD" in test else [],
+                 line("taken, on test images",
+                      [{**test, **test["KD"][name]}] if "KD" in test else [],
                       {"color": ACCENT, "marker": "D", "markersize": 6}, y="value")]
         panels.append({"title": f"{distance_names(name)[0]} to validation images, {name}", **shared,
                        "lines": [one for one in drawn if one["x"]],
