@@ -91,6 +91,10 @@ def test_a_checkpoint_that_was_picked_is_judged_on_test_images(tmp_path):
     write_json(tmp_path / "manifest.json", {"checkpoint": 130})
     splits, (note,) = selection.held_out([tmp_path])
     assert splits == ("test",) and "the checkpoint of step 130" in note
+    for step, expected in ((None, ("val", "test")), (90, ("test",))):
+        write_json(tmp_path / "best" / "model.json", {"step": step} if step else {})
+        assert selection.held_out([], tmp_path / "best")[0] == expected
+    assert selection.held_out([], tmp_path / "none") == (("val", "test"), [])
 
 
 def test_an_older_folder_says_only_that_it_was_filtered(tmp_path):

@@ -78,10 +78,13 @@ def decided(filters: Iterable[Mapping], judge: str | None) -> dict[str, Mapping]
     return found
 
 
-def held_out(samples: Iterable[str | Path]) -> tuple[tuple[str, ...], list[str]]:
-    """The splits that these sets are judged on, and a note where they are fewer than usual."""
-    picked = {str(folder): step for folder in samples
-              if (step := of(folder)["checkpoint"]) is not None}
-    return (PICKED, [f"{folder}: its model is the checkpoint of step {step}, which validation "
-                     "images may have picked; held-out are the test images alone"
-                     for folder, step in picked.items()]) if picked else (FINISHED, [])
+def held_out(samples: Iterable[str | Path],
+             model: str | Path = "") -> tuple[tuple[str, ...], list[str]]:
+    """The splits that these sets and this model are judged on; a note for each that has fewer."""
+    steps = {str(folder): of(folder)["checkpoint"] for folder in samples}
+    if model and (path := Path(model) / "model.json").is_file():
+        steps[str(model)] = runs.read_json(path).get("step")
+    notes = [f"{folder}: its model is the checkpoint of step {step}, which validation images may "
+             "have picked; held-out are the test images alone"
+             for folder, step in steps.items() if step is not None]
+    return (PICKED if notes else FINISHED), notes

@@ -59,7 +59,7 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
                          f"10 and 1 or more, and a size of {SMALLEST} or more (0: that of the "
                          "samples)")
     refuse_nested(cfg.samples, cfg.data)
-    splits, picked = selection.held_out([cfg.samples])
+    splits, picked = selection.held_out([cfg.samples], cfg.diffusion)
     real = read_real(cfg.data, seed=cfg.seed, root=cfg.root, held_out=splits)
     made = read_synthetic(cfg.samples, real.select(split="train").labels, real.hashes.values())
     heldout = real.select(split=splits)
