@@ -322,3 +322,56 @@ def test_the_committed_rates_of_a_study_are_found_again(simulated, simulation, t
     again = simulation.measure(table, design, row["n"])
     assert again.pop("gain", 0) == pytest.approx(row.get("gain", 0))
     assert json.loads(json.dumps(again)).items() <= row.items()
+
+
+# --- what selection does to a figure and to a word: benchmarks/selection.json
+
+
+@pytest.fixture(scope="module")
+def selected():
+    from benchmarks import selection
+    return selection, json.loads(Path(selection.__file__).with_suffix(".json").read_text())
+
+
+def test_the_checkpoint_taken_is_flattered_by_what_chose_it_and_not_by_test_images(selected):
+    found = selected[1]["choices"]
+    val, test, truth, n = found["val"], found["test"], found["true KD"], found["n"]
+    assert n >= 1000 and val["KD"] < truth - 10 * val["se"]
+    assert abs(test["KD"] - truth) < 3 * test["se"]
+    two_in_a_hundred = 0.025 + 2 * math.sqrt(0.025 * 0.975 / n)
+    assert val["below"] > 2 * two_in_a_hundred
+    assert test["below"] <= two_in_a_hundred and test["above"] <= two_in_a_hundred
+
+
+def test_the_true_distance_of_the_simulation(selected):
+    simulation, rng = selected[0], np.random.default_rng(0)
+    shape = 3000, simulation.D
+    drawn = [kid(real=rng.normal(size=shape), fake=rng.normal(simulation.SHIFT, 1, shape))
+             for _ in range(4)]
+    assert np.mean(drawn) == pytest.approx(simulation.true_kd(), rel=0.1)
+
+
+def test_a_filter_never_tests_and_an_independent_judge_is_seldom_deceived(selected):
+    rows = selected[1]["filtered"]
+    assert sum(row["sets"] for row in rows if not row["strength"]) >= 800
+    for row in rows:
+        assert row["answers"]["own, filter unknown"] == {"yes": 1}
+        assert row["answers"]["own"] == {"not tested": 1}
+    chance = [row["answers"]["independent"] for row in rows if not row["strength"]]
+    assert np.mean([said.get("yes", 0) for said in chance]) <= 0.025
+    assert np.mean([said.get("no", 0) for said in chance]) >= 0.95
+
+
+@pytest.mark.slow
+def test_the_simulations_of_selection_give_what_is_on_record(selected):
+    simulation, found = selected
+    again = simulation.choices(found["first choices"]["n"])
+    for split in ("val", "test"):
+        assert again[split] == pytest.approx(found["first choices"][split], rel=1e-6), split
+    # training differs by machine; what is said must not
+    by_chance, as_asked = simulation.filtered(0, sets=40)
+    assert by_chance["answers"]["own"] == as_asked["answers"]["own"] == {"not tested": 1}
+    assert by_chance["answers"]["independent"] == {"no": 1}
+    kds = again["val"]["KD"], again["test"]["KD"], again["true KD"]
+    print("n = {}: KD on val {:.3f}, on test {:.3f}, true {:.3f}".format(again["n"], *kds))
+    print(f"n = {by_chance['sets']} filtered sets: {by_chance['answers']}")
