@@ -32,7 +32,7 @@ from minidiff.classification.compare import (  # noqa: E402
 from minidiff.statistics import delong_parts  # noqa: E402
 
 LEVEL = 0.8  # of the figure, in the middle of both arms
-GENERATORS = dict(seeds=15, generators=3, generator_sd=0.02)
+GENERATORS = {"seeds": 15, "generators": 3, "generator_sd": 0.02}
 
 
 def grid(**axes) -> list[dict]:
@@ -56,12 +56,12 @@ DESIGNS = {
         *grid(design=[GENERATORS], seed_sd=(0.0, 0.02), pairs=(1, 4), patients=N),
         *grid(seeds=[2], seed_sd=[0.05], pairs=[12], patients=N)],
     # the arm is better by six points: how often is it called a gain?
-    "true": grid(design=[dict(seeds=3), dict(seeds=5), dict(seeds=10),
-                         *(dict(seeds=15, generators=g, generator_sd=sd)
+    "true": grid(design=[{"seeds": 3}, {"seeds": 5}, {"seeds": 10},
+                         *({"seeds": 15, "generators": g, "generator_sd": sd}
                            for g in (3, 5) for sd in (0.0, 0.02))],
                  seed_sd=[0.02], patients=(100, 200, 300), gain=[0.06]),
     # its gain is what the median of such studies says that they see: is it called one in 4 of 5?
-    "sees": grid(design=[*(dict(seeds=s) for s in SEEDS), GENERATORS], seed_sd=(0.0, 0.02),
+    "sees": grid(design=[*({"seeds": s} for s in SEEDS), GENERATORS], seed_sd=(0.0, 0.02),
                  patients=(150, 600)),
     # its gain is the smallest one of interest: how often is that excluded?
     "worth": grid(seeds=SEEDS, seed_sd=(0.0, 0.02), patients=N, gain=[0.04])}

@@ -309,13 +309,15 @@ def test_the_words_of_a_study_are_as_rarely_wrong_as_they_say(simulated, simulat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("table,design", [
-    ("false", dict(seeds=3, seed_sd=0.05, pairs=4, patients=60)),
-    ("false", dict(seeds=5, seed_sd=0.0, pairs=4, patients=300, primary=True)),
-    ("false", dict(seeds=5, seed_sd=0.05, pairs=4, patients=60, metric="auroc")),
-    ("false", dict(seeds=15, generators=3, generator_sd=0.02, seed_sd=0.02, pairs=1, patients=300)),
-    ("true", dict(seeds=15, generators=3, generator_sd=0.0, seed_sd=0.02, patients=300, gain=0.06)),
-    ("sees", dict(seeds=5, seed_sd=0.02, patients=150)),
-    ("worth", dict(seeds=10, seed_sd=0.02, patients=300, gain=0.04))])
+    ("false", {"seeds": 3, "seed_sd": 0.05, "pairs": 4, "patients": 60}),
+    ("false", {"seeds": 5, "seed_sd": 0.0, "pairs": 4, "patients": 300, "primary": True}),
+    ("false", {"seeds": 5, "seed_sd": 0.05, "pairs": 4, "patients": 60, "metric": "auroc"}),
+    ("false", {"seeds": 15, "generators": 3, "generator_sd": 0.02, "seed_sd": 0.02, "pairs": 1,
+               "patients": 300}),
+    ("true", {"seeds": 15, "generators": 3, "generator_sd": 0.0, "seed_sd": 0.02, "patients": 300,
+              "gain": 0.06}),
+    ("sees", {"seeds": 5, "seed_sd": 0.02, "patients": 150}),
+    ("worth", {"seeds": 10, "seed_sd": 0.02, "patients": 300, "gain": 0.04})])
 def test_the_committed_rates_of_a_study_are_found_again(simulated, simulation, table, design):
     (row,) = (row for own, row in zip(simulation.DESIGNS[table], simulated[table])
               if own == design)
