@@ -19,7 +19,7 @@ from minidiff.data.split import of_other_data
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.evaluation import sets
-from minidiff.runs import sha256
+from minidiff.runs import sha256, write_json
 from minidiff.variables import Category, Number
 
 
@@ -69,23 +69,46 @@ def test_the_script_from_folders_to_page(demo):
     assert (demo / "report/features/pixels-pca64.safetensors").is_file()
 
 
-def test_the_script_with_a_judge_and_named_extractors(demo, tiny, tmp_path):
+def test_the_script_with_two_judges_and_named_extractors(demo, tiny, tmp_path, capsys):
     variables = [Category("label", ("covid", "normal", "pneumonia")),
                  Number("age", 55.0, 20.0, 20.0, 90.0), Category("view", ("AP", "PA"))]
-    Predictor(variables, width=8, size=32).save(tmp_path / "judge")
+    real = read_table(demo / "real", split_dir=demo)
+    train = [real.hashes[row["file"]] for row in real.select(split="train").rows]
+    for k, (name, seen) in enumerate({"judge": train, "other/judge": train[50:]}.items()):
+        Predictor(variables, width=8, size=32, seed=k).save(tmp_path / name)
+        write_json(tmp_path / name / "trained_on.json", seen)
+    shutil.copytree(demo / "samples", tmp_path / "samples")
+    own = sha256(tmp_path / "judge/predictor.safetensors")
+    write_json(tmp_path / "samples/manifest.json", {
+        "filters": [{"by": "recognised", "judge": own, "rejects": 30, "classifier": "c"}],
+        "yield": 0.75, "rejects": {"not recognised": 30}, "trained_on": train})
     cfg = config(demo, classifier=str(tmp_path), extractors=("pixels", "classifier", "vae"),
-                 vae=str(tiny / "vae"), out=str(tmp_path / "report"))
+                 vae=str(tiny / "vae"), out=str(tmp_path / "report"),
+                 samples=str(tmp_path / "samples"), judge=str(tmp_path / "other"))
     evaluate.run_report(cfg)
+    said = ("Filtered by sample.py --keep recognised (read by c): 30 rejected. Of all images "
+            "drawn, 75.0")
+    assert said in capsys.readouterr().out
     result = json.loads((tmp_path / "report/report.json").read_text())
     assert [e["name"] for e in result["extractors"]] == ["pixels-pca64", "classifier", "vae"]
     assert {r["extractor"] for r in result["distances"]} == {"pixels-pca64", "classifier", "vae"}
     # view was never asked for
-    assert [(r["variable"], r["set"]) for r in result["agreement"]] == [
-        (v, s) for s in ("held-out real", "synthetic") for v in ("label", "age")]
+    assert [(r["judge"], r["variable"], r["set"]) for r in result["agreement"]] == [
+        (j, v, s) for j in ("own", "independent") for s in ("held-out real", "synthetic")
+        for v in ("label", "age")]
+    first, second = result["judges"]
+    assert (first["judge"], first["sha256"], first["trained_on"]) == ("own", own, len(train))
+    assert (second["judge"], second["trained_on"], second["shared"]) == (
+        "independent", len(train) - 50, len(train) - 50)
+    assert result["samples"]["yield"] == 0.75 and result["samples"]["filters"][0]["judge"] == own
+    assert any(", by an independent judge?" in v["question"] for v in result["verdict"])
     assert [s["space"] for s in result["neighbours"]["spaces"]] == ["pixels", "pixels, moved",
                                                                     "classifier", "vae"]
     page = Page((tmp_path / "report/report.html").read_text())
     assert all(e["identity"] in page.text for e in result["extractors"])
+    text = " ".join(page.text.split())
+    assert said in text and "synthetic, independent judge" in text
+    assert f"trained on {len(train) - 50} images, {len(train) - 50} of them" in text
 
 
 def test_faults_of_input_are_named(demo, tmp_path):

@@ -60,6 +60,24 @@ def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
                           "spaces": []})["answer"] == "not resolved"
 
 
+def test_what_a_filter_decided_is_not_tested_and_a_no_stands():
+    v = {"LABEL": {"answer": "yes", "text": "t"}, "NOVELTY": {"answer": "yes", "text": "t"},
+         "FIDELITY": {"answer": "yes", "text": "t",
+                      "spaces": {"pixels": "yes", "classifier": "yes"}},
+         "COVERAGE": {"answer": "no", "text": "t",
+                      "spaces": {"pixels": "yes", "classifier": "no"}}}
+
+    def said(filters):
+        return [gates.of_selected(v, filters)[name]["answer"] for name in v]
+
+    assert said({}) == ["yes", "yes", "yes", "no"]
+    assert said({"label": {}, "classifier": {}}) == ["not tested", "yes", "yes", "no"]
+    assert said({"copies": {}}) == ["yes", "not tested", "yes", "no"]
+    alone = {"FIDELITY": {"answer": "yes", "text": "t", "spaces": {"classifier": "yes"}}}
+    found = gates.of_selected(alone, {"classifier": {}})["FIDELITY"]
+    assert found["answer"] == "not tested" and found["text"].startswith("t A filter selected")
+
+
 def verdict(part, label="a", too_few="", **answers):
     said = {name: {"answer": answers.get(name, "yes"), "text": "t", "resolved": True}
             for name in gates.VERDICTS}

@@ -164,34 +164,46 @@ def test_more_arms_are_added_and_other_settings_refused(world, unbroken, capsys)
     assert (unbroken / "results.json").read_bytes() == before
     assert (unbroken / "arms/real/0/result.json").stat().st_mtime_ns == stamp
     shown = capsys.readouterr().out
-    for words in ("real+.5xsynthetic − real+1xduplicates", "clinic: 8 images of",
-                  "2 of 2"):
+    for words in ("real+.5xsynthetic − real+1xduplicates", "clinic: 8 images of", "would see"):
         assert words in shown
     assert "note: samples: no patient ids: one image = one patient, assumed" in shown
     assert re.search("what the generator of .*samples was trained on is unknown", shown)
 
 
-def test_the_primary_comparison_is_declared_and_stays(world, tmp_path, monkeypatch):
+def test_the_primary_comparison_is_declared_and_stays(world, tmp_path):
     knobs = {**world[1], "arms": ("real+1xduplicates", "real+1xsynthetic"), "seeds": 3,
-             "out": str(tmp_path / "out")}
+             "worth": 2.0, "out": str(tmp_path / "out")}
     classify.run_study(classify.Config(**knobs))
-    primary = summary_of(tmp_path / "out")["primary"]
-    assert (primary["arm"], primary["against"], primary["seeds"]) == ("real+1xsynthetic",
-                                                                      "real+1xduplicates", 3)
+    summary = summary_of(tmp_path / "out")
+    primary = summary["primary"]
+    assert (primary["arm"], primary["against"], primary["seeds"], summary["worth"]) == (
+        "real+1xsynthetic", "real+1xduplicates", 3, 2)
+    assert primary in summary["differences"]["test"] and primary["primary"]
     assert primary["difference"] == pytest.approx(
         np.mean(primary["by_seed"])) and primary["interval"][0] is not None
+    shares = {row["arm"]: row["balanced_accuracy"] for row in summary["arms"]
+              if row["test_set"] == "test"}  # the figures of the table differ by the difference
+    assert primary["difference"] == pytest.approx(
+        shares["real+1xsynthetic"] - shares["real+1xduplicates"])
     page = (tmp_path / "out" / "study.html").read_text()
     assert page.index("Primary comparison") < page.index("Is there a shortcut:")
-    assert "this one generator" in page
-    with pytest.raises(InputError, match="primary.json declares real"):
-        classify.run_study(classify.Config(**{**knobs,
-                                              "primary": "real+1xduplicates:real+1xsynthetic"}))
-    with pytest.raises(InputError, match="name both arms"):
-        classify.run_study(classify.Config(**{**knobs, "arms": ("real",)}))
+    assert "this one generator" in page and primary["answer"] in page
+    for change, words in (
+            ({"primary": "real+1xduplicates:real+1xsynthetic"}, "primary.json declares real"),
+            ({"primary": "real+1xsynthetic:real+1xduplicates:auroc"}, "primary.json declares real"),
+            ({"worth": 3.0}, "--worth 3: .*primary.json declares 2, and arms are trained"),
+            ({"arms": ("real",)}, "name both arms")):
+        with pytest.raises(InputError, match=words):
+            classify.run_study(classify.Config(**{**knobs, **change}))
 
 
-def test_without_equal_counts_nothing_is_primary_by_itself(unbroken):
+def test_without_equal_counts_nothing_is_primary_by_itself(world, unbroken):
     assert summary_of(unbroken)["primary"] is None and not (unbroken / "primary.json").exists()
+    late = {**world[1], "out": str(unbroken), "primary": "real-plain:real"}
+    with pytest.raises(InputError, match="--primary real-plain:real: both arms are trained"):
+        classify.run_study(classify.Config(**late))
+    with pytest.raises(InputError, match="--worth 2: there is no primary comparison"):
+        classify.run_study(classify.Config(**{**world[1], "out": str(unbroken), "worth": 2.0}))
 
 
 def test_a_finished_pair_of_other_images_or_with_damage_is_refused(world, unbroken):
@@ -225,6 +237,7 @@ def test_bad_requests_are_one_sentence(world, tmp_path):
     refused("two folders are named 'a'", synthetic=("a=x", "a=y"))
     refused("cannot be named 'real'", synthetic=("real=a",))
     refused("seeds is 0", seeds=0)
+    refused("--worth -1; allowed are points", worth=-1.0)
     refused("batch is 1; allowed are 2", batch=1)
     refused("without --init", arms=("real-scratch",))
     refused("--positive ill: training has dark, light, striped", positive="ill")

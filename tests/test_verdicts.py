@@ -1,7 +1,9 @@
 """The answers of the report, from the distances and the judge's readings behind them."""
 
+import importlib.util
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -209,14 +211,21 @@ def test_verdict_on_an_attribute_compares_with_guessing(k, answer):
     assert answers(result) == {"Do the images follow the sex that was asked for?": answer}
 
 
-@pytest.mark.parametrize("word,answer",
-                         [("gain", "yes"), ("not resolved", "not resolved"), ("harm", "no")])
-def test_verdict_on_the_classifier_study_is_its_primary_comparison(word, answer):
+@pytest.mark.parametrize("word", ["gain", "harm", "no gain of interest", "not resolved",
+                                  "not shown"])
+def test_verdict_on_the_classifier_study_is_its_primary_comparison(word):
     primary = {"arm": "real+1xsynthetic", "against": "real+1xduplicates", "test_set": "test",
                "metric": "balanced_accuracy", "difference": 0.02, "interval": [0.01, 0.03],
-               "answer": word, "seeds": 5, "patients": 300, "sees": 0.03, "times": 2.2}
-    assert list(answers({"distances": [], "study": {"primary": primary}}).values()) == [answer]
-    assert answers({"distances": [], "study": {"primary": None}}) == {}
+               "answer": word, "seeds": 5, "generators": 1, "patients": 300, "p": 0.01,
+               "added": ["synthetic", "duplicates"], "doubts": [], "sees": 0.03,
+               "patients_needed": 700}
+    assert answers({"distances": [], "study": {"primary": primary}}) == {
+        "Did synthetic training images help a classifier (test set)?": word}
+    older = {"primary": {"arm": "a", "against": "b", "answer": word, "times": 2},
+             "arms": [{"arm": "a"}],
+             "differences": {"test": [{"arm": "a", "metric": "auroc", "resolved": False}]}}
+    for study in ({"primary": None}, older):
+        assert answers({"distances": [], "study": study}) == {}
 
 
 AUDIT = {"auroc": 0.5, "by_patient": (0.44, 0.55), "tpr": 0.01, "tpr_most": 0.04, "tpr_p": 0.5,
@@ -281,6 +290,118 @@ def test_copies_are_not_excluded_where_the_generator_saw_other_images():
     (row,) = pages.answers(verdicts({"distances": [], "neighbours": found,
                                     "samples": {"of_other_data": True}}))
     assert row["answer"] == "not resolved" and "trained on other images" in row["text"]
+
+
+# --- gain, harm, no gain of interest: benchmarks/verdicts.json
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return json.loads((BENCHMARKS / "verdicts.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    spec = importlib.util.spec_from_file_location("simulation", BENCHMARKS / "verdicts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def bar(rate, n):
+    """The rate, and two standard errors of a simulation of n."""
+    return rate + 2 * math.sqrt(rate * (1 - rate) / n)
+
+
+def test_the_words_of_a_study_are_as_rarely_wrong_as_they_say(simulated, simulation):
+    """Every design of the script, 2,000 studies each."""
+    for table, designs in simulation.DESIGNS.items():
+        assert len(simulated[table]) == len(designs)
+        for design, row in zip(designs, simulated[table]):
+            assert row["n"] >= 2000 and json.loads(json.dumps(design)).items() <= row.items()
+    for row in simulated["false"]:
+        assert row["rate"] <= bar(0.05, row["n"]) * (row["seeds"] > 2), row
+    for row in simulated["worth"]:
+        assert row["rate"] <= bar(0.025, row["n"]), row
+    for row in simulated["sees"]:
+        assert 0.7 <= row["rate"] <= 0.9, row
+    (power,) = (row["rate"] for row in simulated["true"] if row["patients"] == 300
+                and row.get("generators") == 3 and row["generator_sd"] == 0)
+    assert power >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table,design", [
+    ("false", {"seeds": 3, "seed_sd": 0.05, "pairs": 4, "patients": 60}),
+    ("false", {"seeds": 5, "seed_sd": 0.0, "pairs": 4, "patients": 300, "primary": True}),
+    ("false", {"seeds": 5, "seed_sd": 0.05, "pairs": 4, "patients": 60, "metric": "auroc"}),
+    ("false", {"seeds": 15, "generators": 3, "generator_sd": 0.02, "seed_sd": 0.02, "pairs": 1,
+               "patients": 300}),
+    ("true", {"seeds": 15, "generators": 3, "generator_sd": 0.0, "seed_sd": 0.02, "patients": 300,
+              "gain": 0.06}),
+    ("sees", {"seeds": 5, "seed_sd": 0.02, "patients": 150}),
+    ("worth", {"seeds": 10, "seed_sd": 0.02, "patients": 300, "gain": 0.04})])
+def test_the_committed_rates_of_a_study_are_found_again(simulated, simulation, table, design):
+    (row,) = (row for own, row in zip(simulation.DESIGNS[table], simulated[table])
+              if own == design)
+    again = simulation.measure(table, design, row["n"])
+    assert again.pop("gain", 0) == pytest.approx(row.get("gain", 0))
+    assert json.loads(json.dumps(again)).items() <= row.items()
+
+
+# --- what selection does to a figure and to a word: benchmarks/selection.json
+
+
+@pytest.fixture(scope="module")
+def selected():
+    from benchmarks import selection
+    return selection, json.loads(Path(selection.__file__).with_suffix(".json").read_text())
+
+
+def test_the_checkpoint_taken_is_flattered_by_what_chose_it_and_not_by_test_images(selected):
+    found = selected[1]["choices"]
+    val, test, truth, n = found["val"], found["test"], found["true KD"], found["n"]
+    assert n >= 1000 and val["KD"] < truth - 10 * val["se"]
+    assert abs(test["KD"] - truth) < 3 * test["se"]
+    two_in_a_hundred = 0.025 + 2 * math.sqrt(0.025 * 0.975 / n)
+    assert val["below"] > 2 * two_in_a_hundred
+    assert test["below"] <= two_in_a_hundred and test["above"] <= two_in_a_hundred
+
+
+def test_the_true_distance_of_the_simulation(selected):
+    simulation, rng = selected[0], np.random.default_rng(0)
+    shape = 3000, simulation.D
+    drawn = [kid(real=rng.normal(size=shape), fake=rng.normal(simulation.SHIFT, 1, shape))
+             for _ in range(4)]
+    assert np.mean(drawn) == pytest.approx(simulation.true_kd(), rel=0.1)
+
+
+def test_a_filter_never_tests_and_an_independent_judge_is_seldom_deceived(selected):
+    rows = selected[1]["filtered"]
+    assert sum(row["sets"] for row in rows if not row["strength"]) >= 800
+    for row in rows:
+        assert row["answers"]["own, filter unknown"] == {"yes": 1}
+        assert row["answers"]["own"] == {"not tested": 1}
+    chance = [row["answers"]["independent"] for row in rows if not row["strength"]]
+    assert np.mean([said.get("yes", 0) for said in chance]) <= 0.025
+    assert np.mean([said.get("no", 0) for said in chance]) >= 0.95
+
+
+@pytest.mark.slow
+def test_the_simulations_of_selection_give_what_is_on_record(selected):
+    simulation, found = selected
+    again = simulation.choices(found["first choices"]["n"])
+    for split in ("val", "test"):
+        assert again[split] == pytest.approx(found["first choices"][split], rel=1e-6), split
+    # training differs by machine; what is said must not
+    by_chance, as_asked = simulation.filtered(0, sets=40)
+    assert by_chance["answers"]["own"] == as_asked["answers"]["own"] == {"not tested": 1}
+    assert by_chance["answers"]["independent"] == {"no": 1}
+    kds = again["val"]["KD"], again["test"]["KD"], again["true KD"]
+    print("n = {}: KD on val {:.3f}, on test {:.3f}, true {:.3f}".format(again["n"], *kds))
+    print(f"n = {by_chance['sets']} filtered sets: {by_chance['answers']}")
 
 
 @pytest.mark.parametrize("named, words", [

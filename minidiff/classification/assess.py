@@ -1,8 +1,9 @@
 """From the logits of all arms and seeds to the figures of a study.
 
 Everything that is tuned (epoch, threshold, temperature, conformal quantile) is tuned on validation;
-the test sets are looked at once, here. An arm's figures are those of the mean of its seeds'
-probabilities (deep ensemble), with the mean and standard deviation over seeds beside them.
+the test sets are looked at once, here. Figures of arms and their differences are those of single
+networks, the mean over seeds; those of the mean of their probabilities (deep ensemble) stand beside
+them.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from minidiff.classification import arms as kinds
 from minidiff.classification import fairness
 from minidiff.classification.arms import Arm
 from minidiff.classification.calibration import calibration, nll, pooled, probabilities, temperature
-from minidiff.classification.compare import compare, summarise
+from minidiff.classification.compare import Primary, compare, judged, summarise
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictive_uncertainty import Conformal, FeatureDistance, summary
 from minidiff.classification.predictor import Predictor
@@ -30,8 +31,12 @@ PARTS = "calibration", "uncertainty", "fairness", "roc"
 
 
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
-           out: Path) -> tuple[list[dict], dict]:
-    """results.json, and summary.json without audit and judge; writes what `predict` needs."""
+           out: Path, primary: Primary | None = None,
+           worth: float = 0.0) -> tuple[list[dict], dict]:
+    """results.json, and summary.json without audit and judge; writes what `predict` needs.
+
+    worth: the smallest gain of interest of the primary comparison, in points.
+    """
     labels, exclusive = data.labels, data.exclusive
     truth = _truth(data)
     place = labels.index(recipe.positive)
@@ -66,10 +71,6 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
                 "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
                                           threshold=kept["thresholds"][recipe.positive])}
-    differences = {name: compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
-                                 images.patients, labels, kinds.comparisons(arms),
-                                 positive=recipe.positive, exclusive=exclusive)
-                   for name, images in data.tests.items()}
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
@@ -81,13 +82,27 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         "generators": {name: {"generators": data.generators[name], "n_images": len(data.rows(name)),
                               "saw": len(data.saw[name] or ()),
                               "known": data.saw[name] is not None} for name in used},
-        "arms": rows, "differences": differences,
+        "arms": rows, "worth": worth,
+        "differences": judged(differences(data, arms, p, recipe, primary), primary, worth / 100),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
         "attributes": {name: fairness.attributes(data.sets["train"].rows, data.rows(name))
                        for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }
+
+
+def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, np.ndarray]],
+                recipe: Recipe, primary: Primary | None) -> dict[str, list[dict]]:
+    """Of each test set the rows of `compare`: the primary comparison, and the usual ones."""
+    first = [(primary.arm, primary.against)] if primary else []
+    pairs = first + [pair for pair in kinds.comparisons(arms)
+                     if set(pair) not in map(set, first)]
+    pools = {arm.name: data.generators.get(arm.source, 1) for arm in arms}
+    return {name: compare({arm: list(sets[name]) for arm, sets in p.items()},
+                          data.truth(name).numpy(), images.patients, data.labels, pairs,
+                          positive=recipe.positive, exclusive=data.exclusive, generators=pools)
+            for name, images in data.tests.items()}
 
 
 def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], conformal: Conformal,
@@ -126,7 +141,7 @@ def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
     again = arm.added == kinds.DUPLICATES or arm.first == kinds.REAL
     kind = "duplicates" if again else "synthetic" if arm.source else None
     return {"real": len(base) if arm.real else 0, "added_kind": kind, "generator_extra": extra,
-            "remark": remark}
+            "remark": remark, "stages": 2 if arm.first else 1}
 
 
 def tuned(data: Inputs, arm: str, z_val: np.ndarray, seeds: Sequence[int], out: Path) -> dict:

@@ -20,7 +20,7 @@ from minidiff.evaluation.format import distance_names, jsonable, num
 from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.metrics.report_rows import AT_EQUAL_N, FEWEST, NEIGHBOUR
 from minidiff.evaluation.pages import charts
-from minidiff.evaluation.verdicts import KINDS, variety, verdicts
+from minidiff.evaluation.verdicts import KINDS, selected, variety, verdicts
 from minidiff.root import Rooted
 
 # section → run whose command made what it shows
@@ -30,7 +30,7 @@ ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "coll
            "study": "classifier", "training": "diffusion"}
 ABSENT = {  # what stands for a part of the report that there is not
     **dict.fromkeys(("distances", "growth", "conditions", "variety", "agreement", "classifier",
-                     "extractors"), ()),
+                     "extractors", "judges"), ()),
     **dict.fromkeys(("neighbours", "duplicates", "membership", "study", "vae", "commands",
                      "configs", "provenance"), {})}
 PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "named", "collection",
@@ -92,7 +92,7 @@ def render(result: dict, drawn: dict) -> str:
         "matrix": drawn.get("matrix"), "matrix_maps": charts.matrix_maps,
         "equal": [name for name in AT_EQUAL_N if any(name in r for r in measured)],
         "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(
-            [*verdicts(result), *variety(result["distances"])])],
+            [*verdicts(result), *variety(result["distances"], selected(result))])],
         "commands_of_runs": result["commands"],
         "commands": {section: result["commands"].get(run) for section, run in ORIGINS.items()},
         "configs": {name: json.dumps(config, indent=1, ensure_ascii=False)
