@@ -17,7 +17,7 @@ import numpy as np
 from minidiff.classification.scores import finite, pair
 from minidiff.data.audit import age_band
 from minidiff.data.split import Row
-from minidiff.rating import effective_wilson, mover
+from minidiff.rating import mover, share_interval
 from minidiff.statistics import (
     NONE,
     Interval,
@@ -125,19 +125,6 @@ def _gap(metric: str, groups: dict[str, _Group]) -> dict:
         values[high], a.interval(metric, confidence), values[low], b.interval(metric, confidence))
     return {**out, "high": high, "low": low, "gap": values[high] - values[low],
             "interval": pair(interval), "resolved": bool(interval[0] > 0)}
-
-
-def share_interval(hit: np.ndarray, patients: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a share at the number of images that patients leave independent.
-
-    The variance is that of a ratio of sums over patients (linearised), at least that of independent
-    images; where all images agree, each patient counts once.
-    """
-    patients, n, p = group_ids(patients.tolist()), len(hit), float(hit.mean())
-    off = np.bincount(patients, hit - p)                # of each patient: hits more than expected
-    m = len(off)
-    between = m / (m - 1) * float(off @ off) / n**2 if m > 1 else 0.0
-    return effective_wilson(p, max(between, p * (1 - p) / n), m, confidence)
 
 
 def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[str] = COLUMNS, *,

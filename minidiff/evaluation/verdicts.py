@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from minidiff.classification.compare import grouped
 from minidiff.evaluation.metrics.report_rows import ALL
+from minidiff.rating import short_by
+from minidiff.statistics import Interval
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
 KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how a page marks them
@@ -19,6 +21,15 @@ def beyond(low: float | None, high: float | None, gate: float) -> str:
     if low is None or high is None:
         return OPEN
     return GOOD if low > gate else BAD if high < gate else OPEN
+
+
+def no_worse(share: float, n: float, real: float, m: float) -> tuple[str, Interval]:
+    """Does a share reach that of real images less MARGIN? With the interval of the difference.
+
+    Both are uncertain, by as many independent images as each is worth (n and m).
+    """
+    ends = short_by(share, n, real, m)
+    return beyond(*ends, -MARGIN), ends
 
 
 def in_every(answers: Iterable[str]) -> str:
@@ -94,13 +105,18 @@ def _agreement(rows: Sequence[Mapping]) -> list[dict]:
         if r["set"] != "synthetic" or not r["n"] or r["variable"] not in real:
             continue
         truth = real[r["variable"]]
+        more = {"made": r, "real": truth}
         if r["variable"] == "label":
-            about, ends, gate = "label", (r["low"], r["high"]), truth["accuracy"] - MARGIN
+            # older reports count every image
+            answer, ends = no_worse(r["accuracy"], r.get("worth", r["n"]), truth["accuracy"],
+                                    truth.get("worth", truth["n"]))
+            more |= {"about": "label", "answer": answer, "difference": list(ends)}
         elif r["kind"] == "number":
-            about, ends, gate = "number", (r["within_low"], r["within_high"]), 0
+            more |= {"about": "number", "answer": beyond(r["within_low"], r["within_high"], 0)}
         else:
-            about, ends, gate = "category", (r["low"], r["high"]), r["within_chance"]
-        found.append({"about": about, "answer": beyond(*ends, gate), "made": r, "real": truth})
+            more |= {"about": "category", "answer": beyond(r["low"], r["high"],
+                                                           r["within_chance"])}
+        found.append(more)
     return found
 
 

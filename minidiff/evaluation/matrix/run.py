@@ -283,8 +283,8 @@ def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping, 
             if not v["too_few"] and s is not j.train:
                 copies = memorisation(fake=near_spaces(s.pixels, judge), **known)
                 shown = recognised(judge, s.pixels, [j.label] * len(s)).tolist()
-                v |= {"LABEL": gates.label(shown, seen), "NOVELTY": gates.novelty(copies),
-                      "memorisation": copies}
+                v |= {"LABEL": gates.label(shown, seen, s.patients, held.table.column("patient")),
+                      "NOVELTY": gates.novelty(copies), "memorisation": copies}
             found.append(v)
     return found
 

@@ -39,7 +39,8 @@ def agree(judge: Predictor | None, labels: Mapping[str, Labels], tables: Mapping
         once = SimpleNamespace(variables=judge.variables, predict=lambda _, judged=judged: judged)
         within = within_label(judge.variables, judged, labels[name], tables[name].column("label"))
         rows += [{**row, **within.get(row["variable"], {})}
-                 for row in judge_agreement(once, pixels[name], labels[name], shown)]
+                 for row in judge_agreement(once, pixels[name], labels[name], shown,
+                                            tables[name].column("patient"))]
     return rows
 
 

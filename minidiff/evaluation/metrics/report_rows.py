@@ -39,8 +39,8 @@ from minidiff.evaluation.metrics.distances import (
     spread_of,
 )
 from minidiff.evaluation.metrics.diversity import TAPS, ms_ssim, vendi
-from minidiff.evaluation.metrics.neighbours import c2st, prdc
-from minidiff.statistics import wilson
+from minidiff.evaluation.metrics.neighbours import c2st, coverage_worth, prdc
+from minidiff.statistics import clopper_pearson
 from minidiff.variables import RESERVED, Findings, Number, infer
 
 FEWEST = 20   # images on each side, below which nothing is measured; nor where all are of a patient
@@ -129,19 +129,24 @@ def by_label(extractor: str, *, synthetic: Side, train: Side, heldout: Side, lab
     return rows
 
 
-def _at_equal_n(reference: Side, side: Side, seed: int, permutations: int = 1000,
-                directions: int = 1000) -> dict:
+def _at_equal_n(reference: Side, side: Side, seed: int, *, floor: bool = False) -> dict:
     """AT_EQUAL_N at n of each, with intervals of coverage and C2ST and the permutation p of C2ST.
+
+    A floor needs values alone.
     """
     n = min(reference.n, side.n)
     real, fake = (Side(*(draw(column, n, seed + k) for column in s))
                   for k, s in enumerate((reference, side)))
     both = {"real": real.features, "fake": fake.features}
-    found = {"equal_n": n, "MIND": mind(**both, directions=directions, seed=seed)}
+    found = {"equal_n": n, "MIND": mind(**both, directions=200 if floor else 1000, seed=seed)}
     if n > NEIGHBOUR:
         found |= prdc(**both, k=NEIGHBOUR)._asdict()
-        found["coverage_low"], found["coverage_high"] = wilson(round(found["coverage"] * n), n)
-    test = c2st(**between(real, fake), permutations=permutations, seed=seed)
+    if n > NEIGHBOUR and not floor:
+        share, found["coverage_worth"] = found["coverage"], coverage_worth(
+            found["coverage"], **both, real_patients=real.patients, k=NEIGHBOUR, seed=seed)
+        found["coverage_low"], found["coverage_high"] = clopper_pearson(
+            share * found["coverage_worth"], found["coverage_worth"])
+    test = c2st(**between(real, fake), permutations=1 if floor else 1000, seed=seed)
     return found | {"C2ST": test.accuracy, "C2ST_low": test.low, "C2ST_high": test.high,
                     "C2ST_p": test.p}
 
@@ -156,7 +161,7 @@ def _floors(pool: Side, n: int, m: int, repeats: int, seed: int) -> dict:
              "FD_floor": pool.floor(fid, n, m, repeats, seed),
              "FD_floor_halves": pool.floor(fid, n // 2, m // 2, repeats, seed)}
     draws, n, m = disjoint_draws(pool.patients, min(n, m), min(n, m), DRAWS, seed)
-    rows = [_at_equal_n(pool.take(a), pool.take(b), seed, permutations=1, directions=200)
+    rows = [_at_equal_n(pool.take(a), pool.take(b), seed, floor=True)
             for a, b in draws]
     for name in AT_EQUAL_N if rows else ():
         values = [row.get(name, np.nan) for row in rows]
