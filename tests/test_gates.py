@@ -42,7 +42,8 @@ def test_label_is_held_against_real_images():
     assert said(50, 90)["answer"] == "no" and said(82, 90)["answer"] == "not resolved"
     # the real share is uncertain, too, and more so where patients have many images
     assert said(89, 90)["answer"] == "not resolved"
-    assert said(95, 90, [i // 10 for i in range(100)])["answer"] == "not resolved"
+    assert said(90, 90)["answer"] == "yes"
+    assert said(90, 90, [i // 10 for i in range(100)])["answer"] == "not resolved"
 
 
 def near(suspected, p, **more):

@@ -39,6 +39,7 @@ from minidiff.evaluation.metrics.distances import (
     finite_percentile,
     kd_with_interval,
     kid,
+    matched,
     same_mix,
 )
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
@@ -128,17 +129,18 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
 
     InputError where there are fewer than 20 images on a side.
     """
-    known, unseen = (same_mix(part.table.column("label"), labels, seed)
-                     for part in (train, heldout))
-    if min(len(labels), len(known), len(unseen)) < FEWEST:
-        raise InputError(f"{len(labels)} images of each checkpoint, {len(known)} training and "
+    held_labels = heldout.table.column("label")
+    unseen, own = matched(held_labels, labels, seed)
+    known = same_mix(train.table.column("label"), [held_labels[i] for i in unseen], seed)
+    if min(len(own), len(known), len(unseen)) < FEWEST:
+        raise InputError(f"{len(own)} images of each checkpoint, {len(known)} training and "
                          f"{len(unseen)} held-out images of the same mix of labels: each side "
                          f"needs {FEWEST}")
     held, floors, draws = {}, {}, {e.name: [] for e in extractors}
     for e in extractors:
         held[e.name] = _side(e, heldout, unseen)
         pool = joined(_side(e, train, known), held[e.name])
-        floors[e.name] = pool.floor(kid, len(unseen), len(labels), repeats, seed)
+        floors[e.name] = pool.floor(kid, len(unseen), len(own), repeats, seed)
     if not all(floors.values()):
         raise InputError(f"{len(known) + len(unseen)} real images are of too few patients to "
                          "compare real with real")
@@ -148,7 +150,7 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
     for point, pixels in tqdm(made.items(), desc="checkpoints", leave=False):
         distances = {}
         for e in extractors:
-            fake = Side(e(pixels).double().numpy(), names, np.arange(len(pixels)))
+            fake = Side(e(pixels).double().numpy(), names, np.arange(len(pixels))).take(own)
             kd, drawn = kd_with_interval(**between(held[e.name], fake), seed=seed)
             draws[e.name].append(drawn)
             distances[e.name] = dict(zip(("value", "low", "high"), kd.values()))
@@ -156,7 +158,7 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
         logged = next((line for line in log
                        if line["step"] == point.step and line.get("val_loss") is not None), {})
         points.append({"step": point.step, "folder": str(point.folder), "n": len(unseen),
-                       "m": len(pixels), "KD": distances, "copying": copying,
+                       "m": len(own), "KD": distances, "copying": copying,
                        "loss": {name: logged.get(name) for name in ("val_loss", "gap", "gap_low")}})
     return {"points": points, "floors": floors, "choice": choose(points, draws)}
 

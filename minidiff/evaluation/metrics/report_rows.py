@@ -34,6 +34,7 @@ from minidiff.evaluation.metrics.distances import (
     kd_with_interval,
     kid,
     kid_p,
+    matched,
     mind,
     same_mix,
     spread_of,
@@ -90,6 +91,22 @@ def between(real: Side, fake: Side) -> dict[str, np.ndarray]:
             "fake_patients": fake.patients}
 
 
+def one_mix(sides: Mapping[str, Side], seed: int) -> dict[str, np.ndarray]:
+    """Set (train, heldout, synthetic) → the most images in which every label has one share of each.
+
+    What is told of all labels together must not tell how they are mixed.
+    """
+    labels = {name: side.labels.tolist() for name, side in sides.items()}
+    held, made = matched(labels["heldout"], labels["synthetic"], seed)
+    return {"train": same_mix(labels["train"], sides["heldout"].labels[held].tolist(), seed),
+            "heldout": held, "synthetic": made}
+
+
+def of_one_mix(train: Side, heldout: Side, synthetic: Side, seed: int) -> tuple[Side, ...]:
+    sides = {"train": train, "heldout": heldout, "synthetic": synthetic}
+    return tuple(sides[name].take(index) for name, index in one_mix(sides, seed).items())
+
+
 def too_few(*sides: Side) -> bool:
     return any(s.n < FEWEST or len(set(s.patients)) == 1 for s in sides)
 
@@ -100,6 +117,8 @@ def by_label(extractor: str, *, synthetic: Side, train: Side, heldout: Side, lab
     rows = []
     for label in tqdm([ALL, *labels], desc=f"distances, {extractor}", unit="label", leave=False):
         known, reference, made = (side.of(label) for side in (train, heldout, synthetic))
+        if label == ALL:
+            known, reference, made = of_one_mix(known, reference, made, seed)
         rng = np.random.default_rng(seed)
         sets = {"synthetic": made, "real": _at_most(known, made.n, rng)}
         strangers = heldout.take(np.flatnonzero(~np.isin(heldout.patients, reference.patients)))
@@ -179,25 +198,26 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
     """KD and FD between n synthetic and n held-out images of one mix of labels, a row for each n.
 
     Median and 5–95 % over random draws of both sides; the floor's are draws of real patients of
-    that mix.
+    that mix. Draws of n among N images share images, and draws of all are one and the same: the
+    curve ends at half of the smaller side, and the spread of draws is enlarged to that of n new
+    images, 1 / √(1 − n/N) of it.
     """
-    wanted = synthetic.labels.tolist()
-    held, known = (s.take(same_mix(s.labels.tolist(), wanted, seed)) for s in (heldout, train))
-    pool = joined(known, held)
-    most = min(held.n, synthetic.n, pool.n // 2)
+    known, held, made = of_one_mix(train, heldout, synthetic, seed)
+    pool, least = joined(known, held), min(held.n, made.n)
+    most = min(least // 2, pool.n // 2)
     if most < FEWEST:
         return []
-    x, y, rows = held.features, synthetic.features, []
+    x, y, rows = held.features, made.features, []
     for n in np.unique(np.geomspace(SMALLEST, most, SIZES).astype(int)).tolist():
-        rng = np.random.default_rng(seed)
-        drawn = [(rng.permutation(held.n)[:n], rng.permutation(synthetic.n)[:n])
+        rng, wider = np.random.default_rng(seed), (1 - n / least) ** -0.5
+        drawn = [(rng.permutation(held.n)[:n], rng.permutation(made.n)[:n])
                  for _ in range(repeats)]
         rows.append({
             "extractor": extractor, "n": n,
             "KD": _range([kid(real=x[a], fake=y[b], real_patients=held.patients[a])
-                          for a, b in drawn]),
+                          for a, b in drawn], wider),
             "KD_floor": pool.floor(kid, n, n, repeats, seed),
-            "FD": _range([fid(real=x[a], fake=y[b]) for a, b in drawn]),
+            "FD": _range([fid(real=x[a], fake=y[b]) for a, b in drawn], wider),
             "FD_floor": pool.floor(fid, n, n, repeats, seed)})
     return rows
 
@@ -248,12 +268,14 @@ def _each_finding(v: Findings, cells: Mapping[str, np.ndarray]) -> dict[str, dic
 
 def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *, synthetic: Side,
                train: Side, heldout: Side, seed: int = 0, repeats: int = REPEATS) -> list[dict]:
-    """KD with interval and floor between images of each value of each condition, a row each."""
+    """KD with interval and floor between images of each value of each condition, a row each; of
+    every value as many as have one mix of labels on both sides."""
     rows, sides = [], {"synthetic": synthetic, "train": train, "heldout": heldout}
     for name, cells in groups.items():
         for value in in_order(cells["train"]):
             made, known, held = (s.take(np.flatnonzero(cells[side] == value))
                                  for side, s in sides.items())
+            known, held, made = of_one_mix(known, held, made, seed)
             row = {"extractor": extractor, "condition": name, "value": value, "n": held.n,
                    "m": made.n, "too_few": too_few(held, made)}
             rows.append(row)
@@ -287,9 +309,11 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
         return ms_ssim(torch.stack([pixels[s][i] for s, i in images]), pairs=PAIRS, seed=seed,
                        patients=[first[s].patients[i] for s, i in images])
 
+    mixed = one_mix(first, seed)
     for label in [ALL, *labels]:
-        own = {key: [(s, i) for s in among for i in range(first[s].n)
-                     if label in (ALL, first[s].labels[i])] for key, among in sides.items()}
+        some = mixed if label == ALL else {name: np.flatnonzero(side.labels == label)
+                                           for name, side in first.items()}
+        own = {key: [(s, i) for s in among for i in some[s]] for key, among in sides.items()}
         n = min(len(own["synthetic"]), len(own["real"]))
         # across labels MS-SSIM says less than coverage
         seen = label != ALL and pixels["synthetic"].shape[-1] >= TAPS
@@ -318,7 +342,8 @@ def _reduced(x: Tensor) -> Tensor:
     return torch.cat(small).expand(-1, 3, -1, -1)
 
 
-def _range(values: Sequence[float]) -> dict:
+def _range(values: Sequence[float], wider: float = 1.0) -> dict:
     values = np.array(values)[np.isfinite(values)]
     low, median, high = np.quantile(values, [0.05, 0.5, 0.95]) if len(values) else [np.nan] * 3
+    low, high = (median + wider * (end - median) for end in (low, high))
     return {"median": float(median), "low": float(low), "high": float(high)}
