@@ -117,7 +117,7 @@ def test_more_arms_are_added_and_other_settings_refused(world, unbroken, capsys)
                   "2 of 2"):
         assert words in shown
     assert "note: samples: no patient ids: one image = one patient, assumed" in shown
-    assert "what the generator was trained on is unknown" in shown
+    assert "was trained on is unknown" in shown
 
 
 def test_the_primary_comparison_is_declared_and_stays(world, tmp_path, monkeypatch):

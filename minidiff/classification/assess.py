@@ -41,6 +41,9 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
     p = {arm: {name: probabilities(z, exclusive=exclusive) for name, z in sets.items()}
          for arm, sets in members.items()}
     results, rows, parts = [], [], {name: {} for name in data.tests}
+    # of groups, on the whole page
+    tests = len(arms) * sum(fairness.pairs(truth[name][:, place], images.rows)
+                            for name, images in data.tests.items())
     for arm in tqdm(arms, "assessing", unit="arm", disable=len(arms) < 2):
         found, sets = trained[arm.name], p[arm.name]
         kept = tuned(data, arm.name, pooled(members[arm.name]["val"], exclusive),
@@ -62,7 +65,7 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
             parts[name][arm.name] = {
                 "calibration": calibration(z, truth[name], kept["temperature"], exclusive),
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
-                "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
+                "fairness": fairness.gaps(*of_positive, images.rows, images.patients, tests=tests,
                                           threshold=kept["thresholds"][recipe.positive])}
     differences = {name: compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
                                  images.patients, labels, kinds.comparisons(arms),
@@ -82,8 +85,8 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         "arms": rows, "differences": differences,
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
-        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.sources[name].rows)
-                       for name in used},
+        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.sources[name].rows,
+                                                 sources=len(used)) for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }
 

@@ -170,7 +170,8 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
     seen = {f"the generator of {folder}": trained_on(folder) for folder in made}
     for table in known.values():
         unseen = replace(table, rows=[row for row in table.rows if row["split"] != "train"])
-        real.notes.extend(check_origin(unseen, {**seen, "the judge": seen_by(cfg.classifier)}))
+        real.notes.extend(check_origin(
+            unseen, {**seen, "the judge": seen_by(cfg.classifier)}, others=real))
     first = images.read(made[cfg.samples[0]].rows[0]["file"])
     size = cfg.size or max(SMALLEST, min(first.shape[1:]))
     for folder, table in made.items():
