@@ -47,7 +47,7 @@ from minidiff.evaluation.features.build import FeatureCache, build, describe
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.fid import FIDConfig, run_fid
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
-from minidiff.evaluation.metrics import report_rows
+from minidiff.evaluation.metrics import by_condition, report_rows
 from minidiff.evaluation.metrics.agreement import agree, asked, certainty
 from minidiff.evaluation.metrics.copying import memorisation
 from minidiff.evaluation.metrics.membership import Losses, audit
@@ -70,7 +70,7 @@ def run_report(cfg: Config) -> None:
     print(glance(cfg.data, tables, root=cfg.root))
     found = sets.other_runs(cfg, tables)
     judge = found["judge"]
-    labels = asked(judge, tables)  # a cell that the judge does not know is refused before the work
+    labels, unreadable = asked(judge, tables)  # a label that it does not know is refused here
     extractors = build(cfg.extractors, train=pixels["train"], judge=judge,
                        vae=store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None)
     facts = {name: table.fingerprint for name, table in tables.items()}
@@ -86,13 +86,13 @@ def run_report(cfg: Config) -> None:
                           for name, x in pixels.items()}
 
     copies = find_copies(cfg, tables, pixels, spaces)
-    groups, made = report_rows.groups(tables), tables["synthetic"]
+    (groups, untold), made = by_condition.groups(tables), tables["synthetic"]
     distances, growth, conditions = [], [], []
     for name, side in spaces.items():
         distances += report_rows.by_label(name, **side, labels=made.labels, repeats=cfg.repeats,
                                           seed=cfg.seed)
         growth += report_rows.growth(name, **side, seed=cfg.seed)
-        conditions += report_rows.conditions(name, groups, **side, seed=cfg.seed)
+        conditions += report_rows.conditions(name, groups, untold, **side, seed=cfg.seed)
     result = {
         "data": {"folders": list(cfg.data), "size": pixels["train"].shape[-1],
                  **sets.about(tables)},
@@ -104,7 +104,7 @@ def run_report(cfg: Config) -> None:
         "neighbours": copies,
         "duplicates": find_duplicates(tables["train"], pixels["train"]),
         "membership": membership_audit(cfg, tables),
-        "agreement": agree(judge, labels, tables, pixels),
+        "agreement": agree(judge, labels, unreadable, tables, pixels),
         **{name: found[name] for name in ("classifier", "study", "vae")},
         "provenance": runs.provenance(), "commands": sets.commands(cfg),
         "configs": {**found["configs"], cfg.out: runs.read_json(out / "config.json")},

@@ -50,7 +50,7 @@ def test_a_generator_that_saw_a_held_out_image_is_refused(world, tmp_path, which
                                                             for note in found.notes)
     manifest.write_text(
         json.dumps({"trained_on": [*train, {**real.hashes, **clinic.hashes}[held_out["file"]]]}))
-    with pytest.raises(InputError, match="the generator of .* was trained on 1 of 44 held-out images"):
+    with pytest.raises(InputError, match="the generator of .* was trained on 1 of 44 held-out"):
         read(world, synthetic=(samples,))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minidiff.data.table import Table
-from minidiff.evaluation.metrics import report_rows
+from minidiff.evaluation.metrics import by_condition, report_rows
 from minidiff.evaluation.metrics.distances import fid, kid
 from minidiff.evaluation.metrics.report_rows import Side
 from minidiff.evaluation.pages import pictures
@@ -46,6 +46,26 @@ def test_the_band_of_the_curve_is_that_of_new_images_up_to_its_end():
         assert 0.6 < (last[name]["high"] - last[name]["low"]) / width < 1.7
 
 
+def test_what_cannot_be_broken_down_is_a_grey_row_with_its_reason():
+    """A cell that training's kind does not know, and images that are all of one patient."""
+    ages = [str(k) for k in range(20, 80)]
+    known = {"label": "a", "patient": ages, "sex": "FM"}
+    tables = {"train": table(60, **known, age=ages), "heldout": table(60, **known, age=["60+"]),
+              "synthetic": table(40, label="a", sex="FM", age=["30", "75"])}
+    found, why = by_condition.groups(tables)
+    sides = {"synthetic": side(0, 40), "train": side(1, 60), "heldout": side(2, 60)}
+    row, *others = report_rows.conditions("x", found, why, **sides)
+    assert row["condition"] == "age" and row["too_few"] and "'60+' is not a number" in row["why"]
+    assert [(r["condition"], r["value"]) for r in others] == [("sex", "F"), ("sex", "M")]
+    alone = sides["heldout"]._replace(patients=np.array(["one"] * 60))
+    grey = torch.randint(0, 255, (60, 3, 32, 32), dtype=torch.uint8)
+    rows = report_rows.variety({"x": {**sides, "heldout": alone}}, {
+        "synthetic": grey[:40], "train": grey, "heldout": grey}, ["a"], repeats=4)
+    (row,) = (r for r in rows if r["measure"] == "MS-SSIM")
+    assert row["too_few"] and "a pair of images of different patients" in row["why"]
+    assert all("range" in r for r in rows if r is not row)
+
+
 def test_growth_compares_equal_mixes_of_labels():
     """Labels far apart, of which the held-out images have another mix: no distance for it."""
     def mixed(seed, a, b):
@@ -67,14 +87,15 @@ def test_conditions_are_the_columns_that_both_have():
             "age": [str(k) for k in range(20, 80)], "view": ["PA"], "severity": ["0", "1"]}
     tables = {"train": table(60, **real), "heldout": table(60, **real), "synthetic":
               table(40, label="ab", sex="FFMM", age=["30", "75"], view=["PA"], set=["1"])}
-    found = report_rows.groups(tables)
+    found, why = by_condition.groups(tables)
+    assert why == {}
     # of one view alone there is nothing to tell
     assert set(found) == {"sex", "age"}
-    assert report_rows.in_order(found["age"]["train"]) == ["under 39.6667", "39.6667 to 59.3333",
+    assert by_condition.in_order(found["age"]["train"]) == ["under 39.6667", "39.6667 to 59.3333",
                                                          "59.3333 and over"]
     assert found["sex"]["train"].tolist()[:3] == ["F", "M", ""]
     sides = {"synthetic": side(0, 40), "train": side(1, 60), "heldout": side(2, 60)}
-    rows = report_rows.conditions("x", found, **sides)
+    rows = report_rows.conditions("x", found, why, **sides)
     assert [(r["condition"], r["value"]) for r in rows[:2]] == [("sex", "F"), ("sex", "M")]
     assert (rows[0]["n"], rows[0]["m"], rows[0]["too_few"]) == (20, 20, False)
     assert rows[0]["KD_low"] <= 0 <= rows[0]["KD_high"] and rows[0]["KD_floor"]["low"] < 0

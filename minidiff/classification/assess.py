@@ -48,7 +48,8 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         found, sets = trained[arm.name], p[arm.name]
         kept = tuned(data, arm.name, pooled(members[arm.name]["val"], exclusive),
                      [one["seed"] for one in found], out)
-        unsure = when_unsure(data, arm.name, sets, truth, kept["conformal"], recipe, out)
+        unsure = when_unsure(data, arm.name, sets, truth, kept["conformal"], recipe, out,
+                             tests=len(arms) * len(labels) * len(data.tests))
         for name, images in data.tests.items():
             by_seed = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
                         "positive": recipe.positive, "n_train": one["n_train"],
@@ -92,8 +93,8 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
 
 
 def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray],
-                truth: Mapping[str, np.ndarray], conformal: Conformal, recipe: Recipe,
-                out: Path) -> dict:
+                truth: Mapping[str, np.ndarray], conformal: Conformal, recipe: Recipe, out: Path,
+                *, tests: int) -> dict:
     """Of each test set, from the arm's seeds: what `predictive_uncertainty.summary` measures.
 
     Under mc_dropout the same of one seed's network under 20 draws of dropout.
@@ -109,7 +110,7 @@ def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray],
     dropped = {name: predictor.under_dropout(data.sets[name].pixels)["label"].double().numpy()
                for name in sets}
     found, again = (summary(members, truth, data.labels, conformal, distances=own,
-                            exclusive=data.exclusive)
+                            exclusive=data.exclusive, tests=tests)
                     for members, own in ((sets, distances), (dropped, None)))
     return {name: {**row, "mc_dropout": {kind: again[name][kind]
                                          for kind in ("accuracy", "entropy", "mutual_information")}}

@@ -189,7 +189,8 @@ def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[
             association.append({"column": column, "label": label, **_amplified(
                 [[(label in names if several else names, cell, row["patient"])
                   for names, cell, row in zip(*side) if cell != UNKNOWN]
-                 for side in zip(named, cells, sides)], n_boot, seed, 1 - 0.05 / (tests * len(of)))})
+                 for side in zip(named, cells, sides)], n_boot, seed,
+                1 - 0.05 / (tests * len(of)))})
     return {"shares": shares, "association": association}
 
 

@@ -123,8 +123,9 @@ def matched(labels: Sequence[str], others: Sequence[str],
     """Indices of the most images of two sets in which every label has the same share of both.
 
     Two sets of one kind are far apart where their labels are mixed differently. Labels that one set
-    lacks are left out; where they share none, both are whole. With r images of the second for one of the first, the smaller side of each
-    label says how many there are; r is the ratio of one of the labels, so that 1/n + 1/m is least.
+    lacks are left out; where they share none, both are whole. With r images of the second for one
+    of the first, the smaller side of each label says how many there are; r is the ratio of one of
+    the labels, so that 1/n + 1/m is least.
     """
     x, y = Counter(labels), Counter(others)
     both = sorted(x.keys() & y.keys())

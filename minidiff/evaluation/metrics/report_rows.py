@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.data.table import Table
 from minidiff.errors import InputError
+from minidiff.evaluation.metrics.by_condition import in_order
 from minidiff.evaluation.metrics.distances import (
     Metric,
     disjoint_draws,
@@ -42,7 +42,6 @@ from minidiff.evaluation.metrics.distances import (
 from minidiff.evaluation.metrics.diversity import TAPS, ms_ssim, vendi
 from minidiff.evaluation.metrics.neighbours import c2st, coverage_worth, prdc
 from minidiff.statistics import clopper_pearson
-from minidiff.variables import RESERVED, Findings, Number, infer
 
 FEWEST = 20   # images on each side, below which nothing is measured; nor where all are of a patient
 ALL = "all labels"
@@ -53,8 +52,6 @@ DRAWS = 20                  # of real against real behind the floors of AT_EQUAL
 REPEATS = 20                # draws behind each range
 SIZES, SMALLEST = 7, 10     # points of a curve; images at its first
 PAIRS, AT_MOST = 250, 176   # of MS-SSIM: pairs of a set; px a side that give all its five scales
-NO_CONDITION = (*RESERVED, "label", "source")
-MOST_VALUES = 8             # of a category that is shown by value
 
 
 class Side(NamedTuple):
@@ -222,55 +219,15 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
     return rows
 
 
-def groups(tables: Mapping[str, Table]) -> dict[str, dict[str, np.ndarray]]:
-    """Condition → set (train, heldout, synthetic) → the value of each row as text, "" if unknown.
-
-    Conditions are columns that synthetic and held-out rows share. Numbers are cut into thirds of
-    the training rows, and of findings each of the commonest is a condition.
-    """
-    columns, found = {name: dict(*table.rows[:1]) for name, table in tables.items()}, {}
-    for name in columns["synthetic"]:
-        if name in NO_CONDITION or not all(name in known for known in columns.values()):
-            continue
-        cells = {side: np.array(table.column(name)) for side, table in tables.items()}
-        try:
-            v = infer(name, cells["train"].tolist())
-        except InputError:   # one value, or none: nothing to break down by
-            continue
-        if not any(cells["synthetic"]):
-            continue
-        if not v.exclusive:
-            found |= _each_finding(v, cells)
-            continue
-        cells = cells if v.values else _thirds(v, cells)
-        if len(set(cells["train"]) - {""}) <= MOST_VALUES:
-            found[name] = cells
-    return found
-
-
-def _thirds(v: Number, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    numbers = {side: np.array([v.encode(c) for c in column]) for side, column in cells.items()}
-    a, b = np.quantile(numbers["train"][np.isfinite(numbers["train"])], [1 / 3, 2 / 3])
-    names = np.array([f"under {a:g}", f"{a:g} to {b:g}", f"{b:g} and over", ""])
-    return {side: names[np.where(np.isfinite(x), (x >= a).astype(int) + (x >= b), 3)]
-            for side, x in numbers.items()}
-
-
-def _each_finding(v: Findings, cells: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    # the other sets may have a finding that training lacks
-    v = infer(v.name, np.concatenate(list(cells.values())).tolist(), v)
-    sets = {side: np.array([v.encode(c) for c in column]) for side, column in cells.items()}
-    there = {side: v.bits(torch.from_numpy(x)).numpy() for side, x in sets.items()}
-    commonest = np.argsort(-there["train"].sum(0), kind="stable")[:MOST_VALUES]
-    return {f"{v.name}: {v.values[i]}": {side: np.where(x < 0, "", np.where(
-        there[side][:, i], "yes", "no")) for side, x in sets.items()} for i in commonest}
-
-
-def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *, synthetic: Side,
-               train: Side, heldout: Side, seed: int = 0, repeats: int = REPEATS) -> list[dict]:
+def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]],
+               why: Mapping[str, str], *, synthetic: Side, train: Side, heldout: Side,
+               seed: int = 0, repeats: int = REPEATS) -> list[dict]:
     """KD with interval and floor between images of each value of each condition, a row each; of
-    every value as many as have one mix of labels on both sides."""
-    rows, sides = [], {"synthetic": synthetic, "train": train, "heldout": heldout}
+    every value as many as have one mix of labels on both sides. `groups` and `why` are those of
+    `groups`."""
+    rows = [{"extractor": extractor, "condition": name, "value": "", "n": 0, "m": 0,
+             "too_few": True, "why": text} for name, text in why.items()]
+    sides = {"synthetic": synthetic, "train": train, "heldout": heldout}
     for name, cells in groups.items():
         for value in in_order(cells["train"]):
             made, known, held = (s.take(np.flatnonzero(cells[side] == value))
@@ -283,12 +240,6 @@ def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *
                 row |= kd_with_interval(**between(held, made), seed=seed)[0]
                 row["KD_floor"] = joined(known, held).floor(kid, held.n, made.n, repeats, seed)
     return rows
-
-
-def in_order(cells: np.ndarray) -> list[str]:
-    """The known values, bands of a number from low to high."""
-    return sorted(set(cells.tolist()) - {""},
-                  key=lambda text: (not text.startswith("under"), "over" in text, text))
 
 
 def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Tensor],
@@ -323,10 +274,13 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
             rows.append(row)
             if not row["too_few"]:
                 draws = repeats // 4 if name == "MS-SSIM" else repeats
-                row |= {key: measure(name, _some(own[key], n, seed))
-                        for key in ("synthetic", "real")}
-                row["range"] = _range([measure(name, _some(own["range"], n, seed + k))
-                                       for k in range(draws)])
+                try:
+                    row |= {key: measure(name, _some(own[key], n, seed))
+                            for key in ("synthetic", "real")}
+                    row["range"] = _range([measure(name, _some(own["range"], n, seed + k))
+                                           for k in range(draws)])
+                except InputError as error:   # all of one patient, or of one grey
+                    row |= {"too_few": True, "why": str(error)}
     return rows
 
 
