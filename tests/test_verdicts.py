@@ -7,15 +7,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import binom, norm
 
+from minidiff.classification.fairness import gaps, pairs
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.evaluation import pages
 from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.metrics.agreement import within_label
-from minidiff.evaluation.metrics.distances import kid
-from minidiff.evaluation.metrics.report_rows import ALL, AT_EQUAL_N, Side, by_label
-from minidiff.evaluation.verdicts import beyond, in_any, in_every, variety, verdicts
-from minidiff.statistics import wilson
+from minidiff.evaluation.metrics.distances import disjoint_draws, kid
+from minidiff.evaluation.metrics.neighbours import prdc
+from minidiff.evaluation.metrics.report_rows import ALL, AT_EQUAL_N, Side, _at_equal_n, by_label
+from minidiff.evaluation.verdicts import (
+    MARGIN,
+    beyond,
+    in_any,
+    in_every,
+    no_worse,
+    variety,
+    verdicts,
+)
+from minidiff.rating import mover, short_by, worth
+from minidiff.statistics import clopper_pearson, wilson
 from minidiff.variables import Category, Number
 
 NORMAL = "Does synthetic normal look more like real normal than real images of other labels do?"
@@ -255,3 +267,111 @@ def test_copies_are_not_excluded_where_the_generator_saw_other_images():
     (row,) = pages.answers(verdicts({"distances": [], "neighbours": found,
                                     "samples": {"of_other_data": True}}))
     assert row["answer"] == "not resolved" and "trained on other images" in row["text"]
+
+
+# --- estimators: margins, coverage, the mix of labels, gaps of a page; the rates that docs/metrics.md
+# states. What is random may exceed a rate by two standard errors of the simulation.
+
+
+def at_most(found, rate, n):
+    print(f"{found:.3f} of {n}, stated {rate}")
+    return found <= rate + 2 * math.sqrt(rate * (1 - rate) / n)
+
+
+@pytest.mark.parametrize("n,m", [(45, 45), (45, 150), (300, 45), (150, 150), (300, 300)])
+def test_no_worse_errs_at_its_margin_in_one_of_forty(n, m):
+    """Exact: over all outcomes, for real shares of .15 to 1, the synthetic one 10 points lower."""
+    p, q = np.arange(n + 1) / n, np.arange(m + 1) / m
+    ends = (np.array([clopper_pearson(k, size) for k in range(size + 1)]).T[:, :, None]
+            for size in (n, m))
+    (a, b), (c, d) = ends
+    low, high = mover(p[:, None], (a, b), q, (c.T, d.T))
+    assert low[n // 2, m // 2] == short_by(p[n // 2], n, q[m // 2], m)[0]
+    errors = []
+    for real in np.arange(0.15, 1.001, 0.01):
+        chance = np.outer(binom.pmf(np.arange(n + 1), n, real - MARGIN),
+                          binom.pmf(np.arange(m + 1), m, min(real, 1)))
+        errors.append([(chance * (low > -MARGIN)).sum(), (chance * (high < -MARGIN)).sum()])
+    print(n, m, np.max(errors, 0))
+    assert np.max(errors) <= 0.025
+
+
+@pytest.mark.slow
+def test_no_worse_counts_patients():
+    """Real images of 20 to 100 patients, three of each, that agree more than images do."""
+    for patients in (20, 50, 100):
+        rng, runs, yes = np.random.default_rng(patients), 1000, 0
+        level, who = norm.ppf(0.85), np.repeat(np.arange(patients), 3)
+        for _ in range(runs):
+            easy = rng.standard_normal(patients)[who] + rng.standard_normal(3 * patients)
+            real = easy < level * math.sqrt(2)
+            made = rng.random(100) < 0.75
+            yes += no_worse(made.mean(), 100, real.mean(), worth(real, who))[0] == "yes"
+        assert at_most(yes / runs, 0.025, runs)
+
+
+def reach(rng, n, kind, amount):
+    """Held-out, other real and synthetic images: too wide, or without a share of the real ones."""
+    real, other = rng.standard_normal((n, 16)), rng.standard_normal((2 * n, 16))
+    made = rng.standard_normal((n, 16)) * (amount if kind == "wide" else 1)
+    if kind == "missing":
+        for x in (real, other):
+            x[rng.random(len(x)) < amount, 0] += 12
+    return real, other, made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n,runs,kind,amount", [(45, 120, "wide", 1.16), (45, 120, "missing", 0.14),
+                                                (120, 40, "missing", 0.11)])
+def test_as_varied_errs_in_one_of_forty_and_coverage_has_its_interval(n, runs, kind, amount):
+    """At coverages 10 points below those of real images, by these amounts on average."""
+    rng, found = np.random.default_rng(n), []
+    for _ in range(runs):
+        real, other, made = reach(rng, n, kind, amount)
+        sides = {name: Side(x, np.array(["a"] * len(x)), np.array([f"{name}{i}" for i in range(
+            len(x))])) for name, x in (("heldout", real), ("train", other), ("synthetic", made))}
+        row = _at_equal_n(sides["heldout"], sides["synthetic"], 0)
+        pool = joined(sides["heldout"], sides["train"])
+        draws, _, _ = disjoint_draws(pool.patients, n, n, 20, 0)
+        floor = np.median([prdc(real=pool.features[a], fake=pool.features[b]).coverage
+                           for a, b in draws])
+        found.append({**row, "extractor": "x", "label": ALL, "set": "synthetic",
+                      "coverage_floor": {"median": floor}})
+    truth = np.mean([row["coverage"] for row in found])
+    missed = np.mean([not row["coverage_low"] <= truth <= row["coverage_high"] for row in found])
+    said = [variety([row])[0]["answer"] for row in found]
+    assert at_most(said.count("yes") / runs, 0.025, runs) and at_most(missed, 0.05, runs)
+
+
+def test_a_perfect_generator_of_another_mix_of_labels_is_at_the_floor():
+    """50/50 against 90/10, labels 2 standard deviations apart: no distance for the mix alone."""
+    def world(seed, normal, covid):
+        return joined(cloud(seed, "normal", normal), cloud(seed + 50, "covid", covid, 2.0))
+
+    made, heldout = world(1, 60, 60), world(2, 108, 12)
+    found = by_label("x", synthetic=made, train=world(3, 270, 30), heldout=heldout,
+                     labels=["normal", "covid"], repeats=40)
+    row = next(r for r in found if (r["label"], r["set"]) == (ALL, "synthetic"))
+    assert (row["n"], row["m"]) == (120, 66) and row["KD_low"] < 0 < row["KD_high"]
+    assert row["KD"] < row["KD_floor"]["high"] and row["KD_p"] > 0.05
+    assert kid(real=heldout.features, fake=made.features) > 3 * row["KD_floor"]["high"]
+    real = next(r for r in found if (r["label"], r["set"]) == (ALL, "real"))
+    assert real["KD_low"] < 0 < real["KD_high"]
+
+
+@pytest.mark.slow
+def test_a_page_of_gaps_has_a_mark_by_chance_in_one_of_twenty():
+    """Three arms of scores that know no group, 400 images, three columns, all figures."""
+    runs, marked, cut = 60, 0, 0.8
+    columns = {"sex": "FM", "view": ("AP", "PA"), "age": ("30", "50", "70")}
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        positive, shared = rng.random(400) < 0.4, rng.standard_normal(400)
+        rows = [{name: rng.choice(list(cells)) for name, cells in columns.items()}
+                for _ in range(400)]
+        tests = 3 * pairs(positive, rows, list(columns))
+        pages = [gaps(positive + shared + rng.standard_normal(400), positive, rows, range(400),
+                      columns=list(columns), threshold=cut, tests=tests, n_boot=200)
+                 for _ in range(3)]
+        marked += any(gap["resolved"] for page in pages for gap in page["gaps"])
+    assert at_most(marked / runs, 0.05, runs)

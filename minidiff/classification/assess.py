@@ -32,18 +32,16 @@ PARTS = "calibration", "uncertainty", "fairness", "roc"
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
            out: Path) -> tuple[list[dict], dict]:
     """results.json, and summary.json without audit and judge; writes what `predict` needs."""
-    labels, exclusive = data.labels, data.exclusive
+    labels, place, exclusive = data.labels, data.labels.index(recipe.positive), data.exclusive
     truth = {name: data.truth(name).numpy() for name in data.sets}
-    place = labels.index(recipe.positive)
+    groups = sum(fairness.pairs(truth[name][:, place], images.rows)
+                 for name, images in data.tests.items())
     # logits (seeds, n, k)
     members = {arm: {name: np.array([found["logits"][name] for found in seeds])
                      for name in seeds[0]["logits"]} for arm, seeds in trained.items()}
     p = {arm: {name: probabilities(z, exclusive=exclusive) for name, z in sets.items()}
          for arm, sets in members.items()}
     results, rows, parts = [], [], {name: {} for name in data.tests}
-    # of groups, on the whole page
-    tests = len(arms) * sum(fairness.pairs(truth[name][:, place], images.rows)
-                            for name, images in data.tests.items())
     for arm in tqdm(arms, "assessing", unit="arm", disable=len(arms) < 2):
         found, sets = trained[arm.name], p[arm.name]
         kept = tuned(data, arm.name, pooled(members[arm.name]["val"], exclusive),
@@ -66,8 +64,9 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
             parts[name][arm.name] = {
                 "calibration": calibration(z, truth[name], kept["temperature"], exclusive),
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
-                "fairness": fairness.gaps(*of_positive, images.rows, images.patients, tests=tests,
-                                          threshold=kept["thresholds"][recipe.positive])}
+                "fairness": fairness.gaps(
+                    *of_positive, images.rows, images.patients, tests=len(arms) * groups,
+                    threshold=kept["thresholds"][recipe.positive])}
     differences = {name: compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
                                  images.patients, labels, kinds.comparisons(arms),
                                  positive=recipe.positive, exclusive=exclusive)

@@ -75,8 +75,8 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
 
 def pairs(positive: Sequence[bool], rows: Sequence[Row], columns: Sequence[str] = COLUMNS,
           alarms: bool = True) -> int:
-    """How many pairs of groups `gaps` compares, over all columns and figures; alarms: with TPR, FPR.
-    """
+    """How many pairs of groups `gaps` compares, over all columns and figures; alarms: with the last
+    two."""
     total, sides = 0, list(zip(positive, rows))
     for column in columns:
         counts = Counter((cell_of(row, column), bool(side)) for side, row in sides)
