@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 
 from minidiff.classification.scores import finite, pair
 from minidiff.data.audit import age_band
 from minidiff.data.split import Row
-from minidiff.rating import mover, share_interval
+from minidiff.rating import share_interval, short_by, worth
 from minidiff.statistics import (
     NONE,
     Interval,
@@ -27,7 +28,6 @@ from minidiff.statistics import (
     patient_weights,
     percentile,
     weighted_auroc,
-    z_value,
 )
 from minidiff.variables import AND, present
 
@@ -49,10 +49,10 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
     None. `few` says that a group has less than 20 positives. A gap is between groups that have 20
     images of each side that it needs, "unknown" left aside: None where fewer than two are left.
     Intervals: of shares, Wilson's at the number of images that the spread between patients leaves,
-    and the square-and-add rule for their difference; of AUROC, resamples of patients, for a gap the
-    normal interval of their spread. Those of a gap are wide enough for `tests` pairs of groups at
-    once (Bonferroni), of all arms and columns that stand on a page; 0: for those compared here, as
-    `pairs` counts them. `resolved` where they leave out 0.
+    and for their difference square and add of exact limits; of AUROC, resamples of patients, for a
+    gap the t interval of their spread. Those of a gap are wide enough for `tests` pairs of groups
+    at once (Bonferroni), of all arms and columns that stand on a page; 0: for those compared here,
+    as `pairs` counts them. `resolved` where they leave out 0.
     """
     tests = tests or pairs(positive, rows, columns, threshold is not None)
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
@@ -122,6 +122,10 @@ class _Group:
         side = self.positive == (metric == "tpr")
         return share_interval(self.alarm[side], self.patients[side], confidence)
 
+    def worth(self, metric: str) -> float:
+        side = self.positive == (metric == "tpr")
+        return worth(self.alarm[side], self.patients[side])
+
     def row(self) -> dict:
         out = {"n": len(self.scores), "patients": len(set(self.patients.tolist())),
                "positives": self.sides[0], "negatives": self.sides[1], "few": self.sides[0] < FEW}
@@ -146,9 +150,10 @@ def _gap(metric: str, groups: dict[str, _Group], tests: int) -> dict:
     confidence, a, b = 1 - 0.05 / tests, known[high], known[low]
     gap = values[high] - values[low]
     # so far out there are no resamples
-    half = z_value(confidence) * float(np.nanstd(a.areas - b.areas))
-    interval = (gap - half, gap + half) if metric == "auroc" else mover(
-        values[high], a.interval(metric, confidence), values[low], b.interval(metric, confidence))
+    reach = scipy.stats.t.ppf((1 + confidence) / 2, min(*a.sides, *b.sides) - 1)
+    half = float(reach * np.nanstd(a.areas - b.areas))
+    interval = (gap - half, gap + half) if metric == "auroc" else short_by(
+        values[high], a.worth(metric), values[low], b.worth(metric), confidence)
     return {**out, "high": high, "low": low, "gap": gap,
             "interval": pair(interval), "resolved": bool(interval[0] > 0)}
 

@@ -132,7 +132,7 @@ def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, s
 
 def mixes(*folders: str) -> str:
     """What must be said where two folders have labels, mixed differently by 5 points or more."""
-    if not all(is_data_set(folder) for folder in folders):
+    if not all(is_data_set(Path(folder)) for folder in folders):
         return ""
     counts = [Counter(read_table(folder, split=False, check=False).column("label"))
               for folder in folders]
