@@ -298,7 +298,8 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     log = fit(judge, train.pixels, labels, weights=balance(data.target, labels),
               steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed,
               progress="judge", precision=cfg.precision)
-    found = judge_agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
+    found = judge_agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real",
+                            test.patients)
     judge.save(folder)
     runs.write_json(folder / "log.json", log)
     # last: its presence says that the judge is finished

@@ -49,7 +49,7 @@ from minidiff.evaluation.features.build import FeatureCache, build, describe
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.fid import FIDConfig, run_fid
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
-from minidiff.evaluation.metrics import report_rows
+from minidiff.evaluation.metrics import by_condition, report_rows
 from minidiff.evaluation.metrics.agreement import agree, certainty
 from minidiff.evaluation.metrics.copying import memorisation
 from minidiff.evaluation.metrics.membership import Losses, audit
@@ -90,13 +90,13 @@ def run_report(cfg: Config) -> None:
                           for name, x in pixels.items()}
 
     copies = find_copies(cfg, tables, pixels, spaces)
-    groups, made = report_rows.groups(tables), tables["synthetic"]
+    (groups, untold), made = by_condition.groups(tables), tables["synthetic"]
     distances, growth, conditions = [], [], []
     for name, side in spaces.items():
         distances += report_rows.by_label(name, **side, labels=made.labels, repeats=cfg.repeats,
                                           seed=cfg.seed)
         growth += report_rows.growth(name, **side, seed=cfg.seed)
-        conditions += report_rows.conditions(name, groups, **side, seed=cfg.seed)
+        conditions += report_rows.conditions(name, groups, untold, **side, seed=cfg.seed)
     result = {
         "data": {"folders": list(cfg.data), "size": pixels["train"].shape[-1],
                  **sets.about(tables)},
@@ -111,7 +111,7 @@ def run_report(cfg: Config) -> None:
         "duplicates": find_duplicates(tables["train"], pixels["train"]),
         "membership": membership_audit(cfg, tables),
         "agreement": [{**row, "judge": name} for name, j in panel.items()
-                      for row in agree(j.predictor, j.asked, tables, pixels)],
+                      for row in agree(j.predictor, j.asked, j.unreadable, tables, pixels)],
         **{name: found[name] for name in ("classifier", "study", "vae")},
         "provenance": runs.provenance(), "commands": sets.commands(cfg),
         "configs": {**found["configs"], cfg.out: runs.read_json(out / "config.json")},

@@ -29,6 +29,14 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
+def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
+    """Interval of a share k/n whose ends err no more often than they say (Clopper & Pearson 1934).
+    """
+    tail = (1 - confidence) / 2
+    low = 0.0 if k <= 0 else float(scipy.special.betaincinv(k, n - k + 1, tail))
+    return low, 1.0 if k >= n else float(scipy.special.betaincinv(k + 1, n - k, 1 - tail))
+
+
 def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     """P(score of a positive > score of a negative), ties count half; nan if a side is empty."""
     return delong(scores, positive)[0]

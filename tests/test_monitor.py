@@ -18,7 +18,7 @@ from minidiff.data.dataset import Images, read_images
 from minidiff.errors import InputError
 from minidiff.evaluation import monitor
 from minidiff.evaluation.features.extractor import PixelPCA
-from minidiff.evaluation.metrics.distances import kid, kid_draws, same_mix
+from minidiff.evaluation.metrics.distances import kid, kid_draws, matched, same_mix
 from minidiff.evaluation.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure
 
 LABELS = ["covid", "normal", "pneumonia"]
@@ -85,10 +85,10 @@ def test_the_curve_falls_and_copies_are_left_out(result):
 def test_numbers_are_those_of_the_room(result, real, course):
     _, train, heldout = real
     made, labels, _ = course
-    held = same_mix(heldout.table.column("label"), labels)
+    held, own = matched(heldout.table.column("label"), labels)
     x = PixelPCA().fit(train.pixels)
     patients = np.array(heldout.table.column("patient"))[held]
-    value = kid(real=x(heldout.pixels[held]), fake=x(made[Checkpoint(300, Path("s300"))]),
+    value = kid(real=x(heldout.pixels[held]), fake=x(made[Checkpoint(300, Path("s300"))][own]),
                 real_patients=patients)
     assert result["points"][2]["KD"]["pixels-pca64"]["value"] == value and result["points"][2][
         "n"] == len(held)
@@ -101,8 +101,20 @@ def test_the_mix_of_labels_is_that_asked_for():
         same_mix(labels, ["a", "b"] * 5) == index).all()
     # 20 of a to 10 of c
     assert len(same_mix(labels, ["a", "a", "c"])) == 30
-    # a model that knows no label
-    assert len(same_mix(labels, ["any"])) == 80
+    # those that there are, and all of them for a model that knows no label
+    assert len(same_mix(labels, ["a", "b", "d"])) == 40 and len(same_mix(labels, ["any"])) == 80
+
+
+@pytest.mark.parametrize("made,n,m", [
+    ({"a": 50, "b": 50}, (90, 10), (50, 5)),              # real are 90 and 10
+    ({"a": 90, "b": 10}, (90, 10), (90, 10)),
+    ({"a": 5, "b": 50}, (1, 10), (5, 50)),
+    ({"b": 30, "d": 70}, (0, 10), (0, 30))])              # what one side lacks is left out
+def test_both_sides_keep_the_most_images_of_one_mix(made, n, m):
+    sides = ["a"] * 90 + ["b"] * 10, [label for label, k in made.items() for _ in range(k)]
+    found = [[side[i] for i in index] for side, index in zip(sides, matched(*sides))]
+    assert [tuple(side.count(label) for label in "ab") for side in found] == [n, m]
+    assert [len(i) for i in matched(["a"] * 9, ["any"] * 4)] == [9, 4]
 
 
 def point(step, suspected=False, **values):

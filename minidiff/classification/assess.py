@@ -38,8 +38,9 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
     worth: the smallest gain of interest of the primary comparison, in points.
     """
     labels, exclusive = data.labels, data.exclusive
-    truth = _truth(data)
-    place = labels.index(recipe.positive)
+    truth, place = _truth(data), labels.index(recipe.positive)
+    groups = sum(fairness.pairs(truth[name][:, place], images.rows)
+                 for name, images in data.tests.items())
     # logits (seeds, n, k)
     members = {arm: {name: np.array([found["logits"][name] for found in seeds])
                      for name in seeds[0]["logits"]} for arm, seeds in trained.items()}
@@ -51,7 +52,8 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         given = as_given_to(arm, data, recipe)
         kept = tuned(given, arm.name, pooled(members[arm.name]["val"], exclusive),
                      [one["seed"] for one in found], out)
-        unsure = when_unsure(given, arm.name, sets, kept["conformal"], recipe, out)
+        unsure = when_unsure(given, arm.name, sets, kept["conformal"], recipe, out,
+                             tests=len(arms) * len(labels) * len(data.tests))
         notes += [*given.notes, *kept["remarks"]]
         for name, images in data.tests.items():
             by_seed = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
@@ -69,8 +71,9 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
             parts[name][arm.name] = {
                 "calibration": calibration(z, truth[name], kept["temperature"], exclusive),
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
-                "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
-                                          threshold=kept["thresholds"][recipe.positive])}
+                "fairness": fairness.gaps(
+                    *of_positive, images.rows, images.patients, tests=len(arms) * groups,
+                    threshold=kept["thresholds"][recipe.positive])}
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
@@ -86,8 +89,8 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         "differences": judged(differences(data, arms, p, recipe, primary), primary, worth / 100),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
-        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.rows(name))
-                       for name in used},
+        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.rows(name),
+                                                 sources=len(used)) for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }
 
@@ -106,7 +109,7 @@ def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, 
 
 
 def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], conformal: Conformal,
-                recipe: Recipe, out: Path) -> dict:
+                recipe: Recipe, out: Path, *, tests: int) -> dict:
     """Of each test set, from the arm's seeds: what `predictive_uncertainty.summary` measures.
 
     Under mc_dropout the same of one seed's network under 20 draws of dropout.
@@ -122,7 +125,7 @@ def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], conforma
     dropped = {name: predictor.under_dropout(data.sets[name].pixels)["label"].double().numpy()
                for name in sets}
     found, again = (summary(members, truth, data.labels, conformal, distances=own,
-                            exclusive=data.exclusive)
+                            exclusive=data.exclusive, tests=tests)
                     for members, own in ((sets, distances), (dropped, None)))
     return {name: {**row, "mc_dropout": {kind: again[name][kind]
                                          for kind in ("accuracy", "entropy", "mutual_information")}}

@@ -33,7 +33,10 @@ class Table:
     rows: list[Row]
     patients_assumed: bool = False  # some folder knows no patient: there, one image = one patient
     notes: list[str] = field(default_factory=list)
-    hashes: dict[str, str] = field(default_factory=dict, repr=False)  # file → sha256 of its content
+    # of every file that was read, rows of which may have been left out since: the sha256 of its
+    # content, and its patient where the data name one
+    hashes: dict[str, str] = field(default_factory=dict, repr=False)
+    patients: dict[str, str] = field(default_factory=dict, repr=False)
     random_split: bool = True  # by patient: made here, or at random as every folder says of its own
 
     def __len__(self) -> int:
@@ -114,7 +117,9 @@ def read_table(
         copies = len(rows) - len(set(hashes.values()))
         notes += [f"{count(copies, 'file')} with the content of another one of the same label and "
                   f"split"] if copies else []
-    return Table(rows, assumed, notes, hashes, random)
+    named = {row["file"]: row["patient"] for row in rows
+             if row["patient"] != f"{row['source']}/{row['file_name']}"}
+    return Table(rows, assumed, notes, hashes, named, random)
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -20,14 +20,15 @@ OWN, INDEPENDENT = "own", "independent"
 
 
 class Judge(NamedTuple):
-    """A predictor, the cells of held-out and synthetic rows that it is asked for, and facts.
+    """A predictor, what it is asked for (`agreement.asked`), what it cannot read, and facts.
 
     Facts: folder, sha256; trained_on: of how many images, shared: of how many of those of the own
     judge, None where that is not written down.
     """
 
     predictor: Predictor
-    asked: dict[str, Labels]
+    asked: dict[str, Labels]      # cells of held-out and of synthetic rows
+    unreadable: dict[str, str]    # attribute → why
     facts: dict[str, Any]
 
 
@@ -47,7 +48,7 @@ def of(cfg: sets.Config, tables: Mapping[str, Table]) -> dict[str, Judge]:
         if name == INDEPENDENT:
             _refuse(cfg.judge, facts["sha256"], seen, cfg.samples, tables["synthetic"],
                     [j.facts["sha256"] for j in found.values()])
-        found[name] = Judge(predictor, asked(predictor, tables), facts)
+        found[name] = Judge(predictor, *asked(predictor, tables), facts)
     return found
 
 

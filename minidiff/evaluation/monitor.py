@@ -42,6 +42,7 @@ from minidiff.evaluation.metrics.distances import (
     finite_percentile,
     kd_with_interval,
     kid,
+    matched,
     same_mix,
 )
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
@@ -134,12 +135,12 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
 
     InputError where there are fewer than 20 images on a side.
     """
-    known, unseen = sides(labels, train, heldout, seed)
+    known, unseen, own = sides(labels, train, heldout, seed)
     held, floors, draws = {}, {}, {e.name: [] for e in extractors}
     for e in extractors:
         held[e.name] = _side(e, heldout, unseen)
         pool = joined(_side(e, train, known), held[e.name])
-        floors[e.name] = pool.floor(kid, len(unseen), len(labels), repeats, seed)
+        floors[e.name] = pool.floor(kid, len(unseen), len(own), repeats, seed)
     if not all(floors.values()):
         raise InputError(f"{len(known) + len(unseen)} real images are of too few patients to "
                          "compare real with real")
@@ -152,7 +153,7 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
     for point, pixels in tqdm(made.items(), desc="checkpoints", leave=False):
         distances = {}
         for e in extractors:
-            fake = Side(e(pixels).double().numpy(), names, np.arange(len(pixels)))
+            fake = Side(e(pixels).double().numpy(), names, np.arange(len(pixels))).take(own)
             kd, drawn = kd_with_interval(**between(held[e.name], fake), seed=seed)
             draws[e.name].append(drawn)
             distances[e.name] = dict(zip(("value", "low", "high"), kd.values()))
@@ -160,23 +161,24 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
         logged = next((line for line in log
                        if line["step"] == point.step and line.get("val_loss") is not None), {})
         points.append({"step": point.step, "folder": str(point.folder), "n": len(unseen),
-                       "m": len(pixels), "KD": distances, "copying": copying,
+                       "m": len(own), "KD": distances, "copying": copying,
                        "loss": {name: logged.get(name) for name in ("val_loss", "gap", "gap_low")}})
     return {"points": points, "floors": floors, "choice": choose(points, draws)}
 
 
 def sides(labels: Sequence[str], train: Images, heldout: Images,
-          seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and held-out images in the mix of these labels; InputError where
-    they are few."""
-    known, unseen = (same_mix(part.table.column("label"), labels, seed)
-                     for part in (train, heldout))
-    if min(len(labels), len(known), len(unseen)) < FEWEST:
+          seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of training images, held-out images and images of a checkpoint in one mix of labels;
+    InputError where they are few."""
+    held = heldout.table.column("label")
+    unseen, own = matched(held, labels, seed)
+    known = same_mix(train.table.column("label"), [held[i] for i in unseen], seed)
+    if min(len(own), len(known), len(unseen)) < FEWEST:
         split = " and ".join(dict.fromkeys(heldout.table.column("split"))) or "held-out"
-        raise InputError(f"{len(labels)} images of each checkpoint, {len(known)} training and "
+        raise InputError(f"{len(own)} images of each checkpoint, {len(known)} training and "
                          f"{len(unseen)} {split} images of the same mix of labels: each side "
                          f"needs {FEWEST}")
-    return known, unseen
+    return known, unseen, own
 
 
 def tested(point: Checkpoint | None, labels: Sequence[str], make: Callable[[Checkpoint], Tensor],

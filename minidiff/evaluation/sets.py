@@ -110,13 +110,19 @@ def refuse_nested(samples: str, real: Sequence[str]) -> None:
                              "it or around it")
 
 
-def check_origin(heldout: Table, seen: dict[str, set[str] | None]) -> list[str]:
-    """InputError if one of these has seen a held-out image; a note for each that is unknown.
+def check_origin(heldout: Table, seen: dict[str, set[str] | None],
+                 others: Table | None = None) -> list[str]:
+    """InputError if one of these has seen a held-out image, or another one of a held-out patient; a
+    note for each that is unknown.
 
-    seen: who → SHA-256 of what it was trained on, None where that is not written down.
+    seen: who → SHA-256 of what it was trained on, None where that is not written down. others: data
+    which may hold further images of the patients.
     """
+    tables = [heldout, *([others] if others else [])]
+    hashes, patients = ({file: value for table in tables for file, value in of(table).items()}
+                        for of in (lambda t: t.hashes, lambda t: t.patients))
     return [note for who, known in seen.items()
-            for note in check_unseen(heldout.rows, heldout.hashes, known, who)]
+            for note in check_unseen(heldout.rows, hashes, known, who, patients)]
 
 
 def judge_folder(classifier: str | Path) -> Path:

@@ -12,6 +12,8 @@ from minidiff.evaluation.format import INTERNAL
 from minidiff.evaluation.metrics.membership import LEAK, NEEDED
 from minidiff.evaluation.metrics.report_rows import ALL
 from minidiff.evaluation.selection import decided
+from minidiff.rating import short_by
+from minidiff.statistics import Interval
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
 UNSHOWN, MIXED = "not shown", "gain and harm"  # of a study
@@ -28,6 +30,15 @@ def beyond(low: float | None, high: float | None, gate: float) -> str:
     if low is None or high is None:
         return OPEN
     return GOOD if low > gate else BAD if high < gate else OPEN
+
+
+def no_worse(share: float, n: float, real: float, m: float) -> tuple[str, Interval]:
+    """Does a share reach that of real images less MARGIN? With the interval of the difference.
+
+    Both are uncertain, by as many independent images as each is worth (n and m).
+    """
+    ends = short_by(share, n, real, m)
+    return beyond(*ends, -MARGIN), ends
 
 
 def in_every(answers: Iterable[str]) -> str:
@@ -132,15 +143,19 @@ def _agreement(rows: Sequence[Mapping], filters: Mapping) -> list[dict]:
         if r["set"] != "synthetic" or not r["n"] or _read(r) not in real:
             continue
         truth = real[_read(r)]
+        more = {"made": r, "real": truth}
         if r["variable"] == "label":
-            about, ends, gate = "label", (r["low"], r["high"]), truth["accuracy"] - MARGIN
+            # older reports count every image
+            answer, ends = no_worse(r["accuracy"], r.get("worth", r["n"]), truth["accuracy"],
+                                    truth.get("worth", truth["n"]))
+            more |= {"about": "label", "answer": answer, "difference": list(ends)}
         elif r["kind"] == "number":
-            about, ends, gate = "number", (r["within_low"], r["within_high"]), 0
+            more |= {"about": "number", "answer": beyond(r["within_low"], r["within_high"], 0)}
         else:
-            about, ends, gate = "category", (r["low"], r["high"]), r["within_chance"]
-        own = about == "label" and "label" in filters and r.get("judge") != "independent"
-        found.append({"about": about, "made": r, "real": truth,
-                      "answer": unless_selected(beyond(*ends, gate), own)})
+            more |= {"about": "category", "answer": beyond(r["low"], r["high"],
+                                                           r["within_chance"])}
+        own = more["about"] == "label" and "label" in filters and r.get("judge") != "independent"
+        found.append({**more, "answer": unless_selected(more["answer"], own)})
     elsewhere = {v["about"] for v in found if v["made"].get("judge") == "independent"}
     return [v for v in found if v["answer"] != UNTESTED or v["about"] not in elsewhere]
 

@@ -25,8 +25,17 @@ from minidiff.evaluation.features.extractor import Spectrum
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS, OPTIONAL
 from minidiff.evaluation.pages import sentence
-from minidiff.evaluation.verdicts import BAD, GOOD, MARGIN, OPEN, beyond, in_every, unless_selected
-from minidiff.statistics import wilson
+from minidiff.evaluation.verdicts import (
+    BAD,
+    GOOD,
+    MARGIN,
+    OPEN,
+    beyond,
+    in_every,
+    no_worse,
+    unless_selected,
+)
+from minidiff.rating import share_interval, worth
 
 VERDICTS = ("FIDELITY", "COVERAGE", "LABEL", "NOVELTY")
 NEAR_P = 0.05       # of the tests of near-copies, below which novelty is not plain …
@@ -53,13 +62,18 @@ def coverage(spaces: Mapping[str, dict]) -> dict:
             "text": sentence("gates.txt", "coverage", spaces=spaces)}
 
 
-def label(seen: Sequence[bool], real: Sequence[bool]) -> dict:
-    """From whether the judge sees the label in each candidate, and in each held-out real image."""
-    low, high = wilson(sum(seen), len(seen))
-    found = {"agreement": sum(seen) / len(seen), "low": low, "high": high,
-             "real": sum(real) / len(real), "n": len(seen), "n_real": len(real)}
-    return {"answer": beyond(low, high, found["real"] - MARGIN), **found,
-            "text": sentence("gates.txt", "label", found=found)}
+def label(seen: Sequence[bool], real: Sequence[bool], patients: Sequence,
+          of_real: Sequence) -> dict:
+    """From whether the judge sees the label in each candidate, and in each held-out real image.
+
+    patients and of_real are those of the images: several images of one count as far as they differ.
+    """
+    share, share_real = sum(seen) / len(seen), sum(real) / len(real)
+    low, high = share_interval(seen, patients)
+    answer, difference = no_worse(share, worth(seen, patients), share_real, worth(real, of_real))
+    found = {"agreement": share, "low": low, "high": high, "real": share_real, "n": len(seen),
+             "n_real": len(real), "difference": list(difference)}
+    return {"answer": answer, **found, "text": sentence("gates.txt", "label", found=found)}
 
 
 def novelty(found: Mapping) -> dict:

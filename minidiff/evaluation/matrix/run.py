@@ -174,7 +174,8 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
     seen = {f"the generator of {folder}": trained_on(folder) for folder in made}
     for table in known.values():
         unseen = replace(table, rows=[row for row in table.rows if row["split"] != "train"])
-        real.notes.extend(check_origin(unseen, {**seen, "the judge": seen_by(cfg.classifier)}))
+        real.notes.extend(check_origin(
+            unseen, {**seen, "the judge": seen_by(cfg.classifier)}, others=real))
     first = images.read(made[cfg.samples[0]].rows[0]["file"])
     size = cfg.size or max(SMALLEST, min(first.shape[1:]))
     for folder, table in made.items():
@@ -301,8 +302,8 @@ def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping, 
             if not v["too_few"] and s is not j.train:
                 copies = memorisation(fake=near_spaces(s.pixels, judge), **known)
                 shown = recognised(judge, s.pixels, [j.label] * len(s)).tolist()
-                v |= {"LABEL": gates.label(shown, seen), "NOVELTY": gates.novelty(copies),
-                      "memorisation": copies}
+                v |= {"LABEL": gates.label(shown, seen, s.patients, held.table.column("patient")),
+                      "NOVELTY": gates.novelty(copies), "memorisation": copies}
             found.append(v)
     return found
 

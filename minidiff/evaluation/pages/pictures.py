@@ -11,8 +11,9 @@ from torch import Tensor
 
 from minidiff.data import images
 from minidiff.data.table import Table
+from minidiff.evaluation.metrics.by_condition import in_order
 from minidiff.evaluation.metrics.pairwise import distances, equalised
-from minidiff.evaluation.metrics.report_rows import Side, in_order
+from minidiff.evaluation.metrics.report_rows import Side
 
 BEST = 12         # images of the sheets of best and worst, in equal parts of each label
 BESIDE = 8        # images beside their nearest real ones
@@ -29,7 +30,7 @@ def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mappi
     "collection".
 
     sides: synthetic and heldout in one space. copies: of `copying.memorisation`. groups:
-    `report_rows.groups`. probabilities (n,): the judge's of the label asked for, if there is one.
+    `by_condition.groups`. probabilities (n,): the judge's of the label asked for, if there is one.
     """
     order, facts = ranked(sides["synthetic"], sides["heldout"], probabilities)
     names, sheets = tables["synthetic"].labels, {}
