@@ -47,7 +47,7 @@ from minidiff.evaluation.features.build import FeatureCache, build, describe
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.fid import FIDConfig, run_fid
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
-from minidiff.evaluation.metrics import report_rows
+from minidiff.evaluation.metrics import realism, report_rows
 from minidiff.evaluation.metrics.agreement import agree, asked, certainty
 from minidiff.evaluation.metrics.copying import memorisation
 from minidiff.evaluation.metrics.membership import Losses, audit
@@ -101,6 +101,7 @@ def run_report(cfg: Config) -> None:
         "extractors": [describe(e) for e in extractors],
         "distances": distances, "growth": growth, "conditions": conditions,
         "variety": report_rows.variety(spaces, pixels, made.labels, seed=cfg.seed),
+        "realism": realism.measure(spaces, pixels, repeats=cfg.repeats, seed=cfg.seed),
         "neighbours": copies,
         "duplicates": find_duplicates(tables["train"], pixels["train"]),
         "membership": membership_audit(cfg, tables),

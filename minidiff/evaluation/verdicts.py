@@ -12,6 +12,9 @@ GOOD, BAD, OPEN = "yes", "no", "not resolved"
 KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how a page marks them
 MARGIN = 0.1  # by which a share may fall short of that of real images
 LEAK = 0.6    # AUROC below which, with its whole interval, an attack finds next to nothing
+TOLD = 0.6    # AUROC of a discriminator up to which images count as not told apart
+# what a generator gets for nothing whose images nobody would take for real, and what is left true
+FREE, QUALIFIED = ("copies", "variety"), ("likeness", "label", "number", "category")
 
 
 def beyond(low: float | None, high: float | None, gate: float) -> str:
@@ -33,11 +36,53 @@ def in_any(answers: Iterable[str]) -> str:
     return BAD if BAD in answers else GOOD if GOOD in answers else OPEN
 
 
-def verdicts(result: Mapping) -> list[dict]:
-    """For each question that the report could ask {"about", "answer", the figures behind it}."""
-    return [*_copies(result.get("neighbours") or {}, result.get("samples") or {}),
+def kind(v: Mapping) -> str:
+    """How a page marks an answer: yes for the welcome one, no, or open."""
+    return "open" if v["answer"] == OPEN else "yes" if v["answer"] == v.get("good", GOOD) else "no"
+
+
+def verdicts(result: Mapping, on_page: bool = False) -> list[dict]:
+    """For each question that the report could ask {"about", "answer", the figures behind it}.
+
+    Variety is asked for on the page only.
+    """
+    first = _realism(result.get("realism") or {})
+    rest = [*_copies(result.get("neighbours") or {}, result.get("samples") or {}),
             *_membership(result.get("membership") or {}), *_likeness(result["distances"]),
-            *_agreement(result.get("agreement") or []), *_study(result.get("study") or {})]
+            *_agreement(result.get("agreement") or []), *_study(result.get("study") or {}),
+            *(variety(result["distances"]) if on_page else ())]
+    if any(v["answer"] == GOOD for v in first):
+        rest = [_unreal(v) for v in rest]
+    return first + rest
+
+
+def _realism(found: Mapping) -> list[dict]:
+    """Can synthetic images be told from real ones? The welcome answer is no.
+
+    Yes where the discriminator's whole interval lies above TOLD, or that of a distance above its
+    floor; no where the discriminator's lies below and every distance, of two or more, is within
+    its floor.
+    """
+    if not found:
+        return []
+    floors = [(s, s["KD_floor"]["high"]) for s in found.get("spaces", ())
+              if s["KD_floor"] and s["KD_low"] is not None]
+    far = [s["space"] for s, floor in floors if s["KD_low"] > floor]
+    near = [s["space"] for s, floor in floors if s["KD"] <= floor]
+    told = beyond(found.get("low"), found.get("high"), TOLD)
+    unlike = told == BAD and len(near) == len(floors) >= 2
+    ways = [{**x, "more": x["low"] > TOLD} for x in found.get("looks", ())
+            if x["low"] > TOLD or x["high"] < 1 - TOLD]
+    return [{**found, "about": "realism", "good": BAD, "far": far, "near": near, "limit": TOLD,
+             "ways": sorted(ways, key=lambda x: -abs(x["auroc"] - 0.5)),
+             "answer": GOOD if told == GOOD or far else BAD if unlike else OPEN}]
+
+
+def _unreal(v: dict) -> dict:
+    """An answer about images that can be told from real ones."""
+    if v["answer"] != GOOD or v["about"] not in FREE + QUALIFIED:
+        return v
+    return {**v, "unreal": True, "answer": OPEN if v["about"] in FREE else GOOD}
 
 
 def _copies(neighbours: Mapping, samples: Mapping) -> list[dict]:
@@ -116,10 +161,7 @@ def helped(primary: Mapping) -> str:
 
 
 def variety(rows: Sequence[Mapping]) -> list[dict]:
-    """Do synthetic images reach as much of the held-out ones as real images do, less MARGIN?
-
-    Asked on the page of a report only.
-    """
+    """Do synthetic images reach as much of the held-out ones as real images do, less MARGIN?"""
     spaces = [{**r, "answer": beyond(r["coverage_low"], r["coverage_high"],
                                      r["coverage_floor"]["median"] - MARGIN)}
               for r in rows if (r["label"], r["set"]) == (ALL, "synthetic")
