@@ -266,8 +266,8 @@ def test_copies_are_not_excluded_where_the_generator_saw_other_images():
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["phantom", "cxr"])
 def test_real_images_are_rarely_told_from_real_ones_and_spoilt_ones_nearly_always(source, request):
-    """Yes in 5 % of draws at most where all are real, in 95 % or more where they are blurred, noisy,
-    coloured or textured: in benchmarks/realism.json, and in its first draws made again.
+    """Yes in 5 % of draws at most where all are real, in 95 % or more where they are blurred,
+    noisy, coloured or textured: in benchmarks/realism.json, and in its first draws made again.
     """
     kept = {(r["n"], r["change"]): r for r in read_json(bench.SAVED)["rows"] if r["data"] == source}
     for n in bench.SIZES:
