@@ -52,7 +52,7 @@ def pytorch_fid() -> Callable[[np.ndarray, np.ndarray], float]:
     try:
         importlib.import_module("torchvision_peer").torchvision()   # pytorch-fid imports it
         distance = importlib.import_module("pytorch_fid.fid_score").calculate_frechet_distance
-    except BaseException as missing:  # noqa: BLE001 (a skip of pytest's where torchvision is not installed)
+    except BaseException as missing:  # noqa: BLE001 (without torchvision, a skip of pytest's)
         sys.exit(f"pip install pytorch-fid: {missing}")
     return lambda x, y: distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0),
                                  np.cov(y, rowvar=False))

@@ -59,7 +59,7 @@ def one(which: str, file: str) -> None:
         try:
             from torchvision_peer import torchvision
             torchvision()  # transformers imports it, and it may have been built for another torch
-        except BaseException:  # noqa: BLE001, S110 (a skip of pytest's where torchvision is not installed)
+        except BaseException:  # noqa: BLE001, S110 (without torchvision, a skip of pytest's)
             pass
         from diffusers.utils import import_utils
         if which == "diffusers":

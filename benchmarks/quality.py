@@ -150,7 +150,8 @@ def costs(rows: list[str], pixels: dict, times: dict, through: dict, against: st
             low, high = wilson(k, len(labels))
             seen = f"   {k / len(labels):.1%} ({low:.1%} to {high:.1%})"
         print(
-            f"{row:<34}{through[row]:>12.1f}{statistics.median(times[row]):>12.4f}{faster:>8.2f}×{seen}")
+            f"{row:<34}{through[row]:>12.1f}{statistics.median(times[row]):>12.4f}"
+            f"{faster:>8.2f}×{seen}")
 
 
 def distances(extractor: Extractor, rows: list[str], pixels: dict, train: Images, reference: Images,

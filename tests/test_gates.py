@@ -52,8 +52,30 @@ def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
     # smooth images lie near as well
     assert gates.novelty(near(False, 1e-6))["answer"] == "not resolved"
     assert gates.novelty(near(False, 0.4, copying_z=-3.0))["answer"] == "not resolved"
+    given = near(None, 1e-6) | {"verdict": "but the split was given"}
+    assert gates.novelty(given)["text"].startswith("But the split was given.")
+    named = {"found": 0, "at_most": 0.02, "seen": 0.01}
+    assert "is 2.0 % at most" in gates.novelty(near(False, 0.4) | {"named": named})["text"]
     assert gates.novelty({"verdict": "too few", "suspected": None,
                           "spaces": []})["answer"] == "not resolved"
+
+
+def test_what_a_filter_decided_is_not_tested_and_a_no_stands():
+    v = {"LABEL": {"answer": "yes", "text": "t"}, "NOVELTY": {"answer": "yes", "text": "t"},
+         "FIDELITY": {"answer": "yes", "text": "t",
+                      "spaces": {"pixels": "yes", "classifier": "yes"}},
+         "COVERAGE": {"answer": "no", "text": "t",
+                      "spaces": {"pixels": "yes", "classifier": "no"}}}
+
+    def said(filters):
+        return [gates.of_selected(v, filters)[name]["answer"] for name in v]
+
+    assert said({}) == ["yes", "yes", "yes", "no"]
+    assert said({"label": {}, "classifier": {}}) == ["not tested", "yes", "yes", "no"]
+    assert said({"copies": {}}) == ["yes", "not tested", "yes", "no"]
+    alone = {"FIDELITY": {"answer": "yes", "text": "t", "spaces": {"classifier": "yes"}}}
+    found = gates.of_selected(alone, {"classifier": {}})["FIDELITY"]
+    assert found["answer"] == "not tested" and found["text"].startswith("t A filter selected")
 
 
 def verdict(part, label="a", too_few="", **answers):

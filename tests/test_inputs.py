@@ -20,7 +20,7 @@ def world(tmp_path_factory):
 
 def read(world, **changes):
     knobs = {**world, **changes}
-    return inputs.read(knobs["data"], {"synthetic": knobs["synthetic"][0]}, knobs["external"],
+    return inputs.read(knobs["data"], {"synthetic": knobs["synthetic"]}, knobs["external"],
                        size=32, seed=0, out="x/out",
                        **{name: changes[name] for name in ("hold_out", "near_copies", "skip_bad")
                           if name in changes})
@@ -50,7 +50,8 @@ def test_a_generator_that_saw_a_held_out_image_is_refused(world, tmp_path, which
                                                             for note in found.notes)
     manifest.write_text(
         json.dumps({"trained_on": [*train, {**real.hashes, **clinic.hashes}[held_out["file"]]]}))
-    with pytest.raises(InputError, match="the generator was trained on 1 of 44 held-out images"):
+    with pytest.raises(InputError, match="the generator of .*samples was trained on 1 of 44 "
+                       "held-out images"):
         read(world, synthetic=(samples,))
 
 

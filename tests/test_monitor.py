@@ -3,6 +3,8 @@ bear is not made.
 """
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 
 from minidiff import runs
 from minidiff.data import phantom
-from minidiff.data.dataset import read_images
+from minidiff.data.dataset import Images, read_images
 from minidiff.errors import InputError
 from minidiff.evaluation import monitor
 from minidiff.evaluation.features.extractor import PixelPCA
@@ -70,6 +72,8 @@ def test_the_curve_falls_and_copies_are_left_out(result):
     assert values[0] > values[1] > values[2] and values[3] < values[1]
     assert values[1] > result["floors"]["pixels-pca64"]["high"] > values[2]
     assert [p["copying"]["suspected"] for p in result["points"]] == [False, False, False, True]
+    assert result["points"][3]["copying"]["named"]["found"] > 0
+    assert all(p["copying"]["named"]["found"] == 0 for p in result["points"][:3])
     # a copy has no distance
     assert result["points"][3]["copying"]["spaces"][0]["q50"] < 1e-6
     assert result["choice"]["step"] == 300 and result["choice"]["resolved"]
@@ -132,6 +136,19 @@ def test_the_rule_of_choice():
     assert choose([point(1, True, x=0.1)], {"x": drawn(0.1)})["step"] is None
 
 
+def test_few_test_images_leave_the_choice_untested(real, fresh):
+    _, train, heldout = real
+    pixels, labels = fresh
+    few = Images(replace(heldout.table, rows=[{**row, "split": "test"}
+                                              for row in heldout.table.rows[:15]]),
+                 heldout.pixels[:15])
+    for at, why in ((Checkpoint(1, Path("s1")), r"15 test images .* needs 20"),
+                    (None, "no checkpoint was taken")):
+        found = monitor.tested(at, ["any"] * 60, lambda point: pixels, train, few, [], [])
+        assert re.fullmatch(f".*{why}", found["why"])
+        assert monitor.said(found).startswith("Not tested: ")
+
+
 def test_draws_of_checkpoints_are_paired():
     """Two checkpoints that make nearly the same images: the bootstrap of the difference sees it,
     two intervals do not.
@@ -174,13 +191,30 @@ def test_a_run_from_end_to_end(real, course, tmp_path, capsys):
     by_folder = dict(zip([p.folder for p in checkpoints(run)], list(made.values())[1:]))
     cfg = MonitorConfig(run=str(run), classifier=str(tmp_path / "none"),
                         out=str(tmp_path / "monitor"), repeats=10)
-    rows = [{"label": label} for label in labels]
+    rows, asked = [{"label": label, "seed": str(i)} for i, label in enumerate(labels)], []
+
+    def sample(where, rows):
+        asked.append((where.name, {row["seed"] for row in rows}))
+        return by_folder[where]
+
     # the same command again is no fault
     for _ in range(2):
-        monitor.run(cfg, rows, lambda where, rows: by_folder[where])
+        monitor.run(cfg, rows, sample)
     found = json.loads((tmp_path / "monitor" / "monitor.json").read_text())
     assert found["choice"]["step"] == 200 and set(found["models"]) == {"100", "200", "300"}
-    assert "take step 200" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "take step 200" in out
+    # chosen on val; judged on test, and by images that the choice has not seen
+    data = read_images([str(folder / "data")], 32, seed=0, split_dir=folder, skip_bad=False)
+    val, test = (len(same_mix(data.part(split).table.column("label"), labels))
+                 for split in ("val", "test"))
+    assert {p["n"] for p in found["points"]} == {val} and found["test"]["n"] == test
+    assert found["test"]["step"] == 200 and found["test"]["folder"].endswith("step_00000200")
+    assert found["test"]["KD"] != found["points"][1]["KD"]
+    assert f"On {test} test images, which had no part in the choice, and 60 images" in out
+    assert f"val, {val}" in out and f"test, {test}" in out
+    (*_, (name, seeds)), before = asked, asked[0][1]
+    assert name == "step_00000200" and not seeds & before and len(seeds) == len(before) == 60
     for name in ("monitor.png", "seeds.png"):
         assert (tmp_path / "monitor" / name).read_bytes().startswith(b"\x89PNG")
     # the model has changed

@@ -121,7 +121,10 @@ def test_p_by_all_divisions():
     """
     x, y = normal(0, 4, 3), normal(1, 4, 3) + 0.8
     nearest = neighbours(np.concatenate([x, y]), np.arange(8))
-    accuracy = lambda left: np.mean([(i in left) == (nearest[i] in left) for i in range(8)])  # noqa: E731
+
+    def accuracy(left):
+        return np.mean([(i in left) == (nearest[i] in left) for i in range(8)])
+
     exact = np.mean([accuracy(left) >= accuracy(range(4)) for left in combinations(range(8), 4)])
     assert c2st(real=x, fake=y, permutations=20_000).p == pytest.approx(exact, abs=0.02)
 

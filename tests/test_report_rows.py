@@ -116,12 +116,17 @@ def test_the_pictures_that_are_shown():
     tables = {name: table(30, label="ab") for name in pixels}
     groups = {"sex": {name: np.array(["F", "M", ""] * 10) for name in pixels}}
     sides = {"synthetic": side(0, 30), "heldout": side(1, 30)}
-    how = {"closest": [{"fake": 0, "train": 3, "heldout": 5}], "groups": groups,
-           "probabilities": None, "shown": 4}
+    named = [{"fake": k, "train": k, "distance": 0.0} for k in range(20)]
+    copies = {"closest": [{"fake": 0, "train": 3, "heldout": 5}], "named": {"images": named}}
+    how = {"copies": copies, "groups": groups, "probabilities": None, "shown": 4}
     drawn = pictures.draw(tables, pixels, sides, **how)
-    assert set(drawn) == {"labels", "grids", "best", "worst", "beside", "pairs", "collection"}
+    assert set(drawn) == {"labels", "grids", "best", "worst", "beside", "pairs", "named",
+                          "collection"}
     assert [c["label"]
             for c in drawn["best"]] == ["a"] * 6 + ["b"] * 6 and len(drawn["worst"]) == 12
+    assert len(drawn["named"]) == 12 and {len(p) for p in drawn["named"]} == {2}
+    none = pictures.draw(tables, pixels, sides, **how | {"copies": copies | {"named": None}})
+    assert none["named"] == []
     made, copied, other = drawn["pairs"][0]
     assert made == copied != other and len(drawn["beside"]) == 8
     assert [(c["value"], c["n"], c["shown"]) for c in drawn["collection"]] == [("F", 10, 6),

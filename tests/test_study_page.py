@@ -18,8 +18,8 @@ from test_report_browser import WIDE
 from minidiff.data.images import png_bytes
 from minidiff.evaluation.pages import study_pictures
 from minidiff.evaluation.pages.study import study_page
+from minidiff.evaluation.pages.study_answers import answers
 from minidiff.evaluation.pages.study_tables import csv_tables, flat, printed
-from minidiff.evaluation.study_verdicts import answers
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,8 @@ def test_names_are_text_not_html(study, undrawn):
 
 
 @pytest.mark.parametrize("width", [1200, 400])
-def test_in_a_browser_it_fits_and_fetches_nothing(browser, shortcut_html, tmp_path, width):  # noqa: F811
+def test_in_a_browser_it_fits_and_fetches_nothing(browser, shortcut_html,  # noqa: F811
+                                                  tmp_path, width):
     (tmp_path / "study.html").write_text(shortcut_html)
     context = browser.fresh(viewport={"width": width, "height": 900})
     page, asked, faults = context.new_page(), [], []

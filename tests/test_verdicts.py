@@ -1,6 +1,9 @@
 """The answers of the report, from the distances and the judge's readings behind them."""
 
+import importlib.util
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,16 +11,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import realism as bench
+from benchmarks import memorisation as bench
+from benchmarks import realism
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.evaluation import pages
 from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.metrics.agreement import within_label
 from minidiff.evaluation.metrics.distances import kid
+from minidiff.evaluation.metrics.membership import FPR, found_at
+from minidiff.evaluation.metrics.named import named
+from minidiff.evaluation.metrics.pairwise import distances, small
 from minidiff.evaluation.metrics.report_rows import ALL, AT_EQUAL_N, Side, by_label
 from minidiff.evaluation.verdicts import beyond, in_any, in_every, variety, verdicts
 from minidiff.runs import read_json
-from minidiff.statistics import wilson
+from minidiff.statistics import auroc_interval, wilson
 from minidiff.variables import Category, Number
 
 NORMAL = ("Is synthetic normal at least nearer to real normal than real images of other labels are "
@@ -207,21 +214,44 @@ def test_verdict_on_an_attribute_compares_with_guessing(k, answer):
     assert answers(result) == {"Do the images follow the sex that was asked for?": answer}
 
 
-@pytest.mark.parametrize("word,answer",
-                         [("gain", "yes"), ("not resolved", "not resolved"), ("harm", "no")])
-def test_verdict_on_the_classifier_study_is_its_primary_comparison(word, answer):
+@pytest.mark.parametrize("word", ["gain", "harm", "no gain of interest", "not resolved",
+                                  "not shown"])
+def test_verdict_on_the_classifier_study_is_its_primary_comparison(word):
     primary = {"arm": "real+1xsynthetic", "against": "real+1xduplicates", "test_set": "test",
                "metric": "balanced_accuracy", "difference": 0.02, "interval": [0.01, 0.03],
-               "answer": word, "seeds": 5, "patients": 300, "sees": 0.03, "times": 2.2}
-    assert list(answers({"distances": [], "study": {"primary": primary}}).values()) == [answer]
-    assert answers({"distances": [], "study": {"primary": None}}) == {}
+               "answer": word, "seeds": 5, "generators": 1, "patients": 300, "p": 0.01,
+               "added": ["synthetic", "duplicates"], "doubts": [], "sees": 0.03,
+               "patients_needed": 700}
+    assert answers({"distances": [], "study": {"primary": primary}}) == {
+        "Did synthetic training images help a classifier (test set)?": word}
+    older = {"primary": {"arm": "a", "against": "b", "answer": word, "times": 2},
+             "arms": [{"arm": "a"}],
+             "differences": {"test": [{"arm": "a", "metric": "auroc", "resolved": False}]}}
+    for study in ({"primary": None}, older):
+        assert answers({"distances": [], "study": study}) == {}
 
 
-def test_the_audit_is_good_open_or_bad():
-    for ends, answer in (((0.44, 0.55), "yes"), ((0.45, 0.7), "not resolved"), ((0.51, 0.9), "no"),
-                         ((math.nan, math.nan), "not resolved")):
-        audit = {"auroc": 0.5, "by_patient": ends, "n_train": 9, "n_heldout": 9}
-        assert list(answers({"distances": [], "membership": audit}).values()) == [answer]
+AUDIT = {"auroc": 0.5, "by_patient": (0.44, 0.55), "tpr": 0.01, "tpr_most": 0.04, "tpr_p": 0.5,
+         "false_alarms": 5, "n_train": 500, "n_heldout": 500, "patients_train": 500,
+         "patients_heldout": 500, "reference": None, "random_split": True}
+
+
+@pytest.mark.parametrize("found, answer", [
+    ({}, "yes"), ({"tpr_most": 0.05}, "not resolved"), ({"tpr_p": 0.025}, "no"),
+    ({"by_patient": (0.51, 0.9)}, "no"), ({"by_patient": (math.nan, math.nan)}, "yes"),
+    ({"tpr_p": 0.001, "random_split": False}, "not resolved"),
+    ({"random_split": False}, "not resolved")])
+def test_the_audit_is_good_open_or_bad(found, answer):
+    (row,) = pages.answers(verdicts(jsonable({"distances": [], "membership": AUDIT | found})))
+    assert row["answer"] == answer
+    assert ("need not be random" in row["text"]) == ("random_split" in found)
+    assert ("440 patients" in row["text"]) == ("tpr_most" in found)
+
+
+def test_the_audit_names_its_reference_and_is_not_there_without_a_run():
+    (row,) = pages.answers(verdicts({"distances": [],
+                                     "membership": AUDIT | {"reference": "runs/y"}}))
+    assert "taken from runs/y" in row["text"]
     assert answers({"distances": [], "membership": {"why": "no run"}}) == {}
 
 
@@ -251,6 +281,11 @@ def test_variety_is_held_to_what_real_images_reach_in_every_space():
         assert row["question"] == "Are they as varied as real images?" and row["answer"] == answer
 
 
+COPIES = "Are the images new, not copies of training images?"
+NAMED = {"limit": 0.09, "n": 300, "found": 0, "images": [], "heldout": 0, "probes": 64,
+         "probes_found": 57, "seen": 0.006, "at_most": 0.012}
+
+
 def test_copies_are_not_excluded_where_the_generator_saw_other_images():
     found = {"verdict": "no sign of copying", "suspected": False, "spaces": []}
     question = "Are the images new, not copies of training images?"
@@ -259,6 +294,187 @@ def test_copies_are_not_excluded_where_the_generator_saw_other_images():
                                     "samples": {"of_other_data": True}}))
     assert row["answer"] == "not resolved" and "trained on other images" in row["text"]
 
+
+# --- gain, harm, no gain of interest: benchmarks/verdicts.json
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return json.loads((BENCHMARKS / "verdicts.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    spec = importlib.util.spec_from_file_location("simulation", BENCHMARKS / "verdicts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def bar(rate, n):
+    """The rate, and two standard errors of a simulation of n."""
+    return rate + 2 * math.sqrt(rate * (1 - rate) / n)
+
+
+def test_the_words_of_a_study_are_as_rarely_wrong_as_they_say(simulated, simulation):
+    """Every design of the script, 2,000 studies each."""
+    for table, designs in simulation.DESIGNS.items():
+        assert len(simulated[table]) == len(designs)
+        for design, row in zip(designs, simulated[table]):
+            assert row["n"] >= 2000 and json.loads(json.dumps(design)).items() <= row.items()
+    for row in simulated["false"]:
+        assert row["rate"] <= bar(0.05, row["n"]) * (row["seeds"] > 2), row
+    for row in simulated["worth"]:
+        assert row["rate"] <= bar(0.025, row["n"]), row
+    for row in simulated["sees"]:
+        assert 0.7 <= row["rate"] <= 0.9, row
+    (power,) = (row["rate"] for row in simulated["true"] if row["patients"] == 300
+                and row.get("generators") == 3 and row["generator_sd"] == 0)
+    assert power >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table,design", [
+    ("false", {"seeds": 3, "seed_sd": 0.05, "pairs": 4, "patients": 60}),
+    ("false", {"seeds": 5, "seed_sd": 0.0, "pairs": 4, "patients": 300, "primary": True}),
+    ("false", {"seeds": 5, "seed_sd": 0.05, "pairs": 4, "patients": 60, "metric": "auroc"}),
+    ("false", {"seeds": 15, "generators": 3, "generator_sd": 0.02, "seed_sd": 0.02, "pairs": 1,
+               "patients": 300}),
+    ("true", {"seeds": 15, "generators": 3, "generator_sd": 0.0, "seed_sd": 0.02, "patients": 300,
+              "gain": 0.06}),
+    ("sees", {"seeds": 5, "seed_sd": 0.02, "patients": 150}),
+    ("worth", {"seeds": 10, "seed_sd": 0.02, "patients": 300, "gain": 0.04})])
+def test_the_committed_rates_of_a_study_are_found_again(simulated, simulation, table, design):
+    (row,) = (row for own, row in zip(simulation.DESIGNS[table], simulated[table])
+              if own == design)
+    again = simulation.measure(table, design, row["n"])
+    assert again.pop("gain", 0) == pytest.approx(row.get("gain", 0))
+    assert json.loads(json.dumps(again)).items() <= row.items()
+
+
+# --- what selection does to a figure and to a word: benchmarks/selection.json
+
+
+@pytest.fixture(scope="module")
+def selected():
+    from benchmarks import selection
+    return selection, json.loads(Path(selection.__file__).with_suffix(".json").read_text())
+
+
+def test_the_checkpoint_taken_is_flattered_by_what_chose_it_and_not_by_test_images(selected):
+    found = selected[1]["choices"]
+    val, test, truth, n = found["val"], found["test"], found["true KD"], found["n"]
+    assert n >= 1000 and val["KD"] < truth - 10 * val["se"]
+    assert abs(test["KD"] - truth) < 3 * test["se"]
+    two_in_a_hundred = 0.025 + 2 * math.sqrt(0.025 * 0.975 / n)
+    assert val["below"] > 2 * two_in_a_hundred
+    assert test["below"] <= two_in_a_hundred and test["above"] <= two_in_a_hundred
+
+
+def test_the_true_distance_of_the_simulation(selected):
+    simulation, rng = selected[0], np.random.default_rng(0)
+    shape = 3000, simulation.D
+    drawn = [kid(real=rng.normal(size=shape), fake=rng.normal(simulation.SHIFT, 1, shape))
+             for _ in range(4)]
+    assert np.mean(drawn) == pytest.approx(simulation.true_kd(), rel=0.1)
+
+
+def test_a_filter_never_tests_and_an_independent_judge_is_seldom_deceived(selected):
+    rows = selected[1]["filtered"]
+    assert sum(row["sets"] for row in rows if not row["strength"]) >= 800
+    for row in rows:
+        assert row["answers"]["own, filter unknown"] == {"yes": 1}
+        assert row["answers"]["own"] == {"not tested": 1}
+    chance = [row["answers"]["independent"] for row in rows if not row["strength"]]
+    assert np.mean([said.get("yes", 0) for said in chance]) <= 0.025
+    assert np.mean([said.get("no", 0) for said in chance]) >= 0.95
+
+
+@pytest.mark.slow
+def test_the_simulations_of_selection_give_what_is_on_record(selected):
+    simulation, found = selected
+    again = simulation.choices(found["first choices"]["n"])
+    for split in ("val", "test"):
+        assert again[split] == pytest.approx(found["first choices"][split], rel=1e-6), split
+    # training differs by machine; what is said must not
+    by_chance, as_asked = simulation.filtered(0, sets=40)
+    assert by_chance["answers"]["own"] == as_asked["answers"]["own"] == {"not tested": 1}
+    assert by_chance["answers"]["independent"] == {"no": 1}
+    kds = again["val"]["KD"], again["test"]["KD"], again["true KD"]
+    print("n = {}: KD on val {:.3f}, on test {:.3f}, true {:.3f}".format(again["n"], *kds))
+    print(f"n = {by_chance['sets']} filtered sets: {by_chance['answers']}")
+
+
+@pytest.mark.parametrize("named, words", [
+    (NAMED, ["No single image was named", "1.2 % at most", "57 of 64", "9 or more"]),
+    (NAMED | {"found": 2, "heldout": 1}, ["they agree with it", "1 held-out image is as near"]),
+    (NAMED | {"probes_found": 0, "seen": None, "at_most": None}, ["says nothing"])])
+def test_beside_the_answer_on_copies_stands_what_would_have_been_found(named, words):
+    seen = {"n": 90, "patients": 40, "found": 0.3, "low": 0.2, "high": 0.4, "chance": 0.01}
+    found = {"verdict": "no sign of copying", "suspected": bool(named["found"]), "named": named,
+             "fewest": 9, "spaces": [
+                 {"space": "pixels", "near_share": 0.04, "recognition": None},
+                 {"space": "classifier", "near_share": 0.05, "recognition": seen}]}
+    (row,) = pages.answers(verdicts({"distances": [], "neighbours": found}))
+    assert row["answer"] == ("no" if named["found"] else "yes")
+    assert all(text in row["text"] for text in words)
+    assert "same patient for 30.0 % of training images (chance 1.0 %)." in row["text"]
+
+
+# Simulations: copies and membership. Rates of the words, with their n.
+
+
+@pytest.mark.slow
+def test_membership_says_yes_and_no_wrongly_in_5_percent_at_most():
+    """400 audits a row. A model that betrays 5 % of its training images is called private in no
+    more than 5 %, one that knows nothing is accused in no more than 5 %, and the bound covers."""
+    rates = {}
+    for n, m in ((100, 100), (200, 200), (500, 500), (1000, 1000), (500, 200)):
+        for known in (0.0, 0.05):
+            truth = known + FPR * (1 - known)
+            words, covered, runs = [], 0, 400
+            for seed in range(runs):
+                rng = np.random.default_rng(seed)
+                train = rng.normal(size=n) + 8 * (np.arange(n) < known * n)
+                heldout = rng.normal(size=m)
+                ends = auroc_interval(np.r_[train, heldout], np.arange(n + m) < n)
+                found = AUDIT | found_at(train, heldout) | {"by_patient": ends}
+                words.append(verdicts({"distances": [], "membership": found})[0]["answer"])
+                covered += found["tpr_most"] >= truth
+            rates[n, m, known] = [words.count("yes") / runs, words.count("no") / runs,
+                                  covered / runs]
+    print("n, m, memorised: yes, no, covered (400 audits each)", rates)
+    error = 2 * math.sqrt(0.05 * 0.95 / 400)
+    for (_, _, known), (yes, no, covered) in rates.items():
+        assert covered >= 0.95 - error
+        assert (yes if known else no) <= 0.05 + error
+    assert rates[500, 500, 0.0][0] >= 0.75 and rates[200, 200, 0.05][1] >= 0.95
+    assert rates[100, 100, 0.0][0] < 0.2           # so few resolve nothing
+
+
+@pytest.mark.slow
+def test_five_exact_copies_among_300_are_always_found_at_700_to_300():
+    """Each of 60 exact copies, plain and mirrored, is named alone, so five are named always."""
+    pixels, patients = bench.phantoms(1100)
+    train, heldout = bench.draw(patients, (700, 300), np.random.default_rng(0))
+    x, y = small(pixels[train], 64), small(pixels[heldout], 64)
+    copies = torch.cat([x[:30], x[30:60].flip(-1)])
+    found = named(distances(copies, x), distances(y, x), x)
+    print(f"{found['found']} of 60 exact copies named, {found['heldout']} of 300 held-out")
+    assert found["found"] == 60 and found["heldout"] <= 1
+    assert {i["fake"] == i["train"] for i in found["images"]} == {True}
+
+
+@pytest.mark.slow
+def test_the_fixed_part_of_the_table_of_copies_is_what_the_benchmark_wrote():
+    """160 phantoms, 60 training, 45 held-out and 40 synthetic; 40 repeats, 80 of the innocent."""
+    rows, kept = bench.fixed(), json.loads(bench.FILE.read_text())["fixed"]
+    print(rows)
+    for row, before in zip(rows, kept, strict=True):
+        assert all(row[k] == pytest.approx(before[k], abs=0.051) for k in row
+                   if isinstance(row[k], float)), (row, before)
 
 # Can they be told from real ones?
 
@@ -269,17 +485,18 @@ def test_real_images_are_rarely_told_from_real_ones_and_spoilt_ones_nearly_alway
     """Yes in 5 % of draws at most where all are real, in 95 % or more where they are blurred,
     noisy, coloured or textured: in benchmarks/realism.json, and in its first draws made again.
     """
-    kept = {(r["n"], r["change"]): r for r in read_json(bench.SAVED)["rows"] if r["data"] == source}
-    for n in bench.SIZES:
+    kept = {(r["n"], r["change"]): r for r in read_json(realism.SAVED)["rows"]
+            if r["data"] == source}
+    for n in realism.SIZES:
         assert kept[n, "real"]["draws"] >= 100 and kept[n, "real"]["yes"] <= 5
         assert kept[n, "real"]["named"] == {}
         for change in ("blur", "noise", "colour", "texture", "nothing but noise"):
             assert kept[n, change]["yes"] >= 0.95 * kept[n, change]["draws"] > 0
-    pool = bench.phantoms() if source == "phantom" else bench.of_folder(
+    pool = realism.phantoms() if source == "phantom" else realism.of_folder(
         str(request.getfixturevalue("cxr")))
     for n, changes in ((100, {"real": 20, "blur": 2, "noise": 2, "colour": 2, "texture": 2}),
                        (300, {"real": 3, "blur": 1, "noise": 1, "colour": 1})):
         for change, draws in changes.items():
-            found = bench.shares(pool, n, bench.CHANGES[change], draws)
+            found = realism.shares(pool, n, realism.CHANGES[change], draws)
             assert found["yes"] == (0 if change == "real" else draws), (n, change, found)
             assert found["no"] <= kept[n, change]["no"]

@@ -3,7 +3,6 @@ is ever run.
 """
 
 import functools
-import io
 import json
 import os
 import pickle
@@ -92,8 +91,8 @@ VICTIMS = {  # a tensor that is not square, of each network, in each dialect
 @pytest.mark.parametrize("dialect", ["ckpt", "safetensors", "folder"])
 def test_one_tensor_changed_is_refused_by_name(dialect, version, mutation, tmp_path):
     state = state_of("folder" if dialect == "folder" else "ldm", version)
-    whole = sd.write_folder(tmp_path / "whole",
-                            *sd.originals(version)) if dialect == "folder" else None
+    parts = sd.originals(version)
+    whole = dialect == "folder" and sd.write_folder(tmp_path / "whole", *parts)
     for i, victim in enumerate(VICTIMS["folder" if dialect == "folder" else "ldm"][version]):
         victim = victim if victim in state else victim.replace("text_model.", "")
         if mutation == "transpose" and state[victim].shape[0] == state[victim].shape[1]:
@@ -101,16 +100,14 @@ def test_one_tensor_changed_is_refused_by_name(dialect, version, mutation, tmp_p
         changed = MUTATIONS[mutation](state, victim)
         (tmp_path / str(i)).mkdir()
         path = write_in(dialect, tmp_path / str(i), changed, victim.split(":")[0], whole)
-        with pytest.raises(InputError) as caught:
-            load_sd(path, prediction="eps")
-        message, name = str(caught.value), victim.split(":")[-1]
+        message, name = refused(path), victim.split(":")[-1]
         renamed = {"rename": name.replace(".", "._", 1),
                    "add": re.sub(r"[._](weight|bias)$", r".more_\1", name)}
         expected = renamed.get(mutation, name)
         kind = {"rename": "unexpected", "add": "1 unexpected",
                 "drop": "1 missing"}.get(mutation, "1 of another shape")
-        assert expected in message and kind in message and str(tmp_path
-                                                               / str(i)) in message, message
+        for part in (expected, kind, str(tmp_path / str(i))):
+            assert part in message
 
 
 def test_the_first_ten_names_and_how_many(tmp_path):
@@ -123,8 +120,8 @@ def test_the_first_ten_names_and_how_many(tmp_path):
 def test_other_types_are_refused_by_name(tmp_path, dtype):
     name = "model.diffusion_model.out.2.weight"
     state = state_of("ldm", "SD 1.x")
-    refused(sd.write_safetensors(tmp_path / "m.safetensors",
-                                 {**state, name: state[name].to(dtype)}),
+    state = {**state, name: state[name].to(dtype)}
+    refused(sd.write_safetensors(tmp_path / "m.safetensors", state),
             f"{name} is {str(dtype).removeprefix('torch.')}; allowed are float32")
 
 
@@ -319,9 +316,8 @@ def test_every_other_class_is_refused_by_its_name(tmp_path, name):
 
 
 def test_the_stubs_do_nothing():
-    assert weights.Inert(1,
-                         "os.system").__dict__ == {} and weights.Inert().__setstate__({"a":
-                                                                                       1}) is None
+    assert vars(weights.Inert(1, "os.system")) == {}
+    assert weights.Inert().__setstate__({"a": 1}) is None
 
 
 @pytest.mark.parametrize("bomb", ["compressed", "pickle", "no pickle"])
@@ -331,9 +327,8 @@ def test_zip_bombs(tmp_path, bomb, monkeypatch):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if bomb == "compressed"
                          else zipfile.ZIP_STORED) as archive:
         archive.writestr("x/readme" if bomb == "no pickle" else "x/data.pkl", b"0" * (1 << 20))
-    said = {"compressed": "compressed zip", "pickle": "a pickle of 1 MB",
-            "no pickle": "not a checkpoint"}
-    refused(path, said[bomb])
+    refused(path, {"compressed": "compressed zip", "pickle": "a pickle of 1 MB",
+                   "no pickle": "not a checkpoint"}[bomb])
 
 
 def test_a_checkpoint_without_tensors(tmp_path):
@@ -344,9 +339,8 @@ def test_a_checkpoint_without_tensors(tmp_path):
 
 
 def test_plain_pickles_are_not_read(tmp_path):
-    path, stream = tmp_path / "x.ckpt", io.BytesIO()
-    pickle.dump({"a": 1}, stream, protocol=2)
-    path.write_bytes(stream.getvalue())
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(pickle.dumps({"a": 1}, protocol=2))
     refused(path, "damaged or not a checkpoint")
 
 

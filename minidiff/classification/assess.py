@@ -1,8 +1,9 @@
 """From the logits of all arms and seeds to the figures of a study.
 
 Everything that is tuned (epoch, threshold, temperature, conformal quantile) is tuned on validation;
-the test sets are looked at once, here. An arm's figures are those of the mean of its seeds'
-probabilities (deep ensemble), with the mean and standard deviation over seeds beside them.
+the test sets are looked at once, here. Figures of arms and their differences are those of single
+networks, the mean over seeds; those of the mean of their probabilities (deep ensemble) stand beside
+them.
 """
 
 from collections import Counter
@@ -17,12 +18,12 @@ from minidiff.classification import arms as kinds
 from minidiff.classification import fairness
 from minidiff.classification.arms import Arm
 from minidiff.classification.calibration import calibration, nll, pooled, probabilities, temperature
-from minidiff.classification.compare import compare, summarise
+from minidiff.classification.compare import Primary, compare, judged, summarise
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictive_uncertainty import Conformal, FeatureDistance, summary
 from minidiff.classification.predictor import Predictor
 from minidiff.classification.scores import score, thresholds_at_specificity
-from minidiff.classification.study import Recipe, folder_of
+from minidiff.classification.study import Recipe, as_given_to, folder_of
 from minidiff.runs import write_atomic, write_json
 
 ALPHA = 0.1                                  # of conformal sets: one truth in ten may be outside
@@ -30,22 +31,28 @@ PARTS = "calibration", "uncertainty", "fairness", "roc"
 
 
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
-           out: Path) -> tuple[list[dict], dict]:
-    """results.json, and summary.json without audit and judge; writes what `predict` needs."""
+           out: Path, primary: Primary | None = None,
+           worth: float = 0.0) -> tuple[list[dict], dict]:
+    """results.json, and summary.json without audit and judge; writes what `predict` needs.
+
+    worth: the smallest gain of interest of the primary comparison, in points.
+    """
     labels, exclusive = data.labels, data.exclusive
-    truth = {name: data.truth(name).numpy() for name in data.sets}
+    truth = _truth(data)
     place = labels.index(recipe.positive)
     # logits (seeds, n, k)
     members = {arm: {name: np.array([found["logits"][name] for found in seeds])
                      for name in seeds[0]["logits"]} for arm, seeds in trained.items()}
     p = {arm: {name: probabilities(z, exclusive=exclusive) for name, z in sets.items()}
          for arm, sets in members.items()}
-    results, rows, parts = [], [], {name: {} for name in data.tests}
+    results, rows, notes, parts = [], [], [], {name: {} for name in data.tests}
     for arm in tqdm(arms, "assessing", unit="arm", disable=len(arms) < 2):
         found, sets = trained[arm.name], p[arm.name]
-        kept = tuned(data, arm.name, pooled(members[arm.name]["val"], exclusive),
+        given = as_given_to(arm, data, recipe)
+        kept = tuned(given, arm.name, pooled(members[arm.name]["val"], exclusive),
                      [one["seed"] for one in found], out)
-        unsure = when_unsure(data, arm.name, sets, truth, kept["conformal"], recipe, out)
+        unsure = when_unsure(given, arm.name, sets, kept["conformal"], recipe, out)
+        notes += [*given.notes, *kept["remarks"]]
         for name, images in data.tests.items():
             by_seed = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
                         "positive": recipe.positive, "n_train": one["n_train"],
@@ -64,38 +71,47 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
                 "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
                                           threshold=kept["thresholds"][recipe.positive])}
-    differences = {name: compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
-                                 images.patients, labels, kinds.comparisons(arms),
-                                 positive=recipe.positive, exclusive=exclusive)
-                   for name, images in data.tests.items()}
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
-        "images": {name: Counter(row["label"] for row in images.rows)
-                   for name, images in {**data.sets, **data.sources}.items()},
+        "images": {name: Counter(row["label"] for row in data.rows(name))
+                   for name in (*data.sets, *data.sources)},
         "patients": {name: len(set(images.patients)) for name, images in data.sets.items()},
         "patients_assumed": any(data.tables[name].patients_assumed for name in data.sets),
-        # the same for all arms, which share their validation set
-        "notes": [*data.notes, *kept["conformal"].remarks(labels)],
-        "generators": {name: {"n_images": len(data.sources[name]), "saw": len(data.saw[name] or ()),
+        "notes": list(dict.fromkeys(notes)),
+        "generators": {name: {"generators": data.generators[name], "n_images": len(data.rows(name)),
+                              "saw": len(data.saw[name] or ()),
                               "known": data.saw[name] is not None} for name in used},
-        "arms": rows, "differences": differences,
+        "arms": rows, "worth": worth,
+        "differences": judged(differences(data, arms, p, recipe, primary), primary, worth / 100),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
-        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.sources[name].rows)
+        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.rows(name))
                        for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }
 
 
-def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray],
-                truth: Mapping[str, np.ndarray], conformal: Conformal, recipe: Recipe,
-                out: Path) -> dict:
+def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, np.ndarray]],
+                recipe: Recipe, primary: Primary | None) -> dict[str, list[dict]]:
+    """Of each test set the rows of `compare`: the primary comparison, and the usual ones."""
+    first = [(primary.arm, primary.against)] if primary else []
+    pairs = first + [pair for pair in kinds.comparisons(arms)
+                     if set(pair) not in map(set, first)]
+    pools = {arm.name: data.generators.get(arm.source, 1) for arm in arms}
+    return {name: compare({arm: list(sets[name]) for arm, sets in p.items()},
+                          data.truth(name).numpy(), images.patients, data.labels, pairs,
+                          positive=recipe.positive, exclusive=data.exclusive, generators=pools)
+            for name, images in data.tests.items()}
+
+
+def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], conformal: Conformal,
+                recipe: Recipe, out: Path) -> dict:
     """Of each test set, from the arm's seeds: what `predictive_uncertainty.summary` measures.
 
     Under mc_dropout the same of one seed's network under 20 draws of dropout.
     """
-    first = folder_of(out, arm, recipe.seed)
+    first, truth = folder_of(out, arm, recipe.seed), _truth(data)
     predictor = Predictor.load(first)
     features = {name: predictor.features(data.sets[name].pixels).double().numpy()
                 for name in ("train", *sets)}
@@ -122,9 +138,10 @@ def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
     extra = None if saw is None else len(saw - set(base.hashes))
     remark = ("" if extra == 0 else "what its generator saw is unknown" if extra is None else
               f"generator saw {extra} more real images than this arm")
-    kind = "duplicates" if arm.added == kinds.DUPLICATES else "synthetic" if arm.source else None
+    again = arm.added == kinds.DUPLICATES or arm.first == kinds.REAL
+    kind = "duplicates" if again else "synthetic" if arm.source else None
     return {"real": len(base) if arm.real else 0, "added_kind": kind, "generator_extra": extra,
-            "remark": remark}
+            "remark": remark, "stages": 2 if arm.first else 1}
 
 
 def tuned(data: Inputs, arm: str, z_val: np.ndarray, seeds: Sequence[int], out: Path) -> dict:
@@ -136,7 +153,13 @@ def tuned(data: Inputs, arm: str, z_val: np.ndarray, seeds: Sequence[int], out: 
     write_json(folder_of(out, arm, seeds[0]).parent / "tuned.json",
                {"seeds": list(seeds), **found, "conformal": conformal.to_json(),
                 "val_loss": nll(z_val, truth, exclusive=data.exclusive)})
-    return {**found, "conformal": conformal}
+    only = f"{arm}: " if "@" in arm else ""  # other arms have the whole validation set
+    return {**found, "conformal": conformal,
+            "remarks": [only + remark for remark in conformal.remarks(data.labels)]}
+
+
+def _truth(data: Inputs) -> dict[str, np.ndarray]:
+    return {name: data.truth(name).numpy() for name in data.sets}
 
 
 def _curve(seeds: Sequence[dict]) -> list[list[float]]:

@@ -34,6 +34,7 @@ METRICS = ("balanced_accuracy", "accuracy", "auroc_macro", "auroc")
 ALPHA, POWER = 0.05, 0.8
 FEWEST = 3  # networks, or generators: with fewer nothing is known of how much training varies
 GAIN, HARM, EXCLUDED, OPEN = "gain", "harm", "no gain of interest", "not resolved"
+UNTESTED = "not tested"  # the primary comparison came first, and was not resolved
 FORM = re.compile(r"(?P<arm>[^:@]+):(?P<against>[^:@]+)(?:@(?P<test_set>[^:@]+))?"
                   r"(?::(?P<metric>[^:@]+))?")
 
@@ -91,29 +92,43 @@ def contributions(metric: str, p: np.ndarray, truth: np.ndarray, place: int) -> 
 def difference(table: np.ndarray, generators: Sequence[int] | None = None) -> dict:
     """Mean of (networks, patients), its interval over other patients and networks, and p.
 
-    generators: that of each network, where there are several.
+    generators: that of each network, where there are several. ways: standard error and degrees of
+    freedom, two-way and of the networks alone; interval and p are the more careful of the two.
     """
-    found = {"difference": None, "by_seed": None, "interval": [None, None], "p": None, "se": None,
-             "freedom": None}
+    found = {"difference": None, "by_seed": None, "interval": [None, None], "p": None, "ways": []}
     if not np.isfinite(table).all():
         return found
-    # rounded, for equal figures may differ in their last bit
-    found |= {"difference": round(float(table.mean()), 12), "by_seed": table.mean(1).tolist()}
+    # rounded, for equal figures may differ in their last bit; + 0 for there is no −0
+    found |= {"difference": round(float(table.mean()), 12) + 0.0, "by_seed": table.mean(1).tolist()}
     if generators is not None and len(set(generators)) > 1:
         of = group_ids(generators)
         table = np.stack([table[of == g].mean(0) for g in range(of.max() + 1)])
     raters = len(table)
-    if raters < FEWEST:
+    if raters < FEWEST or table.shape[1] < 2:
         return found
     variance, freedom = two_way(table)
     if not variance:
         return found | {"p": 1.0}
     own = math.sqrt(table.mean(1).var(ddof=1) / raters)
-    ways = [(math.sqrt(variance), freedom), *([(own, raters - 1)] if own else [])]
-    d, half = table.mean(), max(se * scipy.stats.t.ppf(1 - ALPHA / 2, df) for se, df in ways)
-    return found | {"interval": [float(d - half), float(d + half)], "se": ways[0][0],
-                    "freedom": float(freedom),
+    ways = [[math.sqrt(variance), float(freedom)], *([[own, raters - 1]] if own else [])]
+    d, half = table.mean(), max(se * t_value(df) for se, df in ways)
+    return found | {"interval": [float(d - half), float(d + half)], "ways": ways,
                     "p": float(max(2 * scipy.stats.t.sf(abs(d) / se, df) for se, df in ways))}
+
+
+def t_value(freedom: float, level: float = ALPHA) -> float:
+    """How many standard errors away a difference is resolved, two-sided."""
+    return float(scipy.special.stdtrit(freedom, 1 - level / 2))
+
+
+def seen(ways: Sequence[tuple[float, float]], level: float) -> float:
+    """The true difference that is resolved with a power of 80 %.
+
+    From the noncentral t. An estimated standard error is more often too small than too large, by
+    the median of chi; this makes up for it.
+    """
+    return float(max(se * scipy.special.nctdtrinc(df, 1 - POWER, t_value(df, level))
+                     / math.sqrt(scipy.special.chdtri(df, 0.5) / df) for se, df in ways))
 
 
 def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, patients: Sequence[str],
@@ -152,43 +167,44 @@ def judged(differences: Mapping[str, Sequence[Mapping]], primary: Primary | None
            worth: float = 0.0) -> dict[str, list[dict]]:
     """The rows of `compare` by test set with "p_holm", "answer", "sees" and "patients_needed".
 
-    worth: the smallest gain of interest; below it a whole interval says "no gain of interest".
-    sees: the true difference that this study would resolve four times in five; patients_needed: how
-    many would, with as many more networks, resolve the one that was found. Both at the level at
-    which the comparison is tested (of the others: 5 % by their number).
+    worth: the smallest gain of interest of the primary comparison. sees: the true difference that
+    this study would resolve four times in five; patients_needed: how many would, with as many times
+    more networks, resolve the one that was found. Both at the level at which the comparison is
+    tested (of the others: 5 % by their number).
     """
     rows = [{**row, "test_set": name} for name, own in differences.items() for row in own]
-    first = [row for row in rows if primary and primary == Primary(
-        row["arm"], row["against"], row["test_set"], row["metric"])]
-    rest = [row for row in rows if row not in first]
-    for row in first:
-        row["p_holm"] = row["p"]
-    adjusted = holm([math.nan if row["p"] is None else row["p"] for row in rest])
-    closed = any(row["p"] is None or row["p"] >= ALPHA for row in first)
-    for row, p in zip(rest, adjusted):
-        row["p_holm"] = None if closed else finite(p)
     for row in rows:
-        level = ALPHA if row in first else ALPHA / len(rest)
-        row |= {"primary": row in first, "answer": answer(row, worth), **_sizes(row, level)}
+        row["primary"] = primary == Primary(row["arm"], row["against"], row["test_set"],
+                                            row["metric"])
+    first, rest = ([row for row in rows if row["primary"] is one] for one in (True, False))
+    assert len(first) == bool(primary), primary
+    for row in first:
+        row |= {"p_holm": row["p"], "answer": answer(row["p"], row, worth), **_sizes(row, ALPHA)}
+    tested = all(row["p"] is not None and row["p"] < ALPHA for row in first)
+    level = ALPHA / max(1, sum(row["p"] is not None for row in rest))
+    for row, p in zip(rest, holm([math.nan if row["p"] is None else row["p"] for row in rest])):
+        p = finite(p) if tested else None
+        row |= {"p_holm": p, "answer": answer(p, row) if tested else UNTESTED, **_sizes(row, level)}
     return {name: [row for row in rows if row["test_set"] == name] for name in differences}
 
 
-def answer(row: Mapping, worth: float) -> str:
-    """Gain, harm, no gain of interest, or not resolved."""
-    if row["p_holm"] is not None and row["p_holm"] < ALPHA:
-        return GAIN if row["difference"] > 0 else HARM
-    high = row["interval"][1]
-    return EXCLUDED if worth and high is not None and high < worth else OPEN
+def answer(p: float | None, row: Mapping, worth: float = 0.0) -> str:
+    """Gain, harm, no gain of interest where all of a gain's interval is below it, not resolved."""
+    sure, high = p is not None and p < ALPHA, row["interval"][1]
+    if sure and row["difference"] < 0:
+        return HARM
+    if worth and high is not None and high < worth:
+        return EXCLUDED
+    return GAIN if sure else OPEN
 
 
 def _sizes(row: Mapping, level: float) -> dict:
     """What this study sees with a power of 80 %, and the patients that the difference takes."""
-    if not row["se"]:
+    if not row["ways"]:
         return {"sees": None, "patients_needed": None}
-    reach = scipy.stats.t.ppf(1 - level / 2, row["freedom"]) + scipy.stats.norm.ppf(POWER)
-    sees = float(reach * row["se"])
-    needed = row["patients"] * (sees / row["difference"]) ** 2 if row["difference"] else None
-    return {"sees": sees, "patients_needed": needed and math.ceil(needed)}
+    sees, d = seen(row["ways"], level), row["difference"]
+    return {"sees": sees,
+            "patients_needed": math.ceil(row["patients"] * (sees / d) ** 2) if d else None}
 
 
 def summarise(results: Sequence[dict]) -> list[dict]:

@@ -58,7 +58,7 @@ def encoded(path: Path, key: str, encode: Encode, train: Tensor, val: Tensor, *,
     in `path` under the key (data, VAE) and the augmentation. views: how many of each training image
     are kept; 0 for live encoding."""
     key, kept = json_key(key=key, views=views, strength=strength, seed=seed), {}
-    # none yet, or cut short by a crash: made again
+    # a missing file, or one that a crash cut short, is encoded anew
     with suppress(FileNotFoundError, SafetensorError), safe_open(path, "pt") as file:
         if (file.metadata() or {}).get("key") == key:
             kept = {name: file.get_tensor(name) for name in ("train", "val")}

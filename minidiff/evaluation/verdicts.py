@@ -1,20 +1,29 @@
 """What the figures of a report say: yes, no, or "not resolved" where an interval leaves it open.
 
+Of a study: gain, harm or no gain of interest, if nothing but the images can be the reason.
+
 Figures in, answers out; the words around them stand in pages/verdicts.txt.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from minidiff.classification.compare import grouped
+from minidiff.classification.compare import EXCLUDED, GAIN, HARM, UNTESTED, grouped
+from minidiff.evaluation.format import INTERNAL
+from minidiff.evaluation.metrics.membership import LEAK, NEEDED
 from minidiff.evaluation.metrics.report_rows import ALL
+from minidiff.evaluation.selection import decided
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
-KINDS = {GOOD: "yes", BAD: "no", OPEN: "open"}  # how a page marks them
+UNSHOWN, MIXED = "not shown", "gain and harm"  # of a study
+SETTLED = GAIN, HARM, EXCLUDED
+# how a page marks them
+KINDS = {GOOD: "yes", BAD: "no", GAIN: "yes", HARM: "no", EXCLUDED: "no",
+         **dict.fromkeys((OPEN, UNTESTED, UNSHOWN, MIXED), "open")}
 MARGIN = 0.1  # by which a share may fall short of that of real images
-LEAK = 0.6    # AUROC below which, with its whole interval, an attack finds next to nothing
 TOLD = 0.6    # AUROC of a discriminator up to which images count as not told apart
 # what a generator gets for nothing whose images nobody would take for real, and what is left true
 FREE, QUALIFIED = ("copies", "variety"), ("likeness", "label", "number", "category")
+TAIL = 0.025  # of a one-sided test, and of each end of an interval
 
 
 def beyond(low: float | None, high: float | None, gate: float) -> str:
@@ -25,20 +34,38 @@ def beyond(low: float | None, high: float | None, gate: float) -> str:
 
 
 def in_every(answers: Iterable[str]) -> str:
-    """Yes takes all of them, and one no is enough for no."""
-    answers = set(answers)
-    return BAD if BAD in answers else GOOD if answers == {GOOD} else OPEN
+    """Yes takes all of them, and one no is enough for no; what is not tested has no say."""
+    answers = _said(answers)
+    return BAD if BAD in answers else answers.pop() if len(answers) == 1 else OPEN
 
 
 def in_any(answers: Iterable[str]) -> str:
-    """One yes is enough where none says no."""
+    """One yes is enough where none says no; what is not tested has no say."""
+    answers = _said(answers)
+    return next((a for a in (BAD, GOOD, OPEN, UNTESTED) if a in answers), OPEN)
+
+
+def _said(answers: Iterable[str]) -> set[str]:
+    """The answers but for those not tested, if there are others."""
     answers = set(answers)
-    return BAD if BAD in answers else GOOD if GOOD in answers else OPEN
+    return answers - {UNTESTED} or answers
+
+
+def unless_selected(answer: str, selected: bool) -> str:
+    """Images that were selected to give a yes have not been tested; a no stands all the same."""
+    return UNTESTED if selected and answer == GOOD else answer
+
+
+def selected(result: Mapping) -> dict[str, Mapping]:
+    """Subject → the filter that decided it (`selection.decided`), for the own judge of a report."""
+    own = next((j["sha256"] for j in result.get("judges") or [] if j["judge"] == "own"), None)
+    return decided((result.get("samples") or {}).get("filters") or [], own)
 
 
 def kind(v: Mapping) -> str:
     """How a page marks an answer: yes for the welcome one, no, or open."""
-    return "open" if v["answer"] == OPEN else "yes" if v["answer"] == v.get("good", GOOD) else "no"
+    shown = KINDS[v["answer"]]
+    return {"yes": "no", "no": "yes"}.get(shown, shown) if v.get("good") == BAD else shown
 
 
 def verdicts(result: Mapping, on_page: bool = False) -> list[dict]:
@@ -46,11 +73,13 @@ def verdicts(result: Mapping, on_page: bool = False) -> list[dict]:
 
     Variety is asked for on the page only.
     """
-    first = _realism(result.get("realism") or {})
-    rest = [*_copies(result.get("neighbours") or {}, result.get("samples") or {}),
-            *_membership(result.get("membership") or {}), *_likeness(result["distances"]),
-            *_agreement(result.get("agreement") or []), *_study(result.get("study") or {}),
-            *(variety(result["distances"]) if on_page else ())]
+    filters, first = selected(result), _realism(result.get("realism") or {})
+    rest = [*_copies(result.get("neighbours") or {}, result.get("samples") or {}, filters),
+            *_membership(result.get("membership") or {}),
+            *_likeness(result["distances"], filters),
+            *_agreement(result.get("agreement") or [], filters),
+            *_study(result.get("study") or {}),
+            *(variety(result["distances"], filters) if on_page else ())]
     if any(v["answer"] == GOOD for v in first):
         rest = [_unreal(v) for v in rest]
     return first + rest
@@ -85,26 +114,34 @@ def _unreal(v: dict) -> dict:
     return {**v, "unreal": True, "answer": OPEN if v["about"] in FREE else GOOD}
 
 
-def _copies(neighbours: Mapping, samples: Mapping) -> list[dict]:
+def _copies(neighbours: Mapping, samples: Mapping, filters: Mapping) -> list[dict]:
     if not neighbours:
         return []
     answer = {True: BAD, False: GOOD, None: OPEN}[neighbours["suspected"]]
     other = bool(samples.get("of_other_data")) and answer == GOOD
-    return [{"about": "copies", "answer": OPEN if other else answer, "of_other_data": other,
-             "found": neighbours["verdict"], "spaces": neighbours["spaces"]}]
+    answer = OPEN if other else unless_selected(answer, "copies" in filters)
+    return [{"about": "copies", "answer": answer, "of_other_data": other,
+             "filter": filters.get("copies"), "found": neighbours["verdict"],
+             "spaces": neighbours["spaces"], "named": neighbours.get("named"),
+             "fewest": neighbours.get("fewest")}]
 
 
 def _membership(m: Mapping) -> list[dict]:
-    """Does the denoising error show who was in the training set?"""
+    """Does the denoising error show who was in the training set?
+
+    No where chance does not explain the share found at 1 % false alarms, or AUROC: each is wrong
+    about an innocent model in TAIL of audits. Yes takes a share below LEAK with its whole bound.
+    Neither can be told from held-out images that need not be like the training images.
+    """
     if m.get("auroc") is None:
         return []
-    low, high = m["by_patient"]
-    answer = BAD if beyond(low, high, 0.5) == GOOD else (
-        GOOD if beyond(low, high, LEAK) == BAD else OPEN)
-    return [{**m, "about": "membership", "answer": answer}]
+    leaks = beyond(*m["by_patient"], 0.5) == GOOD or m["tpr_p"] <= TAIL
+    answer = BAD if leaks else GOOD if m["tpr_most"] < LEAK else OPEN
+    return [{**m, "about": "membership", "leak": LEAK, "needed": NEEDED,
+             "answer": answer if m["random_split"] else OPEN}]
 
 
-def _likeness(rows: Sequence[Mapping]) -> list[dict]:
+def _likeness(rows: Sequence[Mapping], filters: Mapping) -> list[dict]:
     """Is synthetic X nearer to held-out real X than real images of any other label are?
 
     One space in which it is will do, if there is none in which it is farther: pixels may not show
@@ -120,50 +157,126 @@ def _likeness(rows: Sequence[Mapping]) -> list[dict]:
                       and r.get("beyond_low") is not None]
             if made and others and label != ALL:
                 other = min(others, key=lambda r: r["KD"])
+                answer = beyond(other["beyond_low"], other["beyond_high"], 0)
                 spaces.append({"space": extractor, "made": made[0]["KD"], "other": other,
-                               "answer": beyond(other["beyond_low"], other["beyond_high"], 0)})
+                               "answer": unless_selected(answer, extractor in filters)})
         if spaces:
             found.append({"about": "likeness", "label": label, "spaces": spaces,
                           "answer": in_any(s["answer"] for s in spaces)})
     return found
 
 
-def _agreement(rows: Sequence[Mapping]) -> list[dict]:
-    """Does the judge see what was asked for? Attributes are compared within a label.
+def _agreement(rows: Sequence[Mapping], filters: Mapping) -> list[dict]:
+    """Does a judge see what was asked for? Attributes are compared within a label.
 
     They are asked for as they occur in real rows, so that the label alone predicts them in part.
+    Where the own judge selected the images, an independent one answers for the label in its place.
     """
-    real = {r["variable"]: r for r in rows if r["set"] == "held-out real" and r["n"]}
-    found = []
+    real, found = {_read(r): r for r in rows if r["set"] == "held-out real" and r["n"]}, []
     for r in rows:
-        if r["set"] != "synthetic" or not r["n"] or r["variable"] not in real:
+        if r["set"] != "synthetic" or not r["n"] or _read(r) not in real:
             continue
-        truth = real[r["variable"]]
+        truth = real[_read(r)]
         if r["variable"] == "label":
             about, ends, gate = "label", (r["low"], r["high"]), truth["accuracy"] - MARGIN
         elif r["kind"] == "number":
             about, ends, gate = "number", (r["within_low"], r["within_high"]), 0
         else:
             about, ends, gate = "category", (r["low"], r["high"]), r["within_chance"]
-        found.append({"about": about, "answer": beyond(*ends, gate), "made": r, "real": truth})
-    return found
+        own = about == "label" and "label" in filters and r.get("judge") != "independent"
+        found.append({"about": about, "made": r, "real": truth,
+                      "answer": unless_selected(beyond(*ends, gate), own)})
+    elsewhere = {v["about"] for v in found if v["made"].get("judge") == "independent"}
+    return [v for v in found if v["answer"] != UNTESTED or v["about"] not in elsewhere]
+
+
+def _read(row: Mapping) -> tuple[str, str]:
+    """What was read, and by which judge."""
+    return row["variable"], row.get("judge", "own")
 
 
 def _study(study: Mapping) -> list[dict]:
-    """Did synthetic images help the classifier? The study's primary comparison answers."""
+    """Did synthetic images help a classifier? The primary comparison answers, if one was declared.
+
+    Else every test set does. A study of an older version, which had another rule, is left out;
+    classify.py, given again, tests it by this one.
+    """
+    return primary(study) or of_sets(study)
+
+
+def primary(study: Mapping) -> list[dict]:
     p = study.get("primary")
-    return [{**p, "about": "study", "answer": helped(p)}] if p else []
+    return [{**p, "about": "study", **_words_of(study)}] if p and "doubts" in p else []
 
 
-def helped(primary: Mapping) -> str:
-    """Is the first arm of a primary comparison better? Yes for a gain, no for harm."""
-    return {"gain": GOOD, "harm": BAD}.get(primary["answer"], OPEN)
+def said(study: Mapping) -> dict:
+    """The summary of a study with the last word on every comparison; "primary" is one of them.
+
+    Where something else than the images may be the reason, a gain, a harm and an exclusion alike
+    are "not shown", and "doubts" names the reasons: "count", the arms differ in their number of
+    images, some of one synthetic; "generator", that of the better arm saw, or may have seen, real
+    images that the arm did not; "shortcut", the label can be told without the lungs.
+    """
+    arms = {row["arm"]: row for row in study["arms"]}
+    shortcut = bool((study.get("audit") or {}).get("shortcut"))
+    by_set = {name: [_doubted(d, arms[d["arm"]], arms[d["against"]], shortcut and name == INTERNAL)
+                     for d in rows] for name, rows in study["differences"].items()}
+    first = [d for rows in by_set.values() for d in rows if d["primary"]]
+    return {**study, "differences": by_set, "primary": first[0] if first else None}
 
 
-def variety(rows: Sequence[Mapping]) -> list[dict]:
+def _doubted(d: Mapping, arm: Mapping, against: Mapping, shortcut: bool) -> dict:
+    added, n = ([side[key] for side in (arm, against)] for key in ("added_kind", "n_train"))
+    staged = arm["stages"] == against["stages"] == 2  # all else is the same for both
+    better = arm if d["answer"] == GAIN else against
+    reasons = {"count": added.count("synthetic") == 1 and n[0] != n[1] and not staged,
+               "generator": better["generator_extra"] != 0, "shortcut": shortcut}
+    doubts = [name for name, there in reasons.items() if there and d["answer"] in SETTLED]
+    return {**d, "added": added, "n_train": n, "doubts": doubts,
+            "answer": UNSHOWN if doubts else d["answer"]}
+
+
+def of_sets(study: Mapping) -> list[dict]:
+    """Of every test set, by two figures: did they help more than as many duplicates?"""
+    real = {row["arm"]: row.get("real") for row in study.get("arms") or []}
+    found = []
+    for name, rows in (study.get("differences") or {}).items():
+        for metric in headlines(study):
+            added = [d for d in rows if d["metric"] == metric and real[d["arm"]]
+                     and d.get("added", [""])[0] == "synthetic"]
+            groups = grouped([d for d in added if d["added"][1] == "duplicates"], "answer")
+            if added:
+                found.append({"about": "arms", "test_set": name, "metric": metric, "groups": groups,
+                              "added": added, "answer": of_many(groups), **_words_of(study)})
+    return found
+
+
+def of_many(answers: Iterable[str]) -> str:
+    """One gain is enough where nothing is harm, and one harm where nothing is a gain."""
+    there = set(answers)
+    if {GAIN, HARM} <= there:
+        return MIXED
+    return next((word for word in (GAIN, HARM, UNSHOWN, OPEN, EXCLUDED) if word in there),
+                UNTESTED)
+
+
+def headlines(study: Mapping) -> tuple[str, str]:
+    """The two figures that a study's answers are given by."""
+    return "auroc", "balanced_accuracy" if study.get("exclusive", True) else "auroc_macro"
+
+
+def _words_of(study: Mapping) -> dict:
+    return {"positive": study.get("positive", ""), "worth": study.get("worth", 0)}
+
+
+def variety(rows: Sequence[Mapping], filters: Collection[str] = ()) -> list[dict]:
     """Do synthetic images reach as much of the held-out ones as real images do, less MARGIN?"""
-    spaces = [{**r, "answer": beyond(r["coverage_low"], r["coverage_high"],
-                                     r["coverage_floor"]["median"] - MARGIN)}
+    def answer(r: Mapping) -> str:
+        gate = r["coverage_floor"]["median"] - MARGIN
+        return unless_selected(beyond(r["coverage_low"], r["coverage_high"], gate),
+                               r["extractor"] in filters)
+
+    spaces = [{**r, "answer": answer(r)}
               for r in rows if (r["label"], r["set"]) == (ALL, "synthetic")
               and r.get("coverage_low") is not None
               and (r.get("coverage_floor") or {}).get("median") is not None]

@@ -3,7 +3,7 @@ each stage left.
 
     report ─ configs, fingerprints, every number computed again ─▶ samples
     matrix ─ fingerprints, a few cells computed again ─▶ samples
-    samples ─ SHA-256 of every file, a few images made again ─▶ model
+    samples ─ SHA-256 of every file, a few images sampled anew ─▶ model
     model ─ SHA-256 of the weights, of its VAE, of the stage before ─▶ data
     data ─ fingerprint of all rows and files
 
@@ -168,7 +168,7 @@ def matrix(folder: Path, cfg: VerifyConfig, _: Remake) -> Iterator[Link | Path]:
 
 
 def samples(folder: Path, cfg: VerifyConfig, remake: Remake) -> Iterator[Link | Path]:
-    """Every file by its hash, the model by its own, and a few images made again."""
+    """Every file by its hash, the model by its own, and a few images sampled anew."""
     manifest = runs.read_json(folder / "manifest.json")
     run = root_of(folder) / runs.read_json(folder / "config.json")["run"]
     yield run

@@ -25,7 +25,7 @@ from minidiff.evaluation.features.extractor import Spectrum
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS, OPTIONAL
 from minidiff.evaluation.pages import sentence
-from minidiff.evaluation.verdicts import BAD, GOOD, MARGIN, OPEN, beyond, in_every
+from minidiff.evaluation.verdicts import BAD, GOOD, MARGIN, OPEN, beyond, in_every, unless_selected
 from minidiff.statistics import wilson
 
 VERDICTS = ("FIDELITY", "COVERAGE", "LABEL", "NOVELTY")
@@ -79,6 +79,27 @@ def novelty(found: Mapping) -> dict:
         answer = GOOD
     return {"answer": answer, "near_p": near, "copying_z": z,
             "text": sentence("gates.txt", "novelty", found=found, answer=answer)}
+
+
+def of_selected(v: Mapping, filters: Mapping) -> dict:
+    """The verdicts on a set without the yes that its filters gave it (`selection.decided`)."""
+    found = dict(v)
+    for name, subject in (("LABEL", "label"), ("NOVELTY", "copies")):
+        if name in v and subject in filters:
+            found[name] = _untested(v[name], unless_selected(v[name]["answer"], True))
+    for name in ("FIDELITY", "COVERAGE"):
+        spaces = v.get(name, {}).get("spaces", {})
+        if spaces.keys() & filters.keys():
+            spaces = {space: unless_selected(answer, space in filters)
+                      for space, answer in spaces.items()}
+            found[name] = _untested({**v[name], "spaces": spaces}, in_every(spaces.values()))
+    return found
+
+
+def _untested(verdict: Mapping, answer: str) -> dict:
+    """The verdict with this answer, and why it may be another than before."""
+    text = sentence("gates.txt", "selected", text=verdict["text"])
+    return {**verdict, "answer": answer, "text": text}
 
 
 def caught(verdicts: Sequence[Mapping]) -> list[dict]:

@@ -33,6 +33,7 @@ Three more numbers are reported and decide nothing:
 Distances are (n, m), of each of n images to each of m, as `pairwise.distances` gives them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -45,7 +46,8 @@ from torch import Tensor
 from minidiff.evaluation.features.extractor import principal
 from minidiff.evaluation.metrics.distances import permuted_sides
 from minidiff.evaluation.metrics.named import named
-from minidiff.evaluation.metrics.pairwise import distances, nearest_other_distance
+from minidiff.evaluation.metrics.pairwise import distances
+from minidiff.evaluation.metrics.recognition import nearest_by_patient, recognition
 from minidiff.statistics import group_ids, wilson
 
 # of closest, which bounds false alarms; of near and C_T, which only open the gate
@@ -70,7 +72,6 @@ class Space(NamedTuple):
 
 # Kept for the last tensors: many synthetic sets are compared with the same real images.
 _between = lru_cache(maxsize=8)(distances)
-_nearest_other = lru_cache(maxsize=8)(nearest_other_distance)
 
 
 def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor],
@@ -83,9 +84,9 @@ def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor],
     Spaces: name → features (N,d), or small images (N,1,s,s), as `pixel_spaces` gives them.
     patients and labels are those of (training, held-out) images; without patients every image is
     one of its own. random_split: was it made at random by patient? Returns {"verdict",
-    "suspected", "named", "spaces", "closest"}: suspected is None where that cannot be told, named
-    is None without small images, spaces are dicts of numbers, and closest are pairs, as indices,
-    in the first space.
+    "suspected", "named", "fewest", "spaces", "closest"}: suspected is None where that cannot be
+    told, named is None without small images, fewest is that of `fewest_copies`, spaces are dicts of
+    numbers, and closest are pairs, as indices, in the first space.
     """
     n, t, h = (len(next(iter(side.values()))) for side in (fake, train, heldout))
     images = next((name for name, x in train.items() if x.ndim == 4), None)
@@ -95,26 +96,43 @@ def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor],
     if min(n, t, h) < FEWEST:
         verdict = (f"too few images to tell ({n} synthetic, {t} training, {h} held-out; each side "
                    f"needs {FEWEST})")
-        return with_named({"verdict": verdict, "suspected": None, "spaces": [], "closest": []},
-                          found)
-    spaces = {}
+        return with_named({"verdict": verdict, "suspected": None, "fewest": None, "spaces": [],
+                           "closest": []}, found)
+    spaces, known = {}, {}
+    people = tuple(patients[0]) if patients else tuple(range(t))
+    kinds = tuple(labels[0]) if labels else (0,) * t
     for name, x in fake.items():
         y, z, parts = train[name], heldout[name], None
         if min(n, t, h) >= FEWEST_FOR_CELLS:
             parts = tuple(cells(y, x, z, seed=seed))
         to_train = seen[name] if name in seen else distances(x, y)
-        spaces[name] = Space(to_train, distances(x, z), _between(z, y), _nearest_other(y), parts)
-    return with_named(copy_verdict(spaces, pairs=pairs, patients=patients, labels=labels,
-                                   random_split=random_split, seed=seed), found)
+        own, others = nearest_by_patient(y, people)
+        spaces[name] = s = Space(to_train, distances(x, z), _between(z, y),
+                                 torch.minimum(own, others), parts)
+        known[name] = recognition(own, others, people, kinds, s.to_train.amin(1),
+                                  s.heldout_to_train.amin(1))
+    result = copy_verdict(spaces, pairs=pairs, patients=patients, labels=labels,
+                          random_split=random_split, seed=seed)
+    for row in result["spaces"]:
+        row["recognition"] = known[row["space"]]
+    return with_named(result, found)
 
 
 def with_named(found: dict, copies: dict | None) -> dict:
     """The verdict of all images together, and on top of it that of images named one by one."""
-    if copies and (images := copies["images"]):
-        are = "is a copy" if len(images) == 1 else "are copies"
-        found |= {"suspected": True, "verdict": f"{len(images)} of {copies['n']} synthetic images "
-                                                f"{are} of a training image"}
+    if copies and (k := copies["found"]):
+        are = "is a copy" if k == 1 else "are copies"
+        found |= {"suspected": True,
+                  "verdict": f"{k} of {copies['n']} synthetic images {are} of a training image"}
     return {**found, "named": copies}
+
+
+def fewest_copies(train: int, heldout: int) -> int:
+    """The fewest copies that all images together can show, each as plain as can be.
+
+    So many nearest images in a row are next to a training image by chance with probability ALPHA.
+    """
+    return max(SMALLEST_TOP, math.ceil(math.log(ALPHA) / math.log(train / (train + heldout))))
 
 
 def copy_verdict(spaces: Mapping[str, Space], *, pairs: int = 20,
@@ -132,7 +150,8 @@ def copy_verdict(spaces: Mapping[str, Space], *, pairs: int = 20,
         row |= {"closest": c.top, "closest_train": c.inside, "closest_expected": c.expected,
                 "closest_p": c.p}
     verdict, suspected = _verdict(rows, random_split)
-    return {"verdict": verdict, "suspected": suspected, "spaces": rows,
+    return {"verdict": verdict, "suspected": suspected,
+            "fewest": fewest_copies(train, pool - train), "spaces": rows,
             "closest": _pairs(next(iter(spaces.values())), pairs)}
 
 

@@ -4,15 +4,15 @@ A synthetic image is laid over the training images that it is most like, moved a
 too (`pairwise.overlaid`), and named where it agrees with one of them in fine detail better than two
 different patients ever do. The rule needs no sample size and no random split. Its limit is .6 of
 the distance below which 5 % of held-out images lie, and .09 at most. Of 1,124 real X-rays of 764
-patients at 64 px, moved and mirrored ones among them, none came so near to another patient's; of
-1,000 phantoms, which are drawings and more alike, less than 1 (docs/memorisation.md).
+patients at 64 px, moved and mirrored ones among them, none came so near to another patient's, and
+one of them blurred; of 1,000 phantoms, which are drawings and more alike, less than 1
+(docs/memorisation.md).
 
 What the rule would have found is measured on these very images: *probes* are training images that
 were turned, shifted, zoomed, mirrored, blurred and made noisy as a generator may do it, and their
 share that the rule names says how many copies among n images would have been noticed.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.evaluation.metrics.pairwise import SHIFT, TURN, ZOOM, distances
+from minidiff.statistics import wilson
 
 MOST, PART, QUANTILE = 0.09, 0.6, 0.05
+KEPT = 100   # named images, of which the result keeps the numbers
 POWER, CONFIDENCE = 0.8, 0.95
 PROBES, BLUR, GRAIN, CONTRAST = 64, 0.7, 2.5, 0.1  # px at 64 px; grey values; share
 
@@ -40,26 +42,27 @@ def named(to_train: Tensor, heldout_to_train: Tensor, train: Tensor, seed: int =
     """
     most = limit(heldout_to_train)
     nearest = to_train.min(1)
-    found = float((_probed(train, seed) < most).double().mean())
-    return {"limit": most, "n": len(to_train), "heldout": int((heldout_to_train < most).any(1).sum()),
-            "images": [{"fake": i, "train": int(nearest.indices[i]),
-                        "distance": float(nearest.values[i])}
-                       for i in nearest.values.argsort(stable=True).tolist()
-                       if nearest.values[i] < most],
-            "probes": min(PROBES, len(train)), "probes_found": found,
-            **shares(len(to_train), found)}
+    found = (_probed(train, seed) < most).tolist()
+    images = [{"fake": i, "train": int(nearest.indices[i]), "distance": float(nearest.values[i])}
+              for i in nearest.values.argsort(stable=True).tolist() if nearest.values[i] < most]
+    return {"limit": most, "n": len(to_train), "found": len(images), "images": images[:KEPT],
+            "heldout": int((heldout_to_train < most).any(1).sum()),
+            "probes": len(found), "probes_found": sum(found),
+            **shares(len(to_train), sum(found), len(found))}
 
 
-def shares(n: int, found: float) -> dict[str, float | None]:
-    """Of n images none was named, and a copy is named with probability `found`: what does that say?
+def shares(n: int, found: int, probes: int) -> dict[str, float | None]:
+    """Of n images none was named, and of the probes so many would have been: what does that say?
 
-    "seen": the smallest share of copies of which one at least would have been named with
-    probability .8; "at_most": the share that none being named leaves possible (one-sided, 95 %).
+    "seen": the smallest share of copies like the probes of which one at least would have been named
+    with probability .8; "at_most": the share that is left possible (one-sided, 95 %), where
+    the lower end of Wilson's interval stands for the share of probes that are named.
     """
-    def share(chance: float) -> float | None:
-        return min(1.0, (1 - chance ** (1 / n)) / found) if found else None
+    def share(chance: float, named: float) -> float | None:
+        return min(1.0, (1 - chance ** (1 / n)) / named) if found else None
 
-    return {"seen": share(1 - POWER), "at_most": share(1 - CONFIDENCE)}
+    return {"seen": share(1 - POWER, found / probes),
+            "at_most": share(1 - CONFIDENCE, wilson(found, probes)[0])}
 
 
 @lru_cache(maxsize=4)

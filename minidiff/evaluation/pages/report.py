@@ -30,11 +30,11 @@ ORIGINS = {"verdict": "report", "realism": "report", "copies": "report", "pictur
            "matrix": "matrix", "study": "classifier", "training": "diffusion"}
 ABSENT = {  # what stands for a part of the report that there is not
     **dict.fromkeys(("distances", "growth", "conditions", "variety", "agreement", "classifier",
-                     "extractors"), ()),
+                     "extractors", "judges"), ()),
     **dict.fromkeys(("realism", "neighbours", "duplicates", "membership", "study", "vae",
                      "commands", "configs", "provenance"), {})}
-PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "collection", "rebuilt",
-            "losses")
+PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "named", "collection",
+            "rebuilt", "losses")
 LIMITS = {"few": FEWEST, "neighbour": NEIGHBOUR, "alpha": ALPHA, "gate": GATE, "unclear": UNCLEAR}
 
 
@@ -104,6 +104,8 @@ def render(result: dict, drawn: dict) -> str:
         "drawn": {**dict.fromkeys(PICTURES), **drawn},
         "distances_of_pairs": [f"{num(p['d_train'])}, {num(p['d_heldout'])}"
                                for p in result["neighbours"].get("closest", [])],
+        "distances_of_named": [num(p["distance"]) for p in
+                               (result["neighbours"].get("named") or {}).get("images", [])],
         "charts": {
             "kernel": measured and distance_chart(measured, "KD"),
             "frechet": measured and distance_chart(measured, "FD"),
