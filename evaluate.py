@@ -108,8 +108,7 @@ def run_report(cfg: Config) -> None:
         "distances": distances, "growth": growth, "conditions": conditions,
         "variety": report_rows.variety(spaces, pixels, made.labels, seed=cfg.seed),
         "realism": realism.measure(spaces, pixels, repeats=cfg.repeats, seed=cfg.seed),
-        "neighbours": copies,
-        "duplicates": find_duplicates(tables["train"], pixels["train"]),
+        "neighbours": copies, "duplicates": find_duplicates(tables["train"], pixels["train"]),
         "membership": membership_audit(cfg, tables),
         "agreement": [{**row, "judge": name} for name, j in panel.items()
                       for row in agree(j.predictor, j.asked, tables, pixels)],
