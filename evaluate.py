@@ -49,7 +49,7 @@ from minidiff.evaluation.features.build import FeatureCache, build, describe
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.fid import FIDConfig, run_fid
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
-from minidiff.evaluation.metrics import by_condition, report_rows
+from minidiff.evaluation.metrics import by_condition, realism, report_rows
 from minidiff.evaluation.metrics.agreement import agree, certainty
 from minidiff.evaluation.metrics.copying import memorisation
 from minidiff.evaluation.metrics.membership import Losses, audit
@@ -107,8 +107,8 @@ def run_report(cfg: Config) -> None:
         "extractors": [describe(e) for e in extractors],
         "distances": distances, "growth": growth, "conditions": conditions,
         "variety": report_rows.variety(spaces, pixels, made.labels, seed=cfg.seed),
-        "neighbours": copies,
-        "duplicates": find_duplicates(tables["train"], pixels["train"]),
+        "realism": realism.measure(spaces, pixels, repeats=cfg.repeats, seed=cfg.seed),
+        "neighbours": copies, "duplicates": find_duplicates(tables["train"], pixels["train"]),
         "membership": membership_audit(cfg, tables),
         "agreement": [{**row, "judge": name} for name, j in panel.items()
                       for row in agree(j.predictor, j.asked, j.unreadable, tables, pixels)],
@@ -121,8 +121,8 @@ def run_report(cfg: Config) -> None:
     sure = certainty(judge, made.column("label"), pixels["synthetic"])
     shown = pictures.draw(tables, pixels, first, copies, groups, sure, shown=cfg.shown,
                           seed=cfg.seed)
-    shown |= {name: found[name] for name in ("losses", "matrix", "rebuilt")}
-    tell(report.write(out, result, shown))
+    tell(report.write(out, result, shown | {name: found[name]
+                                            for name in ("losses", "matrix", "rebuilt")}))
 
 
 def tell(page: Path) -> None:

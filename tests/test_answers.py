@@ -24,7 +24,8 @@ from minidiff.evaluation.verdicts import (
 from minidiff.statistics import wilson
 from minidiff.variables import Category, Number
 
-NORMAL = "Does synthetic normal look more like real normal than real images of other labels do?"
+NORMAL = ("Is synthetic normal at least nearer to real normal than real images of other labels are "
+          "(a low bar)?")
 
 
 def cloud(seed, label, n, shift=0.0, d=6):

@@ -50,6 +50,9 @@ def test_the_script_from_folders_to_page(demo):
         "suspected"] is False
     assert [e["name"] for e in result["extractors"]] == ["pixels-pca64"] and len(
         result["extractors"][0]["identity"]) == 64
+    first = result["verdict"][0]   # other phantoms of the same kind
+    assert first["question"] == "Can they be told from real ones?" and first["answer"] != "yes"
+    assert [s["space"] for s in result["realism"]["spaces"]] == ["pixels-pca64", "texture"]
     assert {r["condition"]
             for r in result["conditions"]} == {"sex", "age"} and result["membership"] is None
     assert result["duplicates"]["n"] == result["data"]["n_train"] and len(

@@ -18,7 +18,7 @@ from minidiff.data.dataset import Images, read_images
 from minidiff.errors import InputError
 from minidiff.evaluation import monitor
 from minidiff.evaluation.features.extractor import PixelPCA
-from minidiff.evaluation.metrics.distances import kid, kid_draws, matched, same_mix
+from minidiff.evaluation.metrics.distances import kid, kid_draws, matched
 from minidiff.evaluation.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure
 
 LABELS = ["covid", "normal", "pneumonia"]
@@ -96,13 +96,13 @@ def test_numbers_are_those_of_the_room(result, real, course):
 
 def test_the_mix_of_labels_is_that_asked_for():
     labels = ["a"] * 50 + ["b"] * 20 + ["c"] * 10
-    index = same_mix(labels, ["a", "b"] * 5)
+    index = matched(labels, ["a", "b"] * 5)
     assert [labels[i] for i in index] == ["a"] * 20 + ["b"] * 20 and (
-        same_mix(labels, ["a", "b"] * 5) == index).all()
+        matched(labels, ["a", "b"] * 5) == index).all()
     # 20 of a to 10 of c
-    assert len(same_mix(labels, ["a", "a", "c"])) == 30
+    assert len(matched(labels, ["a", "a", "c"])) == 30
     # those that there are, and all of them for a model that knows no label
-    assert len(same_mix(labels, ["a", "b", "d"])) == 40 and len(same_mix(labels, ["any"])) == 80
+    assert len(matched(labels, ["a", "b", "d"])) == 40 and len(matched(labels, ["any"])) == 80
 
 
 @pytest.mark.parametrize("made,n,m", [
@@ -218,7 +218,7 @@ def test_a_run_from_end_to_end(real, course, tmp_path, capsys):
     assert "take step 200" in out
     # chosen on val; judged on test, and by images that the choice has not seen
     data = read_images([str(folder / "data")], 32, seed=0, split_dir=folder, skip_bad=False)
-    val, test = (len(same_mix(data.part(split).table.column("label"), labels))
+    val, test = (len(matched(data.part(split).table.column("label"), labels)[0])
                  for split in ("val", "test"))
     assert {p["n"] for p in found["points"]} == {val} and found["test"]["n"] == test
     assert found["test"]["step"] == 200 and found["test"]["folder"].endswith("step_00000200")

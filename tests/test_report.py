@@ -16,8 +16,8 @@ from minidiff.evaluation import pages
 from minidiff.evaluation.format import Row, Table, jsonable, num
 from minidiff.evaluation.pages import pictures, report
 
-SECTIONS = ["verdict", "copies", "pictures", "collection", "distances", "numbers", "variety",
-            "conditions", "agreement", "matrix", "study", "training", "provenance"]
+SECTIONS = ["verdict", "realism", "copies", "pictures", "collection", "distances", "numbers",
+            "variety", "conditions", "agreement", "matrix", "study", "training", "provenance"]
 VOID = {"meta", "img", "br"}
 WITHIN = ("within_r", "within_low", "within_high")
 DOT = images.png_bytes(np.zeros((4, 4), np.uint8))

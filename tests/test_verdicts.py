@@ -15,6 +15,7 @@ from scipy.stats import binom, norm
 from test_answers import AUDIT, cloud, joined
 
 from benchmarks import memorisation as bench
+from benchmarks import realism
 from minidiff.classification.fairness import gaps, pairs
 from minidiff.evaluation.metrics.distances import disjoint_draws, kid
 from minidiff.evaluation.metrics.membership import FPR, found_at
@@ -29,6 +30,7 @@ from minidiff.evaluation.verdicts import (
     verdicts,
 )
 from minidiff.rating import mover, short_by, worth
+from minidiff.runs import read_json
 from minidiff.statistics import auroc_interval, clopper_pearson
 
 # --- gain, harm, no gain of interest: benchmarks/verdicts.json
@@ -303,3 +305,29 @@ def test_a_page_of_gaps_has_a_mark_by_chance_in_one_of_twenty():
                  for _ in range(3)]
         marked += any(gap["resolved"] for page in pages for gap in page["gaps"])
     assert at_most(marked / runs, 0.05, runs)
+
+
+# Can they be told from real ones?
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["phantom", "cxr"])
+def test_real_images_are_rarely_told_from_real_ones_and_spoilt_ones_nearly_always(source, request):
+    """Yes in 5 % of draws at most where all are real, in 95 % or more where they are blurred,
+    noisy, coloured or textured: in benchmarks/realism.json, and in its first draws made again.
+    """
+    kept = {(r["n"], r["change"]): r for r in read_json(realism.SAVED)["rows"]
+            if r["data"] == source}
+    for n in realism.SIZES:
+        assert kept[n, "real"]["draws"] >= 100 and kept[n, "real"]["yes"] <= 5
+        assert kept[n, "real"]["named"] == {}
+        for change in ("blur", "noise", "colour", "texture", "nothing but noise"):
+            assert kept[n, change]["yes"] >= 0.95 * kept[n, change]["draws"] > 0
+    pool = realism.phantoms() if source == "phantom" else realism.of_folder(
+        str(request.getfixturevalue("cxr")))
+    for n, changes in ((100, {"real": 20, "blur": 2, "noise": 2, "colour": 2, "texture": 2}),
+                       (300, {"real": 3, "blur": 1, "noise": 1, "colour": 1})):
+        for change, draws in changes.items():
+            found = realism.shares(pool, n, realism.CHANGES[change], draws)
+            assert found["yes"] == (0 if change == "real" else draws), (n, change, found)
+            assert found["no"] <= kept[n, change]["no"]

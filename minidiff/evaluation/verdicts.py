@@ -22,6 +22,9 @@ SETTLED = GAIN, HARM, EXCLUDED
 KINDS = {GOOD: "yes", BAD: "no", GAIN: "yes", HARM: "no", EXCLUDED: "no",
          **dict.fromkeys((OPEN, UNTESTED, UNSHOWN, MIXED), "open")}
 MARGIN = 0.1  # by which a share may fall short of that of real images
+TOLD = 0.6    # AUROC of a discriminator up to which images count as not told apart
+# what a generator gets for nothing whose images nobody would take for real, and what is left true
+FREE, QUALIFIED = ("copies", "variety"), ("likeness", "label", "number", "category")
 TAIL = 0.025  # of a one-sided test, and of each end of an interval
 
 
@@ -70,14 +73,56 @@ def selected(result: Mapping) -> dict[str, Mapping]:
     return decided((result.get("samples") or {}).get("filters") or [], own)
 
 
-def verdicts(result: Mapping) -> list[dict]:
-    """For each question that the report could ask {"about", "answer", the figures behind it}."""
-    filters = selected(result)
-    return [*_copies(result.get("neighbours") or {}, result.get("samples") or {}, filters),
+def kind(v: Mapping) -> str:
+    """How a page marks an answer: yes for the welcome one, no, or open."""
+    shown = KINDS[v["answer"]]
+    return {"yes": "no", "no": "yes"}.get(shown, shown) if v.get("good") == BAD else shown
+
+
+def verdicts(result: Mapping, on_page: bool = False) -> list[dict]:
+    """For each question that the report could ask {"about", "answer", the figures behind it}.
+
+    Variety is asked for on the page only.
+    """
+    filters, first = selected(result), _realism(result.get("realism") or {})
+    rest = [*_copies(result.get("neighbours") or {}, result.get("samples") or {}, filters),
             *_membership(result.get("membership") or {}),
             *_likeness(result["distances"], filters),
             *_agreement(result.get("agreement") or [], filters),
-            *_study(result.get("study") or {})]
+            *_study(result.get("study") or {}),
+            *(variety(result["distances"], filters) if on_page else ())]
+    if any(v["answer"] == GOOD for v in first):
+        rest = [_unreal(v) for v in rest]
+    return first + rest
+
+
+def _realism(found: Mapping) -> list[dict]:
+    """Can synthetic images be told from real ones? The welcome answer is no.
+
+    Yes where the discriminator's whole interval lies above TOLD, or that of a distance above its
+    floor; no where the discriminator's lies below and every distance, of two or more, is within
+    its floor.
+    """
+    if not found:
+        return []
+    floors = [(s, s["KD_floor"]["high"]) for s in found.get("spaces", ())
+              if s["KD_floor"] and s["KD_low"] is not None]
+    far = [s["space"] for s, floor in floors if s["KD_low"] > floor]
+    near = [s["space"] for s, floor in floors if s["KD"] <= floor]
+    told = beyond(found.get("low"), found.get("high"), TOLD)
+    unlike = told == BAD and len(near) == len(floors) >= 2
+    ways = [{**x, "more": x["low"] > TOLD} for x in found.get("looks", ())
+            if x["low"] > TOLD or x["high"] < 1 - TOLD]
+    return [{**found, "about": "realism", "good": BAD, "far": far, "near": near, "limit": TOLD,
+             "ways": sorted(ways, key=lambda x: -abs(x["auroc"] - 0.5)),
+             "answer": GOOD if told == GOOD or far else BAD if unlike else OPEN}]
+
+
+def _unreal(v: dict) -> dict:
+    """An answer about images that can be told from real ones."""
+    if v["answer"] != GOOD or v["about"] not in FREE + QUALIFIED:
+        return v
+    return {**v, "unreal": True, "answer": OPEN if v["about"] in FREE else GOOD}
 
 
 def _copies(neighbours: Mapping, samples: Mapping, filters: Mapping) -> list[dict]:
@@ -240,10 +285,7 @@ def _words_of(study: Mapping) -> dict:
 
 
 def variety(rows: Sequence[Mapping], filters: Collection[str] = ()) -> list[dict]:
-    """Do synthetic images reach as much of the held-out ones as real images do, less MARGIN?
-
-    Asked on the page of a report only.
-    """
+    """Do synthetic images reach as much of the held-out ones as real images do, less MARGIN?"""
     def answer(r: Mapping) -> str:
         gate = r["coverage_floor"]["median"] - MARGIN
         return unless_selected(beyond(r["coverage_low"], r["coverage_high"], gate),

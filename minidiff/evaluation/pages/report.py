@@ -20,19 +20,19 @@ from minidiff.evaluation.format import distance_names, jsonable, num
 from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.metrics.report_rows import AT_EQUAL_N, FEWEST, NEIGHBOUR
 from minidiff.evaluation.pages import charts
-from minidiff.evaluation.verdicts import KINDS, selected, variety, verdicts
+from minidiff.evaluation.verdicts import kind, verdicts
 from minidiff.root import Rooted
 
 # section → run whose command made what it shows
-ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "collection": "samples",
-           "distances": "report", "numbers": "report", "variety": "report", "conditions": "report",
-           "agreement": "report", "matrix": "matrix",
-           "study": "classifier", "training": "diffusion"}
+ORIGINS = {"verdict": "report", "realism": "report", "copies": "report", "pictures": "samples",
+           "collection": "samples", "distances": "report", "numbers": "report",
+           "variety": "report", "conditions": "report", "agreement": "report",
+           "matrix": "matrix", "study": "classifier", "training": "diffusion"}
 ABSENT = {  # what stands for a part of the report that there is not
     **dict.fromkeys(("distances", "growth", "conditions", "variety", "agreement", "classifier",
                      "extractors", "judges"), ()),
-    **dict.fromkeys(("neighbours", "duplicates", "membership", "study", "vae", "commands",
-                     "configs", "provenance"), {})}
+    **dict.fromkeys(("realism", "neighbours", "duplicates", "membership", "study", "vae",
+                     "commands", "configs", "provenance"), {})}
 PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "named", "collection",
             "rebuilt", "losses")
 LIMITS = {"few": FEWEST, "neighbour": NEIGHBOUR, "alpha": ALPHA, "gate": GATE, "unclear": UNCLEAR}
@@ -91,8 +91,8 @@ def render(result: dict, drawn: dict) -> str:
         **result, **LIMITS, "with_floors": with_floors,
         "matrix": drawn.get("matrix"), "matrix_maps": charts.matrix_maps,
         "equal": [name for name in AT_EQUAL_N if any(name in r for r in measured)],
-        "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(
-            [*verdicts(result), *variety(result["distances"], selected(result))])],
+        "answers": [{**v, "kind": kind(v)}
+                    for v in pages.answers(verdicts(result, on_page=True))],
         "commands_of_runs": result["commands"],
         "commands": {section: result["commands"].get(run) for section, run in ORIGINS.items()},
         "configs": {name: json.dumps(config, indent=1, ensure_ascii=False)

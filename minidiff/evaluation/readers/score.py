@@ -65,8 +65,7 @@ def run(cfg: Config) -> None:
         "provenance": runs.provenance()})
     result["verdict"] = pages.answers(verdicts.of_readers(result))
     runs.write_json(out / "readers.json", result)
-    rows = [{**v, "kind": "open" if v["answer"] == verdicts.OPEN
-             else "yes" if v["answer"] == v["good"] else "no"} for v in result["verdict"]]
+    rows = [{**v, "kind": verdicts.kind(v)} for v in result["verdict"]]
     runs.write_atomic(out / "readers.html", pages.render(
         "readers.html", **{**result, "verdict": rows, "answers_of": result["answers"]}))
     for v in result["verdict"]:
