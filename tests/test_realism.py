@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_verdicts import cloud, joined
+from test_answers import cloud, joined
 
 from benchmarks import realism as bench
 from minidiff.evaluation import pages

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from test_verdicts import rows, share
+from test_answers import rows, share
 
 from minidiff.data import images
 from minidiff.errors import InputError

@@ -1,7 +1,7 @@
 """What selected the images is on record, and what it decided is not tested by it."""
 
 import pytest
-from test_verdicts import NORMAL, answers, rows, share
+from test_answers import NORMAL, answers, rows, share
 
 from minidiff.evaluation import selection
 from minidiff.evaluation.pages import answers as worded
