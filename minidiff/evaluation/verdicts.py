@@ -84,7 +84,8 @@ def verdicts(result: Mapping, on_page: bool = False) -> list[dict]:
 
     Variety is asked for on the page only.
     """
-    filters, first = selected(result), _realism(result.get("realism") or {})
+    filters = selected(result)
+    first = _realism(result.get("realism") or {}, filters)
     rest = [*_copies(result.get("neighbours") or {}, result.get("samples") or {}, filters),
             *_membership(result.get("membership") or {}),
             *_likeness(result["distances"], filters),
@@ -96,26 +97,27 @@ def verdicts(result: Mapping, on_page: bool = False) -> list[dict]:
     return first + rest
 
 
-def _realism(found: Mapping) -> list[dict]:
+def _realism(found: Mapping, filters: Collection[str] = ()) -> list[dict]:
     """Can synthetic images be told from real ones? The welcome answer is no.
 
     Yes where the discriminator's whole interval lies above TOLD, or that of a distance above its
-    floor; no where the discriminator's lies below and every distance, of two or more, is within
-    its floor.
+    floor; no where the discriminator's lies below and every distance, of two or more spaces in
+    which the images were not selected, is within its floor.
     """
     if not found:
         return []
     floors = [(s, s["KD_floor"]["high"]) for s in found.get("spaces", ())
               if s["KD_floor"] and s["KD_low"] is not None]
     far = [s["space"] for s, floor in floors if s["KD_low"] > floor]
-    near = [s["space"] for s, floor in floors if s["KD"] <= floor]
+    tested = [(s, floor) for s, floor in floors if s["space"] not in filters]
+    near = [s["space"] for s, floor in tested if s["KD"] <= floor]
     told = beyond(found.get("low"), found.get("high"), TOLD)
-    unlike = told == BAD and len(near) == len(floors) >= 2
+    alike = told == BAD and not far and len(near) == len(tested) >= 2
     ways = [{**x, "more": x["low"] > TOLD} for x in found.get("looks", ())
             if x["low"] > TOLD or x["high"] < 1 - TOLD]
     return [{**found, "about": "realism", "good": BAD, "far": far, "near": near, "limit": TOLD,
              "ways": sorted(ways, key=lambda x: -abs(x["auroc"] - 0.5)),
-             "answer": GOOD if told == GOOD or far else BAD if unlike else OPEN}]
+             "answer": GOOD if told == GOOD or far else BAD if alike else OPEN}]
 
 
 def _unreal(v: dict) -> dict:
