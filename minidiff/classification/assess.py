@@ -77,14 +77,7 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
-        "images": {name: Counter(row["label"] for row in data.rows(name))
-                   for name in (*data.sets, *data.sources)},
-        "patients": {name: len(set(images.patients)) for name, images in data.sets.items()},
-        "patients_assumed": any(data.tables[name].patients_assumed for name in data.sets),
-        "notes": list(dict.fromkeys(notes)),
-        "generators": {name: {"generators": data.generators[name], "n_images": len(data.rows(name)),
-                              "saw": len(data.saw[name] or ()),
-                              "known": data.saw[name] is not None} for name in used},
+        **of_data(data, used), "notes": list(dict.fromkeys(notes)),
         "arms": rows, "worth": worth,
         "differences": judged(differences(data, arms, p, recipe, primary), primary, worth / 100),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
@@ -93,6 +86,18 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
                                                  sources=len(used)) for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }
+
+
+def of_data(data: Inputs, sources: Sequence[str]) -> dict:
+    """What the sets and the generators are made of."""
+    return {"images": {name: Counter(row["label"] for row in data.rows(name))
+                       for name in (*data.sets, *data.sources)},
+            "patients": {name: len(set(own.patients)) for name, own in data.sets.items()},
+            "patients_assumed": any(data.tables[name].patients_assumed for name in data.sets),
+            "generators": {name: {"generators": data.generators[name],
+                                  "n_images": len(data.rows(name)),
+                                  "saw": len(data.saw[name] or ()),
+                                  "known": data.saw[name] is not None} for name in sources}}
 
 
 def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, np.ndarray]],

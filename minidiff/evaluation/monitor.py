@@ -93,7 +93,8 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
     if len(points) < 2:
         raise InputError(f"{cfg.run} has kept 1 model, step {points[0].step}: train with "
                          "--snapshots 9 to have a curve")
-    train, val, test = read(cfg.run, cfg.data, cfg.skip_bad)
+    real = read(cfg.run, cfg.data, cfg.skip_bad)
+    train, val, test = (real.part(split) for split in ("train", "val", "test"))
     judge = judge_of(cfg.classifier, train.table)
     extractors = [PixelPCA().fit(train.pixels)] + ([PredictorFeatures(judge)] if judge else [])
     hashes = {str(p.step): runs.sha256(p.folder / "model.safetensors") for p in points}
@@ -118,14 +119,14 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
     return result
 
 
-def read(run: str | Path, data: Sequence[str], skip_bad: bool) -> tuple[Images, Images, Images]:
-    """Train, val and test as a run split them; InputError if it was trained on val or test."""
+def read(run: str | Path, data: Sequence[str], skip_bad: bool) -> Images:
+    """The images of a run, split as it split them; InputError if it was trained on val or test."""
     config = runs.read_json(Path(run) / "config.json")
     facts = runs.read_json(checkpoints(run)[-1].folder / "model.json")
     real = read_images(data or config["data"], facts["size"], seed=config["seed"],
                        split_dir=Path(run).parent, skip_bad=skip_bad)
     check_origin(real.part("val", "test").table, {str(run): set(facts.get("trained_on", ()))})
-    return tuple(real.part(split) for split in ("train", "val", "test"))
+    return real
 
 
 def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images, heldout: Images,
