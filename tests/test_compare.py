@@ -67,6 +67,18 @@ def test_words_become_a_comparison():
     assert str(found) == "real+1xsynthetic minus real+1xduplicates, auroc on away"
 
 
+@pytest.mark.parametrize("text,against,test_set", [
+    ("real@25+1xsynthetic:real@25+1xduplicates", "real@25+1xduplicates", "test"),
+    ("real@25+1xsynthetic:real@25+1xduplicates@2019:auroc", "real@25+1xduplicates", "2019"),
+    ("real@25+1xsynthetic:real@25", "real@25", "test"),
+    ("real@25+1xsynthetic:real@25:auroc", "real@25", "test"),
+    ("real@25+1xsynthetic:real@2019", "real", "2019")])
+def test_arms_of_few_real_images_may_be_named(text, against, test_set):
+    arms = ["real", "real@25", "real@25+1xduplicates", "real@25+1xsynthetic"]
+    found = parse(text, arms, ["test", "2019"])
+    assert (found.arm, found.against, found.test_set) == ("real@25+1xsynthetic", against, test_set)
+
+
 @pytest.mark.parametrize("text,named,exclusive", [
     ("real", "'real'", True), ("real:real", "real:real", True), ("real:other", "other", True),
     ("real:real+1xsynthetic@away", "no test set is named away", True),

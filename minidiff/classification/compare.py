@@ -35,7 +35,7 @@ ALPHA, POWER = 0.05, 0.8
 FEWEST = 3  # networks, or generators: with fewer nothing is known of how much training varies
 GAIN, HARM, EXCLUDED, OPEN = "gain", "harm", "no gain of interest", "not resolved"
 UNTESTED = "not tested"  # the primary comparison came first, and was not resolved
-FORM = re.compile(r"(?P<arm>[^:@]+):(?P<against>[^:@]+)(?:@(?P<test_set>[^:@]+))?"
+FORM = re.compile(r"(?P<arm>[^:]+):(?P<against>[^:]+?)(?:@(?P<test_set>[^:@]+))?"
                   r"(?::(?P<metric>[^:@]+))?")
 
 
@@ -59,10 +59,13 @@ def parse(text: str, arms: Sequence[str], test_sets: Sequence[str],
         return None
     match = FORM.fullmatch(text)
     metrics = METRICS if exclusive else METRICS[2:]
-    if not match or match["arm"] == match["against"]:
+    against, test_set = (match["against"], match["test_set"]) if match else ("", None)
+    if f"{against}@{test_set}" in arms:  # real@25 is an arm
+        against, test_set = f"{against}@{test_set}", None
+    if not match or match["arm"] == against:
         raise InputError(f"--primary {text!r}; allowed are two arms and, if not test, a test set: "
                          f"ARM:ARM@TEST_SET, and one of :{', :'.join(metrics)}")
-    found = Primary(match["arm"], match["against"], match["test_set"] or "test",
+    found = Primary(match["arm"], against, test_set or "test",
                     match["metric"] or metrics[0 if exclusive else -1])
     for kind, name, allowed in (("arm", found.arm, arms), ("arm", found.against, arms),
                                 ("test set", found.test_set, test_sets),
