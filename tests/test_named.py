@@ -56,6 +56,13 @@ def test_the_limit_follows_how_alike_different_patients_are():
     assert limit(far / 10) == pytest.approx(0.6 * (0.05 + 0.05 * 0.05))
 
 
+def test_exact_copies_are_named_where_one_picture_is_on_both_sides(sides):
+    train, heldout, fresh = sides
+    leaked = torch.cat([heldout[:45], train[:15]])
+    found = of(torch.cat([fresh, train[3:5]]), (train, leaked, fresh))
+    assert [i["train"] for i in found["images"]] == [3, 4] and found["heldout"] == 15
+
+
 def test_what_none_being_named_says():
     one = shares(300, 64, 64)
     assert (1 - one["seen"]) ** 300 == pytest.approx(0.2)

@@ -23,14 +23,18 @@ from minidiff.evaluation.metrics.pairwise import SHIFT, TURN, ZOOM, distances
 from minidiff.statistics import wilson
 
 MOST, PART, QUANTILE = 0.09, 0.6, 0.05
+EQUAL = 1e-6   # above the rounding between an image and itself
 KEPT = 100   # named images, of which the result keeps the numbers
 POWER, CONFIDENCE = 0.8, 0.95
 PROBES, BLUR, GRAIN, CONTRAST = 64, 0.7, 2.5, 0.1  # px at 64 px; grey values; share
 
 
 def limit(heldout_to_train: Tensor) -> float:
-    """The distance below which an image is a copy, from those of held-out images (m, T)."""
-    return min(MOST, PART * float(heldout_to_train.amin(1).quantile(QUANTILE)))
+    """The distance below which an image is a copy, from those of held-out images (m, T).
+
+    An equal image is one even where held-out images, too, equal those of training.
+    """
+    return max(EQUAL, min(MOST, PART * float(heldout_to_train.amin(1).quantile(QUANTILE))))
 
 
 def named(to_train: Tensor, heldout_to_train: Tensor, train: Tensor, seed: int = 0) -> dict:
