@@ -103,6 +103,24 @@ def test_a_generator_that_saw_more_casts_doubt_where_its_arm_is_better(study, wo
     assert d["answer"] == ("gain" if word == "gain" else "not shown")
 
 
+@SIGNS
+def test_duplicates_minus_synthetic_images_answers_the_same_question(study, word, sign):
+    """As a primary comparison may be declared."""
+    straight, turned = changed(study, {ONE: 0.04 * sign}), changed(study, {ONE[::-1]: -0.04 * sign})
+    for d in turned["differences"]["test"]:
+        if (d["arm"], d["against"]) == ONE:
+            d |= {"arm": ONE[1], "against": ONE[0]}
+            if d["metric"] == "balanced_accuracy":
+                d |= {"difference": -0.04 * sign, "p_holm": 0.01,
+                      "interval": [-0.04 * sign - 0.01, -0.04 * sign + 0.01],
+                      "answer": "harm" if sign > 0 else "gain"}
+    assert about(said(turned)) == about(straight)
+    excluded = copy.deepcopy(turned)
+    for d in excluded["differences"]["test"]:
+        d["answer"] = "no gain of interest"   # of the duplicates
+    assert about(said(excluded))[2].startswith("Not resolved with 37 patients: real+1xsynthetic")
+
+
 def test_without_duplicates_it_is_not_tested(study):
     kind, answer, text = about(changed(study, keep="real"))
     assert (kind, answer) == ("open", "not tested")
@@ -113,6 +131,8 @@ def test_why_a_difference_is_open(study):
     for change, words in (
             ({"p": None}, "[fewer than 3 seeds]"),
             ({"p": None, "generators": 2}, "[fewer than 3 generators]"),
+            ({"p": None, "patients": 1}, "Not resolved with 1 patient: real+1xsynthetic +2.0 "
+                                         "points (−1.0 to +5.0) [one patient]"),
             ({"p": 1.0, "sees": None}, "[no difference at all]"),
             ({"difference": None, "p": None}, "– [cannot be measured here]"),
             ({"sees": 1.2}, "[would see ≥ 100 points, needs about 1,200 patients]"),
@@ -125,7 +145,7 @@ def test_why_a_difference_is_open(study):
 
 @pytest.mark.parametrize("metric,worth,shown", [
     ("balanced_accuracy", 0.0, "gain"), ("auroc", 0.0, "not resolved"),
-    ("balanced_accuracy", 40.0, "no gain of interest")])
+    ("balanced_accuracy", 40.0, "no gain of interest"), ("auroc", 90.0, "no gain of interest")])
 def test_the_primary_comparison_has_one_answer_on_both_pages(metric, worth, shown):
     primary = Primary("real+1xsynthetic", "real+1xduplicates", "test", metric)
     summary, _ = make(primary=primary, worth=worth)
@@ -139,7 +159,8 @@ def test_the_primary_comparison_has_one_answer_on_both_pages(metric, worth, show
     assert "real+1xsynthetic less real+1xduplicates" in first.text
     assert "37 patients and 3 seeds" in first.text and "for this one generator" in first.text
     assert ("in four of five such studies" in first.text) == (shown == "not resolved")
-    assert ("A gain of 40.0 points is excluded." in first.text) == (shown == "no gain of interest")
+    excluded = "0.900" if metric == "auroc" else "40.0 points"
+    assert (f"A gain of {excluded} is excluded." in first.text) == (shown == "no gain of interest")
     untested = {d["answer"] for rows in summary["differences"].values() for d in rows
                 if not d["primary"]}
     if shown == "not resolved":
@@ -154,6 +175,8 @@ def test_a_primary_comparison_of_other_arms_is_asked_about_them():
     summary, _ = make(primary=Primary("real-plain", "real", "clinic", "auroc"))
     assert answers(summary)[0].question == "Is real-plain better than real (clinic set)?"
     assert "one generator" not in answers(summary)[0].text
+    summary, _ = make(primary=Primary("synthetic", "real+1xduplicates"))
+    assert answers(summary)[0].question == "Is synthetic better than real+1xduplicates (test set)?"
 
 
 def test_without_a_primary_comparison_both_pages_say_the_same_of_every_set(study):

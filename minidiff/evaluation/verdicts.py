@@ -249,7 +249,7 @@ def _doubted(d: Mapping, arm: Mapping, against: Mapping, shortcut: bool) -> dict
     reasons = {"count": added.count("synthetic") == 1 and n[0] != n[1] and not staged,
                "generator": better["generator_extra"] != 0, "shortcut": shortcut}
     doubts = [name for name, there in reasons.items() if there and d["answer"] in SETTLED]
-    return {**d, "added": added, "n_train": n, "doubts": doubts,
+    return {**d, "added": added, "real": arm["real"], "n_train": n, "doubts": doubts,
             "answer": UNSHOWN if doubts else d["answer"]}
 
 
@@ -259,13 +259,24 @@ def of_sets(study: Mapping) -> list[dict]:
     found = []
     for name, rows in (study.get("differences") or {}).items():
         for metric in headlines(study):
-            added = [d for d in rows if d["metric"] == metric and real[d["arm"]]
+            added = [d for d in map(_synthetic_first, rows)
+                     if d["metric"] == metric and real[d["arm"]]
                      and d.get("added", [""])[0] == "synthetic"]
             groups = grouped([d for d in added if d["added"][1] == "duplicates"], "answer")
             if added:
                 found.append({"about": "arms", "test_set": name, "metric": metric, "groups": groups,
                               "added": added, "answer": of_many(groups), **_words_of(study)})
     return found
+
+
+def _synthetic_first(d: Mapping) -> Mapping:
+    """Of a primary comparison that was declared as duplicates minus synthetic, the reverse."""
+    if d.get("added") != ["duplicates", "synthetic"]:
+        return d
+    turned = [x and -x for x in (d["difference"], *reversed(d["interval"]))]
+    return {**d, "arm": d["against"], "against": d["arm"], "added": d["added"][::-1],
+            "n_train": d["n_train"][::-1], "difference": turned[0], "interval": turned[1:],
+            "answer": {GAIN: HARM, HARM: GAIN, EXCLUDED: OPEN}.get(d["answer"], d["answer"])}
 
 
 def of_many(answers: Iterable[str]) -> str:
