@@ -103,6 +103,17 @@ def test_conditions_are_the_columns_that_both_have():
     assert middle["m"] == 0 and middle["too_few"] and "KD" not in middle
 
 
+def test_a_value_whose_images_share_no_label_is_grey():
+    """Their distance would be that of two labels."""
+    sides = {"train": side(1), "heldout": side(0), "synthetic": side(2)}
+    sex = {name: np.where(own.labels == ("b" if name == "synthetic" else "a"), "F", "M")
+           for name, own in sides.items()}
+    for row in report_rows.conditions("x", {"sex": sex}, {}, **sides):
+        assert row["too_few"] and row["why"] == "no label in common" and "KD" not in row
+    plain = sides | {"synthetic": side(2, labels=("",))}   # of a model that knows no label
+    assert not any(row["too_few"] for row in report_rows.conditions("x", {"sex": sex}, {}, **plain))
+
+
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_variety_sees_a_collapse(collapsed):
     rng = np.random.default_rng(0)

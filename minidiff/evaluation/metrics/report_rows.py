@@ -236,6 +236,9 @@ def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]],
             row = {"extractor": extractor, "condition": name, "value": value, "n": held.n,
                    "m": made.n, "too_few": too_few(held, made)}
             rows.append(row)
+            asked = set(made.labels) - {""}
+            if held.n and asked and not asked & set(held.labels):
+                row |= {"too_few": True, "why": "no label in common"}
             if not row["too_few"]:
                 row |= kd_with_interval(**between(held, made), seed=seed)[0]
                 row["KD_floor"] = joined(known, held).floor(kid, held.n, made.n, repeats, seed)
