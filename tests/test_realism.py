@@ -89,7 +89,7 @@ def test_too_few_images_are_said():
     found = measure({"x": sides}, pixels)
     assert found == {"n": 5}
     (row,) = pages.answers(verdicts({"distances": [], "realism": found}))
-    assert row["answer"] == "not resolved" and "Only 5 " in row["text"]
+    assert row["answer"] == "not resolved" and row["text"].startswith("5 synthetic")
 
 
 def figures(low=0.45, high=0.55, distances=((0.1, -0.1), (0.1, -0.1)), looks=()):
@@ -129,6 +129,13 @@ def test_the_text_says_how_the_most_telling_first():
                     "1.5 to 2.5), brighter (brightness 1.0 %; of real ones, 5–95 %: 1.5 to 2.5).")
     (row,) = pages.answers(verdicts({"distances": [], "realism": figures(0.9, 1.0)}))
     assert "brightness shows how" in row["text"]
+
+
+def test_what_could_not_be_measured_is_open_and_says_why():
+    for n in (5, 60):   # 60 of one patient are as good as none
+        (row,) = pages.answers(verdicts({"distances": [], "realism": {"n": n}}))
+        assert row["answer"] == "not resolved" and "Only" not in row["text"]
+        assert row["text"].startswith(f"{n} synthetic and as many held-out images")
 
 
 def test_praise_that_a_broken_generator_gets_for_nothing_is_taken_back():
