@@ -294,7 +294,8 @@ def test_copies_are_not_excluded_where_the_generator_saw_other_images():
 
 @pytest.mark.parametrize("named, words", [
     (NAMED, ["No single image was named", "1.2 % at most", "57 of 64", "9 or more"]),
-    (NAMED | {"found": 2, "heldout": 1}, ["they agree with it", "1 held-out image is as near"]),
+    (NAMED | {"found": 2, "heldout": 1}, ["they agree with it", "but for 1 in 1,000: among 300",
+                                      "1 held-out image is as near"]),
     (NAMED | {"probes_found": 0, "seen": None, "at_most": None}, ["says nothing"])])
 def test_beside_the_answer_on_copies_stands_what_would_have_been_found(named, words):
     seen = {"n": 90, "patients": 40, "found": 0.3, "low": 0.2, "high": 0.4, "chance": 0.01}
