@@ -25,7 +25,14 @@ from tqdm import tqdm
 from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics.distances import finite_percentile, permuted_sides
-from minidiff.statistics import auroc_interval, bootstrap_counts, delong, group_ids, z_value
+from minidiff.statistics import (
+    auroc_interval,
+    bootstrap_counts,
+    clopper_pearson,
+    delong,
+    group_ids,
+    z_value,
+)
 
 Losses = Callable[[Tensor, int, int], Tensor]   # images, time, seed of the noise → (n,)
 
@@ -143,17 +150,13 @@ def most_found(train: np.ndarray, heldout: np.ndarray, alpha: float = ALPHA) -> 
     share of training images there.
     """
     k = _rank(len(heldout), alpha / 2)
-    return _clopper_pearson(int((train >= np.sort(heldout)[len(heldout) - k]).sum()), len(train),
-                            alpha / 2)
+    above = int((train >= np.sort(heldout)[len(heldout) - k]).sum())
+    return clopper_pearson(above, len(train), 1 - alpha)[1]
 
 
 def _rank(m: int, alpha: float) -> int:
     """The smallest k such that at most k − 1 of m exceed what 1 % exceed, in 1 − alpha of draws."""
     return int(scipy.stats.binom.ppf(1 - alpha, m, FPR)) + 1
-
-
-def _clopper_pearson(k: int, n: int, alpha: float) -> float:
-    return float(scipy.stats.beta.ppf(1 - alpha, k + 1, n - k)) if k < n else 1.0
 
 
 def _scores(errors: Tensor, name: str) -> np.ndarray:
