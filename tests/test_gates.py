@@ -63,6 +63,8 @@ def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
     assert gates.novelty(given)["text"].startswith("But the split was given.")
     named = {"found": 0, "at_most": 0.02, "seen": 0.01}
     assert "is 2.0 % at most" in gates.novelty(near(False, 0.4) | {"named": named})["text"]
+    blind = gates.novelty(near(False, 0.4) | {"named": {"found": 0, "probes": 64, "seen": None}})
+    assert blind["answer"] == "not resolved" and "None of 64 probes" in blind["text"]
     assert gates.novelty({"verdict": "too few", "suspected": None,
                           "spaces": []})["answer"] == "not resolved"
 

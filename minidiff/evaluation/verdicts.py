@@ -131,12 +131,20 @@ def _copies(neighbours: Mapping, samples: Mapping, filters: Mapping) -> list[dic
     if not neighbours:
         return []
     answer = {True: BAD, False: GOOD, None: OPEN}[neighbours["suspected"]]
+    if answer == GOOD and blind(neighbours):
+        answer = OPEN
     other = bool(samples.get("of_other_data")) and answer == GOOD
     answer = OPEN if other else unless_selected(answer, "copies" in filters)
     return [{"about": "copies", "answer": answer, "of_other_data": other,
              "filter": filters.get("copies"), "found": neighbours["verdict"],
              "spaces": neighbours["spaces"], "named": neighbours.get("named"),
              "fewest": neighbours.get("fewest")}]
+
+
+def blind(neighbours: Mapping) -> bool:
+    """Would no probe have been named as a copy? Then that no image was named says nothing."""
+    named = neighbours.get("named")
+    return bool(named) and named["seen"] is None
 
 
 def _membership(m: Mapping) -> list[dict]:

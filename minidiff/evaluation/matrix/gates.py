@@ -31,6 +31,7 @@ from minidiff.evaluation.verdicts import (
     MARGIN,
     OPEN,
     beyond,
+    blind,
     in_every,
     no_worse,
     unless_selected,
@@ -82,14 +83,14 @@ def novelty(found: Mapping) -> dict:
     no where it suspects copies: tests that agree, nearer than held-out images are and nearest to
     training images in particular. Images that are only smooth or typical lie nearer to everything:
     the first alone leaves it open. yes takes no sign at all: no more near-copies than held-out
-    images have (Fisher, Bonferroni) and C_T above −1.64 in every space.
+    images have (Fisher, Bonferroni) and C_T above −1.64 in every space; and probes that are named.
     """
     spaces, answer = found["spaces"], OPEN
     near = min([1.0, *(s["near_p"] * len(spaces) for s in spaces)])  # Bonferroni
     z = min((s["copying_z"] for s in spaces if np.isfinite(s["copying_z"])), default=0.0)
     if found["suspected"]:
         answer = BAD
-    elif found["suspected"] is False and near >= NEAR_P and z > COPYING_Z:
+    elif found["suspected"] is False and near >= NEAR_P and z > COPYING_Z and not blind(found):
         answer = GOOD
     return {"answer": answer, "near_p": near, "copying_z": z,
             "text": sentence("gates.txt", "novelty", found=found, answer=answer)}
