@@ -82,8 +82,8 @@ def run_study(cfg: Config) -> None:
     """Compare the arms on held-out patients, after a look at what a shortcut could tell."""
     distributed.start()
     usual = not cfg.arms
-    cfg = replace(cfg, size=cfg.size or side(cfg.root), arms=cfg.arms or kinds.USUAL)
     folders = sources(cfg)
+    cfg = replace(cfg, size=cfg.size or side(cfg.root), arms=cfg.arms or kinds.usual(list(folders)))
     arms = check(cfg, folders)
     runs.refuse_other(cfg.out, cfg, "classifier", (*FREE, "condition"))
     used = {name: folder for name, folder in folders.items() if any(
@@ -94,8 +94,9 @@ def run_study(cfg: Config) -> None:
                            near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
-        arms = [kinds.parse(name, list(folders)) for name in kinds.usual(
-            data.sets["train"], data.made_for(0), positive_of(cfg, data))]
+        made = next(iter(data.made_for(0).values()), None)
+        arms = [kinds.parse(name, list(folders)) for name in kinds.as_many_as_there_are(
+            cfg.arms, data.sets["train"], made, positive_of(cfg, data))]
     known = check_read(cfg, arms, data)
     recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data),
                           cfg.even, cfg.init, cfg.precision, str(pick_device(cfg.device)), cfg.seed)

@@ -279,6 +279,7 @@ def test_variety_is_held_to_what_real_images_reach_in_every_space():
 
 
 COPIES = "Are the images new, not copies of training images?"
+PLAIN = {"near_p": 1.0, "copying_z": 0.5}
 NAMED = {"limit": 0.09, "n": 300, "found": 0, "images": [], "heldout": 0, "probes": 64,
          "probes_found": 57, "seen": 0.006, "at_most": 0.012}
 
@@ -301,8 +302,8 @@ def test_beside_the_answer_on_copies_stands_what_would_have_been_found(named, wo
     seen = {"n": 90, "patients": 40, "found": 0.3, "low": 0.2, "high": 0.4, "chance": 0.01}
     found = {"verdict": "no sign of copying", "suspected": bool(named["found"]), "named": named,
              "fewest": 9, "spaces": [
-                 {"space": "pixels", "near_share": 0.04, "recognition": None},
-                 {"space": "classifier", "near_share": 0.05, "recognition": seen}]}
+                 {"space": "pixels", "near_share": 0.04, "recognition": None, **PLAIN},
+                 {"space": "classifier", "near_share": 0.05, "recognition": seen, **PLAIN}]}
     (row,) = pages.answers(verdicts({"distances": [], "neighbours": found}))
     assert row["answer"] == ("no" if named["found"] else "yes" if named["seen"] else "not resolved")
     assert all(text in row["text"] for text in words)

@@ -39,7 +39,6 @@ from minidiff.pixels import to_grey
 from minidiff.variables import AND
 
 REAL, DUPLICATES = "real", "duplicates"
-USUAL = ("real", "real+1xduplicates", "real+1xsynthetic")  # where no arms are named
 FORM = re.compile(r"""(?:(?P<first>[A-Za-z]\w*)-then-)?
                       real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?
                       (?:\+(?:(?P<factor>\d*\.?\d+)x)?(?P<added>[A-Za-z]\w*))?""", re.VERBOSE)
@@ -121,17 +120,23 @@ def parse(name: str, sources: Sequence[str]) -> Arm:
     return arm
 
 
-def usual(real: Images, sources: Mapping[str, Images], positive: str) -> tuple[str, ...]:
+def usual(sources: Sequence[str]) -> tuple[str, ...]:
+    """The arms where none are named: with the folder "synthetic", or with the first one."""
+    name = "synthetic" if "synthetic" in sources or not sources else sources[0]
+    return "real", "real+1xduplicates", f"real+1x{name}"
+
+
+def as_many_as_there_are(arms: Sequence[str], real: Images, made: Images | None,
+                         positive: str) -> tuple[str, ...]:
     """The usual arms, with a smaller factor where there are too few synthetic images."""
-    made = sources.get("synthetic")
     fewest = min((len(index) for index in _by_label(made).values()), default=0) if made else 0
     n = len(_by_label(real).get(positive, ()))
     if not n or fewest >= n or fewest < 0.01 * n:
-        return USUAL
+        return tuple(arms)
     factor = f"{int(100 * fewest / n) / 100:g}x"
     print(f"the synthetic images are {fewest} of the scarcest label, where training has {n} of "
           f"{positive}: the arms add {factor} instead of 1x")
-    return tuple(name.replace("1x", factor) for name in USUAL)
+    return tuple(name.replace("1x", factor) for name in arms)
 
 
 def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ MARGIN = 0.1  # by which a share may fall short of that of real images
 TOLD = 0.6    # AUROC of a discriminator up to which images count as not told apart
 # what a generator gets for nothing whose images nobody would take for real, and what is left true
 FREE, QUALIFIED = ("copies", "variety"), ("likeness", "label", "number", "category")
+NEAR_P, COPYING_Z = 0.05, -1.64  # of near-copies and the rank statistic C_T, for plainly new
 TAIL = 0.025  # of a one-sided test, and of each end of an interval
 
 
@@ -101,23 +102,24 @@ def _realism(found: Mapping, filters: Collection[str] = ()) -> list[dict]:
     """Can synthetic images be told from real ones? The welcome answer is no.
 
     Yes where the discriminator's whole interval lies above TOLD, or that of a distance above its
-    floor; no where the discriminator's lies below and every distance, of two or more spaces in
-    which the images were not selected, is within its floor.
+    floor; no where the discriminator's lies below and every distance, of two or more, is within
+    its floor. Images that were selected in one of these spaces are not tested by a no.
     """
     if not found:
         return []
     floors = [(s, s["KD_floor"]["high"]) for s in found.get("spaces", ())
               if s["KD_floor"] and s["KD_low"] is not None]
     far = [s["space"] for s, floor in floors if s["KD_low"] > floor]
-    tested = [(s, floor) for s, floor in floors if s["space"] not in filters]
-    near = [s["space"] for s, floor in tested if s["KD"] <= floor]
+    near = [s["space"] for s, floor in floors if s["KD"] <= floor]
     told = beyond(found.get("low"), found.get("high"), TOLD)
-    alike = told == BAD and not far and len(near) == len(tested) >= 2
+    alike = told == BAD and not far and len(near) == len(floors) >= 2
+    selected = any(s["space"] in filters for s, _ in floors)
     ways = [{**x, "more": x["low"] > TOLD} for x in found.get("looks", ())
             if x["low"] > TOLD or x["high"] < 1 - TOLD]
     return [{**found, "about": "realism", "good": BAD, "far": far, "near": near, "limit": TOLD,
              "ways": sorted(ways, key=lambda x: -abs(x["auroc"] - 0.5)),
-             "answer": GOOD if told == GOOD or far else BAD if alike else OPEN}]
+             "answer": GOOD if told == GOOD or far else OPEN if not alike else
+             UNTESTED if selected else BAD}]
 
 
 def _unreal(v: dict) -> dict:
@@ -130,21 +132,33 @@ def _unreal(v: dict) -> dict:
 def _copies(neighbours: Mapping, samples: Mapping, filters: Mapping) -> list[dict]:
     if not neighbours:
         return []
-    answer = {True: BAD, False: GOOD, None: OPEN}[neighbours["suspected"]]
-    if answer == GOOD and blind(neighbours):
-        answer = OPEN
+    answer = new(neighbours)
     other = bool(samples.get("of_other_data")) and answer == GOOD
     answer = OPEN if other else unless_selected(answer, "copies" in filters)
     return [{"about": "copies", "answer": answer, "of_other_data": other,
              "filter": filters.get("copies"), "found": neighbours["verdict"],
              "spaces": neighbours["spaces"], "named": neighbours.get("named"),
-             "fewest": neighbours.get("fewest")}]
+             "fewest": neighbours.get("fewest"), "random_split": random(neighbours)}]
 
 
-def blind(neighbours: Mapping) -> bool:
-    """Would no probe have been named as a copy? Then that no image was named says nothing."""
-    named = neighbours.get("named")
-    return bool(named) and named["seen"] is None
+def new(copies: Mapping) -> str:
+    """Are the images new, by `copying.memorisation`?
+
+    No where it suspects copies. Yes takes no sign at all: no more near-copies than held-out images
+    have (Fisher, Bonferroni), C_T above COPYING_Z in every space, probes that would have been
+    named, and a random split, without which held-out images are no yardstick.
+    """
+    spaces, named = copies["spaces"], copies.get("named")
+    near = min((s["near_p"] * len(spaces) for s in spaces), default=1.0)
+    z = min((s["copying_z"] or 0.0 for s in spaces), default=0.0)  # None or nan: too few
+    plain = (copies["suspected"] is False and near >= NEAR_P and not z <= COPYING_Z
+             and random(copies) and not (named and named["seen"] is None))
+    return BAD if copies["suspected"] else GOOD if plain else OPEN
+
+
+def random(copies: Mapping) -> bool:
+    """Was the split made at random by patient? Older reports do not say."""
+    return copies.get("random_split", True)
 
 
 def _membership(m: Mapping) -> list[dict]:
@@ -154,7 +168,7 @@ def _membership(m: Mapping) -> list[dict]:
     about an innocent model in TAIL of audits. Yes takes a share below LEAK with its whole bound.
     Neither can be told from held-out images that need not be like the training images.
     """
-    if m.get("auroc") is None:
+    if m.get("auroc") is None or "tpr_p" not in m:  # an older version decided by AUROC
         return []
     leaks = beyond(*m["by_patient"], 0.5) == GOOD or m["tpr_p"] <= TAIL
     answer = BAD if leaks else GOOD if m["tpr_most"] < LEAK else OPEN

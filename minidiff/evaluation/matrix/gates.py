@@ -19,8 +19,6 @@ whole matrix INVALID: then its verdicts on the candidates are worth nothing, eit
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from minidiff.evaluation.features.extractor import Spectrum
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS, OPTIONAL
@@ -31,16 +29,14 @@ from minidiff.evaluation.verdicts import (
     MARGIN,
     OPEN,
     beyond,
-    blind,
     in_every,
+    new,
     no_worse,
     unless_selected,
 )
 from minidiff.rating import share_interval, worth
 
 VERDICTS = ("FIDELITY", "COVERAGE", "LABEL", "NOVELTY")
-NEAR_P = 0.05       # of the tests of near-copies, below which novelty is not plain …
-COPYING_Z = -1.64   # … and the rank statistic C_T
 
 
 def fidelity(spaces: Mapping[str, dict], another_source: bool) -> dict:
@@ -78,21 +74,12 @@ def label(seen: Sequence[bool], real: Sequence[bool], patients: Sequence,
 
 
 def novelty(found: Mapping) -> dict:
-    """From `copying.memorisation`.
+    """From `copying.memorisation`, as the report decides it (`verdicts.new`).
 
-    no where it suspects copies: tests that agree, nearer than held-out images are and nearest to
-    training images in particular. Images that are only smooth or typical lie nearer to everything:
-    the first alone leaves it open. yes takes no sign at all: no more near-copies than held-out
-    images have (Fisher, Bonferroni) and C_T above −1.64 in every space; and probes that are named.
+    Images that are only smooth or typical lie nearer to everything: that alone leaves it open.
     """
-    spaces, answer = found["spaces"], OPEN
-    near = min([1.0, *(s["near_p"] * len(spaces) for s in spaces)])  # Bonferroni
-    z = min((s["copying_z"] for s in spaces if np.isfinite(s["copying_z"])), default=0.0)
-    if found["suspected"]:
-        answer = BAD
-    elif found["suspected"] is False and near >= NEAR_P and z > COPYING_Z and not blind(found):
-        answer = GOOD
-    return {"answer": answer, "near_p": near, "copying_z": z,
+    answer = new(found)
+    return {"answer": answer,
             "text": sentence("gates.txt", "novelty", found=found, answer=answer)}
 
 

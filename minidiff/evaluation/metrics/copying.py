@@ -150,7 +150,7 @@ def copy_verdict(spaces: Mapping[str, Space], *, pairs: int = 20,
         row |= {"closest": c.top, "closest_train": c.inside, "closest_expected": c.expected,
                 "closest_p": c.p}
     verdict, suspected = _verdict(rows, random_split)
-    return {"verdict": verdict, "suspected": suspected,
+    return {"verdict": verdict, "suspected": suspected, "random_split": random_split,
             "fewest": fewest_copies(train, pool - train), "spaces": rows,
             "closest": _pairs(next(iter(spaces.values())), pairs)}
 
