@@ -62,7 +62,7 @@ def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
     given = near(None, 1e-6) | {"verdict": "but the split was given"}
     assert gates.novelty(given)["text"].startswith("But the split was given.")
     named = {"found": 0, "at_most": 0.02, "seen": 0.01}
-    assert "is 2.0 % at most" in gates.novelty(near(False, 0.4) | {"named": named})["text"]
+    assert "At most 2.0 %" in gates.novelty(near(False, 0.4) | {"named": named})["text"]
     assert gates.novelty({"verdict": "too few", "suspected": None,
                           "spaces": []})["answer"] == "not resolved"
 

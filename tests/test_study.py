@@ -164,7 +164,7 @@ def test_more_arms_are_added_and_other_settings_refused(world, unbroken, capsys)
     assert (unbroken / "results.json").read_bytes() == before
     assert (unbroken / "arms/real/0/result.json").stat().st_mtime_ns == stamp
     shown = capsys.readouterr().out
-    for words in ("real+.5xsynthetic − real+1xduplicates", "clinic: 8 images of", "would see"):
+    for words in ("real+.5xsynthetic − real+1xduplicates", "clinic: 8 images of", "detectable"):
         assert words in shown
     assert "note: samples: no patient ids: one image = one patient, assumed" in shown
     assert re.search("what the generator of .*samples was trained on is unknown", shown)
