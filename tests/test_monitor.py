@@ -18,7 +18,7 @@ from minidiff.data.dataset import Images, read_images
 from minidiff.errors import InputError
 from minidiff.evaluation import monitor
 from minidiff.evaluation.features.extractor import PixelPCA
-from minidiff.evaluation.metrics.distances import kid, kid_draws, matched
+from minidiff.evaluation.metrics.distances import kid, kid_draws, matched, same_mix
 from minidiff.evaluation.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure
 
 LABELS = ["covid", "normal", "pneumonia"]
@@ -96,13 +96,13 @@ def test_numbers_are_those_of_the_room(result, real, course):
 
 def test_the_mix_of_labels_is_that_asked_for():
     labels = ["a"] * 50 + ["b"] * 20 + ["c"] * 10
-    index = matched(labels, ["a", "b"] * 5)
+    index = same_mix(labels, ["a", "b"] * 5)
     assert [labels[i] for i in index] == ["a"] * 20 + ["b"] * 20 and (
-        matched(labels, ["a", "b"] * 5) == index).all()
+        same_mix(labels, ["a", "b"] * 5) == index).all()
     # 20 of a to 10 of c
-    assert len(matched(labels, ["a", "a", "c"])) == 30
+    assert len(same_mix(labels, ["a", "a", "c"])) == 30
     # those that there are, and all of them for a model that knows no label
-    assert len(matched(labels, ["a", "b", "d"])) == 40 and len(matched(labels, ["any"])) == 80
+    assert len(same_mix(labels, ["a", "b", "d"])) == 40 and len(same_mix(labels, ["any"])) == 80
 
 
 @pytest.mark.parametrize("made,n,m", [
