@@ -237,7 +237,7 @@ def test_bad_requests_are_one_sentence(world, tmp_path):
     refused("two folders are named 'a'", synthetic=("a=x", "a=y"))
     refused("cannot be named 'real'", synthetic=("real=a",))
     refused("seeds is 0", seeds=0)
-    refused("--worth -1; allowed are points", worth=-1.0)
+    refused("--worth -1; allowed are 0", worth=-1.0)
     refused("batch is 1; allowed are 2", batch=1)
     refused("without --init", arms=("real-scratch",))
     refused("--positive ill: training has dark, light, striped", positive="ill")

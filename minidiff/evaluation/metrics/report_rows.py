@@ -91,7 +91,7 @@ def between(real: Side, fake: Side) -> dict[str, np.ndarray]:
 def one_mix(sides: Mapping[str, Side], seed: int) -> dict[str, np.ndarray]:
     """Set (train, heldout, synthetic) → the most images in which every label has one share of each.
 
-    What is told of all labels together must not tell how they are mixed.
+    A figure of all labels together must not measure how they are mixed.
     """
     labels = {name: side.labels.tolist() for name, side in sides.items()}
     held, made = matched(labels["heldout"], labels["synthetic"], seed)
@@ -195,9 +195,8 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
     """KD and FD between n synthetic and n held-out images of one mix of labels, a row for each n.
 
     Median and 5–95 % over random draws of both sides; the floor's are draws of real patients of
-    that mix. Draws of n among N images share images, and draws of all are one and the same: the
-    curve ends at half of the smaller side, and the spread of draws is enlarged to that of n new
-    images, 1 / √(1 − n/N) of it.
+    that mix. Draws of n among N images share images, so the curve ends at half of the smaller side,
+    and the spread of the draws is multiplied by 1 / √(1 − n/N) to be that of n new images.
     """
     known, held, made = of_one_mix(train, heldout, synthetic, seed)
     pool, least = joined(known, held), min(held.n, made.n)
