@@ -38,7 +38,7 @@ def beyond(low: float | None, high: float | None, gate: float) -> str:
 def no_worse(share: float, n: float, real: float, m: float) -> tuple[str, Interval]:
     """Does a share reach that of real images less MARGIN? With the interval of the difference.
 
-    Both are uncertain, by as many independent images as each is worth (n and m).
+    Both are uncertain; n and m are their effective numbers of images.
     """
     ends = short_by(share, n, real, m)
     return beyond(*ends, -MARGIN), ends

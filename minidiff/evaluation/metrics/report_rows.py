@@ -158,10 +158,10 @@ def _at_equal_n(reference: Side, side: Side, seed: int, *, floor: bool = False) 
     if n > NEIGHBOUR:
         found |= prdc(**both, k=NEIGHBOUR)._asdict()
     if n > NEIGHBOUR and not floor:
-        share, found["coverage_worth"] = found["coverage"], coverage_worth(
-            found["coverage"], **both, real_patients=real.patients, k=NEIGHBOUR, seed=seed)
-        found["coverage_low"], found["coverage_high"] = clopper_pearson(
-            share * found["coverage_worth"], found["coverage_worth"])
+        share = found["coverage"]
+        worth = coverage_worth(share, **both, real_patients=real.patients, k=NEIGHBOUR, seed=seed)
+        low, high = clopper_pearson(share * worth, worth)
+        found |= {"coverage_worth": worth, "coverage_low": low, "coverage_high": high}
     test = c2st(**between(real, fake), permutations=1 if floor else 1000, seed=seed)
     return found | {"C2ST": test.accuracy, "C2ST_low": test.low, "C2ST_high": test.high,
                     "C2ST_p": test.p}
