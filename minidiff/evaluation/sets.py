@@ -138,7 +138,7 @@ def seen_by(classifier: str | Path) -> set[str] | None:
 
 
 def check_reference(run: str, tables: dict[str, Table]) -> None:
-    """InputError unless a reference run says what it was trained on, and it is none of these."""
+    """InputError unless a reference run says that it was trained on none of these images."""
     seen = set((read_json(Path(run) / "model.json") or {}).get("trained_on", ()))
     if not seen:
         raise InputError(f"--reference {run}: no finished diffusion run that says which images it "

@@ -89,7 +89,7 @@ def between(real: Side, fake: Side) -> dict[str, np.ndarray]:
 
 
 def one_mix(sides: Mapping[str, Side], seed: int) -> dict[str, np.ndarray]:
-    """Set (train, heldout, synthetic) → the most images in which every label has one share of each.
+    """Set (train, heldout, synthetic) → the most images with which every label has the same share.
 
     A figure of all labels together must not measure how they are mixed.
     """
@@ -221,9 +221,8 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
 def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]],
                why: Mapping[str, str], *, synthetic: Side, train: Side, heldout: Side,
                seed: int = 0, repeats: int = REPEATS) -> list[dict]:
-    """KD with interval and floor between images of each value of each condition, a row each; of
-    every value as many as have one mix of labels on both sides. `groups` and `why` are those of
-    `groups`."""
+    """KD with interval and floor between images of each value of each condition, a row each, with
+    the same mix of labels on both sides. `groups` and `why` are those of `by_condition.groups`."""
     rows = [{"extractor": extractor, "condition": name, "value": "", "n": 0, "m": 0,
              "too_few": True, "why": text} for name, text in why.items()]
     sides = {"synthetic": synthetic, "train": train, "heldout": heldout}
