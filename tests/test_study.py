@@ -202,7 +202,7 @@ def test_without_equal_counts_nothing_is_primary_by_itself(world, unbroken):
     late = {**world[1], "out": str(unbroken), "primary": "real-plain:real"}
     with pytest.raises(InputError, match="--primary real-plain:real: both arms are trained"):
         classify.run_study(classify.Config(**late))
-    with pytest.raises(InputError, match="--worth 2: there is no primary comparison"):
+    with pytest.raises(InputError, match="--worth 2 needs a primary comparison"):
         classify.run_study(classify.Config(**{**world[1], "out": str(unbroken), "worth": 2.0}))
 
 
