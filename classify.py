@@ -53,13 +53,13 @@ FREE = ("arms", "seeds", "device", "primary", "worth")  # knobs that do not chan
 @dataclass(frozen=True)
 class Config(Rooted):
     data: tuple[str, ...] = ()        # real data sets, with their splits; none: the root's
-    synthetic: tuple[str, ...] = ("ROOT/samples",)  # [NAME=]DIR, or DIR,DIR of two generators
+    synthetic: tuple[str, ...] = ("ROOT/samples",)  # [NAME=]DIR, or [NAME=]DIR,DIR to pool two
     external: tuple[str, ...] = ()    # further test sets, each used whole; no patient of training
     hold_out: str = ""                # column=value: rows that are a test set, e.g. source=hannover
     out: str = "ROOT/classifier"      # run folder
     arms: tuple[str, ...] = ()        # none: real, and it with duplicates and with synthetic images
-    primary: str = "auto"             # ARM:ARM[@SET][:FIGURE], tested first; auto: of equal counts
-    worth: float = 0.0                # smallest gain of interest in its figure, points; 0: none
+    primary: str = "auto"             # ARM:ARM[@SET][:FIGURE], tested first; auto: to duplicates
+    worth: float = 0.0                # its smallest gain of interest, in points; 0: none
     target: str = "label"             # column to classify; cells a|b make it multi-label
     positive: str = ""                # label of interest; none: the rarest in training
     even: tuple[str, ...] = ("view",)  # columns of which the label says nothing in arms real-even
@@ -70,7 +70,7 @@ class Config(Rooted):
     steps: int = 240                  # optimiser steps, the same for every arm
     batch: int = 32                   # images a step
     lr: float = 2e-3                  # AdamW peak; 20 % warm-up, then cosine
-    seeds: int = 4                    # classifiers an arm, equally many a generator
+    seeds: int = 4                    # classifiers an arm; a multiple of the generators pooled
     seed: int = 0                     # the first of them; also of choosing patients, of a split
     near_copies: Literal["refuse", "drop"] = "refuse"  # test images that repeat a training image
     skip_bad: bool = False            # leave unreadable images out, listed, instead of refusing
@@ -156,7 +156,7 @@ def side(root: str) -> int:
 
 
 def sources(cfg: Config) -> dict[str, list[str]]:
-    """Name → folders of samples, one of each generator; without a name, with the folder before."""
+    """Name → folders of samples, one of each generator; one without a name joins the one before."""
     found: dict[str, list[str]] = {}
     for item in cfg.synthetic:
         match = re.fullmatch(r"(?:([A-Za-z]\w*)=)?(.+)", item)
@@ -182,8 +182,8 @@ def check(cfg: Config, folders: dict[str, list[str]]) -> list[kinds.Arm]:
         weights_of(cfg.init)
     pooled = sorted({len(own) for own in folders.values()} - {1})
     if len(pooled) > 1:
-        raise InputError(f"--synthetic pools {' and '.join(map(str, pooled))} generators; give "
-                         "every name that pools some equally many")
+        raise InputError(f"--synthetic pools {' and '.join(map(str, pooled))} generators; all "
+                         "names that pool several must pool equally many")
     if pooled and cfg.seeds % pooled[0]:
         raise InputError(f"--seeds {cfg.seeds}: --synthetic pools {pooled[0]} generators, and each "
                          f"gets equally many classifiers; allowed are {pooled[0]}, {2 * pooled[0]}"
@@ -194,7 +194,7 @@ def check(cfg: Config, folders: dict[str, list[str]]) -> list[kinds.Arm]:
         if getattr(cfg, name) < least:
             raise InputError(f"{name} is {getattr(cfg, name)}; allowed are {least} and more")
     if not 0 <= cfg.worth < 100:
-        raise InputError(f"--worth {cfg.worth:g}; allowed are points, and 0 for none")
+        raise InputError(f"--worth {cfg.worth:g}; allowed are 0, for none, to below 100 points")
     return arms
 
 
@@ -223,10 +223,8 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
 
 def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
              out: Path) -> tuple[Primary | None, float]:
-    """The primary comparison and its smallest gain of interest, written down before training.
-
-    Others are refused afterwards.
-    """
+    """The primary comparison and its smallest gain of interest, written down before training and
+    fixed from then on."""
     matched = (f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
                and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor))
     text = next(matched, "") if cfg.primary == "auto" else cfg.primary
@@ -251,8 +249,7 @@ def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
         raise InputError(f"{path} declares {found}: name both arms in --arms, or give another "
                          "--out")
     if worth and not found:
-        raise InputError(f"--worth {worth:g}: there is no primary comparison to which it belongs; "
-                         "name one with --primary")
+        raise InputError(f"--worth {worth:g} needs a primary comparison; name one with --primary")
     if found and not distributed.rank():
         print(f"primary comparison: {found}"
               + (f"; smallest gain of interest: {worth:g} points" if worth else ""))

@@ -90,13 +90,13 @@ def run_report(cfg: Config) -> None:
                           for name, x in pixels.items()}
 
     copies = find_copies(cfg, tables, pixels, spaces)
-    (groups, untold), made = by_condition.groups(tables), tables["synthetic"]
+    (groups, why), made = by_condition.groups(tables), tables["synthetic"]
     distances, growth, conditions = [], [], []
     for name, side in spaces.items():
         distances += report_rows.by_label(name, **side, labels=made.labels, repeats=cfg.repeats,
                                           seed=cfg.seed)
         growth += report_rows.growth(name, **side, seed=cfg.seed)
-        conditions += report_rows.conditions(name, groups, untold, **side, seed=cfg.seed)
+        conditions += report_rows.conditions(name, groups, why, **side, seed=cfg.seed)
     result = {
         "data": {"folders": list(cfg.data), "size": pixels["train"].shape[-1],
                  **sets.about(tables)},

@@ -1,11 +1,11 @@
-"""How often real images, and spoilt ones, are called told from real ones, and by which words.
+"""How often real and spoilt images are called told from real ones, and with which words.
 
     python benchmarks/realism.py             phantoms → their rows of benchmarks/realism.json
     python benchmarks/realism.py --cxr DIR   real chest X-rays of that folder → theirs
 
-Patients are dealt out anew in every draw: training, held-out and "synthetic" images are real images
-of other patients, and the synthetic ones stay as they are or are spoilt. The spaces are pixels and
-texture, those that every report has.
+Every draw divides the patients anew: training, held-out and "synthetic" images are real images of
+different patients, and the synthetic ones stay as they are or are spoilt. The spaces are pixels and
+texture, which every report has.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""What it does to a figure or a word that the images were chosen by it.
+"""How wrong a figure or an answer is about what it has chosen.
 
     python benchmarks/selection.py           both tables → benchmarks/selection.json, 10 minutes
 
 Checkpoints: k of them, equally good, are compared by their KD to validation images, and one is
-taken by the rule of `evaluate.py monitor`. Its KD there is held against the true one, and so is
-that of new images against test images.
+taken by the rule of `evaluate.py monitor`. Its KD there is compared with the true one, and so is
+that of new images to test images.
 
 Filters: two small networks learn, each from images of its own, in which of three places a spot
 lies. Images, with a spot, or without one and labelled by chance, are kept where the first network
-reads them as labelled (`sample.py --keep recognised`); the report's answers are asked of them.
+reads them as labelled (`sample.py --keep recognised`), and the report answers about them.
 """
 
 import json

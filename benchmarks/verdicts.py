@@ -1,8 +1,8 @@
-"""How often a study's words are wrong where no arm differs, and right where one does.
+"""How often a study's answers are wrong where no arm differs, and right where one does.
 
     python benchmarks/verdicts.py            all tables → benchmarks/verdicts.json, 20 minutes
 
-A network answers an image rightly where the sum of three normal numbers is above a threshold: how
+A network reads an image rightly where the sum of three normal numbers is above a threshold: how
 easy the patient is, how good this training is (its standard deviation is given in points of the
 figure), and chance of patient and network together; likewise its score by which an area is
 measured. Arms share patients; every other number is their own. Each study goes through

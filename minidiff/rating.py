@@ -62,7 +62,7 @@ def newcombe(k: int, n: int, k2: int, n2: int, confidence: float = 0.95) -> Inte
 
 
 def short_by(p: float, n: float, q: float, m: float, confidence: float = 0.95) -> Interval:
-    """Interval of p − q, shares of n and m independent images, whose ends decide about a margin.
+    """Interval of p − q, shares of n and m independent images, by which a margin is decided.
 
     Square and add of Clopper and Pearson's limits: at a margin of 10 points each end errs in 2.4 %
     at most, where those of Newcombe do in up to 4.2 % (300 images against 45).
@@ -75,7 +75,7 @@ def short_by(p: float, n: float, q: float, m: float, confidence: float = 0.95) -
 
 
 def worth(hit: Sequence[bool], patients: Sequence) -> float:
-    """How many independent images a share is worth that is of several images a patient.
+    """The effective number of images behind a share, where patients have several images.
 
     The variance is that of a ratio of sums over patients (linearised), at least that of independent
     images, which it equals where each image is of another patient; where all images agree, each
@@ -90,7 +90,7 @@ def worth(hit: Sequence[bool], patients: Sequence) -> float:
 
 
 def share_interval(hit: Sequence[bool], patients: Sequence, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a share at the number of images that patients leave independent."""
+    """Wilson's interval of a share at its effective number of images."""
     n = worth(hit, patients)
     return wilson(float(np.mean(hit)) * n, n, confidence)
 

@@ -30,8 +30,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
-    """Interval of a share k/n whose ends err no more often than they say (Clopper & Pearson 1934).
-    """
+    """Exact interval of a share k/n, not too narrow at any share (Clopper & Pearson 1934)."""
     tail = (1 - confidence) / 2
     low = 0.0 if k <= 0 else float(scipy.special.betaincinv(k, n - k + 1, tail))
     return low, 1.0 if k >= n else float(scipy.special.betaincinv(k + 1, n - k, 1 - tail))

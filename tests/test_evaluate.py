@@ -89,7 +89,7 @@ def test_the_script_with_two_judges_and_named_extractors(demo, tiny, tmp_path, c
                  vae=str(tiny / "vae"), out=str(tmp_path / "report"),
                  samples=str(tmp_path / "samples"), judge=str(tmp_path / "other"))
     evaluate.run_report(cfg)
-    said = ("Filtered by sample.py --keep recognised (read by c): 30 rejected. Of all images "
+    said = ("Filtered by sample.py --keep recognised (judge: c): 30 rejected. Of all images "
             "drawn, 75.0")
     assert said in capsys.readouterr().out
     result = json.loads((tmp_path / "report/report.json").read_text())

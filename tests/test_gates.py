@@ -59,10 +59,10 @@ def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
     # smooth images lie near as well
     assert gates.novelty(near(False, 1e-6))["answer"] == "not resolved"
     assert gates.novelty(near(False, 0.4, copying_z=-3.0))["answer"] == "not resolved"
-    given = near(None, 1e-6) | {"verdict": "but the split was given"}
-    assert gates.novelty(given)["text"].startswith("But the split was given.")
+    given = near(None, 1e-6) | {"verdict": "but the split came with the data"}
+    assert gates.novelty(given)["text"].startswith("But the split came with the data.")
     named = {"found": 0, "at_most": 0.02, "seen": 0.01}
-    assert "is 2.0 % at most" in gates.novelty(near(False, 0.4) | {"named": named})["text"]
+    assert "At most 2.0 %" in gates.novelty(near(False, 0.4) | {"named": named})["text"]
     blind = gates.novelty(near(False, 0.4) | {"named": {"found": 0, "probes": 64, "seen": None}})
     assert blind["answer"] == "not resolved" and "None of 64 probes" in blind["text"]
     assert gates.novelty({"verdict": "too few", "suspected": None,

@@ -112,8 +112,8 @@ def test_a_run_that_is_gone_is_noted_and_one_that_moved_is_found(real, saw, tmp_
     assert not any("not compared" in note for note in read(real, folders[0], moved).notes)
     shutil.rmtree(tmp_path / "moved/diffusion")
     notes = [note for note in read(real, folders[0], moved).notes if "not compared" in note]
-    assert notes == [f"{moved}: the run that made it is not there; its training was not compared "
-                     "with that of the generators beside it"]
+    assert notes == [f"{moved}: the run that made it was not found, so its training was not "
+                     "compared with that of the other generators"]
 
 
 @pytest.mark.parametrize("which", ["val", "test"])
@@ -151,7 +151,7 @@ def test_folders_without_a_name_go_with_the_one_before(words, folders):
     (("a=x", "y", "z"), 4, "--seeds 4: --synthetic pools 3 generators, and each gets equally many "
                            "classifiers; allowed are 3, 6, and so on"),
     (("a=x", "y", "z"), 1, "allowed are 3, 6"),
-    (("a=x", "y", "z", "b=u", "v"), 6, "pools 2 and 3 generators; give every name that pools some"),
+    (("a=x", "y", "z", "b=u", "v"), 6, "pools 2 and 3 generators; all names that pool several"),
     (("a=x", "y", "a=z"), 2, "two folders are named 'a'"),
     (("real=x", "y"), 2, "a folder cannot be named 'real'"),
 ])

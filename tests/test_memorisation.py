@@ -183,7 +183,7 @@ def test_a_split_that_was_given_accuses_nobody():
     spaces = [{"space": "a", "near_p": 0.01, "copying_p": 0.01, "closest_p": 0.01}]
     assert _verdict(spaces) == ("copies suspected (in a)", True)
     verdict, suspected = _verdict(spaces, random_split=False)
-    assert suspected is None and "the split was given" in verdict
+    assert suspected is None and "the split came with the data" in verdict
     fake = near_copies(TRAIN[:120], 8)
     assert plain(fake)["suspected"] and plain(fake, random_split=False)["suspected"] is None
 

@@ -86,7 +86,7 @@ def test_page_with_every_input(tmp_path):
              **dict.fromkeys(shares, 0.5)}
     known = space | {"space": "classifier", "recognition": {
         "n": 70, "patients": 33, "found": 0.31, "low": 0.2, "high": 0.4, "chance": 0.01,
-        "usual": 1.0, "near": 0.2, "near_heldout": 0.1}}
+        "near": 0.2, "near_heldout": 0.1}}
     named = {"limit": 0.09, "n": 80, "found": 14, "heldout": 0, "seen": None, "at_most": None,
              "probes": 64, "probes_found": 60,
              "images": [{"fake": k, "train": k, "distance": 0.0123} for k in range(14)]}

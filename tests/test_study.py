@@ -164,7 +164,7 @@ def test_more_arms_are_added_and_other_settings_refused(world, unbroken, capsys)
     assert (unbroken / "results.json").read_bytes() == before
     assert (unbroken / "arms/real/0/result.json").stat().st_mtime_ns == stamp
     shown = capsys.readouterr().out
-    for words in ("real+.5xsynthetic − real+1xduplicates", "clinic: 8 images of", "would see"):
+    for words in ("real+.5xsynthetic − real+1xduplicates", "clinic: 8 images of", "detectable"):
         assert words in shown
     assert "note: samples: no patient ids: one image = one patient, assumed" in shown
     assert re.search("what the generator of .*samples was trained on is unknown", shown)
@@ -202,7 +202,7 @@ def test_without_equal_counts_nothing_is_primary_by_itself(world, unbroken):
     late = {**world[1], "out": str(unbroken), "primary": "real-plain:real"}
     with pytest.raises(InputError, match="--primary real-plain:real: both arms are trained"):
         classify.run_study(classify.Config(**late))
-    with pytest.raises(InputError, match="--worth 2: there is no primary comparison"):
+    with pytest.raises(InputError, match="--worth 2 needs a primary comparison"):
         classify.run_study(classify.Config(**{**world[1], "out": str(unbroken), "worth": 2.0}))
 
 
@@ -237,7 +237,7 @@ def test_bad_requests_are_one_sentence(world, tmp_path):
     refused("two folders are named 'a'", synthetic=("a=x", "a=y"))
     refused("cannot be named 'real'", synthetic=("real=a",))
     refused("seeds is 0", seeds=0)
-    refused("--worth -1; allowed are points", worth=-1.0)
+    refused("--worth -1; allowed are 0", worth=-1.0)
     refused("batch is 1; allowed are 2", batch=1)
     refused("without --init", arms=("real-scratch",))
     refused("--positive ill: training has dark, light, striped", positive="ill")

@@ -51,8 +51,8 @@ def test_gain_and_harm_are_said_alike(study, word, sign):
     ends = "+4.0 points (+3.0 to +5.0)" if sign > 0 else "−4.0 points (−5.0 to −3.0)"
     assert text.splitlines() == [
         f"{word.capitalize()}: real+1xsynthetic {ends}.",
-        "Not resolved with 37 patients: real+2xsynthetic +2.0 points (−1.0 to +5.0) [would see 4.0 "
-        "points, needs about 1,200 patients]."]
+        "Not resolved with 37 patients: real+2xsynthetic +2.0 points (−1.0 to +5.0) [detectable: "
+        "4.0 points; needed: about 1,200 patients]."]
     assert about(changed(study))[:2] == ("open", "not resolved")
     # against real images alone, more images may be the reason; and it is another question
     summary = changed(study, {("real+1xsynthetic", "real"): 0.04 * sign})
@@ -78,7 +78,7 @@ def test_other_reasons_than_the_images_are_named_for_either_sign(study, word, si
     assert (kind, answer) == ("open", "not shown")
     assert "the arms have 537 and 400 images." in text
     kind, answer, text = about(changed(study, resolved, shortcut=True))
-    assert (kind, answer) == ("open", "not shown") and "SHORTCUT, a difference on this set" in text
+    assert (kind, answer) == ("open", "not shown") and "SHORTCUT: on this set" in text
     # elsewhere the shortcut of the training hospitals is none
     elsewhere = changed(study, resolved, shortcut=True)["differences"]["clinic"]
     assert not any(d["doubts"] for d in elsewhere)
@@ -124,7 +124,7 @@ def test_duplicates_minus_synthetic_images_answers_the_same_question(study, word
 def test_without_duplicates_it_is_not_tested(study):
     kind, answer, text = about(changed(study, keep="real"))
     assert (kind, answer) == ("open", "not tested")
-    assert "No arm had duplicates" in text and "real+1xsynthetic less real: +2.0 points" in text
+    assert "No arm had duplicates" in text and "real+1xsynthetic minus real: +2.0 points" in text
 
 
 def test_why_a_difference_is_open(study):
@@ -135,8 +135,8 @@ def test_why_a_difference_is_open(study):
                                          "points (−1.0 to +5.0) [one patient]"),
             ({"p": 1.0, "sees": None}, "[no difference at all]"),
             ({"difference": None, "p": None}, "– [cannot be measured here]"),
-            ({"sees": 1.2}, "[would see ≥ 100 points, needs about 1,200 patients]"),
-            ({"patients_needed": 3_210_000}, ", needs over a million patients]")):
+            ({"sees": 1.2}, "[detectable: ≥ 100 points; needed: about 1,200 patients]"),
+            ({"patients_needed": 3_210_000}, "; needed: over a million patients]")):
         summary = changed(study)
         for d in summary["differences"]["test"]:
             d |= change
@@ -156,7 +156,7 @@ def test_the_primary_comparison_has_one_answer_on_both_pages(metric, worth, show
     assert tuple(told.values()) == (first.question, first.answer, first.text)
     assert first.kind == KINDS[shown]
     assert first.question == "Did synthetic training images help a classifier (test set)?"
-    assert "real+1xsynthetic less real+1xduplicates" in first.text
+    assert "real+1xsynthetic minus real+1xduplicates" in first.text
     assert "37 patients and 3 seeds" in first.text and "for this one generator" in first.text
     assert ("in four of five such studies" in first.text) == (shown == "not resolved")
     excluded = "0.900" if metric == "auroc" else "40.0 points"
@@ -167,8 +167,9 @@ def test_the_primary_comparison_has_one_answer_on_both_pages(metric, worth, show
         assert untested == {"not tested"}
         _, word, text = about(summary)
         assert word == "not tested" and text.startswith(
-            "Not tested, for the primary comparison is not resolved: real+1xsynthetic +10.6 points")
-        assert "would see" not in text
+            "Not tested, because the primary comparison is not resolved: "
+            "real+1xsynthetic +10.6 points")
+        assert "detectable" not in text
 
 
 def test_a_primary_comparison_of_other_arms_is_asked_about_them():

@@ -143,7 +143,7 @@ def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     """Pairs of arms to compare, the first minus the second.
 
     Synthetic images against the duplicates nearest in number beside the same real images, and
-    before these against the same in both halves; every arm against its real images alone; and these
+    NAME-then-real against real-then-real; every arm against its real images alone; and these
     against `real`, or `real@25`, without further words.
     """
     pairs = []
@@ -199,11 +199,11 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
 
 
 def validation_set(arm: Arm, train: Images, val: Images, *, positive: str, seed: int) -> Images:
-    """The validation images of an arm: of real@25 the same share of those of the label of interest
-    as of training's, by whole patients, at least one.
+    """The validation images of an arm. For real@25 the label of interest is cut to the same share
+    as in training, by whole patients, at least one.
 
-    Who has few images to train with has no more to choose and tune with. Those of real@25 are among
-    those of the real@50 of the same seed.
+    Where images to train on are few, those to tune on are, too. The validation images of real@25
+    are among those of real@50 of the same seed.
     """
     if arm.most is None:
         return val
@@ -213,7 +213,7 @@ def validation_set(arm: Arm, train: Images, val: Images, *, positive: str, seed:
 
 
 def _alone(images: Images, positive: str) -> list[str]:
-    """Labels, where a cell that names this one among several findings is this one."""
+    """Labels; a cell that names the positive label among several findings is that label."""
     return [positive if positive in row["label"].split(AND) else row["label"]
             for row in images.rows]
 

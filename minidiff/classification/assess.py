@@ -1,9 +1,8 @@
 """From the logits of all arms and seeds to the figures of a study.
 
 Everything that is tuned (epoch, threshold, temperature, conformal quantile) is tuned on validation;
-the test sets are looked at once, here. Figures of arms and their differences are those of single
-networks, the mean over seeds; those of the mean of their probabilities (deep ensemble) stand beside
-them.
+the test sets are used once, here. Figures of arms and their differences are means over seeds of
+single networks; those of the mean of their probabilities (deep ensemble) stand beside them.
 """
 
 from collections import Counter
@@ -31,16 +30,15 @@ PARTS = "calibration", "uncertainty", "fairness", "roc"
 
 
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
-           out: Path, primary: Primary | None = None,
-           worth: float = 0.0) -> tuple[list[dict], dict]:
+           out: Path, primary: Primary | None = None, worth: float = 0) -> tuple[list[dict], dict]:
     """results.json, and summary.json without audit and judge; writes what `predict` needs.
 
     worth: the smallest gain of interest of the primary comparison, in points.
     """
     labels, exclusive = data.labels, data.exclusive
     truth, place = _truth(data), labels.index(recipe.positive)
-    groups = sum(fairness.pairs(truth[name][:, place], images.rows)
-                 for name, images in data.tests.items())
+    gaps = len(arms) * sum(fairness.pairs(truth[name][:, place], images.rows)
+                           for name, images in data.tests.items())
     # logits (seeds, n, k)
     members = {arm: {name: np.array([found["logits"][name] for found in seeds])
                      for name in seeds[0]["logits"]} for arm, seeds in trained.items()}
@@ -48,8 +46,7 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
          for arm, sets in members.items()}
     results, rows, notes, parts = [], [], [], {name: {} for name in data.tests}
     for arm in tqdm(arms, "assessing", unit="arm", disable=len(arms) < 2):
-        found, sets = trained[arm.name], p[arm.name]
-        given = as_given_to(arm, data, recipe)
+        found, sets, given = trained[arm.name], p[arm.name], as_given_to(arm, data, recipe)
         kept = tuned(given, arm.name, pooled(members[arm.name]["val"], exclusive),
                      [one["seed"] for one in found], out)
         unsure = when_unsure(given, arm.name, sets, kept["conformal"], recipe, out,
@@ -71,9 +68,8 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
             parts[name][arm.name] = {
                 "calibration": calibration(z, truth[name], kept["temperature"], exclusive),
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
-                "fairness": fairness.gaps(
-                    *of_positive, images.rows, images.patients, tests=len(arms) * groups,
-                    threshold=kept["thresholds"][recipe.positive])}
+                "fairness": fairness.gaps(*of_positive, images.rows, images.patients, tests=gaps,
+                                          threshold=kept["thresholds"][recipe.positive])}
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,

@@ -9,13 +9,13 @@ other patients and for other trainings, so its p is the larger of two:
     two-way     Student's t with the variance over patients and networks together, its degrees of
                 freedom by Satterthwaite (`statistics.two_way`)
     networks    Student's t over the networks alone, with one degree of freedom fewer than networks.
-                With few networks the first can take a small variance among them for certain
+                With few networks, their variance may be small by chance, which deceives the first
 
 Where an arm pools several generators, those of one generator are averaged and take the place of a
 network. With fewer than three networks nothing is resolved. The primary comparison is tested first,
 at 5 %. Only where it is resolved are the others tested, at 5 % for all of them together (Holm
-1979): so the chance that a page calls anything resolved that is not there is 5 % at most. How
-often that happens is simulated in tests/test_verdicts.py.
+1979). So at most 5 % of pages call any difference resolved where there is none; simulated in
+tests/test_verdicts.py.
 """
 
 import math
@@ -32,9 +32,9 @@ from minidiff.statistics import delong_parts, group_ids, group_sums, holm, two_w
 
 METRICS = ("balanced_accuracy", "accuracy", "auroc_macro", "auroc")
 ALPHA, POWER = 0.05, 0.8
-FEWEST = 3  # networks, or generators: with fewer nothing is known of how much training varies
+FEWEST = 3  # networks, or generators: with fewer, how much training varies is unknown
 GAIN, HARM, EXCLUDED, OPEN = "gain", "harm", "no gain of interest", "not resolved"
-UNTESTED = "not tested"  # the primary comparison came first, and was not resolved
+UNTESTED = "not tested"  # because the primary comparison was not resolved
 FORM = re.compile(r"(?P<arm>[^:]+):(?P<against>[^:]+?)(?:@(?P<test_set>[^:@]+))?"
                   r"(?::(?P<metric>[^:@]+))?")
 
@@ -77,9 +77,9 @@ def parse(text: str, arms: Sequence[str], test_sets: Sequence[str],
 
 
 def contributions(metric: str, p: np.ndarray, truth: np.ndarray, place: int) -> np.ndarray:
-    """(n,): what each image adds to the figure, whose sum it is; p (n,k), truth (n,k) bool.
+    """(n,): what each image adds to the figure, which is their sum; p (n,k), truth (n,k) bool.
 
-    Those to an area are DeLong's; nan where the set has no image for the figure.
+    Those to an area are DeLong's; nan where the set lacks images for the figure.
     """
     if metric == "auroc":
         return delong_parts(p[:, place], truth[:, place])
@@ -101,7 +101,7 @@ def difference(table: np.ndarray, generators: Sequence[int] | None = None) -> di
     found = {"difference": None, "by_seed": None, "interval": [None, None], "p": None, "ways": []}
     if not np.isfinite(table).all():
         return found
-    # rounded, for equal figures may differ in their last bit; + 0 for there is no −0
+    # rounded, as equal figures may differ in their last bit; + 0 turns −0 into 0
     found |= {"difference": round(float(table.mean()), 12) + 0.0, "by_seed": table.mean(1).tolist()}
     if generators is not None and len(set(generators)) > 1:
         of = group_ids(generators)
@@ -171,9 +171,9 @@ def judged(differences: Mapping[str, Sequence[Mapping]], primary: Primary | None
     """The rows of `compare` by test set with "p_holm", "answer", "sees" and "patients_needed".
 
     worth: the smallest gain of interest of the primary comparison. sees: the true difference that
-    this study would resolve four times in five; patients_needed: how many would, with as many times
-    more networks, resolve the one that was found. Both at the level at which the comparison is
-    tested (of the others: 5 % by their number).
+    this study would resolve four times in five; patients_needed: how many, with more networks by
+    the same factor, would resolve the one found. Both at the level of the test: 5 %, divided by
+    their number for all but the primary comparison.
     """
     rows = [{**row, "test_set": name} for name, own in differences.items() for row in own]
     for row in rows:
@@ -202,7 +202,7 @@ def answer(p: float | None, row: Mapping, worth: float = 0.0) -> str:
 
 
 def _sizes(row: Mapping, level: float) -> dict:
-    """What this study sees with a power of 80 %, and the patients that the difference takes."""
+    """The difference detectable with a power of 80 %, and the patients that the one found needs."""
     if not row["ways"]:
         return {"sees": None, "patients_needed": None}
     sees, d = seen(row["ways"], level), row["difference"]

@@ -48,11 +48,11 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
     group "unknown". A score of `threshold` or more is an alarm; without a threshold TPR and FPR are
     None. `few` says that a group has less than 20 positives. A gap is between groups that have 20
     images of each side that it needs, "unknown" left aside: None where fewer than two are left.
-    Intervals: of shares, Wilson's at the number of images that the spread between patients leaves,
-    and for their difference square and add of exact limits; of AUROC, resamples of patients, for a
-    gap the t interval of their spread. Those of a gap are wide enough for `tests` pairs of groups
-    at once (Bonferroni), of all arms and columns that stand on a page; 0: for those compared here,
-    as `pairs` counts them. `resolved` where they leave out 0.
+    Intervals: of shares, Wilson's at the effective number of images, and of their differences
+    `rating.short_by`; of AUROC, resamples of patients, and of its differences the t interval with
+    their spread. Those of gaps are wide enough for `tests` pairs of groups at once (Bonferroni), of
+    all arms and columns on a page; 0: for those compared here, as `pairs` counts them. `resolved`
+    where they leave out 0.
     """
     tests = tests or pairs(positive, rows, columns, threshold is not None)
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
@@ -75,8 +75,8 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
 
 def pairs(positive: Sequence[bool], rows: Sequence[Row], columns: Sequence[str] = COLUMNS,
           alarms: bool = True) -> int:
-    """How many pairs of groups `gaps` compares, over all columns and figures; alarms: with the last
-    two."""
+    """How many pairs of groups `gaps` compares, over all columns and figures; alarms: TPR and FPR,
+    too."""
     total, sides = 0, list(zip(positive, rows))
     for column in columns:
         counts = Counter((cell_of(row, column), bool(side)) for side, row in sides)

@@ -1,7 +1,7 @@
 """Generators that a study pools as one synthetic source: trainings of one recipe with other seeds.
 
-What else differs between them would be taken for what a seed does. So generators of two recipes are
-refused, and so is one that is given twice.
+Any other difference between them would be taken for the effect of the seed. So generators of two
+recipes are refused, and so is one that is given twice.
 """
 
 from collections import Counter
@@ -59,8 +59,8 @@ def check_one_recipe(folders: Sequence[str], tables: Sequence[Table]) -> list[st
                    "both have the same seed and autoencoder")
             raise InputError(f"{b.folder} and {a.folder} are of one generator: {why}; pool "
                              "generators that were trained with different seeds")
-    return [f"{one.folder}: the run that made it is not there; its training was not compared with "
-            "that of the generators beside it" for one in made if not one.training]
+    return [f"{one.folder}: the run that made it was not found, so its training was not compared "
+            "with that of the other generators" for one in made if not one.training]
 
 
 def _difference(a: Generator, b: Generator) -> str:

@@ -87,7 +87,7 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
 
     synthetic: name → folders of samples, each of another generator of one recipe. hold_out:
     column=value, whose rows are a test set of their own. near_copies: "refuse", or "drop"
-    the test images that show a training film.
+    the test images that are near copies of training images.
     """
     outside = [Path(folder).resolve().name for folder in external]
     column, _, value = hold_out.partition("=")

@@ -180,7 +180,7 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
     and dropout are counted from (seed, slot), so equal calls on a CPU give equal weights. `weights`
     and `sample_weight` are those of `loss`. With `validation` images, labels and their weights, the
     state with the lowest loss on them is kept; the log has that loss as val_loss. `start`: steps
-    that this network was trained before, from which order, augmentation and log count on.
+    that this network was trained before; order, augmentation and log continue from there.
     `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
     fp32 on a CPU.
     """

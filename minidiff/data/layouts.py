@@ -7,8 +7,8 @@
     <split>/<class>/…    train, val, test above the class folders (Kaggle)
 
 A folder inside that holds a metadata.csv of its own is another data set and is left alone. A folder
-whose own split was drawn at random by patient says so by a file of the name RANDOM_SPLIT, which may
-be empty; phantoms need none.
+whose own split was drawn at random by patient says so with a file random-split.txt, which may be
+empty; phantoms need none.
 """
 
 import csv

@@ -160,7 +160,7 @@ def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str] 
     """Raise InputError if `who` (the generator, the judge) was trained on any of these held-out
     images, or on another image of their patients; a note where what it was trained on is unknown.
 
-    patients: file → patient of everything that is known, hashed like the rows.
+    patients: file → patient of all files whose hashes are given, as far as it is known.
     """
     if not seen:
         return [f"what {who} was trained on is unknown"]

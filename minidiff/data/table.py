@@ -37,7 +37,7 @@ class Table:
     # content, and its patient where the data name one
     hashes: dict[str, str] = field(default_factory=dict, repr=False)
     patients: dict[str, str] = field(default_factory=dict, repr=False)
-    random_split: bool = True  # by patient: made here, or at random as every folder says of its own
+    random_split: bool = True  # by patient: drawn here, or drawn before as every folder says
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -131,7 +131,7 @@ def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, s
 
 
 def mixes(*folders: str) -> str:
-    """What must be said where two folders have labels, mixed differently by 5 points or more."""
+    """A note if the labels of two folders are mixed differently, by 5 points or more; else ""."""
     if not all(is_data_set(Path(folder)) for folder in folders):
         return ""
     counts = [Counter(read_table(folder, split=False, check=False).column("label"))

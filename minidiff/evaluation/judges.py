@@ -1,8 +1,8 @@
 """The judges of a report: the own one of the classifier run, and an independent one beside it.
 
-What an own judge has filtered, it cannot test. An independent judge can: `--judge RUN` names a
-classifier run that was trained by `classify.py` on other images, or from another seed. From another
-seed alone, on the same images, it shares what these images teach, mistakes included.
+A judge cannot test images that it has filtered. An independent judge can: `--judge RUN` names a run
+of `classify.py` on other images, or from another seed. With another seed alone it has learnt the
+same as the own judge from the same images, mistakes included.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ OWN, INDEPENDENT = "own", "independent"
 
 
 class Judge(NamedTuple):
-    """A predictor, what it is asked for (`agreement.asked`), what it cannot read, and facts.
+    """A predictor, the cells that it reads (`agreement.asked`), what it cannot read, and facts.
 
-    Facts: folder, sha256; trained_on: of how many images, shared: of how many of those of the own
-    judge, None where that is not written down.
+    Facts: folder, sha256; trained_on: how many images, and shared: how many of these the own judge
+    was trained on, too; None where that is not written down.
     """
 
     predictor: Predictor
@@ -54,7 +54,7 @@ def of(cfg: sets.Config, tables: Mapping[str, Table]) -> dict[str, Judge]:
 
 def _refuse(flag: str, sha256: str, seen: set[str] | None, samples: str, made: Table,
             own: list[str]) -> None:
-    """InputError unless a judge is independent of the samples, their filters and the own judge."""
+    """InputError unless a judge is independent of the samples, their filter and the own judge."""
     filters = [f["judge"] for f in selection.of(samples)["filters"] if f["by"] == "recognised"]
     synthetic = len((seen or set()) & set(made.hashes.values()))
     why = {"does not say what it was trained on: name a run of classify.py, whose judge/ has "

@@ -14,8 +14,8 @@ the bootstrap of their difference, in which both meet the same validation patien
 same seeds: far narrower than two intervals side by side. Where it holds 0 for any other candidate,
 the choice is not resolved.
 
-The lowest of several KD's is low by luck, too. So the checkpoint taken makes new images, from other
-seeds, and these are measured against test images: neither had a part in the choice.
+The lowest of several KDs is low partly by luck. So the checkpoint taken makes new images, from
+other seeds, and these are measured against test images: neither had a part in the choice.
 
 Sampling takes a diffusion model and comes in as a callable.
 """

@@ -1,14 +1,14 @@
-"""What selected the images of a folder of samples, and what can no longer be asked of them.
+"""What selected the images of a folder of samples, and what they can no longer test.
 
-`sample.py --keep` draws an image again that a filter rejects. What the filter looked at is then as
-it wished, whatever the model makes:
+`sample.py --keep` draws an image again that a filter rejects. What the filter checked then holds of
+all images, whatever the model makes:
 
-    recognised   a judge reads the label that was asked for: nothing is said any more of labels by
-                 this judge, nor of nearness in its features
-    new          no near-copy of a training image, by the standard of held-out images: nothing is
-                 said any more of copies
+    recognised   the judge reads the label that was asked for: labels can no longer be tested by
+                 this judge, nor nearness in its features
+    new          the image is no near-copy of a training image: copies can no longer be tested
 
-And a checkpoint that validation images picked (best/, snapshots/) is judged on test images alone.
+And a checkpoint that was chosen on validation images (best/, snapshots/) is judged on test images
+alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,14 +20,14 @@ from minidiff.evaluation.features.extractor import PredictorFeatures
 from minidiff.evaluation.quick import Quick
 
 REASONS = {"recognised": "not recognised", "new": "a near-copy of a training image"}
-FINISHED = ("val", "test")   # what a finished model is judged on, and one that val picked:
+FINISHED = ("val", "test")   # splits that judge a finished model, and one that was chosen on val:
 PICKED = ("test",)
 UNRECORDED = {"judge": None, "rejects": None}
 
 
 def record(keep: Iterable[str], rejects: Mapping[str, int], classifier: str,
            watch: Quick | None) -> list[dict[str, Any]]:
-    """What a manifest says of its filters: which images they knew, their gate and their rejects."""
+    """What a manifest says of its filters: how many images they knew, their gate, their rejects."""
     found = []
     for by in keep:
         own = {"by": by, "rejects": rejects.get(REASONS[by], 0)}
@@ -50,10 +50,10 @@ def fingerprint(predictor: str | Path) -> str:
 
 
 def of(samples: str | Path) -> dict[str, Any]:
-    """The filters of a folder of samples, its yield and rejects, and the checkpoint behind it.
+    """The filters of a folder of samples, its yield and rejects, and the checkpoint that made it.
 
-    Of an older folder only what its config says: that it was filtered. Checkpoint: the step of a
-    model of best/ or snapshots/, None for a finished one.
+    The config of an older folder says only that it was filtered. Checkpoint: the step of a model of
+    best/ or snapshots/, None for a finished one.
     """
     manifest, config = (runs.read_json(path) if path.is_file() else {}
                         for path in (Path(samples) / name
@@ -84,7 +84,7 @@ def held_out(samples: Iterable[str | Path],
     steps = {str(folder): of(folder)["checkpoint"] for folder in samples}
     if model and (path := Path(model) / "model.json").is_file():
         steps[str(model)] = runs.read_json(path).get("step")
-    notes = [f"{folder}: its model is the checkpoint of step {step}, which validation images may "
-             "have picked; held-out are the test images alone"
+    notes = [f"{folder}: its model is the checkpoint of step {step}, which may have been chosen on "
+             "validation images; so held-out images are those of test alone"
              for folder, step in steps.items() if step is not None]
     return (PICKED if notes else FINISHED), notes

@@ -34,10 +34,10 @@ class Config(Rooted):
     data: tuple[str, ...] = ()           # real data sets, with their splits; none: the root's
     samples: str = "ROOT/samples"        # folder of synthetic images, of the form of a data set
     classifier: str = "ROOT/classifier"  # its judge/ reads images, its results are shown; or absent
-    judge: str = ""                      # independent judge: a classifier run, or a judge/ folder
+    judge: str = ""                      # an independent judge: a run of classify.py, or its judge/
     vae: str = "ROOT/vae"                # for its curve and reconstructions; may be absent
     diffusion: str = "ROOT/diffusion"    # for its curve and the membership audit; may be absent
-    reference: str = ""                  # run that saw none of these images, to calibrate the audit
+    reference: str = ""                  # run that saw none of these images; calibrates the audit
     matrix: str = "ROOT/matrix"          # of evaluate.py matrix, for its heat map; may be absent
     out: str = "ROOT/report"             # report.html and report.json
     extractors: tuple[str, ...] = ()     # pixels, classifier, vae, NAME=FILE; none: the first two
@@ -112,11 +112,11 @@ def refuse_nested(samples: str, real: Sequence[str]) -> None:
 
 def check_origin(heldout: Table, seen: dict[str, set[str] | None],
                  others: Table | None = None) -> list[str]:
-    """InputError if one of these has seen a held-out image, or another one of a held-out patient; a
-    note for each that is unknown.
+    """InputError if one of these was trained on a held-out image or on a held-out patient; a note
+    for each whose training images are unknown.
 
     seen: who → SHA-256 of what it was trained on, None where that is not written down. others: data
-    which may hold further images of the patients.
+    that may hold further images of the patients.
     """
     tables = [heldout, *([others] if others else [])]
     hashes, patients = ({file: value for table in tables for file, value in of(table).items()}
@@ -138,7 +138,7 @@ def seen_by(classifier: str | Path) -> set[str] | None:
 
 
 def check_reference(run: str, tables: dict[str, Table]) -> None:
-    """InputError unless a reference run is known to have seen none of these images."""
+    """InputError unless a reference run says that it was trained on none of these images."""
     seen = set((read_json(Path(run) / "model.json") or {}).get("trained_on", ()))
     if not seen:
         raise InputError(f"--reference {run}: no finished diffusion run that says which images it "
@@ -147,7 +147,7 @@ def check_reference(run: str, tables: dict[str, Table]) -> None:
              for table in [tables[name]] for row in table.rows}
     if seen & known:
         raise InputError(f"--reference {run} was trained on {count(len(seen & known), 'image')} of "
-                         "these data; a reference must have seen none")
+                         "these data; a reference must have seen none of them")
 
 
 def judge_of(classifier: str | Path, train: Table) -> Predictor | None:

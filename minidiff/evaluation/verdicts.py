@@ -1,8 +1,8 @@
-"""What the figures of a report say: yes, no, or "not resolved" where an interval leaves it open.
+"""What figures say: yes, no, or "not resolved" where an interval allows both.
 
-Of a study: gain, harm or no gain of interest, if nothing but the images can be the reason.
-
-Figures in, answers out; the words around them stand in pages/verdicts.txt.
+A comparison of a study says gain, harm, no gain of interest, or not resolved; "not shown" where
+something other than the images may be the reason. Figures in, answers out; the words around them
+stand in pages/verdicts.txt.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ KINDS = {GOOD: "yes", BAD: "no", GAIN: "yes", HARM: "no", EXCLUDED: "no",
          **dict.fromkeys((OPEN, UNTESTED, UNSHOWN, MIXED), "open")}
 MARGIN = 0.1  # by which a share may fall short of that of real images
 TOLD = 0.6    # AUROC of a discriminator up to which images count as not told apart
-# what a generator gets for nothing whose images nobody would take for real, and what is left true
+# a yes that unreal images get for nothing, and one that stays true of them
 FREE, QUALIFIED = ("copies", "variety"), ("likeness", "label", "number", "category")
 NEAR_P, COPYING_Z = 0.05, -1.64  # of near-copies and the rank statistic C_T, for plainly new
 TAIL = 0.025  # of a one-sided test, and of each end of an interval
@@ -39,20 +39,20 @@ def beyond(low: float | None, high: float | None, gate: float) -> str:
 def no_worse(share: float, n: float, real: float, m: float) -> tuple[str, Interval]:
     """Does a share reach that of real images less MARGIN? With the interval of the difference.
 
-    Both are uncertain, by as many independent images as each is worth (n and m).
+    Both are uncertain; n and m are their effective numbers of images.
     """
     ends = short_by(share, n, real, m)
     return beyond(*ends, -MARGIN), ends
 
 
 def in_every(answers: Iterable[str]) -> str:
-    """Yes takes all of them, and one no is enough for no; what is not tested has no say."""
+    """Yes if all are yes, no if any is; what is not tested does not count."""
     answers = _said(answers)
     return BAD if BAD in answers else answers.pop() if len(answers) == 1 else OPEN
 
 
 def in_any(answers: Iterable[str]) -> str:
-    """One yes is enough where none says no; what is not tested has no say."""
+    """Yes if any is yes and none is no; what is not tested does not count."""
     answers = _said(answers)
     return next((a for a in (BAD, GOOD, OPEN, UNTESTED) if a in answers), OPEN)
 
@@ -64,7 +64,7 @@ def _said(answers: Iterable[str]) -> set[str]:
 
 
 def unless_selected(answer: str, selected: bool) -> str:
-    """Images that were selected to give a yes have not been tested; a no stands all the same."""
+    """Images that were selected to give a yes have not been tested; a no still stands."""
     return UNTESTED if selected and answer == GOOD else answer
 
 
@@ -81,17 +81,18 @@ def kind(v: Mapping) -> str:
 
 
 def verdicts(result: Mapping, on_page: bool = False) -> list[dict]:
-    """For each question that the report could ask {"about", "answer", the figures behind it}.
+    """For each question that the report can answer {"about", "answer", the figures behind it}.
 
-    Variety is asked for on the page only.
+    Variety is asked for on the page only. A study answers by its primary comparison, or else by
+    every test set.
     """
-    filters = selected(result)
+    filters, study = selected(result), result.get("study") or {}
     first = _realism(result.get("realism") or {}, filters)
     rest = [*_copies(result.get("neighbours") or {}, result.get("samples") or {}, filters),
             *_membership(result.get("membership") or {}),
             *_likeness(result["distances"], filters),
             *_agreement(result.get("agreement") or [], filters),
-            *_study(result.get("study") or {}),
+            *(primary(study) or of_sets(study)),
             *(variety(result["distances"], filters) if on_page else ())]
     if any(v["answer"] == GOOD for v in first):
         rest = [_unreal(v) for v in rest]
@@ -102,8 +103,8 @@ def _realism(found: Mapping, filters: Collection[str] = ()) -> list[dict]:
     """Can synthetic images be told from real ones? The welcome answer is no.
 
     Yes where the discriminator's whole interval lies above TOLD, or that of a distance above its
-    floor; no where the discriminator's lies below and every distance, of two or more, is within
-    its floor. Images that were selected in one of these spaces are not tested by a no.
+    floor. No where the discriminator's lies below TOLD and, in two or more spaces, every distance
+    is within its floor. Images that were selected in one of these spaces are not tested by a no.
     """
     if not found:
         return []
@@ -113,13 +114,13 @@ def _realism(found: Mapping, filters: Collection[str] = ()) -> list[dict]:
     near = [s["space"] for s, floor in floors if s["KD"] <= floor]
     told = beyond(found.get("low"), found.get("high"), TOLD)
     alike = told == BAD and not far and len(near) == len(floors) >= 2
-    selected = any(s["space"] in filters for s, _ in floors)
+    filtered = any(s["space"] in filters for s, _ in floors)
     ways = [{**x, "more": x["low"] > TOLD} for x in found.get("looks", ())
             if x["low"] > TOLD or x["high"] < 1 - TOLD]
     return [{**found, "about": "realism", "good": BAD, "far": far, "near": near, "limit": TOLD,
              "ways": sorted(ways, key=lambda x: -abs(x["auroc"] - 0.5)),
              "answer": GOOD if told == GOOD or far else OPEN if not alike else
-             UNTESTED if selected else BAD}]
+             UNTESTED if filtered else BAD}]
 
 
 def _unreal(v: dict) -> dict:
@@ -162,11 +163,11 @@ def random(copies: Mapping) -> bool:
 
 
 def _membership(m: Mapping) -> list[dict]:
-    """Does the denoising error show who was in the training set?
+    """Does the model keep private who was in its training set?
 
-    No where chance does not explain the share found at 1 % false alarms, or AUROC: each is wrong
-    about an innocent model in TAIL of audits. Yes takes a share below LEAK with its whole bound.
-    Neither can be told from held-out images that need not be like the training images.
+    No where chance does not explain the share found at 1 % false alarms, or AUROC: each accuses a
+    model that has memorised nothing in TAIL of audits. Yes where the share's upper bound is below
+    LEAK. Neither unless the split is random: held-out images may differ for other reasons.
     """
     if m.get("auroc") is None or "tpr_p" not in m:  # an older version decided by AUROC
         return []
@@ -179,7 +180,7 @@ def _membership(m: Mapping) -> list[dict]:
 def _likeness(rows: Sequence[Mapping], filters: Mapping) -> list[dict]:
     """Is synthetic X nearer to held-out real X than real images of any other label are?
 
-    One space in which it is will do, if there is none in which it is farther: pixels may not show
+    One space in which it is nearer suffices, unless it is farther in another: pixels may not show
     the label at all.
     """
     found = []
@@ -204,8 +205,8 @@ def _likeness(rows: Sequence[Mapping], filters: Mapping) -> list[dict]:
 def _agreement(rows: Sequence[Mapping], filters: Mapping) -> list[dict]:
     """Does a judge see what was asked for? Attributes are compared within a label.
 
-    They are asked for as they occur in real rows, so that the label alone predicts them in part.
-    Where the own judge selected the images, an independent one answers for the label in its place.
+    They are asked for as they occur in real rows, so the label alone predicts them in part. Where
+    the own judge selected the images, an independent one answers for the label in its place.
     """
     real, found = {_read(r): r for r in rows if r["set"] == "held-out real" and r["n"]}, []
     for r in rows:
@@ -234,27 +235,22 @@ def _read(row: Mapping) -> tuple[str, str]:
     return row["variable"], row.get("judge", "own")
 
 
-def _study(study: Mapping) -> list[dict]:
-    """Did synthetic images help a classifier? The primary comparison answers, if one was declared.
-
-    Else every test set does. A study of an older version, which had another rule, is left out;
-    classify.py, given again, tests it by this one.
-    """
-    return primary(study) or of_sets(study)
-
-
 def primary(study: Mapping) -> list[dict]:
+    """Did synthetic images help a classifier? Empty unless a primary comparison was declared.
+
+    Also for a study of an older version, which had another rule; classify.py, run again, tests it.
+    """
     p = study.get("primary")
     return [{**p, "about": "study", **_words_of(study)}] if p and "doubts" in p else []
 
 
 def said(study: Mapping) -> dict:
-    """The summary of a study with the last word on every comparison; "primary" is one of them.
+    """The summary of a study with the final answer to every comparison; "primary" is one of them.
 
-    Where something else than the images may be the reason, a gain, a harm and an exclusion alike
-    are "not shown", and "doubts" names the reasons: "count", the arms differ in their number of
-    images, some of one synthetic; "generator", that of the better arm saw, or may have seen, real
-    images that the arm did not; "shortcut", the label can be told without the lungs.
+    A gain, a harm or an exclusion is "not shown" where something other than the images may be the
+    reason. "doubts" names it: "count", one arm alone has synthetic images, and another number of
+    images; "generator", that of the better arm saw, or may have seen, real images that the arm did
+    not; "shortcut", the label can be predicted without the lungs.
     """
     arms = {row["arm"]: row for row in study["arms"]}
     shortcut = bool((study.get("audit") or {}).get("shortcut"))
@@ -276,7 +272,7 @@ def _doubted(d: Mapping, arm: Mapping, against: Mapping, shortcut: bool) -> dict
 
 
 def of_sets(study: Mapping) -> list[dict]:
-    """Of every test set, by two figures: did they help more than as many duplicates?"""
+    """For every test set, by two figures: did they help more than as many duplicates?"""
     real = {row["arm"]: row.get("real") for row in study.get("arms") or []}
     found = []
     for name, rows in (study.get("differences") or {}).items():
@@ -302,7 +298,7 @@ def _synthetic_first(d: Mapping) -> Mapping:
 
 
 def of_many(answers: Iterable[str]) -> str:
-    """One gain is enough where nothing is harm, and one harm where nothing is a gain."""
+    """One gain is enough where there is no harm, and one harm where there is no gain."""
     there = set(answers)
     if {GAIN, HARM} <= there:
         return MIXED

@@ -14,7 +14,7 @@ An answer is yes or no only where the whole 95 % interval lies on one side of th
 gates nothing: a real set of another month fails it. The words stand in pages/gates.txt.
 
 A control is caught where the verdict that is meant for it says no. One that is not caught makes the
-whole matrix INVALID: then its verdicts on the candidates are worth nothing, either.
+whole matrix INVALID: then its verdicts on the candidates say nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ def label(seen: Sequence[bool], real: Sequence[bool], patients: Sequence,
           of_real: Sequence) -> dict:
     """From whether the judge sees the label in each candidate, and in each held-out real image.
 
-    patients and of_real are those of the images: several images of one count as far as they differ.
+    patients and of_real are those of the images, of which several may be of one patient.
     """
     share, share_real = sum(seen) / len(seen), sum(real) / len(real)
     low, high = share_interval(seen, patients)
@@ -84,7 +84,7 @@ def novelty(found: Mapping) -> dict:
 
 
 def of_selected(v: Mapping, filters: Mapping) -> dict:
-    """The verdicts on a set without the yes that its filters gave it (`selection.decided`)."""
+    """The verdicts on a set, "not tested" where its filters decided a yes (`selection.decided`)."""
     found = dict(v)
     for name, subject in (("LABEL", "label"), ("NOVELTY", "copies")):
         if name in v and subject in filters:
@@ -99,7 +99,7 @@ def of_selected(v: Mapping, filters: Mapping) -> dict:
 
 
 def _untested(verdict: Mapping, answer: str) -> dict:
-    """The verdict with this answer, and why it may be another than before."""
+    """The verdict with this answer, and why it may have changed."""
     text = sentence("gates.txt", "selected", text=verdict["text"])
     return {**verdict, "answer": answer, "text": text}
 

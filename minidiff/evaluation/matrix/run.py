@@ -103,7 +103,10 @@ def run_matrix(cfg: MatrixConfig) -> None:
             s.features[e.name] = cached(e, s.pixels).double().numpy()
 
     grid, draws = measure(cfg, [e.name for e in spaces], rows, columns, standards)
-    verdicts = [gates.of_selected(v, filters_of(cfg, v["part"]))
+    own_judge = selection.fingerprint(Path(cfg.classifier) / "judge")
+    filters = {named(folder, cfg.samples): selection.decided(
+        selection.of(folder)["filters"], own_judge) for folder in cfg.samples}
+    verdicts = [gates.of_selected(v, filters.get(v["part"].partition(", set ")[0], {}))
                 for v in judge_all(cfg, standards, draws, judge, sets["real"])]
     caught = gates.caught(verdicts)
     state, faults = gates.status(caught)
@@ -195,13 +198,6 @@ def load_judge(cfg: MatrixConfig, real: Table) -> Predictor:
                          f"{', '.join(known) or 'none'}")
     return judge
 
-
-def filters_of(cfg: MatrixConfig, part: str) -> dict[str, dict]:
-    """What filters decided of the synthetic set of this name, or of one of its parts."""
-    judge = selection.fingerprint(Path(cfg.classifier) / "judge")
-    return next((selection.decided(selection.of(folder)["filters"], judge)
-                 for folder in cfg.samples
-                 if part.partition(", set ")[0] == named(folder, cfg.samples)), {})
 
 
 def named(folder: str, among: Sequence[str]) -> str:

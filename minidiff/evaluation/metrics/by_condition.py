@@ -1,4 +1,4 @@
-"""By which conditions images are told apart: the values that real and synthetic rows share."""
+"""The conditions by which figures are broken down: columns that real and synthetic rows share."""
 
 from collections.abc import Mapping
 
@@ -16,12 +16,11 @@ MOST_VALUES = 8             # of a category that is shown by value
 def groups(tables: Mapping[str, Table]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
     """Condition → set (train, heldout, synthetic) → the value of each row as text, "" if unknown.
 
-    Conditions are columns that synthetic and held-out rows share. Numbers are cut into thirds of
-    the training rows, and of findings each of the commonest is a condition. And why a condition
-    cannot be told apart, by its name.
+    Numbers are cut into thirds of the training rows, and each of the commonest findings is a
+    condition. The second dict says, by name, why a condition cannot be broken down.
     """
-    columns, found = {name: dict(*table.rows[:1]) for name, table in tables.items()}, {}
-    why = {}
+    columns = {name: dict(*table.rows[:1]) for name, table in tables.items()}
+    found, why = {}, {}
     for name in columns["synthetic"]:
         if name in NO_CONDITION or not all(name in known for known in columns.values()):
             continue

@@ -1,8 +1,7 @@
 """Are the synthetic images copies of training images? Scores of copying, and a verdict.
 
-Copies that can be seen are named one by one (`named`), and one is enough. Weaker ones are looked
-for in all images together; real images that the generator never saw are the yardstick, and no
-single score decides:
+Plain copies are named one by one (`named`), and one is enough. Weaker ones are sought in all images
+together, against real images that the generator never saw; no single score decides:
 
     near      the share of synthetic images nearer to a training image than 5 % of held-out images
               are; Fisher's exact test against the held-out share itself
@@ -16,9 +15,9 @@ Copies are suspected where near or C_T finds too little distance (p < .1) and cl
 it is to training images in particular (p < .05 over all spaces; below .2 it is left open). The
 first two alone would also accuse images that are merely smooth or typical, which lie nearer to
 everything; closest bounds the rate of false alarms at 5 %, whatever the images look like, as long
-as the split was made at random by patient. Where it was not, the held-out images may be of other
-hospitals or years, and what these tests find is left open. docs/memorisation.md has the power of
-each.
+as the split was made at random by patient. Where it was not, held-out images may be of other
+hospitals or years, and what these tests find is "not resolved". docs/memorisation.md has the power
+of each.
 
 Three more numbers are reported and decide nothing:
 
@@ -119,7 +118,7 @@ def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor],
 
 
 def with_named(found: dict, copies: dict | None) -> dict:
-    """The verdict of all images together, and on top of it that of images named one by one."""
+    """The verdict on all images together, overruled where single images are named."""
     if copies and (k := copies["found"]):
         are = "is a copy" if k == 1 else "are copies"
         found |= {"suspected": True,
@@ -128,9 +127,9 @@ def with_named(found: dict, copies: dict | None) -> dict:
 
 
 def fewest_copies(train: int, heldout: int) -> int:
-    """The fewest copies that all images together can show, each as plain as can be.
+    """The fewest copies that the test of all images together can find, were they exact.
 
-    So many nearest images in a row are next to a training image by chance with probability ALPHA.
+    By chance, so many nearest images are all next to a training image with probability ALPHA.
     """
     return max(SMALLEST_TOP, math.ceil(math.log(ALPHA) / math.log(train / (train + heldout))))
 
@@ -162,7 +161,7 @@ def _verdict(spaces: Sequence[dict], random_split: bool = True) -> tuple[str, bo
                       for limit in (ALPHA, UNCLEAR))
     if found and not random_split:
         return (f"nearer to training images than to held-out ones (in {' and '.join(found)}), but "
-                "the split was given and need not be random: look at the pairs", None)
+                "the split came with the data and may not be random: look at the pairs", None)
     if found:
         return f"copies suspected (in {' and '.join(found)})", True
     if unclear:

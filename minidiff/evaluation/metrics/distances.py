@@ -109,8 +109,8 @@ def draw(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def same_mix(labels: Sequence[str], wanted: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Indices of the most images in the proportions of the labels wanted, of those that there are;
-    all where there is none of them, as of a model that knows no label."""
+    """Indices of the most images in the proportions of the labels wanted. Labels that are absent
+    are left out; all images where none is present, as for a model without labels."""
     have, want = Counter(labels), Counter(wanted)
     if not have.keys() & want.keys():
         return np.arange(len(labels))
@@ -123,9 +123,9 @@ def matched(labels: Sequence[str], others: Sequence[str],
     """Indices of the most images of two sets in which every label has the same share of both.
 
     Two sets of one kind are far apart where their labels are mixed differently. Labels that one set
-    lacks are left out; where they share none, both are whole. With r images of the second for one
-    of the first, the smaller side of each label says how many there are; r is the ratio of one of
-    the labels, so that 1/n + 1/m is least.
+    lacks are left out; where they share none, both are whole. With r images of the second for each
+    of the first, the smaller side of each label limits their number; r is the ratio of one of the
+    labels, so that 1/n + 1/m is least.
     """
     x, y = Counter(labels), Counter(others)
     both = sorted(x.keys() & y.keys())

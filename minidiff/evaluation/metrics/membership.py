@@ -6,10 +6,10 @@ the same times and the same noise, and its score is the negative mean of the log
 images, its errors say how difficult each image is, and the score is the mean logarithm of the
 ratio (reference-model calibration; Watson et al. 2022).
 
-What counts is the share of training images found when 1 % of held-out ones are accused in error
-(Carlini et al. 2022): a model may betray few patients, each with certainty, at an AUROC of .5. Its
-upper bound knows of both sides' chance (`most_found`), and its p of what chance explains. AUROC
-stands beside it. .5 and 1 % say that this attack finds nothing; another may.
+What counts is the share of training images found at 1 % false alarms (Carlini et al. 2022): a model
+may betray few patients, each with certainty, at an AUROC of .5. The share has an upper bound that
+allows for chance on both sides (`most_found`), and a p. AUROC stands beside it. An AUROC of .5 and
+a share of 1 % say that this attack finds nothing; another may.
 """
 
 import math
@@ -39,8 +39,8 @@ Losses = Callable[[Tensor, int, int], Tensor]   # images, time, seed of the nois
 TIMES, DRAWS = (100, 200, 300, 400), 8   # of 1,000 levels: where memory shows; errors an image
 FPR, LEAK = 0.01, 0.05   # false alarms; share of training images found, from which it is a leak
 ALPHA = 0.05             # of the bound
-NEEDED = 440             # patients on each side with which a model that knows nothing has its bound
-                         # below LEAK in four of five audits; tests compute it
+NEEDED = 440             # patients on each side with which a model that has memorised nothing has
+                         # its bound below LEAK in four of five audits; tests compute it
 FEWEST_PATIENTS, FEWEST = 2, 20          # on each side; images on each side of `audit`
 
 
@@ -100,9 +100,9 @@ def membership(train: Tensor, heldout: Tensor, *, train_patients: Sequence | Non
 
     low and high are DeLong's 95 % interval, by_patient that of a bootstrap of patients. chance: how
     far from .5 the AUROC of so many images lies in 95 %. p: one-sided permutation of patients.
-    Of one image of each patient, the first, for these are independent: tpr, the share found at no
-    more than 1 % false alarms; tpr_most, its upper bound (95 %); tpr_p, that of a model that knows
-    nothing.
+    From the first image of each patient, as images of one patient are not independent: tpr, the
+    share found at no more than 1 % false alarms; tpr_most, its upper bound (95 %); tpr_p, how
+    likely a model that has memorised nothing finds as many.
     """
     assert train.shape[1] == heldout.shape[1], (train.shape, heldout.shape)
     scores = [_scores(train, "training"), _scores(heldout, "held-out")]
@@ -149,14 +149,10 @@ def most_found(train: np.ndarray, heldout: np.ndarray, alpha: float = ALPHA) -> 
     than the k-th highest of the held-out ones (binomial), and Clopper & Pearson (1934) bound the
     share of training images there.
     """
-    k = _rank(len(heldout), alpha / 2)
-    above = int((train >= np.sort(heldout)[len(heldout) - k]).sum())
+    m = len(heldout)
+    k = int(scipy.stats.binom.ppf(1 - alpha / 2, m, FPR)) + 1
+    above = int((train >= np.sort(heldout)[m - k]).sum())
     return clopper_pearson(above, len(train), 1 - alpha)[1]
-
-
-def _rank(m: int, alpha: float) -> int:
-    """The smallest k such that at most k − 1 of m exceed what 1 % exceed, in 1 − alpha of draws."""
-    return int(scipy.stats.binom.ppf(1 - alpha, m, FPR)) + 1
 
 
 def _scores(errors: Tensor, name: str) -> np.ndarray:

@@ -4,13 +4,13 @@ A synthetic image is laid over the training images that it is most like, moved a
 too (`pairwise.overlaid`), and named where it agrees with one of them in fine detail better than two
 different patients ever do. The rule needs no sample size and no random split. Its limit is .6 of
 the distance below which 5 % of held-out images lie, and .09 at most. Of 1,124 real X-rays of 764
-patients at 64 px, moved and mirrored ones among them, none came so near to another patient's, and
-one of them blurred; of 1,000 phantoms, which are drawings and more alike, less than 1
+patients at 64 px, also moved and mirrored, none came so near to another patient's, and blurred, one
+did; of 1,000 phantoms, which are drawings and more alike, less than one did
 (docs/memorisation.md).
 
-What the rule would have found is measured on these very images: *probes* are training images that
-were turned, shifted, zoomed, mirrored, blurred and made noisy as a generator may do it, and their
-share that the rule names says how many copies among n images would have been noticed.
+What the rule would have found is measured on the images at hand: *probes* are training images that
+are turned, shifted, zoomed, mirrored, blurred and made noisy, as a generator may do. The share of
+probes that the rule names says how many copies among n images it would have noticed.
 """
 
 from functools import lru_cache
@@ -56,7 +56,7 @@ def named(to_train: Tensor, heldout_to_train: Tensor, train: Tensor, seed: int =
 
 
 def shares(n: int, found: int, probes: int) -> dict[str, float | None]:
-    """Of n images none was named, and of the probes so many would have been: what does that say?
+    """What it says that none of n images was named, by a rule that names so many of the probes.
 
     "seen": the smallest share of copies like the probes of which one at least would have been named
     with probability .8; "at_most": the share that is left possible (one-sided, 95 %), where
@@ -77,10 +77,10 @@ def _probed(train: Tensor, seed: int) -> Tensor:
 
 
 def probes(images: Tensor, seed: int = 0) -> Tensor:
-    """Copies as a generator may make them of small images (k,1,s,s) in 0…255; every other mirrored.
+    """Copies of small images (k,1,s,s) in 0…255 as a generator may make them; every other mirrored.
 
-    As far turned, shifted and zoomed as training's augmentation does it, with other brightness and
-    contrast, what a network blurs, and noise.
+    Turned, shifted and zoomed as far as by the augmentation of training, with other brightness and
+    contrast, blurred as by a network, and noisy.
     """
     g = torch.Generator().manual_seed(seed)
     turn, dx, dy, zoom = (torch.rand(4, len(images), generator=g) * 2 - 1)

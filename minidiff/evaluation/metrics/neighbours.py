@@ -76,12 +76,12 @@ def prdc(*, real: np.ndarray, fake: np.ndarray, k: int = 5) -> PRDC:
 def coverage_worth(coverage: float, *, real: np.ndarray, fake: np.ndarray,
                    real_patients: Sequence | None = None, k: int = 5, draws: int = 50,
                    seed: int = 0) -> float:
-    """How many independent images the coverage of these sets is worth: the n of its interval.
+    """The effective number of images behind the coverage of these sets: the n of its interval.
 
-    Balls overlap and share synthetic images, so that real images are no independent votes. The
+    Neighbourhoods overlap and share synthetic images, so real images are not independent. The
     variance is that over random halves of both sides (of patients), which for a mean is that of the
-    whole, at least that of independent images. Where all or none are covered, k neighbours count
-    once. Of more than 2,000 images a side, so many are drawn to measure it.
+    whole, and at least that of independent images. Where all or none are covered, k neighbours
+    count once. It is measured on 2,000 images a side at most.
     """
     x, y = checked(real, fake)
     n, group = len(x), draw(patient_codes(real_patients, len(x)), 2000, seed)

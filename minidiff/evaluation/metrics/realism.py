@@ -7,9 +7,9 @@ of the report and in one more, "texture": the rings of the spectrum and the plai
 
 The discriminator is a classifier two-sample test (Lopez-Paz & Oquab 2017): kernel ridge regression
 on the features of all spaces together, each space with equal weight, which scores every image with
-what it learnt from other patients. An AUROC of 0.5 is what real images score against real ones.
-Images that share a training set do not err independently; the interval by patient is widened for it
-(Nadeau & Bengio 2003).
+what it learnt from other patients. Two sets of real images have an AUROC of 0.5. Images that share
+a training set do not err independently; the interval by patient is widened for it (Nadeau & Bengio
+2003).
 """
 
 import math
@@ -29,7 +29,7 @@ from minidiff.statistics import auroc_by_patient
 MOST = 1000      # images of a set: the discriminator inverts a matrix of its training images
 FOLDS = 5
 PENALTY = 0.005  # of the ridge, where the kernel of an image with itself is about 1
-WIDER = math.sqrt(1 + FOLDS / (FOLDS - 1))  # than if the discriminator had been given
+WIDER = math.sqrt(1 + FOLDS / (FOLDS - 1))  # times the interval of one fixed discriminator
 LOOKS = ("fine detail", "texture", "colour", "contrast", "brightness")
 LAPLACE = torch.tensor([[1.0, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
 LEVEL = 100 / 255  # one level of grey, in per cent of the range

@@ -1,8 +1,8 @@
-"""Would a space know a patient again? How near a patient's other image lies, against chance.
+"""Does a space recognise a patient? How near a patient's other image lies, against chance.
 
 A copy may show a patient in another pose, which neither the rule for single images (`named`) nor
 plain pixels find. A space in which another image of the same patient is seldom the nearest cannot
-find it either: that a synthetic image is new there does not say that it shows a new patient.
+find it either: an image that is new there may still show a patient of the training set.
 """
 
 from collections.abc import Hashable
@@ -31,14 +31,14 @@ def nearest_by_patient(x: Tensor, patients: tuple[Hashable, ...]) -> tuple[Tenso
 
 def recognition(own: Tensor, others: Tensor, patients: tuple[Hashable, ...],
                 labels: tuple[Hashable, ...], made: Tensor, heldout: Tensor) -> dict | None:
-    """Is a patient's other image nearer than anyone else's? None where too few patients have one.
+    """Is a patient's other image nearer than any other patient's? None if too few have one.
 
     own and others (T,) are those of `nearest_by_patient`, made and heldout the distances of each
     synthetic and held-out image to its nearest training image. "found": the share of images whose
     nearest other image is of the same patient; its interval counts patients, not images. "chance":
     the share if the nearest were any image of the same label. "near" and "near_heldout": shares
-    nearer to a training image than half of these images are to their patient's other one; patients
-    who were given back in another pose would make the first the greater.
+    nearer to a training image than half of these images are to their patient's other one; training
+    patients in another pose would make the first the greater.
     """
     some = own.isfinite()
     codes, kinds = (torch.from_numpy(group_ids(names)) for names in (patients, labels))
@@ -51,5 +51,5 @@ def recognition(own: Tensor, others: Tensor, patients: tuple[Hashable, ...],
     usual = float(own[some].median())
     return {"n": int(some.sum()), "patients": people, "found": share, "low": low, "high": high,
             "chance": float((siblings / alike.clamp(min=1)).clamp(max=1)[some].mean()),
-            "usual": usual, "near": float((made < usual).double().mean()),
+            "near": float((made < usual).double().mean()),
             "near_heldout": float((heldout < usual).double().mean())}

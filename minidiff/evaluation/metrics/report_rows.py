@@ -89,9 +89,9 @@ def between(real: Side, fake: Side) -> dict[str, np.ndarray]:
 
 
 def one_mix(sides: Mapping[str, Side], seed: int) -> dict[str, np.ndarray]:
-    """Set (train, heldout, synthetic) → the most images in which every label has one share of each.
+    """Set (train, heldout, synthetic) → the most images with which every label has the same share.
 
-    What is told of all labels together must not tell how they are mixed.
+    A figure of all labels together must not measure how they are mixed.
     """
     labels = {name: side.labels.tolist() for name, side in sides.items()}
     held, made = matched(labels["heldout"], labels["synthetic"], seed)
@@ -158,10 +158,10 @@ def _at_equal_n(reference: Side, side: Side, seed: int, *, floor: bool = False) 
     if n > NEIGHBOUR:
         found |= prdc(**both, k=NEIGHBOUR)._asdict()
     if n > NEIGHBOUR and not floor:
-        share, found["coverage_worth"] = found["coverage"], coverage_worth(
-            found["coverage"], **both, real_patients=real.patients, k=NEIGHBOUR, seed=seed)
-        found["coverage_low"], found["coverage_high"] = clopper_pearson(
-            share * found["coverage_worth"], found["coverage_worth"])
+        share = found["coverage"]
+        worth = coverage_worth(share, **both, real_patients=real.patients, k=NEIGHBOUR, seed=seed)
+        low, high = clopper_pearson(share * worth, worth)
+        found |= {"coverage_worth": worth, "coverage_low": low, "coverage_high": high}
     test = c2st(**between(real, fake), permutations=1 if floor else 1000, seed=seed)
     return found | {"C2ST": test.accuracy, "C2ST_low": test.low, "C2ST_high": test.high,
                     "C2ST_p": test.p}
@@ -195,9 +195,8 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
     """KD and FD between n synthetic and n held-out images of one mix of labels, a row for each n.
 
     Median and 5–95 % over random draws of both sides; the floor's are draws of real patients of
-    that mix. Draws of n among N images share images, and draws of all are one and the same: the
-    curve ends at half of the smaller side, and the spread of draws is enlarged to that of n new
-    images, 1 / √(1 − n/N) of it.
+    that mix. Draws of n among N images share images, so the curve ends at half of the smaller side,
+    and the spread of the draws is multiplied by 1 / √(1 − n/N) to be that of n new images.
     """
     known, held, made = of_one_mix(train, heldout, synthetic, seed)
     pool, least = joined(known, held), min(held.n, made.n)
@@ -222,9 +221,8 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
 def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]],
                why: Mapping[str, str], *, synthetic: Side, train: Side, heldout: Side,
                seed: int = 0, repeats: int = REPEATS) -> list[dict]:
-    """KD with interval and floor between images of each value of each condition, a row each; of
-    every value as many as have one mix of labels on both sides. `groups` and `why` are those of
-    `groups`."""
+    """KD with interval and floor between images of each value of each condition, a row each, with
+    the same mix of labels on both sides. `groups` and `why` are those of `by_condition.groups`."""
     rows = [{"extractor": extractor, "condition": name, "value": "", "n": 0, "m": 0,
              "too_few": True, "why": text} for name, text in why.items()]
     sides = {"synthetic": synthetic, "train": train, "heldout": heldout}

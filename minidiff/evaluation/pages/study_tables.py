@@ -120,7 +120,7 @@ def differences(rows: Sequence[Mapping], positive: str) -> Table:
                           else "–"), "own" if d["answer"] in (GAIN, HARM) else ""))
     return Table((metric_name(metric, positive),
                   f"{'points' if metric in POINTS else 'difference'} (95 %)", "answer",
-                  "adjusted p", "would see", "patients needed"), lines)
+                  "adjusted p", "detectable", "patients needed"), lines)
 
 
 def calibration(found: Mapping[str, Mapping], kinds: Mapping[str, str | None]) -> Table:
