@@ -43,7 +43,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation.pages.study import study_page
 from minidiff.evaluation.pages.study_pictures import gallery
 from minidiff.evaluation.pages.study_tables import csv_tables, printed
-from minidiff.evaluation.verdicts import said
+from minidiff.evaluation.study_verdicts import said
 from minidiff.root import Rooted, then
 from minidiff.training.device import pick_device
 

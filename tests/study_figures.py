@@ -11,7 +11,7 @@ from minidiff.classification.assess import roc
 from minidiff.classification.calibration import calibration, pooled, probabilities, temperature
 from minidiff.classification.compare import compare, judged, summarise
 from minidiff.classification.scores import score, thresholds_at_specificity
-from minidiff.evaluation.verdicts import said
+from minidiff.evaluation.study_verdicts import said
 
 LABELS = ["covid", "normal", "pneumonia"]
 SETS = {"val": (20, 40, 40), "test": (16, 30, 28), "clinic": (26, 18, 0)}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.evaluation import pages
 from minidiff.evaluation.format import jsonable
+from minidiff.evaluation.matrix import gates
 from minidiff.evaluation.metrics.agreement import within_label
 from minidiff.evaluation.metrics.distances import kid
 from minidiff.evaluation.metrics.report_rows import ALL, AT_EQUAL_N, Side, by_label
@@ -310,3 +311,16 @@ def test_beside_the_answer_on_copies_stands_what_would_have_been_found(named, wo
     assert all(text in row["text"] for text in words)
     assert ("same patient for 30.0 % of the 90 training images that have another of their patient "
             "(chance 1.0 %).") in row["text"]
+
+
+@pytest.mark.parametrize("more, answer, words", [
+    ({}, "yes", "No sign"), ({"near_p": 1e-6}, "not resolved", "smooth or typical images"),
+    ({"copying_z": -5.0}, "not resolved", "smooth or typical images"),
+    ({"random_split": False}, "not resolved", "may not be random")])
+def test_report_and_matrix_say_the_same_of_copies(more, answer, words):
+    space = {"space": "pixels", "near_share": 0.04, "closest_train": 20, "closest": 20, "n": 50,
+             "closest_expected": 12.0, "train": 90, "heldout": 60, "auth_excess": 1.0, **PLAIN}
+    found = {"verdict": "no sign of copying", "suspected": False, "named": None,
+             "random_split": more.get("random_split", True), "spaces": [{**space, **more}]}
+    (row,) = pages.answers(verdicts({"distances": [], "neighbours": found}))
+    assert row["answer"] == gates.novelty(found)["answer"] == answer and words in row["text"]

@@ -59,6 +59,8 @@ def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
     # smooth images lie near as well
     assert gates.novelty(near(False, 1e-6))["answer"] == "not resolved"
     assert gates.novelty(near(False, 0.4, copying_z=-3.0))["answer"] == "not resolved"
+    unshuffled = gates.novelty(near(False, 0.4) | {"random_split": False})
+    assert unshuffled["answer"] == "not resolved" and "may not be random" in unshuffled["text"]
     given = near(None, 1e-6) | {"verdict": "but the split came with the data"}
     assert gates.novelty(given)["text"].startswith("But the split came with the data.")
     named = {"found": 0, "at_most": 0.02, "seen": 0.01}

@@ -8,7 +8,8 @@ from study_figures import SENTENCE, make, with_shortcut
 from minidiff.classification.compare import Primary
 from minidiff.evaluation import pages
 from minidiff.evaluation.pages.study_answers import answers
-from minidiff.evaluation.verdicts import KINDS, of_many, said, verdicts
+from minidiff.evaluation.study_verdicts import of_many, said
+from minidiff.evaluation.verdicts import KINDS, verdicts
 
 ONE, TWO = (("real+1xsynthetic", "real+1xduplicates"), ("real+2xsynthetic", "real+2xduplicates"))
 SIGNS = pytest.mark.parametrize("word,sign", [("gain", 1), ("harm", -1)])

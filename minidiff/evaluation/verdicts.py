@@ -1,23 +1,20 @@
 """What figures say: yes, no, or "not resolved" where an interval allows both.
 
-A comparison of a study says gain, harm, no gain of interest, or not resolved; "not shown" where
-something other than the images may be the reason. Figures in, answers out; the words around them
-stand in pages/verdicts.txt.
+Figures in, answers out; the words around them stand in pages/verdicts.txt. Those of a study are
+in study_verdicts.py.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from minidiff.classification.compare import EXCLUDED, GAIN, HARM, UNTESTED, grouped
-from minidiff.evaluation.format import INTERNAL
 from minidiff.evaluation.metrics.membership import LEAK, NEEDED
 from minidiff.evaluation.metrics.report_rows import ALL
 from minidiff.evaluation.selection import decided
+from minidiff.evaluation.study_verdicts import MIXED, UNSHOWN, of_sets, primary
 from minidiff.rating import short_by
 from minidiff.statistics import Interval
 
 GOOD, BAD, OPEN = "yes", "no", "not resolved"
-UNSHOWN, MIXED = "not shown", "gain and harm"  # of a study
-SETTLED = GAIN, HARM, EXCLUDED
 # how a page marks them
 KINDS = {GOOD: "yes", BAD: "no", GAIN: "yes", HARM: "no", EXCLUDED: "no",
          **dict.fromkeys((OPEN, UNTESTED, UNSHOWN, MIXED), "open")}
@@ -139,27 +136,30 @@ def _copies(neighbours: Mapping, samples: Mapping, filters: Mapping) -> list[dic
     return [{"about": "copies", "answer": answer, "of_other_data": other,
              "filter": filters.get("copies"), "found": neighbours["verdict"],
              "spaces": neighbours["spaces"], "named": neighbours.get("named"),
-             "fewest": neighbours.get("fewest"), "random_split": random(neighbours)}]
+             "fewest": neighbours.get("fewest"), "nearer": nearer(neighbours),
+             "random_split": neighbours.get("random_split", True)}]
 
 
 def new(copies: Mapping) -> str:
     """Are the images new, by `copying.memorisation`?
 
-    No where it suspects copies. Yes takes no sign at all: no more near-copies than held-out images
-    have (Fisher, Bonferroni), C_T above COPYING_Z in every space, probes that would have been
-    named, and a random split, without which held-out images are no yardstick.
+    No where it suspects copies. Yes takes no sign at all: not `nearer` than held-out images, probes
+    that would have been named, and a random split, without which held-out images are no yardstick.
     """
-    spaces, named = copies["spaces"], copies.get("named")
-    near = min((s["near_p"] * len(spaces) for s in spaces), default=1.0)
-    z = min((s["copying_z"] or 0.0 for s in spaces), default=0.0)  # None or nan: too few
-    plain = (copies["suspected"] is False and near >= NEAR_P and not z <= COPYING_Z
-             and random(copies) and not (named and named["seen"] is None))
+    named = copies.get("named")
+    plain = (copies["suspected"] is False and not nearer(copies)
+             and copies.get("random_split", True) and not (named and named["seen"] is None))
     return BAD if copies["suspected"] else GOOD if plain else OPEN
 
 
-def random(copies: Mapping) -> bool:
-    """Was the split made at random by patient? Older reports do not say."""
-    return copies.get("random_split", True)
+def nearer(copies: Mapping) -> bool:
+    """Do images lie nearer to training images than held-out ones, as smooth ones do, and copies?
+
+    By the share of near-copies (Fisher, Bonferroni), or by C_T in any space.
+    """
+    spaces = copies["spaces"]
+    return any(s["near_p"] * len(spaces) < NEAR_P or (s["copying_z"] or 0) <= COPYING_Z
+               for s in spaces)
 
 
 def _membership(m: Mapping) -> list[dict]:
@@ -233,86 +233,6 @@ def _agreement(rows: Sequence[Mapping], filters: Mapping) -> list[dict]:
 def _read(row: Mapping) -> tuple[str, str]:
     """What was read, and by which judge."""
     return row["variable"], row.get("judge", "own")
-
-
-def primary(study: Mapping) -> list[dict]:
-    """Did synthetic images help a classifier? Empty unless a primary comparison was declared.
-
-    Also for a study of an older version, which had another rule; classify.py, run again, tests it.
-    """
-    p = study.get("primary")
-    return [{**p, "about": "study", **_words_of(study)}] if p and "doubts" in p else []
-
-
-def said(study: Mapping) -> dict:
-    """The summary of a study with the final answer to every comparison; "primary" is one of them.
-
-    A gain, a harm or an exclusion is "not shown" where something other than the images may be the
-    reason. "doubts" names it: "count", one arm alone has synthetic images, and another number of
-    images; "generator", that of the better arm saw, or may have seen, real images that the arm did
-    not; "shortcut", the label can be predicted without the lungs.
-    """
-    arms = {row["arm"]: row for row in study["arms"]}
-    shortcut = bool((study.get("audit") or {}).get("shortcut"))
-    by_set = {name: [_doubted(d, arms[d["arm"]], arms[d["against"]], shortcut and name == INTERNAL)
-                     for d in rows] for name, rows in study["differences"].items()}
-    first = [d for rows in by_set.values() for d in rows if d["primary"]]
-    return {**study, "differences": by_set, "primary": first[0] if first else None}
-
-
-def _doubted(d: Mapping, arm: Mapping, against: Mapping, shortcut: bool) -> dict:
-    added, n = ([side[key] for side in (arm, against)] for key in ("added_kind", "n_train"))
-    staged = arm["stages"] == against["stages"] == 2  # all else is the same for both
-    better = arm if d["answer"] == GAIN else against
-    reasons = {"count": added.count("synthetic") == 1 and n[0] != n[1] and not staged,
-               "generator": better["generator_extra"] != 0, "shortcut": shortcut}
-    doubts = [name for name, there in reasons.items() if there and d["answer"] in SETTLED]
-    return {**d, "added": added, "real": arm["real"], "n_train": n, "doubts": doubts,
-            "answer": UNSHOWN if doubts else d["answer"]}
-
-
-def of_sets(study: Mapping) -> list[dict]:
-    """For every test set, by two figures: did they help more than as many duplicates?"""
-    real = {row["arm"]: row.get("real") for row in study.get("arms") or []}
-    found = []
-    for name, rows in (study.get("differences") or {}).items():
-        for metric in headlines(study):
-            added = [d for d in map(_synthetic_first, rows)
-                     if d["metric"] == metric and real[d["arm"]]
-                     and d.get("added", [""])[0] == "synthetic"]
-            groups = grouped([d for d in added if d["added"][1] == "duplicates"], "answer")
-            if added:
-                found.append({"about": "arms", "test_set": name, "metric": metric, "groups": groups,
-                              "added": added, "answer": of_many(groups), **_words_of(study)})
-    return found
-
-
-def _synthetic_first(d: Mapping) -> Mapping:
-    """Of a primary comparison that was declared as duplicates minus synthetic, the reverse."""
-    if d.get("added") != ["duplicates", "synthetic"]:
-        return d
-    turned = [x and -x for x in (d["difference"], *reversed(d["interval"]))]
-    return {**d, "arm": d["against"], "against": d["arm"], "added": d["added"][::-1],
-            "n_train": d["n_train"][::-1], "difference": turned[0], "interval": turned[1:],
-            "answer": {GAIN: HARM, HARM: GAIN, EXCLUDED: OPEN}.get(d["answer"], d["answer"])}
-
-
-def of_many(answers: Iterable[str]) -> str:
-    """One gain is enough where there is no harm, and one harm where there is no gain."""
-    there = set(answers)
-    if {GAIN, HARM} <= there:
-        return MIXED
-    return next((word for word in (GAIN, HARM, UNSHOWN, OPEN, EXCLUDED) if word in there),
-                UNTESTED)
-
-
-def headlines(study: Mapping) -> tuple[str, str]:
-    """The two figures that a study's answers are given by."""
-    return "auroc", "balanced_accuracy" if study.get("exclusive", True) else "auroc_macro"
-
-
-def _words_of(study: Mapping) -> dict:
-    return {"positive": study.get("positive", ""), "worth": study.get("worth", 0)}
 
 
 def variety(rows: Sequence[Mapping], filters: Collection[str] = ()) -> list[dict]:

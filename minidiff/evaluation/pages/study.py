@@ -13,7 +13,7 @@ from minidiff.evaluation.pages import render
 from minidiff.evaluation.pages import study_pictures as pictures
 from minidiff.evaluation.pages import study_tables as tables
 from minidiff.evaluation.pages.study_answers import answers, kinds_of
-from minidiff.evaluation.verdicts import GAIN, HARM, headlines
+from minidiff.evaluation.study_verdicts import GAIN, HARM, headlines
 
 ABSENT = {"labels": [], "positive": "", "exclusive": True, "images": {}, "patients": {},
           "patients_assumed": False, "notes": [], "audit": {}, "recipe": {}, "provenance": {},

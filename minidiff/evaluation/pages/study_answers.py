@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from minidiff.classification.shortcuts import NAMES
 from minidiff.data.baselines import SHORTCUT, SURE
-from minidiff.evaluation import pages, verdicts
+from minidiff.evaluation import pages, study_verdicts, verdicts
 from minidiff.evaluation.format import INTERNAL, area, set_name
 
 CHANCE = {1: ("yes", "above chance"), 0: ("open", "not resolved"), -1: ("no", "below chance")}
@@ -22,12 +22,12 @@ class Answer(NamedTuple):
 
 def answers(summary: Mapping) -> list[Answer]:
     """The primary comparison, the shortcut, external sets, then every test set by two figures."""
-    found = [*_said(verdicts.primary(summary)), _shortcut(summary.get("audit") or {}),
+    found = [*_said(study_verdicts.primary(summary)), _shortcut(summary.get("audit") or {}),
              *_external(summary)]
     if "synthetic" not in kinds_of(summary).values():
         return [*found, Answer("open", verdicts.UNTESTED, "Did synthetic images help?",
                                "No arm had synthetic images.")]
-    return found + _said(verdicts.of_sets(summary))
+    return found + _said(study_verdicts.of_sets(summary))
 
 
 def _said(found: Sequence[Mapping]) -> list[Answer]:

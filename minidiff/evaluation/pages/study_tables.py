@@ -26,7 +26,7 @@ from minidiff.evaluation.format import (
     share,
     size,
 )
-from minidiff.evaluation.verdicts import GAIN, HARM, headlines, primary
+from minidiff.evaluation.study_verdicts import GAIN, HARM, headlines, primary
 from minidiff.variables import NONE, present
 
 GROUP_FIGURES = {"auroc": "AUROC", "tpr": "sensitivity", "fpr": "false alarms"}
