@@ -47,7 +47,7 @@ from minidiff.sampling import plan as plans
 from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.sampling.trajectory import TrajectoryConfig, trajectory
 
-# grey levels by which an image made again may differ: rounding, on other hardware or batch sizes
+# grey levels by which an image sampled anew may differ: rounding, on other hardware or batches
 TOLERANCE = 1
 TRIES = 10             # seeds for one image before the model or the filter is to blame …
 RETRY = 10**9          # … each this far from the last: no image of any set has it
@@ -105,7 +105,7 @@ def sample(cfg: SampleConfig) -> None:
                 runs.write_json(out / "plan.json", rows)
             for row in runs.read_json(out / "plan.json"):
                 if (path := out / row["file_name"]).exists() and not readable(path):
-                    path.unlink()  # cut short: made again before its set seems complete
+                    path.unlink()  # cut short: it is sampled anew before its set counts as complete
     rows = runs.read_json(out / "plan.json")  # finished as it was planned, also by a later version
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 

@@ -92,7 +92,7 @@ VICTIMS = {  # a tensor that is not square, of each network, in each dialect
 def test_one_tensor_changed_is_refused_by_name(dialect, version, mutation, tmp_path):
     state = state_of("folder" if dialect == "folder" else "ldm", version)
     parts = sd.originals(version)
-    whole = dialect == "folder" and sd.write_folder(tmp_path / "whole", *parts)
+    whole = sd.write_folder(tmp_path / "whole", *parts) if dialect == "folder" else None
     for i, victim in enumerate(VICTIMS["folder" if dialect == "folder" else "ldm"][version]):
         victim = victim if victim in state else victim.replace("text_model.", "")
         if mutation == "transpose" and state[victim].shape[0] == state[victim].shape[1]:
