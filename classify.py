@@ -18,6 +18,7 @@ conditions trained on real training patients only, with which evaluate.py asks w
 what they were asked to show.
 """
 
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,11 +31,12 @@ from minidiff import variables as var
 from minidiff.classification import arms as kinds
 from minidiff.classification import inputs, study
 from minidiff.classification.assess import assess
-from minidiff.classification.compare import Primary, parse
+from minidiff.classification.compare import BENEFIT, Declared, Primary, parse
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predict import PredictConfig, predict
 from minidiff.classification.predictor import Predictor, balance, begin, fit, weights_of
+from minidiff.classification.scores import Benefit
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
 from minidiff.convolution import LEAST
 from minidiff.data.dataset import glance
@@ -47,7 +49,8 @@ from minidiff.evaluation.study_verdicts import said
 from minidiff.root import Rooted, then
 from minidiff.training.device import pick_device
 
-FREE = ("arms", "seeds", "device", "primary", "worth")  # knobs that do not change what is finished
+# knobs that do not change what is finished
+FREE = ("arms", "seeds", "device", "primary", "worth", "prevalence", "false_alarms")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Config(Rooted):
     arms: tuple[str, ...] = ()        # none: real, and it with duplicates and with synthetic images
     primary: str = "auto"             # ARM:ARM[@SET][:FIGURE], tested first; auto: to duplicates
     worth: float = 0.0                # its smallest gain of interest, in points; 0: none
+    prevalence: float = 0.0           # of --positive where the net benefit is asked for; 0: nowhere
+    false_alarms: float = 10.0        # in net benefit as bad as one missed case
     target: str = "label"             # column to classify; cells a|b make it multi-label
     positive: str = ""                # label of interest; none: the rarest in training
     even: tuple[str, ...] = ("view",)  # columns of which the label says nothing in arms real-even
@@ -104,7 +109,7 @@ def run_study(cfg: Config) -> None:
     with distributed.rank0_first():  # no rank trains into a folder that is refused
         if main:
             open_run(cfg, data)
-    primary, worth = declared(cfg, arms, data, out)
+    first = declared(cfg, arms, data, out)
     if main:
         with distributed.independent():
             audit = audited(cfg, out, data)
@@ -119,7 +124,7 @@ def run_study(cfg: Config) -> None:
         trained = {arm.name: [study.train_pair(study.folder_of(out, arm.name, seed), arm, seed,
                                                data, recipe) for own, seed in pairs if own is arm]
                    for arm in arms}
-        results, summary = assess(data, arms, trained, recipe, out, primary, worth)
+        results, summary = assess(data, arms, trained, recipe, out, first)
         write(out, data, results, said({**summary, "audit": audit, "judge": judge,
                                         "recipe": asdict(recipe)}))
         print(f"\n\n{out / 'study.html'}\n{then('evaluate', cfg, 'classifier')}")
@@ -195,6 +200,11 @@ def check(cfg: Config, folders: dict[str, list[str]]) -> list[kinds.Arm]:
             raise InputError(f"{name} is {getattr(cfg, name)}; allowed are {least} and more")
     if not 0 <= cfg.worth < 100:
         raise InputError(f"--worth {cfg.worth:g}; allowed are 0, for none, to below 100 points")
+    if not 0 <= cfg.prevalence < 1:
+        raise InputError(f"--prevalence {cfg.prevalence:g}; allowed are 0, for no net benefit, to "
+                         "below 1, e.g. .05 for 5 %")
+    if not 0 < cfg.false_alarms < math.inf:
+        raise InputError(f"--false-alarms {cfg.false_alarms:g}; allowed is any number above 0")
     return arms
 
 
@@ -221,19 +231,23 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
     return known
 
 
-def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
-             out: Path) -> tuple[Primary | None, float]:
+def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs, out: Path) -> Declared:
     """The primary comparison and its smallest gain of interest, written down before training and
     fixed from then on."""
+    benefit = Benefit(cfg.prevalence, cfg.false_alarms) if cfg.prevalence else None
     matched = (f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
                and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor))
     text = next(matched, "") if cfg.primary == "auto" else cfg.primary
-    wanted = parse(text, [arm.name for arm in arms], list(data.tests), data.exclusive)
+    wanted = parse(text, [arm.name for arm in arms], list(data.tests), data.exclusive, benefit)
     path, found, worth = out / "primary.json", wanted, cfg.worth
     if path.exists():
         kept = runs.read_json(path)
-        worth = kept.pop("worth", 0.0)
+        worth, at = kept.pop("worth", 0.0), kept.pop("benefit", None)
         found = Primary(**kept)
+        if at and at != (benefit and vars(benefit)):
+            raise InputError(f"{path} declares --prevalence {at['prevalence']:g} --false-alarms "
+                             f"{at['false_alarms']:g}, and arms are trained; give these, or "
+                             "another --out")
         if cfg.primary != "auto" and found != wanted:
             raise InputError(f"--primary {cfg.primary}: {path} declares {found}, and arms are "
                              "trained; give another --out")
@@ -254,8 +268,9 @@ def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
         print(f"primary comparison: {found}"
               + (f"; smallest gain of interest: {worth:g} points" if worth else ""))
         if not path.exists():
-            runs.write_json(path, {**asdict(found), "worth": worth})
-    return found, worth
+            at = {"benefit": vars(benefit)} if found.metric == BENEFIT else {}
+            runs.write_json(path, {**asdict(found), "worth": worth, **at})
+    return Declared(found, worth, benefit)
 
 
 def positive_of(cfg: Config, data: Inputs) -> str:

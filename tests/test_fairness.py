@@ -172,7 +172,9 @@ def test_findings_have_a_row_each_and_unknown_cells_count_in_shares_only():
 
 @pytest.mark.slow
 def test_intervals_of_shares_and_gaps_cover_at_95_percent():
-    """1,000 test sets of 40 + 40 patients a group, 1 to 3 images each."""
+    """1,000 test sets of 40 + 40 patients a group, 1 to 3 images each. That of a gap is made of
+    exact limits of both groups, and may cover more, not less.
+    """
     truth = {"tpr": 0.9 - 0.75,
              "auroc": np.subtract(*stats.norm.cdf(stats.norm.ppf([0.9, 0.75]) / np.sqrt(2)))}
     rng, inside = np.random.default_rng(0), {"tpr": 0, "auroc": 0, "share": 0}
@@ -185,7 +187,7 @@ def test_intervals_of_shares_and_gaps_cover_at_95_percent():
                                                        else -wanted) <= found["interval"][1]
         low, high = group(out, "sex", "F")["tpr_interval"]
         inside["share"] += low <= 0.9 <= high
-    assert all(0.93 <= k / 1000 <= 0.97 for k in inside.values()), inside
+    assert all(k / 1000 >= 0.93 for k in inside.values()) and inside["share"] <= 970, inside
 
 
 @pytest.mark.slow

@@ -197,6 +197,26 @@ def test_the_primary_comparison_is_declared_and_stays(world, tmp_path):
             classify.run_study(classify.Config(**{**knobs, **change}))
 
 
+def test_net_benefit_stands_beside_auroc_where_a_prevalence_is_stated(world, tmp_path):
+    knobs = {**world[1], "arms": ("real+1xduplicates", "real+1xsynthetic", "real@8"), "seeds": 3,
+             "prevalence": 0.05, "primary": "real+1xsynthetic:real+1xduplicates:net_benefit",
+             "worth": 1.0, "out": str(tmp_path / "out")}
+    classify.run_study(classify.Config(**knobs))
+    summary = summary_of(tmp_path / "out")
+    shares = {row["arm"]: row["net_benefit"] for row in summary["arms"]
+              if row["test_set"] == "test"}
+    assert all(0.05 - 0.095 <= x <= 0.05 for x in shares.values())
+    assert summary["benefit"]["of_all"] == pytest.approx(0.05 - 0.095)
+    first = summary["primary"]
+    assert first["metric"] == "net_benefit" and first["difference"] == pytest.approx(
+        shares["real+1xsynthetic"] - shares["real+1xduplicates"])
+    page = " ".join((tmp_path / "out" / "study.html").read_text().split())
+    assert "net benefit, cases per 100" in page and "where 5.0 % have it and 10 false" in page
+    assert "net benefit: did synthetic images help more" in page
+    with pytest.raises(InputError, match="declares --prevalence 0.05 --false-alarms 10, and arms"):
+        classify.run_study(classify.Config(**{**knobs, "prevalence": 0.1}))
+
+
 def test_without_equal_counts_nothing_is_primary_by_itself(world, unbroken):
     assert summary_of(unbroken)["primary"] is None and not (unbroken / "primary.json").exists()
     late = {**world[1], "out": str(unbroken), "primary": "real-plain:real"}
@@ -238,6 +258,10 @@ def test_bad_requests_are_one_sentence(world, tmp_path):
     refused("cannot be named 'real'", synthetic=("real=a",))
     refused("seeds is 0", seeds=0)
     refused("--worth -1; allowed are 0", worth=-1.0)
+    refused("--prevalence 5; allowed are 0, .* below 1, e.g. .05 for 5 %", prevalence=5.0)
+    refused("--false-alarms 0; allowed", prevalence=0.1, false_alarms=0.0)
+    refused("--primary real-plain:real:net_benefit: no figure is named net_benefit",
+            primary="real-plain:real:net_benefit", out=str(tmp_path / "no prevalence"))
     refused("batch is 1; allowed are 2", batch=1)
     refused("without --init", arms=("real-scratch",))
     refused("--positive ill: training has dark, light, striped", positive="ill")

@@ -17,11 +17,16 @@ from minidiff.classification import arms as kinds
 from minidiff.classification import fairness
 from minidiff.classification.arms import Arm
 from minidiff.classification.calibration import calibration, nll, pooled, probabilities, temperature
-from minidiff.classification.compare import Primary, compare, judged, summarise
+from minidiff.classification.compare import BENEFIT, Declared, compare, judged, summarise
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictive_uncertainty import Conformal, FeatureDistance, summary
 from minidiff.classification.predictor import Predictor
-from minidiff.classification.scores import score, thresholds_at_specificity
+from minidiff.classification.scores import (
+    Benefit,
+    finite,
+    score,
+    thresholds_at_specificity,
+)
 from minidiff.classification.study import Recipe, as_given_to, folder_of
 from minidiff.runs import write_atomic, write_json
 
@@ -30,12 +35,9 @@ PARTS = "calibration", "uncertainty", "fairness", "roc"
 
 
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
-           out: Path, primary: Primary | None = None, worth: float = 0) -> tuple[list[dict], dict]:
-    """results.json, and summary.json without audit and judge; writes what `predict` needs.
-
-    worth: the smallest gain of interest of the primary comparison, in points.
-    """
-    labels, exclusive = data.labels, data.exclusive
+           out: Path, declared: Declared) -> tuple[list[dict], dict]:
+    """results.json, and summary.json without audit and judge; writes what `predict` needs."""
+    labels, exclusive, benefit = data.labels, data.exclusive, declared.benefit
     truth, place = _truth(data), labels.index(recipe.positive)
     gaps = len(arms) * sum(fairness.pairs(truth[name][:, place], images.rows)
                            for name, images in data.tests.items())
@@ -45,6 +47,7 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
     p = {arm: {name: probabilities(z, exclusive=exclusive) for name, z in sets.items()}
          for arm, sets in members.items()}
     results, rows, notes, parts = [], [], [], {name: {} for name in data.tests}
+    calls: dict[str, dict[str, np.ndarray]] = {}
     for arm in tqdm(arms, "assessing", unit="arm", disable=len(arms) < 2):
         found, sets, given = trained[arm.name], p[arm.name], as_given_to(arm, data, recipe)
         kept = tuned(given, arm.name, pooled(members[arm.name]["val"], exclusive),
@@ -52,21 +55,24 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         unsure = when_unsure(given, arm.name, sets, kept["conformal"], recipe, out,
                              tests=len(arms) * len(labels) * len(data.tests))
         notes += [*given.notes, *kept["remarks"]]
+        calls[arm.name] = called(benefit, sets, given, place) if benefit else {}
         for name, images in data.tests.items():
             by_seed = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
                         "positive": recipe.positive, "n_train": one["n_train"],
                         "best_step": one["best_step"],
                         **score(q, truth[name], images.patients, labels, exclusive=exclusive,
                                 n_boot=0)} for one, q in zip(found, sets[name])]
+            for row, own in zip(by_seed, calls[arm.name].get(name, ())):
+                row[BENEFIT] = finite(benefit.parts(own, truth[name][:, place]).sum())
             results += by_seed
-            own, z = sets[name].mean(0), pooled(members[arm.name][name], exclusive)
+            own = sets[name].mean(0)
             ensemble = score(own, truth[name], images.patients, labels, exclusive=exclusive,
                              thresholds=kept["thresholds"])
-            rows += [{**row, **facts(data, arm, recipe), "ensemble": ensemble}
-                     for row in summarise(by_seed)]
+            rows.append({**summarise(by_seed)[0], **facts(data, arm, recipe), "ensemble": ensemble})
             of_positive = own[:, place], truth[name][:, place]
             parts[name][arm.name] = {
-                "calibration": calibration(z, truth[name], kept["temperature"], exclusive),
+                "calibration": calibration(pooled(members[arm.name][name], exclusive),
+                                           truth[name], kept["temperature"], exclusive),
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
                 "fairness": fairness.gaps(*of_positive, images.rows, images.patients, tests=gaps,
                                           threshold=kept["thresholds"][recipe.positive])}
@@ -74,8 +80,10 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
         **of_data(data, used), "notes": list(dict.fromkeys(notes)),
-        "arms": rows, "worth": worth,
-        "differences": judged(differences(data, arms, p, recipe, primary), primary, worth / 100),
+        "arms": rows, "worth": declared.worth,
+        "benefit": benefit and {**vars(benefit), "of_all": benefit.of_all},
+        "differences": judged(differences(data, arms, p, recipe, declared, calls),
+                              declared.primary, declared.worth / 100),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
         "attributes": {name: fairness.attributes(data.sets["train"].rows, data.rows(name),
@@ -96,16 +104,28 @@ def of_data(data: Inputs, sources: Sequence[str]) -> dict:
                                   "known": data.saw[name] is not None} for name in sources}}
 
 
+def called(benefit: Benefit, sets: Mapping[str, np.ndarray], given: Inputs,
+           place: int) -> dict[str, np.ndarray]:
+    """Of each test set what the networks call positive (seeds, n), at their own thresholds."""
+    val = given.truth("val").numpy()[:, place]
+    cuts = np.array([benefit.threshold(p, val) for p in sets["val"][:, :, place]])
+    return {name: sets[name][:, :, place] >= cuts[:, None] for name in given.tests}
+
+
 def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, np.ndarray]],
-                recipe: Recipe, primary: Primary | None) -> dict[str, list[dict]]:
+                recipe: Recipe, declared: Declared,
+                calls: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[dict]]:
     """Of each test set the rows of `compare`: the primary comparison, and the usual ones."""
+    primary = declared.primary
     first = [(primary.arm, primary.against)] if primary else []
     pairs = first + [pair for pair in kinds.comparisons(arms)
                      if set(pair) not in map(set, first)]
     pools = {arm.name: data.generators.get(arm.source, 1) for arm in arms}
     return {name: compare({arm: list(sets[name]) for arm, sets in p.items()},
                           data.truth(name).numpy(), images.patients, data.labels, pairs,
-                          positive=recipe.positive, exclusive=data.exclusive, generators=pools)
+                          positive=recipe.positive, exclusive=data.exclusive, generators=pools,
+                          benefit=declared.benefit,
+                          calls={arm: own.get(name) for arm, own in calls.items()})
             for name, images in data.tests.items()}
 
 

@@ -22,15 +22,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy
 
-from minidiff.classification.scores import check_probabilities, finite
+from minidiff.classification.scores import Benefit, check_probabilities, finite
 from minidiff.errors import InputError
 from minidiff.statistics import delong_parts, group_ids, group_sums, holm, two_way
 
 METRICS = ("balanced_accuracy", "accuracy", "auroc_macro", "auroc")
+BENEFIT = "net_benefit"  # where a prevalence was stated
 ALPHA, POWER = 0.05, 0.8
 FEWEST = 3  # networks, or generators: with fewer, how much training varies is unknown
 GAIN, HARM, EXCLUDED, OPEN = "gain", "harm", "no gain of interest", "not resolved"
@@ -52,24 +54,41 @@ class Primary:
         return f"{self.arm} minus {self.against}, {self.metric} on {self.test_set}"
 
 
-def parse(text: str, arms: Sequence[str], test_sets: Sequence[str],
-          exclusive: bool = True) -> Primary | None:
+class Declared(NamedTuple):
+    """What a study asks first, written down before training.
+
+    worth: the smallest gain of interest of the primary comparison, in points. benefit: at which
+    prevalence the net benefit is asked for, if at all.
+    """
+
+    primary: Primary | None = None
+    worth: float = 0.0
+    benefit: Benefit | None = None
+
+
+def metrics(exclusive: bool, benefit: Benefit | None) -> tuple[str, ...]:
+    """The figures of a comparison; labels that do not exclude each other have no accuracy."""
+    return METRICS[0 if exclusive else 2:] + ((BENEFIT,) if benefit else ())
+
+
+def parse(text: str, arms: Sequence[str], test_sets: Sequence[str], exclusive: bool = True,
+          benefit: Benefit | None = None) -> Primary | None:
     """ARM:ARM[@TEST_SET][:FIGURE] → the comparison; None for ""."""
     if not text:
         return None
     match = FORM.fullmatch(text)
-    metrics = METRICS if exclusive else METRICS[2:]
+    allowed_metrics = metrics(exclusive, benefit)
     against, test_set = (match["against"], match["test_set"]) if match else ("", None)
     if f"{against}@{test_set}" in arms:  # real@25 is an arm
         against, test_set = f"{against}@{test_set}", None
     if not match or match["arm"] == against:
         raise InputError(f"--primary {text!r}; allowed are two arms and, if not test, a test set: "
-                         f"ARM:ARM@TEST_SET, and one of :{', :'.join(metrics)}")
+                         f"ARM:ARM@TEST_SET, and one of :{', :'.join(allowed_metrics)}")
     found = Primary(match["arm"], against, test_set or "test",
-                    match["metric"] or metrics[0 if exclusive else -1])
+                    match["metric"] or ("balanced_accuracy" if exclusive else "auroc"))
     for kind, name, allowed in (("arm", found.arm, arms), ("arm", found.against, arms),
                                 ("test set", found.test_set, test_sets),
-                                ("figure", found.metric, metrics)):
+                                ("figure", found.metric, allowed_metrics)):
         if name not in allowed:
             raise InputError(f"--primary {text}: no {kind} is named {name}; there are "
                              f"{', '.join(allowed)}")
@@ -136,27 +155,29 @@ def seen(ways: Sequence[tuple[float, float]], level: float) -> float:
 
 def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, patients: Sequence[str],
             labels: Sequence[str], pairs: Sequence[tuple[str, str]], *, positive: str,
-            exclusive: bool = True, generators: Mapping[str, int] = {}) -> list[dict]:
+            exclusive: bool = True, generators: Mapping[str, int] = {},
+            benefit: Benefit | None = None, calls: Mapping[str, np.ndarray] = {}) -> list[dict]:
     """A row for each pair of arms, the first minus the second, and figure; for JSON.
 
     by_seed: of each arm the probabilities (n,k) of each network, in the same order of seeds; truth
-    (n,k) bool; `positive` the label of "auroc". Labels that do not exclude each other have no
-    accuracy. generators: how many each arm pools; network s was trained on the images of
-    generator s mod this.
+    (n,k) bool; `positive` the label of "auroc". generators: how many each arm pools; network s was
+    trained on the images of generator s mod this. calls: (networks,n) bool of each arm, for the net
+    benefit.
     """
     truth, place = np.asarray(truth, bool), list(labels).index(positive)
     tables: dict[tuple[str, str], np.ndarray] = {}
-    metrics, names = METRICS if exclusive else METRICS[2:], dict.fromkeys(sum(pairs, ()))
-    for arm in names:
+    for arm in dict.fromkeys(sum(pairs, ())):
         members = np.asarray(by_seed[arm], float)
         assert members.shape[1:] == truth.shape == (len(patients), len(labels)), (arm, truth.shape)
         for p in members:
             check_probabilities(p, exclusive, f"arm {arm}")
-        for metric in metrics:
-            parts = np.array([contributions(metric, p, truth, place) for p in members])
+        for metric in metrics(exclusive, benefit):
+            parts = (benefit.parts(calls[arm], truth[:, place]) if metric == BENEFIT else
+                     np.array([contributions(metric, p, truth, place) for p in members]))
             tables[arm, metric] = group_sums(parts, patients) * len(set(patients))
     rows = []
-    for (a, b), metric in ((pair, metric) for pair in pairs for metric in metrics):
+    for (a, b), metric in ((pair, metric) for pair in pairs
+                           for metric in metrics(exclusive, benefit)):
         x, y = tables[a, metric], tables[b, metric]
         assert len(x) == len(y), (a, b, "differ in their number of seeds")
         g = max(generators.get(a, 1), generators.get(b, 1))
@@ -220,7 +241,9 @@ def summarise(results: Sequence[dict]) -> list[dict]:
         row = {"test_set": test_set, "arm": arm, "seeds": len(group),
                "n_train": group[0]["n_train"]}
         group = [{**r, "auroc_positive": r["auroc"][r["positive"]]} for r in group]
-        for name in ("accuracy", "balanced_accuracy", "auroc_macro", "auroc_positive"):
+        for name in ("accuracy", "balanced_accuracy", "auroc_macro", "auroc_positive", BENEFIT):
+            if name not in group[0]:
+                continue
             values = [r[name] for r in group if r[name] is not None]
             row[name] = float(np.mean(values)) if values else None
             row[name + "_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 NUMBER = re.compile(r"[−+<≥-]?\s?[.\d]")  # what a cell of numbers begins with
-POINTS = "balanced_accuracy", "accuracy"  # in per cent, and their differences in points
+POINTS = "balanced_accuracy", "accuracy", "net_benefit"  # in per cent; differences in points
 INTERNAL = "test"  # the test set of the training hospitals; all others are external
 
 

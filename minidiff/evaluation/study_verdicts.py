@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from minidiff.classification.compare import EXCLUDED, GAIN, HARM, OPEN, UNTESTED, grouped
+from minidiff.classification.compare import BENEFIT, EXCLUDED, GAIN, HARM, OPEN, UNTESTED, grouped
 from minidiff.evaluation.format import INTERNAL
 
 UNSHOWN, MIXED = "not shown", "gain and harm"
@@ -49,7 +49,7 @@ def _doubted(d: Mapping, arm: Mapping, against: Mapping, shortcut: bool) -> dict
 
 
 def of_sets(study: Mapping) -> list[dict]:
-    """For every test set, by two figures: did they help more than as many duplicates?"""
+    """For every test set and headline figure: did they help more than as many duplicates?"""
     real = {row["arm"]: row.get("real") for row in study.get("arms") or []}
     found = []
     for name, rows in (study.get("differences") or {}).items():
@@ -83,9 +83,10 @@ def of_many(answers: Iterable[str]) -> str:
                 UNTESTED)
 
 
-def headlines(study: Mapping) -> tuple[str, str]:
-    """The two figures that a study's answers are given by."""
-    return "auroc", "balanced_accuracy" if study.get("exclusive", True) else "auroc_macro"
+def headlines(study: Mapping) -> tuple[str, ...]:
+    """The figures that a study's answers are given by."""
+    return ("auroc", "balanced_accuracy" if study.get("exclusive", True) else "auroc_macro",
+            *([BENEFIT] if study.get("benefit") else []))
 
 
 def _words_of(study: Mapping) -> dict:

@@ -18,7 +18,8 @@ from minidiff.evaluation.study_verdicts import GAIN, HARM, headlines
 ABSENT = {"labels": [], "positive": "", "exclusive": True, "images": {}, "patients": {},
           "patients_assumed": False, "notes": [], "audit": {}, "recipe": {}, "provenance": {},
           "judge": [], "generators": {}, "arms": [], "differences": {}, "calibration": {},
-          "uncertainty": {}, "fairness": {}, "attributes": {}, "roc": {}, "curves": {}}
+          "uncertainty": {}, "fairness": {}, "attributes": {}, "roc": {}, "curves": {},
+          "benefit": None}
 
 
 def study_page(summary: Mapping, results: Sequence[Mapping] = (),

@@ -21,7 +21,7 @@ class Answer(NamedTuple):
 
 
 def answers(summary: Mapping) -> list[Answer]:
-    """The primary comparison, the shortcut, external sets, then every test set by two figures."""
+    """The primary comparison, the shortcut, external sets, then every test set by its figures."""
     found = [*_said(study_verdicts.primary(summary)), _shortcut(summary.get("audit") or {}),
              *_external(summary)]
     if "synthetic" not in kinds_of(summary).values():

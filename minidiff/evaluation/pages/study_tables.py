@@ -5,7 +5,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from minidiff.classification.compare import grouped
+from minidiff.classification.compare import BENEFIT, grouped
 from minidiff.data.table import csv_text
 from minidiff.errors import count
 from minidiff.evaluation import pages
@@ -39,7 +39,7 @@ def figure_of(score: Mapping, metric: str, positive: str) -> tuple[float | None,
     if metric == "auroc":
         return (score["auroc"].get(positive),
                 score["auroc_interval_patients"].get(positive, (None, None)))
-    return score[metric], score[f"{metric}_interval"]
+    return score[metric], score.get(f"{metric}_interval", (None, None))
 
 
 def with_unit(metric: str, positive: str, unit: str) -> str:
@@ -61,10 +61,12 @@ def audit(rows: Sequence[Mapping]) -> Table:
 
 def arms(rows: Sequence[Mapping], positive: str, metric: str) -> Table:
     """By single networks: mean ± SD over seeds."""
+    net = [BENEFIT] if BENEFIT in rows[0] else []
     return Table(("arm", "images", "seeds", with_unit(metric, positive, ", %"),
-                  f"AUROC, {positive}"),
+                  f"AUROC, {positive}", *("net benefit, cases per 100" for _ in net)),
                  [Row((f"{r['arm']} †" if r["remark"] else r["arm"], r["n_train"], r["seeds"],
-                       single(r, metric), single(r, "auroc_positive")), _own(r)) for r in rows])
+                       single(r, metric), single(r, "auroc_positive"),
+                       *(single(r, name) for name in net)), _own(r)) for r in rows])
 
 
 def single(row: Mapping, name: str) -> str:
