@@ -74,7 +74,7 @@ def short_by(p: float, n: float, q: float, m: float, confidence: float = 0.95) -
     return float(low), float(high)
 
 
-def worth(hit: Sequence[bool], patients: Sequence) -> float:
+def effective_n(hit: Sequence[bool], patients: Sequence) -> float:
     """The effective number of images behind a share, where patients have several images.
 
     The variance is that of a ratio of sums over patients (linearised), at least that of independent
@@ -91,7 +91,7 @@ def worth(hit: Sequence[bool], patients: Sequence) -> float:
 
 def share_interval(hit: Sequence[bool], patients: Sequence, confidence: float = 0.95) -> Interval:
     """Wilson's interval of a share at its effective number of images."""
-    n = worth(hit, patients)
+    n = effective_n(hit, patients)
     return wilson(float(np.mean(hit)) * n, n, confidence)
 
 

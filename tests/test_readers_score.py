@@ -87,6 +87,9 @@ def test_verdicts():
     assert answer(.8, .8, .5) == ["yes", "not resolved"]
     assert answer(.4, .9, .9) == ["no", "yes"]
     assert answer(.72, .85, .5)[0] == "not resolved"
+    ends = dict.fromkeys(("low", "high", "wide_low", "wide_high"))
+    unknown = {"pooled": {"difference": ends}, "design": {"margin": 0.1}}
+    assert [v["answer"] for v in verdicts.of_readers(unknown)] == ["not resolved"]
 
 
 def test_against_numbers(tmp_path):

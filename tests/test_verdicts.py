@@ -29,7 +29,7 @@ from minidiff.evaluation.verdicts import (
     variety,
     verdicts,
 )
-from minidiff.rating import mover, short_by, worth
+from minidiff.rating import effective_n, mover, short_by
 from minidiff.runs import read_json
 from minidiff.statistics import auroc_interval, clopper_pearson
 
@@ -236,7 +236,7 @@ def test_no_worse_counts_patients():
             easy = rng.standard_normal(patients)[who] + rng.standard_normal(3 * patients)
             real = easy < level * math.sqrt(2)
             made = rng.random(100) < 0.75
-            yes += no_worse(made.mean(), 100, real.mean(), worth(real, who))[0] == "yes"
+            yes += no_worse(made.mean(), 100, real.mean(), effective_n(real, who))[0] == "yes"
         assert at_most(yes / runs, 0.025, runs)
 
 

@@ -18,7 +18,7 @@ import scipy
 from minidiff.classification.scores import finite, pair
 from minidiff.data.audit import age_band
 from minidiff.data.split import Row
-from minidiff.rating import share_interval, short_by, worth
+from minidiff.rating import effective_n, share_interval, short_by
 from minidiff.statistics import (
     NONE,
     Interval,
@@ -122,9 +122,9 @@ class _Group:
         side = self.positive == (metric == "tpr")
         return share_interval(self.alarm[side], self.patients[side], confidence)
 
-    def worth(self, metric: str) -> float:
+    def effective_n(self, metric: str) -> float:
         side = self.positive == (metric == "tpr")
-        return worth(self.alarm[side], self.patients[side])
+        return effective_n(self.alarm[side], self.patients[side])
 
     def row(self) -> dict:
         out = {"n": len(self.scores), "patients": len(set(self.patients.tolist())),
@@ -153,7 +153,7 @@ def _gap(metric: str, groups: dict[str, _Group], tests: int) -> dict:
     reach = scipy.stats.t.ppf((1 + confidence) / 2, min(*a.sides, *b.sides) - 1)
     half = float(reach * np.nanstd(a.areas - b.areas))
     interval = (gap - half, gap + half) if metric == "auroc" else short_by(
-        values[high], a.worth(metric), values[low], b.worth(metric), confidence)
+        values[high], a.effective_n(metric), values[low], b.effective_n(metric), confidence)
     return {**out, "high": high, "low": low, "gap": gap,
             "interval": pair(interval), "resolved": bool(interval[0] > 0)}
 

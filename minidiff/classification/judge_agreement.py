@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from minidiff.classification.predictor import Predictor
-from minidiff.rating import share_interval, worth
+from minidiff.rating import effective_n, share_interval
 from minidiff.statistics import auroc, auroc_interval, pearson
 from minidiff.variables import Labels, Variable
 
@@ -71,4 +71,4 @@ def _area(scores: np.ndarray, positive: np.ndarray) -> dict:
 def _share(right: np.ndarray, patients: np.ndarray) -> dict:
     low, high = share_interval(right, patients)
     return {"accuracy": float(right.mean()), "low": low, "high": high,
-            "worth": worth(right, patients)}
+            "worth": effective_n(right, patients)}

@@ -15,10 +15,12 @@ SETTLED = GAIN, HARM, EXCLUDED
 def primary(study: Mapping) -> list[dict]:
     """Did synthetic images help a classifier? Empty unless a primary comparison was declared.
 
-    Also for a study of an older version, which had another rule; classify.py, run again, tests it.
+    A study of an older version, which had another rule, is not tested.
     """
     p = study.get("primary")
-    return [{**p, "about": "study", **_words_of(study)}] if p and "doubts" in p else []
+    if any("answer" not in d for rows in (study.get("differences") or {}).values() for d in rows):
+        return [{"about": "older study", "answer": UNTESTED}]
+    return [{**p, "about": "study", **_words_of(study)}] if p else []
 
 
 def said(study: Mapping) -> dict:

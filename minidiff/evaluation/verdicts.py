@@ -4,6 +4,7 @@ Figures in, answers out; the words around them stand in pages/verdicts.txt. Thos
 in study_verdicts.py.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from minidiff.classification.compare import EXCLUDED, GAIN, HARM, UNTESTED, grouped
@@ -266,5 +267,5 @@ def of_readers(result: Mapping) -> list[dict]:
 
 
 def _widest(x: Mapping) -> tuple[float, float]:
-    return (min(x[end] for end in ("low", "wide_low") if x[end] is not None),
-            max(x[end] for end in ("high", "wide_high") if x[end] is not None))
+    return (min((x[end] for end in ("low", "wide_low") if x[end] is not None), default=-math.inf),
+            max((x[end] for end in ("high", "wide_high") if x[end] is not None), default=math.inf))

@@ -34,7 +34,7 @@ from minidiff.evaluation.verdicts import (
     no_worse,
     unless_selected,
 )
-from minidiff.rating import share_interval, worth
+from minidiff.rating import effective_n, share_interval
 
 VERDICTS = ("FIDELITY", "COVERAGE", "LABEL", "NOVELTY")
 
@@ -67,7 +67,8 @@ def label(seen: Sequence[bool], real: Sequence[bool], patients: Sequence,
     """
     share, share_real = sum(seen) / len(seen), sum(real) / len(real)
     low, high = share_interval(seen, patients)
-    answer, difference = no_worse(share, worth(seen, patients), share_real, worth(real, of_real))
+    answer, difference = no_worse(share, effective_n(seen, patients),
+                                  share_real, effective_n(real, of_real))
     found = {"agreement": share, "low": low, "high": high, "real": share_real, "n": len(seen),
              "n_real": len(real), "difference": list(difference)}
     return {"answer": answer, **found, "text": sentence("gates.txt", "label", found=found)}
