@@ -19,7 +19,6 @@ import numpy as np
 import scipy
 
 from minidiff.classification.scores import finite, pair
-from minidiff.errors import InputError
 from minidiff.statistics import NONE, Interval, auroc, auroc_interval, wilson
 
 # shares of the images of a selective curve: a tenth to all of them
@@ -195,9 +194,8 @@ class FeatureDistance:
         present = truth[:, truth.any(0)] if alone else np.ones((len(x), 1), bool)
         centres = np.stack([x[own].mean(0) for own in present.T])
         covariance = shrunk(x - centres[present.argmax(1)])
-        if not np.trace(covariance) > 0:
-            raise InputError(f"the features of all {len(x)} images of a label are equal; there is "
-                             "no distance to measure")
+        if not np.trace(covariance) > 0:  # a network that learned nothing; no image is far
+            return cls(centres, np.zeros_like(covariance))
         lower = scipy.linalg.cholesky(covariance, lower=True)
         whiten = scipy.linalg.solve_triangular(lower, np.eye(len(lower)), lower=True).T
         return cls(centres, np.ascontiguousarray(whiten))
