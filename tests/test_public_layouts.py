@@ -182,6 +182,44 @@ def test_two_tables_that_may_be_the_one(tmp_path):
     refused(tmp_path, "a.csv and b.csv both name files and labels", split=False)
 
 
+def test_columns_beside_class_folders_of_another_hospital(tmp_path):
+    sets.pictures(tmp_path / "ours", ["x.png"])
+    sets.table(tmp_path / "ours/list.csv", "image,finding", [{"image": "x", "finding": "covid"}])
+    sets.pictures(tmp_path / "theirs", ["covid/y.png", "normal/z.png"], 1)
+    table = read([tmp_path / "ours", tmp_path / "theirs"], "file_name=image", "label=finding")
+    assert table.column("label") == ["covid", "covid", "normal"]
+    assert has_note(table, "theirs: --columns says nothing here")
+    sets.table(tmp_path / "theirs/other.csv", "a,b", [{"a": 1, "b": 2}])
+    with pytest.raises(InputError, match="other.csv: no column 'image' for file_name"):
+        read(tmp_path / "theirs", "file_name=image", "label=finding")
+
+
+def test_tables_of_splits_name_files_in_their_folders(tmp_path):
+    """train.csv and test.csv, file names that both folders have; a backslash of Windows."""
+    for k, split in enumerate(("train", "test")):
+        sets.pictures(tmp_path / "img" / split, ["a.png", "b.png"], 2 * k)
+        sets.table(tmp_path / f"{split}.csv", "file_name,label", [
+            {"file_name": name, "label": name[0]} for name in ("a.png", "b.png")])
+    assert read(tmp_path).column("file_name") == [
+        f"img/{split}/{name}.png" for split in ("test", "train") for name in "ab"]
+    assert read(tmp_path).column("split") == ["test"] * 2 + ["train"] * 2
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").unlink()
+    sets.table(tmp_path / "metadata.csv", "file_name,label", [
+        {"file_name": f"img\\{split}\\{name}.png", "label": name}
+        for split in ("train", "test") for name in "ab"])
+    assert read(tmp_path).column("split") == ["train"] * 2 + ["test"] * 2
+
+
+def test_a_table_without_endings_is_pointed_at(tmp_path):
+    sets.pictures(tmp_path / "train", ["000bec.png", "001513.png"])
+    sets.table(tmp_path / "labels.csv", "id,breed", [
+        {"id": "000bec", "breed": "a"}, {"id": "001513", "breed": "b"}])
+    refused(tmp_path, "no class folders of images", "name the columns of labels.csv by --columns")
+    assert read(tmp_path, "file_name=id", "label=breed").labels == ["a", "b"]
+    refused(tmp_path / "labels.csv", "labels.csv is a file: give the folder")
+
+
 # --- Hugging Face imagefolder
 
 
@@ -340,6 +378,11 @@ def test_all_else_is_listed_with_its_number(tmp_path):
                  "2 images in a hidden folder (.old/y.png, .old/z.png)",
                  "1 folder without images (empty)"):
         assert part in note, note
+
+
+def test_class_folders_beside_images_are_listed(tmp_path):
+    sets.pictures(tmp_path, ["images/covid/x.png", "images/normal/x.png", "pneumonia/x.png"])
+    assert has_note(read(tmp_path), "1 image in no class folder (pneumonia/x.png)")
 
 
 @pytest.mark.parametrize("name", ["x.gif", "y.HEIC", "z.npy"])

@@ -53,8 +53,12 @@ def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]
     labels: dict[Path, list[Path]] = {}
     for base in [top for top in tops if top in splits] or [folder]:
         loose = image_files(base, deep=False, left=left)
-        base = base / "images" if (base / "images").is_dir() else base
-        loose += image_files(base, deep=False, left=left) if base.name == "images" else []
+        inner = base / "images"
+        if inner.is_dir():
+            loose += [file for other in subfolders(base, left) if other != inner
+                      for file in image_files(other)]
+            loose += image_files(inner, deep=False, left=left)
+            base = inner
         left.setdefault("image in no class folder", []).extend(loose)
         for label in subfolders(base, left):
             files = image_files(label, left=left)
