@@ -133,6 +133,8 @@ def test_kaggle_pneumonia_doubled_and_from_a_mac(tmp_path):
     assert has_note(table, "6 images in no class folder (chest_xray/")
     assert not has_note(table, "MACOSX") and not has_note(table, "DS_Store")
     refused(tmp_path, "holds test/NORMAL", f"give --data {folder}")
+    folder.rename(tmp_path / "OCT2017")
+    refused(tmp_path, f"give --data {tmp_path}/OCT2017")
 
 
 def test_rsna_says_how_dicom_comes_in(tmp_path):
@@ -278,6 +280,12 @@ def test_one_split_folder_alone_gives_no_split(tmp_path):
     assert has_note(table, "all images lie in folders named train")
 
 
+def test_a_split_folder_without_its_table(tmp_path):
+    folder = hub(tmp_path / "d", "inside", "csv", "without")
+    (folder / "test/metadata.csv").unlink()
+    refused(folder, f"{folder}/test has images and no table, unlike {folder}/train")
+
+
 def test_a_table_says_more_than_a_folder(tmp_path):
     folder = hub(tmp_path / "d", "above", "csv", "with")
     rows = (folder / "metadata.csv").read_text().splitlines()
@@ -298,7 +306,8 @@ def test_splits_below_the_labels(tmp_path):
 
 
 @pytest.mark.parametrize("names", [
-    ["images"], ["images_001", "images_002"], ["data"], ["train_images"], ["JPEG"], ["part 1"]])
+    ["images"], ["images_001", "images_002"], ["data"], ["train_images"], ["JPEG"], ["part 1"],
+    ["CXR_png"], ["images_normalized"], ["ChinaSet_AllFiles"]])
 def test_folders_that_only_hold_files(names, tmp_path):
     for k, name in enumerate(names):
         sets.pictures(tmp_path / name / ("covid" if name == "data" else ""), ["a.png"], k)
@@ -317,7 +326,8 @@ def test_folders_of_patients(names, tmp_path):
 
 @pytest.mark.parametrize("names", [
     ["0", "1", "2", "3", "4"], ["COVID-19", "no finding"], ["grade_1", "grade_2"], ["T1", "T2"],
-    ["J18.9", "U07.1"], ["H1N1", "covid19"], ["BI-RADS 4a", "B19"], ["covid"]])
+    ["J18.9", "U07.1"], ["covid_images", "normal_images"], ["H1N1", "covid19"],
+    ["BI-RADS 4a", "B19"], ["covid"]])
 def test_labels_with_numbers(names, tmp_path):
     for k, name in enumerate(names):
         sets.pictures(tmp_path / name, ["a.png", "b.png", "c.png"], 3 * k)

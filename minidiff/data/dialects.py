@@ -97,7 +97,9 @@ def read_lines(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]
         if len(cells) != len(header):
             raise InputError(f"{path}:{number}: {len(cells)} cells where the header has "
                              f"{len(header)}")
-    return header, lines[1:]
+    # spreadsheets export empty columns behind the last
+    kept = [k for k, name in enumerate(header) if name or any(cells[k] for _, cells in lines[1:])]
+    return [header[k] for k in kept], [(n, [cells[k] for k in kept]) for n, cells in lines[1:]]
 
 
 def _text(data: bytes) -> str:

@@ -33,6 +33,7 @@ from minidiff.data.folders import (
     image_files,
     is_rubbish,
     said,
+    split_folders,
     subfolders,
     tables,
 )
@@ -77,6 +78,10 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
 
 def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[list[Row], list[str]]:
     """The rows of one table, or of one for each split."""
+    bare = [path for path in split_folders(folder) if not tables(path) and image_files(path)]
+    if bare and found[0].parent not in (folder, *bare):
+        raise InputError(f"{bare[0]} has images and no table, unlike {found[0].parent}; give it "
+                         f"a {found[0].name}, too")
     rows, remarks = [], []
     for path in found:
         part = read_csv(path, ("file_name", "label"), reading.columns)
