@@ -222,6 +222,17 @@ def test_a_table_without_endings_is_pointed_at(tmp_path):
     refused(tmp_path / "labels.csv", "labels.csv is a file: give the folder")
 
 
+def test_two_metadata_files(tmp_path):
+    for folder in (tmp_path, tmp_path / "aside"):
+        sets.pictures(folder, ["x.png"], len(folder.parts))
+        sets.table(folder / "metadata.csv", "file_name,label", [{"file_name": "x.png",
+                                                                 "label": "a"}])
+        (folder / "metadata.jsonl").write_text('{"file_name": "x.png", "label": "b"}')
+    refused(tmp_path, "metadata.csv and metadata.jsonl: keep the one that holds")
+    (tmp_path / "metadata.jsonl").unlink()
+    assert read(tmp_path).labels == ["a"]
+
+
 # --- Hugging Face imagefolder
 
 
@@ -263,6 +274,9 @@ def test_splits_given_as_folders_of_their_own_are_kept(tmp_path):
     table = read([folder / name for name in ("train", "validation", "test")], split=True)
     assert counted(table, "split") == {("train",): 12, ("val",): 4, ("test",): 4}
     assert "split by patient" in " ".join(read(folder / "train", split=True).notes)
+    sets.pictures(tmp_path / "more", [f"{c}/{k}.png" for c in "ab" for k in range(3)], 50)
+    both = read([folder / "train", tmp_path / "more"], split=True)  # one such name says nothing
+    assert set(both.select(source="train").column("split")) == {"train", "val", "test"}
 
 
 def test_a_file_of_one_name_in_two_splits_is_refused(tmp_path):

@@ -41,8 +41,6 @@ def is_mask(name: str) -> bool:
 def tables(folder: Path) -> list[Path]:
     """The tables that make a folder a data set: its own, or those of its split folders."""
     own = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(own) > 1:
-        raise InputError(f"{folder} has {own[0].name} and {own[1].name}; keep the one that holds")
     return own or [table for below in split_folders(folder) for table in tables(below)]
 
 

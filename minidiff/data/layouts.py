@@ -29,6 +29,7 @@ from minidiff.data.dialects import (
     read_lines,
 )
 from minidiff.data.folders import (
+    METADATA,
     SYNONYMS,
     image_files,
     is_rubbish,
@@ -78,6 +79,8 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
 
 def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[list[Row], list[str]]:
     """The rows of one table, or of one for each split."""
+    if len(found) > 1 and found[0].parent == found[1].parent and found[0].name in METADATA:
+        raise InputError(f"{found[0]} and {found[1].name}: keep the one that holds")
     bare = [path for path in split_folders(folder) if not tables(path) and image_files(path)]
     if bare and found[0].parent not in (folder, *bare):
         raise InputError(f"{bare[0]} has images and no table, unlike {found[0].parent}; give it "

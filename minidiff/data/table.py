@@ -98,7 +98,7 @@ def read_table(
     named = [SYNONYMS.get(folder.name.lower(), "") for folder in folders]
     for folder, name, own in zip(folders, _names(folders), named):
         part, remarks = read_folder(folder, reading)
-        if own and len(set(named)) > 1 and not part[0]["split"]:
+        if own and len(set(named) - {""}) > 1 and not part[0]["split"]:
             part = [{**row, "split": own} for row in part]
         random &= not part[0]["split"] or random_split(folder)
         unknown = sum(row.get("patient", "") == "" for row in part)
