@@ -308,6 +308,15 @@ def test_a_table_says_more_than_a_folder(tmp_path):
     assert counted(read(folder), "split") == {("train",): 7, ("val",): 7, ("test",): 6}
 
 
+@pytest.mark.parametrize("names", [("Train set", "Test set"), ("train_images", "test_images"),
+                                   ("trainset", "valset"), ("DEV", "Evaluation")])
+def test_other_names_of_splits(names, tmp_path):
+    for k, name in enumerate(names):
+        sets.pictures(tmp_path / name, ["covid/x.png", "normal/x.png"], 2 * k)
+    splits = Counter(read(tmp_path).column("split"))
+    assert len(splits) == 2 and set(splits) < {"train", "val", "test"}
+
+
 def test_splits_below_the_labels(tmp_path):
     for k, (label, split) in enumerate((c, s) for c in ("covid", "normal")
                                        for s in ("Training", "Valid", "Test")):
@@ -320,7 +329,7 @@ def test_splits_below_the_labels(tmp_path):
 
 
 @pytest.mark.parametrize("names", [
-    ["images"], ["images_001", "images_002"], ["data"], ["train_images"], ["JPEG"], ["part 1"],
+    ["images"], ["images_001", "images_002"], ["data"], ["old_train_images"], ["JPEG"], ["part 1"],
     ["CXR_png"], ["images_normalized"], ["ChinaSet_AllFiles"]])
 def test_folders_that_only_hold_files(names, tmp_path):
     for k, name in enumerate(names):

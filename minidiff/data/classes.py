@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import median
 
 from minidiff.data.folders import (
-    SYNONYMS,
     Left,
     image_files,
     is_data_set,
     said,
     split_folders,
+    split_named,
     subfolders,
 )
 from minidiff.data.split import Row
@@ -98,11 +98,11 @@ def _refuse_no_labels(folder: Path, labels: dict[Path, list[Path]], hint: str) -
 def _refuse_two_levels(label: Path, files: list[Path], labels: dict[Path, list[Path]]) -> None:
     """Refuse a class folder that holds splits of class folders, or what may be class folders."""
     inside = _inside(label, files)
-    for path in (path for path in inside if len(path) > 1 and SYNONYMS.get(path[0].lower())):
+    for path in (path for path in inside if len(path) > 1 and split_named(path[0])):
         raise NoClassFolders(f"{label} holds {path[0]}/{path[1]}: it is a data set of its "
                              f"own and no label; give --data {label}")
     inner = {path[0] for path in inside if path and not IDENTITY.fullmatch(path[0])
-             and path[0].lower() not in SYNONYMS}
+             and not split_named(path[0])}
     if () in inside or len(inner) < 2:
         return
     others = [other for other in labels if other.parent == label.parent and other != label]

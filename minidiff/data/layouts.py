@@ -30,11 +30,11 @@ from minidiff.data.dialects import (
 )
 from minidiff.data.folders import (
     METADATA,
-    SYNONYMS,
     image_files,
     is_rubbish,
     said,
     split_folders,
+    split_named,
     subfolders,
     tables,
 )
@@ -65,7 +65,7 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
             raise InputError(_fault(folder) or str(error)) from None
         remarks += ["--columns says nothing here: no table"] if reading.columns else []
     for row in rows:
-        row["split"] = SYNONYMS.get(row.get("split", "").lower(), row.get("split", ""))
+        row["split"] = split_named(row.get("split", "")) or row.get("split", "")
         row["file"] = os.path.normpath(folder / row["file_name"])
     if not any(row["split"] for row in rows):
         remarks += _splits_of_lists(folder, rows) or _splits_of_folders(rows)
@@ -151,7 +151,7 @@ def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
     for name, row in zip(names, rows):
         paths = [path for path, end in index[name.rpartition("/")[2]]
                  if f"/{end}".endswith(f"/{name}")]
-        if len(paths) > 1 and (split := SYNONYMS.get(row.get("split", "").lower())):
+        if len(paths) > 1 and (split := split_named(row.get("split", ""))):
             paths = [path for path in paths if _split_in(path) == split] or paths
         if len(paths) > 1:
             raise InputError(f"{row['where']}: file_name {name!r} may be {' or '.join(paths[:2])}; "
@@ -217,13 +217,12 @@ def _advice(folder: Path) -> str:
 
 def _split_of(path: Path) -> str:
     """The split that a file is named after: valid.csv, test_list.txt; "" for others."""
-    return SYNONYMS.get(re.split(r"[-_. ]", path.name.lower())[0], "")
+    return split_named(re.split(r"[-_. ]", path.name)[0])
 
 
 def _split_in(path: str) -> str:
     """The split that a folder in a path is named after; "" for none."""
-    parts = (part.lower() for part in Path(path).parts[:-1])
-    return next((SYNONYMS[part] for part in parts if part in SYNONYMS), "")
+    return next(filter(None, map(split_named, Path(path).parts[:-1])), "")
 
 
 def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minidiff.data.dialects import ADDED, read_csv
-from minidiff.data.folders import SYNONYMS
+from minidiff.data.folders import split_named
 from minidiff.data.layouts import random_split, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
@@ -95,7 +95,7 @@ def read_table(
     if not folders:
         raise InputError("no data folder given")
     rows, notes, assumed, random = [], [], False, True
-    named = [SYNONYMS.get(folder.name.lower(), "") for folder in folders]
+    named = [split_named(folder.name) for folder in folders]
     for folder, name, own in zip(folders, _names(folders), named):
         part, remarks = read_folder(folder, reading)
         if own and len(set(named) - {""}) > 1 and not part[0]["split"]:
