@@ -20,9 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minidiff.data.layouts import ADDED, random_split, read_csv, read_folder
+from minidiff.data.dialects import ADDED, read_csv
+from minidiff.data.folders import split_named
+from minidiff.data.layouts import random_split, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
+from minidiff.root import AS_WE_NAME, Reading
 from minidiff.runs import sha256, write_atomic
 
 
@@ -70,6 +73,7 @@ class Table:
 
 def read_table(
     folders: str | Path | Sequence[str | Path],
+    reading: Reading = AS_WE_NAME,
     *,
     seed: int = 0,
     split: bool = True,
@@ -78,7 +82,8 @@ def read_table(
 ) -> Table:
     """Read data folders as one table; columns and labels unite, absent cells are "".
 
-    Splits that a folder brings are kept. Folders without any are split by patient, stratified by
+    Splits that a folder brings are kept, also where the folders given are named train, test …
+    themselves. Folders without any are split by patient, stratified by
     label, 70/15/15; the split is written once to `split_dir` under the fingerprint of the data and
     reused from there, whatever the seed, so that no later run tests on what an earlier one trained
     on. `split=False` leaves them without. `check` compares the content of all files. Raises
@@ -90,8 +95,11 @@ def read_table(
     if not folders:
         raise InputError("no data folder given")
     rows, notes, assumed, random = [], [], False, True
-    for folder, name in zip(folders, _names(folders)):
-        part, remarks = read_folder(folder)
+    named = [split_named(folder.name) for folder in folders]
+    for folder, name, own in zip(folders, _names(folders), named):
+        part, remarks = read_folder(folder, reading)
+        if own and len(set(named) - {""}) > 1 and not part[0]["split"]:
+            part = [{**row, "split": own} for row in part]
         random &= not part[0]["split"] or random_split(folder)
         unknown = sum(row.get("patient", "") == "" for row in part)
         if unknown == len(part):
@@ -117,9 +125,9 @@ def read_table(
         copies = len(rows) - len(set(hashes.values()))
         notes += [f"{count(copies, 'file')} with the content of another one of the same label and "
                   f"split"] if copies else []
-    named = {row["file"]: row["patient"] for row in rows
-             if row["patient"] != f"{row['source']}/{row['file_name']}"}
-    return Table(rows, assumed, notes, hashes, named, random)
+    patients = {row["file"]: row["patient"] for row in rows
+                if row["patient"] != f"{row['source']}/{row['file_name']}"}
+    return Table(rows, assumed, notes, hashes, patients, random)
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
