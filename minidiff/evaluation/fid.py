@@ -184,7 +184,7 @@ def files(images_or_folder) -> list[tuple[str, str]]:
     else:
         found = [(str(file), str(file)) for file in image_files(folder)]
     if len(found) < 2:
-        raise InputError(f"{folder}: {count(len(found), 'PNG or JPEG image')}; a distance needs "
+        raise InputError(f"{folder}: {count(len(found), 'image')}; a distance needs "
                          "two or more")
     return found
 

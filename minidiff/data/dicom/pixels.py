@@ -12,10 +12,9 @@ import numpy as np
 from scipy.special import expit
 
 from minidiff.data.dicom import MAX_FRAMES, Dataset, Refused
-from minidiff.data.images import MAX_PIXELS, MAX_SIDE
+from minidiff.data.images import MAX_PIXELS, MAX_SIDE, PERCENTILES
 
 PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800)}  # centre, width in HU
-PERCENTILES = (0.5, 99.5)  # become black and white where no window is given
 GREY_IN_FACT = 2  # grey levels by which channels of grey may differ after lossy compression
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
 NEEDED = (  # the elements, besides the pixels, that this module reads
