@@ -90,6 +90,9 @@ def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np
                                   signed=span[0] < 0)
             return np.minimum(found / top, 1)
         centre, width = _first(ds, "WindowCenter"), _first(ds, "WindowWidth")
+        if (centre is None) != (width is None):
+            raise Refused("window_values", f"WindowCenter {centre}, WindowWidth {width}: one of "
+                          "them is absent")
         if centre is not None and width is not None:
             return windowed(physical, centre, width, text(ds, "VOILUTFunction") or "LINEAR")
         if window == "file":
@@ -110,7 +113,9 @@ def windowed(x: np.ndarray, centre: float, width: float, function: str = "LINEAR
               "SIGMOID": lambda: expit(4 * (x - centre) / width)}
     least = 1 if function == "LINEAR" else np.finfo(float).tiny
     if function not in shapes or not np.isfinite((centre, width)).all() or width < least:
-        raise Refused("damaged", f"window centre {centre}, width {width}, {function}")
+        raise Refused("window_values", f"WindowCenter {centre:g}, WindowWidth {width:g}, "
+                      f"{function}: the width must be {'1' if least == 1 else 'above 0'} or more, "
+                      f"the function one of {', '.join(shapes)}")
     if (function, width) == ("LINEAR", 1):
         return (x > centre - 0.5).astype(np.float64)
     return shapes[function]()
@@ -136,8 +141,11 @@ def number(ds: Dataset, name: str, default: int | None = None) -> int:
 
 def _first(ds: Dataset, name: str) -> float | None:
     """A number, or the first of several; None where there is none."""
-    value = next(iter(np.ravel(ds.get(name)).tolist()), None)
-    return None if value in (None, "") else float(value)
+    try:
+        value = next(iter(np.ravel(ds.get(name)).tolist()), None)
+        return None if value in (None, "") else float(value)
+    except ValueError as error:  # pydicom reads an element when it is asked for
+        raise Refused("window_values", f"{name}: {error}") from None
 
 
 def _look_up(ds: Dataset, item: Dataset, values: np.ndarray, *,
