@@ -7,7 +7,8 @@ of --size px, and read again. FD and KD of the two folders are those of one set 
 without a codec both would be 0 (FD) and below 0 (KD counts no image twice). Beside them stands the
 floor, real against real of other patients at the same n, and what a second set of other patients
 scores against PNG and against JPEG: the codec's share of a distance that a generator would be
-judged by. Writes benchmarks/compression.json.
+judged by. Pixels and texture are measured always, a classifier and networks if they are named.
+Writes benchmarks/compression.json.
 """
 
 import argparse
@@ -105,8 +106,7 @@ def main() -> None:
     runs.write_json(SAVED, {
         "images": len(held), "patients": len(set(patients)),
         "sources": compression(held.column("file")), "fingerprint": held.fingerprint,
-        "extractors": [describe(e) for e in spaces], "rows": found,
-        "provenance": runs.provenance()})
+        "extractors": [describe(e) for e in spaces], "rows": found})
     for row in found:
         print(f"{row['compressed'][:10]:12}{row['extractor']:14}{row['metric']} {row['files']:8} "
               f"itself {row['itself']:9.4f}  floor {row['floor']['median']:8.4f} "

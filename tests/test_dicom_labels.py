@@ -92,6 +92,9 @@ def test_the_nearest_id_counts_and_columns_may_be_named(tmp_path):
     found = read(tmp_path, "patient,StudyInstanceUID,label,Pneumonia", *rows,
                  columns=("label=Pneumonia",))
     assert found.of == {"2.25.1": "0", "2.25.2": "1"}
+    found = read(tmp_path, "patientId,class,Target", "P1,ill,1",
+                 columns=("patient=patientId", "label=Target"))
+    assert found == ("patient", {"P1": "1"})
     for columns in (("study=exam", "label=outcome"), ("study=exam,label=outcome",)):
         found = read(tmp_path, "exam,outcome,patient", "2.25.1,ill,P1", columns=columns)
         assert found == ("study", {"2.25.1": "ill"})
