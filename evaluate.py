@@ -36,6 +36,7 @@ from tqdm import tqdm
 from minidiff import config, runs
 from minidiff import variables as var
 from minidiff.counted import VALIDATE, normal
+from minidiff.data.compression import compression
 from minidiff.data.dataset import glance, load_pixels
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
 from minidiff.data.table import Table
@@ -102,7 +103,7 @@ def run_report(cfg: Config) -> None:
                  **sets.about(tables)},
         "samples": {"folder": cfg.samples, "n": len(made), "of_other_data": elsewhere,
                     "labels": sets.counts(made), "fingerprint": facts["synthetic"],
-                    **selection.of(cfg.samples)},
+                    "files": compression(made.column("file")), **selection.of(cfg.samples)},
         "judges": [{"judge": name, **j.facts} for name, j in panel.items()],
         "extractors": [describe(e) for e in extractors],
         "distances": distances, "growth": growth, "conditions": conditions,

@@ -120,6 +120,18 @@ def pairs_of(folder, finding):
     return {(result_row(folder, i), result_row(folder, j)) for i, j, _ in finding["pairs"]}
 
 
+def test_a_hot_pixel_and_other_formats_are_noted(data):
+    folder, rows, save = data
+    wide = images.read(folder / rows[0]["file_name"])[0].astype("uint16") * 16
+    wide[3, 3] = 65535
+    add(folder, rows, Image.fromarray(wide), "hot.png", rows[0])
+    add(folder, rows, Image.fromarray(wide // 4), "scan.tiff", rows[1])
+    save()
+    _, by_kind = found(folder)
+    assert {k for k in by_kind if "name" in k} == set()  # .tiff is the ending of a TIFF
+    assert by_kind["outliers"]["level"] == "info" and by_kind["outliers"]["images"] == [60, 61]
+
+
 def test_shortcuts_are_called_so(data):
     folder, rows, save = data
     for row in rows:

@@ -27,7 +27,7 @@ from minidiff.classification.predictive_uncertainty import (
 from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import load_pixels
 from minidiff.data.folders import is_mask, is_rubbish
-from minidiff.data.images import EXTENSIONS
+from minidiff.data.images import EXTENSIONS, KINDS
 from minidiff.data.table import Table, write_table
 from minidiff.errors import InputError
 from minidiff.root import Rooted
@@ -105,6 +105,6 @@ def listed(folder: str) -> Table:
                        part.startswith(".") or is_mask(part) or is_rubbish(part)
                        for part in path.relative_to(root).parts))
     if not files:
-        raise InputError(f"--data {folder}: no PNG or JPEG files there")
+        raise InputError(f"--data {folder}: no {KINDS} files there")
     return Table([{"file": str(path), "where": str(path), "file_name": str(path.relative_to(root))}
                   for path in files])

@@ -20,7 +20,7 @@ from minidiff.data.baselines import baselines, features
 from minidiff.data.dialects import ADDED
 from minidiff.data.duplicates import SIDE, Pair, near_duplicates
 from minidiff.data.files import Facts, read_facts, typical_side
-from minidiff.data.images import EXTENSIONS
+from minidiff.data.images import ENDINGS, EXTENSIONS
 from minidiff.data.split import Row, equal_pairs, group_images
 from minidiff.data.table import Table
 from minidiff.errors import InputError, count, first_few
@@ -33,7 +33,6 @@ FAR = 4.0                         # a size so many times the median, or so many 
 MISSING = 0.5                     # difference of labels in their share of empty cells
 PURE, ALONE = 0.8, 0.9            # share of a source that is one label; of a label in such sources
 AGES = (0, 18, 40, 60, 80)        # years: bands of the tables; the first are children
-SUFFIXES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
 COPIES = {                        # kind: level, text
     "copy across splits": ("error", "one image in two splits"),
     "copy across patients": ("warning", "one image under two patients, who may be one"),
@@ -118,12 +117,15 @@ def odd_images(files: Sequence[str], facts: Sequence[Facts]) -> list[dict]:
                          "(minidiff drops it)", lambda f, _: f.carries),
         "burned-in text": ("warning", "with what seem to be letters in the image; look whether "
                            "any names a person", lambda f, _: f.text),
+        "outliers": ("info", "of more than 8 bits, with a few values far beyond the rest, as of a "
+                     "hot pixel; minidiff scales greys without them, others may see black",
+                     lambda f, _: f.outliers),
         "mode": ("info", f"of another mode than {mode}, the most frequent",
                  lambda f, _: f.mode != mode),
         "rotated by EXIF": ("info", "turned upright by EXIF, as minidiff does and others do not",
                             lambda f, _: f.turned),
         "name": ("info", "whose name has the ending of another format",
-                 lambda f, file: not file.lower().endswith(SUFFIXES.get(f.format, ""))),
+                 lambda f, file: not file.lower().endswith(ENDINGS.get(f.format, ""))),
     }
     found = [finding("unreadable", "error", f"{len(facts) - len(good)} of {len(facts)} files "
                      f"cannot be read: {faults}", [i for i, f in enumerate(facts) if f.fault])]

@@ -17,6 +17,7 @@ from torch import Tensor
 from minidiff import runs
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images
+from minidiff.data.compression import compression, difference
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.split import check_synthetic, check_unseen, of_other_data, trained_on
 from minidiff.data.table import Table, read_table
@@ -80,6 +81,9 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
         tables[name] = replace(tables[name], notes=[*tables[name].notes, *unknown])
     tables["heldout"].notes.extend([*picked, *_mixed(tables["heldout"], size, "real")])
     tables["synthetic"].notes.extend(_mixed(tables["synthetic"], size, "synthetic"))
+    sides = [compression(tables[name].column("file")) for name in ("heldout", "synthetic")]
+    told_apart = difference(*sides, ("held-out", "synthetic"))
+    tables["synthetic"].notes.extend([told_apart] if told_apart else [])
     return tables, {name: part.pixels for name, part in sets.items()}
 
 
@@ -230,14 +234,16 @@ def commands(cfg: Config) -> dict[str, str]:
 
 
 def about(tables: dict[str, Table]) -> dict[str, Any]:
-    """What a report says of its real data: counts, labels, fingerprints and notes."""
+    """What a report says of its real data: counts, labels, fingerprints, formats of
+    the files and notes."""
     found: dict[str, Any] = {"patients_assumed": tables["train"].patients_assumed,
                              "random_split": tables["train"].random_split,
                              "notes": notes(tables)}
     for name in ("train", "heldout"):
         table = tables[name]
         found |= {f"n_{name}": len(table), f"{name}_patients": len(set(table.column("patient"))),
-                  f"{name}_labels": counts(table), f"{name}_fingerprint": table.fingerprint}
+                  f"{name}_labels": counts(table), f"{name}_fingerprint": table.fingerprint,
+                  f"{name}_files": compression(table.column("file"))}
     return found
 
 

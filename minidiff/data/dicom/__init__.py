@@ -25,6 +25,7 @@ _REASONS = {
         "foreign": "not a DICOM file",
         "pixelless": "DICOM without an image: a report, a plan, a waveform, a presentation state",
         "duplicate": "the same bytes as another file here",
+        "absent": "a row of --labels of which no image came in",
     },
     "quarantined": {
         "burned_yes": "BurnedInAnnotation is YES: text in the pixels",
@@ -38,6 +39,7 @@ _REASONS = {
         "huge": f"larger than {MAX_BYTES // 2**20} MiB, or unpacks to more",
         "archive": "an archive; nothing is unpacked here, unpack it first",
         "label": "in no folder that --label-from names",
+        "unlisted": "not in the table of --labels, or without a label there",
         "conflict": "the same bytes under two labels",
         "synthetic": "says of itself that it is synthetic; not to be taken for a patient's",
         "modality": "its Modality is none whose values are grey levels",
@@ -48,6 +50,8 @@ _REASONS = {
         "stretched": "its pixels are not square",
         "window": "the window does not fit it: CT needs lung, soft, bone or file; others none of "
                   "these three",
+        "window_values": "its window has values that no window can have; --window percentile does "
+                         "without it",
         "sense": "MONOCHROME2 and INVERSE contradict each other: is bright dense or not?",
         "codec": "compressed in a way for which no decoder is installed",
         "mismatch": "its compressed image has another size than its header says",
