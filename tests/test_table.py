@@ -81,7 +81,7 @@ def test_only_folders_without_splits_are_split(tmp_path):
 def test_a_patient_already_in_a_split_stays_there(tmp_path):
     given = data_set(tmp_path / "given", rows_of(4, split=["test"] * 4, patient=lambda k: f"p{k}"))
     free = data_set(tmp_path / "free", rows_of(40, patient=lambda k: f"p{k // 2}"))
-    table = read_table([given, free])
+    table = read_table([given, free], persons="same")
     assert set(table.select(patient=["p0", "p1", "p2", "p3"]).column("split")) == {"test"}
 
 

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from minidiff.cells import is_unknown
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import SPLITS, Row
 from minidiff.errors import InputError, first_few
@@ -34,7 +35,8 @@ def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
         raise InputError(f"{folder}: no such folder")
     rows, remarks = (_read_metadata if is_data_set(folder) else _read_classes)(folder)
     for row in rows:
-        row["split"] = SYNONYMS.get(row.get("split", "").lower(), row.get("split", ""))
+        split = "" if is_unknown(row.get("split", "")) else row["split"]
+        row["split"] = SYNONYMS.get(split.lower(), split)
         row["file"] = os.path.normpath(folder / row["file_name"])
     without = [row["where"] for row in rows if not row["split"]]
     if 0 < len(without) < len(rows):
@@ -51,7 +53,7 @@ def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
         if not row["file_name"] or name.is_absolute() or ".." in name.parts:
             raise InputError(f"{row['where']}: file_name {row['file_name']!r} is not a path inside "
                              f"{folder}")
-        if not row["label"]:
+        if is_unknown(row["label"], "label"):
             raise InputError(f"{row['where']}: no label for {name}")
     absent = [f"{row['where']} {row['file_name']}" for row in rows
               if not (folder / row["file_name"]).is_file()]

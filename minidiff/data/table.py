@@ -19,11 +19,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
+from minidiff import cells
+from minidiff.data.columns import Remark, alike_patients, read_columns
+from minidiff.data.duplicates import near_copies
 from minidiff.data.layouts import ADDED, random_split, read_csv, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
 from minidiff.runs import sha256, write_atomic
+
+Persons = Literal["", "same", "distinct"]  # those with equal ids in two folders; "": not said
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Table:
     hashes: dict[str, str] = field(default_factory=dict, repr=False)
     patients: dict[str, str] = field(default_factory=dict, repr=False)
     random_split: bool = True  # by patient: drawn here, or drawn before as every folder says
+    remarks: list[Remark] = field(default_factory=list)  # on cells; also among the notes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,36 +82,40 @@ def read_table(
     split: bool = True,
     split_dir: str | Path | None = None,
     check: bool = True,
+    persons: Persons = "",
 ) -> Table:
     """Read data folders as one table; columns and labels unite, absent cells are "".
 
     Splits that a folder brings are kept. Folders without any are split by patient, stratified by
     label, 70/15/15; the split is written once to `split_dir` under the fingerprint of the data and
     reused from there, whatever the seed, so that no later run tests on what an earlier one trained
-    on. `split=False` leaves them without. `check` compares the content of all files. Raises
-    InputError if a folder is not laid out as above, if rows and files do not match one to one, and
-    if a patient or an identical file crosses splits.
+    on. `split=False` leaves them without. `check` compares the content of all files. `persons` says
+    whether equal patient ids of two folders are the same persons. Raises InputError if a folder is
+    not laid out as above, if rows and files do not match one to one, if a patient or an identical
+    file crosses splits, and if two folders share patient ids and nothing is said of `persons`.
     """
     folders = [Path(os.path.abspath(f))
                for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
     if not folders:
         raise InputError("no data folder given")
-    rows, notes, assumed, random = [], [], False, True
+    rows, notes, doubts, assumed, random, named, ids = [], [], [], False, True, {}, {}
     for folder, name in zip(folders, _names(folders)):
         part, remarks = read_folder(folder)
         random &= not part[0]["split"] or random_split(folder)
-        unknown = sum(row.get("patient", "") == "" for row in part)
-        if unknown == len(part):
-            assumed = True
-            remarks += ["no patient ids: one image = one patient, assumed"]
-        elif unknown:
-            remarks += [f"{unknown} images without a patient id count as one patient each"]
-        rows += [{"source": name, **row, "patient": row.get("patient")
-                  or f"{name}/{row['file_name']}"} for row in part]
+        apart = f"{name}/" if persons == "distinct" and len(folders) > 1 else ""
+        patients, unknown = _patients(part, apart, name)
+        ids[folder] = set(filter(None, patients))
+        assumed |= not ids[folder]
+        named |= {row["file"]: patient for row, patient in zip(part, patients) if patient}
+        rows += [{"source": name, **row, "patient": patient or f"{name}/{row['file_name']}"}
+                 for row, patient in zip(part, patients)]
         notes += [f"{name}: {remark}" for remark in remarks]
+        doubts += unknown
     columns = dict.fromkeys(key for row in rows for key in row)
-    rows, remarks = _unite_labels([{**dict.fromkeys(columns, ""), **row} for row in rows])
-    notes += remarks
+    rows, remarks = read_columns([{**dict.fromkeys(columns, ""), **row} for row in rows])
+    remarks = [*doubts, *remarks, *alike_patients(named.values()),
+               *([] if persons else _shared(ids, check))]
+    notes += [remark.text for remark in remarks]
     _check_unique(rows)
     notes += _odd_splits(rows) if split else []
     to_split = split and any(not row["split"] for row in rows)
@@ -117,9 +128,7 @@ def read_table(
         copies = len(rows) - len(set(hashes.values()))
         notes += [f"{count(copies, 'file')} with the content of another one of the same label and "
                   f"split"] if copies else []
-    named = {row["file"]: row["patient"] for row in rows
-             if row["patient"] != f"{row['source']}/{row['file_name']}"}
-    return Table(rows, assumed, notes, hashes, named, random)
+    return Table(rows, assumed, notes, hashes, named, random, remarks)
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -153,15 +162,33 @@ def _check_unique(rows: Sequence[Row]) -> None:
                          f"{first_few(twice, 4)}")
 
 
-def _unite_labels(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """Labels that differ in capitals only are one, spelled as the first: Kaggle has NORMAL, Normal
-    and normal."""
-    spelling: dict[str, str] = {}
-    united = [{**row, "label": spelling.setdefault(row["label"].lower(), row["label"])}
-              for row in rows]
-    changed = {(row["label"], new["label"]) for row, new in zip(rows, united)
-               if row["label"] != new["label"]}
-    return united, [f"label {old!r} is read as {new!r}" for old, new in sorted(changed)]
+def _patients(rows: Sequence[Row], prefix: str, folder: str) -> tuple[list[str], list[Remark]]:
+    """The patient of each row in its normal form, behind a prefix, "" where it is unknown; and a
+    remark on those, with the words that say so."""
+    found = [cells.patient(row.get("patient", ""), row["where"]) for row in rows]
+    words = Counter(row.get("patient", "") for row, patient in zip(rows, found) if not patient)
+    said = first_few((f"{word!r} {n}" for word, n in sorted(words.items()) if word), 5)
+    said = f" ({said})" if said else ""
+    text = (f"{words.total()} images without a patient id{said} count as one patient each"
+            if any(found) else f"no patient ids{said}: one image = one patient, assumed")
+    return [patient and prefix + patient for patient in found], (
+        [Remark("patients unknown", "warning", f"{folder}: {text}")] if words else [])
+
+
+def _shared(ids: Mapping[Path, set[str]], refuse: bool) -> list[Remark]:
+    """A remark, or InputError, on patient ids of two folders, each of which may be two persons."""
+    first: dict[str, Path] = {}
+    twice = [(patient, first[patient], folder) for folder in ids for patient in sorted(ids[folder])
+             if first.setdefault(patient, folder) != folder]
+    if not twice:
+        return []
+    patient, one, other = twice[0]
+    text = (f"{count(len(twice), 'patient id')} of two folders, e.g. {patient!r} of {one} and "
+            f"{other}: --same-patients if they are the same persons, --distinct-patients if each "
+            "folder numbers its own")
+    if refuse:
+        raise InputError(text)
+    return [Remark("patient ids of two folders", "error", text)]
 
 
 def _odd_splits(rows: Sequence[Row]) -> list[str]:
@@ -181,7 +208,9 @@ def _fill_splits(rows: list[Row], hashes: Mapping[str, str], seed: int,
         kept = read_csv(path, needed=("patient", "split"))
         splits = {row["patient"]: row["split"] for row in kept}
     else:
-        splits = split_patients(rows, equal_pairs(hashes[row["file"]] for row in rows), seed)
+        copies = near_copies([row["file"] for row in rows])
+        splits = split_patients(rows, [*copies, *equal_pairs(hashes[row["file"]] for row in rows)],
+                                seed)
         if path:
             write_split(path, splits)
     if not {row["patient"] for row in rows} <= set(splits):
