@@ -42,7 +42,7 @@ from minidiff.evaluation import selection
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.evaluation.selection import REASONS
 from minidiff.pixels import to_grey
-from minidiff.root import Rooted, then
+from minidiff.root import Reading, Rooted, then
 from minidiff.sampling import plan as plans
 from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.sampling.trajectory import TrajectoryConfig, trajectory
@@ -56,7 +56,7 @@ FREE_WITH_KEEP = FREE[:2]                           # … and those of them that
 
 
 @dataclass(frozen=True)
-class SampleConfig(Rooted):
+class SampleConfig(Reading, Rooted):
     run: str = "ROOT/diffusion"            # finished diffusion run, or its best/
     out: str = "ROOT/samples"              # folder of the new data set
     label: tuple[str, ...] = ()            # labels to make; none: all that the model knows
@@ -283,9 +283,9 @@ def plan(cfg: SampleConfig, variables: list, facts: dict) -> list[dict[str, str]
         if cfg.independent:
             raise InputError("--origin: each image keeps its own conditions; leave out "
                              "--independent")
-        return plans.plan_origin(read_table(cfg.origin, split=False).rows, variables, cfg.label,
-                                 cfg.per_label, cfg.seed)
-    known = read_table(cfg.like, split=False).rows if cfg.like else facts["rows"]
+        known = read_table(cfg.origin, cfg, split=False).rows
+        return plans.plan_origin(known, variables, cfg.label, cfg.per_label, cfg.seed)
+    known = read_table(cfg.like, cfg, split=False).rows if cfg.like else facts["rows"]
     return plans.plan(variables, known, labels=cfg.label, per_label=cfg.per_label, sets=cfg.sets,
                       given=cfg.given, independent=cfg.independent, seed=cfg.seed)
 
@@ -303,7 +303,7 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
         if cfg.real or "new" in cfg.keep:
             raise InputError(f"--real {' '.join(real) or 'none'}: no such data folder")
         return None
-    data = read_images(real, size, seed=0, split_dir=Path(cfg.root), skip_bad=True)
+    data = read_images(real, size, cfg, seed=0, split_dir=Path(cfg.root), skip_bad=True)
     judge = Predictor.load(Path(cfg.classifier) / "judge") if cfg.classifier else None
     watch = Quick(data.part("train"), data.part("val", "test"), judge)
     if "new" in cfg.keep:

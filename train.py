@@ -31,7 +31,7 @@ from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
 from minidiff.pixels import to_float, to_uint8
-from minidiff.root import Rooted, then
+from minidiff.root import Reading, Rooted, then
 from minidiff.sampling.pictures import draw_losses, draw_pictures, draw_reconstructions
 from minidiff.training import state
 from minidiff.training.checkpointer import Checkpointer
@@ -45,7 +45,7 @@ FREE = ("log_every", "save_every", "snapshots", "guidance", "device", "compile",
 
 
 @dataclass(frozen=True)
-class VAEConfig(Rooted):
+class VAEConfig(Reading, Rooted):
     data: tuple[str, ...] = ()       # folders of metadata.csv or class folders; none: the root's
     out: str = "ROOT/vae"            # run folder
     init: str = ""                   # start from: public SD or VAE file or folder, or a VAE run
@@ -70,7 +70,7 @@ class VAEConfig(Rooted):
 
 
 @dataclass(frozen=True)
-class DiffusionConfig(Rooted):
+class DiffusionConfig(Reading, Rooted):
     data: tuple[str, ...] = ()       # folders of metadata.csv or class folders; none: the root's
     vae: str = ""                    # finished VAE run; none: --init's own, or vae/ in the root
     init: str = ""                   # start from: public SD 1.x or 2.x, or a diffusion run

@@ -8,6 +8,7 @@ given as a flag is used as it is.
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,22 @@ from minidiff.runs import read_json
 
 ANCHORS = ("out", "run", "samples", "model", "synthetic", "vae", "runs", "key")  # knobs: a run
 DEMO = "runs/demo"  # the root if none is named; its data are phantoms, drawn if they are not there
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the tables of real data are read: it belongs to the data, and goes where they go.
+
+    A later command that names no --data takes both from the root's runs.
+    """
+
+    columns: tuple[str, ...] = ()  # as your table names them: file_name=filename label=finding
+    only_listed: bool = False      # leave images without row or label out, counted; else refuse
+    same_patients: bool = False    # equal patient ids of two folders of data are one person
+    distinct_patients: bool = False  # they are two persons: each folder numbers its own
+
+
+AS_WE_NAME = Reading()  # tables that have minidiff's own columns, a row for each image
 
 
 @dataclass(frozen=True)
@@ -43,8 +60,12 @@ class Rooted:
                                  f"that of {DEMO}")
             object.__setattr__(self, "data", type(data)())  # they are the demo's, however written
         found = {name: _resolved(value, root) for name, value in vars(self).items()}
+        run = found.get("run", "")
+        if isinstance(self, Reading) and not data:
+            found |= {name: found[name] or value
+                      for name, value in vars(reading_of(_saved(root, run))).items()}
         if self.data_of_root and found.get("data", root) in ((), ""):
-            known = data_of(root, found.get("run", ""))
+            known = data_of(root, run)
             if not known:
                 raise InputError(f"--data is missing: no run in {root} says what it was trained on")
             found["data"] = known if isinstance(self.data, tuple) else known[0]
@@ -54,15 +75,29 @@ class Rooted:
 
 def data_of(root: str, run: str = "") -> tuple[str, ...]:
     """The data folders in the config of a run, or of the first run in the root that names some."""
+    saved = _saved(root, run)
+    if not saved:
+        return (f"{DEMO}/phantom",) if os.path.relpath(root) == DEMO else ()
+    base = _started_in(root, saved.get("root", ""))
+    return tuple(data if os.path.isabs(data) else os.path.relpath(os.path.join(base, data))
+                 for data in saved["data"])
+
+
+def reading_of(saved: Mapping[str, Any]) -> Reading:
+    """How a run read its data, by its saved config."""
+    return Reading(**{name: type(usual)(saved.get(name, usual))
+                      for name, usual in vars(AS_WE_NAME).items()})
+
+
+def _saved(root: str, run: str) -> dict[str, Any]:
+    """The config of a run, or of the first run in the root, that names data; {} if none does."""
     for folder in (run or root, *(f"{root}/{name}"
                                   for name in ("diffusion", "vae", "classifier", "report"))):
         path = Path(folder) / "config.json"
         saved = read_json(path) if path.is_file() else {}
         if saved.get("data"):
-            base = _started_in(root, saved.get("root", ""))
-            return tuple(data if os.path.isabs(data) else os.path.relpath(os.path.join(base, data))
-                         for data in saved["data"])
-    return (f"{DEMO}/phantom",) if os.path.relpath(root) == DEMO else ()
+            return saved
+    return {}
 
 
 def _started_in(root: str, as_named: str) -> str:

@@ -104,7 +104,7 @@ def test_a_path_out_of_the_folder(tmp_path, name):
 
 BAD_CSV = {
     "no label column": ("file_name,sex\nx.png,F\n", "no column 'label'; it has file_name, sex"),
-    "semicolons": ("file_name;label\nx.png;a\n", "no column 'file_name'"),
+    "bars": ("file_name|label\nx.png|a\n", "no column 'file_name'"),
     "empty": ("", "no column 'file_name'; it has none"),
     "header only": ("file_name,label\n", "no rows"),
     "a column twice": ("file_name,label,age,age\nx.png,a,1,2\n", "'age' is there twice"),

@@ -121,7 +121,7 @@ def test_a_csv_asks_for_rows_one_by_one(tiny, tmp_path):
                                         var.UNKNOWN] and labels["age"][:2].tolist() == [60, 60]
     for text, said in (("label,label\na,b\n", "two columns label"),
                        ("label,colour\na,b\n", "no such condition: colour"), ("label\n", "no rows"),
-                       ("label,age\ncovid\n", "line 2: 1 cells under 2 columns"),
+                       ("label,age\ncovid\n", ":2: 1 cells where the header has 2"),
                        ("label\ncovit\n", "line 2: label 'covit' is not one of"),
                        ("label,n\ncovid,0\n", "n '0'")):
         wanted.write_text(text)

@@ -11,6 +11,7 @@ from data_sets import data_set, in_every_split, picture, refused, rows_of
 
 from minidiff.data import phantom
 from minidiff.data.table import read_table, write_table
+from minidiff.root import Reading
 
 CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" / "cxr"))
 needs_cxr = pytest.mark.skipif(not CXR.is_dir(),
@@ -81,7 +82,7 @@ def test_only_folders_without_splits_are_split(tmp_path):
 def test_a_patient_already_in_a_split_stays_there(tmp_path):
     given = data_set(tmp_path / "given", rows_of(4, split=["test"] * 4, patient=lambda k: f"p{k}"))
     free = data_set(tmp_path / "free", rows_of(40, patient=lambda k: f"p{k // 2}"))
-    table = read_table([given, free], persons="same")
+    table = read_table([given, free], Reading(same_patients=True))
     assert set(table.select(patient=["p0", "p1", "p2", "p3"]).column("split")) == {"test"}
 
 

@@ -32,6 +32,7 @@ from minidiff.data.split import (
 )
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError, count
+from minidiff.root import AS_WE_NAME, Reading
 
 INTERNAL = ("train", "val", "test")
 
@@ -80,9 +81,9 @@ class Inputs:
         return self.target.bits(self.sets[name].labels)
 
 
-def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: Sequence[str], *,
-         size: int, seed: int, out: str, target: str = "label", hold_out: str = "",
-         near_copies: str = "refuse", skip_bad: bool = False) -> Inputs:
+def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: Sequence[str],
+         reading: Reading = AS_WE_NAME, *, size: int, seed: int, out: str, target: str = "label",
+         hold_out: str = "", near_copies: str = "refuse", skip_bad: bool = False) -> Inputs:
     """Read everything and refuse what breaks the protocol.
 
     synthetic: name → folders of samples, each of another generator of one recipe. hold_out:
@@ -95,14 +96,15 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
     for name in [name for name, n in names.items() if n > 1]:
         raise InputError(f"two sets are named {name!r}; rename a folder of --external or what "
                          "--hold-out names, or write --synthetic NAME=DIR")
-    real = _targeted(read_table(data, seed=seed, split_dir=Path(out).parent), target)
+    real = _targeted(read_table(data, reading, seed=seed, split_dir=Path(out).parent), target)
     real, tables, everyone = real.select(split=SPLITS), dict[str, Table](), real.rows
     if hold_out:
         real, tables[value] = _held_out(real, column, value)
     real, carved = _with_validation(real, seed)
     tables = {**{name: real.select(split=name) for name in INTERNAL}, **tables}
     for name, folder in zip(outside, external):
-        table, prefix = read_table(folder, split=False), os.path.basename(os.path.abspath(folder))
+        table = read_table(folder, reading, split=False)
+        prefix = os.path.basename(os.path.abspath(folder))
         # assumed patients of a folder of the same name are other patients
         rows = [{**row, "patient": f"external {row['patient']}"}
                 if row["patient"] == f"{prefix}/{row['file_name']}" else row for row in table.rows]

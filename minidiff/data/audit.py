@@ -18,10 +18,10 @@ import torch
 
 from minidiff.cells import to_number
 from minidiff.data.baselines import baselines, features
+from minidiff.data.dialects import ADDED
 from minidiff.data.duplicates import SIDE, Pair, near_duplicates
 from minidiff.data.files import Facts, read_facts, typical_side
 from minidiff.data.images import EXTENSIONS
-from minidiff.data.layouts import ADDED
 from minidiff.data.split import Row, equal_pairs, group_images
 from minidiff.data.table import Table
 from minidiff.errors import InputError, count, first_few

@@ -1,43 +1,68 @@
 """How a data folder may be laid out, and its rows: one dict of text cells an image.
 
-    metadata.csv         file_name,label[,split,patient,sex,…], paths relative to its folder
-                         (Hugging Face imagefolder)
-    <class>/…            class folders of PNG or JPEG (torchvision ImageFolder; Kaggle:
-                         <class>/images, masks ignored)
-    <split>/<class>/…    train, val, test above the class folders (Kaggle)
+    metadata.csv       file_name,label[,split,patient,sex,…], paths relative to its folder; or .tsv,
+                       .jsonl; or one in each of train/, val/, test/ (Hugging Face imagefolder)
+    ANY.csv            a table that has these columns as --columns says, or that is known (NIH,
+                       CheXpert, …); train.csv and valid.csv together are one
+    <class>/…          class folders of images (torchvision ImageFolder; Kaggle: <class>/images,
+                       masks left out), with train, val, test above or below them
 
-A folder inside that holds a metadata.csv of its own is another data set and is left alone. A folder
-whose own split was drawn at random by patient says so with a file random-split.txt, which may be
-empty; phantoms need none.
+A folder inside that has a table of its own is another data set and is left alone. A folder whose
+own split was drawn at random by patient says so with a file random-split.txt, which may be empty;
+phantoms need none. docs/data.md lists what is read, and what is refused.
 """
 
-import csv
 import os
+import re
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from minidiff.cells import is_unknown
-from minidiff.data.images import EXTENSIONS
-from minidiff.data.split import SPLITS, Row
+from minidiff.data.classes import TABLE, read_classes
+from minidiff.data.dialects import (
+    ENDINGS,
+    fits,
+    known_as,
+    naming_images,
+    parse,
+    read_csv,
+    read_lines,
+)
+from minidiff.data.folders import (
+    SYNONYMS,
+    image_files,
+    is_rubbish,
+    said,
+    subfolders,
+    tables,
+)
+from minidiff.data.split import Row
 from minidiff.errors import InputError, first_few
+from minidiff.root import AS_WE_NAME, Reading
 
-SYNONYMS = {"training": "train", "valid": "val", "validation": "val",
-            "testing": "test"} | {s: s for s in SPLITS}
-HIDDEN, MASKS = (".", "__MACOSX"), ("mask", "masks")  # how names of folders begin, or end, that
-                                                      # hold no images of a data set
-ADDED = ("file", "where")  # columns made by reading, never written
 RANDOM_SPLIT, PHANTOM = "random-split.txt", "phantom.json"
+# A folder that is one patient's: patient00001, sub-S03044, subject_7, p10000032
+PATIENT = re.compile(r"(patient|pat|subject|subj|sub|person|pid)[-_ ]?[a-z]{0,2}\d+|p\d{5,}", re.I)
+UNREAD = (".xlsx", ".xls", ".ods", ".parquet", ".arrow", ".json", ".gz")  # tables of other programs
 
 
-def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a data folder in any of the layouts, and remarks on what was left out."""
+def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row], list[str]]:
+    """The rows of a data folder in any of the layouts, and remarks on how they were read and on
+    what was left out."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    rows, remarks = (_read_metadata if is_data_set(folder) else _read_classes)(folder)
+    parse(reading.columns)
+    found = tables(folder) or _other_tables(folder, reading)
+    rows, remarks = (_read_tables(folder, found, reading) if found
+                     else read_classes(folder, _hint(folder)))
     for row in rows:
-        split = "" if is_unknown(row.get("split", "")) else row["split"]
-        row["split"] = SYNONYMS.get(split.lower(), split)
+        row["split"] = SYNONYMS.get(row.get("split", "").lower(), row.get("split", ""))
         row["file"] = os.path.normpath(folder / row["file_name"])
+    if not any(row["split"] for row in rows):
+        remarks += _splits_of_lists(folder, rows) or _splits_of_folders(rows)
+    remarks += _patients_of_folders(rows)
     without = [row["where"] for row in rows if not row["split"]]
     if 0 < len(without) < len(rows):
         raise InputError(f"{without[0]}: no split, nor have {len(without) - 1} other rows; give "
@@ -45,103 +70,174 @@ def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
     return rows, remarks
 
 
-def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
-    path = folder / "metadata.csv"
-    rows = read_csv(path, needed=("file_name", "label"))
+def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[list[Row], list[str]]:
+    """The rows of one table, or of one for each split."""
+    rows, remarks = [], []
+    for path in found:
+        part = read_csv(path, ("file_name", "label"), reading.columns)
+        part = [{name: "" if name in ("label", "split") and is_unknown(cell, name) else cell
+                 for name, cell in row.items()} for row in part]
+        unlabelled = [row for row in part if not row["label"]]
+        if unlabelled and (not reading.only_listed or len(unlabelled) == len(part)):
+            raise InputError(f"{unlabelled[0]['where']}: no label for "
+                             f"{unlabelled[0]['file_name']}, nor in {len(unlabelled) - 1} other "
+                             "rows; --only-listed leaves such rows out")
+        remarks += _locate(path.parent, part)
+        top = path.parent.relative_to(folder)
+        given = {"split": _split_of(path)} if len(found) > 1 and path.parent == folder else {}
+        rows += [{**row, **({} if row.get("split") else given),
+                  "file_name": str(top / row["file_name"])} for row in part]
+        known = known_as(path)
+        remarks += [f"{path.name} is read as {known}"] if known else []
+    orphans, aside = _without_rows(folder, rows)
+    if orphans and not reading.only_listed:
+        raise InputError(f"{found[0]}: {len(orphans)} file(s) without a row: {first_few(orphans)}; "
+                         "--only-listed leaves such files out")
+    left = {"image that no row names": [folder / name for name in orphans] + aside,
+            "image without a label": [folder / row["file_name"] for row in rows
+                                      if not row["label"]]}
+    return [row for row in rows if row["label"]], [*remarks, *said(left, folder)]
+
+
+def _locate(folder: Path, rows: list[Row]) -> list[str]:
+    """Write into each row its file's path from the folder, which must be there; a remark where the
+    table names files otherwise.
+
+    Names are paths from the folder, or from the one above it, or the ends of such paths. It is the
+    same for all rows of a table, so that a missing file is never found elsewhere.
+    """
     for row in rows:
-        name = Path(row["file_name"])
+        name = Path(row["file_name"].replace("\\", "/"))
         if not row["file_name"] or name.is_absolute() or ".." in name.parts:
             raise InputError(f"{row['where']}: file_name {row['file_name']!r} is not a path inside "
                              f"{folder}")
-        if is_unknown(row["label"], "label"):
-            raise InputError(f"{row['where']}: no label for {name}")
-    absent = [f"{row['where']} {row['file_name']}" for row in rows
-              if not (folder / row["file_name"]).is_file()]
+    names = [row["file_name"] for row in rows]
+    if any("\\" in name for name in names) and not any((folder / name).is_file() for name in names):
+        names = [name.replace("\\", "/") for name in names]
+    def some(tried: list[str]) -> list[str]:
+        return tried if any((folder / name).is_file() for name in tried) else []
+
+    located = (some(names) or some([name.partition("/")[2] for name in names])
+               or some(_by_end(folder, names, rows)) or names)
+    absent = [f"{row['where']} {row['file_name']}" for row, name in zip(rows, located)
+              if not (folder / name).is_file()]
     if absent:
         raise InputError(f"{len(absent)} row(s) without a file: {first_few(absent)}")
+    for row, name in zip(rows, located):
+        row["file_name"] = name
+    return [f"{names[0]} of the table is the file {located[0]}, and so on"] * (located != names)
+
+
+def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
+    """The one image below the folder whose path ends in each name, with or without its ending; ""
+    where there is none."""
+    index = defaultdict(list)
+    for file in image_files(folder):
+        path = file.relative_to(folder).as_posix()
+        index[file.name].append((path, path))
+        index[file.stem].append((path, path.removesuffix(file.suffix)))
+    found = []
+    for name, row in zip(names, rows):
+        paths = [path for path, end in index[name.rpartition("/")[2]]
+                 if f"/{end}".endswith(f"/{name}")]
+        if len(paths) > 1:
+            raise InputError(f"{row['where']}: file_name {name!r} may be {' or '.join(paths[:2])}; "
+                             "write the folder into file_name")
+        found.append(paths[0] if paths else "")
+    return found
+
+
+def _without_rows(folder: Path, rows: list[Row]) -> tuple[list[str], list[Path]]:
+    """Images that no row names: those in the folders of the others, and those aside."""
     named = {Path(os.path.normpath(row["file_name"])) for row in rows}
     tops = {name.parts[0] if len(name.parts) > 1 else "" for name in named}
     files = {file.relative_to(folder) for top in tops
              for file in image_files(folder / top, deep=bool(top))}
-    orphans = sorted(map(str, files - named))
-    if orphans:
-        raise InputError(f"{path}: {len(orphans)} file(s) without a row: {first_few(orphans)}")
-    return rows, []
+    aside = [file for path in subfolders(folder) if path.name not in tops
+             for file in image_files(path)]
+    aside += [] if "" in tops else image_files(folder, deep=False)
+    return sorted(map(str, files - named)), aside
 
 
-def _read_classes(folder: Path) -> tuple[list[Row], list[str]]:
-    tops = _subfolders(folder)
-    splits = {top: SYNONYMS[top.name.lower()] for top in tops if top.name.lower() in SYNONYMS}
-    left_out = [top for top in tops if top not in splits] if splits else []
-    rows = []
-    for base, split in (splits or {folder: ""}).items():
-        base = base / "images" if (base / "images").is_dir() else base
-        left_out += image_files(base, deep=False)
-        for label in _subfolders(base):
-            files = image_files(label)
-            left_out += [] if files else [label]
-            rows += [{"file_name": str(file.relative_to(folder)), "label": label.name,
-                      "split": split, "where": str(file)} for file in files]
-    if not rows:
-        inside = [path.name for path in sorted(folder.iterdir()) if is_data_set(path)]
-        hint = f"; data sets inside it: {first_few(inside)}" if inside else ""
-        raise InputError(f"{folder}: no metadata.csv and no class folders of PNG or JPEG "
-                         f"files{hint}")
-    names = [str(path.relative_to(folder)) for path in left_out]
-    return rows, [f"left out, in no class folder or without images: "
-                  f"{first_few(names)}"] if names else []
+def _other_tables(folder: Path, reading: Reading) -> list[Path]:
+    """Tables of other names that name files and labels: one, or one for each split; or none."""
+    there = _files(folder, ENDINGS)
+    found = [path for path in there if fits(path, reading.columns)]
+    if len(found) > 1 and len({_split_of(path) for path in found} - {""}) < len(found):
+        raise InputError(f"{folder}: {' and '.join(path.name for path in found[:2])} both name "
+                         "files and labels; call the one that holds metadata.csv")
+    if reading.columns and len(there) == 1:
+        read_csv(there[0], ("file_name", "label"), reading.columns)  # its own fault, if any
+    elif reading.columns and not found:
+        raise InputError(f"{folder}: no table has the columns of --columns "
+                         f"{','.join(reading.columns)}; {_hint(folder, reading.columns)}")
+    return found
 
 
-def read_csv(path: str | Path, needed: Sequence[str]) -> list[Row]:
-    """Rows of text cells; "where" is the place of each, to be named in an error.
-
-    Raises InputError for a faulty table.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader
-                     if any(cells)]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV table in UTF-8 ({error})") from None
-    header = lines[0][1] if lines else []
-    absent = [name for name in needed if name not in header]
-    odd = [name for name in header if header.count(name) > 1 or name in ADDED]
-    if absent:
-        raise InputError(f"{path}: no column {absent[0]!r}; it has {', '.join(header) or 'none'}")
-    if odd:
-        raise InputError(f"{path}: column {odd[0]!r} is there twice or reserved; rename it")
-    if len(lines) < 2:
-        raise InputError(f"{path}: a header but no rows")
-    for number, cells in lines[1:]:
-        if len(cells) != len(header):
-            raise InputError(f"{path}:{number}: {len(cells)} cells where the header has "
-                             f"{len(header)}")
-    return [{**dict(zip(header, cells)), "where": f"{path}:{number}"}
-            for number, cells in lines[1:]]
+def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(endings)
+                  and path.is_file() and not is_rubbish(path.name))
 
 
-def image_files(folder: Path, deep: bool = True) -> list[Path]:
-    """The images in a folder and, if `deep`, below it, in order; without masks, hidden folders and
-    other data sets."""
-    files = sorted(path for path in folder.iterdir() if path.is_file()
-                   and path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
-    return files + [file for below in _subfolders(folder) if deep for file in image_files(below)]
+def _hint(folder: Path, columns: Sequence[str] = ()) -> str:
+    """What is needed: of a table beside the images that names them, else of the user."""
+    for path in _files(folder, ENDINGS):
+        with suppress(InputError):
+            if not naming_images(*read_lines(path)):
+                continue
+        try:
+            read_csv(path, ("file_name", "label"), columns)
+        except InputError as error:
+            return f"{error}"
+    unread = [path.name for path in _files(folder, UNREAD)]
+    return f"{TABLE} ({first_few(unread)}: not read)" if unread else TABLE
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_data_set(path)
-                  and not path.name.startswith(HIDDEN)
-                  and not path.name.lower().endswith(MASKS))
+def _split_of(path: Path) -> str:
+    """The split that a file is named after: valid.csv, test_list.txt; "" for others."""
+    return SYNONYMS.get(re.split(r"[-_. ]", path.name.lower())[0], "")
+
+
+def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
+    """Fill in the splits of lists beside the images, train_val_list.txt and test_list.txt (NIH)."""
+    split = {}
+    for path in _files(folder, (".txt",)):
+        for name in path.read_text(errors="replace").split() if _split_of(path) else ():
+            split.setdefault(Path(name).name, set()).add(_split_of(path))
+    found = [split.get(Path(row["file_name"]).name, set()) for row in rows]
+    if len(set().union(*found)) < 2:
+        return []
+    for row, names in zip(rows, found):
+        if len(names) != 1:
+            raise InputError(f"{row['where']}: {row['file_name']} is in {len(names)} of the lists "
+                             f"of splits in {folder}; it must be in one")
+        row["split"] = next(iter(names))
+    return ["splits are those of the lists of files beside the images"]
+
+
+def _splits_of_folders(rows: list[Row]) -> list[str]:
+    """Fill in the splits that folders are named after, if they are two or more."""
+    found = [next((SYNONYMS[part.lower()] for part in Path(row["file_name"]).parts[:-1]
+                   if part.lower() in SYNONYMS), "") for row in rows]
+    if len(set(found) - {""}) == 1:
+        return [f"all images lie in folders named {found[0]}, which is taken for no split"] * all(
+            found)
+    for row, split in zip(rows, found):
+        row["split"] = split
+    return []
+
+
+def _patients_of_folders(rows: list[Row]) -> list[str]:
+    """Fill in the patients that folders are named after, where no row names any."""
+    if any(row.get("patient") for row in rows):
+        return []
+    found = [next(filter(PATIENT.fullmatch, Path(row["file_name"]).parts[:-1]), "") for row in rows]
+    for row, patient in zip(rows, found):
+        row |= {"patient": patient} if patient else {}
+    known = sorted(set(found) - {""})
+    return [f"patients are read off the folders {first_few(known)}"] if known else []
 
 
 def random_split(folder: Path) -> bool:
     """Was the split that this folder brings drawn at random, as its own files say?"""
     return (folder / RANDOM_SPLIT).is_file() or (folder / PHANTOM).is_file()
-
-
-def is_data_set(folder: Path) -> bool:
-    """Has this folder a table of its own?"""
-    return (folder / "metadata.csv").is_file()

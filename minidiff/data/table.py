@@ -19,17 +19,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from minidiff import cells
 from minidiff.data.columns import Remark, alike_patients, read_columns
+from minidiff.data.dialects import ADDED, read_csv
 from minidiff.data.duplicates import near_copies
-from minidiff.data.layouts import ADDED, random_split, read_csv, read_folder
+from minidiff.data.folders import SYNONYMS
+from minidiff.data.layouts import random_split, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
+from minidiff.root import AS_WE_NAME, Reading
 from minidiff.runs import sha256, write_atomic
-
-Persons = Literal["", "same", "distinct"]  # those with equal ids in two folders; "": not said
 
 
 @dataclass(frozen=True)
@@ -77,47 +77,30 @@ class Table:
 
 def read_table(
     folders: str | Path | Sequence[str | Path],
+    reading: Reading = AS_WE_NAME,
     *,
     seed: int = 0,
     split: bool = True,
     split_dir: str | Path | None = None,
     check: bool = True,
-    persons: Persons = "",
 ) -> Table:
     """Read data folders as one table; columns and labels unite, absent cells are "".
 
-    Splits that a folder brings are kept. Folders without any are split by patient, stratified by
-    label, 70/15/15; the split is written once to `split_dir` under the fingerprint of the data and
-    reused from there, whatever the seed, so that no later run tests on what an earlier one trained
-    on. `split=False` leaves them without. `check` compares the content of all files. `persons` says
-    whether equal patient ids of two folders are the same persons. Raises InputError if a folder is
-    not laid out as above, if rows and files do not match one to one, if a patient or an identical
-    file crosses splits, and if two folders share patient ids and nothing is said of `persons`.
+    Splits that a folder brings are kept, also where the folders given are named train, test …
+    themselves. Folders without any are split by patient, stratified by label, 70/15/15, with near
+    copies on one side; the split is written once to `split_dir` under the fingerprint of the data
+    and reused from there, whatever the seed, so that no later run tests on what an earlier one
+    trained on. `split=False` leaves them without. `check` compares the content of all files. Raises
+    InputError if a folder is not laid out as above, if rows and files do not match one to one, if a
+    patient or an identical file crosses splits, and if two folders share patient ids and `reading`
+    does not say whether these are the same persons.
     """
     folders = [Path(os.path.abspath(f))
                for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
     if not folders:
         raise InputError("no data folder given")
-    rows, notes, doubts, assumed, random, named, ids = [], [], [], False, True, {}, {}
-    for folder, name in zip(folders, _names(folders)):
-        part, remarks = read_folder(folder)
-        random &= not part[0]["split"] or random_split(folder)
-        apart = f"{name}/" if persons == "distinct" and len(folders) > 1 else ""
-        patients, unknown = _patients(part, apart, name)
-        ids[folder] = set(filter(None, patients))
-        assumed |= not ids[folder]
-        named |= {row["file"]: patient for row, patient in zip(part, patients) if patient}
-        rows += [{"source": name, **row, "patient": patient or f"{name}/{row['file_name']}"}
-                 for row, patient in zip(part, patients)]
-        notes += [f"{name}: {remark}" for remark in remarks]
-        doubts += unknown
-    columns = dict.fromkeys(key for row in rows for key in row)
-    rows, remarks = read_columns([{**dict.fromkeys(columns, ""), **row} for row in rows])
-    remarks = [*doubts, *remarks, *alike_patients(named.values()),
-               *([] if persons else _shared(ids, check))]
-    notes += [remark.text for remark in remarks]
-    _check_unique(rows)
-    notes += _odd_splits(rows) if split else []
+    table = _read(folders, reading, check)
+    rows, notes = table.rows, table.notes + (_odd_splits(table.rows) if split else [])
     to_split = split and any(not row["split"] for row in rows)
     hashes = _hash(row["file"] for row in rows) if check or to_split else {}
     if to_split:
@@ -128,7 +111,7 @@ def read_table(
         copies = len(rows) - len(set(hashes.values()))
         notes += [f"{count(copies, 'file')} with the content of another one of the same label and "
                   f"split"] if copies else []
-    return Table(rows, assumed, notes, hashes, named, random, remarks)
+    return replace(table, rows=rows, notes=notes, hashes=hashes)
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -144,6 +127,35 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _read(folders: Sequence[Path], reading: Reading, check: bool) -> Table:
+    """The rows of all folders, with patients, columns and labels united."""
+    if reading.same_patients and reading.distinct_patients:
+        raise InputError("--same-patients and --distinct-patients exclude each other")
+    rows, notes, remarks, assumed, random, named, ids = [], [], [], False, True, {}, {}
+    splits = [SYNONYMS.get(folder.name.lower(), "") for folder in folders]
+    for folder, name, own in zip(folders, _names(folders), splits):
+        part, said = read_folder(folder, reading)
+        if own and len(set(splits)) > 1 and not part[0]["split"]:
+            part = [{**row, "split": own} for row in part]
+        random &= not part[0]["split"] or random_split(folder)
+        apart = f"{name}/" if reading.distinct_patients and len(folders) > 1 else ""
+        patients, unknown = _patients(part, apart, name)
+        ids[folder] = set(filter(None, patients))
+        assumed |= not ids[folder]
+        named |= {row["file"]: patient for row, patient in zip(part, patients) if patient}
+        rows += [{"source": name, **row, "patient": patient or f"{name}/{row['file_name']}"}
+                 for row, patient in zip(part, patients)]
+        notes += [f"{name}: {remark}" for remark in said]
+        remarks += unknown
+    columns = dict.fromkeys(key for row in rows for key in row)
+    rows, of_cells = read_columns([{**dict.fromkeys(columns, ""), **row} for row in rows])
+    _check_unique(rows)
+    remarks += [*of_cells, *alike_patients(named.values()),
+                *([] if reading.same_patients else _shared(ids, check))]
+    return Table(rows, assumed, notes + [remark.text for remark in remarks], {}, named, random,
+                 remarks)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

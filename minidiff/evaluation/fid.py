@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from minidiff import runs
 from minidiff.data import images
-from minidiff.data.layouts import image_files, is_data_set
+from minidiff.data.folders import image_files, is_data_set
 from minidiff.data.table import read_table
 from minidiff.errors import InputError, count
 from minidiff.evaluation.features.build import build, describe

@@ -22,7 +22,7 @@ from minidiff.data.split import check_synthetic, check_unseen, of_other_data, tr
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError, count
 from minidiff.evaluation import selection
-from minidiff.root import Rooted
+from minidiff.root import Reading, Rooted
 
 SMALLEST = 8      # px a side at which images are compared
 FEWEST = 20       # images on each side of the membership audit
@@ -30,7 +30,7 @@ HELD_OUT = selection.FINISHED
 
 
 @dataclass(frozen=True)
-class Config(Rooted):
+class Config(Reading, Rooted):
     data: tuple[str, ...] = ()           # real data sets, with their splits; none: the root's
     samples: str = "ROOT/samples"        # folder of synthetic images, of the form of a data set
     classifier: str = "ROOT/classifier"  # its judge/ reads images, its results are shown; or absent
@@ -61,7 +61,7 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
                          "samples)")
     refuse_nested(cfg.samples, cfg.data)
     splits, picked = selection.held_out([cfg.samples], cfg.diffusion)
-    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root, held_out=splits)
+    real = read_real(cfg.data, cfg, seed=cfg.seed, root=cfg.root, held_out=splits)
     made = read_synthetic(cfg.samples, real.select(split="train").labels, real.hashes.values())
     heldout = real.select(split=splits)
     seen = {"the generator": trained_on(cfg.samples)}
@@ -83,10 +83,11 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
     return tables, {name: part.pixels for name, part in sets.items()}
 
 
-def read_real(folders: Sequence[str], *, seed: int, root: str | Path,
+def read_real(folders: Sequence[str], reading: Reading, *, seed: int, root: str | Path,
               held_out: Sequence[str] = HELD_OUT) -> Table:
     """Real data with their splits; InputError unless some are for training and some held out."""
-    real = read_table(folders, seed=seed, split_dir=Path(root)).select(split=("train", *held_out))
+    real = read_table(folders, reading, seed=seed, split_dir=Path(root))
+    real = real.select(split=("train", *held_out))
     for splits in (("train",), held_out):
         if not len(real.select(split=splits)):
             raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}")

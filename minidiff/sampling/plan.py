@@ -12,7 +12,6 @@ weighing the same, and every label gets the same list of them: in the set that i
 tells nothing of source, view or age.
 """
 
-import csv
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ import torch
 
 from minidiff import variables as var
 from minidiff.counted import ROWS, seeded
+from minidiff.data.dialects import read_lines
 from minidiff.errors import InputError
 
 Row = dict[str, str]
@@ -84,22 +84,13 @@ def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels:
 
 def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[Row]:
     """Rows of a CSV with columns among these names; `where` is the line, for error messages."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *lines = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}") from None
+    header, lines = read_lines(path)
     faults = [f"no such condition: {name}" for name in sorted({*header} - {*names, *more})]
     faults += [f"two columns {name}" for name, n in Counter(header).items() if n > 1]
     faults += [] if lines else ["no rows"]
     if faults:
         raise InputError(f"{path}: {faults[0]}; the model has {', '.join(names) or 'none'}")
-    for number, cells in enumerate(lines, 2):
-        if len(cells) != len(header):
-            raise InputError(f"{path} line {number}: {len(cells)} cells under {len(header)} "
-                             "columns")
-    return [dict(zip(header, cells), where=f"{path} line {number}")
-            for number, cells in enumerate(lines, 2)]
+    return [dict(zip(header, cells), where=f"{path} line {number}") for number, cells in lines]
 
 
 def numbered(rows: Sequence[Row], seed: int) -> list[Row]:

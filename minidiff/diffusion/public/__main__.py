@@ -33,6 +33,7 @@ from minidiff.diffusion.public.load import load_sd, read_vae
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
 from minidiff.pixels import to_float, to_uint8
+from minidiff.root import Reading
 from minidiff.sampling.plan import read_csv
 
 
@@ -77,7 +78,7 @@ def export(cfg: ExportConfig) -> None:
 
 
 @dataclass(frozen=True)
-class LatentsConfig:
+class LatentsConfig(Reading):
     positional: ClassVar[str] = "file"
     file: str = ""                         # public model, or VAE alone; first, without its flag
     data: tuple[str, ...] = ()             # data sets: folders with metadata.csv or class folders
@@ -92,7 +93,7 @@ def latents(cfg: LatentsConfig) -> None:
         raise InputError("latents needs --data DIR, a --size that is a multiple of 8, 32 or more, "
                          "and --n of 1 or more")
     vae, out = read_vae(_named(cfg.file)).vae, Path(cfg.out)
-    table = read_table(cfg.data, split=False)
+    table = read_table(cfg.data, cfg, split=False)
     rows = table.rows[::max(1, len(table) // cfg.n)][:cfg.n]
     pixels = load_pixels(replace(table, rows=rows), cfg.size)[1]
     facts, again = latent_facts(vae, pixels)

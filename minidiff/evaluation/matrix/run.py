@@ -55,7 +55,7 @@ from minidiff.evaluation.sets import (
     seen_by,
 )
 from minidiff.evaluation.verdicts import KINDS
-from minidiff.root import DEMO, Rooted
+from minidiff.root import DEMO, Reading, Rooted
 
 PHANTOM = f"{DEMO}/phantom"      # the demo's data, with which go …
 HOSPITAL = f"{DEMO}/hospital"    # … phantoms with more noise, whose views go with the label
@@ -66,7 +66,7 @@ ASSUMED = "one image = one patient"    # goes without saying of synthetic images
 
 
 @dataclass(frozen=True)
-class MatrixConfig(Rooted):
+class MatrixConfig(Reading, Rooted):
     data: tuple[str, ...] = ()                    # real data sets, with splits; none: the root's
     samples: tuple[str, ...] = ("ROOT/samples",)  # folders of synthetic images
     external: tuple[str, ...] = ()                # other hospitals, seen by no model; demo: its own
@@ -165,11 +165,11 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
     """The sets real (with splits), external, and each folder of samples by its name; each in the
     order of its content."""
     splits, picked = selection.held_out(cfg.samples)
-    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root, held_out=splits)
+    real = read_real(cfg.data, cfg, seed=cfg.seed, root=cfg.root, held_out=splits)
     real.notes.extend(picked)
     known = {"real": real}
     if cfg.external:
-        other = read_table(cfg.external, split=False)
+        other = read_table(cfg.external, cfg, split=False)
         known["external"] = replace(other, rows=[{**row, "split": "external"}
                                                  for row in other.rows])
     files = {digest for table in known.values() for digest in table.hashes.values()}

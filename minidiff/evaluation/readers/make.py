@@ -36,7 +36,7 @@ from minidiff.data.split import trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation.sets import HELD_OUT, check_origin, read_synthetic
-from minidiff.root import Rooted
+from minidiff.root import Reading, Rooted
 
 HERE = Path(__file__).parent
 GAP = 50          # places between an image and its repeat, where the list is long enough
@@ -59,7 +59,7 @@ RULES = (
 
 
 @dataclass(frozen=True)
-class Config(Rooted):
+class Config(Reading, Rooted):
     data: tuple[str, ...] = ()     # real data sets; only their val and test images are shown
     samples: tuple[str, ...] = ("ROOT/samples",)  # folders of synthetic images
     out: str = "ROOT/readers"      # folder for the readers: index.html and nothing else
@@ -179,7 +179,7 @@ def texts(path: str) -> dict[str, str]:
 def read(cfg: Config) -> tuple[Table, list[Table]]:
     """Held-out real images and each set of samples, which may hold no real file, nor images of a
     generator that saw held-out ones."""
-    table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
+    table = read_table(cfg.data, cfg, seed=cfg.seed, split_dir=Path(cfg.root))
     made = [read_synthetic(folder, table.labels, table.hashes.values()) for folder in cfg.samples]
     real = table.select(split=HELD_OUT)
     seen = {f"the generator of {folder}": trained_on(folder) for folder in cfg.samples}

@@ -1,0 +1,112 @@
+"""Class folders: a folder for each label, and what only looks like that.
+
+A label is the name of a folder, so a folder that a download, an archive or a patient is named after
+is refused, and so is a tree in which either of two levels may be the labels.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+from minidiff.data.folders import (
+    SYNONYMS,
+    Left,
+    image_files,
+    is_data_set,
+    said,
+    split_folders,
+    subfolders,
+)
+from minidiff.data.split import Row
+from minidiff.errors import InputError, first_few
+
+# Names of folders that only hold files: images_001, files, data, train_images, part 2
+CONTAINER = re.compile(
+    r"(images?|imgs?|pictures?|pics|photos?|files?|data|datasets?|dicoms?|pngs?|jpe?gs?|raw|export|"
+    r"batch|part|chunk|folder|archive|downloads?|disc|cd|"
+    r"(\w+[-_ ])?(train|test|val|valid)(ing)?[-_ ](images?|imgs?|data|set)(_png|_jpg)?)"
+    r"[-_ ]*\d*", re.I)
+# … that name a patient, a study or a file of theirs: patient00001, sub-S03044, p10, 00000013, UIDs
+IDENTITY = re.compile(
+    r"(?i:patient|pat|pt|subject|subj|sub|person|pid|case|study|series|session|ses|exam|scan|visit|"
+    r"accession|acc|mrn|id)[-_ #]*[A-Za-z]{0,2}\d+|[ps]\d{2,}|[A-Za-z]{0,3}[-_ ]?\d{3,}|"
+    r"\d[\d.]{7,}|(?=.*\d)[0-9a-fA-F-]{16,}")
+MANY, FEW = 5, 2  # so many folders of so few images each are no labels, whatever their names
+TABLE = "write a metadata.csv with the columns file_name,label,patient"
+
+
+def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]:
+    """The rows of class folders, and a remark on what was left out.
+
+    hint: what to do where these are no class folders.
+    """
+    left: Left = {}
+    splits = split_folders(folder)
+    tops = subfolders(folder, left if splits else {})
+    for top in (top for top in tops if splits and top not in splits):
+        left.setdefault("image in no class folder", []).extend(image_files(top))
+    labels: dict[Path, list[Path]] = {}
+    for base in [top for top in tops if top in splits] or [folder]:
+        loose = image_files(base, deep=False, left=left)
+        base = base / "images" if (base / "images").is_dir() else base
+        loose += image_files(base, deep=False, left=left) if base.name == "images" else []
+        left.setdefault("image in no class folder", []).extend(loose)
+        for label in subfolders(base, left):
+            files = image_files(label, left=left)
+            labels |= {label: files} if files else {}
+            left.setdefault("folder without images", []).extend([] if files else [label])
+    if not labels:
+        inside = [path.name for path in sorted(folder.iterdir())
+                  if path.is_dir() and is_data_set(path)]
+        inside = f"; data sets inside it: {first_few(inside)}" if inside else ""
+        raise InputError(f"{folder}: no metadata.csv and no class folders of PNG or JPEG files"
+                         f"{inside or '; ' + hint}")
+    _refuse_no_labels(folder, labels, hint)
+    for label, files in labels.items():
+        _refuse_two_levels(label, files, labels)
+    rows = [{"file_name": str(file.relative_to(folder)), "label": label.name, "where": str(file)}
+            for label, files in labels.items() for file in files]
+    return rows, said(left, folder)
+
+
+def _refuse_no_labels(folder: Path, labels: dict[Path, list[Path]], hint: str) -> None:
+    for label in labels:
+        if CONTAINER.fullmatch(label.name):
+            raise InputError(f"{label}: a folder of this name is no label; if the class folders "
+                             f"are in there, give --data {label}, else {hint}")
+    odd = [label for label in labels if IDENTITY.fullmatch(label.name)]
+    numbers = [label for label in labels if label.name.isdecimal()]
+    sizes = Counter()
+    for label, files in labels.items():
+        sizes[label.name] += len(files)
+    if odd or len(numbers) > 10 or (len(sizes) >= MANY and median(sizes.values()) <= FEW):
+        shown = first_few(label.name for label in odd or numbers or labels)
+        raise InputError(f"{folder}: the folders {shown} look like patients or studies, not like "
+                         f"labels; {hint}")
+
+
+def _refuse_two_levels(label: Path, files: list[Path], labels: dict[Path, list[Path]]) -> None:
+    """Refuse a class folder that holds splits of class folders, or what may be class folders."""
+    inside = _inside(label, files)
+    for path in (path for path in inside if len(path) > 1 and SYNONYMS.get(path[0].lower())):
+        raise InputError(f"{label} holds {path[0]}/{path[1]}: it is a data set of its "
+                         f"own and no label; give --data {label}")
+    inner = {path[0] for path in inside if path and not IDENTITY.fullmatch(path[0])
+             and path[0].lower() not in SYNONYMS}
+    if () in inside or len(inner) < 2:
+        return
+    others = [other for other in labels if other.parent == label.parent and other != label]
+    same = [other for other in others if inner & {
+        path[0] for path in _inside(other, labels[other]) if path}]
+    if same or not others:
+        raise InputError(
+            f"{' and '.join(str(path) for path in (label, *same[:1]))} hold the folders "
+            f"{first_few(sorted(inner))}: if these are the labels, give --data {label}"
+            f"{' ' + str(same[0]) if same else ''}; if {label.name} is one, {TABLE}")
+
+
+def _inside(label: Path, files: list[Path]) -> list[tuple[str, ...]]:
+    """The folders between a class folder and each of its files, but for those like images/."""
+    return [tuple(part for part in file.relative_to(label).parts[:-1]
+                  if not CONTAINER.fullmatch(part)) for file in files]
