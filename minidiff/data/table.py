@@ -114,6 +114,17 @@ def read_table(
     return replace(table, rows=rows, notes=notes, hashes=hashes)
 
 
+def read_external(folders: str | Sequence[str], reading: Reading, *, split: bool = False) -> Table:
+    """Data sets of other hospitals: an assumed patient is none of the other data, nor is any where
+    each folder numbers its own."""
+    table = read_table(folders, reading, split=split)
+    own = None if reading.distinct_patients else table.patients
+    rows = [row if own and row["file"] in own else {**row, "patient": f"external {row['patient']}"}
+            for row in table.rows]
+    return replace(table, rows=rows, patients={row["file"]: row["patient"] for row in rows
+                                               if row["file"] in table.patients})
+
+
 def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows as CSV, whole or not at all."""
     write_atomic(path, csv_text(rows))
