@@ -24,7 +24,7 @@ DEMO = "runs/demo"  # the root if none is named; its data are phantoms, drawn if
 class Reading:
     """How the tables of real data are read: it belongs to the data, and goes where they go.
 
-    A later command that names no --data takes both from the root's runs.
+    A later command that names no other --data takes both from the root's runs.
     """
 
     columns: tuple[str, ...] = ()  # as your table names them: file_name=filename label=finding
@@ -61,7 +61,8 @@ class Rooted:
             object.__setattr__(self, "data", type(data)())  # they are the demo's, however written
         found = {name: _resolved(value, root) for name, value in vars(self).items()}
         run = found.get("run", "")
-        if isinstance(self, Reading) and not data:
+        if isinstance(self, Reading) and (not data or _relative(data) == _relative(
+                data_of(root, run))):
             found |= {name: found[name] or value
                       for name, value in vars(reading_of(_saved(root, run))).items()}
         if self.data_of_root and found.get("data", root) in ((), ""):

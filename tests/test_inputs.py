@@ -23,8 +23,8 @@ def read(world, **changes):
     knobs = {**world, **changes}
     return inputs.read(knobs["data"], {"synthetic": knobs["synthetic"]}, knobs["external"],
                        size=32, seed=0, out="x/out",
-                       **{name: changes[name] for name in ("reading", "hold_out", "near_copies", "skip_bad")
-                          if name in changes})
+                       **{name: changes[name] for name in ("reading", "hold_out", "near_copies",
+                                                           "skip_bad") if name in changes})
 
 
 def test_real_images_are_no_synthetic_ones(world, tmp_path):

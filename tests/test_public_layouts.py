@@ -39,6 +39,9 @@ def test_nih_is_known_by_its_header_and_its_lists_are_the_split(tmp_path):
                                      "file_name": "images_001/images/00000001_000.png"}.items()
     assert has_note(table, "Data_Entry_2017.csv is read as NIH ChestX-ray14")
     (tmp_path / "nih/Data_Entry_2017.csv").unlink()
+    refused(tmp_path / "nih", "BBox_List_2017.csv: no column 'file_name'",
+            '--columns "file_name=Image Index,label=COLUMN"')
+    (tmp_path / "nih/BBox_List_2017.csv").unlink()
     refused(tmp_path / "nih", "images_001: a folder of this name is no label")
 
 

@@ -13,7 +13,7 @@ import train
 from minidiff import config
 from minidiff.data import phantom
 from minidiff.errors import InputError
-from minidiff.root import Rooted, data_of, then
+from minidiff.root import Reading, Rooted, data_of, reading_of, then
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +64,9 @@ def test_what_was_said_of_equal_patient_ids_reaches_later_commands(make):
     # a flag of a later command, say for an external set, leaves the rest as it was
     cfg = make(root="runs/x", only_listed=True)
     assert cfg.distinct_patients and cfg.only_listed and cfg.columns == ("label=finding",)
-    other = make(root="runs/x", data=("C",))  # other data, of which nothing was said
-    assert not other.distinct_patients and other.columns == ()
+    if make is not sample.SampleConfig:  # which has no --data
+        other = make(root="runs/x", data=("C",))  # other data, of which nothing was said
+        assert not other.distinct_patients and other.columns == ()
 
 
 @pytest.mark.parametrize(
@@ -186,3 +187,27 @@ def test_relative_data_are_found_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert classify.Config(root="../runs/x").data == ("../A",)
     assert classify.Config(root=str(tmp_path / "runs/x")).data == ("../A",)
+
+
+def test_how_data_are_read_goes_with_them():
+    """Kept in a run, and taken from there where a later command names neither."""
+    how = {"columns": ["label=finding"], "only_listed": True}
+    run("runs/x/vae", data=["DIR"], **how)
+    for make in (train.DiffusionConfig, classify.Config, evaluate.Config, evaluate.MatrixConfig,
+                 evaluate.AuditConfig, sample.SampleConfig):
+        cfg = make(root="runs/x")
+        assert (cfg.columns, cfg.only_listed) == (("label=finding",), True)
+    other = classify.Config(root="runs/x", data=("OTHER",))  # other data, another way
+    assert (other.columns, other.only_listed) == ((), False)
+    own = classify.Config(root="runs/x", data=("DIR/",), columns=("label=x",))
+    assert (own.columns, own.only_listed) == (("label=x",), True)
+    run("runs/y/vae", data=["DIR"])  # from before the knobs were there
+    assert classify.Config(root="runs/y").columns == ()
+    assert reading_of({"data": ["DIR"], **how}) == Reading(("label=finding",), True)
+
+
+def test_names_of_columns_may_hold_blanks():
+    ((_, cfg),) = config.parse(evaluate.VERBS, "report", "", [
+        "audit", "--root", "runs/x", "--data", "D", "--columns",
+        "file_name=Image Index,label=Finding Labels", "patient=Patient ID"])
+    assert cfg.columns == ("file_name=Image Index", "label=Finding Labels", "patient=Patient ID")

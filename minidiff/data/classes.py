@@ -36,10 +36,14 @@ MANY, FEW = 5, 2  # so many folders of so few images each are no labels, whateve
 TABLE = "write a metadata.csv with the columns file_name,label,patient"
 
 
+class NoClassFolders(InputError):
+    """What the folders are named after is no label: a table beside them may know more."""
+
+
 def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]:
     """The rows of class folders, and a remark on what was left out.
 
-    hint: what to do where these are no class folders.
+    hint: what to do where these are no class folders, which raises NoClassFolders.
     """
     left: Left = {}
     splits = split_folders(folder)
@@ -59,9 +63,9 @@ def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]
     if not labels:
         inside = [path.name for path in sorted(folder.iterdir())
                   if path.is_dir() and is_data_set(path)]
-        inside = f"; data sets inside it: {first_few(inside)}" if inside else ""
-        raise InputError(f"{folder}: no metadata.csv and no class folders of PNG or JPEG files"
-                         f"{inside or '; ' + hint}")
+        inside = f"data sets inside it: {first_few(inside)}" if inside else ""
+        raise NoClassFolders(f"{folder}: no metadata.csv and no class folders of images; "
+                             f"{inside or hint}")
     _refuse_no_labels(folder, labels, hint)
     for label, files in labels.items():
         _refuse_two_levels(label, files, labels)
@@ -73,8 +77,8 @@ def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]
 def _refuse_no_labels(folder: Path, labels: dict[Path, list[Path]], hint: str) -> None:
     for label in labels:
         if CONTAINER.fullmatch(label.name):
-            raise InputError(f"{label}: a folder of this name is no label; if the class folders "
-                             f"are in there, give --data {label}, else {hint}")
+            raise NoClassFolders(f"{label}: a folder of this name is no label; if the class "
+                                 f"folders are in there, give --data {label}, else {hint}")
     odd = [label for label in labels if IDENTITY.fullmatch(label.name)]
     numbers = [label for label in labels if label.name.isdecimal()]
     sizes = Counter()
@@ -82,8 +86,8 @@ def _refuse_no_labels(folder: Path, labels: dict[Path, list[Path]], hint: str) -
         sizes[label.name] += len(files)
     if odd or len(numbers) > 10 or (len(sizes) >= MANY and median(sizes.values()) <= FEW):
         shown = first_few(label.name for label in odd or numbers or labels)
-        raise InputError(f"{folder}: the folders {shown} look like patients or studies, not like "
-                         f"labels; {hint}")
+        raise NoClassFolders(f"{folder}: the folders {shown} look like patients or studies, not "
+                             f"like labels; {hint}")
 
 
 def _refuse_two_levels(label: Path, files: list[Path], labels: dict[Path, list[Path]]) -> None:

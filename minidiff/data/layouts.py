@@ -16,11 +16,10 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from minidiff.cells import is_unknown
-from minidiff.data.classes import TABLE, read_classes
+from minidiff.data.classes import TABLE, NoClassFolders, read_classes
 from minidiff.data.dialects import (
     ENDINGS,
     fits,
@@ -42,7 +41,7 @@ from minidiff.data.split import Row
 from minidiff.errors import InputError, first_few
 from minidiff.root import AS_WE_NAME, Reading
 
-RANDOM_SPLIT, PHANTOM = "random-split.txt", "phantom.json"
+RANDOM_SPLIT, PHANTOM, MANIFEST = "random-split.txt", "phantom.json", "manifest.json"
 # A folder that is one patient's: patient00001, sub-S03044, subject_7, p10000032
 PATIENT = re.compile(r"(patient|pat|subject|subj|sub|person|pid)[-_ ]?[a-z]{0,2}\d+|p\d{5,}", re.I)
 UNREAD = (".xlsx", ".xls", ".ods", ".parquet", ".arrow", ".json", ".gz")  # tables of other programs
@@ -55,8 +54,15 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
         raise InputError(f"{folder}: no such folder")
     parse(reading.columns)
     found = tables(folder) or _other_tables(folder, reading)
-    rows, remarks = (_read_tables(folder, found, reading) if found
-                     else read_classes(folder, _hint(folder)))
+    if found:
+        rows, remarks = _read_tables(folder, found, reading)
+    else:
+        unread = first_few(path.name for path in _files(folder, UNREAD))
+        try:
+            rows, remarks = read_classes(folder, TABLE + (f" ({unread}: not read)" if unread
+                                                          else ""))
+        except NoClassFolders as error:
+            raise InputError(_fault(folder) or str(error)) from None
     for row in rows:
         row["split"] = SYNONYMS.get(row.get("split", "").lower(), row.get("split", ""))
         row["file"] = os.path.normpath(folder / row["file_name"])
@@ -148,11 +154,14 @@ def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
 
 
 def _without_rows(folder: Path, rows: list[Row]) -> tuple[list[str], list[Path]]:
-    """Images that no row names: those in the folders of the others, and those aside."""
+    """Images that no row names: those in the folders of the others, and those aside, among which
+    the contact sheets of our own samples do not count."""
     named = {Path(os.path.normpath(row["file_name"])) for row in rows}
     tops = {name.parts[0] if len(name.parts) > 1 else "" for name in named}
     files = {file.relative_to(folder) for top in tops
              for file in image_files(folder / top, deep=bool(top))}
+    if (folder / MANIFEST).is_file():
+        return sorted(map(str, files - named)), []
     aside = [file for path in subfolders(folder) if path.name not in tops
              for file in image_files(path)]
     aside += [] if "" in tops else image_files(folder, deep=False)
@@ -170,7 +179,7 @@ def _other_tables(folder: Path, reading: Reading) -> list[Path]:
         read_csv(there[0], ("file_name", "label"), reading.columns)  # its own fault, if any
     elif reading.columns and not found:
         raise InputError(f"{folder}: no table has the columns of --columns "
-                         f"{','.join(reading.columns)}; {_hint(folder, reading.columns)}")
+                         f"{','.join(reading.columns)}; {_fault(folder, reading.columns) or TABLE}")
     return found
 
 
@@ -179,18 +188,15 @@ def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
                   and path.is_file() and not is_rubbish(path.name))
 
 
-def _hint(folder: Path, columns: Sequence[str] = ()) -> str:
-    """What is needed: of a table beside the images that names them, else of the user."""
+def _fault(folder: Path, columns: Sequence[str] = ()) -> str:
+    """What is wrong with the first table that names images; "" without one."""
     for path in _files(folder, ENDINGS):
-        with suppress(InputError):
-            if not naming_images(*read_lines(path)):
-                continue
         try:
-            read_csv(path, ("file_name", "label"), columns)
+            if naming_images(*read_lines(path)):
+                read_csv(path, ("file_name", "label"), columns)
         except InputError as error:
-            return f"{error}"
-    unread = [path.name for path in _files(folder, UNREAD)]
-    return f"{TABLE} ({first_few(unread)}: not read)" if unread else TABLE
+            return str(error)
+    return ""
 
 
 def _split_of(path: Path) -> str:
