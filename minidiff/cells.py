@@ -18,6 +18,7 @@ UNKNOWN = frozenset(("", "nan", "<na>", "nat", "na", "n/a", "n.a.", "#n/a", "non
 CLASSES = ("none", "unknown", "missing")  # which may be the name of a label
 NO_FINDING = ("none", "no finding", "no_finding")  # as NIH, CheXpert and MIMIC write it, any case
 AND = "|"  # Edema|Effusion: both are present
+TOP = 89      # years; lower ages are not hidden behind a sign, such as 60+, but grouped
 OLDEST = 120  # years; an age beyond, or below 0, stands for unknown or is a mistake
 YEARS = {**dict.fromkeys(("", "y", "yr", "yrs", "yo", "year", "years", "j", "jahre"), 1.0),
          **dict.fromkeys(("m", "mo", "mos", "month", "months"), 1 / 12),
@@ -80,14 +81,16 @@ def to_number(cell: str) -> float:
 
 
 def to_years(cell: str) -> float:
-    """An age in years, else nan: 60, 060Y, 6M (months), 3W, 10D, 60 years; >89 and 90+ are 90."""
+    """An age in years, else nan: 60, 060Y, 6M (months), 3W, 10D, 60 years.
+
+    >89 and 90+, as anonymised tables have it, are 90; 60+ may be any age.
+    """
     found = AGE.fullmatch(cell.strip().casefold())
     if not found or found[4] not in YEARS:
         return to_number(cell)
     over, number, more, unit = found.groups()
-    if over and more:
-        return math.nan
-    return (to_number(number) + (over is not None and over == ">")) * YEARS[unit]
+    age = to_number(number) * YEARS[unit] + (over == ">")
+    return math.nan if (over or more) and age < TOP else age
 
 
 def number(column: str, cell: str) -> float:
@@ -121,6 +124,12 @@ def keys(column: str, cells: Sequence[str]) -> list[Hashable]:
     if not words and all(text in SWITCH for text in folded):
         return [SWITCH[text] for text in folded]
     return [_key(words, text) for text in folded]
+
+
+def spelled(column: str, cells: Iterable[str]) -> dict[str, str]:
+    """Each of the known cells of a column → the first of those that say the same."""
+    cells, first = list(dict.fromkeys(cells)), {}
+    return {cell: first.setdefault(key, cell) for cell, key in zip(cells, keys(column, cells))}
 
 
 def strange(column: str, cells: Iterable[str]) -> list[str]:
@@ -176,8 +185,7 @@ def listed(column: str, cells: Sequence[str]) -> dict[str, str]:
     forms = {cell: found.get(cell, cell) for cell in dict.fromkeys(cells)}
     if any(AND in form for form in forms.values()):
         parts = {cell: [part.strip() for part in form.split(AND)] for cell, form in forms.items()}
-        every, first = list(dict.fromkeys(part for own in parts.values() for part in own)), {}
-        said = {part: first.setdefault(key, part) for part, key in zip(every, keys(column, every))}
+        said = spelled(column, (part for own in parts.values() for part in own))
         found |= {cell: AND.join(said[part] for part in own) for cell, own in parts.items()
                   if any(said[part] != part for part in own)}
     return found

@@ -50,7 +50,7 @@ def test_ages(cell, years):
     assert cells.number("PatientAge", cell) == pytest.approx(years)
 
 
-@pytest.mark.parametrize("cell", ["<1", "40-49", "adult", "1956-03-01", "6 x", ""])
+@pytest.mark.parametrize("cell", ["<1", "40-49", "60+", ">65", "adult", "1956-03-01", "6 x", ""])
 def test_no_ages(cell):
     assert math.isnan(cells.to_years(cell))
 

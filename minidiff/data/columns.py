@@ -133,9 +133,7 @@ class _Column:
         numbers = {x for cell in known if not math.isnan(x := cells.to_number(cell))}
         if len(known) > MOST_VALUES or len(numbers) > FEW_VALUES:
             return
-        first: dict = {}
-        new = {cell: first.setdefault(key, cell)
-               for cell, key in zip(known, cells.keys(self.name, known))}
+        new = cells.spelled(self.name, known)
         self._read(new)
         said = [f"{old!r} is read as {now!r}" + " (another Unicode form)" * (
             unicodedata.normalize("NFC", old) == unicodedata.normalize("NFC", now))
@@ -144,7 +142,7 @@ class _Column:
             self._remark("spellings", "info", first_few(said, 10))
         if strange := cells.strange(self.name, self._known()):
             self._remark("unknown spellings", "warning", f"{self._listed(strange)} has no known "
-                         f"meaning beside {first_few(sorted(set(first.values()) - set(strange)))}; "
+                         f"meaning beside {first_few(sorted(set(new.values()) - set(strange)))}; "
                          f"as a condition it is refused: {self._where(strange)}")
 
 
