@@ -2,6 +2,7 @@
 
     python train.py                                       the demo, into runs/demo
     python train.py --root runs/x --data DIR --size 128   your images, into runs/x/{vae,diffusion}
+    python train.py --root runs/x --data DIR --columns file_name=image,label=finding,patient=id
     python train.py vae --root runs/x --data DIR --size 512 --init sd15.safetensors --lr 1e-5
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lr 1e-4
     python train.py diffusion --data OTHER --init runs/x/diffusion --train all --out runs/x/stage-2

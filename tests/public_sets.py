@@ -82,7 +82,8 @@ def padchest(folder: Path) -> Path:
     table(folder / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", PADCHEST, [
         {"": k, "ImageID": name, "ImageDir": k // 3, "PatientID": f"83{k // 2}",
          "PatientSex_DICOM": "F", "Projection": "PA",
-         "Labels": ["['normal']", "['pneumonia']"][k % 2]} for k, name in enumerate(names)])
+         "Labels": ["['normal']", "\"['edema', 'mass ', '', 'mass']\""][k % 2]}
+        for k, name in enumerate(names)])
     return folder
 
 

@@ -83,3 +83,10 @@ def test_json_lines(tmp_path):
         (tmp_path / "m.jsonl").write_text(text)
         with pytest.raises(InputError, match="m.jsonl: not a CSV table"):
             read_lines(tmp_path / "m.jsonl")
+
+
+def test_empty_columns_behind_the_last_are_dropped(tmp_path):
+    (tmp_path / "t.csv").write_text("file_name;label;age;;\nx.png;a;1;;\ny.png;b;;;\n;;;;\n")
+    assert cells(tmp_path / "t.csv") == [("x.png", "a", "1"), ("y.png", "b", "")]
+    (tmp_path / "t.csv").write_text(",file_name,label,age\n0,x.png,a,1\n")  # an index
+    assert read_csv(tmp_path / "t.csv", ())[0][""] == "0"

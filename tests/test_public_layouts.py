@@ -105,7 +105,7 @@ def test_padchest(tmp_path):
     table = read(sets.padchest(tmp_path / "p"))
     assert counted(table, "patient") == {("830",): 2, ("831",): 2, ("832",): 2}
     assert table.column("sex") == ["F"] * 6 and table.column("view") == ["PA"] * 6
-    assert len(table.labels) == 2 and has_note(table, "read as PadChest")
+    assert table.labels == ["edema|mass", "normal"] and has_note(table, "read as PadChest")
 
 
 def test_ieee8023(tmp_path):
@@ -133,6 +133,8 @@ def test_kaggle_pneumonia_doubled_and_from_a_mac(tmp_path):
     assert has_note(table, "6 images in no class folder (chest_xray/")
     assert not has_note(table, "MACOSX") and not has_note(table, "DS_Store")
     refused(tmp_path, "holds test/NORMAL", f"give --data {folder}")
+    folder.rename(tmp_path / "OCT2017")
+    refused(tmp_path, f"give --data {tmp_path}/OCT2017")
 
 
 def test_rsna_says_how_dicom_comes_in(tmp_path):
@@ -182,6 +184,55 @@ def test_two_tables_that_may_be_the_one(tmp_path):
     refused(tmp_path, "a.csv and b.csv both name files and labels", split=False)
 
 
+def test_columns_beside_class_folders_of_another_hospital(tmp_path):
+    sets.pictures(tmp_path / "ours", ["x.png"])
+    sets.table(tmp_path / "ours/list.csv", "image,finding", [{"image": "x", "finding": "covid"}])
+    sets.pictures(tmp_path / "theirs", ["covid/y.png", "normal/z.png"], 1)
+    table = read([tmp_path / "ours", tmp_path / "theirs"], "file_name=image", "label=finding")
+    assert table.column("label") == ["covid", "covid", "normal"]
+    assert has_note(table, "theirs: --columns says nothing here")
+    sets.table(tmp_path / "theirs/other.csv", "a,b", [{"a": 1, "b": 2}])
+    with pytest.raises(InputError, match="other.csv: no column 'image' for file_name"):
+        read(tmp_path / "theirs", "file_name=image", "label=finding")
+
+
+def test_tables_of_splits_name_files_in_their_folders(tmp_path):
+    """train.csv and test.csv, file names that both folders have; a backslash of Windows."""
+    for k, split in enumerate(("train", "test")):
+        sets.pictures(tmp_path / "img" / split, ["a.png", "b.png"], 2 * k)
+        sets.table(tmp_path / f"{split}.csv", "file_name,label", [
+            {"file_name": name, "label": name[0]} for name in ("a.png", "b.png")])
+    assert read(tmp_path).column("file_name") == [
+        f"img/{split}/{name}.png" for split in ("test", "train") for name in "ab"]
+    assert read(tmp_path).column("split") == ["test"] * 2 + ["train"] * 2
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").unlink()
+    sets.table(tmp_path / "metadata.csv", "file_name,label", [
+        {"file_name": f"img\\{split}\\{name}.png", "label": name}
+        for split in ("train", "test") for name in "ab"])
+    assert read(tmp_path).column("split") == ["train"] * 2 + ["test"] * 2
+
+
+def test_a_table_without_endings_is_pointed_at(tmp_path):
+    sets.pictures(tmp_path / "train", ["000bec.png", "001513.png"])
+    sets.table(tmp_path / "labels.csv", "id,breed", [
+        {"id": "000bec", "breed": "a"}, {"id": "001513", "breed": "b"}])
+    refused(tmp_path, "no class folders of images", "name the columns of labels.csv by --columns")
+    assert read(tmp_path, "file_name=id", "label=breed").labels == ["a", "b"]
+    refused(tmp_path / "labels.csv", "labels.csv is a file: give the folder")
+
+
+def test_two_metadata_files(tmp_path):
+    for folder in (tmp_path, tmp_path / "aside"):
+        sets.pictures(folder, ["x.png"], len(folder.parts))
+        sets.table(folder / "metadata.csv", "file_name,label", [{"file_name": "x.png",
+                                                                 "label": "a"}])
+        (folder / "metadata.jsonl").write_text('{"file_name": "x.png", "label": "b"}')
+    refused(tmp_path, "metadata.csv and metadata.jsonl: keep the one that holds")
+    (tmp_path / "metadata.jsonl").unlink()
+    assert read(tmp_path).labels == ["a"]
+
+
 # --- Hugging Face imagefolder
 
 
@@ -223,6 +274,9 @@ def test_splits_given_as_folders_of_their_own_are_kept(tmp_path):
     table = read([folder / name for name in ("train", "validation", "test")], split=True)
     assert counted(table, "split") == {("train",): 12, ("val",): 4, ("test",): 4}
     assert "split by patient" in " ".join(read(folder / "train", split=True).notes)
+    sets.pictures(tmp_path / "more", [f"{c}/{k}.png" for c in "ab" for k in range(3)], 50)
+    both = read([folder / "train", tmp_path / "more"], split=True)  # one such name says nothing
+    assert set(both.select(source="train").column("split")) == {"train", "val", "test"}
 
 
 def test_a_file_of_one_name_in_two_splits_is_refused(tmp_path):
@@ -240,12 +294,27 @@ def test_one_split_folder_alone_gives_no_split(tmp_path):
     assert has_note(table, "all images lie in folders named train")
 
 
+def test_a_split_folder_without_its_table(tmp_path):
+    folder = hub(tmp_path / "d", "inside", "csv", "without")
+    (folder / "test/metadata.csv").unlink()
+    refused(folder, f"{folder}/test has images and no table, unlike {folder}/train")
+
+
 def test_a_table_says_more_than_a_folder(tmp_path):
     folder = hub(tmp_path / "d", "above", "csv", "with")
     rows = (folder / "metadata.csv").read_text().splitlines()
     (folder / "metadata.csv").write_text("\n".join([f"{rows[0]},split", *(
         f"{row},{['train', 'val', 'test'][k % 3]}" for k, row in enumerate(rows[1:]))]))
     assert counted(read(folder), "split") == {("train",): 7, ("val",): 7, ("test",): 6}
+
+
+@pytest.mark.parametrize("names", [("Train set", "Test set"), ("train_images", "test_images"),
+                                   ("trainset", "valset"), ("DEV", "Evaluation")])
+def test_other_names_of_splits(names, tmp_path):
+    for k, name in enumerate(names):
+        sets.pictures(tmp_path / name, ["covid/x.png", "normal/x.png"], 2 * k)
+    splits = Counter(read(tmp_path).column("split"))
+    assert len(splits) == 2 and set(splits) < {"train", "val", "test"}
 
 
 def test_splits_below_the_labels(tmp_path):
@@ -260,7 +329,8 @@ def test_splits_below_the_labels(tmp_path):
 
 
 @pytest.mark.parametrize("names", [
-    ["images"], ["images_001", "images_002"], ["data"], ["train_images"], ["JPEG"], ["part 1"]])
+    ["images"], ["images_001", "images_002"], ["data"], ["old_train_images"], ["JPEG"], ["part 1"],
+    ["CXR_png"], ["images_normalized"], ["ChinaSet_AllFiles"]])
 def test_folders_that_only_hold_files(names, tmp_path):
     for k, name in enumerate(names):
         sets.pictures(tmp_path / name / ("covid" if name == "data" else ""), ["a.png"], k)
@@ -279,7 +349,8 @@ def test_folders_of_patients(names, tmp_path):
 
 @pytest.mark.parametrize("names", [
     ["0", "1", "2", "3", "4"], ["COVID-19", "no finding"], ["grade_1", "grade_2"], ["T1", "T2"],
-    ["J18.9", "U07.1"], ["H1N1", "covid19"], ["BI-RADS 4a", "B19"], ["covid"]])
+    ["J18.9", "U07.1"], ["covid_images", "normal_images"], ["H1N1", "covid19"],
+    ["BI-RADS 4a", "B19"], ["covid"]])
 def test_labels_with_numbers(names, tmp_path):
     for k, name in enumerate(names):
         sets.pictures(tmp_path / name, ["a.png", "b.png", "c.png"], 3 * k)
@@ -340,6 +411,11 @@ def test_all_else_is_listed_with_its_number(tmp_path):
                  "2 images in a hidden folder (.old/y.png, .old/z.png)",
                  "1 folder without images (empty)"):
         assert part in note, note
+
+
+def test_class_folders_beside_images_are_listed(tmp_path):
+    sets.pictures(tmp_path, ["images/covid/x.png", "images/normal/x.png", "pneumonia/x.png"])
+    assert has_note(read(tmp_path), "1 image in no class folder (pneumonia/x.png)")
 
 
 @pytest.mark.parametrize("name", ["x.gif", "y.HEIC", "z.npy"])

@@ -26,6 +26,7 @@ from minidiff.classification.predictive_uncertainty import (
 )
 from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import load_pixels
+from minidiff.data.folders import is_mask, is_rubbish
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.table import Table, write_table
 from minidiff.errors import InputError
@@ -100,8 +101,9 @@ def listed(folder: str) -> Table:
     """Every image below a folder, in order of name."""
     root = Path(os.path.abspath(folder))
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS
-                   and path.is_file() and not any(part.startswith(".") or part == "masks"
-                                                  for part in path.relative_to(root).parts))
+                   and path.is_file() and not any(
+                       part.startswith(".") or is_mask(part) or is_rubbish(part)
+                       for part in path.relative_to(root).parts))
     if not files:
         raise InputError(f"--data {folder}: no PNG or JPEG files there")
     return Table([{"file": str(path), "where": str(path), "file_name": str(path.relative_to(root))}

@@ -10,23 +10,23 @@ from pathlib import Path
 from statistics import median
 
 from minidiff.data.folders import (
-    SYNONYMS,
     Left,
     image_files,
     is_data_set,
     said,
     split_folders,
+    split_named,
     subfolders,
 )
 from minidiff.data.split import Row
 from minidiff.errors import InputError, first_few
 
 # Names of folders that only hold files: images_001, files, data, train_images, part 2
-CONTAINER = re.compile(
-    r"(images?|imgs?|pictures?|pics|photos?|files?|data|datasets?|dicoms?|pngs?|jpe?gs?|raw|export|"
-    r"batch|part|chunk|folder|archive|downloads?|disc|cd|"
-    r"(\w+[-_ ])?(train|test|val|valid)(ing)?[-_ ](images?|imgs?|data|set)(_png|_jpg)?)"
-    r"[-_ ]*\d*", re.I)
+WORDS = (r"(images?|imgs?|pictures?|pics|photos?|files?|allfiles|data|datasets?|dicoms?|pngs?|"
+         r"jpe?gs?|raw|export|batch|part|chunk|folder|archive|downloads?|disc|cd)")
+CONTAINER = re.compile(WORDS + r"[-_ ]*\d*|(\w+[-_ ])?(train|test|val|valid)(ing)?[-_ ]"
+                       r"(images?|imgs?|data|set)(_png|_jpg)?", re.I)
+HOLDS_FILES = re.compile(rf"(.*[-_ ])?{WORDS}([-_ \d].*)?", re.I)  # of the only folder: CXR_png
 # … that name a patient, a study or a file of theirs: patient00001, sub-S03044, p10, 00000013, UIDs
 IDENTITY = re.compile(
     r"(?i:patient|pat|pt|subject|subj|sub|person|pid|case|study|series|session|ses|exam|scan|visit|"
@@ -53,8 +53,12 @@ def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]
     labels: dict[Path, list[Path]] = {}
     for base in [top for top in tops if top in splits] or [folder]:
         loose = image_files(base, deep=False, left=left)
-        base = base / "images" if (base / "images").is_dir() else base
-        loose += image_files(base, deep=False, left=left) if base.name == "images" else []
+        inner = base / "images"
+        if inner.is_dir():
+            loose += [file for other in subfolders(base, left) if other != inner
+                      for file in image_files(other)]
+            loose += image_files(inner, deep=False, left=left)
+            base = inner
         left.setdefault("image in no class folder", []).extend(loose)
         for label in subfolders(base, left):
             files = image_files(label, left=left)
@@ -66,17 +70,18 @@ def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]
         inside = f"data sets inside it: {first_few(inside)}" if inside else ""
         raise NoClassFolders(f"{folder}: no metadata.csv and no class folders of images; "
                              f"{inside or hint}")
-    _refuse_no_labels(folder, labels, hint)
     for label, files in labels.items():
         _refuse_two_levels(label, files, labels)
+    _refuse_no_labels(folder, labels, hint)
     rows = [{"file_name": str(file.relative_to(folder)), "label": label.name, "where": str(file)}
             for label, files in labels.items() for file in files]
     return rows, said(left, folder)
 
 
 def _refuse_no_labels(folder: Path, labels: dict[Path, list[Path]], hint: str) -> None:
+    container = CONTAINER if len(labels) > 1 else HOLDS_FILES
     for label in labels:
-        if CONTAINER.fullmatch(label.name):
+        if CONTAINER.fullmatch(label.name) or container.fullmatch(label.name):
             raise NoClassFolders(f"{label}: a folder of this name is no label; if the class "
                                  f"folders are in there, give --data {label}, else {hint}")
     odd = [label for label in labels if IDENTITY.fullmatch(label.name)]
@@ -93,11 +98,11 @@ def _refuse_no_labels(folder: Path, labels: dict[Path, list[Path]], hint: str) -
 def _refuse_two_levels(label: Path, files: list[Path], labels: dict[Path, list[Path]]) -> None:
     """Refuse a class folder that holds splits of class folders, or what may be class folders."""
     inside = _inside(label, files)
-    for path in (path for path in inside if len(path) > 1 and SYNONYMS.get(path[0].lower())):
-        raise InputError(f"{label} holds {path[0]}/{path[1]}: it is a data set of its "
-                         f"own and no label; give --data {label}")
+    for path in (path for path in inside if len(path) > 1 and split_named(path[0])):
+        raise NoClassFolders(f"{label} holds {path[0]}/{path[1]}: it is a data set of its "
+                             f"own and no label; give --data {label}")
     inner = {path[0] for path in inside if path and not IDENTITY.fullmatch(path[0])
-             and path[0].lower() not in SYNONYMS}
+             and not split_named(path[0])}
     if () in inside or len(inner) < 2:
         return
     others = [other for other in labels if other.parent == label.parent and other != label]

@@ -7,6 +7,7 @@ Columns are known by minidiff's names, in any capitals. `--columns` says how a t
 otherwise, and a few public tables are known by their header.
 """
 
+import ast
 import codecs
 import csv
 import io
@@ -97,7 +98,9 @@ def read_lines(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]
         if len(cells) != len(header):
             raise InputError(f"{path}:{number}: {len(cells)} cells where the header has "
                              f"{len(header)}")
-    return header, lines[1:]
+    # spreadsheets export empty columns behind the last
+    kept = [k for k, name in enumerate(header) if name or any(cells[k] for _, cells in lines[1:])]
+    return [header[k] for k in kept], [(n, [cells[k] for k in kept]) for n, cells in lines[1:]]
 
 
 def _text(data: bytes) -> str:
@@ -213,13 +216,22 @@ def _cells(name: str, column: str, header: Sequence[str], rows: Sequence[Row]) -
         flags = {cell: _flag(cell) for cell in cells}
         if name != "label" or not all(cell == "" or flag in FINDING
                                       for cell, flag in flags.items()):
-            return cells
+            return [_unlisted(cell) for cell in cells] if name == "label" else cells
     for row in rows:
         if odd := [part for part in parts if row[part] and _flag(row[part]) not in FINDING]:
             raise InputError(f"{row['where']}: {odd[0]} {row[odd[0]]!r} is none of 1 (present), 0 "
                              "(absent), −1 (uncertain) and empty")
     return [_findings({part: FINDING[_flag(row[part])] for part in parts if row[part]}, parts)
             for row in rows]
+
+
+def _unlisted(cell: str) -> str:
+    """A list as Python prints it, ['edema', 'mass'] (PadChest), as edema|mass."""
+    with suppress(ValueError, SyntaxError):
+        items = ast.literal_eval(cell) if cell.startswith("[") else None
+        if isinstance(items, list):
+            return AND.join(dict.fromkeys(filter(None, (str(item).strip() for item in items))))
+    return cell
 
 
 def _flag(cell: str) -> float:

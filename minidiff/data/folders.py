@@ -3,6 +3,7 @@
 What is neither is handed back by name, to be listed: nothing disappears unseen.
 """
 
+import re
 from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,8 +42,6 @@ def is_mask(name: str) -> bool:
 def tables(folder: Path) -> list[Path]:
     """The tables that make a folder a data set: its own, or those of its split folders."""
     own = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(own) > 1:
-        raise InputError(f"{folder} has {own[0].name} and {own[1].name}; keep the one that holds")
     return own or [table for below in split_folders(folder) for table in tables(below)]
 
 
@@ -50,10 +49,16 @@ def is_data_set(folder: Path) -> bool:
     return bool(tables(folder))
 
 
+def split_named(name: str) -> str:
+    """The split that a folder or a cell is named after: Valid, test_images, Train set; "" if none.
+    """
+    return SYNONYMS.get(re.sub(r"[-_ ]?(set|data|images|imgs)$", "", name.lower()), "")
+
+
 def split_folders(folder: Path) -> dict[Path, str]:
     """Folders named after a split, in order → that split."""
-    return {path: SYNONYMS[path.name.lower()] for path in sorted(folder.iterdir())
-            if path.name.lower() in SYNONYMS and path.is_dir()}
+    return {path: split for path in sorted(folder.iterdir())
+            if (split := split_named(path.name)) and path.is_dir()}
 
 
 def image_files(folder: Path, deep: bool = True, left: Left | None = None) -> list[Path]:

@@ -30,10 +30,12 @@ from minidiff.data.dialects import (
     read_lines,
 )
 from minidiff.data.folders import (
-    SYNONYMS,
+    METADATA,
     image_files,
     is_rubbish,
     said,
+    split_folders,
+    split_named,
     subfolders,
     tables,
 )
@@ -51,20 +53,20 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
     """The rows of a data folder in any of the layouts, and remarks on how they were read and on
     what was left out."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder} is a file: give the folder that it describes or holds"
+                         if folder.is_file() else f"{folder}: no such folder")
     parse(reading.columns)
     found = tables(folder) or _other_tables(folder, reading)
     if found:
         rows, remarks = _read_tables(folder, found, reading)
     else:
-        unread = first_few(path.name for path in _files(folder, UNREAD))
         try:
-            rows, remarks = read_classes(folder, TABLE + (f" ({unread}: not read)" if unread
-                                                          else ""))
+            rows, remarks = read_classes(folder, _advice(folder))
         except NoClassFolders as error:
             raise InputError(_fault(folder) or str(error)) from None
+        remarks += ["--columns says nothing here: no table"] if reading.columns else []
     for row in rows:
-        row["split"] = SYNONYMS.get(row.get("split", "").lower(), row.get("split", ""))
+        row["split"] = split_named(row.get("split", "")) or row.get("split", "")
         row["file"] = os.path.normpath(folder / row["file_name"])
     if not any(row["split"] for row in rows):
         remarks += _splits_of_lists(folder, rows) or _splits_of_folders(rows)
@@ -78,6 +80,12 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
 
 def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[list[Row], list[str]]:
     """The rows of one table, or of one for each split."""
+    if len(found) > 1 and found[0].parent == found[1].parent and found[0].name in METADATA:
+        raise InputError(f"{found[0]} and {found[1].name}: keep the one that holds")
+    bare = [path for path in split_folders(folder) if not tables(path) and image_files(path)]
+    if bare and found[0].parent not in (folder, *bare):
+        raise InputError(f"{bare[0]} has images and no table, unlike {found[0].parent}; give it "
+                         f"a {found[0].name}, too")
     rows, remarks = [], []
     for path in found:
         part = read_csv(path, ("file_name", "label"), reading.columns)
@@ -88,11 +96,11 @@ def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[lis
             raise InputError(f"{unlabelled[0]['where']}: no label for "
                              f"{unlabelled[0]['file_name']}, nor in {len(unlabelled) - 1} other "
                              "rows; --only-listed leaves such rows out")
+        for row in part if len(found) > 1 and path.parent == folder else ():
+            row["split"] = row.get("split") or _split_of(path)
         remarks += _locate(path.parent, part)
         top = path.parent.relative_to(folder)
-        given = {"split": _split_of(path)} if len(found) > 1 and path.parent == folder else {}
-        rows += [{**row, **({} if row.get("split") else given),
-                  "file_name": str(top / row["file_name"])} for row in part]
+        rows += [{**row, "file_name": str(top / row["file_name"])} for row in part]
         known = known_as(path)
         remarks += [f"{path.name} is read as {known}"] if known else []
     orphans, aside = _without_rows(folder, rows)
@@ -135,8 +143,8 @@ def _locate(folder: Path, rows: list[Row]) -> list[str]:
 
 
 def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
-    """The one image below the folder whose path ends in each name, with or without its ending; ""
-    where there is none."""
+    """The one image below the folder whose path ends in each name, with or without its ending, if
+    need be in a folder of the row's split; "" where there is none."""
     index = defaultdict(list)
     for file in image_files(folder):
         path = file.relative_to(folder).as_posix()
@@ -146,6 +154,8 @@ def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
     for name, row in zip(names, rows):
         paths = [path for path, end in index[name.rpartition("/")[2]]
                  if f"/{end}".endswith(f"/{name}")]
+        if len(paths) > 1 and (split := split_named(row.get("split", ""))):
+            paths = [path for path in paths if _split_in(path) == split] or paths
         if len(paths) > 1:
             raise InputError(f"{row['where']}: file_name {name!r} may be {' or '.join(paths[:2])}; "
                              "write the folder into file_name")
@@ -177,9 +187,10 @@ def _other_tables(folder: Path, reading: Reading) -> list[Path]:
                          "files and labels; call the one that holds metadata.csv")
     if reading.columns and len(there) == 1:
         read_csv(there[0], ("file_name", "label"), reading.columns)  # its own fault, if any
-    elif reading.columns and not found:
+    elif reading.columns and there and not found:
         raise InputError(f"{folder}: no table has the columns of --columns "
-                         f"{','.join(reading.columns)}; {_fault(folder, reading.columns) or TABLE}")
+                         f"{','.join(reading.columns)}; "
+                         f"{_fault(folder, reading.columns) or _advice(folder)}")
     return found
 
 
@@ -199,9 +210,22 @@ def _fault(folder: Path, columns: Sequence[str] = ()) -> str:
     return ""
 
 
+def _advice(folder: Path) -> str:
+    """What to do where there are no labels, and which tables there are."""
+    names = first_few(path.name for path in _files(folder, ENDINGS))
+    unread = first_few(path.name for path in _files(folder, UNREAD))
+    return (TABLE + (f", or name the columns of {names} by --columns" if names else "")
+            + (f" ({unread}: not read)" if unread else ""))
+
+
 def _split_of(path: Path) -> str:
     """The split that a file is named after: valid.csv, test_list.txt; "" for others."""
-    return SYNONYMS.get(re.split(r"[-_. ]", path.name.lower())[0], "")
+    return split_named(re.split(r"[-_. ]", path.name)[0])
+
+
+def _split_in(path: str) -> str:
+    """The split that a folder in a path is named after; "" for none."""
+    return next(filter(None, map(split_named, Path(path).parts[:-1])), "")
 
 
 def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
@@ -223,8 +247,7 @@ def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
 
 def _splits_of_folders(rows: list[Row]) -> list[str]:
     """Fill in the splits that folders are named after, if they are two or more."""
-    found = [next((SYNONYMS[part.lower()] for part in Path(row["file_name"]).parts[:-1]
-                   if part.lower() in SYNONYMS), "") for row in rows]
+    found = [_split_in(row["file_name"]) for row in rows]
     if len(set(found) - {""}) == 1:
         return [f"all images lie in folders named {found[0]}, which is taken for no split"] * all(
             found)

@@ -24,7 +24,7 @@ from minidiff import cells
 from minidiff.data.columns import Remark, alike_patients, read_columns
 from minidiff.data.dialects import ADDED, read_csv
 from minidiff.data.duplicates import near_copies
-from minidiff.data.folders import SYNONYMS
+from minidiff.data.folders import split_named
 from minidiff.data.layouts import random_split, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
@@ -145,10 +145,10 @@ def _read(folders: Sequence[Path], reading: Reading, check: bool) -> Table:
     if reading.same_patients and reading.distinct_patients:
         raise InputError("--same-patients and --distinct-patients exclude each other")
     rows, notes, remarks, assumed, random, named, ids = [], [], [], False, True, {}, {}
-    splits = [SYNONYMS.get(folder.name.lower(), "") for folder in folders]
+    splits = [split_named(folder.name) for folder in folders]
     for folder, name, own in zip(folders, _names(folders), splits):
         part, said = read_folder(folder, reading)
-        if own and len(set(splits)) > 1 and not part[0]["split"]:
+        if own and len(set(splits) - {""}) > 1 and not part[0]["split"]:
             part = [{**row, "split": own} for row in part]
         random &= not part[0]["split"] or random_split(folder)
         apart = f"{name}/" if reading.distinct_patients and len(folders) > 1 else ""
