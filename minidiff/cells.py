@@ -33,8 +33,8 @@ WORDS = {  # column: its words, as they are without case, space and punctuation,
              "ll": "ll leftlateral", "rl": "rl rightlateral"}}
 WORDS = {column: {word: meaning for meaning, words in of.items() for word in words.split()}
          for column, of in WORDS.items()}
-SWITCH = {**dict.fromkeys(("yes", "y", "true", "t", "1", "1.0", "ja", "si", "sí", "oui"), True),
-          **dict.fromkeys(("no", "n", "false", "f", "0", "0.0", "nein", "non"), False)}
+SWITCH = {**dict.fromkeys(("yes", "y", "true", "1", "1.0", "ja", "si", "sí", "oui"), True),
+          **dict.fromkeys(("no", "n", "false", "0", "0.0", "nein", "non"), False)}
 COLUMNS = {"gender": "sex", "geschlecht": "sex",  # other names of columns
            "viewposition": "view", "projection": "view"}
 

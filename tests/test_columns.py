@@ -108,6 +108,7 @@ def test_a_sex_that_may_be_either_stays_and_is_refused_as_a_condition():
     ("label", ["COVID", "covid", "norma\u0301l", "norm\u00e1l"],
      ["COVID", "COVID", "norma\u0301l", "norma\u0301l"]),
     ("label", ["1", "1.0", "0"], ["1", "1", "0"]),
+    ("label", ["N", "F", "T", "n"], ["N", "F", "T", "N"]),  # normal, fracture, tumour
 ])
 def test_one_value_has_one_spelling(name, values, read):
     assert column(name, values)[0] == read

@@ -281,6 +281,19 @@ def test_a_split_made_here_keeps_re_encoded_copies_on_one_side(tmp_path, capsys)
     assert "copies" not in capsys.readouterr().out  # the saved split is read, nothing is compared
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_small_pictures_of_equal_pixels_stay_together(tmp_path, seed):
+    """Another file of the same pixels, which training would refuse on two sides."""
+    rows = rows_of(40, patient=lambda k: f"p{k}", label=lambda k: "a")
+    for k, row in enumerate(rows):
+        path = tmp_path / "d" / row["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(film(k % 20, 40)).save(path, compress_level=9 if k < 20 else 0)
+    write_table(tmp_path / "d" / "metadata.csv", rows)
+    split = read_table(tmp_path / "d", seed=seed).column("split")
+    assert split[:20] == split[20:] and set(split) == {"train", "val", "test"}
+
+
 def test_without_near_copies_the_split_is_as_if_none_were_looked_for(tmp_path, monkeypatch):
     folder = films(tmp_path / "d", 40, copies=False)
     table = read_table(folder, seed=1)

@@ -66,8 +66,9 @@ class _Column:
             if words := [label for label in self._known() if cells.is_unknown(label)]:
                 self._remark("unknown labels", "warning", f"{self._listed(words)} is taken as a "
                              "class of its own")
-            self.remarks += _alike(name, self._known(), lambda text: re.sub(r"[\W_]", "",
-                                   text.casefold()), "in spaces or punctuation")
+            words = [label for label in self._known() if math.isnan(cells.to_number(label))]
+            self.remarks += _alike(name, words, lambda text: re.sub(r"[\W_]", "", text.casefold()),
+                                   "in spaces or punctuation")
 
     def _known(self) -> list[str]:
         """The different cells as they are read now, without the unknown, in order."""
@@ -130,8 +131,8 @@ class _Column:
 
     def _spellings(self) -> None:
         known = self._known()
-        numbers = {x for cell in known if not math.isnan(x := cells.to_number(cell))}
-        if len(known) > MOST_VALUES or len(numbers) > FEW_VALUES:
+        if len(known) > MOST_VALUES or len(
+                {x for cell in known if not math.isnan(x := cells.to_number(cell))}) > FEW_VALUES:
             return
         new = cells.spelled(self.name, known)
         self._read(new)

@@ -79,11 +79,9 @@ def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
 def near_copies(files: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of image files that show one film: re-encoded, resized, cropped, mirrored.
 
-    None where most files have fewer than 96 px, in which different films look like one. A file that
-    cannot be read, which is refused later, is like no other.
+    Where most files have fewer than 96 px, in which different films look like one, only those of
+    equal pixels. A file that cannot be read, which is refused later, is like no other.
     """
-    if typical_side(files, SIDE) < SIDE:
-        return []
     squares = np.zeros((len(files), 1, SIDE, SIDE), np.uint8)
 
     def load(k: int) -> None:
@@ -95,7 +93,9 @@ def near_copies(files: Sequence[str]) -> list[tuple[int, int]]:
         for _ in tqdm(pool.map(load, range(len(files))), "looking for copies", len(files),
                       unit=" images", disable=len(files) < 200):
             pass
-    found = [(i, j) for i, j, _ in near_duplicates(torch.from_numpy(squares))]
+    varied = [k for k, square in enumerate(squares) if square.min() < square.max()]
+    compare = near_duplicates if typical_side(files, SIDE) == SIDE else exact_duplicates
+    found = [(varied[i], varied[j]) for i, j, _ in compare(torch.from_numpy(squares[varied]))]
     if found:
         i, j = found[0]
         print(f"{count(len(found), 'pair')} of copies, kept on one side of the split, e.g. "
