@@ -442,6 +442,24 @@ def test_dangling_links_and_links_that_turn_back(tmp_path):
     refused(tmp_path, "covid/all is a link to a folder above it")
 
 
+def test_beside_a_table_they_are_listed(tmp_path):
+    """Originals and maps that no row names are not needed."""
+    sets.pictures(tmp_path, ["images/x.png", "images/y.png"])
+    sets.table(tmp_path / "metadata.csv", "file_name,label", [
+        {"file_name": f"images/{k}.png", "label": k} for k in "xy"])
+    for name in ("images/x.dcm", "images/x.npy", "dicom/x.dcm", "dicom/y.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "images/z.png").symlink_to("/mnt/gone/z.png")
+    table = read(tmp_path)
+    assert len(table) == 2 and has_note(
+        table, "1 picture that is not read (images/x.npy)", "1 DICOM file (images/x.dcm)",
+        "1 dangling link (images/z.png)")
+    (tmp_path / "images/y.png").unlink()
+    (tmp_path / "images/y.png").symlink_to("/mnt/gone/y.png")
+    refused(tmp_path, "1 row(s) without a file", "images/y.png")
+
+
 def test_only_listed_for_a_table_that_names_a_subset(tmp_path):
     sets.pictures(tmp_path, [f"images/{k}.png" for k in range(6)])
     sets.table(tmp_path / "metadata.csv", "file_name,label", [

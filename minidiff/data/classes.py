@@ -13,6 +13,7 @@ from minidiff.data.folders import (
     Left,
     image_files,
     is_data_set,
+    refuse_unread,
     said,
     split_folders,
     split_named,
@@ -64,6 +65,7 @@ def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]
             files = image_files(label, left=left)
             labels |= {label: files} if files else {}
             left.setdefault("folder without images", []).extend([] if files else [label])
+    refuse_unread(left)
     if not labels:
         inside = [path.name for path in sorted(folder.iterdir())
                   if path.is_dir() and is_data_set(path)]

@@ -28,6 +28,7 @@ PICTURES = (".jfif", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".heic", ".heif",
             ".nii.gz", ".nrrd", ".mha", ".mhd")
 DICOM = (".dcm", ".dicom", ".ima")
 MASKS = ("mask", "masks")  # how names of folders end that hold no images of a data set
+DANGLING, DICOM_FILE = "dangling link", "DICOM file"
 Left = dict[str, list[Path]]  # why → the files that are left out
 
 
@@ -65,27 +66,26 @@ def image_files(folder: Path, deep: bool = True, left: Left | None = None) -> li
     """The images in a folder and, if `deep`, below it, in order; without masks, hidden folders and
     other data sets.
 
-    What is left out is added to `left`. Raises InputError for DICOM and for dangling links.
+    What is left out is added to `left`.
     """
     left = {} if left is None else left
     entries = sorted(path for path in folder.iterdir() if not is_rubbish(path.name))
     found = []
     for path in entries:
-        ending = path.name.lower()
+        ending, why = path.name.lower(), ""
         if path.is_symlink() and not path.exists():
-            raise InputError(f"{path} is a link to {path.readlink()}, which is not there: bring "
-                             "what it points to, or remove the link")
-        if not path.is_file():
+            why = DANGLING
+        elif not path.is_file():
             continue
-        if ending.endswith(DICOM) or (not path.suffix and _is_dicom(path)):
-            raise InputError(f"{path} is a DICOM file: python -m minidiff.data.dicom import "
-                             f"{folder} --out NEW makes a data set of such files")
-        if path.name.startswith("."):
-            left.setdefault("hidden file", []).append(path)
+        elif path.name.startswith("."):
+            why = "hidden file"
         elif ending.endswith((*EXTENSIONS, *PICTURES)):
             found.append(path)
         else:
-            left.setdefault("other file", []).append(path)
+            is_dicom = ending.endswith(DICOM) or (not path.suffix and _is_dicom(path))
+            why = DICOM_FILE if is_dicom else "other file"
+        if why:
+            left.setdefault(why, []).append(path)
     for path in subfolders(folder, left) if deep else ():
         found += image_files(path, left=left)
     return found
@@ -110,6 +110,16 @@ def subfolders(folder: Path, left: Left | None = None) -> list[Path]:
     return kept
 
 
+def refuse_unread(left: Left) -> None:
+    """Raise InputError where images were left out that should be there: DICOM, dangling links."""
+    for path in left.get(DANGLING, ()):
+        raise InputError(f"{path} is a link to {path.readlink()}, which is not there: bring what "
+                         "it points to, or remove the link")
+    for path in left.get(DICOM_FILE, ()):
+        raise InputError(f"{path} is a DICOM file: python -m minidiff.data.dicom import "
+                         f"{path.parent} --out NEW makes a data set of such files")
+
+
 def said(left: Left, folder: Path) -> list[str]:
     """The remark on what was left out, with its number, or none."""
     parts = []
@@ -120,7 +130,7 @@ def said(left: Left, folder: Path) -> list[str]:
             names = ", ".join(f"{ending} {n}" for ending, n in sorted(endings.items()))
         else:
             names = first_few(str(path.relative_to(folder)) for path in paths)
-        many = f"{first}s {rest}" if first in ("image", "folder") else f"{why}s"
+        many = f"{first}s {rest}" if first in ("image", "folder", "picture") else f"{why}s"
         parts += [f"{count(len(paths), why, many.strip())} ({names})"] if paths else []
     return [f"left out: {'; '.join(parts)}"] if parts else []
 

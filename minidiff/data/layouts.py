@@ -30,7 +30,10 @@ from minidiff.data.dialects import (
     read_lines,
 )
 from minidiff.data.folders import (
+    DANGLING,
+    DICOM_FILE,
     METADATA,
+    Left,
     image_files,
     is_rubbish,
     said,
@@ -39,6 +42,7 @@ from minidiff.data.folders import (
     subfolders,
     tables,
 )
+from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import Row
 from minidiff.errors import InputError, first_few
 from minidiff.root import AS_WE_NAME, Reading
@@ -103,13 +107,12 @@ def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[lis
         rows += [{**row, "file_name": str(top / row["file_name"])} for row in part]
         known = known_as(path)
         remarks += [f"{path.name} is read as {known}"] if known else []
-    orphans, aside = _without_rows(folder, rows)
+    orphans, left = _without_rows(folder, rows)
     if orphans and not reading.only_listed:
         raise InputError(f"{found[0]}: {len(orphans)} file(s) without a row: {first_few(orphans)}; "
                          "--only-listed leaves such files out")
-    left = {"image that no row names": [folder / name for name in orphans] + aside,
-            "image without a label": [folder / row["file_name"] for row in rows
-                                      if not row["label"]]}
+    left["image that no row names"] += [folder / name for name in orphans]
+    left["image without a label"] = [folder / row["file_name"] for row in rows if not row["label"]]
     return [row for row in rows if row["label"]], [*remarks, *said(left, folder)]
 
 
@@ -128,6 +131,7 @@ def _locate(folder: Path, rows: list[Row]) -> list[str]:
     names = [row["file_name"] for row in rows]
     if any("\\" in name for name in names) and not any((folder / name).is_file() for name in names):
         names = [name.replace("\\", "/") for name in names]
+
     def some(tried: list[str]) -> list[str]:
         return tried if any((folder / name).is_file() for name in tried) else []
 
@@ -163,19 +167,23 @@ def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
     return found
 
 
-def _without_rows(folder: Path, rows: list[Row]) -> tuple[list[str], list[Path]]:
-    """Images that no row names: those in the folders of the others, and those aside, among which
-    the contact sheets of our own samples do not count."""
+def _without_rows(folder: Path, rows: list[Row]) -> tuple[list[str], Left]:
+    """Images that no row names, in the folders of the others; and what else is there, but for the
+    contact sheets of our own samples."""
     named = {Path(os.path.normpath(row["file_name"])) for row in rows}
     tops = {name.parts[0] if len(name.parts) > 1 else "" for name in named}
+    left: Left = {}
     files = {file.relative_to(folder) for top in tops
-             for file in image_files(folder / top, deep=bool(top))}
-    if (folder / MANIFEST).is_file():
-        return sorted(map(str, files - named)), []
-    aside = [file for path in subfolders(folder) if path.name not in tops
-             for file in image_files(path)]
+             for file in image_files(folder / top, deep=bool(top), left=left)}
+    orphans = sorted(map(str, files - named))
+    aside = [] if (folder / MANIFEST).is_file() else [
+        file for path in subfolders(folder) if path.name not in tops for file in image_files(path)]
     aside += [] if "" in tops else image_files(folder, deep=False)
-    return sorted(map(str, files - named)), aside
+    read = [name for name in orphans if name.lower().endswith(EXTENSIONS)]
+    return read, {"image that no row names": aside,
+                  "picture that is not read": [folder / name for name in orphans
+                                               if name not in read],
+                  **{why: left.get(why, []) for why in (DICOM_FILE, DANGLING)}}
 
 
 def _other_tables(folder: Path, reading: Reading) -> list[Path]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from minidiff import runs
 from minidiff.data import images
-from minidiff.data.folders import image_files, is_data_set
+from minidiff.data.folders import Left, image_files, is_data_set, refuse_unread
 from minidiff.data.table import read_table
 from minidiff.errors import InputError, count
 from minidiff.evaluation.features.build import build, describe
@@ -182,7 +182,9 @@ def files(images_or_folder) -> list[tuple[str, str]]:
         table = read_table(folder, split=False, check=False)
         found = list(zip(table.column("file"), table.column("patient")))
     else:
-        found = [(str(file), str(file)) for file in image_files(folder)]
+        left: Left = {}
+        found = [(str(file), str(file)) for file in image_files(folder, left=left)]
+        refuse_unread(left)
     if len(found) < 2:
         raise InputError(f"{folder}: {count(len(found), 'PNG or JPEG image')}; a distance needs "
                          "two or more")
