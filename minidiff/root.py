@@ -29,6 +29,8 @@ class Reading:
 
     columns: tuple[str, ...] = ()  # as your table names them: file_name=filename label=finding
     only_listed: bool = False      # leave images without row or label out, counted; else refuse
+    same_patients: bool = False    # equal patient ids of two folders of data are one person
+    distinct_patients: bool = False  # they are two persons: each folder numbers its own
 
 
 AS_WE_NAME = Reading()  # tables that have minidiff's own columns, a row for each image
@@ -61,9 +63,8 @@ class Rooted:
         run = found.get("run", "")
         if isinstance(self, Reading) and (not data or _relative(data) == _relative(
                 data_of(root, run))):
-            kept = reading_of(_saved(root, run))
-            found |= {"columns": self.columns or kept.columns,
-                      "only_listed": self.only_listed or kept.only_listed}
+            found |= {name: found[name] or value
+                      for name, value in vars(reading_of(_saved(root, run))).items()}
         if self.data_of_root and found.get("data", root) in ((), ""):
             known = data_of(root, run)
             if not known:
@@ -85,7 +86,8 @@ def data_of(root: str, run: str = "") -> tuple[str, ...]:
 
 def reading_of(saved: Mapping[str, Any]) -> Reading:
     """How a run read its data, by its saved config."""
-    return Reading(tuple(saved.get("columns", ())), saved.get("only_listed", False))
+    return Reading(**{name: type(usual)(saved.get(name, usual))
+                      for name, usual in vars(AS_WE_NAME).items()})
 
 
 def _saved(root: str, run: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "convolution", "pixels", "variables", "counted", "config", "runs",
+LEAVES = {"errors", "cells", "convolution", "pixels", "variables", "counted", "config", "runs",
           "distributed", "statistics", "rating", "threads", "root", "download", "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
@@ -48,7 +48,8 @@ PUBLIC = {  # within diffusion/public; all may import the networks, schedule and
 }
 COMMANDS = {"public/__main__": {"data", "sampling"}}  # by `python -m`: as scripts, they read images
 LEAF_IMPORTS = {
-    **dict.fromkeys(("distributed", "statistics", "variables"), {"errors"}),
+    **dict.fromkeys(("cells", "distributed", "statistics"), {"errors"}),
+    "variables": {"cells", "errors"},
     "runs": {"errors", "threads"}, "config": {"errors", "root", "runs", "threads"},
     "rating": {"statistics"}, "download": {"errors", "runs"}, "root": {"errors", "runs"},
     "pixels": {"errors"},

@@ -8,7 +8,7 @@ import pytest
 from minidiff import variables as var
 from minidiff.diffusion import store
 from minidiff.errors import InputError
-from minidiff.sampling.plan import encode, plan, plan_rows
+from minidiff.sampling.plan import encode, plan, plan_rows, spelled
 
 
 def test_conditions_come_from_training_rows_of_the_label(tiny):
@@ -144,3 +144,15 @@ def test_conditions_are_written_as_the_model_spells_them(tiny):
                 given=("sex=female",))
     assert {(r["label"], r["sex"])
             for r in rows} == {("covid", "F")} and rows[0]["file_name"] == "images/covid/000000.png"
+
+
+def test_cells_are_written_as_the_model_spells_them():
+    seen = var.Findings("seen", ("Edema", "Effusion"))
+    _, source, age, view = SICK
+    for variable, cell, written in (
+            (age, "060Y", "60"), (age, "6M", "0.5"), (age, "55.0", "55.0"),
+            (age, "6M:060Y", "0.5:60"), (age, "", ""), (age, "null", "null"),
+            (view, "antero-posterior", "AP"), (source, "b", "B"),
+            (seen, "edema; effusion", "Edema|Effusion"), (seen, "none", "none"),
+            (seen, "Edema, Effusion", "Edema|Effusion")):
+        assert spelled(variable, cell) == written

@@ -55,6 +55,20 @@ def test_explicit_flags_go_before():
         "OTHER",) and cfg.samples == "elsewhere" and cfg.classifier == "runs/x/classifier"
 
 
+@pytest.mark.parametrize("make", [train.DiffusionConfig, sample.SampleConfig, classify.Config,
+                                  evaluate.Config, evaluate.AuditConfig])
+def test_what_was_said_of_equal_patient_ids_reaches_later_commands(make):
+    run("runs/x/vae", data=["A", "B"], distinct_patients=True, columns=["label=finding"])
+    cfg = make(root="runs/x")
+    assert cfg.distinct_patients and not cfg.same_patients and cfg.columns == ("label=finding",)
+    # a flag of a later command, say for an external set, leaves the rest as it was
+    cfg = make(root="runs/x", only_listed=True)
+    assert cfg.distinct_patients and cfg.only_listed and cfg.columns == ("label=finding",)
+    if make is not sample.SampleConfig:  # which has no --data
+        other = make(root="runs/x", data=("C",))  # other data, of which nothing was said
+        assert not other.distinct_patients and other.columns == ()
+
+
 @pytest.mark.parametrize(
     "knobs, root", [({"out": "runs/y/samples"}, "runs/y"), ({"run": "runs/y/diffusion"}, "runs/y"),
                     ({"run": "runs/y/diffusion/best"}, "runs/y"),

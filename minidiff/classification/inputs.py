@@ -30,7 +30,7 @@ from minidiff.data.split import (
     of_other_data,
     trained_on,
 )
-from minidiff.data.table import Table, read_table
+from minidiff.data.table import Table, read_external, read_table
 from minidiff.errors import InputError, count
 from minidiff.root import AS_WE_NAME, Reading
 
@@ -103,15 +103,12 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
     real, carved = _with_validation(real, seed)
     tables = {**{name: real.select(split=name) for name in INTERNAL}, **tables}
     for name, folder in zip(outside, external):
-        table = read_table(folder, reading, split=False)
-        prefix = os.path.basename(os.path.abspath(folder))
-        # assumed patients of a folder of the same name are other patients
-        rows = [{**row, "patient": f"external {row['patient']}"}
-                if row["patient"] == f"{prefix}/{row['file_name']}" else row for row in table.rows]
-        tables[name] = _targeted(replace(table, rows=rows), target)
+        table = read_external(folder, reading)
+        tables[name] = _targeted(table, target)
         check_leakage([*tables["train"].rows, *tables["val"].rows,
                        *({**row, "split": name} for row in tables[name].rows)],
-                      {**real.hashes, **table.hashes})
+                      {**real.hashes, **table.hashes},
+                      f"; --distinct-patients if {name} numbers its own, else leave them out of it")
     check_labels({name: table.column("label") for name, table in tables.items()}, target)
     hashes = {file: digest for table in tables.values() for file, digest in table.hashes.items()}
     unseen = [row for name, table in tables.items()

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minidiff.cells import to_number
 from minidiff.data.baselines import baselines, features
 from minidiff.data.dialects import ADDED
 from minidiff.data.duplicates import SIDE, Pair, near_duplicates
@@ -24,7 +25,6 @@ from minidiff.data.images import ENDINGS, EXTENSIONS
 from minidiff.data.split import Row, equal_pairs, group_images
 from minidiff.data.table import Table
 from minidiff.errors import InputError, count, first_few
-from minidiff.variables import to_number
 
 COLUMNS = ("sex", "age", "view")  # from which a classifier might predict the label
 LEVELS = ("error", "warning", "info")
@@ -62,8 +62,8 @@ def audit(table: Table, *, columns: Sequence[str] = COLUMNS) -> tuple[dict, list
     empty = missing(rows)
     findings = [*odd_images(files, facts), *other_files(files),
                 *copied(pairs, table.rows, certain=side == SIDE), *patients(table),
-                *confounded(rows), *missing_by_label(empty, columns), *children(rows),
-                *shortcuts(trivial)]
+                *(finding(*remark) for remark in table.remarks), *confounded(rows),
+                *missing_by_label(empty, columns), *children(rows), *shortcuts(trivial)]
     findings.sort(key=lambda finding: LEVELS.index(finding["level"]))
     return {
         "status": "error" if any(f["level"] == "error" for f in findings) else "ok",
@@ -177,7 +177,7 @@ def copied(pairs: Sequence[Pair], rows: Sequence[Row], *, certain: bool = True) 
 
 
 def patients(table: Table) -> list[dict]:
-    """Patients in two splits, with two labels, or unknown."""
+    """Patients in two splits or with two labels."""
     images, found = defaultdict(list), []
     for i, row in enumerate(table.rows):
         images[row["patient"]].append(i)
@@ -192,10 +192,6 @@ def patients(table: Table) -> list[dict]:
             named = first_few((f"{p} ({', '.join(names)})" for p, names in several.items()), 5)
             found.append(finding(kind, level, f"{count(len(several), 'patient')} {text}: {named}",
                                  [i for p in several for i in images[p]]))
-    if table.patients_assumed:
-        found.append(finding("patients unknown", "warning", "no patient ids in some folder: each "
-                             "image counts as a patient, and images of one patient may lie on both "
-                             "sides of a split"))
     numbers = [len(own) for own in images.values()]
     if max(numbers) > 1:
         found.append(finding("images per patient", "info", f"{len(numbers)} patients with 1 to "

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from minidiff.cells import is_unknown
 from minidiff.data.classes import TABLE, NoClassFolders, read_classes
 from minidiff.data.dialects import (
     ENDINGS,
@@ -92,6 +93,8 @@ def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[lis
     rows, remarks = [], []
     for path in found:
         part = read_csv(path, ("file_name", "label"), reading.columns)
+        part = [{name: "" if name in ("label", "split") and is_unknown(cell, name) else cell
+                 for name, cell in row.items()} for row in part]
         unlabelled = [row for row in part if not row["label"]]
         if unlabelled and (not reading.only_listed or len(unlabelled) == len(part)):
             raise InputError(f"{unlabelled[0]['where']}: no label for "

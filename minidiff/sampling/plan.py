@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from minidiff import cells
 from minidiff import variables as var
 from minidiff.counted import ROWS, seeded
 from minidiff.data.dialects import read_lines
@@ -149,16 +150,21 @@ def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels
 
 def outside(variables: Sequence[var.Variable], row: Row) -> list[str]:
     """Numbers of a row that lie outside what training saw."""
-    cells = ((v, row.get(v.name, "")) for v in variables if not v.values)
-    return [v.name for v, cell in cells
+    asked = ((v, row.get(v.name, "")) for v in variables if not v.values)
+    return [v.name for v, cell in asked
             if cell not in ("", NULL) and not v.low <= v.encode(cell) <= v.high]
 
 
 def spelled(variable: var.Variable, cell: str) -> str:
-    """A cell as the model spells it: female is F where the training rows say F."""
-    if variable.values and variable.exclusive and cell and not _is_null(variable, cell):
+    """A cell as the model spells it: female is F where the training rows say F, and 060Y is 60."""
+    if not cell or _is_null(variable, cell):
+        return cell
+    if not variable.exclusive:
+        return cells.listed(variable.name, (*variable.values, cell)).get(cell, cell)
+    if variable.values:
         return variable.values[variable.encode(cell)]
-    return cell
+    return ":".join(end if cells.PLAIN.fullmatch(end) else f"{variable.encode(end):.6g}"
+                    for end in cell.split(":")).replace("nan", "")
 
 
 def _spelled(variables: Sequence[var.Variable], row: Row, where: str) -> Row:

@@ -27,7 +27,7 @@ from minidiff.data import baselines, images, phantom
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.files import read_facts
 from minidiff.data.split import trained_on
-from minidiff.data.table import Table, read_table
+from minidiff.data.table import Table, read_external, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation import selection
 from minidiff.evaluation.features.build import EXTRACTORS, FeatureCache, build, describe
@@ -169,7 +169,8 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
     real.notes.extend(picked)
     known = {"real": real}
     if cfg.external:
-        other = read_table(cfg.external, cfg, split=False)
+        read_other = read_external if cfg.distinct_patients else read_table
+        other = read_other(cfg.external, cfg, split=False)
         known["external"] = replace(other, rows=[{**row, "split": "external"}
                                                  for row in other.rows])
     files = {digest for table in known.values() for digest in table.hashes.values()}

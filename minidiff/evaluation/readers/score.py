@@ -17,6 +17,7 @@ import numpy as np
 import scipy
 
 from minidiff import runs
+from minidiff.cells import to_number
 from minidiff.data.table import read_csv
 from minidiff.errors import InputError
 from minidiff.evaluation import pages, verdicts
@@ -33,7 +34,6 @@ from minidiff.rating import (
 )
 from minidiff.root import Rooted
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
-from minidiff.variables import to_number
 
 KINDS = ("synthetic", "real")
 
