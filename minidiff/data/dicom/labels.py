@@ -12,9 +12,9 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import NamedTuple
 
+from minidiff.data.dialects import read_lines
 from minidiff.data.dicom import Dataset, Refused
 from minidiff.data.dicom.pixels import text
-from minidiff.data.dialects import read_lines
 from minidiff.errors import InputError, first_few
 from minidiff.variables import MOST_VALUES
 
