@@ -59,8 +59,8 @@ def data_of(root: str, run: str = "") -> tuple[str, ...]:
         path = Path(folder) / "config.json"
         saved = read_json(path) if path.is_file() else {}
         if saved.get("data"):
-            base = _started_in(root, saved.get("root", ""))
-            return tuple(data if os.path.isabs(data) else os.path.relpath(os.path.join(base, data))
+            base, then = _started_in(root, saved.get("root", "")), _started_in_then(path.parent)
+            return tuple(data if os.path.isabs(data) else _here_or_there(root, data, base, then)
                          for data in saved["data"])
     return (f"{DEMO}/phantom",) if os.path.relpath(root) == DEMO else ()
 
@@ -71,6 +71,29 @@ def _started_in(root: str, as_named: str) -> str:
     if not as_named or not here.endswith(tail):
         return os.getcwd()
     return here.removesuffix(tail) or os.sep
+
+
+def _started_in_then(run: Path) -> str:
+    """The folder in which a run was last trained, by its record; "" if that does not say."""
+    path = run / "run.json"
+    sessions = read_json(path).get("sessions", []) if path.is_file() else []
+    return sessions[-1].get("folder", "") if sessions else ""
+
+
+def _here_or_there(root: str, data: str, base: str, then: str) -> str:
+    """Data named by a relative path: below `base`, else where they were when the root was begun.
+
+    InputError where a copied root finds a folder in both places, for either may be meant; data
+    inside the root were copied with it.
+    """
+    here, there = (os.path.normpath(os.path.join(folder, data)) for folder in (base, then or base))
+    inside = Path(here).resolve().is_relative_to(Path(root).resolve())
+    if inside or not os.path.isdir(there):
+        return os.path.relpath(here)
+    if os.path.isdir(here) and not os.path.samefile(here, there):
+        raise InputError(f"{root} was begun in {then} with the data {there}, and there is "
+                         f"{here}, too: name one of them by --data")
+    return os.path.relpath(here if os.path.isdir(here) else there)
 
 
 def then(script: str, cfg: Any, left: str) -> str:

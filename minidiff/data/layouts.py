@@ -19,6 +19,7 @@ from pathlib import Path
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import SPLITS, Row
 from minidiff.errors import InputError, first_few
+from minidiff.names import on_disk, text
 
 SYNONYMS = {"training": "train", "valid": "val", "validation": "val",
             "testing": "test"} | {s: s for s in SPLITS}
@@ -36,6 +37,7 @@ def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
     for row in rows:
         row["split"] = SYNONYMS.get(row.get("split", "").lower(), row.get("split", ""))
         row["file"] = os.path.normpath(folder / row["file_name"])
+        row |= {name: text(cell) for name, cell in row.items() if name not in ADDED}
     without = [row["where"] for row in rows if not row["split"]]
     if 0 < len(without) < len(rows):
         raise InputError(f"{without[0]}: no split, nor have {len(without) - 1} other rows; give "
@@ -47,6 +49,7 @@ def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
     path = folder / "metadata.csv"
     rows = read_csv(path, needed=("file_name", "label"))
     for row in rows:
+        row["file_name"] = on_disk(row["file_name"], folder)
         name = Path(row["file_name"])
         if not row["file_name"] or name.is_absolute() or ".." in name.parts:
             raise InputError(f"{row['where']}: file_name {row['file_name']!r} is not a path inside "

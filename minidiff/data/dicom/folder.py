@@ -25,7 +25,9 @@ from minidiff import runs
 from minidiff.data.dicom import MAX_BYTES, REASONS, Refused, claim_out, need_pydicom, reader, tags
 from minidiff.data.dicom.guard import Guard
 from minidiff.data.table import csv_text, write_table
+from minidiff.download import home
 from minidiff.errors import InputError
+from minidiff.names import folders
 
 JOURNAL, RECORD = "import.jsonl", "import.json"
 BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without "DICM"
@@ -68,8 +70,8 @@ def import_folder(cfg: ImportConfig) -> None:
     that are not allowed, for another import in `out`, and where not one image is imported.
     """
     need_pydicom()
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    salt_file = Path(cfg.salt or home / "minidiff" / "dicom.salt")
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config")
+    salt_file = Path(cfg.salt or config / "minidiff" / "dicom.salt")
     source, out = Path(cfg.source), Path(os.path.abspath(cfg.out))
     _check(cfg, source, out, salt_file)
     salt = tags.read_salt(salt_file)
@@ -169,6 +171,7 @@ def _convert_all(todo: list[File], out: Path, how: reader.Options, workers: int,
                  seconds: float) -> Iterator[tuple[File, dict[str, str]]]:
     """Each file with what became of it, and its row if it is imported."""
     guards, idle = [Guard(seconds) for _ in range(workers)], SimpleQueue()
+    folder = folders(file.label for file in todo)
     for guard in guards:
         idle.put(guard)
 
@@ -180,7 +183,7 @@ def _convert_all(todo: list[File], out: Path, how: reader.Options, workers: int,
             return file._replace(key=refused.key, detail=refused.detail), {}
         finally:
             idle.put(guard)
-        name = f"images/{file.label}/{file.name}.png"
+        name = f"images/{folder[file.label]}/{file.name}.png"
         runs.write_atomic(out / name, image, durable=False)
         return file._replace(key="imported"), {"name": file.name, "file_name": name,
                                                "label": file.label, **row}
