@@ -25,6 +25,10 @@ FILE, BOOT = ".lock", Path("/proc/sys/kernel/random/boot_id")
 def alone(folder: str | Path) -> Iterator[None]:
     """Within the body no other command writes into this folder; InputError if one is at work."""
     folder = Path(folder)
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # safetensors cannot open its files
+        raise InputError(f"{folder}: the name of a folder to write in must be UTF-8") from None
     if folder.is_file():  # the command itself says what it needs
         yield
         return

@@ -103,8 +103,8 @@ def _way_on(folder: Path, before: dict, now: dict, changed: list[str]) -> str:
     if not before.get("init") and before.get("train", "auto") == "auto":
         knobs["train"] = "all"  # as before; by itself, --init trains a part only
     flags = " ".join(f"--{name} {value}" for name, value in knobs.items())
-    config, run, new = (shlex.quote(f"{folder}{end}") for end in ("/config.json", "", "-2"))
-    return f"{first}: python train.py {now['kind']} --from {config} --init {run} {flags} --out {new}"
+    saved, run, new = (shlex.quote(f"{folder}{end}") for end in ("/config.json", "", "-2"))
+    return f"{first}: python train.py {now['kind']} --from {saved} --init {run} {flags} --out {new}"
 
 
 def _short(value: Any) -> str:
