@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
 
@@ -41,6 +41,7 @@ from minidiff.errors import InputError, count
 from minidiff.evaluation import selection
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.evaluation.selection import REASONS
+from minidiff.names import on_disk
 from minidiff.pixels import to_grey
 from minidiff.root import Reading, Rooted, then
 from minidiff.sampling import plan as plans
@@ -188,9 +189,9 @@ def finish_sets(cfg: SampleConfig, rows: list[dict], watch: Quick | None, done: 
         pixels = torch.stack([torch.tensor(images.read(out / row["file_name"])) for row in of_set])
         images.write(out / "sheets" / f"set_{name}.png", images.grid(pixels, columns=10))
         if cfg.origin:  # generated beside original
-            start = torch.stack([
-                torch.tensor(images.square(images.read(row["origin"]), pixels.shape[-1]))[:1]
-                for row in of_set])
+            origins = (images.read(on_disk(row["origin"])) for row in of_set)
+            start = torch.stack([torch.tensor(images.square(origin, pixels.shape[-1]))[:1]
+                                 for origin in origins])
             pairs = torch.stack([start.expand_as(pixels), pixels], 1).flatten(0, 1)
             images.write(out / "sheets" / f"pairs_{name}.png", images.grid(pairs, columns=10))
         if watch:
@@ -236,6 +237,7 @@ def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, fac
 
 @dataclass(frozen=True)
 class VerifyConfig(Rooted):
+    writes: ClassVar[str] = ""             # nothing
     out: str = "ROOT/samples"              # folder of samples
     k: int = 8                             # images to make again
     seed: int = 0                          # of the choice

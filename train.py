@@ -228,7 +228,8 @@ class Stage:
         facts = {"data": self.data.table.fingerprint, **self.start.origin}
         if distributed.rank() == 0:
             runs.open_run(self.run, replace(cfg, size=self.data.size, condition=names), "diffusion",
-                          free=FREE, notes=self.data.table.notes, n_train=len(rows), **facts)
+                          free=FREE, notes=self.data.table.notes, n_train=len(rows), **facts,
+                          conditions={v.name: list(v.values) for v in self.variables})
             state.require_space(self.run, self.model, cfg.snapshots)
         if cfg.shard:
             distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),

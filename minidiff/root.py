@@ -64,7 +64,7 @@ class Rooted:
         if isinstance(self, Reading) and (not data or _relative(data) == _relative(
                 data_of(root, run))):
             found |= {name: found[name] or value
-                      for name, value in vars(reading_of(_saved(root, run))).items()}
+                      for name, value in vars(reading_of(_saved(root, run)[0])).items()}
         if self.data_of_root and found.get("data", root) in ((), ""):
             known = data_of(root, run)
             if not known:
@@ -76,11 +76,11 @@ class Rooted:
 
 def data_of(root: str, run: str = "") -> tuple[str, ...]:
     """The data folders in the config of a run, or of the first run in the root that names some."""
-    saved = _saved(root, run)
+    saved, folder = _saved(root, run)
     if not saved:
         return (f"{DEMO}/phantom",) if os.path.relpath(root) == DEMO else ()
-    base = _started_in(root, saved.get("root", ""))
-    return tuple(data if os.path.isabs(data) else os.path.relpath(os.path.join(base, data))
+    base, then = _started_in(root, saved.get("root", "")), _started_in_then(folder)
+    return tuple(data if os.path.isabs(data) else _here_or_there(root, data, base, then)
                  for data in saved["data"])
 
 
@@ -90,15 +90,16 @@ def reading_of(saved: Mapping[str, Any]) -> Reading:
                       for name, usual in vars(AS_WE_NAME).items()})
 
 
-def _saved(root: str, run: str) -> dict[str, Any]:
-    """The config of a run, or of the first run in the root, that names data; {} if none does."""
+def _saved(root: str, run: str) -> tuple[dict[str, Any], Path]:
+    """The config of a run, or of the first run in the root, that names data, and its folder; {} if
+    none does."""
     for folder in (run or root, *(f"{root}/{name}"
                                   for name in ("diffusion", "vae", "classifier", "report"))):
         path = Path(folder) / "config.json"
         saved = read_json(path) if path.is_file() else {}
         if saved.get("data"):
-            return saved
-    return {}
+            return saved, path.parent
+    return {}, Path(root)
 
 
 def _started_in(root: str, as_named: str) -> str:
@@ -107,6 +108,29 @@ def _started_in(root: str, as_named: str) -> str:
     if not as_named or not here.endswith(tail):
         return os.getcwd()
     return here.removesuffix(tail) or os.sep
+
+
+def _started_in_then(run: Path) -> str:
+    """The folder in which a run was last trained, by its record; "" if that does not say."""
+    path = run / "run.json"
+    sessions = read_json(path).get("sessions", []) if path.is_file() else []
+    return sessions[-1].get("folder", "") if sessions else ""
+
+
+def _here_or_there(root: str, data: str, base: str, then: str) -> str:
+    """Data named by a relative path: below `base`, else where they were when the root was begun.
+
+    InputError where a copied root finds a folder in both places, for either may be meant; data
+    inside the root were copied with it.
+    """
+    here, there = (os.path.normpath(os.path.join(folder, data)) for folder in (base, then or base))
+    inside = Path(here).resolve().is_relative_to(Path(root).resolve())
+    if inside or not os.path.isdir(there):
+        return os.path.relpath(here)
+    if os.path.isdir(here) and not os.path.samefile(here, there):
+        raise InputError(f"{root} was begun in {then} with the data {there}, and there is "
+                         f"{here}, too: name one of them by --data")
+    return os.path.relpath(here if os.path.isdir(here) else there)
 
 
 def then(script: str, cfg: Any, left: str) -> str:

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors", "cells", "convolution", "pixels", "variables", "counted", "config", "runs",
-          "distributed", "statistics", "rating", "threads", "root", "download", "__init__"}
+          "distributed", "statistics", "rating", "threads", "root", "download", "lock", "names",
+          "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
     "data": set(),
@@ -48,9 +49,10 @@ PUBLIC = {  # within diffusion/public; all may import the networks, schedule and
 }
 COMMANDS = {"public/__main__": {"data", "sampling"}}  # by `python -m`: as scripts, they read images
 LEAF_IMPORTS = {
-    **dict.fromkeys(("cells", "distributed", "statistics"), {"errors"}),
+    **dict.fromkeys(("cells", "distributed", "lock", "statistics"), {"errors"}),
     "variables": {"cells", "errors"},
-    "runs": {"errors", "threads"}, "config": {"errors", "root", "runs", "threads"},
+    "runs": {"errors", "threads"},
+    "config": {"distributed", "errors", "lock", "root", "runs", "threads"},
     "rating": {"statistics"}, "download": {"errors", "runs"}, "root": {"errors", "runs"},
     "pixels": {"errors"},
     "__init__": {"api"},

@@ -11,6 +11,7 @@ validation; below .05 it is not. Not for diagnosis.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import safetensors
@@ -37,6 +38,7 @@ from minidiff.training.device import pick_device
 
 @dataclass(frozen=True)
 class PredictConfig(Rooted):
+    writes: ClassVar[str] = ""           # one file
     model: str = "ROOT/classifier"       # finished study
     arm: str = ""                        # none: the one with the lowest validation loss
     data: str = ""                       # folder of images, masks left out; none: the root's

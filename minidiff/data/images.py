@@ -85,7 +85,8 @@ def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None)
     """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W), with text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
-        info.add_text(key, str(value))
+        # a keyword of PNG is short and Latin-1
+        info.add_text(key.encode("latin-1", "backslashreplace").decode("latin-1")[:79], str(value))
     buffer = io.BytesIO()
     _to_pil(image).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

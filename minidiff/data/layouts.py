@@ -21,6 +21,7 @@ from pathlib import Path
 from minidiff.cells import is_unknown
 from minidiff.data.classes import TABLE, NoClassFolders, read_classes
 from minidiff.data.dialects import (
+    ADDED,
     ENDINGS,
     fits,
     known_as,
@@ -45,6 +46,7 @@ from minidiff.data.folders import (
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import Row
 from minidiff.errors import InputError, first_few
+from minidiff.names import on_disk, text
 from minidiff.root import AS_WE_NAME, Reading
 
 RANDOM_SPLIT, PHANTOM, MANIFEST = "random-split.txt", "phantom.json", "manifest.json"
@@ -72,6 +74,7 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
     for row in rows:
         row["split"] = split_named(row.get("split", "")) or row.get("split", "")
         row["file"] = os.path.normpath(folder / row["file_name"])
+        row |= {name: text(cell) for name, cell in row.items() if name not in ADDED}
     if not any(row["split"] for row in rows):
         remarks += _splits_of_lists(folder, rows) or _splits_of_folders(rows)
     remarks += _patients_of_folders(rows)
@@ -124,6 +127,7 @@ def _locate(folder: Path, rows: list[Row]) -> list[str]:
     same for all rows of a table, so that a missing file is never found elsewhere.
     """
     for row in rows:
+        row["file_name"] = on_disk(row["file_name"], folder)
         name = Path(row["file_name"].replace("\\", "/"))
         if not row["file_name"] or name.is_absolute() or ".." in name.parts:
             raise InputError(f"{row['where']}: file_name {row['file_name']!r} is not a path inside "

@@ -28,6 +28,7 @@ from minidiff.data.folders import split_named
 from minidiff.data.layouts import random_split, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
+from minidiff.names import text
 from minidiff.root import AS_WE_NAME, Reading
 from minidiff.runs import sha256, write_atomic
 
@@ -171,7 +172,7 @@ def _read(folders: Sequence[Path], reading: Reading, check: bool) -> Table:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """A source for each folder: its name, with a number where an earlier one has the same."""
-    names = [folder.name for folder in folders]
+    names = [text(folder.name) for folder in folders]
     earlier = [names[:k].count(name) for k, name in enumerate(names)]
     return [f"{name}-{n + 1}" if n else name for name, n in zip(names, earlier)]
 

@@ -73,6 +73,7 @@ class Distance(float):
 
 @dataclass(frozen=True)
 class FIDConfig:
+    writes: ClassVar[str] = ""      # one file
     positional: ClassVar[str] = "folders"
     folders: tuple[str, ...] = ()   # REAL SYNTHETIC: two folders of images; stand first, no flag
     extractor: str = "inception"    # inception, pixels, or NAME=FILE: docs/extractors.md

@@ -48,6 +48,7 @@ COLUMN = "uncertainty"
 
 @dataclass(frozen=True)
 class UncertaintyConfig(Reading, Rooted):
+    writes: ClassVar[str] = "samples"    # not `out`
     data_of_root: ClassVar[bool] = False
     samples: str = "ROOT/samples"        # finished folder of samples; metadata.csv gains a column
     run: str = ""                        # diffusion run with snapshots/; none: that of the samples

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import lcm
-from pathlib import Path
 
 import torch
 
@@ -26,6 +25,7 @@ from minidiff import variables as var
 from minidiff.counted import ROWS, seeded
 from minidiff.data.dialects import read_lines
 from minidiff.errors import InputError
+from minidiff.names import folders, text
 
 Row = dict[str, str]
 SET = 100       # images a set, each with its contact sheet
@@ -78,7 +78,8 @@ def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels:
         if not pool:
             raise InputError(f"--label {label}: the images of --origin have {', '.join(there)}")
         n = min(per_label, len(pool))
-        rows += [{"label": label, **_spelled(variables, row, row["file"]), "origin": row["file"]}
+        rows += [{"label": label, **_spelled(variables, row, row["file"]),
+                  "origin": text(row["file"])}
                  for row in (pool[i * len(pool) // n] for i in range(n))]
     return numbered(rows, seed)
 
@@ -95,11 +96,10 @@ def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[
 
 
 def numbered(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Rows with file name, set and seed: `images/<label>/000017.png` is seed + 17, of set 1."""
-    for row in rows:
-        if Path(row["label"]).name != row["label"]:
-            raise InputError(f"label {row['label']!r} cannot name a folder")
-    return [{"file_name": f"images/{row['label']}/{i:06d}.png", "label": row["label"],
+    """Rows with file name, set and seed: `images/<label>/000017.png` is seed + 17, of set 1; of a
+    label that cannot name a folder see `names`."""
+    folder = folders(row["label"] for row in rows)
+    return [{"file_name": f"images/{folder[row['label']]}/{i:06d}.png", "label": row["label"],
              "set": str(i // SET + 1), "seed": str(seed + i),
              **{k: v for k, v in row.items() if k != "label"}} for i, row in enumerate(rows)]
 
@@ -182,6 +182,8 @@ def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable]) -> list[
                              f"but on {', '.join(by_name)}")
         return ["any"]
     variable = by_name["label"]
+    if ",".join(labels) in variable.values:  # one label with commas, which the command line splits
+        labels = [",".join(labels)]
     var.encode([variable], [{"label": label, "where": "--label"} for label in labels])
     chosen = [spelled(variable, label) for label in labels or variable.values]
     if len(set(chosen)) < len(chosen):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ FONTS = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labels
 
 @dataclass(frozen=True)
 class TrajectoryConfig(Rooted):
+    writes: ClassVar[str] = ""             # one file
     run: str = "ROOT/diffusion"            # finished diffusion run, or its best/
     out: str = "ROOT/trajectory.png"       # the sheet; one that is there is replaced
     seed: int = 0                          # of the image, and of the conditions that are drawn

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minidiff.errors import InputError
+from minidiff.runs import occupied
 
 Dataset = Any             # pydicom's, which is imported only where it is needed
 MAX_BYTES = 512 * 2**20  # of a file, and of what a deflated file may hold
@@ -87,6 +88,6 @@ def need_pydicom() -> None:
 
 def claim_out(out: Path, record: str, what: str) -> None:
     """Raise InputError for a folder that holds something, but not the record of an earlier run."""
-    if out.exists() and not (out / record).is_file() and (out.is_file() or any(out.iterdir())):
+    if occupied(out) and not (out / record).is_file():
         raise InputError(f"{out} exists and is no {what}; give another --out, nothing there is "
                          "overwritten")

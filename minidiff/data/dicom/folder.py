@@ -34,7 +34,9 @@ from minidiff.data.dicom import (
 )
 from minidiff.data.dicom.guard import Guard
 from minidiff.data.table import csv_text, write_table
+from minidiff.download import home
 from minidiff.errors import InputError
+from minidiff.names import folders
 
 JOURNAL, RECORD = "import.jsonl", "import.json"
 BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without "DICM"
@@ -81,8 +83,8 @@ def import_folder(cfg: ImportConfig) -> None:
     that are not allowed, for another import in `out`, and where not one image is imported.
     """
     need_pydicom()
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    salt_file = Path(cfg.salt or home / "minidiff" / "dicom.salt")
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config")
+    salt_file = Path(cfg.salt or config / "minidiff" / "dicom.salt")
     source, out = Path(cfg.source), Path(os.path.abspath(cfg.out))
     _check(cfg, source, out, salt_file)
     given = labels.read(cfg.labels, cfg.columns) if cfg.labels else labels.Labels()
@@ -192,6 +194,7 @@ def _convert_all(todo: list[File], out: Path, how: reader.Options, workers: int,
                  seconds: float) -> Iterator[tuple[File, dict[str, str]]]:
     """Each file with what became of it, and its row if it is imported."""
     guards, idle = [Guard(seconds) for _ in range(workers)], SimpleQueue()
+    folder = folders(file.label for file in todo)
     for guard in guards:
         idle.put(guard)
 
@@ -204,7 +207,8 @@ def _convert_all(todo: list[File], out: Path, how: reader.Options, workers: int,
         finally:
             idle.put(guard)
         # a label of a table need not be fit for a folder's name
-        name = f"images/{file.name}.png" if how.labels else f"images/{file.label}/{file.name}.png"
+        name = (f"images/{file.name}.png" if how.labels
+                else f"images/{folder[file.label]}/{file.name}.png")
         runs.write_atomic(out / name, image, durable=False)
         if "id" in row:  # it may name the patient
             row["id"] = tags.keyed(bytes.fromhex(how.salt), "id", row["id"])

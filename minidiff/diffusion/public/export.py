@@ -33,7 +33,7 @@ from minidiff.errors import InputError
 
 def export(pipeline: Pipeline, to: str, out: Path, rows: Sequence[dict[str, str]] = ()) -> None:
     """Write the folder `out`, which must not exist yet or be empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if runs.occupied(out):
         raise InputError(f"{out} exists already; give another --out, nothing there is overwritten")
     contexts, described = finished_contexts(pipeline.conditioner, rows)
     write_tensors(out / "contexts.safetensors", contexts,

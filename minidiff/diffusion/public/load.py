@@ -149,7 +149,7 @@ def cached_sha256(path: Path) -> str:
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     store, known = cache() / "sha256.json", {}
     with suppress(OSError, ValueError):
-        known = json.loads(store.read_text())
+        known = json.loads(store.read_text("utf-8"))
     if key not in known:
         known[key] = runs.sha256(path)
         with suppress(OSError):  # a read-only home: it is computed again next time

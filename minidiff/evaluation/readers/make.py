@@ -79,7 +79,7 @@ class Config(Reading, Rooted):
 def run(cfg: Config) -> None:
     """Make a reading study: a page to rate images on, and its key."""
     page, key = make(cfg, secrets.token_bytes(32))
-    plan = json.loads((key / "preregistration.json").read_text())
+    plan = runs.read_json(key / "preregistration.json")
     print(f"{plan['images']} images and {plan['shown'] - plan['images']} repeats and controls for "
           f"{cfg.readers} readers; repeats {plan['gap']} or more places apart")
     for remark in plan["notes"]:
@@ -157,7 +157,7 @@ def check(cfg: Config) -> tuple[Path, Path]:
         raise InputError(f"--key {key} and --out {out}: the key must lie apart from what the "
                          "readers get")
     for folder in (out, key):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if runs.occupied(folder):
             raise InputError(f"{folder} exists and is not empty; a study is never made over "
                              "another: give another folder")
     return out, key
@@ -165,7 +165,7 @@ def check(cfg: Config) -> tuple[Path, Path]:
 
 def texts(path: str) -> dict[str, str]:
     """The page's words, from text.json or a translation that has each with the same {values}."""
-    english = json.loads((HERE / "text.json").read_text())
+    english = runs.read_json(HERE / "text.json")
     found = runs.read_json(path) if path else english
     for key, text in english.items():
         given = found.get(key) if isinstance(found, dict) else None
@@ -328,14 +328,14 @@ def stored_png(image: np.ndarray) -> bytes:
 
 def build_page(study: dict) -> bytes:
     """The whole page; its policy allows this one script and style, and no request."""
-    script, style = ((HERE / f"reader.{kind}").read_text() for kind in ("js", "css"))
+    script, style = ((HERE / f"reader.{kind}").read_text("utf-8") for kind in ("js", "css"))
     allowed = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
                for name, text in (("script", script), ("style", style))}
     policy = "; ".join(["default-src 'none'", "img-src data:", "base-uri 'none'",
                         "form-action 'none'",
                         *(f"{name}-src 'sha256-{digest}'" for name, digest in allowed.items())])
     data = json.dumps(study, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = (HERE / "reader.html").read_text()
+    page = (HERE / "reader.html").read_text("utf-8")
     parts = {**{name: html.escape(study["text"][name]) for name in ("lang", "title")},
              "policy": policy, "style": style, "script": script, "study": data}
     for name, part in parts.items():
