@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +27,18 @@ from torch import Tensor
 import minidiff
 from minidiff import threads
 from minidiff.errors import InputError
+
+# How a file begins that was saved in the place of another, and what it is.
+IN_PLACE_OF_FILES = (
+    (rb"(\xef\xbb\xbf)?\s*(<!|<\?xml|<html|<head|<body|<script|<error)",
+     "a web page saved under this name; download the file again, logged in where that is asked"),
+    (rb"version https://git-lfs\.github\.com/", "a Git-LFS pointer, which only names the file; "
+     "`git lfs pull` in its repository fetches it"),
+    (rb"(\.\./)*(\.git)?/annex/objects/", "a git-annex pointer, which only names the file; `git "
+     "annex get` in its repository fetches it"),
+    (rb".{128}DICM", "a DICOM file; `python -m minidiff.data.dicom import FOLDER --out DATA` makes "
+     "PNG files and a table of a folder of these"),
+)
 
 
 def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (),
@@ -158,14 +171,15 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True,
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor],
+                 metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file completely or not at all, without a second copy in memory."""
     with _replacing(Path(path)) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # the umask's; safetensors writes for its owner alone
         try:
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-                      temporary)
+                      temporary, metadata)
         except SafetensorError as error:  # it wraps the system's errors
             code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
             raise OSError(code, os.strerror(code), str(path)) from error
@@ -213,6 +227,16 @@ def rewind_log(path: str | Path, step: int) -> None:
                                    if line["step"] <= step))
 
 
+def in_its_place(path: str | Path) -> str:
+    """"; it is …": what lies in the place of a file, for a message; "" where that is unknown."""
+    try:
+        with open(path, "rb") as file:
+            what = what_it_is(file.read(256))
+    except OSError:
+        return ""
+    return f"; it is {what}" if what else ""
+
+
 def json_key(**facts: Any) -> str:
     """One string for a set of facts, to tell whether a cache still fits."""
     return json.dumps(facts, sort_keys=True)
@@ -224,3 +248,17 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def what_it_is(first_bytes: bytes) -> str:
+    """What lies in the place of an image or of weights, and the way out; "" where that is unknown.
+
+    Give it the first 256 bytes of a file, or more. Text is quoted, for a server's answer ("Entry
+    not found") says what went wrong.
+    """
+    for begins, what in IN_PLACE_OF_FILES:
+        if re.match(begins, first_bytes, re.IGNORECASE | re.DOTALL):
+            return what
+    words = " ".join(first_bytes[:256].decode("ascii", "replace").split())
+    plain = words and words.isascii() and words.isprintable()
+    return f"text, which begins {words[:40]!r}" if plain else ""

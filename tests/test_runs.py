@@ -113,3 +113,28 @@ def test_other_knobs_are_refused_before_any_work(tmp_path):
                              ("device",))["device"] == "cuda"
     assert runs.refuse_other(tmp_path / "new", Knobs(),
                              "vae")["kind"] == "vae" and not (tmp_path / "new").exists()
+
+
+# --- what lies in the place of a file
+
+
+@pytest.mark.parametrize(("begins", "says"), [
+    (b"<!DOCTYPE html><html>", "web page"), (b"\xef\xbb\xbf\r\n  <HTML lang=de>", "web page"),
+    (b"<?xml version='1.0'?><Error><Code>AccessDenied", "web page"),
+    (b"<!-- saved from url -->", "web page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+    (b"/annex/objects/MD5E-s123--abc.png\n", "git annex get"),
+    (b"../../.git/annex/objects/zz/xx/MD5E-s123--abc", "git annex get"),
+    (bytes(128) + b"DICM\2\0\0\0UL", "minidiff.data.dicom import"),
+    (b"Entry not found", "text, which begins 'Entry not found'"),
+    (b'{"error":"Invalid username or\n password."}', "text, which begins '{\"error\":\"Invalid"),
+])
+def test_what_lies_in_the_place_of_a_file_is_named(begins, says):
+    assert says in runs.what_it_is(begins)
+
+
+@pytest.mark.parametrize("begins", [
+    b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF", b"II*\0\x08\0\0\0", b"BM6\0\0\0",
+    b"RIFF\0\0", b"PK\3\4", b"\x80\x02}q\0X\5\0\0\0", b"\x98\1\0\0\0\0\0\0{\"__metadata__\":{}}"])
+def test_images_and_weights_themselves_are_not_named(begins):
+    assert runs.what_it_is(begins) == ""
