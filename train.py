@@ -5,6 +5,7 @@
     python train.py --root runs/x --data DIR --columns file_name=image,label=finding,patient=id
     python train.py vae --root runs/x --data DIR --size 512 --init sd15.safetensors --lr 1e-5
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lr 1e-4
+    python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lora a.safetensors
     python train.py diffusion --data OTHER --init runs/x/diffusion --train all --out runs/x/stage-2
     torchrun --nproc-per-node 8 train.py diffusion …
 
@@ -28,6 +29,7 @@ from minidiff.diffusion import begin, lora, store, unet, watch
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.lpips import load_lpips
+from minidiff.diffusion.public.lora import write_lora
 from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
@@ -75,6 +77,8 @@ class DiffusionConfig(Reading, Rooted):
     data: tuple[str, ...] = ()       # folders of metadata.csv or class folders; none: the root's
     vae: str = ""                    # finished VAE run; none: --init's own, or vae/ in the root
     init: str = ""                   # start from: public SD 1.x or 2.x, or a diffusion run
+    unet: str = ""                   # in place of --init's: checkpoint-500, unet_ema or a file
+    null_context: str = "tower"      # of a public --init: its tower's, zeros, or a contexts file
     size: int = 0                    # side of the images, px; 0: the VAE's, 512 for a public --init
     out: str = "ROOT/diffusion"      # run folder
     condition: tuple[str, ...] = var.USUAL  # columns to condition on; cells may be empty
@@ -82,6 +86,7 @@ class DiffusionConfig(Reading, Rooted):
     train: Literal["auto", lora.Part] = "auto"  # what is trained; auto: lora with --init, else all
     rank: int = 16                   # of the adapters of --train lora
     alpha: float = 16.0              # scale of the adapters: alpha / rank
+    lora: tuple[str, ...] = ()       # LoRA files, kohya's or diffusers', to add to --init's UNet
     prediction: Literal["auto", "eps", "v", "x0"] = "auto"  # auto: that of --init, else v
     min_snr: float = 5.0             # γ of the min-SNR loss weights (Hang et al. 2023); 0: none
     steps: int = 650                 # optimiser steps
@@ -214,7 +219,8 @@ class Stage:
         names = var.usable(cfg.condition, rows, begin.known_conditions(cfg.init))
         self.start = begin.start_diffusion(cfg.init, vae_run, cfg.architecture,
                             {name: self.train.table.column(name) for name in names},
-                            None if cfg.prediction == "auto" else cfg.prediction, cfg.seed)
+                            None if cfg.prediction == "auto" else cfg.prediction, cfg.seed,
+                            cfg.unet, cfg.lora, cfg.null_context)
         self.start.vae.to(self.device)
         layout = torch.preserve_format if cfg.shard else torch.channels_last
         self.model = self.start.model.to(self.device, memory_format=layout)   # what is trained …
@@ -223,6 +229,7 @@ class Stage:
         var.encode(self.variables, self.data.table.rows)  # refuses a bad cell of any split now
         lora.set_trainable(self.model, scope, cfg.rank, cfg.alpha, counted.seeded(cfg.seed))
         self.model.unet.checkpointing = cfg.checkpointing
+        self.base = " + ".join(filter(None, (cfg.unet or cfg.init, *cfg.lora)))  # of the adapters
         self.ema = EMA(self.model, cfg.steps / 10)
         self.run = Path(cfg.out)
         facts = {"data": self.data.table.fingerprint, **self.start.origin}
@@ -311,11 +318,11 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
 
 def save_model(folder: Path, s: Stage, **facts) -> None:
     """Save the EMA weights with adapters merged, the adapters alone, and facts for later stages."""
-    model, adapters = s.ema.model, lora.adapters(s.ema.model)
-    if adapters:
+    model = s.ema.model
+    if adapters := lora.adapters(model.unet):
         model = lora.merge(model)
         if distributed.rank() == 0:
-            runs.save_tensors(folder / "lora.safetensors", adapters)
+            write_lora(folder / "lora.safetensors", adapters, "diffusers", s.base)
     store.save_model(
         folder, model, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
         data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),

@@ -218,14 +218,15 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True,
         file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor],
+                 metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file completely or not at all, without a second copy in memory."""
     with _replacing(Path(path)) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # the umask's; safetensors writes for its owner alone
         try:
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-                      temporary)
+                      temporary, metadata)
         except SafetensorError as error:  # it wraps the system's errors
             code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
             raise OSError(code, os.strerror(code), str(path)) from error
@@ -275,6 +276,16 @@ def rewind_log(path: str | Path, step: int) -> None:
     if Path(path).exists():
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in read_log(path)
                                    if line["step"] <= step))
+
+
+def in_its_place(path: str | Path) -> str:
+    """"; it is …": what lies in the place of a file, for a message; "" where that is unknown."""
+    try:
+        with open(path, "rb") as file:
+            what = what_it_is(file.read(256))
+    except OSError:
+        return ""
+    return f"; it is {what}" if what else ""
 
 
 def json_key(**facts: Any) -> str:

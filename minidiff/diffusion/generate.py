@@ -76,6 +76,10 @@ class Recipe:
         if self.steps > len(schedule):
             raise InputError(f"--steps {self.steps} is more than the {len(schedule)} levels of the "
                              "schedule")
+        if schedule.zero_snr and self.ladder in ("karras", "logsigma"):
+            print(f"the model's schedule ends at zero SNR, σ = {schedule.sigmas_table[-1]:.0f}: "
+                  f"--ladder {self.ladder} spends many of its steps on pure noise; --ladder "
+                  "trailing does not")
 
     def scale(self, names: Sequence[str]) -> float | dict[str, float]:
         """What `guided` takes as its scale for a model conditioned on these variables."""
