@@ -5,6 +5,7 @@
     <class>/…            class folders of PNG or JPEG (torchvision ImageFolder; Kaggle:
                          <class>/images, masks ignored)
     <split>/<class>/…    train, val, test above the class folders (Kaggle)
+    a flat folder        images in no class folder, if that is all: without a label, `any`
 
 A folder inside that holds a metadata.csv of its own is another data set and is left alone. A folder
 whose own split was drawn at random by patient says so with a file random-split.txt, which may be
@@ -19,11 +20,13 @@ from pathlib import Path
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import SPLITS, Row
 from minidiff.errors import InputError, first_few
+from minidiff.variables import ANY
 
 SYNONYMS = {"training": "train", "valid": "val", "validation": "val",
             "testing": "test"} | {s: s for s in SPLITS}
 HIDDEN, MASKS = (".", "__MACOSX"), ("mask", "masks")  # how names of folders begin, or end, that
                                                       # hold no images of a data set
+FLAT = f"no table and no class folders: no image has a label, and all are called {ANY}"
 ADDED = ("file", "where")  # columns made by reading, never written
 RANDOM_SPLIT, PHANTOM = "random-split.txt", "phantom.json"
 
@@ -71,17 +74,25 @@ def _read_classes(folder: Path) -> tuple[list[Row], list[str]]:
     tops = _subfolders(folder)
     splits = {top: SYNONYMS[top.name.lower()] for top in tops if top.name.lower() in SYNONYMS}
     left_out = [top for top in tops if top not in splits] if splits else []
-    rows = []
+    rows, loose = [], []
+
+    def row(file: Path, label: str, split: str) -> Row:
+        return {"file_name": str(file.relative_to(folder)), "label": label, "split": split,
+                "where": str(file)}
+
     for base, split in (splits or {folder: ""}).items():
         base = base / "images" if (base / "images").is_dir() else base
-        left_out += image_files(base, deep=False)
+        files = image_files(base, deep=False)
+        left_out += files
+        loose += [row(file, ANY, split) for file in files]
         for label in _subfolders(base):
             files = image_files(label)
             left_out += [] if files else [label]
-            rows += [{"file_name": str(file.relative_to(folder)), "label": label.name,
-                      "split": split, "where": str(file)} for file in files]
+            rows += [row(file, label.name, split) for file in files]
+    inside = [path.name for path in sorted(folder.iterdir()) if is_data_set(path)]
+    if loose and not rows and not inside:
+        return loose, [FLAT]
     if not rows:
-        inside = [path.name for path in sorted(folder.iterdir()) if is_data_set(path)]
         hint = f"; data sets inside it: {first_few(inside)}" if inside else ""
         raise InputError(f"{folder}: no metadata.csv and no class folders of PNG or JPEG "
                          f"files{hint}")

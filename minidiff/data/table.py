@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minidiff.data.layouts import ADDED, random_split, read_csv, read_folder
+from minidiff.data.layouts import ADDED, FLAT, random_split, read_csv, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
 from minidiff.runs import sha256, write_atomic
@@ -92,6 +92,10 @@ def read_table(
     rows, notes, assumed, random = [], [], False, True
     for folder, name in zip(folders, _names(folders)):
         part, remarks = read_folder(folder)
+        if FLAT in remarks and len(folders) > 1:
+            raise InputError(f"{folder}: its images lie in no class folder, and other folders are "
+                             f"given beside it; move them to {folder}/LABEL, or give the folder "
+                             "above alone, if all below it are named after a label")
         random &= not part[0]["split"] or random_split(folder)
         unknown = sum(row.get("patient", "") == "" for row in part)
         if unknown == len(part):
