@@ -127,8 +127,11 @@ def sample(cfg: SampleConfig) -> None:
         finish(cfg, rows, variables, model, facts, watch)
         mean = sum(chroma) / max(len(chroma), 1)
         removed = f"; mean chroma {mean:.2f} of 255 removed" if chroma and facts["grey"] else ""
+        removed += "" if variables or cfg.against else "; no conditions, so nothing was guided"
+        # a classifier tells labels apart
+        after = "classify" if any(v.name == "label" for v in variables) else "evaluate"
         print(f"{out}: {count(len(rows), 'image')}, in sets of {plans.SET}; "
-              f"{sum(map(len, missing))} of them new{removed}\n{then('classify', cfg, 'samples')}")
+              f"{sum(map(len, missing))} of them new{removed}\n{then(after, cfg, 'samples')}")
 
 
 def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bool, text: dict,
@@ -280,16 +283,17 @@ def plan(cfg: SampleConfig, variables: list, facts: dict) -> list[dict[str, str]
         if cfg.label or cfg.given or cfg.independent or cfg.like or cfg.sets:
             raise InputError("--rows says all about the images: leave out --label, --given, "
                              "--independent, --like, --sets")
-        return plans.plan_rows(cfg.rows, variables, cfg.seed)
+        return plans.plan_rows(cfg.rows, variables, facts["rows"], cfg.seed)
     if cfg.origin:
         if cfg.independent:
             raise InputError("--origin: each image keeps its own conditions; leave out "
                              "--independent")
         known = read_table(cfg.origin, cfg, split=False).rows
         return plans.plan_origin(known, variables, cfg.label, cfg.per_label, cfg.seed)
-    known = read_table(cfg.like, cfg, split=False).rows if cfg.like else facts["rows"]
-    return plans.plan(variables, known, labels=cfg.label, per_label=cfg.per_label, sets=cfg.sets,
-                      given=cfg.given, independent=cfg.independent, seed=cfg.seed)
+    like = read_table(cfg.like, cfg, split=False).rows if cfg.like else None
+    return plans.plan(variables, facts["rows"], like=like, labels=cfg.label,
+                      per_label=cfg.per_label, sets=cfg.sets, given=cfg.given,
+                      independent=cfg.independent, seed=cfg.seed)
 
 
 def watcher(cfg: SampleConfig, size: int) -> Quick | None:

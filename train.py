@@ -81,7 +81,7 @@ class DiffusionConfig(Reading, Rooted):
     null_context: str = "tower"      # of a public --init: its tower's, zeros, or a contexts file
     size: int = 0                    # side of the images, px; 0: the VAE's, 512 for a public --init
     out: str = "ROOT/diffusion"      # run folder
-    condition: tuple[str, ...] = var.USUAL  # columns to condition on; cells may be empty
+    condition: tuple[str, ...] = var.USUAL  # columns to condition on; "": none; cells may be empty
     architecture: Literal["TINY", "SMALL", "SD15", "SD21"] = "TINY"  # 4, 24, 860, 866 M parameters
     train: Literal["auto", lora.Part] = "auto"  # what is trained; auto: lora with --init, else all
     rank: int = 16                   # of the adapters of --train lora
@@ -226,7 +226,9 @@ class Stage:
         self.model = self.start.model.to(self.device, memory_format=layout)   # what is trained …
         self.variables = self.model.conditioner.variables
         self.labels = var.encode(self.variables, rows)          # of the training images
-        var.encode(self.variables, self.data.table.rows)  # refuses a bad cell of any split now
+        lone = {"label"} & {*cfg.condition} - {*names}  # one label: the other splits have it, too
+        var.encode([*self.variables, *(var.Category(v, (rows[0][v],)) for v in lone)],
+                   self.data.table.rows)  # refuses a bad cell of any split now
         lora.set_trainable(self.model, scope, cfg.rank, cfg.alpha, counted.seeded(cfg.seed))
         self.model.unet.checkpointing = cfg.checkpointing
         self.base = " + ".join(filter(None, (cfg.unet or cfg.init, *cfg.lora)))  # of the adapters
@@ -326,7 +328,8 @@ def save_model(folder: Path, s: Stage, **facts) -> None:
     store.save_model(
         folder, model, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
         data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
-        rows=[{v.name: row.get(v.name, "") for v in s.variables} for row in s.train.table.rows],
+        rows=[{name: row.get(name, "") for name in ("label", *(v.name for v in s.variables))}
+              for row in s.train.table.rows],
         **facts)
 
 

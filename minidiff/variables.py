@@ -17,7 +17,7 @@ its `values` (none: a quantity on a line, with low, high and mean) and whether i
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -47,6 +47,7 @@ MOST_VALUES = 100       # of a Category
 MOST_FINDINGS = 60      # bits of an int64, and some to spare
 NONE = "none"           # no finding is present
 USUAL = ("label", "sex", "age", "view")  # conditions if none are named, and if the data have them
+ANY = "any"            # the label of images that have none
 RESERVED = ("file", "where", "file_name", "split", "patient", "seed", "set")
 
 
@@ -197,24 +198,22 @@ KINDS = {v.kind: v for v in (Category, Findings, Number)}  # from coarse to fine
 
 def usable(names: Sequence[str], rows: Sequence[Mapping[str, str]],
            known: Sequence[str] = ()) -> tuple[str, ...]:
-    """The conditions to use: those named, or the usual ones that have two values in the rows.
+    """The conditions to use: of those named what has two values in the rows, or is known already.
 
-    The label and the conditions that an earlier stage knows always stay.
+    What an earlier stage knows always stays. The others are printed: with one value, or none, there
+    is nothing to tell. But a column without any value that was named is refused later, by `infer`:
+    it may be misspelt.
     """
-    if tuple(names) != USUAL:
-        return tuple(names)
-    several = [name for name in names if len({row.get(name, "") for row in rows} - {""}) > 1]
-    used = tuple(name for name in names if name in ("label", *known, *several))
-    unused = [name for name in names if name not in used]
+    found = {name: _different(name, {row.get(name, "") for row in rows} - {""}) for name in names}
+    unused = [name for name, (_, values, _) in found.items() if name not in known
+              and (len(values) == 1 or (not values and tuple(names) == USUAL))]
     if unused:
         print(f"no condition: {', '.join(unused)}, for the training rows have no two values of it")
-    return used
+    return tuple(name for name in names if name not in unused)
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse what cannot be a condition: nothing, a name twice, a column of identities."""
-    if not names:
-        raise InputError("--condition is empty; name at least one column, e.g. label")
+    """Refuse what cannot be a condition: a name twice, a column of identities."""
     for name in names:
         if name in RESERVED:
             raise InputError(f"--condition {name}: this column says which image it is, and cannot "
@@ -237,11 +236,7 @@ def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Varia
         return old
     if not known:
         raise InputError(f"condition {name!r} has no known value in the training rows")
-    if name != "label" or isinstance(old, Findings):
-        lists = listed(name, known)
-        known = [lists.get(cell, cell) for cell in known]
-    several = isinstance(old, Findings) or (name != "label" and any(AND in cell for cell in known))
-    found = {present(name, cell) for cell in known} if several else set(known)
+    several, found, known = _different(name, known, old)
     meant = [cell for cell in known if is_numberlike(name, cell)]
     fewest = 0 if isinstance(old, Number) else FEW_VALUES
     numbers = [x for cell in meant if not math.isnan(x := number(name, cell))]
@@ -266,6 +261,17 @@ def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Varia
     words = sorted(cell for cell in found if math.isnan(to_number(cell)))
     return Category(name, (*sorted(found.difference(words), key=lambda c: (to_number(c), c)),
                            *words))
+
+
+def _different(name: str, known: Collection[str],
+               old: Variable | None = None) -> tuple[bool, set, list[str]]:
+    """Do these known cells name several findings? The different values among them, and the cells,
+    their lists in one form."""
+    if name != "label" or isinstance(old, Findings):
+        lists = listed(name, known)
+        known = [lists.get(cell, cell) for cell in known]
+    several = isinstance(old, Findings) or (name != "label" and any(AND in cell for cell in known))
+    return several, {present(name, cell) for cell in known} if several else set(known), list(known)
 
 
 def present(name: str, cell: str, where: str = "") -> frozenset[str]:

@@ -85,7 +85,15 @@ def test_missing_and_empty_folder(tmp_path):
     (tmp_path / "empty" / "a").mkdir(parents=True)
     refused(tmp_path / "empty", "no metadata.csv and no class folders")
     picture(tmp_path / "flat" / "x.png", 1)
-    refused(tmp_path / "flat", "no metadata.csv and no class folders")
+    # a picture beside class folders is left out; alone, it is data without a label
+    table = read_table(tmp_path / "flat", split=False)
+    assert table.labels == ["any"] and "no image has a label" in " ".join(table.notes)
+    for k, split in enumerate(("train", "valid")):
+        picture(tmp_path / "inner" / split / "x.png", k)
+    table = read_table(tmp_path / "inner")
+    assert sorted(zip(table.column("split"), table.column("label"))) == [
+        ("train", "any"), ("val", "any")]
+    refused([tmp_path / "inner", tmp_path / "above"], "in no class folder", "other folders are")
     data_set(tmp_path / "above" / "cxr", rows_of(2))
     refused(tmp_path / "above", "data sets inside it: cxr")
 

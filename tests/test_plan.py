@@ -109,16 +109,17 @@ def test_independent_draws_depend_on_their_number_and_seed_only():
 
 
 def test_a_csv_asks_for_rows_one_by_one(tiny, tmp_path):
-    pipeline, _ = store.load_pipeline(tiny / "diffusion")
+    pipeline, facts = store.load_pipeline(tiny / "diffusion")
     variables = pipeline.conditioner.variables
     wanted = tmp_path / "wanted.csv"
     wanted.write_text("label,age,n\ncovid,60,2\nnull,,1\n,null,1\n")
-    rows = plan_rows(str(wanted), variables)
-    assert [r["label"] for r in rows] == ["covid", "covid", "null",
-                                          ""] and [r["seed"] for r in rows] == list("0123")
+    rows = plan_rows(str(wanted), variables, facts["rows"])
+    # a folder of samples cannot be read with an empty label, which training never saw either
+    assert [r["label"] for r in rows] == ["covid", "covid", "any",
+                                          "any"] and [r["seed"] for r in rows] == list("0123")
     labels = encode(variables, rows)
     assert labels["label"].tolist() == [0, 0, var.NULL,
-                                        var.UNKNOWN] and labels["age"][:2].tolist() == [60, 60]
+                                        var.NULL] and labels["age"][:2].tolist() == [60, 60]
     for text, said in (("label,label\na,b\n", "two columns label"),
                        ("label,colour\na,b\n", "no such condition: colour"), ("label\n", "no rows"),
                        ("label,age\ncovid\n", ":2: 1 cells where the header has 2"),
@@ -126,7 +127,7 @@ def test_a_csv_asks_for_rows_one_by_one(tiny, tmp_path):
                        ("label,n\ncovid,0\n", "n '0'")):
         wanted.write_text(text)
         with pytest.raises(InputError, match=re.escape(said)):
-            plan_rows(str(wanted), variables)
+            plan_rows(str(wanted), variables, facts["rows"])
 
 
 def test_every_set_holds_all_labels_as_evenly_as_they_go(tiny):

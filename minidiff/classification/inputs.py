@@ -196,6 +196,10 @@ def _synthetic(name: str, folder: str, train: Sequence[Row], unseen: Sequence[Ro
         raise InputError(f"{folder}: no such folder of samples; run sample.py first, or ask for "
                          "--arms real")
     table, seen = read_table(folder, split=False), trained_on(folder)
+    if var.ANY in set(table.labels) - {row["label"] for row in train}:
+        raise InputError(f"{folder} has images without a label, for their model was told none: a "
+                         "classifier cannot learn from them; train the model with --condition "
+                         "label, or ask for --arms real")
     check_synthetic(table.rows, table.hashes, hashes.values(), folder)
     patients = {row["file"]: row["patient"] for row in real}
     notes = check_unseen(unseen, hashes, seen, f"the generator of {folder}", patients)
@@ -259,7 +263,8 @@ def check_labels(cells: Mapping[str, Sequence[str]], target: str = "label") -> v
     for name, column in cells.items():
         if len(set(column)) < 2:
             there = f"only {column[0]!r}, {count(len(column), 'image')}" if column else "no image"
-            raise InputError(f"a classifier needs two labels or more; {name} has {there}")
+            raise InputError(f"a classifier needs two labels or more; {name} has {there}: add "
+                             "images of another label, or name another column by --target")
         values = (set(column) if found.exclusive
                   else set().union(*(var.present(target, cell) for cell in column)))
         unknown = sorted(values - set(found.values))

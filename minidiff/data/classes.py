@@ -21,6 +21,7 @@ from minidiff.data.folders import (
 )
 from minidiff.data.split import Row
 from minidiff.errors import InputError, first_few
+from minidiff.variables import ANY
 
 # Names of folders that only hold files: images_001, files, data, train_images, part 2
 WORDS = (r"(images?|imgs?|pictures?|pics|photos?|files?|allfiles|data|datasets?|dicoms?|pngs?|"
@@ -34,6 +35,7 @@ IDENTITY = re.compile(
     r"accession|acc|mrn|id)[-_ #]*[A-Za-z]{0,2}\d+|[ps]\d{2,}|[A-Za-z]{0,3}[-_ ]?\d{3,}|"
     r"\d[\d.]{7,}|(?=.*\d)[0-9a-fA-F-]{16,}")
 MANY, FEW = 5, 2  # so many folders of so few images each are no labels, whatever their names
+FLAT = f"no table and no class folders: no image has a label, and all are called {ANY}"
 TABLE = "write a metadata.csv with the columns file_name,label,patient"
 
 
@@ -69,6 +71,10 @@ def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]
     if not labels:
         inside = [path.name for path in sorted(folder.iterdir())
                   if path.is_dir() and is_data_set(path)]
+        loose = left.pop("image in no class folder", [])
+        if loose and not inside and hint == TABLE:  # no table lies beside them
+            return [{"file_name": str(file.relative_to(folder)), "label": ANY, "where": str(file)}
+                    for file in loose], [FLAT, *said(left, folder)]
         inside = f"data sets inside it: {first_few(inside)}" if inside else ""
         raise NoClassFolders(f"{folder}: no metadata.csv and no class folders of images; "
                              f"{inside or hint}")

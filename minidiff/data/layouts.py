@@ -6,6 +6,7 @@
                        CheXpert, …); train.csv and valid.csv together are one
     <class>/…          class folders of images (torchvision ImageFolder; Kaggle: <class>/images,
                        masks left out), with train, val, test above or below them
+    a flat folder      images in no class folder, if that is all: without a label, `any`
 
 A folder inside that has a table of its own is another data set and is left alone. A folder whose
 own split was drawn at random by patient says so with a file random-split.txt, which may be empty;

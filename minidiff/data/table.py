@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minidiff import cells
+from minidiff.data.classes import FLAT
 from minidiff.data.columns import Remark, alike_patients, read_columns
 from minidiff.data.dialects import ADDED, read_csv
 from minidiff.data.duplicates import near_copies
@@ -149,6 +150,10 @@ def _read(folders: Sequence[Path], reading: Reading, check: bool) -> Table:
     splits = [split_named(folder.name) for folder in folders]
     for folder, name, own in zip(folders, _names(folders), splits):
         part, said = read_folder(folder, reading)
+        if FLAT in said and len(folders) > 1:
+            raise InputError(f"{folder}: its images lie in no class folder, and other folders are "
+                             f"given beside it; move them to {folder}/LABEL, or give the folder "
+                             "above alone, if all below it are named after a label")
         if own and len(set(splits) - {""}) > 1 and not part[0]["split"]:
             part = [{**row, "split": own} for row in part]
         random &= not part[0]["split"] or random_split(folder)

@@ -76,8 +76,7 @@ def _start(init: str, vae: str, architecture: str, columns: Mapping[str, Sequenc
         return Start(own or pipeline.vae, model, denoiser.schedule, denoiser.prediction, origin,
                      sorted({*seen, *facts.get("trained_on", [])}))
     variables = [var.infer(name, cells) for name, cells in columns.items()]
-    if variables:
-        print(f"conditions: {'; '.join(map(str, variables))}")
+    print(f"conditions: {'; '.join(map(str, variables)) or 'none'}")
     if not init:
         model = models.from_scratch(models.UNETS[architecture], variables, seed)
         return Start(own, model, Schedule.scaled_linear(), prediction or "v", origin, seen)

@@ -84,9 +84,9 @@ class Recipe:
     def scale(self, names: Sequence[str]) -> float | dict[str, float]:
         """What `guided` takes as its scale for a model conditioned on these variables."""
         for name in sorted(self.scales.keys() - set(names)):
-            near = get_close_matches(name, names, 1, cutoff=0.0)[0]
+            near = "".join(f"; nearest: {n}" for n in get_close_matches(name, names, 1, cutoff=0.0))
             raise InputError(f"guidance of {name!r}: the model has no such condition; it has "
-                             f"{', '.join(names)}; nearest: {near}")
+                             f"{', '.join(names) or 'none'}{near}")
         each = {name: self.scales.get(name, self.guidance) for name in names}
         return each if self.scales else self.guidance
 

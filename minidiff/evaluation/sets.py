@@ -24,10 +24,15 @@ from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError, count
 from minidiff.evaluation import selection
 from minidiff.root import Reading, Rooted
+from minidiff.variables import ANY
 
 SMALLEST = 8      # px a side at which images are compared
 FEWEST = 20       # images on each side of the membership audit
 HELD_OUT = selection.FINISHED
+ONE_LABEL = ("all real images have one label, {}: whether images show it, are nearer to it than "
+             "to another, or help a classifier cannot be asked without a second label")
+UNLABELLED = ("the samples have no label, for their model was told none: they are compared with "
+              "the real images of all labels together, and nothing is said of labels")
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
     sides = [compression(tables[name].column("file")) for name in ("heldout", "synthetic")]
     told_apart = difference(*sides, ("held-out", "synthetic"))
     tables["synthetic"].notes.extend([told_apart] if told_apart else [])
+    tables["synthetic"].notes.extend(without_labels(real, made.table))
     return tables, {name: part.pixels for name, part in sets.items()}
 
 
@@ -99,13 +105,34 @@ def read_real(folders: Sequence[str], reading: Reading, *, seed: int, root: str 
 
 
 def read_synthetic(folder: str, labels: Sequence[str], real: Collection[str]) -> Table:
-    """A folder of samples; InputError for a label not among `labels` or a file with a real hash."""
+    """A folder of samples; InputError for a label not among `labels` or a file with a real hash.
+
+    All may be without a label: of a model that was told none.
+    """
     made = read_table(folder, split=False)
-    if strange := sorted(set(made.labels) - set(labels)):
+    strange = sorted(set(made.labels) - set(labels))
+    if strange and not unlabelled(made):
         raise InputError(f"{folder}: the data have no label {', '.join(strange)}; they have "
                          f"{', '.join(labels)}")
     check_synthetic(made.rows, made.hashes, real, folder)
     return made
+
+
+def unlabelled(samples: Table) -> bool:
+    return samples.labels == [ANY]
+
+
+def alike(table: Table, samples: Table) -> Table:
+    """The table as figures go by label: without, if the samples have none."""
+    rows = [{**row, "label": ANY} for row in table.rows]
+    return replace(table, rows=rows) if unlabelled(samples) else table
+
+
+def without_labels(real: Table, samples: Table) -> list[str]:
+    """A note on what is left out where there are no two labels."""
+    if len(real.labels) == 1:
+        return [ONE_LABEL.format(*real.labels)]
+    return [UNLABELLED] if unlabelled(samples) else []
 
 
 def refuse_nested(samples: str, real: Sequence[str]) -> None:
@@ -207,6 +234,7 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
     grid = read_json(matrix)
     train, heldout = tables["train"], tables["heldout"]
     real = replace(train, rows=train.rows + heldout.rows, hashes=train.hashes | heldout.hashes)
+    real = alike(real, tables["synthetic"])  # as the matrix has them
     if grid and not {tables["synthetic"].fingerprint,
                      real.fingerprint} <= set(grid["data"]["fingerprints"].values()):
         print(f"{cfg.matrix} is of other samples or other real images: the page does not show it")

@@ -1,11 +1,11 @@
 """What to make: a row for each image, decided before the first one is made.
 
 A row is file name, label, set, seed and conditions. A cell is the text of a value, "" for unknown,
-or `null` for a condition that is dropped. Conditions that are drawn are those of one real row of
-the same label, unknown cells included. The draw is a systematic sample: rows are sorted by their
-conditions, and every (rows / images)th is taken from a random start. So synthetic patients have the
-joint distribution of age, sex and view of the real ones, without the luck of independent draws
-(which gave 60 of 100 AP where training has 53).
+or `null` for a condition that is dropped; a dropped label is `any`. Conditions that are drawn are
+those of one real row of the same label, unknown cells included. The draw is a systematic sample:
+rows are sorted by their conditions, and every (rows / images)th is taken from a random start. So
+synthetic patients have the joint distribution of age, sex and view of the real ones, without the
+luck of independent draws (which gave 60 of 100 AP where training has 53).
 
 Conditions that are to be independent of the label are drawn from the rows of all labels, each label
 weighing the same, and every label gets the same list of them: in the set that is made, the label
@@ -33,39 +33,44 @@ NULL = "null"   # a cell that is dropped, as for guidance
 SHARED = -1     # slot of the draw that all labels share; their own count from 0
 
 
-def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Sequence[str] = (),
-         per_label: int = SET, sets: int = 0, given: Sequence[str] = (),
-         independent: Sequence[str] = (), seed: int = 0) -> list[Row]:
+def plan(variables: Sequence[var.Variable], known: Sequence[Row], *,
+         like: Sequence[Row] | None = None, labels: Sequence[str] = (), per_label: int = SET,
+         sets: int = 0, given: Sequence[str] = (), independent: Sequence[str] = (),
+         seed: int = 0) -> list[Row]:
     """Rows for `per_label` images of each label, or for `sets` of 100; every set holds all labels.
 
-    known: the real rows to draw conditions from. given: `name=value`, `name=low:high` (spread
-    evenly), `name=` (unknown) or `name=null`. independent: names of conditions that every label has
-    alike. Raises InputError for what the model does not know.
+    known: the model's training rows; conditions are drawn from them, or from `like`. given:
+    `name=value`, `name=low:high` (spread evenly), `name=` (unknown) or `name=null`. independent:
+    names of conditions that every label has alike. Raises InputError for what the model does not
+    know.
     """
     by_name = {v.name: v for v in variables}
     fixed = read_given(given, by_name)
     check_independent(independent, by_name, fixed)
-    labels = _labels(labels, by_name)
+    labels, like = _labels(labels, by_name, known), known if like is None else like
     k = len(labels)
     counts = [len(range(place, sets * SET, k)) if sets else per_label for place in range(k)]
-    pool = [row for row in known
+    pool = [row for row in like
             if not independent or row.get("label") in by_name["label"].values]
     shared = _shared([by_name[name] for name in independent], pool, max(counts), seed)
     columns = []
     for place, (label, n) in enumerate(zip(labels, counts)):
-        own = _of_label(label, n, variables, known, fixed, seeded(seed, sum(counts[:place]), ROWS))
+        pool = [row for row in like if "label" not in by_name or row.get("label", label) == label]
+        own = _of_label(label, n, variables, pool, fixed, seeded(seed, sum(counts[:place]), ROWS))
         columns.append([row | cells for row, cells in zip(own, shared)])
     return numbered([columns[i % k][i // k] for i in range(sum(counts))], seed)
 
 
-def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> list[Row]:
+def plan_rows(path: str, variables: Sequence[var.Variable], known: Sequence[Row],
+              seed: int = 0) -> list[Row]:
     """An image for each row of a CSV whose columns are conditions; `n` asks for several of one."""
-    rows = []
+    rows, alone = [], {"label": untold(known)}
     for row in read_csv(path, [v.name for v in variables], ("n",)):
         n = row.get("n") or "1"
         if not n.isdecimal() or not 1 <= int(n) <= 1_000_000:
             raise InputError(f"{row['where']}: n {n!r} is not a number of images")
-        rows += [{"label": "any"} | _spelled(variables, row, row["where"])] * int(n)
+        row |= {"label": row.get("label") or var.ANY}  # never unknown: dropped, as in training
+        rows += [alone | _spelled(variables, row, row["where"])] * int(n)
     return numbered(rows, seed)
 
 
@@ -144,7 +149,7 @@ def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels
     null = [[_is_null(v, row.get(v.name, "")) for v in variables] for row in rows]
     plain = [row | {v.name: "" for v, drop in zip(variables, drops) if drop}
              for row, drops in zip(rows, null)]
-    mask = torch.tensor(null, dtype=torch.bool).view(len(rows), -1)
+    mask = torch.tensor(null, dtype=torch.bool).view(len(rows), len(variables))
     return var.drop(variables, var.encode(variables, plain), mask)
 
 
@@ -157,7 +162,9 @@ def outside(variables: Sequence[var.Variable], row: Row) -> list[str]:
 
 def spelled(variable: var.Variable, cell: str) -> str:
     """A cell as the model spells it: female is F where the training rows say F, and 060Y is 60."""
-    if not cell or _is_null(variable, cell):
+    if _is_null(variable, cell):
+        return var.ANY if variable.name == "label" else NULL
+    if not cell:
         return cell
     if not variable.exclusive:
         return cells.listed(variable.name, (*variable.values, cell)).get(cell, cell)
@@ -174,13 +181,22 @@ def _spelled(variables: Sequence[var.Variable], row: Row, where: str) -> Row:
     return {v.name: spelled(v, row.get(v.name, "")) for v in variables}
 
 
-def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable]) -> list[str]:
-    """The labels to make, as the model spells them; of a model without labels, "any"."""
+def untold(known: Sequence[Row]) -> str:
+    """The label of what a model makes that is told none: that of all its training rows, or "any".
+    """
+    labels = {row.get("label", var.ANY) for row in known}
+    return labels.pop() if len(labels) == 1 else var.ANY
+
+
+def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable],
+            known: Sequence[Row]) -> list[str]:
+    """The labels to make, as the model spells them."""
     if "label" not in by_name:
-        if labels:
-            raise InputError(f"--label {' '.join(labels)}: the model is not conditioned on label "
-                             f"but on {', '.join(by_name)}")
-        return ["any"]
+        alone = untold(known)
+        if {*labels} - {alone}:
+            raise InputError(f"--label {' '.join(labels)}: the model is not conditioned on label; "
+                             f"all that it makes is {alone}")
+        return [alone]
     variable = by_name["label"]
     if ",".join(labels) in variable.values:  # one label with commas, which the command line splits
         labels = [",".join(labels)]
@@ -198,7 +214,7 @@ def _require_known(flag: str, name: str, variables: Mapping[str, var.Variable]) 
 
 
 def _is_null(variable: var.Variable, cell: str) -> bool:
-    return cell == NULL and NULL not in variable.values
+    return cell in (NULL, var.ANY) and cell not in variable.values
 
 
 def _check(variable: var.Variable, cell: str, where: str) -> None:
@@ -217,10 +233,9 @@ def _shared(variables: Sequence[var.Variable], known: Sequence[Row], n: int,
     return [{v.name: row.get(v.name, "") for v in variables} for _, row in drawn]
 
 
-def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequence[Row],
+def _of_label(label: str, n: int, variables: Sequence[var.Variable], pool: Sequence[Row],
               fixed: Row, generator: torch.Generator) -> list[Row]:
     """n rows of one label, with what is fixed in place of what was drawn."""
-    pool = [row for row in known if row.get("label", label) == label]
     if not pool:
         raise InputError(f"label {label!r}: there is no real row of this label to draw conditions "
                          "from")

@@ -35,7 +35,7 @@ from minidiff.data import images
 from minidiff.data.split import trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
-from minidiff.evaluation.sets import HELD_OUT, check_origin, read_synthetic
+from minidiff.evaluation.sets import HELD_OUT, alike, check_origin, read_synthetic
 from minidiff.root import Reading, Rooted
 
 HERE = Path(__file__).parent
@@ -182,6 +182,8 @@ def read(cfg: Config) -> tuple[Table, list[Table]]:
     table = read_table(cfg.data, cfg, seed=cfg.seed, split_dir=Path(cfg.root))
     made = [read_synthetic(folder, table.labels, table.hashes.values()) for folder in cfg.samples]
     real = table.select(split=HELD_OUT)
+    for samples in made:
+        real = alike(real, samples)
     seen = {f"the generator of {folder}": trained_on(folder) for folder in cfg.samples}
     return replace(real, notes=[*table.notes, *check_origin(real, seen)]), made
 
