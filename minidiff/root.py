@@ -61,8 +61,7 @@ class Rooted:
             object.__setattr__(self, "data", type(data)())  # they are the demo's, however written
         found = {name: _resolved(value, root) for name, value in vars(self).items()}
         run = found.get("run", "")
-        if isinstance(self, Reading) and (not data or _relative(data) == _relative(
-                data_of(root, run))):
+        if isinstance(self, Reading) and (not data or _is_of(data, root, run)):
             found |= {name: found[name] or value
                       for name, value in vars(reading_of(_saved(root, run)[0])).items()}
         if self.data_of_root and found.get("data", root) in ((), ""):
@@ -82,6 +81,14 @@ def data_of(root: str, run: str = "") -> tuple[str, ...]:
     base, then = _started_in(root, saved.get("root", "")), _started_in_then(folder)
     return tuple(data if os.path.isabs(data) else _here_or_there(root, data, base, then)
                  for data in saved["data"])
+
+
+def _is_of(data: tuple[str, ...] | str, root: str, run: str) -> bool:
+    """Are these the data of a run? Also where it was asked which of two folders is meant."""
+    try:
+        return _relative(data) == _relative(data_of(root, run))
+    except InputError:
+        return True
 
 
 def reading_of(saved: Mapping[str, Any]) -> Reading:
