@@ -3,7 +3,9 @@
     python classify.py                               the demo → runs/demo/classifier
     python classify.py --root runs/x --external DIR2 --steps 400   tested at another hospital, too
     python classify.py --arms real real+1xduplicates real+.5xsynthetic synthetic-then-real
-    python classify.py --root runs/x --synthetic a=DIR2 b=DIR3 --arms real+a real+b   two folders
+    python classify.py --root runs/x --synthetic a=DIR2 b=DIR3 --arms real+a real+b   two sources
+    python classify.py --root runs/x --synthetic a=DIR0,DIR1,DIR2 --arms real real+a --seeds 15
+                                                     three generators of a, five classifiers each
     python classify.py --data DIR --arms real --out runs/x/baseline   without synthetic images
     python classify.py subset --data DIR --keep covid=25 --out DIR25   fewer patients, for real@25
     python classify.py predict --model runs/x/classifier --data NEW --out new.csv
@@ -16,6 +18,7 @@ conditions trained on real training patients only, with which evaluate.py asks w
 what they were asked to show.
 """
 
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,19 +26,17 @@ from typing import Literal
 
 import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
 
-import numpy as np
-
 from minidiff import config, distributed, runs
 from minidiff import variables as var
 from minidiff.classification import arms as kinds
 from minidiff.classification import inputs, study
-from minidiff.classification import primary as primaries
 from minidiff.classification.assess import assess
-from minidiff.classification.calibration import probabilities
+from minidiff.classification.compare import BENEFIT, Declared, Primary, parse
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predict import PredictConfig, predict
 from minidiff.classification.predictor import Predictor, balance, begin, fit, weights_of
+from minidiff.classification.scores import Benefit
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
 from minidiff.convolution import LEAST
 from minidiff.data.dataset import glance
@@ -44,21 +45,26 @@ from minidiff.errors import InputError
 from minidiff.evaluation.pages.study import study_page
 from minidiff.evaluation.pages.study_pictures import gallery
 from minidiff.evaluation.pages.study_tables import csv_tables, printed
+from minidiff.evaluation.study_verdicts import said
 from minidiff.root import Rooted, then
 from minidiff.training.device import pick_device
 
-FREE = ("arms", "seeds", "device", "primary")  # knobs that do not change what is finished
+# knobs that do not change what is finished
+FREE = ("arms", "seeds", "device", "primary", "worth", "prevalence", "false_alarms")
 
 
 @dataclass(frozen=True)
 class Config(Rooted):
     data: tuple[str, ...] = ()        # real data sets, with their splits; none: the root's
-    synthetic: tuple[str, ...] = ("ROOT/samples",)  # folders of samples: DIR, or NAME=DIR
+    synthetic: tuple[str, ...] = ("ROOT/samples",)  # [NAME=]DIR, or [NAME=]DIR,DIR to pool two
     external: tuple[str, ...] = ()    # further test sets, each used whole; no patient of training
     hold_out: str = ""                # column=value: rows that are a test set, e.g. source=hannover
     out: str = "ROOT/classifier"      # run folder
     arms: tuple[str, ...] = ()        # none: real, and it with duplicates and with synthetic images
-    primary: str = "auto"             # ARM:ARM[@SET], answered first; auto: of equal counts
+    primary: str = "auto"             # ARM:ARM[@SET][:FIGURE], tested first; auto: to duplicates
+    worth: float = 0.0                # its smallest gain of interest, in points; 0: none
+    prevalence: float = 0.0           # of --positive where the net benefit is asked for; 0: nowhere
+    false_alarms: float = 10.0        # in net benefit as bad as one missed case
     target: str = "label"             # column to classify; cells a|b make it multi-label
     positive: str = ""                # label of interest; none: the rarest in training
     even: tuple[str, ...] = ("view",)  # columns of which the label says nothing in arms real-even
@@ -69,7 +75,7 @@ class Config(Rooted):
     steps: int = 240                  # optimiser steps, the same for every arm
     batch: int = 32                   # images a step
     lr: float = 2e-3                  # AdamW peak; 20 % warm-up, then cosine
-    seeds: int = 4                    # classifiers an arm
+    seeds: int = 4                    # classifiers an arm; a multiple of the generators pooled
     seed: int = 0                     # the first of them; also of choosing patients, of a split
     near_copies: Literal["refuse", "drop"] = "refuse"  # test images that repeat a training image
     skip_bad: bool = False            # leave unreadable images out, listed, instead of refusing
@@ -81,8 +87,8 @@ def run_study(cfg: Config) -> None:
     """Compare the arms on held-out patients, after a look at what a shortcut could tell."""
     distributed.start()
     usual = not cfg.arms
-    cfg = replace(cfg, size=cfg.size or side(cfg.root), arms=cfg.arms or kinds.USUAL)
     folders = sources(cfg)
+    cfg = replace(cfg, size=cfg.size or side(cfg.root), arms=cfg.arms or kinds.usual(list(folders)))
     arms = check(cfg, folders)
     runs.refuse_other(cfg.out, cfg, "classifier", (*FREE, "condition"))
     used = {name: folder for name, folder in folders.items() if any(
@@ -93,8 +99,9 @@ def run_study(cfg: Config) -> None:
                            near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
-        arms = [kinds.parse(name, list(folders)) for name in kinds.usual(
-            data.sets["train"], data.sources, positive_of(cfg, data))]
+        made = next(iter(data.made_for(0).values()), None)
+        arms = [kinds.parse(name, list(folders)) for name in kinds.as_many_as_there_are(
+            cfg.arms, data.sets["train"], made, positive_of(cfg, data))]
     known = check_read(cfg, arms, data)
     recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data),
                           cfg.even, cfg.init, cfg.precision, str(pick_device(cfg.device)), cfg.seed)
@@ -102,7 +109,7 @@ def run_study(cfg: Config) -> None:
     with distributed.rank0_first():  # no rank trains into a folder that is refused
         if main:
             open_run(cfg, data)
-    primary = declared(cfg, arms, data, out)
+    first = declared(cfg, arms, data, out)
     if main:
         with distributed.independent():
             audit = audited(cfg, out, data)
@@ -117,10 +124,9 @@ def run_study(cfg: Config) -> None:
         trained = {arm.name: [study.train_pair(study.folder_of(out, arm.name, seed), arm, seed,
                                                data, recipe) for own, seed in pairs if own is arm]
                    for arm in arms}
-        results, summary = assess(data, arms, trained, recipe, out)
-        write(out, data, results, {
-            **summary, "audit": audit, "judge": judge, "recipe": asdict(recipe),
-            "primary": measured(primary, trained, data, recipe.positive) if primary else None})
+        results, summary = assess(data, arms, trained, recipe, out, first)
+        write(out, data, results, said({**summary, "audit": audit, "judge": judge,
+                                        "recipe": asdict(recipe)}))
         print(f"\n\n{out / 'study.html'}\n{then('evaluate', cfg, 'classifier')}")
     distributed.stop()
 
@@ -154,20 +160,20 @@ def side(root: str) -> int:
     return runs.read_json(found[0])["size"] if found else 64
 
 
-def sources(cfg: Config) -> dict[str, str]:
-    """Name → folder of samples."""
-    found: dict[str, str] = {}
+def sources(cfg: Config) -> dict[str, list[str]]:
+    """Name → folders of samples, one of each generator; one without a name joins the one before."""
+    found: dict[str, list[str]] = {}
     for item in cfg.synthetic:
         match = re.fullmatch(r"(?:([A-Za-z]\w*)=)?(.+)", item)
-        name = match[1] or "synthetic"
-        if name in found or name in ("real", kinds.DUPLICATES):
+        name = match[1] or next(reversed(found), "synthetic")
+        if match[1] in found or name in (kinds.REAL, kinds.DUPLICATES):
             who = "two folders are" if name in found else "a folder cannot be"
             raise InputError(f"--synthetic {item}: {who} named {name!r}; write NAME=DIR")
-        found[name] = match[2]
+        found.setdefault(name, []).append(match[2])
     return found
 
 
-def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
+def check(cfg: Config, folders: dict[str, list[str]]) -> list[kinds.Arm]:
     """What can be refused before anything is read; the arms."""
     arms = [kinds.parse(name, list(folders)) for name in cfg.arms]
     if not arms or len(set(cfg.arms)) < len(arms):
@@ -179,11 +185,26 @@ def check(cfg: Config, folders: dict[str, str]) -> list[kinds.Arm]:
         raise InputError("--arms real-even needs --even columns, e.g. view")
     if cfg.init:
         weights_of(cfg.init)
+    pooled = sorted({len(own) for own in folders.values()} - {1})
+    if len(pooled) > 1:
+        raise InputError(f"--synthetic pools {' and '.join(map(str, pooled))} generators; all "
+                         "names that pool several must pool equally many")
+    if pooled and cfg.seeds % pooled[0]:
+        raise InputError(f"--seeds {cfg.seeds}: --synthetic pools {pooled[0]} generators, and each "
+                         f"gets equally many classifiers; allowed are {pooled[0]}, {2 * pooled[0]}"
+                         ", and so on")
     var.check_names(cfg.condition)
     # one image: no norm
     for name, least in {"size": 32, "width": LEAST, "steps": 1, "batch": 2, "seeds": 1}.items():
         if getattr(cfg, name) < least:
             raise InputError(f"{name} is {getattr(cfg, name)}; allowed are {least} and more")
+    if not 0 <= cfg.worth < 100:
+        raise InputError(f"--worth {cfg.worth:g}; allowed are 0, for none, to below 100 points")
+    if not 0 <= cfg.prevalence < 1:
+        raise InputError(f"--prevalence {cfg.prevalence:g}; allowed are 0, for no net benefit, to "
+                         "below 1, e.g. .05 for 5 %")
+    if not 0 < cfg.false_alarms < math.inf:
+        raise InputError(f"--false-alarms {cfg.false_alarms:g}; allowed is any number above 0")
     return arms
 
 
@@ -199,8 +220,9 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
                 raise InputError(f"--even {name}: no training image has it; there are "
                                  f"{', '.join(train.rows[0])}")
     for arm in arms:  # has each folder enough images?
-        kinds.training_set(arm, train, data.sources, positive=positive_of(cfg, data), seed=cfg.seed,
-                           subset_seed=cfg.seed)
+        for k in range(data.generators.get(arm.source, 1)):
+            kinds.training_set(arm, train, data.made_for(k), positive=positive_of(cfg, data),
+                               seed=cfg.seed, subset_seed=cfg.seed)
     if cfg.init:
         begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
     known = [data.target, *(var.infer(name, [row.get(name, "") for row in train.rows])
@@ -209,37 +231,46 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
     return known
 
 
-def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs,
-             out: Path) -> primaries.Primary | None:
-    """The primary comparison, written down before training; another one is refused."""
+def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs, out: Path) -> Declared:
+    """The primary comparison and its smallest gain of interest, written down before training and
+    fixed from then on."""
+    benefit = Benefit(cfg.prevalence, cfg.false_alarms) if cfg.prevalence else None
     matched = (f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
                and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor))
     text = next(matched, "") if cfg.primary == "auto" else cfg.primary
-    wanted = primaries.parse(text, [arm.name for arm in arms], list(data.tests))
-    path = out / "primary.json"
-    before = primaries.Primary(**runs.read_json(path)) if path.exists() else None
-    if before and cfg.primary != "auto" and before != wanted:
-        raise InputError(f"--primary {cfg.primary}: {path} declares {before}, and arms are "
-                         "trained; give another --out")
-    found = before or wanted
+    wanted = parse(text, [arm.name for arm in arms], list(data.tests), data.exclusive, benefit)
+    path, found, worth = out / "primary.json", wanted, cfg.worth
+    if path.exists():
+        kept = runs.read_json(path)
+        worth, at = kept.pop("worth", 0.0), kept.pop("benefit", None)
+        found = Primary(**kept)
+        if at and at != (benefit and vars(benefit)):
+            raise InputError(f"{path} declares --prevalence {at['prevalence']:g} --false-alarms "
+                             f"{at['false_alarms']:g}, and arms are trained; give these, or "
+                             "another --out")
+        if cfg.primary != "auto" and found != wanted:
+            raise InputError(f"--primary {cfg.primary}: {path} declares {found}, and arms are "
+                             "trained; give another --out")
+        if cfg.worth not in (0, worth):
+            raise InputError(f"--worth {cfg.worth:g}: {path} declares {worth:g}, and arms are "
+                             "trained; give another --out")
+    elif wanted and all((out / "arms" / name).exists() for name in (wanted.arm, wanted.against)):
+        if cfg.primary != "auto":
+            raise InputError(f"--primary {cfg.primary}: both arms are trained in {out}; declare it "
+                             "before, with another --out")
+        found = None
     if found and {found.arm, found.against} - {arm.name for arm in arms}:
         raise InputError(f"{path} declares {found}: name both arms in --arms, or give another "
                          "--out")
+    if worth and not found:
+        raise InputError(f"--worth {worth:g} needs a primary comparison; name one with --primary")
     if found and not distributed.rank():
-        print(f"primary comparison: {found}")
-        if not before:
-            runs.write_json(path, asdict(found))
-    return found
-
-
-def measured(primary: primaries.Primary, trained: dict[str, list[dict]], data: Inputs,
-             positive: str) -> dict:
-    """The primary comparison's answer from the logits of its arms."""
-    p = {arm: [probabilities(np.array(one["logits"][primary.test_set]), exclusive=data.exclusive)
-               for one in trained[arm]] for arm in (primary.arm, primary.against)}
-    return primaries.measure(primary, p, data.truth(primary.test_set).numpy(),
-                             data.sets[primary.test_set].patients, data.labels.index(positive),
-                             data.exclusive)
+        print(f"primary comparison: {found}"
+              + (f"; smallest gain of interest: {worth:g} points" if worth else ""))
+        if not path.exists():
+            at = {"benefit": vars(benefit)} if found.metric == BENEFIT else {}
+            runs.write_json(path, {**asdict(found), "worth": worth, **at})
+    return Declared(found, worth, benefit)
 
 
 def positive_of(cfg: Config, data: Inputs) -> str:
@@ -280,7 +311,8 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     log = fit(judge, train.pixels, labels, weights=balance(data.target, labels),
               steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed,
               progress="judge", precision=cfg.precision)
-    found = judge_agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real")
+    found = judge_agreement(judge, test.pixels, var.encode(known, test.rows), "held-out real",
+                            test.patients)
     judge.save(folder)
     runs.write_json(folder / "log.json", log)
     # last: its presence says that the judge is finished

@@ -3,6 +3,8 @@
     python evaluate.py                                     the embedded demo → runs/demo/report
     python evaluate.py --root runs/x --data DIR            your own data and the runs of a root
     python evaluate.py --extractors pixels classifier inception-clean-fid=FILE --out runs/x/r2
+    python evaluate.py --judge runs/x/classifier2          an independent judge beside the own one
+    python evaluate.py --reference runs/other/diffusion    membership, calibrated by a second run
     python evaluate.py page --folder runs/x/report         its page again, from its report.json
     python evaluate.py fid REAL SYNTHETIC                  FID and KID of any two folders of images
     python evaluate.py matrix --external DIR               real subsets × synthetic sets, controls
@@ -21,7 +23,7 @@ val and test together. The same command again makes the page anew, from the same
 features kept in OUT/features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
@@ -39,7 +41,7 @@ from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicat
 from minidiff.data.table import Table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
-from minidiff.evaluation import monitor, sets, uncertainty
+from minidiff.evaluation import judges, monitor, selection, sets, uncertainty
 from minidiff.evaluation import verify as chain
 from minidiff.evaluation.audit import AuditConfig, run_audit
 from minidiff.evaluation.cards import CardConfig, run_card
@@ -47,13 +49,13 @@ from minidiff.evaluation.features.build import FeatureCache, build, describe
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.fid import FIDConfig, run_fid
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
-from minidiff.evaluation.metrics import report_rows
-from minidiff.evaluation.metrics.agreement import agree, asked, certainty
+from minidiff.evaluation.metrics import by_condition, realism, report_rows
+from minidiff.evaluation.metrics.agreement import agree, certainty
 from minidiff.evaluation.metrics.copying import memorisation
 from minidiff.evaluation.metrics.membership import Losses, audit
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.metrics.report_rows import Side
-from minidiff.evaluation.pages import pictures, report
+from minidiff.evaluation.pages import pictures, report, sentence
 from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.sets import Config
 from minidiff.pixels import to_float, to_grey
@@ -68,14 +70,16 @@ def run_report(cfg: Config) -> None:
     cfg, elsewhere, left_out = sets.of_these_data(cfg, tables["train"])
     tables["heldout"].notes.extend(left_out)
     print(glance(cfg.data, tables, root=cfg.root))
+    if cfg.reference:
+        sets.check_reference(cfg.reference, tables)
     found = sets.other_runs(cfg, tables)
-    judge = found["judge"]
-    labels = asked(judge, tables)  # a cell that the judge does not know is refused before the work
+    panel = judges.of(cfg, tables)  # a cell that one does not know is refused before the work
+    judge = panel[judges.OWN].predictor if judges.OWN in panel else None
     extractors = build(cfg.extractors, train=pixels["train"], judge=judge,
                        vae=store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None)
     facts = {name: table.fingerprint for name, table in tables.items()}
-    if judge:
-        facts["judge"] = runs.sha256(Path(cfg.classifier) / "judge" / "predictor.safetensors")
+    facts |= {"judge" if name == judges.OWN else f"{name} judge": j.facts["sha256"]
+              for name, j in panel.items()}
     out = runs.open_run(cfg.out, named, "report", free=("device", "matrix"), **facts)
 
     cached, spaces = FeatureCache(out / "features"), {}
@@ -86,25 +90,28 @@ def run_report(cfg: Config) -> None:
                           for name, x in pixels.items()}
 
     copies = find_copies(cfg, tables, pixels, spaces)
-    groups, made = report_rows.groups(tables), tables["synthetic"]
+    (groups, why), made = by_condition.groups(tables), tables["synthetic"]
     distances, growth, conditions = [], [], []
     for name, side in spaces.items():
         distances += report_rows.by_label(name, **side, labels=made.labels, repeats=cfg.repeats,
                                           seed=cfg.seed)
         growth += report_rows.growth(name, **side, seed=cfg.seed)
-        conditions += report_rows.conditions(name, groups, **side, seed=cfg.seed)
+        conditions += report_rows.conditions(name, groups, why, **side, seed=cfg.seed)
     result = {
         "data": {"folders": list(cfg.data), "size": pixels["train"].shape[-1],
                  **sets.about(tables)},
         "samples": {"folder": cfg.samples, "n": len(made), "of_other_data": elsewhere,
-                    "labels": sets.counts(made), "fingerprint": facts["synthetic"]},
+                    "labels": sets.counts(made), "fingerprint": facts["synthetic"],
+                    **selection.of(cfg.samples)},
+        "judges": [{"judge": name, **j.facts} for name, j in panel.items()],
         "extractors": [describe(e) for e in extractors],
         "distances": distances, "growth": growth, "conditions": conditions,
         "variety": report_rows.variety(spaces, pixels, made.labels, seed=cfg.seed),
-        "neighbours": copies,
-        "duplicates": find_duplicates(tables["train"], pixels["train"]),
+        "realism": realism.measure(spaces, pixels, repeats=cfg.repeats, seed=cfg.seed),
+        "neighbours": copies, "duplicates": find_duplicates(tables["train"], pixels["train"]),
         "membership": membership_audit(cfg, tables),
-        "agreement": agree(judge, labels, tables, pixels),
+        "agreement": [{**row, "judge": name} for name, j in panel.items()
+                      for row in agree(j.predictor, j.asked, j.unreadable, tables, pixels)],
         **{name: found[name] for name in ("classifier", "study", "vae")},
         "provenance": runs.provenance(), "commands": sets.commands(cfg),
         "configs": {**found["configs"], cfg.out: runs.read_json(out / "config.json")},
@@ -112,13 +119,20 @@ def run_report(cfg: Config) -> None:
 
     first = spaces["classifier" if "classifier" in spaces else extractors[0].name]
     sure = certainty(judge, made.column("label"), pixels["synthetic"])
-    shown = pictures.draw(tables, pixels, first, copies["closest"], groups, sure, shown=cfg.shown,
+    shown = pictures.draw(tables, pixels, first, copies, groups, sure, shown=cfg.shown,
                           seed=cfg.seed)
-    shown |= {name: found[name] for name in ("losses", "matrix", "rebuilt")}
-    path = report.write(out, result, shown)
-    for v in runs.read_json(out / "report.json")["verdict"]:
+    tell(report.write(out, result, shown | {name: found[name]
+                                            for name in ("losses", "matrix", "rebuilt")}))
+
+
+def tell(page: Path) -> None:
+    """Print the answers of a report, and what filtered its samples."""
+    result = runs.read_json(page.with_name("report.json"))
+    if result["samples"]["filters"]:
+        print(sentence("verdicts.txt", "filtered", samples=result["samples"]))
+    for v in result["verdict"]:
         print(f"{v['answer']:>12}  {v['question']}")
-    print(path)
+    print(page)
 
 
 def find_copies(cfg: Config, tables: Mapping[str, Table], pixels: Mapping[str, Tensor],
@@ -133,7 +147,8 @@ def find_copies(cfg: Config, tables: Mapping[str, Table], pixels: Mapping[str, T
     patients, labels = (tuple(tables[name].column(column) for name in ("train", "heldout"))
                         for column in ("patient", "label"))
     return memorisation(fake=found["synthetic"], train=found["train"], heldout=found["heldout"],
-                        patients=patients, labels=labels, seed=cfg.seed)
+                        patients=patients, labels=labels, seed=cfg.seed,
+                        random_split=tables["train"].random_split)
 
 
 def find_duplicates(table: Table, pixels: Tensor) -> dict:
@@ -147,15 +162,28 @@ def find_duplicates(table: Table, pixels: Tensor) -> dict:
 def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
     """Membership audit of the diffusion run, or None where there is no run.
 
-    Every image has its own conditions, its latent mean, and the same noise at the same times.
     "made" says whether this model made the samples; None where their manifest does not tell.
     """
     if not cfg.audit or not (Path(cfg.diffusion) / "model.json").is_file():
         return None
-    pipeline, facts = open_pipeline(cfg.diffusion, cfg.device)
+    facts = runs.read_json(Path(cfg.diffusion) / "model.json")
+    found = audit(tables, set(facts.get("trained_on", ())), losses_of(cfg.diffusion, cfg.device),
+                  reference_of=losses_of(cfg.reference, cfg.device) if cfg.reference else None,
+                  images=cfg.audit, run=cfg.diffusion, seed=cfg.seed)
+    made_by = (sets.read_json(Path(cfg.samples) / "manifest.json") or {}).get("model")
+    if "why" not in found:
+        found |= {"run": cfg.diffusion, "reference": cfg.reference or None,
+                  "made": made_by and made_by == runs.sha256(
+                      Path(cfg.diffusion) / "model.safetensors")}
+    return found
+
+
+def losses_of(run: str, device: str) -> Callable[[Table], Losses]:
+    """Losses of a run on the images of a table, each with its own conditions and latent mean."""
+    pipeline, facts = open_pipeline(run, device)
     device = pipeline.vae.scale.device
 
-    def losses_of(table: Table) -> Losses:
+    def of(table: Table) -> Losses:
         labels = var.encode(pipeline.conditioner.variables, table.rows)
         z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float()
                        for part in load_pixels(table, facts["size"])[1].split(16)])
@@ -168,13 +196,7 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
 
         return losses
 
-    found = audit(tables, set(facts.get("trained_on", ())), losses_of, images=cfg.audit,
-                  run=cfg.diffusion, seed=cfg.seed)
-    made_by = (sets.read_json(Path(cfg.samples) / "manifest.json") or {}).get("model")
-    if "why" not in found:
-        found |= {"run": cfg.diffusion, "made": made_by and made_by == runs.sha256(
-            Path(cfg.diffusion) / "model.safetensors")}
-    return found
+    return of
 
 
 def run_monitor(cfg: monitor.MonitorConfig) -> None:

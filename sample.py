@@ -38,7 +38,9 @@ from minidiff.diffusion.guidance import EVERYWHERE
 from minidiff.diffusion.samplers import Sampler
 from minidiff.diffusion.schedule import Ladder
 from minidiff.errors import InputError, count
+from minidiff.evaluation import selection
 from minidiff.evaluation.quick import Quick, recognised
+from minidiff.evaluation.selection import REASONS
 from minidiff.pixels import to_grey
 from minidiff.root import Rooted, then
 from minidiff.sampling import plan as plans
@@ -121,7 +123,7 @@ def sample(cfg: SampleConfig) -> None:
     distributed.wait()
     if not distributed.rank():
         finish_sets(cfg, rows, watch, done)
-        finish(cfg, rows, variables, model, facts)
+        finish(cfg, rows, variables, model, facts, watch)
         mean = sum(chroma) / max(len(chroma), 1)
         removed = f"; mean chroma {mean:.2f} of 255 removed" if chroma and facts["grey"] else ""
         print(f"{out}: {count(len(rows), 'image')}, in sets of {plans.SET}; "
@@ -167,9 +169,10 @@ def check(cfg: SampleConfig, pixels: Tensor, finite: Tensor, rows: list[dict],
     faults = {"not finite": ~finite,
               "of one grey": pixels.flatten(1).amax(1) == pixels.flatten(1).amin(1)}
     if "recognised" in cfg.keep:
-        faults["not recognised"] = ~recognised(watch.judge, pixels, [row["label"] for row in rows])
+        labels = [row["label"] for row in rows]
+        faults[REASONS["recognised"]] = ~recognised(watch.judge, pixels, labels)
     if "new" in cfg.keep:
-        faults["a near-copy of a training image"] = watch.near_copies(pixels)
+        faults[REASONS["new"]] = watch.near_copies(pixels)
     return [next((why for why, bad in faults.items() if bad[i]), "") for i in range(len(rows))]
 
 
@@ -191,19 +194,22 @@ def finish_sets(cfg: SampleConfig, rows: list[dict], watch: Quick | None, done: 
             pairs = torch.stack([start.expand_as(pixels), pixels], 1).flatten(0, 1)
             images.write(out / "sheets" / f"pairs_{name}.png", images.grid(pairs, columns=10))
         if watch:
-            numbers = watch(pixels.expand(-1, 3, -1, -1), labels)
+            numbers = {name: value  # a filter's own share would be 100 %
+                       for name, value in watch(pixels.expand(-1, 3, -1, -1), labels).items()
+                       if name not in cfg.keep}
             runs.write_json(out / "sheets" / f"set_{name}.json", numbers)
             tqdm.write(f"set {number}: " + ", ".join(f"{k} {v:.3g}" for k, v in numbers.items()))
 
 
-def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, facts: dict) -> None:
+def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, facts: dict,
+           watch: Quick | None) -> None:
     """Write metadata.csv, with the columns that other commands added, and manifest.json."""
     out, path = Path(cfg.out), Path(cfg.out) / "metadata.csv"
     before = {row["file_name"]: row
               for row in (read_csv(path, ("file_name",)) if path.exists() else [])}
     rejects = {(line["file_name"], line["seed"]): line["reason"]
                for file in sorted(out.glob("rejects-*.jsonl")) for line in runs.read_log(file)}
-    tries = Counter(file for file, _ in rejects)
+    tries, reasons = Counter(file for file, _ in rejects), dict(Counter(rejects.values()))
     outside = [plans.outside(variables, row) for row in rows]
     marks = [{}] * len(rows)
     if any(outside):
@@ -218,11 +224,12 @@ def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, fac
         "model": model, "recipe": asdict(recipe_of(cfg)),
         "sha256": {name: runs.sha256(out / name)
                    for name in (*(row["file_name"] for row in rows), "metadata.csv")},
-        "trained_on": facts.get("trained_on", []),
-        "rejects": dict(Counter(rejects.values())), "yield": len(rows) / (len(rows) + len(rejects)),
+        "trained_on": facts.get("trained_on", []), "checkpoint": facts.get("step"),
+        "filters": selection.record(cfg.keep, reasons, cfg.classifier, watch),
+        "rejects": reasons, "yield": len(rows) / (len(rows) + len(rejects)),
     })
     if rejects:
-        shown = ", ".join(f"{n} {why}" for why, n in Counter(rejects.values()).items())
+        shown = ", ".join(f"{n} {why}" for why, n in reasons.items())
         print(f"{len(rows)} of {len(rows) + len(rejects)} images kept; re-drawn: {shown} "
               "(rejects-*.jsonl names them)")
 
@@ -285,7 +292,7 @@ def plan(cfg: SampleConfig, variables: list, facts: dict) -> list[dict[str, str]
 
 def watcher(cfg: SampleConfig, size: int) -> Quick | None:
     """What compares a set with real images, where these are at hand."""
-    wrong = sorted(set(cfg.keep) - {"recognised", "new"})
+    wrong = sorted(set(cfg.keep) - set(REASONS))
     if wrong:
         raise InputError(f"--keep {wrong[0]}: allowed are recognised and new")
     if "recognised" in cfg.keep and not cfg.classifier:

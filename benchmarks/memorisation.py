@@ -1,27 +1,31 @@
-"""How often each test of copying accuses when a known share of the synthetic images are copies;
-the table of the docs.
+"""How often copies are noticed, and the innocent accused, when a known share of the synthetic
+images are copies; the table of the docs.
 
-    python benchmarks/memorisation.py                        phantoms of 64 px, 10 minutes
+    python benchmarks/memorisation.py                        phantoms of 64 px
     python benchmarks/memorisation.py --data DIR [DIR …]     real X-rays of a data set
+    python benchmarks/memorisation.py --fixed                the small part that a slow test repeats
 
-Each repeat draws three sets of images, no patient in two of them: training, held-out and
-"synthetic" images, of which none has been copied. Some of the last are then replaced by copies of
-training images. Copies are made as a generator might:
+Each writes its part of memorisation.json. Each repeat draws three sets of images, no patient in two
+of them: training, held-out and "synthetic" images, of which none has been copied. Some of the last
+are then replaced by copies of training images:
 
-    noise       other brightness and contrast, fresh noise of .02 of the range, what a network blurs
+    exact       bit for bit
+    mirrored    exact but for left and right
+    moved       after the turn, shift and zoom that training images are augmented with (`augment`)
+    noisy       other brightness and contrast, fresh noise of .02 of the range, what a network blurs
                 (0.7 px at 64 px)
-    moved       the same after the turn, shift and zoom that training images are augmented with
-                (`augment`, strength 1)
-    mirrored    the same, every other one mirrored
+    all         moved and noisy, every other one mirrored
     smooth      not copies, but every synthetic image blurred (1 px at 64 px): must not be accused
 
 Distances of all pairs are computed once; a repeat picks rows and columns. An image is laid over the
-32 of the whole pool that it is most like, so that some five of them are in any one training set.
+32 of the whole pool that it is most like, so that some ten of them are in any one training set.
 """
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,31 +40,40 @@ from minidiff.data import phantom  # noqa: E402
 from minidiff.data.augmentation import augment  # noqa: E402
 from minidiff.data.dataset import load_pixels  # noqa: E402
 from minidiff.data.table import read_table  # noqa: E402
-from minidiff.evaluation.metrics.copying import ALPHA, Space, copy_verdict  # noqa: E402
+from minidiff.evaluation.metrics.copying import Space, copy_verdict  # noqa: E402
+from minidiff.evaluation.metrics.named import limit  # noqa: E402
 from minidiff.evaluation.metrics.pairwise import distances, overlaid, pixel_spaces  # noqa: E402
 from minidiff.pixels import to_float  # noqa: E402
+from minidiff.runs import write_json  # noqa: E402
 
 GRAIN, BLUR, SMOOTH = 0.02, 0.7, 1.0
-AROUND, POOL = 32, 600
-KINDS, SHARES = ("noise", "moved", "mirrored"), (0.0, 0.05, 0.1, 0.25)
-TESTS = {"near": "near_p", "C_T": "copying_p", "closest": "closest_p", "calibrated": "calibrated_p",
-         "AuthPct": "auth_p"}
+AROUND, POOL = 32, 800
+KINDS = ("exact", "mirrored", "moved", "noisy", "all")
+SHARES = (0.01, 0.02, 0.05, 0.1)
+SIZES = {"1:1": (200, 200, 200), "2:1": (266, 134, 200), "3:1": (300, 100, 200)}
+FIXED = {"pool": 160, "sizes": (60, 45, 40), "kinds": ("exact", "noisy"), "shares": (0.02, 0.1),
+         "repeats": 40}
+FILE = Path(__file__).with_suffix(".json")
 
 
 def copies(images: Tensor, kind: str, seed: int = 0) -> Tensor:
     """uint8 (N,3,S,S) → the same, as the kinds above say; image k depends on k and the seed
     alone.
     """
+    if kind == "exact":
+        return images
     g = generators(seed, range(len(images)), 99)
     x = to_float(images[:, :1])
-    if kind in ("moved", "mirrored"):
+    if kind in ("moved", "all"):
         x = augment(x, g)
-    if kind == "mirrored":
-        x = torch.where(torch.arange(len(x))[:, None, None, None] % 2 == 1, x.flip(-1), x)
-    scale = images.shape[-1] / 64
-    sigma = (SMOOTH if kind == "smooth" else BLUR) * scale
-    x = torch.from_numpy(ndimage.gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode="nearest"))
-    if kind != "smooth":
+    if kind in ("mirrored", "all"):
+        some = torch.arange(len(x)) % 2 == 1 if kind == "all" else torch.ones(len(x)).bool()
+        x = torch.where(some[:, None, None, None], x.flip(-1), x)
+    if kind in ("noisy", "all", "smooth"):
+        sigma = (SMOOTH if kind == "smooth" else BLUR) * images.shape[-1] / 64
+        x = torch.from_numpy(ndimage.gaussian_filter(x.numpy(), (0, 0, sigma, sigma),
+                                                     mode="nearest"))
+    if kind in ("noisy", "all"):
         gain, bias = torch.stack([torch.rand(2, generator=one)
                                   for one in g]).T[..., None, None, None] * 0.2 - 0.1
         x = x * (1 + gain) + bias + 2 * GRAIN * torch.stack([torch.randn(x.shape[1:], generator=one)
@@ -74,11 +87,13 @@ def measured(pixels: Tensor, kinds=(*KINDS, "smooth"),
     spaces.
     """
     real = pixel_spaces(pixels)
-    sets = {kind: real if kind == "real"
-            else pixel_spaces(copies(pixels, kind)) for kind in ("real", *kinds)}
-    return {kind: {name: overlaid(x, real[name], AROUND) if x.ndim == 4
-                   else distances(x, real[name]) for name, x in made.items()}
-            for kind, made in tqdm(sets.items(), "distances", disable=not progress)}
+    found = {}
+    for kind in tqdm(["real", *kinds], "distances", disable=not progress):
+        made = real if kind in ("real", "exact") else pixel_spaces(copies(pixels, kind))
+        found[kind] = found["real"] if kind == "exact" else {
+            name: overlaid(x, real[name], AROUND) if x.ndim == 4 else distances(x, real[name])
+            for name, x in made.items()}
+    return found
 
 
 def draw(patients: np.ndarray, sizes: tuple[int, int, int],
@@ -94,9 +109,9 @@ def draw(patients: np.ndarray, sizes: tuple[int, int, int],
 
 
 def repeat(d: dict, patients: np.ndarray, kind: str, share: float, sizes: tuple[int, int, int],
-           seed: int, permutations: int = 999) -> dict:
+           seed: int, permutations: int = 499) -> dict:
     """The verdict on one draw: "smooth", or a share of copies of that kind among synthetic
-    images.
+    images; and how many copies and others were named one by one.
     """
     rng = np.random.default_rng(seed)
     train, heldout, fresh = draw(patients, sizes, rng)
@@ -109,20 +124,44 @@ def repeat(d: dict, patients: np.ndarray, kind: str, share: float, sizes: tuple[
         among = real[train][:, train].clone().fill_diagonal_(torch.inf)
         spaces[name] = Space(made[:, train], made[:, heldout], real[heldout][:, train],
                              among.amin(1))
-    return copy_verdict(spaces, pairs=0, permutations=permutations, seed=seed,
-                        patients=(patients[train].tolist(), patients[heldout].tolist()))
+    own = spaces["pixels, moved"]
+    hit = (own.to_train.amin(1) < limit(own.heldout_to_train)).numpy()
+    found = copy_verdict(spaces, pairs=0, permutations=permutations, seed=seed,
+                         patients=(patients[train].tolist(), patients[heldout].tolist()))
+    return {**found, "copies": k, "copies_named": int(hit[len(hit) - k:].sum()),
+            "others_named": int(hit[: len(hit) - k].sum())}
 
 
 def rates(results: list[dict]) -> dict[str, float]:
-    """Share of repeats in which each test is below .05 in some space (divided by the number of
-    spaces, but for closest, whose p is over all spaces), and of each verdict."""
-    found = {}
-    for test, key in TESTS.items():
-        limit = ALPHA if test == "closest" else ALPHA / len(results[0]["spaces"])
-        found[test] = np.mean([min(s[key] for s in r["spaces"]) < limit for r in results])
-    found["suspected"] = np.mean([r["suspected"] is True for r in results])
-    found["open"] = np.mean([r["suspected"] is None for r in results])
-    return found
+    """Of repeats: "named", at least one image; "suspected" and "open", by all images together;
+    "either", named or suspected. Of images: copies, and others in 1,000, that were named."""
+    named = np.array([r["copies_named"] + r["others_named"] > 0 for r in results])
+    suspected = np.array([r["suspected"] is True for r in results])
+    copied = sum(r["copies"] for r in results)
+    others = sum(r["spaces"][0]["n"] - r["copies"] for r in results)
+    return {"named": named.mean(), "suspected": suspected.mean(),
+            "either": (named | suspected).mean(),
+            "open": np.mean([r["suspected"] is None for r in results]),
+            "of_copies": sum(r["copies_named"] for r in results) / copied if copied else None,
+            "of_1000_others": 1000 * sum(r["others_named"] for r in results) / others}
+
+
+def table(d: dict, patients: np.ndarray, sizes: dict, kinds: Sequence[str], shares: Sequence[float],
+          repeats: int, seed: int = 0) -> list[dict]:
+    """A row for each split, kind and share of copies; the innocent first, with twice the
+    repeats."""
+    rows = []
+    for split, size in sizes.items():
+        for kind, share in [(kind, 0.0) for kind in ("exact", "smooth") if kind in d] + [
+                (kind, share) for kind in kinds for share in shares]:
+            times = repeats if share else 2 * repeats
+            found = rates([repeat(d, patients, kind, share, size, seed + r)
+                           for r in range(times)])
+            rows.append({"split": split, "share": share, "repeats": times,
+                         "synthetic": kind if share or kind == "smooth" else "fresh",
+                         **{k: v if v is None else round(float(v), 3) for k, v in found.items()}})
+            print(" | ".join(str(x) for x in rows[-1].values()), flush=True)
+    return rows
 
 
 def phantoms(n: int, size: int = 64) -> tuple[Tensor, np.ndarray]:
@@ -132,38 +171,38 @@ def phantoms(n: int, size: int = 64) -> tuple[Tensor, np.ndarray]:
     return pixels, np.unique(patients, return_inverse=True)[1]
 
 
+def fixed() -> list[dict]:
+    """The part of the table that is computed again by a slow test."""
+    pixels, patients = phantoms(FIXED["pool"])
+    return table(measured(pixels, FIXED["kinds"]), patients, {"4:3": FIXED["sizes"]},
+                 FIXED["kinds"], FIXED["shares"], FIXED["repeats"])
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", nargs="+",
-                   help="real data sets, of which 600 images are used; without: 600 phantoms")
-    p.add_argument("--repeats", type=int, default=200)
-    p.add_argument("--sizes", type=int, nargs=3, action="append",
-                   metavar=("TRAIN", "HELDOUT", "SYNTHETIC"))
-    p.add_argument("--seed", type=int, default=0)
+                   help=f"real data sets, of which {POOL} images are used; without: as many "
+                        "phantoms")
+    p.add_argument("--fixed", action="store_true")
+    p.add_argument("--repeats", type=int, default=100)
     a = p.parse_args()
-    if a.data:
-        table, pixels = load_pixels(read_table(a.data), 64)
-        patients = np.unique(table.column("patient"), return_inverse=True)[1]
-        some = np.sort(np.random.default_rng(a.seed).permutation(len(pixels))[:POOL])
-        pixels, patients = pixels[some], np.unique(patients[some], return_inverse=True)[1]
+    began = time.time()
+    if a.fixed:
+        name, rows = "fixed", fixed()
     else:
-        pixels, patients = phantoms(POOL)
-    d = measured(pixels, progress=True)
-    columns = [*TESTS, "suspected", "open"]
-    for sizes in a.sizes or [(125, 125, 125), (300, 100, 125)]:
-        print(f"\n{len(pixels)} images of {patients.max() + 1} patients; {sizes[0]} training, "
-              f"{sizes[1]} held-out, {sizes[2]} synthetic; {a.repeats} repeats\n\n| synthetic | "
-              f"copies | {' | '.join(columns)} |\n{'|---' * 9}|")
-        for kind, share in [(KINDS[0], 0.0), ("smooth", 0.0),
-                            *((kind, s) for kind in KINDS for s in SHARES[1:])]:
-            began = time.process_time()
-            found = rates([repeat(d, patients, kind, share, tuple(sizes), a.seed + r)
-                           for r in range(a.repeats)])
-            name = {("noise", 0.0): "fresh"}.get((kind, share), kind)
-            print(f"| {name} | {share:.0%} | " + " | ".join(f"{found[c]:.2f}" for c in columns)
-                  + " |", flush=True)
-            print(f"{time.process_time() - began:.0f} s", file=sys.stderr)
+        if a.data:
+            name, (read, pixels) = "X-rays", load_pixels(read_table(a.data), 64)
+            patients = np.unique(read.column("patient"), return_inverse=True)[1]
+            some = np.sort(np.random.default_rng(0).permutation(len(pixels))[:POOL])
+            pixels, patients = pixels[some], np.unique(patients[some], return_inverse=True)[1]
+        else:
+            name, (pixels, patients) = "phantoms", phantoms(POOL)
+        print(f"{name}: {len(pixels)} images of {patients.max() + 1} patients", flush=True)
+        rows = table(measured(pixels, progress=True), patients, SIZES, KINDS, SHARES, a.repeats)
+    print(f"{time.time() - began:.0f} s", file=sys.stderr)
+    kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    write_json(FILE, kept | {name: rows})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from minidiff.statistics import NONE, Interval, two_way, wilson, z_value
+from minidiff.statistics import (
+    NONE,
+    Interval,
+    clopper_pearson,
+    group_ids,
+    two_way,
+    wilson,
+    z_value,
+)
 
 CHANCE = ("cohen", "fleiss", "ac1")
 
@@ -51,6 +59,40 @@ def newcombe(k: int, n: int, k2: int, n2: int, confidence: float = 0.95) -> Inte
         return NONE
     low, high = mover(k / n, wilson(k, n, confidence), k2 / n2, wilson(k2, n2, confidence))
     return float(low), float(high)
+
+
+def short_by(p: float, n: float, q: float, m: float, confidence: float = 0.95) -> Interval:
+    """Interval of p − q, shares of n and m independent images, by which a margin is decided.
+
+    Square and add of Clopper and Pearson's limits: at a margin of 10 points each end errs in 2.4 %
+    at most, where those of Newcombe do in up to 4.2 % (300 images against 45).
+    """
+    if not (n > 0 and m > 0):
+        return NONE
+    low, high = mover(p, clopper_pearson(p * n, n, confidence), q,
+                      clopper_pearson(q * m, m, confidence))
+    return float(low), float(high)
+
+
+def effective_n(hit: Sequence[bool], patients: Sequence) -> float:
+    """The effective number of images behind a share, where patients have several images.
+
+    The variance is that of a ratio of sums over patients (linearised), at least that of independent
+    images, which it equals where each image is of another patient; where all images agree, each
+    patient counts once.
+    """
+    hit, of = np.asarray(hit, float), group_ids(patients)
+    n, p = len(hit), float(hit.mean())
+    off = np.bincount(of, hit - p)                # of each patient: hits more than expected
+    if not (0 < p < 1 and len(off) > 1):
+        return len(off)
+    return p * (1 - p) / max(float(off @ off) / n**2, p * (1 - p) / n)
+
+
+def share_interval(hit: Sequence[bool], patients: Sequence, confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a share at its effective number of images."""
+    n = effective_n(hit, patients)
+    return wilson(float(np.mean(hit)) * n, n, confidence)
 
 
 def against_chance(k: int, n: int, chance: float = 0.5) -> float:

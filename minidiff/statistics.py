@@ -29,6 +29,13 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
+def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
+    """Exact interval of a share k/n, not too narrow at any share (Clopper & Pearson 1934)."""
+    tail = (1 - confidence) / 2
+    low = 0.0 if k <= 0 else float(scipy.special.betaincinv(k, n - k + 1, tail))
+    return low, 1.0 if k >= n else float(scipy.special.betaincinv(k + 1, n - k, 1 - tail))
+
+
 def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     """P(score of a positive > score of a negative), ties count half; nan if a side is empty."""
     return delong(scores, positive)[0]
@@ -39,17 +46,12 @@ def delong(scores: Sequence[float], positive: Sequence[bool]) -> tuple[float, fl
 
     DeLong et al. 1988, through midranks in O(n log n) as Sun & Xu 2014.
     """
-    return _area_and_se(*_placements(scores, positive))
-
-
-def delong_pair(a: Sequence[float], b: Sequence[float],
-                positive: Sequence[bool]) -> tuple[float, float]:
-    """Area of scores a minus that of scores b on the same images, and its standard error.
-
-    DeLong et al. 1988. What is easy or hard for both cancels image by image; nan as in `delong`.
-    """
-    return _area_and_se(*(x - y for x, y in zip(_placements(a, positive),
-                                                _placements(b, positive))))
+    above, below = _placements(scores, positive)
+    m, n = len(above), len(below)
+    if not (m and n):
+        return math.nan, math.nan
+    se = math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n) if min(m, n) > 1 else math.nan
+    return float(above.mean()), se
 
 
 def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
@@ -75,15 +77,6 @@ def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarra
     area, parts = above.mean(), np.empty(len(positive))
     parts[positive], parts[~positive] = (above - area) / len(above), (below - area) / len(below)
     return parts + area / len(parts)
-
-
-def _area_and_se(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
-    """Mean of the placements, and its standard error: that of two independent samples."""
-    m, n = len(above), len(below)
-    if not (m and n):
-        return math.nan, math.nan
-    se = math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n) if min(m, n) > 1 else math.nan
-    return float(above.mean()), se
 
 
 def auroc_interval(scores: Sequence[float], positive: Sequence[bool],
@@ -143,15 +136,6 @@ def threshold_at(scores: Sequence[float], positive: Sequence[bool], specificity:
     most = negative[below - 1] if specificity > 0 else -math.inf
     higher = scores[scores > most]
     return float(higher.min()) if len(higher) else float(np.nextafter(most, math.inf))
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p that two classifiers err equally often (McNemar 1947).
-
-    Binomial over the images that only one of them has right; 1 if there is none.
-    """
-    assert only_a >= 0 and only_b >= 0, (only_a, only_b)
-    return min(1.0, 2 * float(scipy.stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -241,29 +225,6 @@ def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients
     areas = np.concatenate([weighted_auroc(scores, positive, w)
                             for w in patient_weights(patients, resamples, seed)])
     return area, percentile(areas[~np.isnan(areas)])
-
-
-def bootstrap_p(values: Sequence[float]) -> float:
-    """Two-sided p that a difference is 0, from its resamples: about 0.05 if the 95 % end at 0.
-
-    At least 2 / (1 + number of resamples); nan without any.
-    """
-    values = np.asarray(values, float)
-    across = min((values <= 0).sum(), (values >= 0).sum())
-    return float(min(1.0, 2 * (1 + across) / (1 + len(values)))) if len(values) else math.nan
-
-
-def sign_flip_p(differences: Sequence[float], n_perm: int, seed: int) -> float:
-    """Two-sided p that paired differences, one a patient, have either sign equally often.
-
-    Fisher's randomisation test: the share of n_perm random signs with a sum as far from 0, the
-    observed signs included (Phipson & Smyth 2010). Unlike the bootstrap it is valid with few
-    patients: four differences of one sign give p = 1/8.
-    """
-    d = np.asarray(differences, float)
-    d = d[d != 0]
-    signs = np.random.default_rng(seed).integers(0, 2, (n_perm, len(d))) * 2 - 1
-    return float((1 + (np.abs(signs @ d) >= abs(d.sum()) - 1e-12).sum()) / (1 + n_perm))
 
 
 def percentile(values: Sequence[float], confidence: float = 0.95) -> Interval:

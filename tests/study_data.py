@@ -2,6 +2,8 @@
 images and as folders.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,30 @@ def write_set(folder: Path, images: Images, splits=None, findings=False) -> str:
                      + several * findings)
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
+
+
+def write_generator(root: Path, seed: int, saw, counts=(8, 8, 8), *, sampling=(), training=(),
+                    model=(), vae="v", samples=0, bits="") -> str:
+    """root/samples, beside the run root/diffusion that would have made them, with changed settings
+    of sampling and training and facts of the model; `samples` is the seed of the images."""
+    images, samples, run = toy(counts, 100 + seed + samples), root / "samples", root / "diffusion"
+    write_set(samples, images)
+    run.mkdir()
+    weights = f"weights {seed} {vae} {bits}".encode()
+    (run / "model.safetensors").write_bytes(weights)
+    for path, value in {
+            samples / "manifest.json": {"model": hashlib.sha256(weights).hexdigest(),
+                                        "trained_on": list(saw)},
+            samples / "config.json": {"root": str(root), "run": str(run), "seed": 0, "steps": 12,
+                                      **dict(sampling)},
+            run / "config.json": {"root": str(root), "seed": seed, "steps": 650, "init": "",
+                                  **dict(training)},
+            run / "run.json": {"facts": {"vae": vae}},
+            run / "model.json": {"size": 32, "variables": ["label"], "trained_on": list(saw),
+                                 **dict(model)},
+            run / "vae.json": {"config": {"channels": [16]}}}.items():
+        path.write_text(json.dumps(value))
+    return str(samples)
 
 
 def bootstrap_indices(groups, n_boot, seed):

@@ -9,8 +9,9 @@ import numpy as np
 from minidiff.classification import fairness, predictive_uncertainty
 from minidiff.classification.assess import roc
 from minidiff.classification.calibration import calibration, pooled, probabilities, temperature
-from minidiff.classification.compare import compare, summarise
+from minidiff.classification.compare import compare, judged, summarise
 from minidiff.classification.scores import score, thresholds_at_specificity
+from minidiff.evaluation.study_verdicts import said
 
 LABELS = ["covid", "normal", "pneumonia"]
 SETS = {"val": (20, 40, 40), "test": (16, 30, 28), "clinic": (26, 18, 0)}
@@ -35,8 +36,8 @@ SENTENCE = ("SHORTCUT: the border of the picture alone predicts covid with AUROC
             "evidence that it sees disease.")
 
 
-def make(exclusive=True, arms=ARMS, seeds=3, n_boot=100):
-    """(summary, results) as `assess` makes them, of simulated logits."""
+def make(exclusive=True, arms=ARMS, seeds=3, n_boot=100, primary=None, worth=0.0):
+    """(summary, results) as `classify.py` writes them, of simulated logits."""
     g, truth, rows, patients = np.random.default_rng(0), {}, {}, {}
     for name, counts in SETS.items():
         which = np.repeat(range(3), counts)
@@ -76,7 +77,7 @@ def make(exclusive=True, arms=ARMS, seeds=3, n_boot=100):
             remark = f"generator saw {extra} more real images than this arm" if extra else ""
             results += each
             table += [{**row, "real": real, "added_kind": kind, "generator_extra": extra,
-                       "remark": remark, "ensemble": whole} for row in summarise(each)]
+                       "remark": remark, "stages": 1, "ensemble": whole} for row in summarise(each)]
             for what, value in (
                     ("calibration", calibration(pooled(z[arm][name], exclusive), truth[name], t,
                                                 exclusive, n_boot=50)), ("roc", roc(*side)),
@@ -88,7 +89,7 @@ def make(exclusive=True, arms=ARMS, seeds=3, n_boot=100):
     pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
     compared = {name: compare({arm: list(p[arm][name]) for arm in arms}, truth[name],
                               patients[name], LABELS, pairs,
-                              positive="covid", exclusive=exclusive, n_boot=200) for name in tests}
+                              positive="covid", exclusive=exclusive) for name in tests}
     audit = [{"features": f, "label": label, "test_set": name, "auroc": a - 0.2 * (name != "test"),
               "low": a - 0.3, "high": min(a + 0.1, 1), "n": 16, "n_rest": 58, "shortcut": False}
              for f, a in TELLS.items() for label in LABELS for name in tests]
@@ -99,14 +100,15 @@ def make(exclusive=True, arms=ARMS, seeds=3, n_boot=100):
         "notes": ["clinic: <no> label pneumonia"],
         "audit": {"rows": audit, "shortcut": False, "sentence": "", "region": "masks", "text": []},
         "recipe": {"steps": 120, "size": 64},
-        "generators": {"synthetic": {"n_images": 900, "saw": 300, "known": True}},
-        "arms": table, "differences": compared, **by_set,
+        "generators": {"synthetic": {"generators": 3, "n_images": 900, "saw": 300, "known": True}},
+        "arms": table, "worth": worth, "differences": judged(compared, primary, worth / 100),
+        **by_set,
         "attributes": {"synthetic": fairness.attributes(rows["val"], rows["test"], n_boot=50)},
         "judge": [{"variable": "label", "n": 74, "accuracy": 0.91},
                   {"variable": "age", "n": 70, "r": 0.62}],
         "curves": {arm: [[step, 1 / step + k / 50] for step in (30, 60, 90, 120)]
                    for k, arm in enumerate(arms)}}
-    return json.loads(json.dumps(summary)), json.loads(json.dumps(results))
+    return json.loads(json.dumps(said(summary))), json.loads(json.dumps(results))
 
 
 def with_shortcut(summary):

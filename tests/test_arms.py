@@ -9,14 +9,21 @@ import pytest
 import torch
 from study_data import toy
 
-from minidiff.classification.arms import comparisons, even_weights, parse, training_set
+from minidiff.classification.arms import (
+    comparisons,
+    even_weights,
+    parse,
+    training_set,
+    validation_set,
+)
 from minidiff.classification.assess import facts
 from minidiff.data.subset import first_patients
 from minidiff.errors import InputError
 
 NAMES = ("real", "real-plain", "real+duplicates", "real+2xduplicates", "real+synthetic",
          "real+.5xsynthetic",
-         "synthetic", "synthetic-then-real", "real@2+1xsynthetic", "real-strong-even@3")
+         "synthetic", "synthetic-then-real", "real@2+1xsynthetic", "real-strong-even@3",
+         "real-then-real", "real-then-real-strong@2")
 
 
 def made(name, real, synthetic, **knobs):
@@ -32,7 +39,9 @@ def test_arms_hold_what_their_names_say():
                      "real+duplicates": [[19, 13, 15]], "real+2xduplicates": [[18, 12, 14]],
                      "real+synthetic": [[19, 13, 15]], "real+.5xsynthetic": [[12, 6, 8]],
                      "synthetic": [[9, 9, 9]], "synthetic-then-real": [[9, 9, 9], [10, 4, 6]],
-                     "real@2+1xsynthetic": [[12, 4, 8]], "real-strong-even@3": [[10, 3, 6]]}
+                     "real@2+1xsynthetic": [[12, 4, 8]], "real-strong-even@3": [[10, 3, 6]],
+                     "real-then-real": [[10, 4, 6]] * 2,
+                     "real-then-real-strong@2": [[10, 2, 6]] * 2}
 
 
 def test_duplicates_are_real_ones_under_their_own_labels_in_rounds():
@@ -77,6 +86,33 @@ def test_a_label_of_interest_counts_wherever_it_is_one_of_several_findings():
     assert len(cells) == 19 and sum("light" in cell for cell in cells) == 3
 
 
+def validation(most, train, val, seed=0):
+    own = validation_set(parse(f"real@{most}", []), train, val, positive="light", seed=seed)
+    return own.patients, own.labels.bincount(minlength=3).tolist()
+
+
+def test_few_images_to_train_with_are_few_to_choose_with():
+    """The share of training's, by whole patients, one inside the other; the other labels stay."""
+    train, val = toy((50, 40, 30), 1, per_patient=2), toy((12, 20, 9), 2, per_patient=2)
+    kept = {most: validation(most, train, val) for most in (1, 4, 10, 20, 39, 40, 99)}
+    assert [counts for _, counts in kept.values()] == [
+        [12, n, 9] for n in (2, 2, 4, 10, 20, 20, 20)]  # half of 5 images is 2 patients of 2
+    for fewer, more in zip(kept, list(kept)[1:]):
+        assert set(kept[fewer][0]) <= set(kept[more][0]) <= set(val.patients)
+    assert validation(10, train, val, seed=1)[0] != kept[10][0]
+    whole = validation_set(parse("real-even", []), train, val, positive="light", seed=0)
+    assert whole is val
+
+
+def test_findings_are_counted_among_others_in_validation_too():
+    train, val = toy((9, 12, 9), 1), toy((9, 8, 9), 2)
+    rows = [{**row, "label": "light|odd"} if row["label"] == "light" and i % 2 else row
+            for i, row in enumerate(val.rows)]
+    own = validation_set(parse("real@6", []), train, replace(val, rows=rows), positive="light",
+                         seed=0)
+    assert sum("light" in row["label"] for row in own.rows) == 4 and len(own) == 22
+
+
 def test_whole_patients_of_too_many_images_are_refused_rather_than_none_taken():
     with pytest.raises(InputError, match="2 images of 'light' by whole patients: the first "
                        "patient, 1-.*, has 4"):
@@ -89,6 +125,8 @@ def test_whole_patients_of_too_many_images_are_refused_rather_than_none_taken():
     ("other-then-real", "no synthetic folder"), ("real-plain-strong", "plain or strong"),
     ("real@0", "above 0"), ("real+0xsynthetic", "above 0"),
     ("synthetic-then-real+duplicates", "before the real ones or beside"),
+    ("real-then-real+1xsynthetic", "before the real ones or beside"),
+    ("real-strong-then-real", "allowed are"),
     ("real-even-even", "each word once"), ("real+", "allowed are"), ("../real", "allowed are"),
 ])
 def test_names_that_mean_nothing_are_refused(name, words):
@@ -119,6 +157,18 @@ def test_each_arm_is_held_against_its_control():
     assert against["synthetic-then-real"][-1] == "real"
 
 
+def test_images_before_the_real_ones_are_held_against_real_ones_before_them():
+    """Of the same words and number of real images, and beside the usual base."""
+    names = ["real", "real-strong", "real@25", "real-then-real", "real-then-real-strong",
+             "real-then-real@25", "synthetic-then-real", "synthetic-then-real-strong",
+             "synthetic-then-real@25"]
+    pairs = comparisons([parse(name, ["synthetic"]) for name in names])
+    for words in ("", "-strong", "@25"):
+        assert [b for a, b in pairs if a == f"synthetic-then-real{words}"] == [
+            f"real{words}", f"real-then-real{words}"]
+        assert [b for a, b in pairs if a == f"real-then-real{words}"] == [f"real{words}"]
+
+
 def test_even_weights_leave_no_association_of_label_and_view():
     images = toy((40, 9, 20), 3)
     views = ["AP" if (row["label"] == "light") != (i % 7 == 0)
@@ -147,4 +197,6 @@ def test_what_the_generator_saw_and_the_arm_did_not():
     assert (fewer["generator_extra"], fewer["real"]) == (1, 7)
     assert extra("synthetic", None)["generator_extra"] is None
     assert extra("real", None)["generator_extra"] == 0
+    again = extra("real-then-real", None)
+    assert (again["generator_extra"], again["added_kind"], again["real"]) == (0, "duplicates", 8)
     assert parse("real@25+2xsynthetic", ["synthetic"]).base == "real@25"

@@ -44,7 +44,7 @@ def project(tmp_path, monkeypatch):
             "arms": [{"test_set": "test", "arm": "real", "seeds": 2, "n_train": 41,
                       "balanced_accuracy": 0.625, "balanced_accuracy_sd": 0.02}], "differences":
             {"test": [{"metric": "accuracy", "arm": "a", "against": "b", "difference": -0.0125,
-                       "interval": [-0.1, 0.08], "seeds": 2, "resolved": False}]}},
+                       "interval": [-0.1, 0.08], "seeds": 2, "answer": "not resolved"}]}},
         "x/report/config.json": {"kind": "report"}, "x/report/report.json": {
             "verdict": [{"question": "Is it new?", "answer": "yes", "text": "KD 0.152."}],
             "data": {"patients_assumed": True}, "samples": {"n": 40, "labels": {"covid": 40}},

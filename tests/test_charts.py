@@ -78,7 +78,7 @@ def test_the_course_of_a_run_names_the_step_and_the_doubted_points(drawn):
                "copying": {"suspected": suspected, "spaces": [space]}}
               for step, suspected in ((10, False), (20, None), (30, True))]
     result = {"points": points, "floors": {"pixels": {"low": -0.1, "high": 0.1}},
-              "choice": {"step": 10}}
+              "choice": {"step": 10}, "test": {"why": "no test images"}}
     charts.course_chart(result, [{"step": 10, "gap": 0.1, "gap_low": 0.05}])
     distance, near, ratio, gap = drawn[0].axes[:4]
     lines = {line.get_label(): list(line.get_xdata()) for line in distance.get_lines()}

@@ -59,6 +59,9 @@ def test_the_study_is_whole_and_its_generator_saw_nothing_more(demo):
     assert (primary["arm"], primary["against"]) == ("real+1xsynthetic", "real+1xduplicates")
     assert primary["answer"] in (
         "gain", "harm", "not resolved") and primary["sees"] > 0 and primary["patients"] == 541
+    others = [d for d in summary["differences"]["test"] if not d["primary"]]
+    assert all((d["answer"] == "not tested") == (primary["answer"] == "not resolved")
+               for d in others)
     assert summary["images"]["train"]["covid"] < 80 < summary["images"]["train"]["normal"]
     assert not summary["audit"]["shortcut"] and "SHORTCUT:" not in (
         demo / "classifier" / "study.html").read_text()

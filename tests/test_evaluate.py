@@ -19,7 +19,7 @@ from minidiff.data.split import of_other_data
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.evaluation import sets
-from minidiff.runs import sha256
+from minidiff.runs import sha256, write_json
 from minidiff.variables import Category, Number
 
 
@@ -50,6 +50,9 @@ def test_the_script_from_folders_to_page(demo):
         "suspected"] is False
     assert [e["name"] for e in result["extractors"]] == ["pixels-pca64"] and len(
         result["extractors"][0]["identity"]) == 64
+    first = result["verdict"][0]   # other phantoms of the same kind
+    assert first["question"] == "Can they be told from real ones?" and first["answer"] != "yes"
+    assert [s["space"] for s in result["realism"]["spaces"]] == ["pixels-pca64", "texture"]
     assert {r["condition"]
             for r in result["conditions"]} == {"sex", "age"} and result["membership"] is None
     assert result["duplicates"]["n"] == result["data"]["n_train"] and len(
@@ -69,23 +72,46 @@ def test_the_script_from_folders_to_page(demo):
     assert (demo / "report/features/pixels-pca64.safetensors").is_file()
 
 
-def test_the_script_with_a_judge_and_named_extractors(demo, tiny, tmp_path):
+def test_the_script_with_two_judges_and_named_extractors(demo, tiny, tmp_path, capsys):
     variables = [Category("label", ("covid", "normal", "pneumonia")),
                  Number("age", 55.0, 20.0, 20.0, 90.0), Category("view", ("AP", "PA"))]
-    Predictor(variables, width=8, size=32).save(tmp_path / "judge")
+    real = read_table(demo / "real", split_dir=demo)
+    train = [real.hashes[row["file"]] for row in real.select(split="train").rows]
+    for k, (name, seen) in enumerate({"judge": train, "other/judge": train[50:]}.items()):
+        Predictor(variables, width=8, size=32, seed=k).save(tmp_path / name)
+        write_json(tmp_path / name / "trained_on.json", seen)
+    shutil.copytree(demo / "samples", tmp_path / "samples")
+    own = sha256(tmp_path / "judge/predictor.safetensors")
+    write_json(tmp_path / "samples/manifest.json", {
+        "filters": [{"by": "recognised", "judge": own, "rejects": 30, "classifier": "c"}],
+        "yield": 0.75, "rejects": {"not recognised": 30}, "trained_on": train})
     cfg = config(demo, classifier=str(tmp_path), extractors=("pixels", "classifier", "vae"),
-                 vae=str(tiny / "vae"), out=str(tmp_path / "report"))
+                 vae=str(tiny / "vae"), out=str(tmp_path / "report"),
+                 samples=str(tmp_path / "samples"), judge=str(tmp_path / "other"))
     evaluate.run_report(cfg)
+    said = ("Filtered by sample.py --keep recognised (judge: c): 30 rejected. Of all images "
+            "drawn, 75.0")
+    assert said in capsys.readouterr().out
     result = json.loads((tmp_path / "report/report.json").read_text())
     assert [e["name"] for e in result["extractors"]] == ["pixels-pca64", "classifier", "vae"]
     assert {r["extractor"] for r in result["distances"]} == {"pixels-pca64", "classifier", "vae"}
     # view was never asked for
-    assert [(r["variable"], r["set"]) for r in result["agreement"]] == [
-        (v, s) for s in ("held-out real", "synthetic") for v in ("label", "age")]
+    assert [(r["judge"], r["variable"], r["set"]) for r in result["agreement"]] == [
+        (j, v, s) for j in ("own", "independent") for s in ("held-out real", "synthetic")
+        for v in ("label", "age")]
+    first, second = result["judges"]
+    assert (first["judge"], first["sha256"], first["trained_on"]) == ("own", own, len(train))
+    assert (second["judge"], second["trained_on"], second["shared"]) == (
+        "independent", len(train) - 50, len(train) - 50)
+    assert result["samples"]["yield"] == 0.75 and result["samples"]["filters"][0]["judge"] == own
+    assert any(", by an independent judge?" in v["question"] for v in result["verdict"])
     assert [s["space"] for s in result["neighbours"]["spaces"]] == ["pixels", "pixels, moved",
                                                                     "classifier", "vae"]
     page = Page((tmp_path / "report/report.html").read_text())
     assert all(e["identity"] in page.text for e in result["extractors"])
+    text = " ".join(page.text.split())
+    assert said in text and "synthetic, independent judge" in text
+    assert f"trained on {len(train) - 50} images, {len(train) - 50} of them" in text
 
 
 def test_faults_of_input_are_named(demo, tmp_path):
@@ -268,8 +294,26 @@ def test_the_audit_knows_training_from_held_out(tiny, tmp_path):
         assert evaluate.membership_audit(cfg, tables)["made"] is made
     assert all(evaluate.membership_audit(replace(cfg, **none), tables) is None
                for none in ({"audit": 0}, {"diffusion": "x"}))
+    assert found["reference"] is None and found["random_split"] == tables["train"].random_split
+    # a run is its own reference: every ratio is 1, and nothing is known (refused before, see below)
+    same = evaluate.membership_audit(replace(cfg, reference=cfg.diffusion), tables)
+    assert same["auroc"] == 0.5 and same["reference"] == cfg.diffusion
     swapped = {**tables, "train": tables["heldout"]}
     assert "known as train images" in evaluate.membership_audit(cfg, swapped)["why"]
+
+
+def test_a_reference_must_have_seen_none_of_these_images(demo, tiny, tmp_path):
+    cfg = evaluate.Config(data=(str(tiny / "data"),), samples=str(demo / "samples"), size=32,
+                          out=str(tmp_path / "r"), reference=str(tiny / "diffusion"))
+    with pytest.raises(InputError, match=r"--reference .* was trained on \d+ images of these data"):
+        evaluate.run_report(cfg)
+    with pytest.raises(InputError, match="--reference x: no finished diffusion run"):
+        evaluate.run_report(replace(cfg, reference="x"))
+    with pytest.raises(InputError, match="--reference x"):
+        evaluate.run_report(config(demo, reference="x"))
+    tables, _ = sets.read(config(demo))
+    others = {name: replace(table, rows=table.rows[100:]) for name, table in tables.items()}
+    sets.check_reference(str(tiny / "diffusion"), others)   # phantoms that it did not see
 
 
 def test_extractors_that_cannot_be_built_are_refused(demo, tiny, tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minidiff.classification.fairness import UNKNOWN, attributes, cramers_v, gaps, share_interval
+from minidiff.classification.fairness import UNKNOWN, attributes, cramers_v, gaps
+from minidiff.rating import share_interval
 from minidiff.statistics import auroc, wilson
 
 
@@ -96,8 +97,7 @@ def test_ages_come_in_bands_and_a_column_of_nothing_is_left_out():
 def test_images_of_one_patient_count_as_far_as_they_differ():
     hit = np.array([True] * 30 + [False] * 10)
     alone = share_interval(hit, np.arange(40))
-    # n/(n−1), as of a sample
-    np.testing.assert_allclose(alone, wilson(0.75 * 39, 39), atol=1e-12)
+    np.testing.assert_allclose(alone, wilson(30, 40), atol=1e-12)
     # five equal images tell what one tells
     copied = share_interval(np.repeat(hit, 5), np.repeat(np.arange(40), 5))
     np.testing.assert_allclose(copied, alone, atol=1e-12)
@@ -172,7 +172,9 @@ def test_findings_have_a_row_each_and_unknown_cells_count_in_shares_only():
 
 @pytest.mark.slow
 def test_intervals_of_shares_and_gaps_cover_at_95_percent():
-    """1,000 test sets of 40 + 40 patients a group, 1 to 3 images each."""
+    """1,000 test sets of 40 + 40 patients a group, 1 to 3 images each. That of a gap is made of
+    exact limits of both groups, and may cover more, not less.
+    """
     truth = {"tpr": 0.9 - 0.75,
              "auroc": np.subtract(*stats.norm.cdf(stats.norm.ppf([0.9, 0.75]) / np.sqrt(2)))}
     rng, inside = np.random.default_rng(0), {"tpr": 0, "auroc": 0, "share": 0}
@@ -185,7 +187,7 @@ def test_intervals_of_shares_and_gaps_cover_at_95_percent():
                                                        else -wanted) <= found["interval"][1]
         low, high = group(out, "sex", "F")["tpr_interval"]
         inside["share"] += low <= 0.9 <= high
-    assert all(0.93 <= k / 1000 <= 0.97 for k in inside.values()), inside
+    assert all(k / 1000 >= 0.93 for k in inside.values()) and inside["share"] <= 970, inside
 
 
 @pytest.mark.slow

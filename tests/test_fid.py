@@ -5,6 +5,7 @@ refused.
 import json
 import pickle
 
+import data_sets
 import numpy as np
 import pytest
 import torch
@@ -137,3 +138,11 @@ def test_two_folders_are_compared(folders, capsys):
     with pytest.raises(SystemExit):
         config.main(evaluate.VERBS, default="report", doc="", argv=["fid", *folders])
     assert "two folders of images are compared" in capsys.readouterr().err
+
+
+def test_it_says_where_two_folders_mix_labels_differently(tmp_path):
+    sets = {name: data_sets.data_set(tmp_path / name, [
+        {"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)])
+        for name, labels in {"real": "aaaaaaaaab", "made": "ab" * 5, "same": "baaaaaaaaa"}.items()}
+    assert "a 90% and 50%, b 10% and 50%" in rooms.mixes(sets["real"], sets["made"])
+    assert rooms.mixes(sets["real"], sets["same"]) == rooms.mixes(sets["real"], str(tmp_path)) == ""

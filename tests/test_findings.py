@@ -14,7 +14,7 @@ from minidiff.diffusion import unet
 from minidiff.diffusion.model import from_model, from_scratch
 from minidiff.diffusion.public.export import finished_contexts
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics import report_rows
+from minidiff.evaluation.metrics import by_condition
 from minidiff.sampling import plan
 from minidiff.statistics import auroc
 from minidiff.variables import Category, Findings
@@ -173,8 +173,9 @@ def test_a_report_breaks_down_by_each_of_the_commonest():
     def table(*cells):
         return Table([{"label": "a", "seen": cell, "file": str(k)} for k, cell in enumerate(cells)])
 
-    found = report_rows.groups({"train": table(*CELLS), "heldout": table("mass", "nodule|edema"),
-                              "synthetic": table("edema", "", "none")})
+    found, _ = by_condition.groups({
+        "train": table(*CELLS), "heldout": table("mass", "nodule|edema"),
+        "synthetic": table("edema", "", "none")})
     # by their number in training
     assert list(found) == ["seen: edema", "seen: effusion", "seen: mass", "seen: nodule"]
     assert found["seen: edema"]["train"].tolist() == ["yes", "yes", "", "no", "no", "no", "yes",

@@ -33,10 +33,17 @@ def test_coverage_counts_content_and_not_texture():
 
 
 def test_label_is_held_against_real_images():
-    assert gates.label([True] * 95 + [False] * 5, [True] * 90 + [False] * 10)["answer"] == "yes"
-    assert gates.label([True] * 50 + [False] * 50, [True] * 90 + [False] * 10)["answer"] == "no"
-    assert gates.label([True] * 82 + [False] * 18,
-                       [True] * 90 + [False] * 10)["answer"] == "not resolved"
+    def said(right, real, of_real=range(100)):
+        return gates.label([True] * right + [False] * (100 - right),
+                           [True] * real + [False] * (100 - real), range(100), of_real)
+
+    found = said(95, 90)
+    assert found["answer"] == "yes" and found["difference"][0] > -0.1
+    assert said(50, 90)["answer"] == "no" and said(82, 90)["answer"] == "not resolved"
+    # the real share is uncertain, too, and more so where patients have many images
+    assert said(89, 90)["answer"] == "not resolved"
+    assert said(90, 90)["answer"] == "yes"
+    assert said(90, 90, [i // 10 for i in range(100)])["answer"] == "not resolved"
 
 
 def near(suspected, p, **more):
@@ -52,8 +59,34 @@ def test_novelty_says_no_where_two_tests_agree_and_yes_where_all_are_calm():
     # smooth images lie near as well
     assert gates.novelty(near(False, 1e-6))["answer"] == "not resolved"
     assert gates.novelty(near(False, 0.4, copying_z=-3.0))["answer"] == "not resolved"
+    unshuffled = gates.novelty(near(False, 0.4) | {"random_split": False})
+    assert unshuffled["answer"] == "not resolved" and "may not be random" in unshuffled["text"]
+    given = near(None, 1e-6) | {"verdict": "but the split came with the data"}
+    assert gates.novelty(given)["text"].startswith("But the split came with the data.")
+    named = {"found": 0, "at_most": 0.02, "seen": 0.01}
+    assert "At most 2.0 %" in gates.novelty(near(False, 0.4) | {"named": named})["text"]
+    blind = gates.novelty(near(False, 0.4) | {"named": {"found": 0, "probes": 64, "seen": None}})
+    assert blind["answer"] == "not resolved" and "None of 64 probes" in blind["text"]
     assert gates.novelty({"verdict": "too few", "suspected": None,
                           "spaces": []})["answer"] == "not resolved"
+
+
+def test_what_a_filter_decided_is_not_tested_and_a_no_stands():
+    v = {"LABEL": {"answer": "yes", "text": "t"}, "NOVELTY": {"answer": "yes", "text": "t"},
+         "FIDELITY": {"answer": "yes", "text": "t",
+                      "spaces": {"pixels": "yes", "classifier": "yes"}},
+         "COVERAGE": {"answer": "no", "text": "t",
+                      "spaces": {"pixels": "yes", "classifier": "no"}}}
+
+    def said(filters):
+        return [gates.of_selected(v, filters)[name]["answer"] for name in v]
+
+    assert said({}) == ["yes", "yes", "yes", "no"]
+    assert said({"label": {}, "classifier": {}}) == ["not tested", "yes", "yes", "no"]
+    assert said({"copies": {}}) == ["yes", "not tested", "yes", "no"]
+    alone = {"FIDELITY": {"answer": "yes", "text": "t", "spaces": {"classifier": "yes"}}}
+    found = gates.of_selected(alone, {"classifier": {}})["FIDELITY"]
+    assert found["answer"] == "not tested" and found["text"].startswith("t A filter selected")
 
 
 def verdict(part, label="a", too_few="", **answers):

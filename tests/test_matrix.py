@@ -197,6 +197,17 @@ def test_faults_of_input_are_named(folders, tmp_path):
     external = next(iter(read_table(folders / "hospital", split=False).hashes.values()))
     (tmp_path / "made/manifest.json").write_text(json.dumps({"trained_on": [external]}))
     refused("the generator of .*made was trained on 1 of", samples=(str(tmp_path / "made"),))
+    # a patient of the other hospital, of whom it saw another image here
+    real = read_table(folders / "real")
+    seen = real.select(split="train").rows[0]
+    (tmp_path / "made/manifest.json").write_text(
+        json.dumps({"trained_on": [real.hashes[seen["file"]]]}))
+    shutil.copytree(folders / "hospital", tmp_path / "other hospital")
+    path = tmp_path / "other hospital" / "metadata.csv"
+    other = read_table(folders / "hospital", split=False).rows[0]["patient"]
+    path.write_text(path.read_text().replace(other, seen["patient"]))
+    refused("made was trained on other images of 1 held-out patients",
+            samples=(str(tmp_path / "made"),), external=(str(tmp_path / "other hospital"),))
     Predictor([Category("label", ("covid", "flu"))], width=8,
               size=32).save(tmp_path / "other" / "judge")
     refused("does not read the label normal; it knows covid, flu",

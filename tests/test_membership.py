@@ -1,11 +1,22 @@
+import math
+
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import beta, binom, nhypergeom, norm
 
 from minidiff.counted import normal as noise_of
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics.membership import denoising_errors, membership
+from minidiff.evaluation.metrics.membership import (
+    ALPHA,
+    FPR,
+    LEAK,
+    NEEDED,
+    denoising_errors,
+    found_at,
+    membership,
+    most_found,
+)
 from minidiff.statistics import auroc
 
 
@@ -22,9 +33,9 @@ def test_a_model_that_knows_its_images_is_found_and_one_that_does_not_is_not():
     known = membership(errors(200, 1.5, 0), errors(200, 0, 1))
     fresh = membership(errors(200, 0, 2), errors(200, 0, 3))
     assert known["low"] > 0.85 and known["p"] < 0.001
-    assert known["tpr"] > 0.2 and known["tpr_by_patient"][0] > 0.05
+    assert known["tpr"] > 0.2 and known["tpr_p"] < 0.001 and known["tpr_most"] > known["tpr"]
     assert fresh["low"] < 0.5 < fresh["high"] and fresh["p"] > 0.05 and abs(
-        fresh["auroc"] - 0.5) < fresh["chance"] and fresh["tpr"] < 0.06
+        fresh["auroc"] - 0.5) < fresh["chance"] and fresh["tpr"] < 0.06 < fresh["tpr_p"]
     assert (known["n_train"], known["n_heldout"], known["patients_train"]) == (200, 200, 200)
 
 
@@ -56,10 +67,51 @@ def test_images_of_one_patient_are_one_piece_of_evidence():
         naive["high"] - naive["low"], rel=0.15)
 
 
-def test_small_sets_are_said_to_be_small():
-    assert "less than one" in membership(errors(30, 0, 10), errors(40, 0, 11))["note"]
-    assert "is 1: " in membership(errors(30, 0, 10), errors(125, 0, 11))["note"]
-    assert membership(errors(30, 0, 10), errors(1000, 0, 11))["note"] == ""
+def test_the_bound_is_exact_for_both_sides():
+    """1 % of 200 held-out images are 2; 6 of them may be above the true score with 2.5 %."""
+    heldout = np.arange(200.0)
+    assert binom.cdf(5, 200, 0.01) >= 0.975 > binom.cdf(4, 200, 0.01)
+    train = np.r_[np.full(190, -1.0), np.full(10, 194.5)]     # above the 6th highest, 194
+    found = found_at(train, heldout)
+    assert found["tpr"] == 0 and found["false_alarms"] == 2
+    assert found["tpr_most"] == pytest.approx(beta.ppf(0.975, 11, 190))
+    assert most_found(train, heldout + 1) == pytest.approx(beta.ppf(0.975, 1, 200))
+    assert most_found(train, heldout[:1] - 2) == most_found(train, heldout[:4] - 9) == 1.0
+    # ten training images above all of 100 held-out ones, by chance: C(100, 10) / C(200, 10)
+    found = found_at(np.r_[np.zeros(90), np.full(10, 9.0)], np.linspace(1, 2, 99))
+    assert found["false_alarms"] == 0 and found["tpr_p"] == pytest.approx(
+        math.comb(100, 10) / math.comb(199, 10))
+
+
+def test_how_many_patients_a_yes_needs():
+    def bound(n):   # of a model that knows nothing, in four of five audits
+        rank = int(binom.ppf(1 - ALPHA / 2, n, FPR)) + 1
+        k = int(nhypergeom.ppf(0.8, 2 * n, n, rank))
+        return beta.ppf(1 - ALPHA / 2, k + 1, n - k)
+
+    assert bound(NEEDED) < LEAK <= min(bound(n) for n in range(100, NEEDED, 20))
+
+
+def test_one_image_of_each_patient_counts_at_one_percent():
+    a, b = errors(200, 0.5, 4), errors(120, 0, 5)
+    patients = {"train_patients": [i // 2 for i in range(200)],
+                "heldout_patients": [f"h{i // 3}" for i in range(120)]}
+    found, alone = membership(a, b, **patients), membership(a[::2], b[::3])
+    assert (found["patients_train"], found["patients_heldout"]) == (100, 40)
+    assert [found[k] for k in ("tpr", "tpr_most", "tpr_p")] == [
+        alone[k] for k in ("tpr", "tpr_most", "tpr_p")]
+
+
+def test_a_reference_takes_the_difficulty_of_each_image_out():
+    """The ratio of two models' errors finds what the errors of one hide."""
+    rng = np.random.default_rng(0)
+    hard = np.exp(rng.normal(0, 2, (400, 1)))
+    first = hard * np.exp(rng.normal(0, 0.1, (400, 8)) - 0.3 * (np.arange(400) < 200)[:, None])
+    second = hard * np.exp(rng.normal(0, 0.1, (400, 8)))
+    one, ratio = map(torch.from_numpy, (first, first / second))
+    plain, calibrated = (membership(x[:200], x[200:]) for x in (one, ratio))
+    assert plain["by_patient"][0] < 0.5 and calibrated["auroc"] > 0.95
+    assert calibrated["tpr"] > 10 * plain["tpr"]
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import small
 from minidiff.data.table import read_table
-from minidiff.evaluation.metrics.copying import _verdict, memorisation
+from minidiff.evaluation.metrics.copying import _verdict, fewest_copies, memorisation
 from minidiff.evaluation.metrics.pairwise import (
     CANDIDATES,
     distances,
@@ -112,7 +112,11 @@ def test_near_copies_are_caught_and_shown():
 def test_a_generator_that_copies_moved_and_mirrored_images_is_caught():
     result = judge(torch.cat([phantoms(30, 9), near_copies(TRAIN[:10].roll((1, -1), (2, 3)), 9),
                               TRAIN[20:30].flip(-1)]))
-    assert result["suspected"] and result["verdict"] == "copies suspected (in pixels, moved)"
+    assert result["suspected"] and result["verdict"] == (
+        "10 of 50 synthetic images are copies of a training image")
+    # the noisy ones are no nearer to their originals than two such drawings may be
+    assert {(i["fake"], i["train"]) for i in result["named"]["images"]} == {
+        (40 + k, 20 + k) for k in range(10)}
     assert [s["space"] for s in result["spaces"]] == ["pixels", "pixels, moved"]
 
 
@@ -175,8 +179,49 @@ def test_too_few():
         "closest"] == []
 
 
+def test_a_split_that_was_given_accuses_nobody():
+    spaces = [{"space": "a", "near_p": 0.01, "copying_p": 0.01, "closest_p": 0.01}]
+    assert _verdict(spaces) == ("copies suspected (in a)", True)
+    verdict, suspected = _verdict(spaces, random_split=False)
+    assert suspected is None and "the split came with the data" in verdict
+    fake = near_copies(TRAIN[:120], 8)
+    assert plain(fake)["suspected"] and plain(fake, random_split=False)["suspected"] is None
+
+
+def test_how_many_copies_all_images_together_need():
+    """By chance as many nearest images in a row are next to training images in 5 %."""
+    assert [fewest_copies(t, 100) for t in (100, 200, 300)] == [5, 8, 11]
+    assert 0.75 ** 11 <= 0.05 < 0.75 ** 10 and plain(phantoms(30, 3))["fewest"] == 7
+
+
+def test_a_patient_is_known_again_where_his_other_image_is_the_nearest():
+    """Three features of the patient, and noise; in noise alone no patient is known."""
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(60), 2)
+    noise = torch.from_numpy(rng.normal(size=(160, 4)))
+    known = torch.from_numpy(rng.normal(size=(60, 4)))[people]
+    patients = (people.tolist(), list(range(100, 140)))
+
+    def of(scale, made):
+        train = scale * known + 0.1 * noise[:120]
+        sides = {"train": train, "heldout": scale * known[:80:2].roll(1) + noise[120:],
+                 "fake": made}
+        return memorisation(**{name: {"x": x} for name, x in sides.items()},
+                            patients=patients)["spaces"][0]["recognition"]
+
+    shown_again = known[::2] + 0.1 * torch.from_numpy(rng.normal(size=(60, 4)))
+    found, blind = of(1, shown_again), of(0, 0.1 * noise[:60].flip(0))
+    assert found["found"] > 0.9 and found["chance"] == pytest.approx(1 / 119)
+    assert (found["n"], found["patients"]) == (120, 60)
+    assert found["near"] > 0.4 > 0.1 > found["near_heldout"]
+    assert blind["found"] < 0.05 and blind["low"] < blind["chance"] < blind["high"]
+    few = memorisation(fake={"x": noise[:40]}, train={"x": noise[40:80]},
+                       heldout={"x": noise[80:120]})
+    assert few["spaces"][0]["recognition"] is None
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("source, kind", [("phantom", "noise"), ("cxr", "moved")])
+@pytest.mark.parametrize("source, kind", [("phantom", "noisy"), ("cxr", "all")])
 def test_the_verdict_accuses_the_innocent_in_5_percent_at_most_and_finds_a_tenth_of_copies(source,
                                                                                            kind,
                                                                                            request):

@@ -3,6 +3,8 @@ bear is not made.
 """
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,11 @@ import torch.nn.functional as F
 
 from minidiff import runs
 from minidiff.data import phantom
-from minidiff.data.dataset import read_images
+from minidiff.data.dataset import Images, read_images
 from minidiff.errors import InputError
 from minidiff.evaluation import monitor
 from minidiff.evaluation.features.extractor import PixelPCA
-from minidiff.evaluation.metrics.distances import kid, kid_draws, same_mix
+from minidiff.evaluation.metrics.distances import kid, kid_draws, matched, same_mix
 from minidiff.evaluation.monitor import Checkpoint, MonitorConfig, checkpoints, choose, measure
 
 LABELS = ["covid", "normal", "pneumonia"]
@@ -70,6 +72,8 @@ def test_the_curve_falls_and_copies_are_left_out(result):
     assert values[0] > values[1] > values[2] and values[3] < values[1]
     assert values[1] > result["floors"]["pixels-pca64"]["high"] > values[2]
     assert [p["copying"]["suspected"] for p in result["points"]] == [False, False, False, True]
+    assert result["points"][3]["copying"]["named"]["found"] > 0
+    assert all(p["copying"]["named"]["found"] == 0 for p in result["points"][:3])
     # a copy has no distance
     assert result["points"][3]["copying"]["spaces"][0]["q50"] < 1e-6
     assert result["choice"]["step"] == 300 and result["choice"]["resolved"]
@@ -81,10 +85,10 @@ def test_the_curve_falls_and_copies_are_left_out(result):
 def test_numbers_are_those_of_the_room(result, real, course):
     _, train, heldout = real
     made, labels, _ = course
-    held = same_mix(heldout.table.column("label"), labels)
+    held, own = matched(heldout.table.column("label"), labels)
     x = PixelPCA().fit(train.pixels)
     patients = np.array(heldout.table.column("patient"))[held]
-    value = kid(real=x(heldout.pixels[held]), fake=x(made[Checkpoint(300, Path("s300"))]),
+    value = kid(real=x(heldout.pixels[held]), fake=x(made[Checkpoint(300, Path("s300"))][own]),
                 real_patients=patients)
     assert result["points"][2]["KD"]["pixels-pca64"]["value"] == value and result["points"][2][
         "n"] == len(held)
@@ -97,8 +101,20 @@ def test_the_mix_of_labels_is_that_asked_for():
         same_mix(labels, ["a", "b"] * 5) == index).all()
     # 20 of a to 10 of c
     assert len(same_mix(labels, ["a", "a", "c"])) == 30
-    # a model that knows no label
-    assert len(same_mix(labels, ["any"])) == 80
+    # those that there are, and all of them for a model that knows no label
+    assert len(same_mix(labels, ["a", "b", "d"])) == 40 and len(same_mix(labels, ["any"])) == 80
+
+
+@pytest.mark.parametrize("made,n,m", [
+    ({"a": 50, "b": 50}, (90, 10), (50, 5)),              # real are 90 and 10
+    ({"a": 90, "b": 10}, (90, 10), (90, 10)),
+    ({"a": 5, "b": 50}, (1, 10), (5, 50)),
+    ({"b": 30, "d": 70}, (0, 10), (0, 30))])              # what one side lacks is left out
+def test_both_sides_keep_the_most_images_of_one_mix(made, n, m):
+    sides = ["a"] * 90 + ["b"] * 10, [label for label, k in made.items() for _ in range(k)]
+    found = [[side[i] for i in index] for side, index in zip(sides, matched(*sides))]
+    assert [tuple(side.count(label) for label in "ab") for side in found] == [n, m]
+    assert [len(i) for i in matched(["a"] * 9, ["any"] * 4)] == [9, 4]
 
 
 def point(step, suspected=False, **values):
@@ -130,6 +146,19 @@ def test_the_rule_of_choice():
     taken = choose(both, {"x": drawn(0.1, 0.2, 0.9, noise=0.1), "y": drawn(9, 1, 1.1)})
     assert (taken["step"], taken["resolved"]) == (2, True)
     assert choose([point(1, True, x=0.1)], {"x": drawn(0.1)})["step"] is None
+
+
+def test_few_test_images_leave_the_choice_untested(real, fresh):
+    _, train, heldout = real
+    pixels, labels = fresh
+    few = Images(replace(heldout.table, rows=[{**row, "split": "test"}
+                                              for row in heldout.table.rows[:15]]),
+                 heldout.pixels[:15])
+    for at, why in ((Checkpoint(1, Path("s1")), r"15 test images .* needs 20"),
+                    (None, "no checkpoint was taken")):
+        found = monitor.tested(at, ["any"] * 60, lambda point: pixels, train, few, [], [])
+        assert re.fullmatch(f".*{why}", found["why"])
+        assert monitor.said(found).startswith("Not tested: ")
 
 
 def test_draws_of_checkpoints_are_paired():
@@ -174,13 +203,30 @@ def test_a_run_from_end_to_end(real, course, tmp_path, capsys):
     by_folder = dict(zip([p.folder for p in checkpoints(run)], list(made.values())[1:]))
     cfg = MonitorConfig(run=str(run), classifier=str(tmp_path / "none"),
                         out=str(tmp_path / "monitor"), repeats=10)
-    rows = [{"label": label} for label in labels]
+    rows, asked = [{"label": label, "seed": str(i)} for i, label in enumerate(labels)], []
+
+    def sample(where, rows):
+        asked.append((where.name, {row["seed"] for row in rows}))
+        return by_folder[where]
+
     # the same command again is no fault
     for _ in range(2):
-        monitor.run(cfg, rows, lambda where, rows: by_folder[where])
+        monitor.run(cfg, rows, sample)
     found = json.loads((tmp_path / "monitor" / "monitor.json").read_text())
     assert found["choice"]["step"] == 200 and set(found["models"]) == {"100", "200", "300"}
-    assert "take step 200" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "take step 200" in out
+    # chosen on val; judged on test, and by images that the choice has not seen
+    data = read_images([str(folder / "data")], 32, seed=0, split_dir=folder, skip_bad=False)
+    val, test = (len(matched(data.part(split).table.column("label"), labels)[0])
+                 for split in ("val", "test"))
+    assert {p["n"] for p in found["points"]} == {val} and found["test"]["n"] == test
+    assert found["test"]["step"] == 200 and found["test"]["folder"].endswith("step_00000200")
+    assert found["test"]["KD"] != found["points"][1]["KD"]
+    assert f"On {test} test images, which had no part in the choice, and 60 images" in out
+    assert f"val, {val}" in out and f"test, {test}" in out
+    (*_, (name, seeds)), before = asked, asked[0][1]
+    assert name == "step_00000200" and not seeds & before and len(seeds) == len(before) == 60
     for name in ("monitor.png", "seeds.png"):
         assert (tmp_path / "monitor" / name).read_bytes().startswith(b"\x89PNG")
     # the model has changed

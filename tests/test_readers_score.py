@@ -14,7 +14,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation import verdicts
 from minidiff.evaluation.format import jsonable
 from minidiff.evaluation.readers import plan, score
-from minidiff.rating import newcombe
+from minidiff.rating import newcombe, short_by
 from minidiff.statistics import wilson
 
 # --- scoring
@@ -48,7 +48,7 @@ def test_numbers_by_hand():
         .47)
     pooled = found["pooled"]
     assert pooled["synthetic"]["low"] == pytest.approx(low)
-    assert pooled["difference"]["low"] == pytest.approx(row["difference"]["low"])
+    assert pooled["difference"]["low"] == pytest.approx(short_by(.68, 100, .91, 100)[0])
     assert math.isnan(pooled["difference"]["wide_low"]) and found["agreement"] == []
 
 
@@ -87,6 +87,9 @@ def test_verdicts():
     assert answer(.8, .8, .5) == ["yes", "not resolved"]
     assert answer(.4, .9, .9) == ["no", "yes"]
     assert answer(.72, .85, .5)[0] == "not resolved"
+    ends = dict.fromkeys(("low", "high", "wide_low", "wide_high"))
+    unknown = {"pooled": {"difference": ends}, "design": {"margin": 0.1}}
+    assert [v["answer"] for v in verdicts.of_readers(unknown)] == ["not resolved"]
 
 
 def test_against_numbers(tmp_path):
@@ -137,7 +140,7 @@ def test_plan_by_other_ways(capsys):
 def test_margin_power_equals_simulation():
     rng = np.random.default_rng(7)
     k, m = rng.binomial(60, .7, 2000), rng.binomial(60, .72, 2000)
-    hits = np.mean([newcombe(a, 60, b, 60)[0] > -.15 for a, b in zip(k, m)])
+    hits = np.mean([short_by(a / 60, 60, b / 60, 60)[0] > -.15 for a, b in zip(k, m)])
     assert plan.margin_power(60, .7, .72, .15) == pytest.approx(hits, abs=.035)
     n = plan.n_for_margin(.68, .68, .15, .8)
     assert plan.margin_power(n, .68, .68, .15) >= .8 > plan.margin_power(n - 8, .68, .68, .15)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from test_verdicts import rows, share
+from test_answers import rows, share
 
 from minidiff.data import images
 from minidiff.errors import InputError
@@ -16,8 +16,8 @@ from minidiff.evaluation import pages
 from minidiff.evaluation.format import Row, Table, jsonable, num
 from minidiff.evaluation.pages import pictures, report
 
-SECTIONS = ["verdict", "copies", "pictures", "collection", "distances", "numbers", "variety",
-            "conditions", "agreement", "matrix", "study", "training", "provenance"]
+SECTIONS = ["verdict", "realism", "copies", "pictures", "collection", "distances", "numbers",
+            "variety", "conditions", "agreement", "matrix", "study", "training", "provenance"]
 VOID = {"meta", "img", "br"}
 WITHIN = ("within_r", "within_low", "within_high")
 DOT = images.png_bytes(np.zeros((4, 4), np.uint8))
@@ -77,16 +77,24 @@ def test_page_with_every_input(tmp_path):
              **dict.fromkeys(("KD", "FD", "KD_floor", "FD_floor"), spread)}
     kd = {"KD": 0.1, "KD_low": 0.0, "KD_high": 0.2, "KD_floor": spread, "too_few": False}
     cell = {"extractor": "pixels-pca64", "condition": "sex", "value": "F", "n": 40, "m": 30}
-    audit = {"auroc": 0.7, "by_patient": [0.62, 0.78], "p": 0.001, "tpr": 0.1,
-             "tpr_by_patient": [0.0, 0.2], "n_train": 60,
-             "n_heldout": 60, "note": "few", "run": "runs/y", "made": False}
+    audit = {"auroc": 0.7, "by_patient": [0.62, 0.78], "p": 0.001, "tpr": 0.1, "tpr_p": 0.01,
+             "tpr_most": 0.2, "false_alarms": 0, "n_train": 60, "n_heldout": 60,
+             "patients_train": 50, "patients_heldout": 40, "random_split": True,
+             "reference": "runs/z", "run": "runs/y", "made": False}
     space = {"space": "pixels", "n": 80, "train": 120, "heldout": 120, "closest": 20,
              "closest_train": 10, "closest_expected": 10.0, "q_size": 120, "calibrated_near": 4,
              **dict.fromkeys(shares, 0.5)}
+    known = space | {"space": "classifier", "recognition": {
+        "n": 70, "patients": 33, "found": 0.31, "low": 0.2, "high": 0.4, "chance": 0.01,
+        "near": 0.2, "near_heldout": 0.1}}
+    named = {"limit": 0.09, "n": 80, "found": 14, "heldout": 0, "seen": None, "at_most": None,
+             "probes": 64, "probes_found": 60,
+             "images": [{"fake": k, "train": k, "distance": 0.0123} for k in range(14)]}
     arm = {"test_set": "test", "seed": 0, "accuracy": 0.9}
     result = bare(
         distances=rows(),
-        neighbours={"verdict": "no sign of copying", "suspected": False, "spaces": [space],
+        neighbours={"verdict": "14 of 80 synthetic images are copies of a training image",
+                    "suspected": True, "spaces": [space, known], "fewest": 5, "named": named,
                     "closest": [{"d_train": 1.0, "d_heldout": 1.1}]},
         extractors=[{"name": "pixels-pca64", "identity": "abc123"}],
         growth=[point | {"n": 10}, point | {"n": 40}],
@@ -112,13 +120,15 @@ def test_page_with_every_input(tmp_path):
              "synthetic": DOT}
     drawn = {"labels": [strip], "grids": [strip], "pairs": [(DOT, DOT, DOT)], "rebuilt": DOT,
              "losses": {"vae": DOT}, "best": [shot], "worst": [shot | {"p": 0.25}],
-             "beside": [(DOT, DOT, DOT)], "collection": [strip]}
+             "beside": [(DOT, DOT, DOT)], "collection": [strip], "named": [(DOT, DOT)] * 12}
     html = report.write(tmp_path, result, drawn).read_text()
     page = Page(html)
-    assert page.ids == SECTIONS and html.count("<img") == 2 + 3 + 1 + 1 + 3 + 2 + 2 + 3 + 1 + 1 + 1
+    assert page.ids == SECTIONS
+    assert html.count("<img") == 24 + 2 + 3 + 1 + 1 + 3 + 2 + 2 + 3 + 1 + 1 + 1
     assert all(url.startswith(("#", "data:image/png;base64,")) for url in page.fetched)
     assert all(text in page.text
-               for text in ("n < 20", "30.1 dB", "no known cell", "abc123", "1.1", "few.",
+               for text in ("n < 20", "30.1 dB", "no known cell", "abc123", "1.1", "0.0123",
+                            "And 2 more, in report.json", "denoising error, calibrated",
                             "python evaluate.py --out <x>", "p 25.0 %", "1 exact",
                             "runs/y is not the model that made these samples"))
     # below pictures, collection; provenance

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from minidiff.data.table import Table
-from minidiff.evaluation.metrics import report_rows
+from minidiff.evaluation.metrics import by_condition, report_rows
+from minidiff.evaluation.metrics.distances import fid, kid
 from minidiff.evaluation.metrics.report_rows import Side
 from minidiff.evaluation.pages import pictures
 
@@ -20,9 +21,9 @@ def test_growth_parts_the_number_from_the_distance():
     """Of one kind, FD falls with n along its floor and KD stays about 0; what is shifted stays
     above both.
     """
-    held, train = side(0), side(1, 160)
-    same = report_rows.growth("x", synthetic=side(2), train=train, heldout=held)
-    far = report_rows.growth("x", synthetic=side(3, shift=1.0), train=train, heldout=held)
+    held, train = side(0, 160), side(1, 320)
+    same = report_rows.growth("x", synthetic=side(2, 160), train=train, heldout=held)
+    far = report_rows.growth("x", synthetic=side(3, 160, shift=1.0), train=train, heldout=held)
     assert [r["n"] for r in same] == [r["n"]
                                       for r in far] and same[0]["n"] == 10 and same[-1]["n"] == 80
     assert same[0]["FD"]["median"] > 3 * same[-1]["FD"]["median"]
@@ -31,6 +32,38 @@ def test_growth_parts_the_number_from_the_distance():
     assert far[-1]["FD"]["median"] > 2 * far[-1]["FD_floor"]["high"] and far[-1]["KD"]["low"] > far[
         -1]["KD_floor"]["high"]
     assert report_rows.growth("x", synthetic=side(2, 12), train=train, heldout=held) == []
+
+
+def test_the_band_of_the_curve_is_that_of_new_images_up_to_its_end():
+    """At its largest n, too, draws differ, and as widely as the scores of new images."""
+    held, train, made = side(0, 160), side(1, 320), side(2, 160)
+    (*_, last) = report_rows.growth("x", synthetic=made, train=train, heldout=held, repeats=60)
+    for k, name in enumerate(("KD", "FD")):
+        metric = (kid, fid)[k]
+        fresh = [metric(real=side(100 + i, 80).features, fake=side(500 + i, 80).features)
+                 for i in range(100)]
+        width = np.ptp(np.quantile(fresh, [0.05, 0.95]))
+        assert 0.6 < (last[name]["high"] - last[name]["low"]) / width < 1.7
+
+
+def test_what_cannot_be_broken_down_is_a_grey_row_with_its_reason():
+    """A cell that training's kind does not know, and images that are all of one patient."""
+    ages = [str(k) for k in range(20, 80)]
+    known = {"label": "a", "patient": ages, "sex": "FM"}
+    tables = {"train": table(60, **known, age=ages), "heldout": table(60, **known, age=["60+"]),
+              "synthetic": table(40, label="a", sex="FM", age=["30", "75"])}
+    found, why = by_condition.groups(tables)
+    sides = {"synthetic": side(0, 40), "train": side(1, 60), "heldout": side(2, 60)}
+    row, *others = report_rows.conditions("x", found, why, **sides)
+    assert row["condition"] == "age" and row["too_few"] and "'60+' is not a number" in row["why"]
+    assert [(r["condition"], r["value"]) for r in others] == [("sex", "F"), ("sex", "M")]
+    alone = sides["heldout"]._replace(patients=np.array(["one"] * 60))
+    grey = torch.randint(0, 255, (60, 3, 32, 32), dtype=torch.uint8)
+    rows = report_rows.variety({"x": {**sides, "heldout": alone}}, {
+        "synthetic": grey[:40], "train": grey, "heldout": grey}, ["a"], repeats=4)
+    (row,) = (r for r in rows if r["measure"] == "MS-SSIM")
+    assert row["too_few"] and "a pair of images of different patients" in row["why"]
+    assert all("range" in r for r in rows if r is not row)
 
 
 def test_growth_compares_equal_mixes_of_labels():
@@ -53,20 +86,32 @@ def test_conditions_are_the_columns_that_both_have():
     real = {"label": "ab", "patient": ["1", "2", "3"], "sex": ["F", "M", ""],
             "age": [str(k) for k in range(20, 80)], "view": ["PA"], "severity": ["0", "1"]}
     tables = {"train": table(60, **real), "heldout": table(60, **real), "synthetic":
-              table(40, label="ab", sex="FM", age=["30", "75"], view=["PA"], set=["1"])}
-    found = report_rows.groups(tables)
+              table(40, label="ab", sex="FFMM", age=["30", "75"], view=["PA"], set=["1"])}
+    found, why = by_condition.groups(tables)
+    assert why == {}
     # of one view alone there is nothing to tell
     assert set(found) == {"sex", "age"}
-    assert report_rows.in_order(found["age"]["train"]) == ["under 39.6667", "39.6667 to 59.3333",
+    assert by_condition.in_order(found["age"]["train"]) == ["under 39.6667", "39.6667 to 59.3333",
                                                          "59.3333 and over"]
     assert found["sex"]["train"].tolist()[:3] == ["F", "M", ""]
     sides = {"synthetic": side(0, 40), "train": side(1, 60), "heldout": side(2, 60)}
-    rows = report_rows.conditions("x", found, **sides)
+    rows = report_rows.conditions("x", found, why, **sides)
     assert [(r["condition"], r["value"]) for r in rows[:2]] == [("sex", "F"), ("sex", "M")]
     assert (rows[0]["n"], rows[0]["m"], rows[0]["too_few"]) == (20, 20, False)
     assert rows[0]["KD_low"] <= 0 <= rows[0]["KD_high"] and rows[0]["KD_floor"]["low"] < 0
     middle = next(r for r in rows if r["value"] == "39.6667 to 59.3333")
     assert middle["m"] == 0 and middle["too_few"] and "KD" not in middle
+
+
+def test_a_value_whose_images_share_no_label_is_grey():
+    """Their distance would be that of two labels."""
+    sides = {"train": side(1), "heldout": side(0), "synthetic": side(2)}
+    sex = {name: np.where(own.labels == ("b" if name == "synthetic" else "a"), "F", "M")
+           for name, own in sides.items()}
+    for row in report_rows.conditions("x", {"sex": sex}, {}, **sides):
+        assert row["too_few"] and row["why"] == "no label in common" and "KD" not in row
+    plain = sides | {"synthetic": side(2, labels=("",))}   # of a model that knows no label
+    assert not any(row["too_few"] for row in report_rows.conditions("x", {"sex": sex}, {}, **plain))
 
 
 @pytest.mark.parametrize("collapsed", [False, True])
@@ -116,12 +161,17 @@ def test_the_pictures_that_are_shown():
     tables = {name: table(30, label="ab") for name in pixels}
     groups = {"sex": {name: np.array(["F", "M", ""] * 10) for name in pixels}}
     sides = {"synthetic": side(0, 30), "heldout": side(1, 30)}
-    how = {"closest": [{"fake": 0, "train": 3, "heldout": 5}], "groups": groups,
-           "probabilities": None, "shown": 4}
+    named = [{"fake": k, "train": k, "distance": 0.0} for k in range(20)]
+    copies = {"closest": [{"fake": 0, "train": 3, "heldout": 5}], "named": {"images": named}}
+    how = {"copies": copies, "groups": groups, "probabilities": None, "shown": 4}
     drawn = pictures.draw(tables, pixels, sides, **how)
-    assert set(drawn) == {"labels", "grids", "best", "worst", "beside", "pairs", "collection"}
+    assert set(drawn) == {"labels", "grids", "best", "worst", "beside", "pairs", "named",
+                          "collection"}
     assert [c["label"]
             for c in drawn["best"]] == ["a"] * 6 + ["b"] * 6 and len(drawn["worst"]) == 12
+    assert len(drawn["named"]) == 12 and {len(p) for p in drawn["named"]} == {2}
+    none = pictures.draw(tables, pixels, sides, **how | {"copies": copies | {"named": None}})
+    assert none["named"] == []
     made, copied, other = drawn["pairs"][0]
     assert made == copied != other and len(drawn["beside"]) == 8
     assert [(c["value"], c["n"], c["shown"]) for c in drawn["collection"]] == [("F", 10, 6),

@@ -41,6 +41,8 @@ def test_each_script_finds_what_the_one_before_left_and_the_data_by_its_config()
     for name in ("samples", "classifier", "vae", "diffusion", "matrix"):
         assert getattr(cfg, name) == f"runs/x/{name}"
     assert classify.Config(root="runs/x").synthetic == ("runs/x/samples",)
+    pooled = ("a=runs/g0/samples", "runs/g1/samples")  # the first names the root
+    assert classify.Config(data=("D",), synthetic=pooled).out == "runs/g0/classifier"
     assert sample.SampleConfig(root="runs/x") == sample.SampleConfig(root="runs/x",
                                                                      run="runs/x/diffusion",
                                                                      out="runs/x/samples")

@@ -15,13 +15,16 @@ import torch
 from PIL import Image
 
 import sample
-from minidiff import config
+from minidiff import config, runs
 from minidiff import variables as var
+from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.data.table import read_table, write_table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError, TrainingFault
+from minidiff.evaluation import selection
+from minidiff.evaluation.quick import Quick
 from minidiff.pixels import to_uint8
 
 ROOT = Path(__file__).parents[1]
@@ -230,6 +233,42 @@ def test_rejects_are_drawn_again_with_another_seed_and_named(tiny, tmp_path, mon
                        match="10 seeds gave no image to keep, the last one was of one grey"):
         sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(tmp_path / "b"),
                                           per_label=1, steps=2))
+
+
+def test_filters_are_recorded_with_what_they_knew(tiny, tmp_path, monkeypatch, capsys):
+    judge, seen = tmp_path / "run" / "judge", []
+    Predictor([var.Category("label", ("covid", "normal", "pneumonia"))], width=8,
+              size=32).save(judge)
+    runs.write_json(judge / "trained_on.json", ["a", "b", "c"])
+
+    def every_other(judge, pixels, labels):
+        seen.append(len(labels))
+        return torch.arange(len(labels)) % 2 == 0
+
+    monkeypatch.setattr(sample, "recognised", every_other)
+    monkeypatch.setattr(Quick, "near_limit", 0.25)
+    monkeypatch.setattr(Quick, "near_copies", lambda self, pixels: torch.zeros(len(pixels)) > 0)
+    out = tmp_path / "set"
+    sample.sample(sample.SampleConfig(
+        run=str(tiny / "diffusion"), out=str(out), label=("covid",), per_label=4, steps=2,
+        keep=("recognised", "new"), classifier=str(tmp_path / "run")))
+    manifest = json.loads((out / "manifest.json").read_text())
+    recognised, new = manifest["filters"]
+    assert seen == [4, 2, 1] and manifest["yield"] == 4 / 7
+    assert recognised == {
+        "by": "recognised", "judge": runs.sha256(judge / "predictor.safetensors"), "train": 3,
+        "classifier": str(tmp_path / "run"), "rejects": 3, "held_out": 0,
+        "gate": "the most probable label is the one asked for"}
+    data = read_table(tiny / "data", split_dir=tiny)
+    assert new == {"by": "new", "judge": None, "rejects": 0, "gate": 0.25,
+                   "train": len(data.select(split="train")),
+                   "held_out": len(data.select(split=("val", "test")))}
+    assert manifest["checkpoint"] is None
+    # what the filter decided is no number to watch
+    assert "recognised" not in json.loads((out / "sheets" / "set_0001.json").read_text())
+    assert "re-drawn: 3 not recognised" in capsys.readouterr().out
+    assert selection.of(out) == {name: manifest[name]
+                                 for name in ("filters", "yield", "rejects", "checkpoint")}
 
 
 def request(tiny, out):

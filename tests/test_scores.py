@@ -12,6 +12,7 @@ from scipy.stats import norm
 from study_data import bootstrap_indices
 
 from minidiff.classification.scores import (
+    Benefit,
     check_probabilities,
     figures,
     score,
@@ -55,6 +56,32 @@ def test_scores_follow_their_definitions():
     for name in ("auroc", "auprc"):
         assert s[name]["striped"] is None and s[name + "_interval"]["striped"] == [None, None]
     json.dumps(s, allow_nan=False)
+
+
+def test_net_benefit_is_cases_found_less_the_price_of_false_alarms():
+    """2 of 4 cases found and 1 false alarm among 5, where 2 % have it and 20 alarms cost a case."""
+    called = np.array([1, 1, 0, 0, 1, 0, 0, 0, 0], bool)
+    positive, net = np.arange(9) < 4, Benefit(0.02, 20)
+    assert net.parts(called, positive).sum() == pytest.approx(0.02 / 2 - 0.98 / 5 / 20)
+    assert net.parts(np.ones((3, 9), bool), positive).sum(1) == pytest.approx([net.of_all] * 3)
+    for one_sided in (called[:4], called[4:]):
+        assert np.isnan(net.parts(one_sided, np.full(len(one_sided), one_sided[1]))).all()
+
+
+def test_the_threshold_has_the_highest_net_benefit_of_all_there_are():
+    rng = np.random.default_rng(0)
+    for prevalence, alarms in ((0.02, 1), (0.1, 5), (0.3, 10), (0.5, 1)):
+        net = Benefit(prevalence, alarms)
+        for _ in range(50):
+            positive = np.arange(30) < 8
+            scores = np.round(rng.normal(positive, 1), 1)  # with ties
+            cut = net.threshold(scores, positive)
+            every = [net.parts(scores >= t, positive).sum() for t in (*scores, math.inf)]
+            assert net.parts(scores >= cut, positive).sum() == pytest.approx(max(every))
+    assert net.threshold(np.arange(4.0), np.arange(4) > 1) == 1.5
+    assert Benefit(0.9, 10).threshold(np.arange(4.0), np.arange(4) < 2) == -math.inf
+    assert Benefit(0.01, 1).threshold(np.arange(4.0), np.arange(4) < 2) == math.inf
+    assert net.threshold(np.arange(4.0), np.zeros(4, bool)) == math.inf
 
 
 def test_scores_are_those_of_scikit_learn():

@@ -72,3 +72,9 @@ def test_a_held_out_image_that_was_trained_on_is_refused(tmp_path):
     with pytest.raises(InputError,
                        match="the judge was trained on 2 of 4 held-out images, e.g. .*003.png"):
         check_unseen(table.rows[1:], table.hashes, {digests[0], *digests[3:]}, "the judge")
+    same = dict.fromkeys(table.column("file")[:2], "P7")
+    table.rows[0]["patient"] = "P7"
+    with pytest.raises(InputError, match="the judge was trained on other images of 1 held-out pati"
+                                         "ents, e.g. P7"):
+        check_unseen(table.rows[:1], table.hashes, set(digests[1:]), "the judge", same)
+    check_unseen(table.rows[:1], table.hashes, set(digests[2:]), "the judge", same)

@@ -5,6 +5,7 @@ was done.
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,56 @@ def test_what_is_tuned_is_tuned_on_validation(unbroken):
         assert one["best_step"] == min(looks, key=looks.get) and len(looks) == 8
 
 
+def test_who_has_few_images_tunes_with_few(unbroken):
+    """8 of 18 training images are light: so 3 of 6 of validation, and all that is tuned is theirs.
+    """
+    from minidiff.classification.calibration import pooled, probabilities, temperature
+    from minidiff.classification.predictive_uncertainty import Conformal
+    arm = unbroken / "arms" / "real@8+1xsynthetic"
+    z = pooled(np.array([json.loads((arm / f"{seed}/result.json").read_text())["logits"]["val"]
+                         for seed in (0, 1)]))
+    truth = np.eye(3, dtype=bool)[np.repeat(range(3), (6, 3, 6))]
+    tuned = json.loads((arm / "tuned.json").read_text())
+    assert z.shape == (15, 3) and tuned["temperature"] == temperature(z, truth)
+    assert tuned["conformal"] == Conformal.fit(probabilities(z), truth).to_json()
+    assert len(json.loads((arm / "distances.json").read_text())) == 15
+    notes = summary_of(unbroken)["notes"]
+    assert ("real@8+1xsynthetic: validation has 3 of the 6 images of light, as training has at "
+            "most 8 of 18") in notes
+    assert any(note.startswith("real@8+1xsynthetic: light is in every set: 3 ") for note in notes)
+    assert any(note.startswith("light is in every set: 6 ") for note in notes)
+
+
+def test_real_before_real_differs_from_its_counterpart_in_the_images_alone(world, tmp_path,
+                                                                          monkeypatch):
+    """Looks, rates, seeds, weights of the classes and the choice of the best are the same."""
+    knobs, real_fit, calls = world[1], study.fit, []
+    data = inputs.read(knobs["data"], {"synthetic": knobs["synthetic"]}, (), size=32, seed=0,
+                       out=str(tmp_path / "out"))
+    recipe = study.Recipe(**TINY, positive="light")
+
+    def fit(predictor, pixels, labels, **given):
+        log = real_fit(predictor, pixels, labels, **given)
+        calls.append((pixels, {name: x for name, x in given.items() if name not in (
+            "progress", "sample_weight", "validation")}, log))
+        return log
+
+    monkeypatch.setattr(study, "fit", fit)
+    results = [study.train_pair(tmp_path / name, study.kinds.parse(name, ["synthetic"]), 0, data,
+                                recipe) for name in ("synthetic-then-real", "real-then-real")]
+    real = data.sets["train"].pixels
+    assert [torch.equal(pixels, real) for pixels, *_ in calls] == [False, True, True, True]
+    assert calls[0][1] == calls[2][1] and calls[1][1] == calls[3][1]
+    assert [given["start"] for _, given, _ in calls] == [0, 4, 0, 4]
+    for (*_, first), (*_, second), result in zip(calls[::2], calls[1::2], results):
+        assert result["log"] == first + second
+        assert [line["step"] for line in second] == [5, 6, 7, 8]
+        assert [line["lr"] for line in first] == [line["lr"] for line in second]
+        best = min(second, key=lambda line: line["val_loss"])
+        assert result["best_step"] == best["step"]
+    assert results[1]["n_train"] == 108
+
+
 def test_an_interrupted_study_ends_as_an_unbroken_one(world, unbroken, monkeypatch):
     root, knobs = world
     cfg, real_fit, calls = classify.Config(**knobs, out=str(root / "broken")), study.fit, []
@@ -113,34 +164,66 @@ def test_more_arms_are_added_and_other_settings_refused(world, unbroken, capsys)
     assert (unbroken / "results.json").read_bytes() == before
     assert (unbroken / "arms/real/0/result.json").stat().st_mtime_ns == stamp
     shown = capsys.readouterr().out
-    for words in ("real+.5xsynthetic − real+1xduplicates", "clinic: 8 images of",
-                  "2 of 2"):
+    for words in ("real+.5xsynthetic − real+1xduplicates", "clinic: 8 images of", "detectable"):
         assert words in shown
     assert "note: samples: no patient ids: one image = one patient, assumed" in shown
-    assert "what the generator was trained on is unknown" in shown
+    assert re.search("what the generator of .*samples was trained on is unknown", shown)
 
 
-def test_the_primary_comparison_is_declared_and_stays(world, tmp_path, monkeypatch):
+def test_the_primary_comparison_is_declared_and_stays(world, tmp_path):
     knobs = {**world[1], "arms": ("real+1xduplicates", "real+1xsynthetic"), "seeds": 3,
-             "out": str(tmp_path / "out")}
+             "worth": 2.0, "out": str(tmp_path / "out")}
     classify.run_study(classify.Config(**knobs))
-    primary = summary_of(tmp_path / "out")["primary"]
-    assert (primary["arm"], primary["against"], primary["seeds"]) == ("real+1xsynthetic",
-                                                                      "real+1xduplicates", 3)
+    summary = summary_of(tmp_path / "out")
+    primary = summary["primary"]
+    assert (primary["arm"], primary["against"], primary["seeds"], summary["worth"]) == (
+        "real+1xsynthetic", "real+1xduplicates", 3, 2)
+    assert primary in summary["differences"]["test"] and primary["primary"]
     assert primary["difference"] == pytest.approx(
         np.mean(primary["by_seed"])) and primary["interval"][0] is not None
+    shares = {row["arm"]: row["balanced_accuracy"] for row in summary["arms"]
+              if row["test_set"] == "test"}  # the figures of the table differ by the difference
+    assert primary["difference"] == pytest.approx(
+        shares["real+1xsynthetic"] - shares["real+1xduplicates"])
     page = (tmp_path / "out" / "study.html").read_text()
     assert page.index("Primary comparison") < page.index("Is there a shortcut:")
-    assert "this one generator" in page
-    with pytest.raises(InputError, match="primary.json declares real"):
-        classify.run_study(classify.Config(**{**knobs,
-                                              "primary": "real+1xduplicates:real+1xsynthetic"}))
-    with pytest.raises(InputError, match="name both arms"):
-        classify.run_study(classify.Config(**{**knobs, "arms": ("real",)}))
+    assert "this one generator" in page and primary["answer"] in page
+    for change, words in (
+            ({"primary": "real+1xduplicates:real+1xsynthetic"}, "primary.json declares real"),
+            ({"primary": "real+1xsynthetic:real+1xduplicates:auroc"}, "primary.json declares real"),
+            ({"worth": 3.0}, "--worth 3: .*primary.json declares 2, and arms are trained"),
+            ({"arms": ("real",)}, "name both arms")):
+        with pytest.raises(InputError, match=words):
+            classify.run_study(classify.Config(**{**knobs, **change}))
 
 
-def test_without_equal_counts_nothing_is_primary_by_itself(unbroken):
+def test_net_benefit_stands_beside_auroc_where_a_prevalence_is_stated(world, tmp_path):
+    knobs = {**world[1], "arms": ("real+1xduplicates", "real+1xsynthetic", "real@8"), "seeds": 3,
+             "prevalence": 0.05, "primary": "real+1xsynthetic:real+1xduplicates:net_benefit",
+             "worth": 1.0, "out": str(tmp_path / "out")}
+    classify.run_study(classify.Config(**knobs))
+    summary = summary_of(tmp_path / "out")
+    shares = {row["arm"]: row["net_benefit"] for row in summary["arms"]
+              if row["test_set"] == "test"}
+    assert all(0.05 - 0.095 <= x <= 0.05 for x in shares.values())
+    assert summary["benefit"]["of_all"] == pytest.approx(0.05 - 0.095)
+    first = summary["primary"]
+    assert first["metric"] == "net_benefit" and first["difference"] == pytest.approx(
+        shares["real+1xsynthetic"] - shares["real+1xduplicates"])
+    page = " ".join((tmp_path / "out" / "study.html").read_text().split())
+    assert "net benefit, cases per 100" in page and "where 5.0 % have it and 10 false" in page
+    assert "net benefit: did synthetic images help more" in page
+    with pytest.raises(InputError, match="declares --prevalence 0.05 --false-alarms 10, and arms"):
+        classify.run_study(classify.Config(**{**knobs, "prevalence": 0.1}))
+
+
+def test_without_equal_counts_nothing_is_primary_by_itself(world, unbroken):
     assert summary_of(unbroken)["primary"] is None and not (unbroken / "primary.json").exists()
+    late = {**world[1], "out": str(unbroken), "primary": "real-plain:real"}
+    with pytest.raises(InputError, match="--primary real-plain:real: both arms are trained"):
+        classify.run_study(classify.Config(**late))
+    with pytest.raises(InputError, match="--worth 2 needs a primary comparison"):
+        classify.run_study(classify.Config(**{**world[1], "out": str(unbroken), "worth": 2.0}))
 
 
 def test_a_finished_pair_of_other_images_or_with_damage_is_refused(world, unbroken):
@@ -171,9 +254,14 @@ def test_bad_requests_are_one_sentence(world, tmp_path):
     refused("run sample.py first", synthetic=(str(tmp_path / "none"),))
     refused("arm 'best'; allowed are real, real", arms=("best",))
     refused("name each of them once", arms=("real", "real"))
-    refused("two folders are named 'synthetic'", synthetic=("a", "b"))
+    refused("two folders are named 'a'", synthetic=("a=x", "a=y"))
     refused("cannot be named 'real'", synthetic=("real=a",))
     refused("seeds is 0", seeds=0)
+    refused("--worth -1; allowed are 0", worth=-1.0)
+    refused("--prevalence 5; allowed are 0, .* below 1, e.g. .05 for 5 %", prevalence=5.0)
+    refused("--false-alarms 0; allowed", prevalence=0.1, false_alarms=0.0)
+    refused("--primary real-plain:real:net_benefit: no figure is named net_benefit",
+            primary="real-plain:real:net_benefit", out=str(tmp_path / "no prevalence"))
     refused("batch is 1; allowed are 2", batch=1)
     refused("without --init", arms=("real-scratch",))
     refused("--positive ill: training has dark, light, striped", positive="ill")

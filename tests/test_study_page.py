@@ -18,8 +18,8 @@ from test_report_browser import WIDE
 from minidiff.data.images import png_bytes
 from minidiff.evaluation.pages import study_pictures
 from minidiff.evaluation.pages.study import study_page
+from minidiff.evaluation.pages.study_answers import answers
 from minidiff.evaluation.pages.study_tables import csv_tables, flat, printed
-from minidiff.evaluation.study_verdicts import answers
 
 
 @pytest.fixture(scope="module")

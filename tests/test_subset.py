@@ -3,6 +3,7 @@ written over.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ def test_a_subset_has_fewer_whole_patients_and_the_same_held_out_images(data, tm
     cfg = SubsetConfig(data=(str(data),), keep=("light=12",), out=str(tmp_path / "ten"))
     write_subset(cfg)
     before, after = read_table(data), read_table(cfg.out)
+    # a split that was given stays one, and a random one stays random
+    assert not after.random_split
+    (data / "random-split.txt").touch()
+    write_subset(replace(cfg, out=str(tmp_path / "random")))
+    assert read_table(tmp_path / "random").random_split
     # of patients with five images each, two
     assert counts(after) == {**counts(before), ("light", "train"): 10}
     assert "train light 10" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from data_sets import data_set, in_every_split, picture, refused, rows_of
 
+from minidiff.data import phantom
 from minidiff.data.table import read_table, write_table
 
 CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" / "cxr"))
@@ -48,6 +49,18 @@ def test_columns_and_labels_unite_and_absent_cells_are_unknown(tmp_path):
     assert all(row.keys() == table.rows[0].keys() for row in table.rows)
     assert table.column("source") == ["one"] * 2 + ["two"] * 3
     assert len(set(table.column("patient"))) == 5  # images/000.png of both are two people
+
+
+def test_a_split_is_random_where_it_was_made_here_or_says_so(tmp_path):
+    """One given split among several folders is enough for no."""
+    bare = data_set(tmp_path / "bare", rows_of(9, label=["a"] * 9))
+    given = data_set(tmp_path / "given", rows_of(3, split=["train", "val", "test"]), [20, 21, 22])
+    assert read_table(bare).random_split and not read_table(given).random_split
+    assert not read_table([bare, given]).random_split
+    assert not read_table(given).select(split="train").random_split
+    (Path(given) / "random-split.txt").write_text("")
+    assert read_table([bare, given]).random_split
+    assert read_table(phantom.write(tmp_path / "p", n=30, size=32)).random_split
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):

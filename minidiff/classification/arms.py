@@ -10,15 +10,18 @@
     real+.5xsynthetic         and synthetic images: of each label n / 2
     synthetic                 synthetic images alone
     synthetic-then-real       synthetic images in the first half of the steps, real ones in the
-                              second
-    real@25+2xsynthetic       with only 25 real images of the label of interest, by whole patients
+                              second; the rate warms up in each, and the second chooses the weights
+    real-then-real            its control: real images in both halves, all else the same
+    real@25+2xsynthetic       with only 25 real images of the label of interest, by whole patients,
+                              and the same share of those of validation
 
 Any `real` may have @25. It may also be `real-plain` (no augmentation), `real-strong` (augmentation
 as between hospitals, data/augmentation.py), `real-even` (images weighted so that the label says
 nothing about the study's --even columns), `real-scratch` (from random weights, where the others
 start at --init), or several of these: `real-strong-even`. `synthetic` may be the name of any folder
-that the study was given. Synthetic images help only if they help more than as many duplicates,
-which add nothing new (count-matched control).
+that the study was given, or of several folders, of as many generators: network k of the arm is then
+trained on the images of generator k mod their number. Synthetic images help only if they help more
+than as many duplicates, which add nothing new (count-matched control).
 """
 
 import re
@@ -35,8 +38,7 @@ from minidiff.errors import InputError
 from minidiff.pixels import to_grey
 from minidiff.variables import AND
 
-DUPLICATES = "duplicates"
-USUAL = ("real", "real+1xduplicates", "real+1xsynthetic")  # where no arms are named
+REAL, DUPLICATES = "real", "duplicates"
 FORM = re.compile(r"""(?:(?P<first>[A-Za-z]\w*)-then-)?
                       real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?
                       (?:\+(?:(?P<factor>\d*\.?\d+)x)?(?P<added>[A-Za-z]\w*))?""", re.VERBOSE)
@@ -79,7 +81,7 @@ class Arm:
     most: int | None = None      # real images of the label of interest
     added: str = ""              # duplicates, or the name of a synthetic folder
     factor: float | None = None  # of what is added; None: all of it
-    first: str = ""              # synthetic folder for the first half of the steps
+    first: str = ""              # real, or a synthetic folder, for the first half of the steps
 
     @property
     def base(self) -> str:
@@ -89,7 +91,8 @@ class Arm:
     @property
     def source(self) -> str:
         """The synthetic folder that it uses, "" for none."""
-        return self.first or (self.added if self.added != DUPLICATES else "")
+        return next((name for name in (self.first, self.added)
+                     if name not in ("", REAL, DUPLICATES)), "")
 
 
 def parse(name: str, sources: Sequence[str]) -> Arm:
@@ -99,9 +102,9 @@ def parse(name: str, sources: Sequence[str]) -> Arm:
     folders, match = ", ".join(sources) or "none given", FORM.fullmatch(name)
     if not match:
         raise InputError(f"arm {name!r}; allowed are real, real@25, real-plain, real-strong, "
-                         "real-even, real-scratch, real+duplicates, real+2xduplicates, and with a "
-                         f"synthetic folder's name ({folders}) NAME, real+NAME, real+2xNAME, "
-                         "NAME-then-real")
+                         "real-even, real-scratch, real+duplicates, real+2xduplicates, "
+                         f"real-then-real, and with a synthetic folder's name ({folders}) NAME, "
+                         "real+NAME, real+2xNAME, NAME-then-real")
     arm = Arm(name, words=tuple(filter(None, match["words"].split("-"))),
               most=int(match["most"]) if match["most"] else None, added=match["added"] or "",
               factor=float(match["factor"]) if match["factor"] else None,
@@ -117,24 +120,31 @@ def parse(name: str, sources: Sequence[str]) -> Arm:
     return arm
 
 
-def usual(real: Images, sources: Mapping[str, Images], positive: str) -> tuple[str, ...]:
+def usual(sources: Sequence[str]) -> tuple[str, ...]:
+    """The arms where none are named: with the folder "synthetic", or with the first one."""
+    name = "synthetic" if "synthetic" in sources or not sources else sources[0]
+    return "real", "real+1xduplicates", f"real+1x{name}"
+
+
+def as_many_as_there_are(arms: Sequence[str], real: Images, made: Images | None,
+                         positive: str) -> tuple[str, ...]:
     """The usual arms, with a smaller factor where there are too few synthetic images."""
-    made = sources.get("synthetic")
     fewest = min((len(index) for index in _by_label(made).values()), default=0) if made else 0
     n = len(_by_label(real).get(positive, ()))
     if not n or fewest >= n or fewest < 0.01 * n:
-        return USUAL
+        return tuple(arms)
     factor = f"{int(100 * fewest / n) / 100:g}x"
     print(f"the synthetic images are {fewest} of the scarcest label, where training has {n} of "
           f"{positive}: the arms add {factor} instead of 1x")
-    return tuple(name.replace("1x", factor) for name in USUAL)
+    return tuple(name.replace("1x", factor) for name in arms)
 
 
 def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     """Pairs of arms to compare, the first minus the second.
 
-    Synthetic images against the duplicates nearest in number beside the same real images; every arm
-    against its real images alone; and these against `real`, or `real@25`, without further words.
+    Synthetic images against the duplicates nearest in number beside the same real images, and
+    NAME-then-real against real-then-real; every arm against its real images alone; and these
+    against `real`, or `real@25`, without further words.
     """
     pairs = []
     for arm in arms:
@@ -145,6 +155,8 @@ def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
         if base == arm.name:
             base = f"real@{arm.most}" if arm.most is not None and arm.words else "real"
         against = [*controls[:1], *(other for other in arms if other.name == base != arm.name)]
+        if arm.source and arm.first:
+            against += [other for other in arms if (other.first, other.base) == (REAL, arm.base)]
         pairs += [(arm.name, other.name) for other in against]
     return list(dict.fromkeys(pairs))
 
@@ -157,14 +169,12 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
     rounds. InputError where a synthetic folder has too few.
     """
     if arm.most is not None:
-        # a cell may name the label alone or among several findings
-        labels = [positive if positive in row["label"].split(AND) else row["label"]
-                  for row in real.rows]
-        real = real.take(first_patients(labels, real.patients, {positive: arm.most}, subset_seed))
+        real = real.take(first_patients(_alone(real, positive), real.patients,
+                                        {positive: arm.most}, subset_seed))
     if not arm.real:
         return [sources[arm.added]]
     if arm.first:
-        return [sources[arm.first], real]
+        return [real if arm.first == REAL else sources[arm.first], real]
     if not arm.added:
         return [real]
     of_real, pool = _by_label(real), real if arm.added == DUPLICATES else sources[arm.added]
@@ -186,6 +196,26 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
                              "--arms real real+duplicates real+synthetic")
         extra += [own[k] for k in order(len(own), seed, range(count))]
     return [real + pool.take(extra)]
+
+
+def validation_set(arm: Arm, train: Images, val: Images, *, positive: str, seed: int) -> Images:
+    """The validation images of an arm. For real@25 the label of interest is cut to the same share
+    as in training, by whole patients, at least one.
+
+    Where images to train on are few, those to tune on are, too. The validation images of real@25
+    are among those of real@50 of the same seed.
+    """
+    if arm.most is None:
+        return val
+    labels, there = _alone(val, positive), _alone(train, positive).count(positive)
+    most = round(min(1, arm.most / max(1, there)) * labels.count(positive))
+    return val.take(first_patients(labels, val.patients, {positive: most}, seed, at_least_one=True))
+
+
+def _alone(images: Images, positive: str) -> list[str]:
+    """Labels; a cell that names the positive label among several findings is that label."""
+    return [positive if positive in row["label"].split(AND) else row["label"]
+            for row in images.rows]
 
 
 def even_weights(images: Images, columns: Sequence[str]) -> Tensor:

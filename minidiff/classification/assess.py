@@ -1,8 +1,8 @@
 """From the logits of all arms and seeds to the figures of a study.
 
 Everything that is tuned (epoch, threshold, temperature, conformal quantile) is tuned on validation;
-the test sets are looked at once, here. An arm's figures are those of the mean of its seeds'
-probabilities (deep ensemble), with the mean and standard deviation over seeds beside them.
+the test sets are used once, here. Figures of arms and their differences are means over seeds of
+single networks; those of the mean of their probabilities (deep ensemble) stand beside them.
 """
 
 from collections import Counter
@@ -17,12 +17,17 @@ from minidiff.classification import arms as kinds
 from minidiff.classification import fairness
 from minidiff.classification.arms import Arm
 from minidiff.classification.calibration import calibration, nll, pooled, probabilities, temperature
-from minidiff.classification.compare import compare, summarise
+from minidiff.classification.compare import BENEFIT, Declared, compare, judged, summarise
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictive_uncertainty import Conformal, FeatureDistance, summary
 from minidiff.classification.predictor import Predictor
-from minidiff.classification.scores import score, thresholds_at_specificity
-from minidiff.classification.study import Recipe, folder_of
+from minidiff.classification.scores import (
+    Benefit,
+    finite,
+    score,
+    thresholds_at_specificity,
+)
+from minidiff.classification.study import Recipe, as_given_to, folder_of
 from minidiff.runs import write_atomic, write_json
 
 ALPHA = 0.1                                  # of conformal sets: one truth in ten may be outside
@@ -30,72 +35,107 @@ PARTS = "calibration", "uncertainty", "fairness", "roc"
 
 
 def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dict]], recipe: Recipe,
-           out: Path) -> tuple[list[dict], dict]:
+           out: Path, declared: Declared) -> tuple[list[dict], dict]:
     """results.json, and summary.json without audit and judge; writes what `predict` needs."""
-    labels, exclusive = data.labels, data.exclusive
-    truth = {name: data.truth(name).numpy() for name in data.sets}
-    place = labels.index(recipe.positive)
+    labels, exclusive, benefit = data.labels, data.exclusive, declared.benefit
+    truth, place = _truth(data), labels.index(recipe.positive)
+    gaps = len(arms) * sum(fairness.pairs(truth[name][:, place], images.rows)
+                           for name, images in data.tests.items())
     # logits (seeds, n, k)
     members = {arm: {name: np.array([found["logits"][name] for found in seeds])
                      for name in seeds[0]["logits"]} for arm, seeds in trained.items()}
     p = {arm: {name: probabilities(z, exclusive=exclusive) for name, z in sets.items()}
          for arm, sets in members.items()}
-    results, rows, parts = [], [], {name: {} for name in data.tests}
+    results, rows, notes, parts = [], [], [], {name: {} for name in data.tests}
+    calls: dict[str, dict[str, np.ndarray]] = {}
     for arm in tqdm(arms, "assessing", unit="arm", disable=len(arms) < 2):
-        found, sets = trained[arm.name], p[arm.name]
-        kept = tuned(data, arm.name, pooled(members[arm.name]["val"], exclusive),
+        found, sets, given = trained[arm.name], p[arm.name], as_given_to(arm, data, recipe)
+        kept = tuned(given, arm.name, pooled(members[arm.name]["val"], exclusive),
                      [one["seed"] for one in found], out)
-        unsure = when_unsure(data, arm.name, sets, truth, kept["conformal"], recipe, out)
+        unsure = when_unsure(given, arm.name, sets, kept["conformal"], recipe, out,
+                             tests=len(arms) * len(labels) * len(data.tests))
+        notes += [*given.notes, *kept["remarks"]]
+        calls[arm.name] = called(benefit, sets, given, place) if benefit else {}
         for name, images in data.tests.items():
             by_seed = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
                         "positive": recipe.positive, "n_train": one["n_train"],
                         "best_step": one["best_step"],
                         **score(q, truth[name], images.patients, labels, exclusive=exclusive,
                                 n_boot=0)} for one, q in zip(found, sets[name])]
+            for row, own in zip(by_seed, calls[arm.name].get(name, ())):
+                row[BENEFIT] = finite(benefit.parts(own, truth[name][:, place]).sum())
             results += by_seed
-            own, z = sets[name].mean(0), pooled(members[arm.name][name], exclusive)
+            own = sets[name].mean(0)
             ensemble = score(own, truth[name], images.patients, labels, exclusive=exclusive,
                              thresholds=kept["thresholds"])
-            rows += [{**row, **facts(data, arm, recipe), "ensemble": ensemble}
-                     for row in summarise(by_seed)]
+            rows.append({**summarise(by_seed)[0], **facts(data, arm, recipe), "ensemble": ensemble})
             of_positive = own[:, place], truth[name][:, place]
             parts[name][arm.name] = {
-                "calibration": calibration(z, truth[name], kept["temperature"], exclusive),
+                "calibration": calibration(pooled(members[arm.name][name], exclusive),
+                                           truth[name], kept["temperature"], exclusive),
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
-                "fairness": fairness.gaps(*of_positive, images.rows, images.patients,
+                "fairness": fairness.gaps(*of_positive, images.rows, images.patients, tests=gaps,
                                           threshold=kept["thresholds"][recipe.positive])}
-    differences = {name: compare({arm: list(p[arm][name]) for arm in trained}, truth[name],
-                                 images.patients, labels, kinds.comparisons(arms),
-                                 positive=recipe.positive, exclusive=exclusive)
-                   for name, images in data.tests.items()}
     used = sorted({arm.source for arm in arms if arm.source})
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
-        "images": {name: Counter(row["label"] for row in images.rows)
-                   for name, images in {**data.sets, **data.sources}.items()},
-        "patients": {name: len(set(images.patients)) for name, images in data.sets.items()},
-        "patients_assumed": any(data.tables[name].patients_assumed for name in data.sets),
-        # the same for all arms, which share their validation set
-        "notes": [*data.notes, *kept["conformal"].remarks(labels)],
-        "generators": {name: {"n_images": len(data.sources[name]), "saw": len(data.saw[name] or ()),
-                              "known": data.saw[name] is not None} for name in used},
-        "arms": rows, "differences": differences,
+        **of_data(data, used), "notes": list(dict.fromkeys(notes)),
+        "arms": rows, "worth": declared.worth,
+        "benefit": benefit and {**vars(benefit), "of_all": benefit.of_all},
+        "differences": judged(differences(data, arms, p, recipe, declared, calls),
+                              declared.primary, declared.worth / 100),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
-        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.sources[name].rows)
-                       for name in used},
+        "attributes": {name: fairness.attributes(data.sets["train"].rows, data.rows(name),
+                                                 sources=len(used)) for name in used},
         "curves": {arm: _curve(seeds) for arm, seeds in trained.items()},
     }
 
 
-def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray],
-                truth: Mapping[str, np.ndarray], conformal: Conformal, recipe: Recipe,
-                out: Path) -> dict:
+def of_data(data: Inputs, sources: Sequence[str]) -> dict:
+    """What the sets and the generators are made of."""
+    return {"images": {name: Counter(row["label"] for row in data.rows(name))
+                       for name in (*data.sets, *data.sources)},
+            "patients": {name: len(set(own.patients)) for name, own in data.sets.items()},
+            "patients_assumed": any(data.tables[name].patients_assumed for name in data.sets),
+            "generators": {name: {"generators": data.generators[name],
+                                  "n_images": len(data.rows(name)),
+                                  "saw": len(data.saw[name] or ()),
+                                  "known": data.saw[name] is not None} for name in sources}}
+
+
+def called(benefit: Benefit, sets: Mapping[str, np.ndarray], given: Inputs,
+           place: int) -> dict[str, np.ndarray]:
+    """Of each test set what the networks call positive (seeds, n), at their own thresholds."""
+    val = given.truth("val").numpy()[:, place]
+    cuts = np.array([benefit.threshold(p, val) for p in sets["val"][:, :, place]])
+    return {name: sets[name][:, :, place] >= cuts[:, None] for name in given.tests}
+
+
+def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, np.ndarray]],
+                recipe: Recipe, declared: Declared,
+                calls: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[dict]]:
+    """Of each test set the rows of `compare`: the primary comparison, and the usual ones."""
+    primary = declared.primary
+    first = [(primary.arm, primary.against)] if primary else []
+    pairs = first + [pair for pair in kinds.comparisons(arms)
+                     if set(pair) not in map(set, first)]
+    pools = {arm.name: data.generators.get(arm.source, 1) for arm in arms}
+    return {name: compare({arm: list(sets[name]) for arm, sets in p.items()},
+                          data.truth(name).numpy(), images.patients, data.labels, pairs,
+                          positive=recipe.positive, exclusive=data.exclusive, generators=pools,
+                          benefit=declared.benefit,
+                          calls={arm: own.get(name) for arm, own in calls.items()})
+            for name, images in data.tests.items()}
+
+
+def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], conformal: Conformal,
+                recipe: Recipe, out: Path, *, tests: int) -> dict:
     """Of each test set, from the arm's seeds: what `predictive_uncertainty.summary` measures.
 
     Under mc_dropout the same of one seed's network under 20 draws of dropout.
     """
-    first = folder_of(out, arm, recipe.seed)
+    first, truth = folder_of(out, arm, recipe.seed), _truth(data)
     predictor = Predictor.load(first)
     features = {name: predictor.features(data.sets[name].pixels).double().numpy()
                 for name in ("train", *sets)}
@@ -106,7 +146,7 @@ def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray],
     dropped = {name: predictor.under_dropout(data.sets[name].pixels)["label"].double().numpy()
                for name in sets}
     found, again = (summary(members, truth, data.labels, conformal, distances=own,
-                            exclusive=data.exclusive)
+                            exclusive=data.exclusive, tests=tests)
                     for members, own in ((sets, distances), (dropped, None)))
     return {name: {**row, "mc_dropout": {kind: again[name][kind]
                                          for kind in ("accuracy", "entropy", "mutual_information")}}
@@ -122,9 +162,10 @@ def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
     extra = None if saw is None else len(saw - set(base.hashes))
     remark = ("" if extra == 0 else "what its generator saw is unknown" if extra is None else
               f"generator saw {extra} more real images than this arm")
-    kind = "duplicates" if arm.added == kinds.DUPLICATES else "synthetic" if arm.source else None
+    again = arm.added == kinds.DUPLICATES or arm.first == kinds.REAL
+    kind = "duplicates" if again else "synthetic" if arm.source else None
     return {"real": len(base) if arm.real else 0, "added_kind": kind, "generator_extra": extra,
-            "remark": remark}
+            "remark": remark, "stages": 2 if arm.first else 1}
 
 
 def tuned(data: Inputs, arm: str, z_val: np.ndarray, seeds: Sequence[int], out: Path) -> dict:
@@ -136,7 +177,13 @@ def tuned(data: Inputs, arm: str, z_val: np.ndarray, seeds: Sequence[int], out: 
     write_json(folder_of(out, arm, seeds[0]).parent / "tuned.json",
                {"seeds": list(seeds), **found, "conformal": conformal.to_json(),
                 "val_loss": nll(z_val, truth, exclusive=data.exclusive)})
-    return {**found, "conformal": conformal}
+    only = f"{arm}: " if "@" in arm else ""  # other arms have the whole validation set
+    return {**found, "conformal": conformal,
+            "remarks": [only + remark for remark in conformal.remarks(data.labels)]}
+
+
+def _truth(data: Inputs) -> dict[str, np.ndarray]:
+    return {name: data.truth(name).numpy() for name in data.sets}
 
 
 def _curve(seeds: Sequence[dict]) -> list[list[float]]:

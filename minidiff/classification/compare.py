@@ -1,153 +1,234 @@
-"""Differences between arms on the same images: how large, how sure, and what is needed to tell.
+"""Differences between arms: how large, how sure, and which of them are resolved.
 
-A difference is that of the mean probabilities over seeds. It is resolved where three things hold:
-its interval leaves out 0, over resamples of whole patients that are the same for both arms; its p
-is below .05 after Holm's correction for all comparisons by this figure; and every single seed has
-its sign, for neither interval nor p includes how much training varies from seed to seed. What is
-resolved holds for other patients, but not for other generators, nor surely for other seeds where
-there are few. The tests:
+    probabilities (networks, n, k) ─ contributions ─▶ (networks, patients) ─ difference ─▶ interval
+    and p ─ judged ─▶ gain, harm, no gain of interest, or not resolved
 
-    figure                            one image a patient         several images a patient
-    accuracy                          exact McNemar               signs flipped by patient
-    balanced_accuracy                 signs flipped by patient    signs flipped by patient
-    auroc, of the label of interest   DeLong, paired              bootstrap of patients
-    auroc_macro                       bootstrap of patients       bootstrap of patients
+A difference is that of single networks, the mean over the seeds of both arms. It has to hold for
+other patients and for other trainings, so its p is the larger of two:
+
+    two-way     Student's t with the variance over patients and networks together, its degrees of
+                freedom by Satterthwaite (`statistics.two_way`)
+    networks    Student's t over the networks alone, with one degree of freedom fewer than networks.
+                With few networks, their variance may be small by chance, which deceives the first
+
+Where an arm pools several generators, those of one generator are averaged and take the place of a
+network. With fewer than three networks nothing is resolved. The primary comparison is tested first,
+at 5 %. Only where it is resolved are the others tested, at 5 % for all of them together (Holm
+1979). So at most 5 % of pages call any difference resolved where there is none; simulated in
+tests/test_verdicts.py.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy
 
-from minidiff.classification.scores import check_probabilities, figures, finite
-from minidiff.statistics import (
-    NONE,
-    bootstrap_p,
-    delong_pair,
-    group_ids,
-    holm,
-    mcnemar,
-    patient_weights,
-    percentile,
-    sign_flip_p,
-    z_value,
-)
+from minidiff.classification.scores import Benefit, check_probabilities, finite
+from minidiff.errors import InputError
+from minidiff.statistics import delong_parts, group_ids, group_sums, holm, two_way
 
 METRICS = ("balanced_accuracy", "accuracy", "auroc_macro", "auroc")
+BENEFIT = "net_benefit"  # where a prevalence was stated
 ALPHA, POWER = 0.05, 0.8
+FEWEST = 3  # networks, or generators: with fewer, how much training varies is unknown
+GAIN, HARM, EXCLUDED, OPEN = "gain", "harm", "no gain of interest", "not resolved"
+UNTESTED = "not tested"  # because the primary comparison was not resolved
+FORM = re.compile(r"(?P<arm>[^:]+):(?P<against>[^:]+?)(?:@(?P<test_set>[^:@]+))?"
+                  r"(?::(?P<metric>[^:@]+))?")
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The comparison that a study is made for, named before training: arm minus against."""
+
+    arm: str
+    against: str
+    test_set: str = "test"
+    metric: str = "balanced_accuracy"
+
+    def __str__(self) -> str:
+        return f"{self.arm} minus {self.against}, {self.metric} on {self.test_set}"
+
+
+class Declared(NamedTuple):
+    """What a study asks first, written down before training.
+
+    worth: the smallest gain of interest of the primary comparison, in points. benefit: at which
+    prevalence the net benefit is asked for, if at all.
+    """
+
+    primary: Primary | None = None
+    worth: float = 0.0
+    benefit: Benefit | None = None
+
+
+def metrics(exclusive: bool, benefit: Benefit | None) -> tuple[str, ...]:
+    """The figures of a comparison; labels that do not exclude each other have no accuracy."""
+    return METRICS[0 if exclusive else 2:] + ((BENEFIT,) if benefit else ())
+
+
+def parse(text: str, arms: Sequence[str], test_sets: Sequence[str], exclusive: bool = True,
+          benefit: Benefit | None = None) -> Primary | None:
+    """ARM:ARM[@TEST_SET][:FIGURE] → the comparison; None for ""."""
+    if not text:
+        return None
+    match = FORM.fullmatch(text)
+    allowed_metrics = metrics(exclusive, benefit)
+    against, test_set = (match["against"], match["test_set"]) if match else ("", None)
+    if f"{against}@{test_set}" in arms:  # real@25 is an arm
+        against, test_set = f"{against}@{test_set}", None
+    if not match or match["arm"] == against:
+        raise InputError(f"--primary {text!r}; allowed are two arms and, if not test, a test set: "
+                         f"ARM:ARM@TEST_SET, and one of :{', :'.join(allowed_metrics)}")
+    found = Primary(match["arm"], against, test_set or "test",
+                    match["metric"] or ("balanced_accuracy" if exclusive else "auroc"))
+    for kind, name, allowed in (("arm", found.arm, arms), ("arm", found.against, arms),
+                                ("test set", found.test_set, test_sets),
+                                ("figure", found.metric, allowed_metrics)):
+        if name not in allowed:
+            raise InputError(f"--primary {text}: no {kind} is named {name}; there are "
+                             f"{', '.join(allowed)}")
+    return found
+
+
+def contributions(metric: str, p: np.ndarray, truth: np.ndarray, place: int) -> np.ndarray:
+    """(n,): what each image adds to the figure, which is their sum; p (n,k), truth (n,k) bool.
+
+    Those to an area are DeLong's; nan where the set lacks images for the figure.
+    """
+    if metric == "auroc":
+        return delong_parts(p[:, place], truth[:, place])
+    if metric == "auroc_macro":
+        both = np.flatnonzero(truth.any(0) & ~truth.all(0))
+        return np.mean([delong_parts(p[:, k], truth[:, k]) for k in both], 0) if len(both) else (
+            np.full(len(p), math.nan))
+    label = truth.argmax(1)
+    images = truth.sum(0)[label] * truth.any(0).sum() if metric == "balanced_accuracy" else len(p)
+    return (p.argmax(1) == label) / images
+
+
+def difference(table: np.ndarray, generators: Sequence[int] | None = None) -> dict:
+    """Mean of (networks, patients), its interval over other patients and networks, and p.
+
+    generators: that of each network, where there are several. ways: standard error and degrees of
+    freedom, two-way and of the networks alone; interval and p are the more careful of the two.
+    """
+    found = {"difference": None, "by_seed": None, "interval": [None, None], "p": None, "ways": []}
+    if not np.isfinite(table).all():
+        return found
+    # rounded, as equal figures may differ in their last bit; + 0 turns −0 into 0
+    found |= {"difference": round(float(table.mean()), 12) + 0.0, "by_seed": table.mean(1).tolist()}
+    if generators is not None and len(set(generators)) > 1:
+        of = group_ids(generators)
+        table = np.stack([table[of == g].mean(0) for g in range(of.max() + 1)])
+    raters = len(table)
+    if raters < FEWEST or table.shape[1] < 2:
+        return found
+    variance, freedom = two_way(table)
+    if not variance:
+        return found | {"p": 1.0}
+    own = math.sqrt(table.mean(1).var(ddof=1) / raters)
+    ways = [[math.sqrt(variance), float(freedom)], *([[own, raters - 1]] if own else [])]
+    d, half = table.mean(), max(se * t_value(df) for se, df in ways)
+    return found | {"interval": [float(d - half), float(d + half)], "ways": ways,
+                    "p": float(max(2 * scipy.stats.t.sf(abs(d) / se, df) for se, df in ways))}
+
+
+def t_value(freedom: float, level: float = ALPHA) -> float:
+    """How many standard errors away a difference is resolved, two-sided."""
+    return float(scipy.special.stdtrit(freedom, 1 - level / 2))
+
+
+def seen(ways: Sequence[tuple[float, float]], level: float) -> float:
+    """The true difference that is resolved with a power of 80 %.
+
+    From the noncentral t. An estimated standard error is more often too small than too large, by
+    the median of chi; this makes up for it.
+    """
+    return float(max(se * scipy.special.nctdtrinc(df, 1 - POWER, t_value(df, level))
+                     / math.sqrt(scipy.special.chdtri(df, 0.5) / df) for se, df in ways))
 
 
 def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, patients: Sequence[str],
             labels: Sequence[str], pairs: Sequence[tuple[str, str]], *, positive: str,
-            exclusive: bool = True, n_boot: int = 2000, seed: int = 0) -> list[dict]:
+            exclusive: bool = True, generators: Mapping[str, int] = {},
+            benefit: Benefit | None = None, calls: Mapping[str, np.ndarray] = {}) -> list[dict]:
     """A row for each pair of arms, the first minus the second, and figure; for JSON.
 
-    by_seed: of each arm the probabilities (n,k) of each seed, in the same order of seeds; truth
-    (n,k) bool; `positive` the label of "auroc". Labels that do not exclude each other have no
-    accuracy. Resamples that lack a label of the set are left out; there are 60 a pair or more, or
-    no p of theirs could be below .05 after Holm. "patients_needed": how many would show the
-    difference that was found with a power of 80 %, were it the true one; no surer than the
-    difference is.
+    by_seed: of each arm the probabilities (n,k) of each network, in the same order of seeds; truth
+    (n,k) bool; `positive` the label of "auroc". generators: how many each arm pools; network s was
+    trained on the images of generator s mod this. calls: (networks,n) bool of each arm, for the net
+    benefit.
     """
     truth, place = np.asarray(truth, bool), list(labels).index(positive)
-    arms = {arm: np.asarray(by_seed[arm], float)
-            for arm in dict.fromkeys(arm for pair in pairs for arm in pair)}
-    for arm, members in arms.items():
-        assert members.shape[1:] == truth.shape == (len(patients),
-                                                    len(labels)), (arm, members.shape, truth.shape)
+    tables: dict[tuple[str, str], np.ndarray] = {}
+    for arm in dict.fromkeys(sum(pairs, ())):
+        members = np.asarray(by_seed[arm], float)
+        assert members.shape[1:] == truth.shape == (len(patients), len(labels)), (arm, truth.shape)
         for p in members:
             check_probabilities(p, exclusive, f"arm {arm}")
-    ones = np.ones((1, len(truth)))
-    mean = {arm: members.mean(0) for arm, members in arms.items()}
-    whole = {arm: _headline(p, truth, ones, place, exclusive) for arm, p in mean.items()}
-    single = {arm: [_headline(p, truth, ones, place, exclusive) for p in members]
-              for arm, members in arms.items()}
-    drawn, n_boot = {arm: [] for arm in arms}, max(n_boot, 60 * len(pairs))
-    group = group_ids(patients)
-    for weights in patient_weights(patients, n_boot, seed):
-        for arm, p in mean.items():
-            drawn[arm].append(_headline(p, truth, weights, place, exclusive))
-    drawn, rows = {arm: np.concatenate(parts, 1) for arm, parts in drawn.items()}, []
-    for a, b in pairs:
-        assert len(arms[a]) == len(arms[b]), (a, b, "differ in their number of seeds")
-        for k, metric in enumerate(METRICS):
-            if not exclusive and "accuracy" in metric:
-                continue
-            # rounded, for equal figures may differ in their last bit
-            d, *by_one_seed = (round(float((x - y)[k, 0]), 12) for x, y in
-                               [(whole[a], whole[b]), *zip(single[a], single[b])])
-            spread = (drawn[a] - drawn[b])[k]
-            spread = spread[~np.isnan(spread)]
-            test, p = (_own_test(metric, mean[a], mean[b], truth, place, group, n_boot, seed)
-                       or ("bootstrap", bootstrap_p(spread)))
-            interval = percentile(spread) if len(spread) else NONE
-            rows.append({"arm": a, "against": b, "metric": metric, "difference": finite(d),
-                         "interval": [finite(x) for x in interval], "p": finite(p), "test": test,
-                         "seeds": len(arms[a]),
-                         "seeds_agree": sum(bool(np.sign(x) == np.sign(d)) for x in by_one_seed),
-                         "patients_needed": patients_needed(d, spread, len(set(patients)))})
-    return _judged(rows)
+        for metric in metrics(exclusive, benefit):
+            parts = (benefit.parts(calls[arm], truth[:, place]) if metric == BENEFIT else
+                     np.array([contributions(metric, p, truth, place) for p in members]))
+            tables[arm, metric] = group_sums(parts, patients) * len(set(patients))
+    rows = []
+    for (a, b), metric in ((pair, metric) for pair in pairs
+                           for metric in metrics(exclusive, benefit)):
+        x, y = tables[a, metric], tables[b, metric]
+        assert len(x) == len(y), (a, b, "differ in their number of seeds")
+        g = max(generators.get(a, 1), generators.get(b, 1))
+        rows.append({"arm": a, "against": b, "metric": metric, "seeds": len(x), "generators": g,
+                     "patients": x.shape[1],
+                     **difference(x - y, [s % g for s in range(len(x))])})
+    return rows
 
 
-def _headline(p: np.ndarray, truth: np.ndarray, weights: np.ndarray, place: int,
-              exclusive: bool) -> np.ndarray:
-    """METRICS in each of b resamples: (4,b), nan where there is none."""
-    found = figures(p, truth, weights, exclusive)
-    found["auroc"] = found["auroc"][:, place]
-    return np.stack([found.get(metric, np.full(len(weights), math.nan)) for metric in METRICS])
+def judged(differences: Mapping[str, Sequence[Mapping]], primary: Primary | None,
+           worth: float = 0.0) -> dict[str, list[dict]]:
+    """The rows of `compare` by test set with "p_holm", "answer", "sees" and "patients_needed".
 
-
-def _own_test(metric: str, a: np.ndarray, b: np.ndarray, truth: np.ndarray, place: int,
-              group: np.ndarray, n_perm: int, seed: int) -> tuple[str, float] | None:
-    """The test of a figure and its two-sided p; None where the bootstrap is the test.
-
-    p is nan where DeLong's has no answer.
+    worth: the smallest gain of interest of the primary comparison. sees: the true difference that
+    this study would resolve four times in five; patients_needed: how many, with more networks by
+    the same factor, would resolve the one found. Both at the level of the test: 5 %, divided by
+    their number for all but the primary comparison.
     """
-    alone = group.max() + 1 == len(group)  # images are as independent as patients
-    if metric == "auroc" and alone:
-        d, se = delong_pair(a[:, place], b[:, place], truth[:, place])
-        return "DeLong", 1.0 if d == 0 else 2 * float(
-            scipy.stats.norm.sf(abs(d) / se)) if se > 0 else math.nan
-    if "accuracy" not in metric:
-        return None
-    right_a, right_b = (np.take_along_axis(truth, p.argmax(1)[:, None], 1)[:, 0] for p in (a, b))
-    if metric == "accuracy" and alone:
-        return "McNemar exact", mcnemar(int((right_a & ~right_b).sum()),
-                                        int((right_b & ~right_a).sum()))
-    share = 1 / truth.sum(0)[truth.argmax(1)] if metric == "balanced_accuracy" else np.ones(
-        len(truth))
-    return "sign flip", sign_flip_p(np.bincount(group, share * (right_a * 1.0 - right_b)), n_perm,
-                                    seed)
+    rows = [{**row, "test_set": name} for name, own in differences.items() for row in own]
+    for row in rows:
+        row["primary"] = primary == Primary(row["arm"], row["against"], row["test_set"],
+                                            row["metric"])
+    first, rest = ([row for row in rows if row["primary"] is one] for one in (True, False))
+    assert len(first) == bool(primary), primary
+    for row in first:
+        row |= {"p_holm": row["p"], "answer": answer(row["p"], row, worth), **_sizes(row, ALPHA)}
+    tested = all(row["p"] is not None and row["p"] < ALPHA for row in first)
+    level = ALPHA / max(1, sum(row["p"] is not None for row in rest))
+    for row, p in zip(rest, holm([math.nan if row["p"] is None else row["p"] for row in rest])):
+        p = finite(p) if tested else None
+        row |= {"p_holm": p, "answer": answer(p, row) if tested else UNTESTED, **_sizes(row, level)}
+    return {name: [row for row in rows if row["test_set"] == name] for name in differences}
 
 
-def patients_needed(difference: float, drawn: np.ndarray, patients: int) -> int | None:
-    """Patients that would show a difference at 5 % with a power of 80 %.
-
-    The standard error falls as 1/√patients. `drawn` are its resamples over so many patients; None
-    for no difference and no spread.
-    """
-    se = float(np.std(drawn, ddof=1)) if len(drawn) > 1 else 0.0
-    if not (abs(difference) > 0 and se > 0):
-        return None
-    reach = z_value(1 - ALPHA) + float(scipy.stats.norm.ppf(POWER))
-    return math.ceil(patients * (reach * se / difference) ** 2)
+def answer(p: float | None, row: Mapping, worth: float = 0.0) -> str:
+    """Gain, harm, no gain of interest where all of a gain's interval is below it, not resolved."""
+    sure, high = p is not None and p < ALPHA, row["interval"][1]
+    if sure and row["difference"] < 0:
+        return HARM
+    if worth and high is not None and high < worth:
+        return EXCLUDED
+    return GAIN if sure else OPEN
 
 
-def _judged(rows: list[dict]) -> list[dict]:
-    """With "p_holm", over the pairs of each metric, and "resolved"."""
-    adjusted = {}
-    for metric in METRICS:
-        own = [i for i, row in enumerate(rows) if row["metric"] == metric]
-        adjusted |= dict(
-            zip(own, holm([math.nan if rows[i]["p"] is None else rows[i]["p"] for i in own])))
-    judged = []
-    for i, row in enumerate(rows):
-        low, high = row["interval"]
-        resolved = (low is not None and (low > 0 or high < 0) and adjusted[i] < ALPHA
-                    and row["seeds_agree"] == row["seeds"])
-        judged.append({**row, "p_holm": finite(adjusted[i]), "resolved": bool(resolved)})
-    return judged
+def _sizes(row: Mapping, level: float) -> dict:
+    """The difference detectable with a power of 80 %, and the patients that the one found needs."""
+    if not row["ways"]:
+        return {"sees": None, "patients_needed": None}
+    sees, d = seen(row["ways"], level), row["difference"]
+    return {"sees": sees,
+            "patients_needed": math.ceil(row["patients"] * (sees / d) ** 2) if d else None}
 
 
 def summarise(results: Sequence[dict]) -> list[dict]:
@@ -160,7 +241,9 @@ def summarise(results: Sequence[dict]) -> list[dict]:
         row = {"test_set": test_set, "arm": arm, "seeds": len(group),
                "n_train": group[0]["n_train"]}
         group = [{**r, "auroc_positive": r["auroc"][r["positive"]]} for r in group]
-        for name in ("accuracy", "balanced_accuracy", "auroc_macro", "auroc_positive"):
+        for name in ("accuracy", "balanced_accuracy", "auroc_macro", "auroc_positive", BENEFIT):
+            if name not in group[0]:
+                continue
             values = [r[name] for r in group if r[name] is not None]
             row[name] = float(np.mean(values)) if values else None
             row[name + "_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None

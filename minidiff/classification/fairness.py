@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 
 from minidiff.classification.scores import finite, pair
 from minidiff.data.audit import age_band
 from minidiff.data.split import Row
-from minidiff.rating import effective_wilson, mover
+from minidiff.rating import effective_n, share_interval, short_by
 from minidiff.statistics import (
     NONE,
     Interval,
@@ -40,18 +41,20 @@ UNKNOWN = "unknown"
 
 def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
          patients: Sequence[str], *, columns: Sequence[str] = COLUMNS, threshold: float | None,
-         n_boot: int = 2000, seed: int = 0) -> dict:
+         tests: int = 0, n_boot: int = 2000, seed: int = 0) -> dict:
     """"groups": each value of a column; "gaps": the largest difference of two, by metric.
 
     scores and positive (n,) are of one label; ages are in the audit's bands; an empty cell is the
     group "unknown". A score of `threshold` or more is an alarm; without a threshold TPR and FPR are
     None. `few` says that a group has less than 20 positives. A gap is between groups that have 20
     images of each side that it needs, "unknown" left aside: None where fewer than two are left.
-    Intervals: of shares, Wilson's at the number of images that the spread between patients leaves,
-    and the square-and-add rule for their difference; of AUROC, resamples of patients. Those of a
-    gap are wide enough for every pair of groups at once (Bonferroni), as the pair was chosen by its
-    size; `resolved` where they leave out 0.
+    Intervals: of shares, Wilson's at the effective number of images, and of their differences
+    `rating.short_by`; of AUROC, resamples of patients, and of its differences the t interval with
+    their spread. Those of gaps are wide enough for `tests` pairs of groups at once (Bonferroni), of
+    all arms and columns on a page; 0: for those compared here, as `pairs` counts them. `resolved`
+    where they leave out 0.
     """
+    tests = tests or pairs(positive, rows, columns, threshold is not None)
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
     alarm = np.full(len(scores), math.nan) if threshold is None else scores >= threshold
     # the same resamples for all groups
@@ -64,9 +67,29 @@ def gaps(scores: Sequence[float], positive: Sequence[bool], rows: Sequence[Row],
         if set(own) <= {UNKNOWN}:
             continue
         groups += [{"column": column, "group": name, **group.row()} for name, group in own.items()]
-        largest += [{"column": column, **_gap(metric, own)} for metric in METRICS
+        largest += [{"column": column, **_gap(metric, own, tests)} for metric in METRICS
                     if metric == "auroc" or threshold is not None]
-    return {"groups": groups, "gaps": largest, "threshold": threshold, "fewest": FEW}
+    return {"groups": groups, "gaps": largest, "threshold": threshold, "fewest": FEW,
+            "tests": tests}
+
+
+def pairs(positive: Sequence[bool], rows: Sequence[Row], columns: Sequence[str] = COLUMNS,
+          alarms: bool = True) -> int:
+    """How many pairs of groups `gaps` compares, over all columns and figures; alarms: TPR and FPR,
+    too."""
+    total, sides = 0, list(zip(positive, rows))
+    for column in columns:
+        counts = Counter((cell_of(row, column), bool(side)) for side, row in sides)
+        known = {name for name, _ in counts if name != UNKNOWN}
+        for needed in METRICS.values() if alarms else [METRICS["auroc"]]:
+            enough = [name for name in known if _enough(
+                (counts[name, True], counts[name, False]), needed)]
+            total += math.comb(len(enough), 2)
+    return total
+
+
+def _enough(sides: tuple[int, int], needed: tuple[bool, bool]) -> bool:
+    return all(n >= FEW for n, wanted in zip(sides, needed) if wanted)
 
 
 def cell_of(row: Row, column: str) -> str:
@@ -99,6 +122,10 @@ class _Group:
         side = self.positive == (metric == "tpr")
         return share_interval(self.alarm[side], self.patients[side], confidence)
 
+    def effective_n(self, metric: str) -> float:
+        side = self.positive == (metric == "tpr")
+        return effective_n(self.alarm[side], self.patients[side])
+
     def row(self) -> dict:
         out = {"n": len(self.scores), "patients": len(set(self.patients.tolist())),
                "positives": self.sides[0], "negatives": self.sides[1], "few": self.sides[0] < FEW}
@@ -109,10 +136,10 @@ class _Group:
         return out
 
 
-def _gap(metric: str, groups: dict[str, _Group]) -> dict:
+def _gap(metric: str, groups: dict[str, _Group], tests: int) -> dict:
     """The largest difference between two groups that have enough images."""
     known = {name: group for name, group in groups.items() if name != UNKNOWN
-             and all(n >= FEW for n, needed in zip(group.sides, METRICS[metric]) if needed)}
+             and _enough(group.sides, METRICS[metric])}
     out = {"metric": metric, "groups": len(known), "high": None, "low": None, "gap": None,
            "interval": [None, None], "resolved": False}
     if len(known) < 2:
@@ -120,46 +147,40 @@ def _gap(metric: str, groups: dict[str, _Group]) -> dict:
     values = {name: group.value(metric) for name, group in known.items()}
     high = max(values, key=values.get)
     low = min((name for name in values if name != high), key=values.get)
-    confidence, a, b = 1 - 0.05 / math.comb(len(known), 2), known[high], known[low]
-    interval = _middle(a.areas - b.areas, confidence) if metric == "auroc" else mover(
-        values[high], a.interval(metric, confidence), values[low], b.interval(metric, confidence))
-    return {**out, "high": high, "low": low, "gap": values[high] - values[low],
+    confidence, a, b = 1 - 0.05 / tests, known[high], known[low]
+    gap = values[high] - values[low]
+    # so far out there are no resamples
+    reach = scipy.stats.t.ppf((1 + confidence) / 2, min(*a.sides, *b.sides) - 1)
+    half = float(reach * np.nanstd(a.areas - b.areas))
+    interval = (gap - half, gap + half) if metric == "auroc" else short_by(
+        values[high], a.effective_n(metric), values[low], b.effective_n(metric), confidence)
+    return {**out, "high": high, "low": low, "gap": gap,
             "interval": pair(interval), "resolved": bool(interval[0] > 0)}
 
 
-def share_interval(hit: np.ndarray, patients: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a share at the number of images that patients leave independent.
-
-    The variance is that of a ratio of sums over patients (linearised), at least that of independent
-    images; where all images agree, each patient counts once.
-    """
-    patients, n, p = group_ids(patients.tolist()), len(hit), float(hit.mean())
-    off = np.bincount(patients, hit - p)                # of each patient: hits more than expected
-    m = len(off)
-    between = m / (m - 1) * float(off @ off) / n**2 if m > 1 else 0.0
-    return effective_wilson(p, max(between, p * (1 - p) / n), m, confidence)
-
-
 def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[str] = COLUMNS, *,
-               n_boot: int = 1000, seed: int = 0) -> dict:
+               sources: int = 1, n_boot: int = 4000, seed: int = 0) -> dict:
     """"shares" of each value within a label, "association" of label and column, both sides.
 
     Real beside synthetic. A synthetic image's attributes are those that it was asked for; whether
     it shows them is the judge's to say. Association is Cramér's V, 0 … 1, corrected for its bias
     (Bergsma 2013), of images where the column is known; intervals from resamples, of real images by
     patient. `amplified`: the generator ties the label to the column more than the real images do,
-    beyond the interval of the difference. With findings that go together each has its own row. A
-    column of which the two sides have no value in common is left out.
+    beyond the interval of the difference, which is wide enough for all rows of a page with so many
+    `sources` of synthetic images (Bonferroni). With findings that go together each has its own row.
+    A column of which the two sides have no value in common is left out.
     """
     several, sides = any(AND in row["label"] for row in real), (real, synthetic)
     named = [[present("label", row["label"]) if several else frozenset([row["label"]])
               for row in rows] for rows in sides]
     labels, shares, association = sorted(set().union(*named[0], *named[1])), [], []
-    for column in columns:
-        cells = [[cell_of(row, column) for row in rows] for rows in sides]
-        # nothing in common: a source that is a folder's name
-        if not ({*cells[0]} & {*cells[1]}) - {UNKNOWN}:
-            continue
+    told = {column: [[cell_of(row, column) for row in rows] for rows in sides]
+            for column in columns}
+    # nothing in common: a source that is a folder's name
+    told = {column: cells for column, cells in told.items()
+            if ({*cells[0]} & {*cells[1]}) - {UNKNOWN}}
+    of, tests = labels if several else [""], sources * len(told)
+    for column, cells in told.items():
         for label in labels:
             real_own, own = (Counter(cell for cell, names in zip(column_cells, of_rows)
                                      if label in names)
@@ -169,11 +190,12 @@ def attributes(real: Sequence[Row], synthetic: Sequence[Row], columns: Sequence[
                         "n_synthetic": m, "real": real_own[value] / n if n else None,
                         "synthetic": own[value] / m if m else None}
                        for value in sorted({*real_own, *own})]
-        for label in labels if several else [""]:
+        for label in of:
             association.append({"column": column, "label": label, **_amplified(
                 [[(label in names if several else names, cell, row["patient"])
                   for names, cell, row in zip(*side) if cell != UNKNOWN]
-                 for side in zip(named, cells, sides)], n_boot, seed)})
+                 for side in zip(named, cells, sides)], n_boot, seed,
+                1 - 0.05 / (tests * len(of)))})
     return {"shares": shares, "association": association}
 
 
@@ -196,7 +218,8 @@ def cramers_v(counts: np.ndarray, draws: int = 1) -> np.ndarray:
     return np.where(least > 0, np.sqrt(np.minimum(phi2 / np.where(least > 0, least, 1), 1)), np.nan)
 
 
-def _amplified(sides: Sequence[Sequence[tuple]], n_boot: int, seed: int) -> dict:
+def _amplified(sides: Sequence[Sequence[tuple]], n_boot: int, seed: int,
+               confidence: float) -> dict:
     """V of real and of synthetic images, (label, cell, patient) each, and their difference."""
     values, draws, out = [], [], {}
     for k, (name, rows) in enumerate(zip(("real", "synthetic"), sides)):
@@ -213,7 +236,7 @@ def _amplified(sides: Sequence[Sequence[tuple]], n_boot: int, seed: int) -> dict
         draws.append(drawn)
         out |= {name: finite(value), f"{name}_interval": pair(_middle(drawn)),
                 f"n_{name}": len(rows)}
-    difference = _middle(draws[1] - draws[0])
+    difference = _middle(draws[1] - draws[0], confidence)
     return {**out, "difference": finite(values[1] - values[0]), "interval": pair(difference),
             "amplified": difference[0] > 0}
 

@@ -14,6 +14,7 @@ import torch
 
 from minidiff import variables as var
 from minidiff.classification.arms import DUPLICATES, Images
+from minidiff.classification.generators import check_one_recipe
 from minidiff.counted import order
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import SIDE, near_duplicates
@@ -37,13 +38,13 @@ INTERNAL = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Sets by name: train, val, test, then the external ones; and synthetic folders."""
+    """Sets by name: train, val, test, then the external ones; and synthetic sources."""
 
     target: var.Category | var.Findings
     sets: dict[str, Images]
-    sources: dict[str, Images]
-    saw: dict[str, set[str] | None]   # sha256 of a generator's training images; None: unknown
-    tables: dict[str, Table]
+    sources: dict[str, list[Images]]  # of each generator that a source pools
+    saw: dict[str, set[str] | None]   # sha256 of the generators' training images; None: unknown
+    tables: dict[str, Table]          # of the sets
     notes: list[str]
 
     @property
@@ -59,18 +60,34 @@ class Inputs:
     def tests(self) -> dict[str, Images]:
         return {name: images for name, images in self.sets.items() if name not in ("train", "val")}
 
+    @property
+    def generators(self) -> dict[str, int]:
+        """How many generators each source pools."""
+        return {name: len(own) for name, own in self.sources.items()}
+
+    def made_for(self, network: int) -> dict[str, Images]:
+        """Of each source the images for one network, the study's first being 0: those of generator
+        network mod their number."""
+        return {name: own[network % len(own)] for name, own in self.sources.items()}
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """Those of a set, or of all generators of a source."""
+        parts = [self.sets[name]] if name in self.sets else self.sources[name]
+        return [row for images in parts for row in images.rows]
+
     def truth(self, name: str) -> torch.Tensor:
         """bool (N,k): which label, or which findings, each image of a set has."""
         return self.target.bits(self.sets[name].labels)
 
 
-def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[str], *, size: int,
-         seed: int, out: str, target: str = "label", hold_out: str = "",
+def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: Sequence[str], *,
+         size: int, seed: int, out: str, target: str = "label", hold_out: str = "",
          near_copies: str = "refuse", skip_bad: bool = False) -> Inputs:
     """Read everything and refuse what breaks the protocol.
 
-    hold_out: column=value, whose rows are a test set of their own. near_copies: "refuse", or "drop"
-    the test images that show a training film.
+    synthetic: name → folders of samples, each of another generator of one recipe. hold_out:
+    column=value, whose rows are a test set of their own. near_copies: "refuse", or "drop"
+    the test images that are near copies of training images.
     """
     outside = [Path(folder).resolve().name for folder in external]
     column, _, value = hold_out.partition("=")
@@ -97,26 +114,31 @@ def read(data: Sequence[str], synthetic: Mapping[str, str], external: Sequence[s
     hashes = {file: digest for table in tables.values() for file, digest in table.hashes.items()}
     unseen = [row for name, table in tables.items()
               if name not in (("train", "val") if carved else ("train",)) for row in table.rows]
-    samples = {name: _targeted(_synthetic(name, folder, tables["train"].rows, unseen, hashes,
-                                          everyone), target) for name, folder in synthetic.items()}
-    loaded = {name: load_pixels(table, size, skip_bad=skip_bad)
-              for name, table in {**tables, **samples}.items()}
+    samples = {name: [_targeted(_synthetic(name, folder, tables["train"].rows, unseen, hashes,
+                                           everyone), target) for folder in folders]
+               for name, folders in synthetic.items()}
+    notes = [note for name, folders in synthetic.items()
+             for note in check_one_recipe(folders, samples[name])]
+    loaded, drawn = ({name: load_pixels(table, size, skip_bad=skip_bad)
+                      for name, table in some.items()}
+                     for some in (tables, {(name, k): table for name, own in samples.items()
+                                           for k, table in enumerate(own)}))
     # each file once: a held-out source may borrow test images
     once = {row["file"]: ({**row, "split": name}, picture) for name in tables
             for row, picture in zip(loaded[name][0].rows, loaded[name][1])}
     check_pictures([row for row, _ in once.values()], (picture for _, picture in once.values()))
-    loaded |= _near_copies({name: loaded[name] for name in tables}, near_copies)
+    loaded |= _near_copies(loaded, near_copies)
     # once more, for images may have been left out
     variable = check_labels({name: loaded[name][0].column("label") for name in tables}, target)
-    made = {name: Images(pixels, var.encode([variable], table.rows)["label"],
-                         table.column("patient"), table.rows,
-                         [table.hashes[file] for file in table.column("file")])
-            for name, (table, pixels) in loaded.items()}
+    made = {key: Images(pixels, var.encode([variable], table.rows)["label"],
+                        table.column("patient"), table.rows,
+                        [table.hashes[file] for file in table.column("file")])
+            for key, (table, pixels) in {**loaded, **drawn}.items()}
+    notes += [note for table, _ in (*loaded.values(), *drawn.values()) for note in table.notes]
     return Inputs(variable, {name: made[name] for name in tables},
-                  {name: made[name] for name in samples},
-                  {name: trained_on(folder) for name, folder in synthetic.items()},
-                  {name: table for name, (table, _) in loaded.items()},
-                  list(dict.fromkeys(note for table, _ in loaded.values() for note in table.notes)))
+                  {name: [made[name, k] for k in range(len(own))] for name, own in samples.items()},
+                  {name: trained_on(folders[0]) for name, folders in synthetic.items()},
+                  {name: table for name, (table, _) in loaded.items()}, list(dict.fromkeys(notes)))
 
 
 def _targeted(table: Table, target: str) -> Table:
@@ -176,18 +198,16 @@ def _synthetic(name: str, folder: str, train: Sequence[Row], unseen: Sequence[Ro
                          "--arms real")
     table, seen = read_table(folder, split=False), trained_on(folder)
     check_synthetic(table.rows, table.hashes, hashes.values(), folder)
-    notes = [f"{folder}: {note}" for note in check_unseen(unseen, hashes, seen, "the generator")]
-    patients = {row["patient"] for row in real if hashes[row["file"]] in (seen or ())}
-    shared = [row["patient"] for row in unseen if row["patient"] in patients]
-    if shared:
-        raise InputError(f"{folder}: its generator was trained on other images of "
-                         f"{len(set(shared))} held-out patients, e.g. {shared[0]}")
+    patients = {row["file"]: row["patient"] for row in real}
+    notes = check_unseen(unseen, hashes, seen, f"the generator of {folder}", patients)
     if of_other_data(seen, train, hashes):
         notes += [f"{folder}: its generator was trained on other images than these training images"]
         if name == "synthetic":
             raise InputError(f"{notes[-1]}; write --synthetic NAME={folder} if that is what you "
                              "want to know")
-    return replace(table, notes=[*table.notes, *notes])
+    # samples of two folders are of two patients, though their files have the same names
+    rows = [{**row, "patient": f"{folder} {row['patient']}"} for row in table.rows]
+    return replace(table, rows=rows, notes=[*table.notes, *notes])
 
 
 def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],

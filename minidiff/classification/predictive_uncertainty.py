@@ -19,7 +19,6 @@ import numpy as np
 import scipy
 
 from minidiff.classification.scores import finite, pair
-from minidiff.errors import InputError
 from minidiff.statistics import NONE, Interval, auroc, auroc_interval, wilson
 
 # shares of the images of a selective curve: a tenth to all of them
@@ -119,26 +118,28 @@ def coverage_interval(n: int, alpha: float, n_test: int | None = None,
 
 
 def realised(sets: np.ndarray, truth: np.ndarray, labels: Sequence[str],
-             conformal: Conformal) -> dict:
+             conformal: Conformal, tests: int = 1) -> dict:
     """What became of the promise on a test set: sets (n,k) and truth (n,k), bool.
 
     Of each label: n true ones, the share in whose set it is ("coverage", Wilson's "low" and
     "high"), "in_others" the share of the rest in whose set it is as well, and where it should lie
     after n_cal calibration images: "beta" over endless tests, "expected" over tests of n. "kept":
-    it is not below that. None where the test set has no such image.
+    it is not below that by more than chance does in one of `tests` such figures (Bonferroni). None
+    where the test set has no such image.
     """
     classes = {}
     for k, name in enumerate(labels):
         with_it, n = sets[truth[:, k], k], int(truth[:, k].sum())
         low, high = wilson(int(with_it.sum()), n)
-        expected = coverage_interval(conformal.n[k], conformal.alpha, n) if n else NONE
+        expected, least = (coverage_interval(conformal.n[k], conformal.alpha, n, 1 - 0.05 / share)
+                           if n else NONE for share in (1, tests))
         classes[name] = {"n": n, "coverage": _mean(with_it), "low": finite(low),
                          "high": finite(high),
                          "in_others": _mean(sets[~truth[:, k], k]), "n_cal": conformal.n[k],
                          "beta": list(coverage_interval(conformal.n[k], conformal.alpha)),
                          "expected": pair(expected),
                          "always": conformal.thresholds[k] == -math.inf,
-                         "kept": bool(with_it.mean() >= expected[0]) if n else None}
+                         "kept": bool(with_it.mean() >= least[0]) if n else None}
     size = sets.sum(1)
     return {"n": len(sets), "target": 1 - conformal.alpha, "mean_size": float(size.mean()),
             "empty": _mean(size == 0), "single": _mean(size == 1), "classes": classes}
@@ -193,9 +194,8 @@ class FeatureDistance:
         present = truth[:, truth.any(0)] if alone else np.ones((len(x), 1), bool)
         centres = np.stack([x[own].mean(0) for own in present.T])
         covariance = shrunk(x - centres[present.argmax(1)])
-        if not np.trace(covariance) > 0:
-            raise InputError(f"the features of all {len(x)} images of a label are equal; there is "
-                             "no distance to measure")
+        if not np.trace(covariance) > 0:  # a network that learned nothing; no image is far
+            return cls(centres, np.zeros_like(covariance))
         lower = scipy.linalg.cholesky(covariance, lower=True)
         whiten = scipy.linalg.solve_triangular(lower, np.eye(len(lower)), lower=True).T
         return cls(centres, np.ascontiguousarray(whiten))
@@ -245,7 +245,8 @@ def right_answers(p: np.ndarray, truth: np.ndarray, exclusive: bool = True) -> n
 
 def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
             labels: Sequence[str], conformal: Conformal, *,
-            distances: Mapping[str, np.ndarray] | None = None, exclusive: bool = True) -> dict:
+            distances: Mapping[str, np.ndarray] | None = None, exclusive: bool = True,
+            tests: int = 1) -> dict:
     """Each set but "val" → its figures, from the members' p (m,n,k) and truth (n,k) bool.
 
     `distances` are those of `FeatureDistance`, (n,). {"n", "members", "accuracy", "conformal":
@@ -267,7 +268,7 @@ def summary(members: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
         found[name] = {"n": len(right), "members": len(members[name]),
                        "accuracy": float(right.mean()),
                        "conformal": realised(conformal.sets(mean[name]), truth[name], labels,
-                                             conformal)}
+                                             conformal, tests)}
         for kind, u in scores[name].items():
             both = np.concatenate([u, scores["test"][kind]])
             found[name][kind] = {

@@ -173,13 +173,14 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
         lr: float = 3e-3, seed: int = 0, augment: str = "classic",
         weights: Mapping[str, Tensor] | None = None, sample_weight: Tensor | None = None,
         validation: tuple[Tensor, Labels, Tensor | None] | None = None, progress: str = "",
-        precision: str = "auto") -> list[dict]:
+        precision: str = "auto", start: int = 0) -> list[dict]:
     """Trains in place on uint8 images (N,C,S,S); returns a log of step, loss and lr.
 
     AdamW with a rate that rises linearly and falls as a cosine. Order, augmentation (of AUGMENTS)
     and dropout are counted from (seed, slot), so equal calls on a CPU give equal weights. `weights`
     and `sample_weight` are those of `loss`. With `validation` images, labels and their weights, the
-    state with the lowest loss on them is kept; the log has that loss as val_loss.
+    state with the lowest loss on them is kept; the log has that loss as val_loss. `start`: steps
+    that this network was trained before; order, augmentation and log continue from there.
     `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
     fp32 on a CPU.
     """
@@ -192,7 +193,7 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
     bar = tqdm(range(1, steps + 1), desc=progress, unit="step", disable=not progress,
                dynamic_ncols=True)
     for step in bar:
-        slots = range((step - 1) * batch, step * batch)
+        slots = range((start + step - 1) * batch, (start + step) * batch)
         rows = torch.tensor(order(len(images), seed, slots))
         x = prepare(images[rows], predictor.size)
         if change:
@@ -208,7 +209,7 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
         amp.step(value, optimizer, predictor.parameters(), CLIP,
                  f"images {rows.tolist()} of the training set")
         if step % 10 == 0 or step == steps or step in looks:
-            log.append({"step": step, "loss": value.item(), "lr": rate})
+            log.append({"step": start + step, "loss": value.item(), "lr": rate})
             bar.set_postfix(loss=f"{value.item():.3f}")
         if step in looks:
             pixels, truth, of_truth = validation

@@ -11,6 +11,7 @@ whole patients.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -134,6 +135,49 @@ def thresholds_at_specificity(p: np.ndarray, truth: np.ndarray, labels: Sequence
     """Each label's threshold with this specificity on validation; None without another label."""
     return {label: finite(threshold_at(p[:, k], truth[:, k], specificity))
             for k, label in enumerate(labels)}
+
+
+@dataclass(frozen=True)
+class Benefit:
+    """Net benefit of a classifier's calls, in cases per person tested (Vickers & Elkin 2006).
+
+        prevalence · sensitivity − (1 − prevalence) · (1 − specificity) / false_alarms
+
+    Where `prevalence` of those tested have the disease and this many false alarms are as bad as one
+    missed case. To call nobody has 0; to call everybody has `of_all`.
+    """
+
+    prevalence: float
+    false_alarms: float
+
+    @property
+    def of_all(self) -> float:
+        return self.prevalence - (1 - self.prevalence) / self.false_alarms
+
+    def parts(self, called: np.ndarray, positive: np.ndarray) -> np.ndarray:
+        """called (…,n), positive (n,) bool → what each image adds to the net benefit, their sum.
+
+        nan where the set lacks images with the disease, or without it.
+        """
+        n = positive.sum()
+        if n in (0, len(positive)):
+            return np.full(called.shape, math.nan)
+        price = (1 - self.prevalence) / self.false_alarms / (len(positive) - n)
+        return called * np.where(positive, self.prevalence / n, -price)
+
+    def threshold(self, scores: np.ndarray, positive: np.ndarray) -> float:
+        """Where "score ≥ threshold" has the highest net benefit, on validation.
+
+        Midway to the next lower score; ∞, to call nobody, where no call is worth its alarms.
+        """
+        order = np.argsort(-scores, kind="stable")
+        s = scores[order]
+        gained = np.cumsum(self.parts(np.ones(len(s), bool), positive[order]))
+        gained[:-1][s[1:] == s[:-1]] = -math.inf  # equal scores are called together
+        best = int(gained.argmax())
+        if not gained[best] > 0:
+            return math.inf
+        return float((s[best] + s[best + 1]) / 2) if best + 1 < len(s) else -math.inf
 
 
 def check_probabilities(p: np.ndarray, exclusive: bool, where: str) -> None:

@@ -10,7 +10,7 @@ test image decides anything.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,17 +40,34 @@ class Recipe:
     init: str = ""               # where all but real-scratch start
     precision: str = "auto"
     device: str = "cpu"
-    seed: int = 0                # of the choice of patients of real@25
+    seed: int = 0                # the first; also of the choice of patients of real@25
 
 
 def folder_of(out: str | Path, arm: str, seed: int) -> Path:
     return Path(out) / "arms" / arm / str(seed)
 
 
+def as_given_to(arm: Arm, inputs: Inputs, recipe: Recipe) -> Inputs:
+    """The inputs as an arm has them: its own validation set, and a note where that is smaller."""
+    val = inputs.sets["val"]
+    own = kinds.validation_set(arm, inputs.sets["train"], val, positive=recipe.positive,
+                               seed=recipe.seed)
+    if len(own) == len(val):
+        return inputs
+    given = replace(inputs, sets={**inputs.sets, "val": own})
+    place = inputs.labels.index(recipe.positive)
+    n, of, trained = (int(one.truth(name)[:, place].sum()) for one, name in (
+        (given, "val"), (inputs, "val"), (inputs, "train")))
+    note = (f"{arm.name}: validation has {n} of the {of} images of {recipe.positive}, as training "
+            f"has at most {arm.most} of {trained}")
+    return replace(given, notes=[*inputs.notes, note])
+
+
 def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe,
                progress: str = "") -> dict:
     """Train one arm with one seed and write predictor and logits, or read them if finished."""
-    stages = kinds.training_set(arm, inputs.sets["train"], inputs.sources, positive=recipe.positive,
+    inputs, made = as_given_to(arm, inputs, recipe), inputs.made_for(seed - recipe.seed)
+    stages = kinds.training_set(arm, inputs.sets["train"], made, positive=recipe.positive,
                                 seed=seed, subset_seed=recipe.seed)
     held_out = {name: images for name, images in inputs.sets.items() if name != "train"}
     prints = {"trained_on": [fingerprint(images) for images in stages],
@@ -72,10 +89,9 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
         part = fit(predictor, images.pixels, {"label": images.labels}, steps=end - start,
                    batch=recipe.batch, lr=recipe.lr, seed=seed, augment=augment,
                    sample_weight=weights, progress=progress, precision=recipe.precision,
-                   validation=(val.pixels, {"label": val.labels}, val_weights))
-        log += [{**line, "step": line["step"] + start} for line in part]
-        last = [line for line in log if "val_loss" in line and line["step"] > start]
-        start = end
+                   validation=(val.pixels, {"label": val.labels}, val_weights), start=start)
+        last, start = [line for line in part if "val_loss" in line], end
+        log += part
     predictor.save(folder)
     result = {"arm": arm.name, "seed": seed, "n_train": sum(map(len, stages)), **prints,
               "best_step": min(last, key=lambda line: line["val_loss"])["step"], "log": log,

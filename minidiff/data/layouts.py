@@ -6,7 +6,9 @@
                          <class>/images, masks ignored)
     <split>/<class>/…    train, val, test above the class folders (Kaggle)
 
-A folder inside that holds a metadata.csv of its own is another data set and is left alone.
+A folder inside that holds a metadata.csv of its own is another data set and is left alone. A folder
+whose own split was drawn at random by patient says so with a file random-split.txt, which may be
+empty; phantoms need none.
 """
 
 import csv
@@ -23,6 +25,7 @@ SYNONYMS = {"training": "train", "valid": "val", "validation": "val",
 HIDDEN, MASKS = (".", "__MACOSX"), ("mask", "masks")  # how names of folders begin, or end, that
                                                       # hold no images of a data set
 ADDED = ("file", "where")  # columns made by reading, never written
+RANDOM_SPLIT, PHANTOM = "random-split.txt", "phantom.json"
 
 
 def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
@@ -130,6 +133,11 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_data_set(path)
                   and not path.name.startswith(HIDDEN)
                   and not path.name.lower().endswith(MASKS))
+
+
+def random_split(folder: Path) -> bool:
+    """Was the split that this folder brings drawn at random, as its own files say?"""
+    return (folder / RANDOM_SPLIT).is_file() or (folder / PHANTOM).is_file()
 
 
 def is_data_set(folder: Path) -> bool:

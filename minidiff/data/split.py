@@ -156,13 +156,21 @@ def of_other_data(seen: Iterable[str] | None, rows: Sequence[Row],
 
 
 def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str] | None,
-                 who: str) -> list[str]:
+                 who: str, patients: Mapping[str, str] | None = None) -> list[str]:
     """Raise InputError if `who` (the generator, the judge) was trained on any of these held-out
-    images; a note where what it was trained on is unknown."""
+    images, or on another image of their patients; a note where what it was trained on is unknown.
+
+    patients: file → patient of all files whose hashes are given, as far as it is known.
+    """
     if not seen:
         return [f"what {who} was trained on is unknown"]
     leaked = [row["file"] for row in rows if hashes[row["file"]] in seen]
     if leaked:
         raise InputError(f"{who} was trained on {len(leaked)} of {len(rows)} held-out images, e.g. "
                          f"{leaked[0]}: give the same --data and split to every stage")
+    known = {patient for file, patient in (patients or {}).items() if hashes.get(file) in seen}
+    if shared := [row["patient"] for row in rows if row["patient"] in known]:
+        raise InputError(f"{who} was trained on other images of {len(set(shared))} held-out "
+                         f"patients, e.g. {shared[0]}: give the same --data and split to every "
+                         "stage")
     return []

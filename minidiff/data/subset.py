@@ -14,19 +14,21 @@ from pathlib import Path
 
 from minidiff import runs
 from minidiff.counted import order
+from minidiff.data.layouts import RANDOM_SPLIT
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.root import Rooted
 
 
 def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping[str, int],
-                   seed: int) -> list[int]:
+                   seed: int, at_least_one: bool = False) -> list[int]:
     """Indices of the images that stay, in order: of each label in `keep` at most so many, by whole
     patients.
 
     The order of patients follows from `seed` and their sorted names, and they are taken until the
     next one would be too many: 25 images are among the 50 of the same seed. A patient counts under
-    each of his labels. Raises InputError where the first patient alone has too many.
+    each of his labels. Where the first patient alone has too many, `at_least_one` keeps him; else
+    it raises InputError.
     """
     gone: set[int] = set()
     for label, most in keep.items():
@@ -36,7 +38,9 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
         names = [sorted_names[k] for k in order(len(count), seed, range(len(count)))]
         sums = accumulate(count[name] for name in names)
         taken = {name for name, n in zip(names, sums) if n <= most}
-        if own and not taken:
+        if own and not taken and at_least_one:
+            taken = {names[0]}
+        elif own and not taken:
             raise InputError(f"{most} images of {label!r} by whole patients: the first patient, "
                              f"{names[0]}, has {count[names[0]]}; ask for more")
         gone |= {i for i in own if patients[i] not in taken}
@@ -75,6 +79,8 @@ def write_subset(cfg: SubsetConfig) -> None:
             _link(file, out / prefix / file.relative_to(folder))
         rows.append({**row, "file_name": prefix + row["file_name"]})
     write_table(out / "metadata.csv", rows)
+    if table.random_split:
+        runs.write_atomic(out / RANDOM_SPLIT, "drawn at random by patient\n")
     counts = Counter((row["split"], row["label"]) for row in rows)
     print(f"{out}: " + ", ".join(f"{split} {label} {n}"
                                  for (split, label), n in sorted(counts.items())))

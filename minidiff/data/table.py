@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minidiff.data.layouts import ADDED, read_csv, read_folder
+from minidiff.data.layouts import ADDED, random_split, read_csv, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
 from minidiff.runs import sha256, write_atomic
@@ -33,7 +33,11 @@ class Table:
     rows: list[Row]
     patients_assumed: bool = False  # some folder knows no patient: there, one image = one patient
     notes: list[str] = field(default_factory=list)
-    hashes: dict[str, str] = field(default_factory=dict, repr=False)  # file → sha256 of its content
+    # of every file that was read, rows of which may have been left out since: the sha256 of its
+    # content, and its patient where the data name one
+    hashes: dict[str, str] = field(default_factory=dict, repr=False)
+    patients: dict[str, str] = field(default_factory=dict, repr=False)
+    random_split: bool = True  # by patient: drawn here, or drawn before as every folder says
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,9 +89,10 @@ def read_table(
                for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
     if not folders:
         raise InputError("no data folder given")
-    rows, notes, assumed = [], [], False
+    rows, notes, assumed, random = [], [], False, True
     for folder, name in zip(folders, _names(folders)):
         part, remarks = read_folder(folder)
+        random &= not part[0]["split"] or random_split(folder)
         unknown = sum(row.get("patient", "") == "" for row in part)
         if unknown == len(part):
             assumed = True
@@ -112,7 +117,9 @@ def read_table(
         copies = len(rows) - len(set(hashes.values()))
         notes += [f"{count(copies, 'file')} with the content of another one of the same label and "
                   f"split"] if copies else []
-    return Table(rows, assumed, notes, hashes)
+    named = {row["file"]: row["patient"] for row in rows
+             if row["patient"] != f"{row['source']}/{row['file_name']}"}
+    return Table(rows, assumed, notes, hashes, named, random)
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:

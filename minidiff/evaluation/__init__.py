@@ -3,7 +3,7 @@
     sets       what every command begins with: real and synthetic sets, what is refused, the judge
     features   images → feature vectors, and their cache
     metrics    sets of features → numbers
-    verdicts   numbers → words: yes, no, not resolved
+    verdicts   numbers → words: yes, no, gain, harm, not resolved
     pages      templates, tables and charts of the pages
     matrix     real subsets × synthetic sets, between controls that must be caught
     readers    a blinded study with doctors

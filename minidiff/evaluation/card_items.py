@@ -113,11 +113,12 @@ EVALUATION = [
 ]
 
 BY_GROUP = "TRIPOD+AI 14, 23a; MI-CLAIM 4"
+BY_JUDGE = "{{ ', independent judge' if judge == 'independent' }}"
 SUBGROUPS = [
-    Entry("{{ variable }}, {{ it.set }}", BY_GROUP, "report/report.json: agreement.*",
+    Entry("{{ variable }}, {{ it.set }}" + BY_JUDGE, BY_GROUP, "report/report.json: agreement.*",
           "{% if n and kind == 'number' %}r = {{ r | num }} ({{ span(low, high) }}; n = {{ n }}), "
           "mean error {{ mae | num }}{% elif n %}" + SHARE + "{% endif %}"),
-    Entry("{{ variable }}, {{ set }}: {{ it.value }}", BY_GROUP,
+    Entry("{{ variable }}, {{ set }}" + BY_JUDGE + ": {{ it.value }}", BY_GROUP,
           "report/report.json: agreement.*.by_value.*", SHARE),
 ]
 
@@ -129,7 +130,7 @@ CLASSIFIER = [
     Entry("{{ keys[-2] }}: {{ metric }}, {{ arm }} less {{ against }}", MEASURED,
           "classifier/summary.json: differences.*.*",
           "{{ difference | signed }} ({{ span(*interval) }}; {{ seeds }} seeds), "
-          "{{ 'resolved' if resolved else 'not resolved' }}"),
+          "{{ it.answer }}"),
 ]
 
 MEMORISATION = [
@@ -176,7 +177,12 @@ SYNTHETIC = [
     Entry("images", COMPOSED, "report/report.json: samples",
           "{{ n }}: {{ labels | plain }}"),
     *(Entry(name, "datasheets, collection", f"samples/manifest.json: {name}")
-      for name in ("model", "recipe")),
+      for name in ("model", "recipe", "rejects")),
+    Entry("yield", "datasheets, collection", "samples/manifest.json: yield",
+          "{{ it | percent }} of the images drawn were kept"),
+    Entry("filter: {{ by }}", "datasheets, collection", "samples/manifest.json: filters.*",
+          "{{ rejects }} images rejected; gate: {{ gate }}; it knew {{ train }} training and "
+          "{{ held_out }} held-out images{% if judge %}; judge {{ judge }}{% endif %}"),
     Entry("images that its model was trained on", "datasheets, collection",
           "samples/manifest.json: trained_on", "{{ '{:,}'.format(it | length) }}, by SHA-256"),
 ]

@@ -9,7 +9,7 @@ sides, the extractor, and its floor: what two disjoint parts of the real images 
 1/n, so that beside its floor stands what it is between parts as small as those.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,13 @@ def run_fid(cfg: FIDConfig) -> None:
                     device=cfg.device)
     for figure in found:
         print(repr(figure))
+    if remark := mixes(*cfg.folders):
+        print(f"note: {remark}")
     print("extractor: " + ", ".join(f"{name} {value}" for name, value in found[0].about.items()))
     if cfg.out:
         runs.write_json(cfg.out,
                         {"folders": cfg.folders, "figures": [figure.json() for figure in found],
-                         "provenance": runs.provenance()})
+                         "note": remark, "provenance": runs.provenance()})
 
 
 def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0,
@@ -126,6 +128,21 @@ def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, s
         found.append(Distance(metric(real=x, fake=y), name=names[name], extractor=network.name,
                               sizes=sizes, about=about, floor=floor, at_floor=at_floor))
     return found
+
+
+def mixes(*folders: str) -> str:
+    """A note if the labels of two folders are mixed differently, by 5 points or more; else ""."""
+    if not all(is_data_set(Path(folder)) for folder in folders):
+        return ""
+    counts = [Counter(read_table(folder, split=False, check=False).column("label"))
+              for folder in folders]
+    shares = {label: [own[label] / own.total() for own in counts]
+              for label in sorted(counts[0] | counts[1])}
+    if max(abs(a - b) for a, b in shares.values()) < 0.05:
+        return ""
+    told = ", ".join(f"{label} {a:.0%} and {b:.0%}" for label, (a, b) in shares.items())
+    return (f"the labels are mixed differently ({told}): part of each distance is due to that. "
+            "evaluate.py compares equal mixes")
 
 
 def inception() -> str:

@@ -6,11 +6,14 @@ A number that is missing, None or NaN, is written as a dash.
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 NUMBER = re.compile(r"[−+<≥-]?\s?[.\d]")  # what a cell of numbers begins with
+POINTS = "balanced_accuracy", "accuracy", "net_benefit"  # in per cent; differences in points
+INTERNAL = "test"  # the test set of the training hospitals; all others are external
 
 
 def missing(x: float | None) -> bool:
@@ -51,9 +54,58 @@ def hundred(x: float | None) -> str:
     return "–" if missing(x) else num(100 * x)
 
 
-def points(x: float | None) -> str:
-    """A share as percentage points with its sign."""
-    return "–" if missing(x) else f"{100 * x:+.1f}".replace("-", "−")
+def with_interval(x: float | None, ends: Sequence[float | None] | None = None, *, form: str,
+                  scale: float = 1, between: str = " to ", unit: str = "") -> str:
+    """A number with its interval in brackets; – where there is no number."""
+    if missing(x):
+        return "–"
+    value, low, high = (v if v is None else form.format(scale * v)
+                        for v in (x, *(ends or (None, None))))
+    interval = "" if None in (low, high) else f" ({low}{between}{high})"
+    return f"{value}{unit}{interval}".replace("-", "−")
+
+
+share = partial(with_interval, form="{:.1f}", scale=100, between="–")   # 61.2 (54.0–68.1)
+area = partial(with_interval, form="{:.3f}", between="–")               # 0.912 (0.871–0.944)
+delta = partial(with_interval, form="{:+.3f}")                          # +0.012 (−0.004 to +0.029)
+points = partial(with_interval, form="{:+.1f}", scale=100)              # +1.2 (−0.4 to +2.9)
+
+
+def difference(d: Mapping, unit: str = " points") -> str:
+    """That of two arms by one figure: points of a share with their unit, or of an area."""
+    if d["metric"] in POINTS:
+        return points(d["difference"], d["interval"], unit=unit)
+    return delta(d["difference"], d["interval"])
+
+
+def size(x: float | None, metric: str, unit: str = " points") -> str:
+    """How large a difference is, without its sign."""
+    if metric not in POINTS:
+        return "≥ 1" if not missing(x) and x > 1 else area(x)
+    return f"≥ 100{unit}" if not missing(x) and x > 1 else share(x, unit=unit)
+
+
+def patients(n: int) -> str:
+    """To two digits: the number is no surer than the difference that it follows from."""
+    return "over a million" if n > 1e6 else f"{float(f'{n:.2g}'):,.0f}"
+
+
+def about(n: int) -> str:
+    return patients(n) if n > 1e6 else f"about {patients(n)}"
+
+
+def metric_name(metric: str, positive: str) -> str:
+    """auroc → AUROC, covid."""
+    names = {"auroc": f"AUROC, {positive}", "auroc_macro": "AUROC, mean over labels"}
+    return names.get(metric, metric.replace("_", " "))
+
+
+def set_name(name: str) -> str:
+    return "internal test set" if name == INTERNAL else f"external set {name}"
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def distance_names(extractor: str) -> tuple[str, str]:

@@ -3,16 +3,19 @@
 Every checkpoint makes the same images, of the same seeds and conditions, and is measured like a
 finished set:
 
-    quality   KD to held-out images of the same mix of labels, its interval, and the floor of real
+    quality   KD to validation images of the same mix of labels, its interval, and the floor of real
               against real
-    copying   near share and ratio q to training images, beside held-out images; the gap of the
+    copying   near share and ratio q to training images, beside validation images; the gap of the
               denoising losses (log.jsonl)
 
 The rule: of the checkpoints with no sign of copying, the one of the lowest KD in the first space
 that is not resolved to be worse than the best one in any space. Two checkpoints are compared by
-the bootstrap of their difference, in which both meet the same held-out patients and give up the
+the bootstrap of their difference, in which both meet the same validation patients and give up the
 same seeds: far narrower than two intervals side by side. Where it holds 0 for any other candidate,
 the choice is not resolved.
+
+The lowest of several KDs is low partly by luck. So the checkpoint taken makes new images, from
+other seeds, and these are measured against test images: neither had a part in the choice.
 
 Sampling takes a diffusion model and comes in as a callable.
 """
@@ -39,6 +42,7 @@ from minidiff.evaluation.metrics.distances import (
     finite_percentile,
     kd_with_interval,
     kid,
+    matched,
     same_mix,
 )
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
@@ -89,16 +93,21 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
     if len(points) < 2:
         raise InputError(f"{cfg.run} has kept 1 model, step {points[0].step}: train with "
                          "--snapshots 9 to have a curve")
-    train, heldout = read(cfg.run, cfg.data, cfg.skip_bad)
+    real = read(cfg.run, cfg.data, cfg.skip_bad)
+    train, val, test = (real.part(split) for split in ("train", "val", "test"))
     judge = judge_of(cfg.classifier, train.table)
     extractors = [PixelPCA().fit(train.pixels)] + ([PredictorFeatures(judge)] if judge else [])
     hashes = {str(p.step): runs.sha256(p.folder / "model.safetensors") for p in points}
     out = runs.open_run(cfg.out, cfg, "monitor", free=("device",), models=hashes,
-                        data=heldout.table.fingerprint)
+                        data=val.table.fingerprint, test=test.table.fingerprint)
     log = runs.read_log(Path(cfg.run) / "log.jsonl")
-    made = {p: sample(p.folder, rows) for p in points}
-    result = measure(made, [row["label"] for row in rows], train, heldout, extractors, log,
-                     cfg.repeats, cfg.seed)
+    made, labels = {p: sample(p.folder, rows) for p in points}, [row["label"] for row in rows]
+    result = measure(made, labels, train, val, extractors, log, cfg.repeats, cfg.seed)
+    other = [{**row, "seed": str(int(row["seed"]) + len(rows))} for row in rows]
+    result["test"] = tested(
+        next((p for p in points if p.step == result["choice"]["step"]), None), labels,
+        lambda point: sample(point.folder, other), train, test, extractors, log, cfg.repeats,
+        cfg.seed)
     result |= {"run": cfg.run, "models": hashes, "provenance": runs.provenance()}
     runs.write_json(out / "monitor.json", jsonable(result))
     runs.write_atomic(out / "monitor.png", figures.course_chart(result, log))
@@ -106,19 +115,18 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
     sheet = torch.cat([x[some] for x in made.values()])
     images.write(out / "seeds.png", images.grid(sheet, columns=len(some)))
     print(table(result).text())
-    print(f"{out}: {result['choice']['text']}")
+    print(f"{out}: {result['choice']['text']}. {said(result['test'])}")
     return result
 
 
-def read(run: str | Path, data: Sequence[str], skip_bad: bool) -> tuple[Images, Images]:
-    """Training and held-out images as a run split them; InputError if it saw a held-out one."""
+def read(run: str | Path, data: Sequence[str], skip_bad: bool) -> Images:
+    """The images of a run, split as it split them; InputError if it was trained on val or test."""
     config = runs.read_json(Path(run) / "config.json")
     facts = runs.read_json(checkpoints(run)[-1].folder / "model.json")
     real = read_images(data or config["data"], facts["size"], seed=config["seed"],
                        split_dir=Path(run).parent, skip_bad=skip_bad)
-    train, heldout = real.part("train"), real.part("val", "test")
-    check_origin(heldout.table, {str(run): set(facts.get("trained_on", ()))})
-    return train, heldout
+    check_origin(real.part("val", "test").table, {str(run): set(facts.get("trained_on", ()))})
+    return real
 
 
 def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images, heldout: Images,
@@ -128,27 +136,25 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
 
     InputError where there are fewer than 20 images on a side.
     """
-    known, unseen = (same_mix(part.table.column("label"), labels, seed)
-                     for part in (train, heldout))
-    if min(len(labels), len(known), len(unseen)) < FEWEST:
-        raise InputError(f"{len(labels)} images of each checkpoint, {len(known)} training and "
-                         f"{len(unseen)} held-out images of the same mix of labels: each side "
-                         f"needs {FEWEST}")
+    known, unseen, own = sides(labels, train, heldout, seed)
     held, floors, draws = {}, {}, {e.name: [] for e in extractors}
     for e in extractors:
         held[e.name] = _side(e, heldout, unseen)
         pool = joined(_side(e, train, known), held[e.name])
-        floors[e.name] = pool.floor(kid, len(unseen), len(labels), repeats, seed)
+        floors[e.name] = pool.floor(kid, len(unseen), len(own), repeats, seed)
     if not all(floors.values()):
         raise InputError(f"{len(known) + len(unseen)} real images are of too few patients to "
                          "compare real with real")
     near = {"train": pixel_spaces(train.pixels, *extractors[1:]),
-            "heldout": pixel_spaces(heldout.pixels[unseen], *extractors[1:])}
+            "heldout": pixel_spaces(heldout.pixels[unseen], *extractors[1:]),
+            "patients": (train.table.column("patient"),
+                         np.array(heldout.table.column("patient"))[unseen].tolist()),
+            "random_split": train.table.random_split}
     points, names = [], np.array(labels)
     for point, pixels in tqdm(made.items(), desc="checkpoints", leave=False):
         distances = {}
         for e in extractors:
-            fake = Side(e(pixels).double().numpy(), names, np.arange(len(pixels)))
+            fake = Side(e(pixels).double().numpy(), names, np.arange(len(pixels))).take(own)
             kd, drawn = kd_with_interval(**between(held[e.name], fake), seed=seed)
             draws[e.name].append(drawn)
             distances[e.name] = dict(zip(("value", "low", "high"), kd.values()))
@@ -156,9 +162,50 @@ def measure(made: dict[Checkpoint, Tensor], labels: Sequence[str], train: Images
         logged = next((line for line in log
                        if line["step"] == point.step and line.get("val_loss") is not None), {})
         points.append({"step": point.step, "folder": str(point.folder), "n": len(unseen),
-                       "m": len(pixels), "KD": distances, "copying": copying,
+                       "m": len(own), "KD": distances, "copying": copying,
                        "loss": {name: logged.get(name) for name in ("val_loss", "gap", "gap_low")}})
     return {"points": points, "floors": floors, "choice": choose(points, draws)}
+
+
+def sides(labels: Sequence[str], train: Images, heldout: Images,
+          seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of training images, held-out images and images of a checkpoint in one mix of labels;
+    InputError where they are few."""
+    held = heldout.table.column("label")
+    unseen, own = matched(held, labels, seed)
+    known = same_mix(train.table.column("label"), [held[i] for i in unseen], seed)
+    if min(len(own), len(known), len(unseen)) < FEWEST:
+        split = " and ".join(dict.fromkeys(heldout.table.column("split"))) or "held-out"
+        raise InputError(f"{len(own)} images of each checkpoint, {len(known)} training and "
+                         f"{len(unseen)} {split} images of the same mix of labels: each side "
+                         f"needs {FEWEST}")
+    return known, unseen, own
+
+
+def tested(point: Checkpoint | None, labels: Sequence[str], make: Callable[[Checkpoint], Tensor],
+           train: Images, test: Images, *how) -> dict:
+    """The checkpoint taken, by images that had no part in the choice: its point and floors.
+
+    `make`: its images of these labels, from other seeds. {"why"} where it cannot be tested.
+    """
+    if not point:
+        return {"why": "no checkpoint was taken"}
+    try:
+        sides(labels, train, test, 0)
+        found = measure({point: make(point)}, labels, train, test, *how)
+    except InputError as error:
+        return {"why": str(error)}
+    return {**found["points"][0], "floors": found["floors"]}
+
+
+def said(test: dict) -> str:
+    """What `tested` found, in a sentence."""
+    if "why" in test:
+        return f"Not tested: {test['why']}"
+    (name, kd), *_ = test["KD"].items()
+    return (f"On {test['n']} test images, which had no part in the choice, and {test['m']} images "
+            f"of other seeds, its KD in {name} is {num(kd['value'])} "
+            f"({span(kd['low'], kd['high'])}); {test['copying']['verdict']}")
 
 
 def choose(points: Sequence[dict], draws: dict[str, Sequence[np.ndarray]]) -> dict:
@@ -192,18 +239,22 @@ def choose(points: Sequence[dict], draws: dict[str, Sequence[np.ndarray]]) -> di
 
 
 def table(result: dict) -> Table:
-    """KD, copying and the gap of the losses for each checkpoint, and the floors of KD."""
-    rows = []
-    for p in result["points"]:
-        kds = [f"{num(k['value'])} ({span(k['low'], k['high'])})" for k in p["KD"].values()]
-        s = p["copying"]["spaces"][0]
-        rows.append([p["step"], *kds, percent(s["near_share"]), percent(s["near_heldout_share"]),
-                     f"{s['q50']:.2f}", percent(p["loss"]["gap"]), p["copying"]["verdict"]])
-    floors = [f"{num(f['median'])} ({span(f['low'], f['high'])})"
-              for f in result["floors"].values()]
-    rows.append(["floor", *floors, *[""] * 5])
-    return Table(["step", *(f"KD, {name}" for name in result["floors"]), "near train", "held-out",
-                  "q", "gap", "copying"], rows)
+    """KD, copying and the gap of the losses for each checkpoint on val, for the one that was taken
+    on test, and the floors of KD."""
+    rows, parts = [], [("val", result["points"], result["floors"])]
+    if "why" not in result["test"]:
+        parts.append(("test", [result["test"]], result["test"]["floors"]))
+    for split, points, floors in parts:
+        for p in points:
+            s = p["copying"]["spaces"][0]
+            kds = [f"{num(k['value'])} ({span(k['low'], k['high'])})" for k in p["KD"].values()]
+            rows.append([p["step"], f"{split}, {p['n']}", *kds, percent(s["near_share"]),
+                         percent(s["near_heldout_share"]), f"{s['q50']:.2f}",
+                         percent(p["loss"]["gap"]), p["copying"]["verdict"]])
+        rows.append(["floor", split, *(f"{num(f['median'])} ({span(f['low'], f['high'])})"
+                                       for f in floors.values()), *[""] * 5])
+    return Table(["step", "against, n", *(f"KD, {name}" for name in result["floors"]),
+                  "near train", "near held-out", "q", "gap", "copying"], rows)
 
 
 def _side(extractor: Extractor, part: Images, index: np.ndarray) -> Side:

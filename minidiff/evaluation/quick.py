@@ -24,7 +24,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.metrics.agreement import recognised
 from minidiff.evaluation.metrics.copying import NEXT, calibrated
-from minidiff.evaluation.metrics.distances import floor, kid, same_mix
+from minidiff.evaluation.metrics.distances import floor, kid, matched
 from minidiff.evaluation.metrics.pairwise import distances, equalised
 from minidiff.evaluation.metrics.report_rows import FEWEST
 
@@ -50,12 +50,13 @@ class Quick:
         side on; the median distance to the nearest training image by that of held-out images; the
         share recognised.
         """
-        rows = same_mix(self.labels, labels)
-        numbers = {"n": len(pixels), "n_real": len(rows)}
-        if min(len(pixels), len(rows)) >= FEWEST:
-            numbers["KD"] = kid(real=self.features[rows], fake=self.pca(pixels).double().numpy(),
+        rows, own = matched(self.labels.tolist(), labels)
+        numbers = {"n": len(own), "n_real": len(rows)}
+        if min(len(own), len(rows)) >= FEWEST:
+            numbers["KD"] = kid(real=self.features[rows],
+                                fake=self.pca(pixels[own]).double().numpy(),
                                 real_patients=self.patients[rows])
-            numbers["KD_floor_95"] = self.floor(len(rows), len(pixels))
+            numbers["KD_floor_95"] = self.floor(len(rows), len(own))
         numbers["nearest"] = self._to_train(equalised(pixels)) / self.usual
         if self.judge:
             numbers["recognised"] = recognised(self.judge, pixels, labels).float().mean().item()

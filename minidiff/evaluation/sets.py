@@ -20,12 +20,13 @@ from minidiff.data import images
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.split import check_synthetic, check_unseen, of_other_data, trained_on
 from minidiff.data.table import Table, read_table
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
+from minidiff.evaluation import selection
 from minidiff.root import Rooted
 
 SMALLEST = 8      # px a side at which images are compared
 FEWEST = 20       # images on each side of the membership audit
-HELD_OUT = ("val", "test")
+HELD_OUT = selection.FINISHED
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class Config(Rooted):
     data: tuple[str, ...] = ()           # real data sets, with their splits; none: the root's
     samples: str = "ROOT/samples"        # folder of synthetic images, of the form of a data set
     classifier: str = "ROOT/classifier"  # its judge/ reads images, its results are shown; or absent
+    judge: str = ""                      # an independent judge: a run of classify.py, or its judge/
     vae: str = "ROOT/vae"                # for its curve and reconstructions; may be absent
     diffusion: str = "ROOT/diffusion"    # for its curve and the membership audit; may be absent
+    reference: str = ""                  # run that saw none of these images; calibrates the audit
     matrix: str = "ROOT/matrix"          # of evaluate.py matrix, for its heat map; may be absent
     out: str = "ROOT/report"             # report.html and report.json
     extractors: tuple[str, ...] = ()     # pixels, classifier, vae, NAME=FILE; none: the first two
     size: int = 0                        # px a side to compare images at; 0: that of the samples
-    audit: int = 200                     # images a side of the membership audit, 20 or more; or 0
+    audit: int = 500                     # images a side of the membership audit, 20 or more; or 0
     repeats: int = 100                   # draws behind a floor; FD halves of real sets half as many
     shown: int = 16                      # pictures of each label and kind
     seed: int = 0                        # of draws, resamples, pictures, and of a missing split
@@ -57,30 +60,34 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
                          f"10 and 1 or more, and a size of {SMALLEST} or more (0: that of the "
                          "samples)")
     refuse_nested(cfg.samples, cfg.data)
-    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root)
+    splits, picked = selection.held_out([cfg.samples], cfg.diffusion)
+    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root, held_out=splits)
     made = read_synthetic(cfg.samples, real.select(split="train").labels, real.hashes.values())
-    heldout = real.select(split=HELD_OUT)
+    heldout = real.select(split=splits)
     seen = {"the generator": trained_on(cfg.samples)}
     if (Path(cfg.classifier) / "judge").is_dir():
         seen["the judge"] = seen_by(cfg.classifier)
+    if cfg.judge:
+        seen["the independent judge"] = seen_by(cfg.judge)
     unknown = check_origin(heldout, seen)
     size = cfg.size or next(filter(None, map(_side, made.column("file"))), SMALLEST)
     # real images are read together: whether they are grey is decided once
     whole = Images(*load_pixels(real, size, skip_bad=cfg.skip_bad))
     made = Images(*load_pixels(made, size, skip_bad=cfg.skip_bad))
-    sets = {"train": whole.part("train"), "heldout": whole.part(*HELD_OUT), "synthetic": made}
+    sets = {"train": whole.part("train"), "heldout": whole.part(*splits), "synthetic": made}
     tables = {name: part.table for name, part in sets.items()}
     for name in ("train", "heldout"):
         tables[name] = replace(tables[name], notes=[*tables[name].notes, *unknown])
-    tables["heldout"].notes.extend(_mixed(tables["heldout"], size, "real"))
+    tables["heldout"].notes.extend([*picked, *_mixed(tables["heldout"], size, "real")])
     tables["synthetic"].notes.extend(_mixed(tables["synthetic"], size, "synthetic"))
     return tables, {name: part.pixels for name, part in sets.items()}
 
 
-def read_real(folders: Sequence[str], *, seed: int, root: str | Path) -> Table:
+def read_real(folders: Sequence[str], *, seed: int, root: str | Path,
+              held_out: Sequence[str] = HELD_OUT) -> Table:
     """Real data with their splits; InputError unless some are for training and some held out."""
-    real = read_table(folders, seed=seed, split_dir=Path(root)).select(split=("train", *HELD_OUT))
-    for splits in (("train",), HELD_OUT):
+    real = read_table(folders, seed=seed, split_dir=Path(root)).select(split=("train", *held_out))
+    for splits in (("train",), held_out):
         if not len(real.select(split=splits)):
             raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}")
     return real
@@ -103,19 +110,44 @@ def refuse_nested(samples: str, real: Sequence[str]) -> None:
                              "it or around it")
 
 
-def check_origin(heldout: Table, seen: dict[str, set[str] | None]) -> list[str]:
-    """InputError if one of these has seen a held-out image; a note for each that is unknown.
+def check_origin(heldout: Table, seen: dict[str, set[str] | None],
+                 others: Table | None = None) -> list[str]:
+    """InputError if one of these was trained on a held-out image or on a held-out patient; a note
+    for each whose training images are unknown.
 
-    seen: who → SHA-256 of what it was trained on, None where that is not written down.
+    seen: who → SHA-256 of what it was trained on, None where that is not written down. others: data
+    that may hold further images of the patients.
     """
+    tables = [heldout, *([others] if others else [])]
+    hashes, patients = ({file: value for table in tables for file, value in of(table).items()}
+                        for of in (lambda t: t.hashes, lambda t: t.patients))
     return [note for who, known in seen.items()
-            for note in check_unseen(heldout.rows, heldout.hashes, known, who)]
+            for note in check_unseen(heldout.rows, hashes, known, who, patients)]
+
+
+def judge_folder(classifier: str | Path) -> Path:
+    """The judge/ of a classifier run, or the folder itself where it has none."""
+    inner = Path(classifier) / "judge"
+    return inner if inner.is_dir() else Path(classifier)
 
 
 def seen_by(classifier: str | Path) -> set[str] | None:
     """SHA-256 of the images that the judge was trained on; None where that is not written down."""
-    path = Path(classifier) / "judge" / "trained_on.json"
+    path = judge_folder(classifier) / "trained_on.json"
     return set(runs.read_json(path)) if path.is_file() else None
+
+
+def check_reference(run: str, tables: dict[str, Table]) -> None:
+    """InputError unless a reference run says that it was trained on none of these images."""
+    seen = set((read_json(Path(run) / "model.json") or {}).get("trained_on", ()))
+    if not seen:
+        raise InputError(f"--reference {run}: no finished diffusion run that says which images it "
+                         "was trained on")
+    known = {table.hashes[row["file"]] for name in ("train", "heldout")
+             for table in [tables[name]] for row in table.rows}
+    if seen & known:
+        raise InputError(f"--reference {run} was trained on {count(len(seen & known), 'image')} of "
+                         "these data; a reference must have seen none of them")
 
 
 def judge_of(classifier: str | Path, train: Table) -> Predictor | None:
@@ -150,7 +182,7 @@ def of_these_data(cfg: Config, train: Table) -> tuple[Config, bool, list[str]]:
 
 
 def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
-    """What other runs have left for the page: judge, results, curves, matrix, configs; or None.
+    """What other runs have left for the page: results, curves, matrix, configs; or None.
 
     What is absent is printed.
     """
@@ -175,7 +207,6 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
         print(f"{cfg.matrix} is of other samples or other real images: the page does not show it")
         grid = None
     return {
-        "judge": Predictor.load(classifier / "judge") if (classifier / "judge").is_dir() else None,
         "classifier": read_json(classifier / "results.json"),
         "study": read_json(classifier / "summary.json"), "vae": read_json(vae / "vae.json"),
         "matrix": grid, "rebuilt": rebuilt.read_bytes() if rebuilt.is_file() else None,
@@ -200,6 +231,7 @@ def commands(cfg: Config) -> dict[str, str]:
 def about(tables: dict[str, Table]) -> dict[str, Any]:
     """What a report says of its real data: counts, labels, fingerprints and notes."""
     found: dict[str, Any] = {"patients_assumed": tables["train"].patients_assumed,
+                             "random_split": tables["train"].random_split,
                              "notes": notes(tables)}
     for name in ("train", "heldout"):
         table = tables[name]

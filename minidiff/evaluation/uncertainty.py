@@ -92,7 +92,8 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
     if len(points) < FEWEST_MODELS:
         raise InputError(f"models kept by {source}: {len(checkpoints(source))}, --k {cfg.k}; "
                          f"{FEWEST_MODELS} or more are compared: train with --snapshots 9")
-    train, heldout = read(source, cfg.data, cfg.skip_bad)
+    real = read(source, cfg.data, cfg.skip_bad)
+    train, heldout = real.part("train"), real.part("val", "test")
     judge = judge_of(cfg.classifier, train.table)
     extractors = ([PredictorFeatures(judge)] if judge else []) + [PixelPCA().fit(train.pixels)]
     table, pixels = load_pixels(read_table(folder, split=False), train.size)

@@ -45,8 +45,8 @@ from minidiff.evaluation.metrics.distances import (
     kid_p,
     mind,
 )
-from minidiff.evaluation.metrics.neighbours import c2st, prdc
-from minidiff.statistics import wilson
+from minidiff.evaluation.metrics.neighbours import c2st, coverage_worth, prdc
+from minidiff.statistics import clopper_pearson
 
 LIMIT = 0.5  # of ρ, up to which a set passes
 TRAIN, HELD_OUT, EXTERNAL = "train", "held-out", "external"
@@ -218,13 +218,15 @@ def cell(row: Subset, column: Subset, space: str, null: Null, *, permutations: i
     n = min(len(x), len(y))
     equal = {"real": x[:n], "fake": y[:n]}  # subsets lie in random order: the first n are a draw
     spread = prdc(**equal)
-    reached = wilson(round(spread.coverage * n), n)
+    worth = coverage_worth(spread.coverage, **equal, real_patients=row.patients[:n], seed=seed)
+    reached = clopper_pearson(spread.coverage * worth, worth)
     told = c2st(**equal, real_patients=row.patients[:n], fake_patients=others.patients[:n],
                 permutations=1, seed=seed)  # its interval says enough: no p
     return {**found, "n": n, **kd,
             "KD_p": kid_p(**both, permutations=permutations, seed=seed), "FD": fid(**equal),
             "MIND": mind(**equal, seed=seed), "density": spread.density,
             "coverage": spread.coverage, "coverage_low": reached[0], "coverage_high": reached[1],
+            "coverage_worth": worth,
             "C2ST": told.accuracy, "C2ST_low": told.low, "C2ST_high": told.high, **null(n)}, draws
 
 

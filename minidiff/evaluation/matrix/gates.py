@@ -14,23 +14,29 @@ An answer is yes or no only where the whole 95 % interval lies on one side of th
 gates nothing: a real set of another month fails it. The words stand in pages/gates.txt.
 
 A control is caught where the verdict that is meant for it says no. One that is not caught makes the
-whole matrix INVALID: then its verdicts on the candidates are worth nothing, either.
+whole matrix INVALID: then its verdicts on the candidates say nothing.
 """
 
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from minidiff.evaluation.features.extractor import Spectrum
 from minidiff.evaluation.matrix.cells import LIMIT
 from minidiff.evaluation.matrix.controls import CONTROLS, OPTIONAL
 from minidiff.evaluation.pages import sentence
-from minidiff.evaluation.verdicts import BAD, GOOD, MARGIN, OPEN, beyond, in_every
-from minidiff.statistics import wilson
+from minidiff.evaluation.verdicts import (
+    BAD,
+    GOOD,
+    MARGIN,
+    OPEN,
+    beyond,
+    in_every,
+    new,
+    no_worse,
+    unless_selected,
+)
+from minidiff.rating import effective_n, share_interval
 
 VERDICTS = ("FIDELITY", "COVERAGE", "LABEL", "NOVELTY")
-NEAR_P = 0.05       # of the tests of near-copies, below which novelty is not plain …
-COPYING_Z = -1.64   # … and the rank statistic C_T
 
 
 def fidelity(spaces: Mapping[str, dict], another_source: bool) -> dict:
@@ -53,32 +59,50 @@ def coverage(spaces: Mapping[str, dict]) -> dict:
             "text": sentence("gates.txt", "coverage", spaces=spaces)}
 
 
-def label(seen: Sequence[bool], real: Sequence[bool]) -> dict:
-    """From whether the judge sees the label in each candidate, and in each held-out real image."""
-    low, high = wilson(sum(seen), len(seen))
-    found = {"agreement": sum(seen) / len(seen), "low": low, "high": high,
-             "real": sum(real) / len(real), "n": len(seen), "n_real": len(real)}
-    return {"answer": beyond(low, high, found["real"] - MARGIN), **found,
-            "text": sentence("gates.txt", "label", found=found)}
+def label(seen: Sequence[bool], real: Sequence[bool], patients: Sequence,
+          of_real: Sequence) -> dict:
+    """From whether the judge sees the label in each candidate, and in each held-out real image.
+
+    patients and of_real are those of the images, of which several may be of one patient.
+    """
+    share, share_real = sum(seen) / len(seen), sum(real) / len(real)
+    low, high = share_interval(seen, patients)
+    answer, difference = no_worse(share, effective_n(seen, patients),
+                                  share_real, effective_n(real, of_real))
+    found = {"agreement": share, "low": low, "high": high, "real": share_real, "n": len(seen),
+             "n_real": len(real), "difference": list(difference)}
+    return {"answer": answer, **found, "text": sentence("gates.txt", "label", found=found)}
 
 
 def novelty(found: Mapping) -> dict:
-    """From `copying.memorisation`.
+    """From `copying.memorisation`, as the report decides it (`verdicts.new`).
 
-    no where it suspects copies: tests that agree, nearer than held-out images are and nearest to
-    training images in particular. Images that are only smooth or typical lie nearer to everything:
-    the first alone leaves it open. yes takes no sign at all: no more near-copies than held-out
-    images have (Fisher, Bonferroni) and C_T above −1.64 in every space.
+    Images that are only smooth or typical lie nearer to everything: that alone leaves it open.
     """
-    spaces, answer = found["spaces"], OPEN
-    near = min([1.0, *(s["near_p"] * len(spaces) for s in spaces)])  # Bonferroni
-    z = min((s["copying_z"] for s in spaces if np.isfinite(s["copying_z"])), default=0.0)
-    if found["suspected"]:
-        answer = BAD
-    elif found["suspected"] is False and near >= NEAR_P and z > COPYING_Z:
-        answer = GOOD
-    return {"answer": answer, "near_p": near, "copying_z": z,
+    answer = new(found)
+    return {"answer": answer,
             "text": sentence("gates.txt", "novelty", found=found, answer=answer)}
+
+
+def of_selected(v: Mapping, filters: Mapping) -> dict:
+    """The verdicts on a set, "not tested" where its filters decided a yes (`selection.decided`)."""
+    found = dict(v)
+    for name, subject in (("LABEL", "label"), ("NOVELTY", "copies")):
+        if name in v and subject in filters:
+            found[name] = _untested(v[name], unless_selected(v[name]["answer"], True))
+    for name in ("FIDELITY", "COVERAGE"):
+        spaces = v.get(name, {}).get("spaces", {})
+        if spaces.keys() & filters.keys():
+            spaces = {space: unless_selected(answer, space in filters)
+                      for space, answer in spaces.items()}
+            found[name] = _untested({**v[name], "spaces": spaces}, in_every(spaces.values()))
+    return found
+
+
+def _untested(verdict: Mapping, answer: str) -> dict:
+    """The verdict with this answer, and why it may have changed."""
+    text = sentence("gates.txt", "selected", text=verdict["text"])
+    return {**verdict, "answer": answer, "text": text}
 
 
 def caught(verdicts: Sequence[Mapping]) -> list[dict]:

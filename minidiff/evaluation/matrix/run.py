@@ -29,6 +29,7 @@ from minidiff.data.files import read_facts
 from minidiff.data.split import trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
+from minidiff.evaluation import selection
 from minidiff.evaluation.features.build import EXTRACTORS, FeatureCache, build, describe
 from minidiff.evaluation.features.extractor import Extractor, PredictorFeatures, Spectrum
 from minidiff.evaluation.format import jsonable
@@ -102,7 +103,11 @@ def run_matrix(cfg: MatrixConfig) -> None:
             s.features[e.name] = cached(e, s.pixels).double().numpy()
 
     grid, draws = measure(cfg, [e.name for e in spaces], rows, columns, standards)
-    verdicts = judge_all(cfg, standards, draws, judge, sets["real"])
+    own_judge = selection.fingerprint(Path(cfg.classifier) / "judge")
+    filters = {named(folder, cfg.samples): selection.decided(
+        selection.of(folder)["filters"], own_judge) for folder in cfg.samples}
+    verdicts = [gates.of_selected(v, filters.get(v["part"].partition(", set ")[0], {}))
+                for v in judge_all(cfg, standards, draws, judge, sets["real"])]
     caught = gates.caught(verdicts)
     state, faults = gates.status(caught)
     notes = dict.fromkeys(note for s in sets.values() for note in s.table.notes)
@@ -159,7 +164,9 @@ def check(cfg: MatrixConfig) -> None:
 def read(cfg: MatrixConfig) -> dict[str, Images]:
     """The sets real (with splits), external, and each folder of samples by its name; each in the
     order of its content."""
-    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root)
+    splits, picked = selection.held_out(cfg.samples)
+    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root, held_out=splits)
+    real.notes.extend(picked)
     known = {"real": real}
     if cfg.external:
         other = read_table(cfg.external, split=False)
@@ -170,12 +177,12 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
     seen = {f"the generator of {folder}": trained_on(folder) for folder in made}
     for table in known.values():
         unseen = replace(table, rows=[row for row in table.rows if row["split"] != "train"])
-        real.notes.extend(check_origin(unseen, {**seen, "the judge": seen_by(cfg.classifier)}))
+        real.notes.extend(check_origin(
+            unseen, {**seen, "the judge": seen_by(cfg.classifier)}, others=real))
     first = images.read(made[cfg.samples[0]].rows[0]["file"])
     size = cfg.size or max(SMALLEST, min(first.shape[1:]))
     for folder, table in made.items():
-        name = os.path.normpath(folder) if len(made) > 1 else Path(folder).resolve().name
-        known[f"{name} (samples)" if name in REAL else name] = table
+        known[named(folder, cfg.samples)] = table
     return {name: ordered(*load_pixels(table, size, skip_bad=cfg.skip_bad))
             for name, table in known.items()}
 
@@ -190,6 +197,13 @@ def load_judge(cfg: MatrixConfig, real: Table) -> Predictor:
         raise InputError(f"{folder} does not read the label {', '.join(missing)}; it knows "
                          f"{', '.join(known) or 'none'}")
     return judge
+
+
+
+def named(folder: str, among: Sequence[str]) -> str:
+    """What a folder of samples is called in the matrix."""
+    name = os.path.normpath(folder) if len(among) > 1 else Path(folder).resolve().name
+    return f"{name} (samples)" if name in REAL else name
 
 
 def ordered(table: Table, pixels: Tensor) -> Images:
@@ -270,7 +284,8 @@ def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping, 
         seen = recognised(judge, held.pixels, [j.label] * len(held)).tolist()
         known = {"train": near_spaces(train.pixels, judge),
                  "heldout": near_spaces(held.pixels, judge), "pairs": 0, "seed": cfg.seed,
-                 "patients": (train.table.column("patient"), held.table.column("patient"))}
+                 "patients": (train.table.column("patient"), held.table.column("patient")),
+                 "random_split": real.table.random_split}
         for s in tqdm([j.train, *j.candidates], f"verdicts, {j.label}", unit="set", leave=False):
             v = {**about(s), "reference": j.reference.name,
                  "yardstick": j.yardstick.name if j.yardstick else "",
@@ -283,8 +298,8 @@ def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping, 
             if not v["too_few"] and s is not j.train:
                 copies = memorisation(fake=near_spaces(s.pixels, judge), **known)
                 shown = recognised(judge, s.pixels, [j.label] * len(s)).tolist()
-                v |= {"LABEL": gates.label(shown, seen), "NOVELTY": gates.novelty(copies),
-                      "memorisation": copies}
+                v |= {"LABEL": gates.label(shown, seen, s.patients, held.table.column("patient")),
+                      "NOVELTY": gates.novelty(copies), "memorisation": copies}
             found.append(v)
     return found
 

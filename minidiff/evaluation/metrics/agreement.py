@@ -22,24 +22,46 @@ from minidiff.errors import InputError
 from minidiff.statistics import fisher_interval, group_ids, pearson, z_value
 from minidiff.variables import Labels, Variable
 
-
-def asked(judge: Predictor | None, tables: Mapping[str, Table]) -> dict[str, Labels]:
-    """Cells of held-out and synthetic rows, of what samples were asked for and the judge reads."""
-    wanted = [v for v in judge.variables
-              if any(tables["synthetic"].column(v.name))] if judge else []
-    return {name: var.encode(wanted, tables[name].rows) for name in ("heldout", "synthetic")}
+SHOWN = {"heldout": "held-out real", "synthetic": "synthetic"}
 
 
-def agree(judge: Predictor | None, labels: Mapping[str, Labels], tables: Mapping[str, Table],
-          pixels: Mapping[str, Tensor]) -> list[dict]:
-    """The judge on held-out real and on synthetic images, each attribute also within label."""
-    rows = []
-    for name, shown in (("heldout", "held-out real"), ("synthetic", "synthetic")) if judge else ():
+def asked(judge: Predictor | None,
+          tables: Mapping[str, Table]) -> tuple[dict[str, Labels], dict[str, str]]:
+    """Cells of held-out and synthetic rows, of what samples were asked for and the judge reads.
+
+    And why an attribute cannot be compared, by its name; InputError where that is the label.
+    """
+    found, why = {name: {} for name in SHOWN}, {}
+    for v in judge.variables if judge else ():
+        if not any(tables["synthetic"].column(v.name)):
+            continue
+        try:
+            cells = {name: var.encode([v], tables[name].rows) for name in SHOWN}
+        except InputError as error:
+            if v.name == "label":
+                raise
+            why[v.name] = str(error)
+        else:
+            for name in SHOWN:
+                found[name] |= cells[name]
+    return found, why
+
+
+def agree(judge: Predictor | None, labels: Mapping[str, Labels], why: Mapping[str, str],
+          tables: Mapping[str, Table], pixels: Mapping[str, Tensor]) -> list[dict]:
+    """The judge on held-out real and on synthetic images, each attribute also within label.
+
+    `labels` and `why` are those of `asked`.
+    """
+    rows = [{"variable": name, "set": shown, "n": 0, "why": text}
+            for name, text in why.items() for shown in SHOWN.values()]
+    for name, shown in SHOWN.items() if judge else ():
         judged = judge.predict(pixels[name])
         once = SimpleNamespace(variables=judge.variables, predict=lambda _, judged=judged: judged)
         within = within_label(judge.variables, judged, labels[name], tables[name].column("label"))
         rows += [{**row, **within.get(row["variable"], {})}
-                 for row in judge_agreement(once, pixels[name], labels[name], shown)]
+                 for row in judge_agreement(once, pixels[name], labels[name], shown,
+                                            tables[name].column("patient"))]
     return rows
 
 

@@ -1,6 +1,7 @@
 """Are the synthetic images copies of training images? Scores of copying, and a verdict.
 
-Real images that the generator never saw are the yardstick. No single score decides:
+Plain copies are named one by one (`named`), and one is enough. Weaker ones are sought in all images
+together, against real images that the generator never saw; no single score decides:
 
     near      the share of synthetic images nearer to a training image than 5 % of held-out images
               are; Fisher's exact test against the held-out share itself
@@ -14,7 +15,9 @@ Copies are suspected where near or C_T finds too little distance (p < .1) and cl
 it is to training images in particular (p < .05 over all spaces; below .2 it is left open). The
 first two alone would also accuse images that are merely smooth or typical, which lie nearer to
 everything; closest bounds the rate of false alarms at 5 %, whatever the images look like, as long
-as the split was made at random by patient. docs/memorisation.md has the power of each.
+as the split was made at random by patient. Where it was not, held-out images may be of other
+hospitals or years, and what these tests find is "not resolved". docs/memorisation.md has the power
+of each.
 
 Three more numbers are reported and decide nothing:
 
@@ -29,6 +32,7 @@ Three more numbers are reported and decide nothing:
 Distances are (n, m), of each of n images to each of m, as `pairwise.distances` gives them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -40,7 +44,9 @@ from torch import Tensor
 
 from minidiff.evaluation.features.extractor import principal
 from minidiff.evaluation.metrics.distances import permuted_sides
-from minidiff.evaluation.metrics.pairwise import distances, nearest_other_distance
+from minidiff.evaluation.metrics.named import named
+from minidiff.evaluation.metrics.pairwise import distances
+from minidiff.evaluation.metrics.recognition import nearest_by_patient, recognition
 from minidiff.statistics import group_ids, wilson
 
 # of closest, which bounds false alarms; of near and C_T, which only open the gate
@@ -65,40 +71,73 @@ class Space(NamedTuple):
 
 # Kept for the last tensors: many synthetic sets are compared with the same real images.
 _between = lru_cache(maxsize=8)(distances)
-_nearest_other = lru_cache(maxsize=8)(nearest_other_distance)
 
 
 def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor],
                  heldout: Mapping[str, Tensor], pairs: int = 20,
                  patients: tuple[Sequence, Sequence] | None = None,
-                 labels: tuple[Sequence, Sequence] | None = None, seed: int = 0) -> dict:
+                 labels: tuple[Sequence, Sequence] | None = None, random_split: bool = True,
+                 seed: int = 0) -> dict:
     """Compare synthetic with training and held-out images in every space, and give a verdict.
 
     Spaces: name → features (N,d), or small images (N,1,s,s), as `pixel_spaces` gives them.
     patients and labels are those of (training, held-out) images; without patients every image is
-    one of its own. Returns {"verdict", "suspected", "spaces", "closest"}: suspected is None where
-    that cannot be told, spaces are dicts of numbers, and closest are pairs, as indices, in the
-    first space.
+    one of its own. random_split: was it made at random by patient? Returns {"verdict",
+    "suspected", "named", "fewest", "spaces", "closest"}: suspected is None where that cannot be
+    told, named is None without small images, fewest is that of `fewest_copies`, spaces are dicts of
+    numbers, and closest are pairs, as indices, in the first space.
     """
     n, t, h = (len(next(iter(side.values()))) for side in (fake, train, heldout))
+    images = next((name for name, x in train.items() if x.ndim == 4), None)
+    seen = {} if images is None else {images: distances(fake[images], train[images])}
+    found = images and named(seen[images], _between(heldout[images], train[images]), train[images],
+                             seed)
     if min(n, t, h) < FEWEST:
         verdict = (f"too few images to tell ({n} synthetic, {t} training, {h} held-out; each side "
                    f"needs {FEWEST})")
-        return {"verdict": verdict, "suspected": None, "spaces": [], "closest": []}
-    spaces = {}
+        return with_named({"verdict": verdict, "suspected": None, "fewest": None, "spaces": [],
+                           "closest": []}, found)
+    spaces, known = {}, {}
+    people = tuple(patients[0]) if patients else tuple(range(t))
+    kinds = tuple(labels[0]) if labels else (0,) * t
     for name, x in fake.items():
         y, z, parts = train[name], heldout[name], None
         if min(n, t, h) >= FEWEST_FOR_CELLS:
             parts = tuple(cells(y, x, z, seed=seed))
-        spaces[name] = Space(distances(x, y), distances(x, z), _between(z, y), _nearest_other(y),
-                             parts)
-    return copy_verdict(spaces, pairs=pairs, patients=patients, labels=labels, seed=seed)
+        to_train = seen[name] if name in seen else distances(x, y)
+        own, others = nearest_by_patient(y, people)
+        spaces[name] = s = Space(to_train, distances(x, z), _between(z, y),
+                                 torch.minimum(own, others), parts)
+        known[name] = recognition(own, others, people, kinds, s.to_train.amin(1),
+                                  s.heldout_to_train.amin(1))
+    result = copy_verdict(spaces, pairs=pairs, patients=patients, labels=labels,
+                          random_split=random_split, seed=seed)
+    for row in result["spaces"]:
+        row["recognition"] = known[row["space"]]
+    return with_named(result, found)
+
+
+def with_named(found: dict, copies: dict | None) -> dict:
+    """The verdict on all images together, overruled where single images are named."""
+    if copies and (k := copies["found"]):
+        are = "is a copy" if k == 1 else "are copies"
+        found |= {"suspected": True,
+                  "verdict": f"{k} of {copies['n']} synthetic images {are} of a training image"}
+    return {**found, "named": copies}
+
+
+def fewest_copies(train: int, heldout: int) -> int:
+    """The fewest copies that the test of all images together can find, were they exact.
+
+    By chance, so many nearest images are all next to a training image with probability ALPHA.
+    """
+    return max(SMALLEST_TOP, math.ceil(math.log(ALPHA) / math.log(train / (train + heldout))))
 
 
 def copy_verdict(spaces: Mapping[str, Space], *, pairs: int = 20,
                  patients: tuple[Sequence, Sequence] | None = None,
-                 labels: tuple[Sequence, Sequence] | None = None, permutations: int = 2000,
-                 seed: int = 0) -> dict:
+                 labels: tuple[Sequence, Sequence] | None = None, random_split: bool = True,
+                 permutations: int = 2000, seed: int = 0) -> dict:
     """`memorisation` from distances; permutations are those of closest."""
     rows = [{"space": name, **_scores(space, seed)} for name, space in spaces.items()]
     train, pool = rows[0]["train"], rows[0]["train"] + rows[0]["heldout"]
@@ -109,16 +148,20 @@ def copy_verdict(spaces: Mapping[str, Space], *, pairs: int = 20,
     for row, c in zip(rows, closest):
         row |= {"closest": c.top, "closest_train": c.inside, "closest_expected": c.expected,
                 "closest_p": c.p}
-    verdict, suspected = _verdict(rows)
-    return {"verdict": verdict, "suspected": suspected, "spaces": rows,
+    verdict, suspected = _verdict(rows, random_split)
+    return {"verdict": verdict, "suspected": suspected, "random_split": random_split,
+            "fewest": fewest_copies(train, pool - train), "spaces": rows,
             "closest": _pairs(next(iter(spaces.values())), pairs)}
 
 
-def _verdict(spaces: Sequence[dict]) -> tuple[str, bool | None]:
+def _verdict(spaces: Sequence[dict], random_split: bool = True) -> tuple[str, bool | None]:
     """In words, and whether copies are suspected; None: open."""
     near = [s for s in spaces if min(s["near_p"], s["copying_p"]) < GATE]
     found, unclear = ([s["space"] for s in near if s["closest_p"] < limit]
                       for limit in (ALPHA, UNCLEAR))
+    if found and not random_split:
+        return (f"nearer to training images than to held-out ones (in {' and '.join(found)}), but "
+                "the split came with the data and may not be random: look at the pairs", None)
     if found:
         return f"copies suspected (in {' and '.join(found)})", True
     if unclear:

@@ -16,7 +16,7 @@ of its cells.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,15 +109,44 @@ def draw(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def same_mix(labels: Sequence[str], wanted: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Indices of the most images in the proportions of the labels wanted; all if one has none."""
-    counts = Counter(wanted)
-    there = {label: np.flatnonzero(np.array(labels) == label) for label in counts}
-    times = min(len(there[label]) / n for label, n in counts.items())
-    if not times:
+    """Indices of the most images in the proportions of the labels wanted. Labels that are absent
+    are left out; all images where none is present, as for a model without labels."""
+    have, want = Counter(labels), Counter(wanted)
+    if not have.keys() & want.keys():
         return np.arange(len(labels))
-    rng = np.random.default_rng(seed)
-    return np.sort(np.concatenate([rng.permutation(there[label])[: max(1, int(times * n))]
-                                   for label, n in counts.items()]))
+    times = min(have[label] / n for label, n in want.items() if have[label])
+    return _of_each(labels, {label: times * n for label, n in want.items()}, seed)
+
+
+def matched(labels: Sequence[str], others: Sequence[str],
+            seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the most images of two sets in which every label has the same share of both.
+
+    Two sets of one kind are far apart where their labels are mixed differently. Labels that one set
+    lacks are left out; where they share none, both are whole. With r images of the second for each
+    of the first, the smaller side of each label limits their number; r is the ratio of one of the
+    labels, so that 1/n + 1/m is least.
+    """
+    x, y = Counter(labels), Counter(others)
+    both = sorted(x.keys() & y.keys())
+    if not both:
+        return np.arange(len(labels)), np.arange(len(others))
+
+    def most(ratio: float) -> dict[str, float]:
+        return {label: min(x[label], y[label] / ratio) for label in both}
+
+    ratio = max((y[label] / x[label] for label in both),
+                key=lambda r: sum(most(r).values()) * r / (1 + r))
+    return (_of_each(labels, most(ratio), seed),
+            _of_each(others, {label: ratio * n for label, n in most(ratio).items()}, seed))
+
+
+def _of_each(labels: Sequence[str], counts: Mapping[str, float], seed: int) -> np.ndarray:
+    """Indices of so many images of each label, at least one, drawn at random and in order."""
+    rng, labels = np.random.default_rng(seed), np.asarray(labels)
+    return np.sort(np.concatenate([np.zeros(0, int), *(
+        rng.permutation(np.flatnonzero(labels == label))[: max(1, int(n + 1e-9))]
+        for label, n in counts.items())]))
 
 
 def kid(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | None = None,

@@ -73,6 +73,34 @@ def prdc(*, real: np.ndarray, fake: np.ndarray, k: int = 5) -> PRDC:
                 covered / len(x))
 
 
+def coverage_worth(coverage: float, *, real: np.ndarray, fake: np.ndarray,
+                   real_patients: Sequence | None = None, k: int = 5, draws: int = 50,
+                   seed: int = 0) -> float:
+    """The effective number of images behind the coverage of these sets: the n of its interval.
+
+    Neighbourhoods overlap and share synthetic images, so real images are not independent. The
+    variance is that over random halves of both sides (of patients), which for a mean is that of the
+    whole, and at least that of independent images. Where all or none are covered, k neighbours
+    count once. It is measured on 2,000 images a side at most.
+    """
+    x, y = checked(real, fake)
+    n, group = len(x), draw(patient_codes(real_patients, len(x)), 2000, seed)
+    x, y = (torch.from_numpy(draw(f, 2000, seed)) for f in (x, y))
+    group = np.unique(group, return_inverse=True)[1]
+    within, across = distances(x, x).fill_diagonal_(torch.inf).numpy(), distances(x, y).numpy()
+    patients, rng, found = int(group.max()) + 1, np.random.default_rng(seed), []
+    for _ in range(draws if 0 < coverage < 1 else 0):
+        some = np.flatnonzero(np.isin(group, rng.permutation(patients)[: patients // 2]))
+        other = rng.permutation(len(y))[: len(y) // 2]
+        if len(some) > k:
+            radius = np.partition(within[np.ix_(some, some)], k - 1, axis=1)[:, k - 1]
+            found.append((across[np.ix_(some, other)].min(1) < radius).mean())
+    if len(found) < 2:
+        return patients / k
+    alone = coverage * (1 - coverage)
+    return n / len(x) * alone / max(np.var(found, ddof=1), alone / len(x))
+
+
 class C2ST(NamedTuple):
     """Accuracy with its interval, and p of its being above chance."""
 

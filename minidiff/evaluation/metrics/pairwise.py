@@ -24,7 +24,7 @@ from minidiff.statistics import group_ids
 
 ROWS = 1024                 # of a matrix of all pairs at a time: that of 50,000 images is 20 GB
 SIDE, MOVED_SIDE = 64, 24   # pixels a side
-CANDIDATES = 5              # images of each set that an image is laid over
+CANDIDATES = 16             # images of each set that an image is laid over
 # degrees, share of the side, share: of each none, this much, and its opposite
 TURN, SHIFT, ZOOM = 4.0, 0.03, 0.045
 

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.data.table import Table
 from minidiff.errors import InputError
+from minidiff.evaluation.metrics.by_condition import in_order
 from minidiff.evaluation.metrics.distances import (
     Metric,
     disjoint_draws,
@@ -34,14 +34,14 @@ from minidiff.evaluation.metrics.distances import (
     kd_with_interval,
     kid,
     kid_p,
+    matched,
     mind,
     same_mix,
     spread_of,
 )
 from minidiff.evaluation.metrics.diversity import TAPS, ms_ssim, vendi
-from minidiff.evaluation.metrics.neighbours import c2st, prdc
-from minidiff.statistics import wilson
-from minidiff.variables import RESERVED, Findings, Number, infer
+from minidiff.evaluation.metrics.neighbours import c2st, coverage_worth, prdc
+from minidiff.statistics import clopper_pearson
 
 FEWEST = 20   # images on each side, below which nothing is measured; nor where all are of a patient
 ALL = "all labels"
@@ -52,8 +52,6 @@ DRAWS = 20                  # of real against real behind the floors of AT_EQUAL
 REPEATS = 20                # draws behind each range
 SIZES, SMALLEST = 7, 10     # points of a curve; images at its first
 PAIRS, AT_MOST = 250, 176   # of MS-SSIM: pairs of a set; px a side that give all its five scales
-NO_CONDITION = (*RESERVED, "label", "source")
-MOST_VALUES = 8             # of a category that is shown by value
 
 
 class Side(NamedTuple):
@@ -90,6 +88,22 @@ def between(real: Side, fake: Side) -> dict[str, np.ndarray]:
             "fake_patients": fake.patients}
 
 
+def one_mix(sides: Mapping[str, Side], seed: int) -> dict[str, np.ndarray]:
+    """Set (train, heldout, synthetic) → the most images with which every label has the same share.
+
+    A figure of all labels together must not measure how they are mixed.
+    """
+    labels = {name: side.labels.tolist() for name, side in sides.items()}
+    held, made = matched(labels["heldout"], labels["synthetic"], seed)
+    return {"train": same_mix(labels["train"], sides["heldout"].labels[held].tolist(), seed),
+            "heldout": held, "synthetic": made}
+
+
+def of_one_mix(train: Side, heldout: Side, synthetic: Side, seed: int) -> tuple[Side, ...]:
+    sides = {"train": train, "heldout": heldout, "synthetic": synthetic}
+    return tuple(sides[name].take(index) for name, index in one_mix(sides, seed).items())
+
+
 def too_few(*sides: Side) -> bool:
     return any(s.n < FEWEST or len(set(s.patients)) == 1 for s in sides)
 
@@ -100,6 +114,8 @@ def by_label(extractor: str, *, synthetic: Side, train: Side, heldout: Side, lab
     rows = []
     for label in tqdm([ALL, *labels], desc=f"distances, {extractor}", unit="label", leave=False):
         known, reference, made = (side.of(label) for side in (train, heldout, synthetic))
+        if label == ALL:
+            known, reference, made = of_one_mix(known, reference, made, seed)
         rng = np.random.default_rng(seed)
         sets = {"synthetic": made, "real": _at_most(known, made.n, rng)}
         strangers = heldout.take(np.flatnonzero(~np.isin(heldout.patients, reference.patients)))
@@ -129,19 +145,24 @@ def by_label(extractor: str, *, synthetic: Side, train: Side, heldout: Side, lab
     return rows
 
 
-def _at_equal_n(reference: Side, side: Side, seed: int, permutations: int = 1000,
-                directions: int = 1000) -> dict:
+def _at_equal_n(reference: Side, side: Side, seed: int, *, floor: bool = False) -> dict:
     """AT_EQUAL_N at n of each, with intervals of coverage and C2ST and the permutation p of C2ST.
+
+    A floor needs values alone.
     """
     n = min(reference.n, side.n)
     real, fake = (Side(*(draw(column, n, seed + k) for column in s))
                   for k, s in enumerate((reference, side)))
     both = {"real": real.features, "fake": fake.features}
-    found = {"equal_n": n, "MIND": mind(**both, directions=directions, seed=seed)}
+    found = {"equal_n": n, "MIND": mind(**both, directions=200 if floor else 1000, seed=seed)}
     if n > NEIGHBOUR:
         found |= prdc(**both, k=NEIGHBOUR)._asdict()
-        found["coverage_low"], found["coverage_high"] = wilson(round(found["coverage"] * n), n)
-    test = c2st(**between(real, fake), permutations=permutations, seed=seed)
+    if n > NEIGHBOUR and not floor:
+        share = found["coverage"]
+        worth = coverage_worth(share, **both, real_patients=real.patients, k=NEIGHBOUR, seed=seed)
+        low, high = clopper_pearson(share * worth, worth)
+        found |= {"coverage_worth": worth, "coverage_low": low, "coverage_high": high}
+    test = c2st(**between(real, fake), permutations=1 if floor else 1000, seed=seed)
     return found | {"C2ST": test.accuracy, "C2ST_low": test.low, "C2ST_high": test.high,
                     "C2ST_p": test.p}
 
@@ -156,7 +177,7 @@ def _floors(pool: Side, n: int, m: int, repeats: int, seed: int) -> dict:
              "FD_floor": pool.floor(fid, n, m, repeats, seed),
              "FD_floor_halves": pool.floor(fid, n // 2, m // 2, repeats, seed)}
     draws, n, m = disjoint_draws(pool.patients, min(n, m), min(n, m), DRAWS, seed)
-    rows = [_at_equal_n(pool.take(a), pool.take(b), seed, permutations=1, directions=200)
+    rows = [_at_equal_n(pool.take(a), pool.take(b), seed, floor=True)
             for a, b in draws]
     for name in AT_EQUAL_N if rows else ():
         values = [row.get(name, np.nan) for row in rows]
@@ -174,94 +195,52 @@ def growth(extractor: str, *, synthetic: Side, train: Side, heldout: Side, seed:
     """KD and FD between n synthetic and n held-out images of one mix of labels, a row for each n.
 
     Median and 5–95 % over random draws of both sides; the floor's are draws of real patients of
-    that mix.
+    that mix. Draws of n among N images share images, so the curve ends at half of the smaller side,
+    and the spread of the draws is multiplied by 1 / √(1 − n/N) to be that of n new images.
     """
-    wanted = synthetic.labels.tolist()
-    held, known = (s.take(same_mix(s.labels.tolist(), wanted, seed)) for s in (heldout, train))
-    pool = joined(known, held)
-    most = min(held.n, synthetic.n, pool.n // 2)
+    known, held, made = of_one_mix(train, heldout, synthetic, seed)
+    pool, least = joined(known, held), min(held.n, made.n)
+    most = min(least // 2, pool.n // 2)
     if most < FEWEST:
         return []
-    x, y, rows = held.features, synthetic.features, []
+    x, y, rows = held.features, made.features, []
     for n in np.unique(np.geomspace(SMALLEST, most, SIZES).astype(int)).tolist():
-        rng = np.random.default_rng(seed)
-        drawn = [(rng.permutation(held.n)[:n], rng.permutation(synthetic.n)[:n])
+        rng, wider = np.random.default_rng(seed), (1 - n / least) ** -0.5
+        drawn = [(rng.permutation(held.n)[:n], rng.permutation(made.n)[:n])
                  for _ in range(repeats)]
         rows.append({
             "extractor": extractor, "n": n,
             "KD": _range([kid(real=x[a], fake=y[b], real_patients=held.patients[a])
-                          for a, b in drawn]),
+                          for a, b in drawn], wider),
             "KD_floor": pool.floor(kid, n, n, repeats, seed),
-            "FD": _range([fid(real=x[a], fake=y[b]) for a, b in drawn]),
+            "FD": _range([fid(real=x[a], fake=y[b]) for a, b in drawn], wider),
             "FD_floor": pool.floor(fid, n, n, repeats, seed)})
     return rows
 
 
-def groups(tables: Mapping[str, Table]) -> dict[str, dict[str, np.ndarray]]:
-    """Condition → set (train, heldout, synthetic) → the value of each row as text, "" if unknown.
-
-    Conditions are columns that synthetic and held-out rows share. Numbers are cut into thirds of
-    the training rows, and of findings each of the commonest is a condition.
-    """
-    columns, found = {name: dict(*table.rows[:1]) for name, table in tables.items()}, {}
-    for name in columns["synthetic"]:
-        if name in NO_CONDITION or not all(name in known for known in columns.values()):
-            continue
-        cells = {side: np.array(table.column(name)) for side, table in tables.items()}
-        try:
-            v = infer(name, cells["train"].tolist())
-        except InputError:   # one value, or none: nothing to break down by
-            continue
-        if not any(cells["synthetic"]):
-            continue
-        if not v.exclusive:
-            found |= _each_finding(v, cells)
-            continue
-        cells = cells if v.values else _thirds(v, cells)
-        if len(set(cells["train"]) - {""}) <= MOST_VALUES:
-            found[name] = cells
-    return found
-
-
-def _thirds(v: Number, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    numbers = {side: np.array([v.encode(c) for c in column]) for side, column in cells.items()}
-    a, b = np.quantile(numbers["train"][np.isfinite(numbers["train"])], [1 / 3, 2 / 3])
-    names = np.array([f"under {a:g}", f"{a:g} to {b:g}", f"{b:g} and over", ""])
-    return {side: names[np.where(np.isfinite(x), (x >= a).astype(int) + (x >= b), 3)]
-            for side, x in numbers.items()}
-
-
-def _each_finding(v: Findings, cells: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    # the other sets may have a finding that training lacks
-    v = infer(v.name, np.concatenate(list(cells.values())).tolist(), v)
-    sets = {side: np.array([v.encode(c) for c in column]) for side, column in cells.items()}
-    there = {side: v.bits(torch.from_numpy(x)).numpy() for side, x in sets.items()}
-    commonest = np.argsort(-there["train"].sum(0), kind="stable")[:MOST_VALUES]
-    return {f"{v.name}: {v.values[i]}": {side: np.where(x < 0, "", np.where(
-        there[side][:, i], "yes", "no")) for side, x in sets.items()} for i in commonest}
-
-
-def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]], *, synthetic: Side,
-               train: Side, heldout: Side, seed: int = 0, repeats: int = REPEATS) -> list[dict]:
-    """KD with interval and floor between images of each value of each condition, a row each."""
-    rows, sides = [], {"synthetic": synthetic, "train": train, "heldout": heldout}
+def conditions(extractor: str, groups: Mapping[str, Mapping[str, np.ndarray]],
+               why: Mapping[str, str], *, synthetic: Side, train: Side, heldout: Side,
+               seed: int = 0, repeats: int = REPEATS) -> list[dict]:
+    """KD with interval and floor between images of each value of each condition, a row each, with
+    the same mix of labels on both sides. `groups` and `why` are those of `by_condition.groups`."""
+    rows = [{"extractor": extractor, "condition": name, "value": "", "n": 0, "m": 0,
+             "too_few": True, "why": text} for name, text in why.items()]
+    sides = {"synthetic": synthetic, "train": train, "heldout": heldout}
     for name, cells in groups.items():
         for value in in_order(cells["train"]):
             made, known, held = (s.take(np.flatnonzero(cells[side] == value))
                                  for side, s in sides.items())
+            known, held, made = of_one_mix(known, held, made, seed)
             row = {"extractor": extractor, "condition": name, "value": value, "n": held.n,
                    "m": made.n, "too_few": too_few(held, made)}
             rows.append(row)
+            asked = set(made.labels) - {""}
+            if held.n and asked and not asked & set(held.labels):
+                row |= {"too_few": True, "why": "no label in common"}
             if not row["too_few"]:
                 row |= kd_with_interval(**between(held, made), seed=seed)[0]
                 row["KD_floor"] = joined(known, held).floor(kid, held.n, made.n, repeats, seed)
     return rows
-
-
-def in_order(cells: np.ndarray) -> list[str]:
-    """The known values, bands of a number from low to high."""
-    return sorted(set(cells.tolist()) - {""},
-                  key=lambda text: (not text.startswith("under"), "over" in text, text))
 
 
 def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Tensor],
@@ -282,9 +261,11 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
         return ms_ssim(torch.stack([pixels[s][i] for s, i in images]), pairs=PAIRS, seed=seed,
                        patients=[first[s].patients[i] for s, i in images])
 
+    mixed = one_mix(first, seed)
     for label in [ALL, *labels]:
-        own = {key: [(s, i) for s in among for i in range(first[s].n)
-                     if label in (ALL, first[s].labels[i])] for key, among in sides.items()}
+        some = mixed if label == ALL else {name: np.flatnonzero(side.labels == label)
+                                           for name, side in first.items()}
+        own = {key: [(s, i) for s in among for i in some[s]] for key, among in sides.items()}
         n = min(len(own["synthetic"]), len(own["real"]))
         # across labels MS-SSIM says less than coverage
         seen = label != ALL and pixels["synthetic"].shape[-1] >= TAPS
@@ -294,10 +275,13 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
             rows.append(row)
             if not row["too_few"]:
                 draws = repeats // 4 if name == "MS-SSIM" else repeats
-                row |= {key: measure(name, _some(own[key], n, seed))
-                        for key in ("synthetic", "real")}
-                row["range"] = _range([measure(name, _some(own["range"], n, seed + k))
-                                       for k in range(draws)])
+                try:
+                    row |= {key: measure(name, _some(own[key], n, seed))
+                            for key in ("synthetic", "real")}
+                    row["range"] = _range([measure(name, _some(own["range"], n, seed + k))
+                                           for k in range(draws)])
+                except InputError as error:   # all of one patient, or of one grey
+                    row |= {"too_few": True, "why": str(error)}
     return rows
 
 
@@ -313,7 +297,8 @@ def _reduced(x: Tensor) -> Tensor:
     return torch.cat(small).expand(-1, 3, -1, -1)
 
 
-def _range(values: Sequence[float]) -> dict:
+def _range(values: Sequence[float], wider: float = 1.0) -> dict:
     values = np.array(values)[np.isfinite(values)]
     low, median, high = np.quantile(values, [0.05, 0.5, 0.95]) if len(values) else [np.nan] * 3
+    low, high = (median + wider * (end - median) for end in (low, high))
     return {"median": float(median), "low": float(low), "high": float(high)}

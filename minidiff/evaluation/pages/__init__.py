@@ -25,14 +25,17 @@ def _lenient(write: Callable[..., str]) -> Callable[..., str]:
 
 
 FILTERS = {name: _lenient(getattr(formats, name)) for name in (
-    "num", "fixed", "p_value", "signed", "percent", "hundred", "points")}
+    "num", "fixed", "p_value", "signed", "percent", "hundred", "points", "size")}
 ENVIRONMENT = Environment(
     loader=PackageLoader("minidiff.evaluation", "pages"), undefined=StrictUndefined,
     autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True,
     keep_trailing_newline=True)
-ENVIRONMENT.filters |= {**FILTERS, "plain": formats.plain, "png": data_uri}
+ENVIRONMENT.filters |= {**FILTERS, "png": data_uri,
+                        **{name: getattr(formats, name) for name in (
+                            "plain", "about", "difference", "capital")}}
 ENVIRONMENT.globals |= {"span": _lenient(formats.span),
-                        "distance_names": formats.distance_names}
+                        **{name: getattr(formats, name) for name in (
+                            "distance_names", "metric_name", "set_name")}}
 PLAIN = ENVIRONMENT.overlay(autoescape=False, undefined=Undefined)
 
 
@@ -51,8 +54,9 @@ def render(template: str, **context: Any) -> str:
 
 
 def sentence(template: str, macro: str, **context: Any) -> str:
-    """One macro of a text template, as one line."""
-    return " ".join(getattr(ENVIRONMENT.get_template(template).module, macro)(**context).split())
+    """One macro of a text template, as one line, or several that ¶ ends."""
+    text = getattr(ENVIRONMENT.get_template(template).module, macro)(**context)
+    return "\n".join(" ".join(line.split()) for line in text.split("¶")).strip()
 
 
 def answers(found: Iterable[dict]) -> list[dict]:

@@ -153,7 +153,7 @@ def matrix_maps(found: Mapping) -> list[tuple[str, bytes]]:
 
 def course_chart(result: dict, log: Sequence[dict]) -> bytes:
     """From monitor.json: distances over their floors, and the signs of copying, by step."""
-    points, chosen = result["points"], result["choice"]["step"]
+    points, chosen, test = result["points"], result["choice"]["step"], result["test"]
     shared = {"at": {} if chosen is None else {f"take step {chosen}": chosen},
               "settings": {"xlabel": "optimiser step"}}
 
@@ -168,8 +168,11 @@ def course_chart(result: dict, log: Sequence[dict]) -> bytes:
         drawn = [line("distance, 95 %", own, STROKES[0], y="value", low="low", high="high"),
                  line("copying not excluded",
                       [p for p in own if p["copying"]["suspected"] is not False],
-                      {"color": RED, "marker": "x", "linestyle": "", "markersize": 9}, y="value")]
-        panels.append({"title": f"{distance_names(name)[0]} to held-out, {name}", **shared,
+                      {"color": RED, "marker": "x", "linestyle": "", "markersize": 9}, y="value"),
+                 line("taken, on test images",
+                      [{**test, **test["KD"][name]}] if "KD" in test else [],
+                      {"color": ACCENT, "marker": "D", "markersize": 6}, y="value")]
+        panels.append({"title": f"{distance_names(name)[0]} to validation images, {name}", **shared,
                        "lines": [one for one in drawn if one["x"]],
                        "bands": {"floor (real against real), 5–95 %": (band["low"], band["high"])},
                        "near": max(2 * abs(band["high"]), 1e-9)})

@@ -11,23 +11,26 @@ from torch import Tensor
 
 from minidiff.data import images
 from minidiff.data.table import Table
+from minidiff.evaluation.metrics.by_condition import in_order
 from minidiff.evaluation.metrics.pairwise import distances, equalised
-from minidiff.evaluation.metrics.report_rows import Side, in_order
+from minidiff.evaluation.metrics.report_rows import Side
 
 BEST = 12         # images of the sheets of best and worst, in equal parts of each label
 BESIDE = 8        # images beside their nearest real ones
+NAMED = 12        # copies beside the training image that they equal, the nearest
 STRIP = 6         # images in a row
 NEAREST = 5       # held-out images whose mean distance says how far an image lies
 TILE, LARGE = 128, 256   # pixels a side: the least of an image on a strip, and where it is reduced
 
 
 def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mapping[str, Side],
-         closest: Sequence[dict], groups: Mapping[str, Mapping[str, np.ndarray]],
+         copies: Mapping, groups: Mapping[str, Mapping[str, np.ndarray]],
          probabilities: np.ndarray | None, *, shown: int, seed: int = 0) -> dict:
-    """All that shows images: "labels", "grids", "best", "worst", "beside", "pairs", "collection".
+    """All that shows images: "labels", "grids", "best", "worst", "beside", "pairs", "named",
+    "collection".
 
-    sides: synthetic and heldout in one space. closest: pairs of `copying.memorisation`. groups:
-    `report_rows.groups`. probabilities (n,): the judge's of the label asked for, if there is one.
+    sides: synthetic and heldout in one space. copies: of `copying.memorisation`. groups:
+    `by_condition.groups`. probabilities (n,): the judge's of the label asked for, if there is one.
     """
     order, facts = ranked(sides["synthetic"], sides["heldout"], probabilities)
     names, sheets = tables["synthetic"].labels, {}
@@ -39,7 +42,8 @@ def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mappi
     labels = {"label": {name: np.array(tables[name].column("label")) for name in tables}}
     return {"labels": strips(labels, pixels, STRIP, seed),
             "grids": strips(labels, pixels, shown, seed), **sheets,
-            "beside": beside(pixels, seed), "pairs": pairs(closest, pixels),
+            "beside": beside(pixels, seed), "pairs": pairs(copies["closest"], pixels),
+            "named": pairs(((copies["named"] or {}).get("images") or [])[:NAMED], pixels),
             "collection": strips(groups, pixels, STRIP, seed)}
 
 
@@ -105,8 +109,8 @@ def beside(pixels: Mapping[str, Tensor], seed: int) -> list[tuple[bytes, bytes, 
                   for i, a, b in zip(some, near["train"], near["heldout"])], pixels)
 
 
-def pairs(closest: Sequence[dict],
-          pixels: Mapping[str, Tensor]) -> list[tuple[bytes, bytes, bytes]]:
-    """Synthetic, training and held-out image of each row of numbers."""
+def pairs(rows: Sequence[dict], pixels: Mapping[str, Tensor]) -> list[tuple[bytes, ...]]:
+    """Synthetic, training and, if it has one, held-out image of each row of numbers."""
     return [tuple(images.png_bytes(pixels[name][p[key]]) for name, key in (
-        ("synthetic", "fake"), ("train", "train"), ("heldout", "heldout"))) for p in closest]
+        ("synthetic", "fake"), ("train", "train"), ("heldout", "heldout")) if key in p)
+            for p in rows]

@@ -20,21 +20,21 @@ from minidiff.evaluation.format import distance_names, jsonable, num
 from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.metrics.report_rows import AT_EQUAL_N, FEWEST, NEIGHBOUR
 from minidiff.evaluation.pages import charts
-from minidiff.evaluation.verdicts import KINDS, variety, verdicts
+from minidiff.evaluation.verdicts import kind, verdicts
 from minidiff.root import Rooted
 
 # section → run whose command made what it shows
-ORIGINS = {"verdict": "report", "copies": "report", "pictures": "samples", "collection": "samples",
-           "distances": "report", "numbers": "report", "variety": "report", "conditions": "report",
-           "agreement": "report", "matrix": "matrix",
-           "study": "classifier", "training": "diffusion"}
+ORIGINS = {"verdict": "report", "realism": "report", "copies": "report", "pictures": "samples",
+           "collection": "samples", "distances": "report", "numbers": "report",
+           "variety": "report", "conditions": "report", "agreement": "report",
+           "matrix": "matrix", "study": "classifier", "training": "diffusion"}
 ABSENT = {  # what stands for a part of the report that there is not
     **dict.fromkeys(("distances", "growth", "conditions", "variety", "agreement", "classifier",
-                     "extractors"), ()),
-    **dict.fromkeys(("neighbours", "duplicates", "membership", "study", "vae", "commands",
-                     "configs", "provenance"), {})}
-PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "collection", "rebuilt",
-            "losses")
+                     "extractors", "judges"), ()),
+    **dict.fromkeys(("realism", "neighbours", "duplicates", "membership", "study", "vae",
+                     "commands", "configs", "provenance"), {})}
+PICTURES = ("labels", "grids", "best", "worst", "beside", "pairs", "named", "collection",
+            "rebuilt", "losses")
 LIMITS = {"few": FEWEST, "neighbour": NEIGHBOUR, "alpha": ALPHA, "gate": GATE, "unclear": UNCLEAR}
 
 
@@ -91,8 +91,8 @@ def render(result: dict, drawn: dict) -> str:
         **result, **LIMITS, "with_floors": with_floors,
         "matrix": drawn.get("matrix"), "matrix_maps": charts.matrix_maps,
         "equal": [name for name in AT_EQUAL_N if any(name in r for r in measured)],
-        "answers": [{**v, "kind": KINDS[v["answer"]]} for v in pages.answers(
-            [*verdicts(result), *variety(result["distances"])])],
+        "answers": [{**v, "kind": kind(v)}
+                    for v in pages.answers(verdicts(result, on_page=True))],
         "commands_of_runs": result["commands"],
         "commands": {section: result["commands"].get(run) for section, run in ORIGINS.items()},
         "configs": {name: json.dumps(config, indent=1, ensure_ascii=False)
@@ -104,6 +104,8 @@ def render(result: dict, drawn: dict) -> str:
         "drawn": {**dict.fromkeys(PICTURES), **drawn},
         "distances_of_pairs": [f"{num(p['d_train'])}, {num(p['d_heldout'])}"
                                for p in result["neighbours"].get("closest", [])],
+        "distances_of_named": [num(p["distance"]) for p in
+                               (result["neighbours"].get("named") or {}).get("images", [])],
         "charts": {
             "kernel": measured and distance_chart(measured, "KD"),
             "frechet": measured and distance_chart(measured, "FD"),

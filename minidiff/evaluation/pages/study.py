@@ -8,23 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from minidiff.classification.compare import grouped
 from minidiff.classification.fairness import FEW
 from minidiff.errors import count
+from minidiff.evaluation.format import POINTS, metric_name, set_name
 from minidiff.evaluation.pages import render
 from minidiff.evaluation.pages import study_pictures as pictures
 from minidiff.evaluation.pages import study_tables as tables
-from minidiff.evaluation.study_verdicts import (
-    POINTS,
-    answers,
-    capital,
-    headlines,
-    kinds_of,
-    metric_name,
-    set_name,
-)
+from minidiff.evaluation.pages.study_answers import answers, kinds_of
+from minidiff.evaluation.study_verdicts import GAIN, HARM, headlines
 
 ABSENT = {"labels": [], "positive": "", "exclusive": True, "images": {}, "patients": {},
           "patients_assumed": False, "notes": [], "audit": {}, "recipe": {}, "provenance": {},
           "judge": [], "generators": {}, "arms": [], "differences": {}, "calibration": {},
-          "uncertainty": {}, "fairness": {}, "attributes": {}, "roc": {}, "curves": {}}
+          "uncertainty": {}, "fairness": {}, "attributes": {}, "roc": {}, "curves": {},
+          "benefit": None}
 
 
 def study_page(summary: Mapping, results: Sequence[Mapping] = (),
@@ -40,26 +35,29 @@ def study_page(summary: Mapping, results: Sequence[Mapping] = (),
         "fairness": _fairness(summary), "attributes": _attributes(summary),
         "pictures": gallery, "training": _training(summary), "made": _made(summary, kinds)}
     seeds = max((row["seeds"] for row in summary["arms"]), default=0)
-    return render("study.html", summary=summary, count=count, capital=capital, set_name=set_name,
-                  arms=len(kinds), seeds=seeds, fewest=FEW,
+    return render("study.html", summary=summary, count=count, arms=len(kinds), seeds=seeds,
+                  fewest=FEW,
                   content={name: found for name, found in content.items() if found})
 
 
 # --- what each section of study.html prints; empty where there is nothing
 
 def _arms(summary: Mapping, results: Sequence[Mapping], draw: Mapping) -> dict:
-    """A forest plot of each headline figure, then for each test set a table of all arms."""
+    """A forest plot of each headline figure, then for each test set the tables of all arms."""
     by_set, positive = grouped(summary["arms"], "test_set"), summary["positive"]
-    single = grouped(results, "arm", "test_set")
+    single, metric = grouped(results, "arm", "test_set"), headlines(summary)[1]
 
     def point(row: Mapping, metric: str) -> dict:
-        value, interval = tables.figure_of(row["ensemble"], metric, positive)
-        return {"name": row["arm"], "arm": row["arm"], "value": value, "interval": interval,
+        name = "auroc_positive" if metric == "auroc" else metric
+        value, sd = row[name], row[f"{name}_sd"]
+        return {"name": row["arm"], "arm": row["arm"], "value": value,
+                "interval": [None, None] if sd is None else [value - sd, value + sd],
                 "seeds": [tables.figure_of(r, metric, positive)[0]
                           for r in single.get((row["arm"], row["test_set"]), ())]}
 
     return by_set and {"charts": _forests(summary, by_set, point, draw), "sets": {
-        name: {"arms": tables.arms(own, positive, headlines(summary)[1]),
+        name: {"arms": tables.arms(own, positive, metric),
+               "ensembles": tables.ensembles(own, positive, metric),
                "remarks": grouped([row for row in own if row["remark"]], "remark"),
                "labels": tables.labels(own)} for name, own in by_set.items()}}
 
@@ -76,7 +74,8 @@ def _differences(summary: Mapping, draw: Mapping) -> dict:
 
     def point(d: Mapping, metric: str) -> dict:
         return {"name": f"{d['arm']} − {d['against']}", "arm": d["arm"], "seeds": [],
-                "value": d["difference"], "interval": d["interval"], "resolved": d["resolved"]}
+                "value": d["difference"], "interval": d["interval"],
+                "resolved": d["answer"] in (GAIN, HARM)}
 
     return by_set and {"charts": _forests(summary, by_set, point, draw, 0.0), "sets": found}
 

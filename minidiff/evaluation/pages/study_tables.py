@@ -5,23 +5,28 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from minidiff.classification.compare import grouped
+from minidiff.classification.compare import BENEFIT, grouped
 from minidiff.data.table import csv_text
 from minidiff.errors import count
-from minidiff.evaluation.format import Row, Table, num, p_value, percent
-from minidiff.evaluation.study_verdicts import (
+from minidiff.evaluation import pages
+from minidiff.evaluation.format import (
     POINTS,
+    Row,
+    Table,
     area,
     delta,
     difference,
-    headlines,
     metric_name,
+    num,
+    p_value,
     patients,
+    percent,
     points,
-    primary_answer,
     set_name,
     share,
+    size,
 )
+from minidiff.evaluation.study_verdicts import GAIN, HARM, headlines, primary
 from minidiff.variables import NONE, present
 
 GROUP_FIGURES = {"auroc": "AUROC", "tpr": "sensitivity", "fpr": "false alarms"}
@@ -34,7 +39,7 @@ def figure_of(score: Mapping, metric: str, positive: str) -> tuple[float | None,
     if metric == "auroc":
         return (score["auroc"].get(positive),
                 score["auroc_interval_patients"].get(positive, (None, None)))
-    return score[metric], score[f"{metric}_interval"]
+    return score[metric], score.get(f"{metric}_interval", (None, None))
 
 
 def with_unit(metric: str, positive: str, unit: str) -> str:
@@ -55,20 +60,37 @@ def audit(rows: Sequence[Mapping]) -> Table:
 
 
 def arms(rows: Sequence[Mapping], positive: str, metric: str) -> Table:
-    """By the mean of the seeds' probabilities; by single networks, mean ± SD."""
+    """By single networks: mean ± SD over seeds."""
+    net = [BENEFIT] if BENEFIT in rows[0] else []
+    return Table(("arm", "images", "seeds", with_unit(metric, positive, ", %"),
+                  f"AUROC, {positive}", *("net benefit, cases per 100" for _ in net)),
+                 [Row((f"{r['arm']} †" if r["remark"] else r["arm"], r["n_train"], r["seeds"],
+                       single(r, metric), single(r, "auroc_positive"),
+                       *(single(r, name) for name in net)), _own(r)) for r in rows])
+
+
+def single(row: Mapping, name: str) -> str:
+    """A figure of single networks, mean ± SD."""
+    show, sd = share if name in POINTS else area, row[f"{name}_sd"]
+    return show(row[name]) + ("" if sd is None else f" ± {show(sd)}")
+
+
+def ensembles(rows: Sequence[Mapping], positive: str, metric: str) -> Table:
+    """By the mean of the seeds' probabilities."""
     show, lines = share if metric in POINTS else area, []
     for r in rows:
-        whole, sd = r["ensemble"], r[f"{metric}_sd"]
+        whole = r["ensemble"]
         cut = (whole["at_threshold"] or {}).get(positive) or {}
-        lines.append(Row((f"{r['arm']} †" if r["remark"] else r["arm"], r["n_train"],
-                          show(r[metric]) if sd is None else f"{show(r[metric])} ± {show(sd)}",
-                          show(*figure_of(whole, metric, positive)),
+        lines.append(Row((r["arm"], show(*figure_of(whole, metric, positive)),
                           area(*figure_of(whole, "auroc", positive)),
                           *(share(cut.get(side), cut.get(f"{side}_interval"))
-                            for side in ("sensitivity", "specificity"))),
-                         "own" if r["added_kind"] == "synthetic" else ""))
-    return Table(("arm", "images", "single network", with_unit(metric, positive, ", %"),
-                  f"AUROC, {positive}", "sensitivity, %", "specificity, %"), lines)
+                            for side in ("sensitivity", "specificity"))), _own(r)))
+    return Table(("ensemble of", with_unit(metric, positive, ", %"), f"AUROC, {positive}",
+                  "sensitivity, %", "specificity, %"), lines)
+
+
+def _own(row: Mapping) -> str:
+    return "own" if row["added_kind"] == "synthetic" else ""
 
 
 def labels(rows: Sequence[Mapping]) -> Table:
@@ -91,16 +113,16 @@ def labels(rows: Sequence[Mapping]) -> Table:
 
 def differences(rows: Sequence[Mapping], positive: str) -> Table:
     """All pairs of arms by one figure on one test set."""
-    metric = rows[0]["metric"]
-    return Table(
-        (metric_name(metric, positive),
-         f"{'points' if metric in POINTS else 'difference'} (95 %)", "p", "Holm’s p", "test",
-         "seeds that agree", "resolved", "patients needed"),
-        [Row((f"{d['arm']} − {d['against']}", difference(d), p_value(d["p"]),
-              p_value(d["p_holm"]), d["test"], f"{d['seeds_agree']} of {d['seeds']}",
-              "yes" if d["resolved"] else "no",
-              "–" if d["patients_needed"] is None else patients(d["patients_needed"])),
-             "own" if d["resolved"] else "") for d in rows])
+    metric, lines = rows[0]["metric"], []
+    for d in rows:
+        tested = d["p_holm"] is not None
+        lines.append(Row((f"{d['arm']} − {d['against']}", difference(d, ""), d["answer"],
+                          p_value(d["p_holm"]), size(d["sees"], metric, "") if tested else "–",
+                          patients(d["patients_needed"]) if tested and d["patients_needed"]
+                          else "–"), "own" if d["answer"] in (GAIN, HARM) else ""))
+    return Table((metric_name(metric, positive),
+                  f"{'points' if metric in POINTS else 'difference'} (95 %)", "answer",
+                  "adjusted p", "detectable", "patients needed"), lines)
 
 
 def calibration(found: Mapping[str, Mapping], kinds: Mapping[str, str | None]) -> Table:
@@ -204,8 +226,8 @@ def training(rows: Sequence[Mapping]) -> Table:
 
 
 def generators(found: Mapping[str, Mapping]) -> Table:
-    return Table(("synthetic folder", "images", "real images its generator saw"),
-                 [(name, g["n_images"], g["saw"] if g["known"] else "unknown")
+    return Table(("synthetic folder", "generators", "images", "real images a generator saw"),
+                 [(name, g["generators"], g["n_images"], g["saw"] if g["known"] else "unknown")
                   for name, g in found.items()])
 
 
@@ -307,12 +329,8 @@ def printed(summary: Mapping) -> str:
         lines += [f"  † {row['arm']}: {row['remark']}" for row in rows if row["remark"]]
         pairs = [d for d in differ if d["metric"] == metric and d["difference"] is not None]
         if pairs:
-            lines.append("  All but “single network” is of the ensemble of each arm, of which each "
-                         "network alone may say otherwise.")
             lines.append(differences(pairs, positive).text())
-    if summary.get("primary"):
-        answer = primary_answer(summary["primary"], positive)
-        lines.append(f"\n{answer.question} {answer.answer.upper()}.\n{answer.text} It is the mean "
-                     "of single networks.")
+    for answer in pages.answers(primary(summary)):
+        lines.append(f"\n{answer['question']} {answer['answer'].upper()}.\n{answer['text']}")
     notes = [textwrap.shorten(f"note: {note}", 240, placeholder=" …") for note in summary["notes"]]
     return "\n".join(["", *lines, "", *notes])

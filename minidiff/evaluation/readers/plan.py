@@ -9,7 +9,7 @@ import scipy
 
 from minidiff.errors import InputError
 from minidiff.rating import agreement, mover
-from minidiff.statistics import wilson, z_value
+from minidiff.statistics import clopper_pearson, wilson, z_value
 
 MOST = 5000  # images of a kind; no reader would see more
 # an exact test's power moves in a saw-tooth: the n given holds for the next hundred as well
@@ -59,7 +59,7 @@ def plan(cfg: Config) -> list[dict]:
          f"{cfg.good:.0%} to ± {cfg.interval / 2:.1%} (Wilson)"},
         {"n": n_for_margin(cfg.good, cfg.good_real, cfg.margin, cfg.power), "for": f"of each kind: "
          f"to show synthetic ({cfg.good:.0%}) no more than {cfg.margin:.0%} below real "
-         f"({cfg.good_real:.0%}), power {cfg.power:.0%} (Newcombe, exact)"},
+         f"({cfg.good_real:.0%}), power {cfg.power:.0%} (exact limits)"},
         {"n": n_for_told(cfg.told, cfg.power), "for": f"of both kinds together: to find "
          f"{cfg.told:.0%} right, not 50 %, power {cfg.power:.0%} (binomial, exact)"},
         {"n": n_for_kappa(cfg.agree, cfg.good, cfg.interval), "for": f"two readers: Cohen's kappa "
@@ -75,8 +75,12 @@ def n_for_width(p: float, width: float) -> int | None:
 
 
 def margin_power(n: int, p: float, q: float, margin: float) -> float:
-    """Exact chance that Newcombe's lower limit of p − q, n images of each, is above −margin."""
-    shares, ends = np.arange(n + 1) / n, np.array([wilson(k, n) for k in range(n + 1)]).T
+    """Exact chance that the lower limit of p − q, n images of each, is above −margin.
+
+    The limit is that of `rating.short_by`, by which a study of readers decides.
+    """
+    shares = np.arange(n + 1) / n
+    ends = np.array([clopper_pearson(k, n) for k in range(n + 1)]).T
     low, _ = mover(shares[:, None], ends[:, :, None], shares, ends)
     k = np.arange(n + 1)
     return float(scipy.stats.binom.pmf(k, n, p) @ (low > -margin) @ scipy.stats.binom.pmf(k, n, q))

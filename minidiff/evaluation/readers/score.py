@@ -27,8 +27,8 @@ from minidiff.rating import (
     agreement,
     effective_wilson,
     intraclass,
-    mover,
     newcombe,
+    short_by,
     two_way_random_interval,
 )
 from minidiff.root import Rooted
@@ -65,8 +65,7 @@ def run(cfg: Config) -> None:
         "provenance": runs.provenance()})
     result["verdict"] = pages.answers(verdicts.of_readers(result))
     runs.write_json(out / "readers.json", result)
-    rows = [{**v, "kind": "open" if v["answer"] == verdicts.OPEN
-             else "yes" if v["answer"] == v["good"] else "no"} for v in result["verdict"]]
+    rows = [{**v, "kind": verdicts.kind(v)} for v in result["verdict"]]
     runs.write_atomic(out / "readers.html", pages.render(
         "readers.html", **{**result, "verdict": rows, "answers_of": result["answers"]}))
     for v in result["verdict"]:
@@ -146,19 +145,20 @@ def tell(key: Key, r: Reading) -> dict:
 def share(table: np.ndarray) -> dict:
     """Mean of a (readers, images) table of 0 and 1 with both intervals."""
     mean, n = float(table.mean()), table.shape[1]
-    low, high = effective_wilson(mean, table.mean(0).var() / n, n)
+    variance = table.mean(0).var() / n
+    low, high = effective_wilson(mean, variance, n)
     wide = two_way_random_interval(table)[1] if len(table) > 1 and n > 1 else (math.nan, math.nan)
-    return {"value": mean, "n": n, "low": low, "high": high, "wide_low": wide[0],
-            "wide_high": wide[1]}
+    return {"value": mean, "n": n, "worth": mean * (1 - mean) / variance if variance else n,
+            "low": low, "high": high, "wide_low": wide[0], "wide_high": wide[1]}
 
 
 def difference(made: np.ndarray, real: np.ndarray) -> dict:
     """Good-rate of synthetic minus real images, with both intervals."""
     a, b = share(made), share(real)
-    low, high = mover(a["value"], (a["low"], a["high"]), b["value"], (b["low"], b["high"]))
+    low, high = short_by(a["value"], a["worth"], b["value"], b["worth"])
     wide = two_way_random_interval(made, real)[1] if len(made) > 1 and min(
         made.shape[1], real.shape[1]) > 1 else (math.nan, math.nan)
-    return {"value": a["value"] - b["value"], "low": float(low), "high": float(high),
+    return {"value": a["value"] - b["value"], "low": low, "high": high,
             "wide_low": wide[0], "wide_high": wide[1]}
 
 
