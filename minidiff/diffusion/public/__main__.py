@@ -99,6 +99,7 @@ def export(cfg: ExportConfig) -> None:
 
 @dataclass(frozen=True)
 class LoRAConfig:
+    writes: ClassVar[str] = ""             # one file
     positional: ClassVar[str] = "file"
     file: str = ""                         # a LoRA file, or a folder with one; first, without flag
     to: Literal["diffusers", "kohya"] = "diffusers"  # the form that is written
