@@ -238,7 +238,8 @@ def declared(cfg: Config, arms: list[kinds.Arm], data: Inputs, out: Path) -> Dec
     matched = (f"{a.name}:{b.name}" for a in arms for b in arms if a.source and a.added
                and b.added == kinds.DUPLICATES and (a.base, a.factor) == (b.base, b.factor))
     text = next(matched, "") if cfg.primary == "auto" else cfg.primary
-    wanted = parse(text, [arm.name for arm in arms], list(data.tests), data.exclusive, benefit)
+    wanted = parse(text, [arm.name for arm in arms], list(data.tests), data.exclusive,
+                   bool(benefit))
     path, found, worth = out / "primary.json", wanted, cfg.worth
     if path.exists():
         kept = runs.read_json(path)

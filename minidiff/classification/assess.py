@@ -17,7 +17,7 @@ from minidiff.classification import arms as kinds
 from minidiff.classification import fairness
 from minidiff.classification.arms import Arm
 from minidiff.classification.calibration import calibration, nll, pooled, probabilities, temperature
-from minidiff.classification.compare import BENEFIT, Declared, compare, judged, summarise
+from minidiff.classification.compare import BENEFIT, Declared, Primary, compare, judged, summarise
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictive_uncertainty import Conformal, FeatureDistance, summary
 from minidiff.classification.predictor import Predictor
@@ -47,7 +47,7 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
     p = {arm: {name: probabilities(z, exclusive=exclusive) for name, z in sets.items()}
          for arm, sets in members.items()}
     results, rows, notes, parts = [], [], [], {name: {} for name in data.tests}
-    calls: dict[str, dict[str, np.ndarray]] = {}
+    nets: dict[str, dict[str, np.ndarray]] = {}
     for arm in tqdm(arms, "assessing", unit="arm", disable=len(arms) < 2):
         found, sets, given = trained[arm.name], p[arm.name], as_given_to(arm, data, recipe)
         kept = tuned(given, arm.name, pooled(members[arm.name]["val"], exclusive),
@@ -55,15 +55,15 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         unsure = when_unsure(given, arm.name, sets, kept["conformal"], recipe, out,
                              tests=len(arms) * len(labels) * len(data.tests))
         notes += [*given.notes, *kept["remarks"]]
-        calls[arm.name] = called(benefit, sets, given, place) if benefit else {}
+        nets[arm.name] = net = net_benefit(benefit, sets, given, place) if benefit else {}
         for name, images in data.tests.items():
             by_seed = [{"arm": arm.name, "seed": one["seed"], "test_set": name,
                         "positive": recipe.positive, "n_train": one["n_train"],
                         "best_step": one["best_step"],
                         **score(q, truth[name], images.patients, labels, exclusive=exclusive,
                                 n_boot=0)} for one, q in zip(found, sets[name])]
-            for row, own in zip(by_seed, calls[arm.name].get(name, ())):
-                row[BENEFIT] = finite(benefit.parts(own, truth[name][:, place]).sum())
+            for row, own in zip(by_seed, net.get(name, ())):
+                row[BENEFIT] = finite(own.sum())
             results += by_seed
             own = sets[name].mean(0)
             ensemble = score(own, truth[name], images.patients, labels, exclusive=exclusive,
@@ -82,7 +82,7 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         **of_data(data, used), "notes": list(dict.fromkeys(notes)),
         "arms": rows, "worth": declared.worth,
         "benefit": benefit and {**vars(benefit), "of_all": benefit.of_all},
-        "differences": judged(differences(data, arms, p, recipe, declared, calls),
+        "differences": judged(differences(data, arms, p, recipe, declared.primary, nets),
                               declared.primary, declared.worth / 100),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
@@ -104,19 +104,19 @@ def of_data(data: Inputs, sources: Sequence[str]) -> dict:
                                   "known": data.saw[name] is not None} for name in sources}}
 
 
-def called(benefit: Benefit, sets: Mapping[str, np.ndarray], given: Inputs,
-           place: int) -> dict[str, np.ndarray]:
-    """Of each test set what the networks call positive (seeds, n), at their own thresholds."""
-    val = given.truth("val").numpy()[:, place]
-    cuts = np.array([benefit.threshold(p, val) for p in sets["val"][:, :, place]])
-    return {name: sets[name][:, :, place] >= cuts[:, None] for name in given.tests}
+def net_benefit(benefit: Benefit, sets: Mapping[str, np.ndarray], given: Inputs,
+                place: int) -> dict[str, np.ndarray]:
+    """Of each test set what each image adds to it (seeds, n), at each network's own threshold."""
+    truth = {name: own[:, place] for name, own in _truth(given).items()}
+    cuts = np.array([benefit.threshold(p, truth["val"]) for p in sets["val"][:, :, place]])
+    return {name: benefit.parts(sets[name][:, :, place] >= cuts[:, None], truth[name])
+            for name in given.tests}
 
 
 def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, np.ndarray]],
-                recipe: Recipe, declared: Declared,
-                calls: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[dict]]:
+                recipe: Recipe, primary: Primary | None,
+                nets: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[dict]]:
     """Of each test set the rows of `compare`: the primary comparison, and the usual ones."""
-    primary = declared.primary
     first = [(primary.arm, primary.against)] if primary else []
     pairs = first + [pair for pair in kinds.comparisons(arms)
                      if set(pair) not in map(set, first)]
@@ -124,8 +124,7 @@ def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, 
     return {name: compare({arm: list(sets[name]) for arm, sets in p.items()},
                           data.truth(name).numpy(), images.patients, data.labels, pairs,
                           positive=recipe.positive, exclusive=data.exclusive, generators=pools,
-                          benefit=declared.benefit,
-                          calls={arm: own.get(name) for arm, own in calls.items()})
+                          benefit={arm: own[name] for arm, own in nets.items() if own})
             for name, images in data.tests.items()}
 
 

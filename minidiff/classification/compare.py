@@ -66,29 +66,29 @@ class Declared(NamedTuple):
     benefit: Benefit | None = None
 
 
-def metrics(exclusive: bool, benefit: Benefit | None) -> tuple[str, ...]:
-    """The figures of a comparison; labels that do not exclude each other have no accuracy."""
+def figures(exclusive: bool, benefit: bool) -> tuple[str, ...]:
+    """Those of a comparison; labels that do not exclude each other have no accuracy."""
     return METRICS[0 if exclusive else 2:] + ((BENEFIT,) if benefit else ())
 
 
 def parse(text: str, arms: Sequence[str], test_sets: Sequence[str], exclusive: bool = True,
-          benefit: Benefit | None = None) -> Primary | None:
+          benefit: bool = False) -> Primary | None:
     """ARM:ARM[@TEST_SET][:FIGURE] → the comparison; None for ""."""
     if not text:
         return None
     match = FORM.fullmatch(text)
-    allowed_metrics = metrics(exclusive, benefit)
+    metrics = figures(exclusive, benefit)
     against, test_set = (match["against"], match["test_set"]) if match else ("", None)
     if f"{against}@{test_set}" in arms:  # real@25 is an arm
         against, test_set = f"{against}@{test_set}", None
     if not match or match["arm"] == against:
         raise InputError(f"--primary {text!r}; allowed are two arms and, if not test, a test set: "
-                         f"ARM:ARM@TEST_SET, and one of :{', :'.join(allowed_metrics)}")
+                         f"ARM:ARM@TEST_SET, and one of :{', :'.join(metrics)}")
     found = Primary(match["arm"], against, test_set or "test",
                     match["metric"] or ("balanced_accuracy" if exclusive else "auroc"))
     for kind, name, allowed in (("arm", found.arm, arms), ("arm", found.against, arms),
                                 ("test set", found.test_set, test_sets),
-                                ("figure", found.metric, allowed_metrics)):
+                                ("figure", found.metric, metrics)):
         if name not in allowed:
             raise InputError(f"--primary {text}: no {kind} is named {name}; there are "
                              f"{', '.join(allowed)}")
@@ -156,28 +156,28 @@ def seen(ways: Sequence[tuple[float, float]], level: float) -> float:
 def compare(by_seed: Mapping[str, Sequence[np.ndarray]], truth: np.ndarray, patients: Sequence[str],
             labels: Sequence[str], pairs: Sequence[tuple[str, str]], *, positive: str,
             exclusive: bool = True, generators: Mapping[str, int] = {},
-            benefit: Benefit | None = None, calls: Mapping[str, np.ndarray] = {}) -> list[dict]:
+            benefit: Mapping[str, np.ndarray] = {}) -> list[dict]:
     """A row for each pair of arms, the first minus the second, and figure; for JSON.
 
     by_seed: of each arm the probabilities (n,k) of each network, in the same order of seeds; truth
     (n,k) bool; `positive` the label of "auroc". generators: how many each arm pools; network s was
-    trained on the images of generator s mod this. calls: (networks,n) bool of each arm, for the net
-    benefit.
+    trained on the images of generator s mod this. benefit: of each arm (networks,n), what each
+    image adds to its net benefit.
     """
     truth, place = np.asarray(truth, bool), list(labels).index(positive)
+    metrics = figures(exclusive, bool(benefit))
     tables: dict[tuple[str, str], np.ndarray] = {}
     for arm in dict.fromkeys(sum(pairs, ())):
         members = np.asarray(by_seed[arm], float)
         assert members.shape[1:] == truth.shape == (len(patients), len(labels)), (arm, truth.shape)
         for p in members:
             check_probabilities(p, exclusive, f"arm {arm}")
-        for metric in metrics(exclusive, benefit):
-            parts = (benefit.parts(calls[arm], truth[:, place]) if metric == BENEFIT else
-                     np.array([contributions(metric, p, truth, place) for p in members]))
+        for metric in metrics:
+            parts = benefit[arm] if metric == BENEFIT else np.array(
+                [contributions(metric, p, truth, place) for p in members])
             tables[arm, metric] = group_sums(parts, patients) * len(set(patients))
     rows = []
-    for (a, b), metric in ((pair, metric) for pair in pairs
-                           for metric in metrics(exclusive, benefit)):
+    for (a, b), metric in ((pair, metric) for pair in pairs for metric in metrics):
         x, y = tables[a, metric], tables[b, metric]
         assert len(x) == len(y), (a, b, "differ in their number of seeds")
         g = max(generators.get(a, 1), generators.get(b, 1))

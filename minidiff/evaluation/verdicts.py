@@ -136,7 +136,7 @@ def _copies(neighbours: Mapping, samples: Mapping, filters: Mapping) -> list[dic
     answer = OPEN if other else unless_selected(answer, "copies" in filters)
     return [{"about": "copies", "answer": answer, "of_other_data": other,
              "filter": filters.get("copies"), "found": neighbours["verdict"],
-             "spaces": neighbours["spaces"], "named": neighbours.get("named"),
+             "named": neighbours.get("named"),
              "fewest": neighbours.get("fewest"), "nearer": nearer(neighbours),
              "random_split": neighbours.get("random_split", True)}]
 
