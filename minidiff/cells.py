@@ -11,22 +11,28 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from minidiff.errors import InputError, first_few
 
-# as pandas, R, SPSS, databases and people write that a cell is empty; any case
-UNKNOWN = frozenset(("", "nan", "<na>", "nat", "na", "n/a", "n.a.", "#n/a", "none", "null", "nil",
-                     "unknown", "unk", "missing", "not available", ".", "?", "??", "-", "--", "–",
-                     "—"))
-CLASSES = ("none", "unknown", "missing")  # which may be the name of a label
+# as pandas, R, SPSS, Excel, databases and people write that a cell is empty; any case
+CLASSES = frozenset((  # which may be the name of a label
+    "none", "unknown", "missing", "not known", "unspecified", "not specified", "undetermined",
+    "undefined", "not reported", "not recorded", "not applicable", "anonymous", "anonymized",
+    "anonymised", "anon", "unbekannt", "nicht bekannt", "keine angabe", "inconnu", "inconnue",
+    "desconocido", "desconocida", "sconosciuto", "sconosciuta"))
+UNKNOWN = CLASSES | {
+    "", "nan", "<na>", "nat", "na", "n/a", "n.a.", "n.d.", "k.a.", "null", "nil", "(null)",
+    "(blank)", "unk", "not available", "tbd", ".", "?", "??", "-", "--", "–", "—", "#n/a",
+    "#div/0!", "#ref!", "#value!", "#name?", "#num!", "#null!"}
 NO_FINDING = ("none", "no finding", "no_finding")  # as NIH, CheXpert and MIMIC write it, any case
 AND = "|"  # Edema|Effusion: both are present
 TOP = 89      # years; lower ages are not hidden behind a sign, such as 60+, but grouped
 OLDEST = 120  # years; an age beyond, or below 0, stands for unknown or is a mistake
-YEARS = {**dict.fromkeys(("", "y", "yr", "yrs", "yo", "year", "years", "j", "jahre"), 1.0),
-         **dict.fromkeys(("m", "mo", "mos", "month", "months"), 1 / 12),
-         **dict.fromkeys(("w", "wk", "wks", "week", "weeks"), 7 / 365.25),
-         **dict.fromkeys(("d", "day", "days"), 1 / 365.25)}
+YEARS = {"y yr yrs yo year years j jahr jahre an ans año años ano anos anni": 1.0,
+         "m mo mos mon month months monat monate mois mes meses mesi": 1 / 12,
+         "w wk wks week weeks woche wochen": 7 / 365.25,
+         "d day days tag tage jour jours": 1 / 365.25}
+YEARS = {"": 1.0} | {word: years for words, years in YEARS.items() for word in words.split()}
 WORDS = {  # column: its words, as they are without case, space and punctuation, by what they mean
-    "sex": {"f": "f female w woman weiblich frau femme féminin femenino femenina",
-            "m": "m male man männlich maennlich mann homme masculin masculino",
+    "sex": {"f": "f female fem w woman girl weiblich frau femme féminin femenino femenina",
+            "m": "m male masc man boy männlich maennlich mann homme masculin masculino",
             "o": "o other", "d": "d divers diverse", "x": "x nonbinary intersex"},
     "view": {"ap": "ap anteroposterior anteriorposterior",
              "pa": "pa posteroanterior posterioranterior", "lateral": "lateral lat",
@@ -44,16 +50,19 @@ GROUPS = re.compile(  # 12,345.6  12.345,6  12 345,6  12'345  1,234,567
     r"([+-]?\d{1,3})(?:((?:[ '’]\d{3})+)([.,]\d+)?|((?:,\d{3})+)(\.\d+)|((?:\.\d{3})+)(,\d+)"
     r"|((?:,\d{3}){2,})|((?:\.\d{3}){2,}))")
 THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}")  # 1.234, where others of the column have a comma
-NUMBERLIKE = re.compile(r"[<>≤≥=~+-]*\s*\d[\d.,' ’]*\s*[%+]?"
-                        r"|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")  # 1,234  >89  2020-03-01
-AGE = re.compile(r"(>=?|≥)?\s*([-+\d.,]+?)\s*(\+?)\s*([a-z]*)\.?")
+NUMBERLIKE = re.compile(  # 1,234  >89  70 kg  38 °C  2020-03-01
+    r"[<>≤≥=~+-]*\s*\d[\d.,' ’]*\s*([%+]|°\w|[^\W\d_]{2}[\w/%]*)?"
+    r"|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
+AGE = re.compile(r"(>=?|≥)?\s*([-+\d.,]+?)\s*(\+?)\s*([^\W\d_]*)\.?")
 CUT = re.compile(r"\d([.,]\d+)?e\+\d+", re.I)  # 1.23E+11: what a spreadsheet leaves of a number
 
 
 def is_unknown(cell: str, column: str = "") -> bool:
-    """Does a cell say that nothing is known? A label may be called none or unknown."""
+    """Does a cell say that nothing is known? A label may be called none or unknown; a sex of U, as
+    hospitals write it, is unknown."""
     word = _fold(cell)
-    return word in UNKNOWN and not (column == "label" and word in CLASSES)
+    return (word in UNKNOWN and not (column == "label" and word in CLASSES)) or (
+        word == "u" and meaning(column) == "sex")
 
 
 def meaning(column: str) -> str:
@@ -99,7 +108,7 @@ def number(column: str, cell: str) -> float:
 
 
 def is_numberlike(column: str, cell: str) -> bool:
-    """Is it meant as a number, though `number` may not read it: 1,234, >89, 2020-03-01?"""
+    """Is it meant as a number, though `number` may not read it: 1,234, >89, 70 kg, 2020-03-01?"""
     return not math.isnan(number(column, cell)) or bool(NUMBERLIKE.fullmatch(cell.strip()))
 
 
@@ -133,11 +142,12 @@ def spelled(column: str, cells: Iterable[str]) -> dict[str, str]:
 
 
 def strange(column: str, cells: Iterable[str]) -> list[str]:
-    """Cells whose meaning is a guess beside others of the column: a sex of 1 beside F and M."""
+    """Cells whose meaning is a guess beside others of the column: a sex of 1 beside F and M, an age
+    of 60+ beside 61."""
     cells = list(cells)
-    if meaning(column) != "sex":
-        return []
-    unread = [cell for cell in cells if _fold(cell) not in WORDS["sex"]]
+    read = {"sex": lambda cell: _fold(cell) in WORDS["sex"],
+            "age": lambda cell: not math.isnan(to_years(cell))}.get(meaning(column), bool)
+    unread = [cell for cell in cells if not read(cell)]
     return unread if len(unread) < len(cells) else []
 
 

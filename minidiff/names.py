@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 
+UNSEEN = "\u200b\u200e\u200f\u2060\ufeff"  # characters without width: marks that editors leave
 LONGEST = 120  # bytes of a folder's name: disks allow 255, with encryption 143
 FORBIDDEN = '<>:"/\\|?*%'  # in names on Windows; % marks what is written as its code
 DEVICES = {"con", "prn", "aux", "nul",  # no names of files on Windows, with an ending neither
@@ -22,7 +23,7 @@ DEVICES = {"con", "prn", "aux", "nul",  # no names of files on Windows, with an 
 def text(name: str) -> str:
     """The name of a file, or any cell of a table, as the text that stands for it in all tables."""
     read = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return unicodedata.normalize("NFC", read).strip()
+    return unicodedata.normalize("NFC", read).strip().strip(UNSEEN).strip()
 
 
 def on_disk(path: str, folder: str | os.PathLike = "") -> str:

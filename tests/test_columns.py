@@ -102,6 +102,12 @@ def test_a_sex_that_may_be_either_stays_and_is_refused_as_a_condition():
     ("icu", ["1", "1.0", "0", "0.0"], ["1", "1", "0", "0"]),
     ("stage", ["1", "1.0", "2", "3"], ["1", "1", "2", "3"]),
     ("ward", ["A", "a ", "B  1", "b 1"], ["A", "A", "B  1", "B  1"]),
+    ("icu", ["yes", "Y", "not known", "0", "#DIV/0!", "nicht bekannt"],
+     ["yes", "yes", "", "0", "", ""]),
+    ("Gender", ["Fem", "U", "girl", "not specified", "M"], ["Fem", "", "Fem", "", "M"]),
+    ("u", ["U", "x"], ["U", "x"]),
+    ("age", ["6 mois", "60 Jahre", "61 años", "12 Wochen"], ["0.5", "60", "61", "0.229979"]),
+    ("label", ["Not known", "anonymous", "covid"], ["Not known", "anonymous", "covid"]),
     ("view", ["PA", "nan", "N/A", "None", "", "?"], ["PA", "", "", "", "", ""]),
     ("crp", ["1", "NULL", "-", "3"], ["1", "", "", "3"]),
     ("age", ["60", "060Y", "6M", "nan", "55.0"], ["60", "60", "0.5", "", "55.0"]),
@@ -112,6 +118,24 @@ def test_a_sex_that_may_be_either_stays_and_is_refused_as_a_condition():
 ])
 def test_one_value_has_one_spelling(name, values, read):
     assert column(name, values)[0] == read
+
+
+def test_numbers_with_a_unit_are_no_names():
+    kilograms = [f"{k} kg" for k in range(50, 60)]
+    with pytest.raises(InputError, match="weight' has no number that can be read, only .*'50 kg'"):
+        var.infer("weight", kilograms)
+    rows = [{"weight": cell, "where": cell} for cell in [*map(str, range(50, 60)), "38,5 °C"]]
+    with pytest.raises(InputError, match="38,5 °C: weight .* is not a number"):
+        var.encode([var.infer("weight", [row["weight"] for row in rows])], rows)
+    assert var.infer("stage", ["1a", "2a", "2b", "3a", "3b", "4"]).kind == "category"
+
+
+def test_few_ages_beside_one_that_cannot_be_read():
+    rows = [{"age": cell, "where": f"m.csv:{k}"} for k, cell in enumerate(["60", "61", "60-y"], 2)]
+    age = var.infer("age", [row["age"] for row in rows])
+    assert age == Category("age", ("60", "61"))
+    with pytest.raises(InputError, match="m.csv:4: age '60-y' is not one of 60, 61"):
+        var.encode([age], rows)
 
 
 def test_nothing_is_said_of_a_table_in_which_each_value_has_one_spelling():
@@ -148,6 +172,18 @@ def test_a_comma_within_a_name_is_no_list_and_a_doubtful_one_is_refused():
     with pytest.raises(InputError, match="'Edema, Effusion' may be one value or several, as only "
                        "Edema also stands alone; write Edema|Effusion"):
         var.infer("findings", ["Edema, Effusion", "Edema", "Normal"])
+
+
+def test_what_columns_takes_over_is_told_once():
+    rows = [{"Patient Age": cell, "age": cell, "where": "m.csv:2"} for cell in ("060Y", "414Y")]
+    rows, remarks = read_columns(rows)
+    assert [row["age"] for row in rows] == ["60", ""]
+    assert [remark.kind for remark in remarks] == ["ages with units", "impossible ages"]
+
+
+def test_labels_of_the_same_findings_in_another_order_are_named():
+    assert column("label", ["Edema|Mass", "Mass|Edema", "Mass"])[1] == ["labels alike"]
+    assert column("label", ["Edema|Mass", "Edema", "Mass"])[1] == []
 
 
 def test_labels_and_patients_that_look_alike_are_named():

@@ -243,7 +243,8 @@ def test_the_view_may_be_coded(stated, coded, view):
 
 
 def test_sex_may_be_a_word():
-    for text, sex in (("Female", "F"), ("m", "M"), ("OTHER", "O"), ("W", ""), ("FM", "")):
+    for text, sex in (("Female", "F"), ("m", "M"), ("OTHER", "O"), ("weiblich", "F"), ("D", ""),
+                      ("FM", "")):
         assert facts(PatientSex=text)["sex"] == sex
 
 

@@ -72,7 +72,7 @@ def test_nested_data_sets_are_left_alone(tmp_path):
 def test_row_without_file_and_file_without_row(tmp_path):
     folder = data_set(tmp_path / "d", rows_of(5))
     (folder / "images/003.png").unlink()
-    refused(folder, "1 row(s) without a file", "metadata.csv:5", "003.png")
+    refused(folder, "1 row(s) without a file", "metadata.csv:5", "003.png", "--only-listed leaves")
     picture(folder / "images/003.png", 3)
     picture(folder / "images/extra/x.png", 9)
     (folder / "images/extra/x.png").rename(folder / "images/extra/x.PNG")
@@ -112,7 +112,7 @@ def test_a_path_out_of_the_folder(tmp_path, name):
 
 BAD_CSV = {
     "no label column": ("file_name,sex\nx.png,F\n", "no column 'label'; it has file_name, sex"),
-    "bars": ("file_name|label\nx.png|a\n", "no column 'file_name'"),
+    "tildes": ("file_name~label\nx.png~a\n", "no column 'file_name'"),
     "empty": ("", "no column 'file_name'; it has none"),
     "header only": ("file_name,label\n", "no rows"),
     "a column twice": ("file_name,label,age,age\nx.png,a,1,2\n", "'age' is there twice"),

@@ -50,6 +50,7 @@ def test_names_of_any_bytes_have_a_text_and_are_found_by_it(tmp_path):
     written = unicodedata.normalize("NFD", "Müller.png")
     (tmp_path / raw / written).touch()
     assert text(raw) == "m\\xfcll" and text(written) == "Müller.png" and text(" F ") == "F"
+    assert text("\ufeffcovid \u200b") == "covid"
     assert on_disk("m\\xfcll/Müller.png", tmp_path) == f"{raw}/{written}"
     assert on_disk(str(tmp_path / "m\\xfcll")) == str(tmp_path / raw)
     assert on_disk("none/x.png", tmp_path) == "none/x.png"

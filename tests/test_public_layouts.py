@@ -294,6 +294,58 @@ def test_one_split_folder_alone_gives_no_split(tmp_path):
     assert has_note(table, "all images lie in folders named train")
 
 
+@pytest.mark.parametrize("table", [
+    "train/labels.csv", "train/images/metadata.csv", "images/list.tsv", "annotations/finding.csv",
+    "train.txt", "extra.parquet"])
+def test_images_are_not_without_a_label_where_a_table_below_may_know_it(table, tmp_path):
+    """Once all of them were called `any`."""
+    top = "" if "images/" in table else str(Path(table).parent)
+    sets.pictures(tmp_path, [f"{name}/{k}.png" for name in ("train", "test") for k in range(3)]
+                  if "train" in table else [f"images/{k}.png" for k in range(6)])
+    (tmp_path / table).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / table).write_text("1 0.png covid\n" if table.endswith("txt") else
+                                  "file_name,label\n0.png,a\n")
+    refused(tmp_path, Path(table).name, "metadata.csv" if top else "may know more")
+
+
+def test_a_data_set_in_a_folder_of_its_own_gives_no_label(tmp_path):
+    """An archive unpacked into a folder of its name, which is given with the folder above."""
+    sets.pictures(tmp_path, [f"sample/images/{k}.png" for k in range(4)])
+    (tmp_path / "sample/list.csv").write_text("Image Index,Finding Labels\n0.png,Mass\n")
+    refused(tmp_path, "one label only, 'sample'", "sample/list.csv")
+    (tmp_path / "sample/list.csv").write_text("a,b\n1,2\n")  # of no images
+    assert read(tmp_path).labels == ["sample"]
+
+
+@pytest.mark.parametrize("name", ["Dataset_type", "set", "phase"])
+def test_a_column_that_says_nothing_but_splits_is_the_split(name, tmp_path):
+    sets.pictures(tmp_path, [f"{k}.png" for k in range(6)])
+    rows = [{"file_name": f"{k}.png", "label": "ab"[k % 2], name: "TRAIN" if k < 4 else "Test"}
+            for k in range(6)]
+    sets.table(tmp_path / "metadata.csv", f"file_name,label,{name}", rows)
+    assert counted(read(tmp_path), "split") == {("train",): 4, ("test",): 2}
+    sets.table(tmp_path / "metadata.csv", f"file_name,label,{name},split", rows)  # empty on purpose
+    assert counted(read(tmp_path), "split") == {("",): 6}
+    sets.table(tmp_path / "metadata.csv", f"file_name,label,{name},stage", [
+        {**row, "stage": "train" if k else "val"} for k, row in enumerate(rows)])
+    refused(tmp_path, f"{name} and stage may each be the split", f"--columns split={name}")
+
+
+def test_a_folder_like_that_of_a_split_is_not_lost(tmp_path):
+    sets.pictures(tmp_path, [f"{name}/{label}/{k}.png" for name in ("train", "test_1")
+                             for label in "ab" for k in range(2)])
+    refused(tmp_path, "test_1 is laid out like train", "rename it")
+    shutil.move(tmp_path / "test_1", tmp_path / "Validate ")
+    assert counted(read(tmp_path), "split") == {("train",): 4, ("val",): 4}
+    for k, name in enumerate(("train", "Validate ", "more")):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        sets.pictures(tmp_path / name, ["0.png"], k)
+        (tmp_path / name / "Metadata.csv").write_text("file_name,label\n0.png,a\n")
+    refused(tmp_path, "more is laid out like", "rename it")
+    shutil.rmtree(tmp_path / "more")
+    assert counted(read(tmp_path), "split", "label") == {("train", "a"): 1, ("val", "a"): 1}
+
+
 def test_a_split_folder_without_its_table(tmp_path):
     folder = hub(tmp_path / "d", "inside", "csv", "without")
     (folder / "test/metadata.csv").unlink()
@@ -330,7 +382,7 @@ def test_splits_below_the_labels(tmp_path):
 
 @pytest.mark.parametrize("names", [
     ["images_001", "images_002"], ["data"], ["old_train_images"], ["JPEG"], ["part 1"],
-    ["CXR_png"], ["images_normalized"], ["ChinaSet_AllFiles"]])
+    ["CXR_png"], ["New folder (2)", "covid"], ["images_normalized"], ["ChinaSet_AllFiles"]])
 def test_folders_that_only_hold_files(names, tmp_path):
     for k, name in enumerate(names):
         sets.pictures(tmp_path / name / ("covid" if name == "data" else ""), ["a.png"], k)
@@ -340,7 +392,8 @@ def test_folders_that_only_hold_files(names, tmp_path):
 @pytest.mark.parametrize("names", [
     ["patient001", "patient002"], ["covid", "Patient 3"], ["00000013"], ["1.2.840.113619.2"],
     ["case1"], ["0123456789abcdef0"], [str(k) for k in range(12)], ["Huber", "Mayer", "Li", "Cruz",
-                                                                   "Abe"]])
+                                                                   "Abe"],
+    ["2020-01", "2020-02"], ["2021.3.14"]])
 def test_folders_of_patients(names, tmp_path):
     for k, name in enumerate(names):
         sets.pictures(tmp_path / name, ["a.png", "b.png"], 2 * k)
@@ -379,7 +432,8 @@ def test_two_levels_that_may_both_be_labels(tmp_path):
 # --- nothing disappears
 
 
-RUBBISH = ("Thumbs.db", ".DS_Store", "@eaDir/x.png@SynoPhoto.png", "#recycle/x.png", "desktop.ini",
+RUBBISH = ("Thumbs.db", "thumbs/x.png", "__pycache__/x.png", "Network Trash Folder/x.png",
+           ".DS_Store", "@eaDir/x.png@SynoPhoto.png", "#recycle/x.png", "desktop.ini",
            "$RECYCLE.BIN/x.png", ".Trash-1000/files/x.png", "._x.png", "lost+found/x.png",
            "__MACOSX/covid/._x.png")
 
@@ -470,5 +524,9 @@ def test_only_listed_for_a_table_that_names_a_subset(tmp_path):
     assert has_note(table, "3 images that no row names (images/3.png, images/4.png, images/5.png)",
                     "1 image without a label (images/2.png)")
     (tmp_path / "images/1.png").unlink()
-    with pytest.raises(InputError, match="1 row.s. without a file"):
+    table = read(tmp_path, only_listed=True)
+    assert table.column("label") == ["a"]
+    assert has_note(table, "1 row without a file", "metadata.csv:3 images/1.png")
+    (tmp_path / "images").rename(tmp_path / "pictures")
+    with pytest.raises(InputError, match="3 row.s. without a file"):
         read(tmp_path, only_listed=True)

@@ -25,15 +25,15 @@ from minidiff.variables import ANY
 
 # Names of folders that only hold files: images_001, files, data, train_images, part 2
 WORDS = (r"(images?|imgs?|pictures?|pics|photos?|files?|allfiles|data|datasets?|dicoms?|pngs?|"
-         r"jpe?gs?|raw|export|batch|part|chunk|folder|archive|downloads?|disc|cd)")
-CONTAINER = re.compile(WORDS + r"[-_ ]*\d*|(\w+[-_ ])?(train|test|val|valid)(ing)?[-_ ]"
+         r"jpe?gs?|raw|export|batch|part|chunk|(new |untitled )?folder|archive|downloads?|disc|cd)")
+CONTAINER = re.compile(WORDS + r"[-_ ]*\(?\d*\)?|(\w+[-_ ])?(train|test|val|valid)(ing)?[-_ ]"
                        r"(images?|imgs?|data|set)(_png|_jpg)?", re.I)
 HOLDS_FILES = re.compile(rf"(.*[-_ ])?{WORDS}([-_ \d].*)?", re.I)  # of the only folder: CXR_png
-# … that name a patient, a study or a file of theirs: patient00001, sub-S03044, p10, 00000013, UIDs
+# … that name a patient, a study or a file of theirs: patient00001, sub-S03044, p10, 00000013, dates
 IDENTITY = re.compile(
     r"(?i:patient|pat|pt|subject|subj|sub|person|pid|case|study|series|session|ses|exam|scan|visit|"
     r"accession|acc|mrn|id)[-_ #]*[A-Za-z]{0,2}\d+|[ps]\d{2,}|[A-Za-z]{0,3}[-_ ]?\d{3,}|"
-    r"\d[\d.]{7,}|(?=.*\d)[0-9a-fA-F-]{16,}")
+    r"\d[\d.]{7,}|(19|20)\d\d[-_. ]\d\d?([-_. ]\d\d?)?|(?=.*\d)[0-9a-fA-F-]{16,}")
 MANY, FEW = 5, 2  # so many folders of so few images each are no labels, whatever their names
 FLAT = f"no table and no class folders: no image has a label, and all are called {ANY}"
 TABLE = "write a metadata.csv with the columns file_name,label,patient"
@@ -77,7 +77,7 @@ def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]
                     for file in loose], [FLAT, *said(left, folder)]
         inside = f"data sets inside it: {first_few(inside)}" if inside else ""
         raise NoClassFolders(f"{folder}: no metadata.csv and no class folders of images; "
-                             f"{inside or hint}")
+                             f"{inside or '; '.join([hint, *said(left, folder)])}")
     for label, files in labels.items():
         _refuse_two_levels(label, files, labels)
     _refuse_no_labels(folder, labels, hint)

@@ -31,14 +31,17 @@ class Remark(NamedTuple):
 
 def read_columns(rows: Sequence[Row]) -> tuple[list[Row], list[Remark]]:
     """The rows with their cells read as above, and what was changed or is doubtful."""
-    changed, remarks = {}, []
+    changed, remarks, told = {}, [], set()
     for name in dict.fromkeys(name for row in rows for name in row):
         if name in (*RESERVED, "source"):
             continue
-        new = _Column(name, [row.get(name, "") for row in rows], [row["where"] for row in rows])
+        column = tuple(row.get(name, "") for row in rows)
+        new = _Column(name, column, [row["where"] for row in rows])
         if any(old != said for old, said in new.now.items()):
             changed[name] = new.now
-        remarks += new.remarks
+        once = (cells.meaning(name), column)  # Patient Age, and age as --columns names it
+        remarks += [] if once in told else new.remarks
+        told.add(once)
     return [{**row, **{name: now[row[name]] for name, now in changed.items() if name in row}}
             for row in rows], remarks
 
@@ -67,8 +70,7 @@ class _Column:
                 self._remark("unknown labels", "warning", f"{self._listed(words)} is taken as a "
                              "class of its own")
             words = [label for label in self._known() if math.isnan(cells.to_number(label))]
-            self.remarks += _alike(name, words, lambda text: re.sub(r"[\W_]", "", text.casefold()),
-                                   "in spaces or punctuation")
+            self.remarks += _alike(name, words, _bare, "in spaces, punctuation or order")
 
     def _known(self) -> list[str]:
         """The different cells as they are read now, without the unknown, in order."""
@@ -86,7 +88,7 @@ class _Column:
     def _unknown(self) -> None:
         none_is_said = "finding" in self.name.casefold() or any(
             mark in cell for cell in self.counts for mark in (cells.AND, ";", "["))
-        empty = [cell for cell in self.counts if cell and cells.is_unknown(cell)
+        empty = [cell for cell in self.counts if cell and cells.is_unknown(cell, self.name)
                  and not (none_is_said and cell.casefold() in cells.NO_FINDING)]
         self._read(dict.fromkeys(empty, ""))
         if empty:
@@ -97,9 +99,9 @@ class _Column:
             return
         years = {cell: cells.to_years(cell) for cell in self._known()}
         said = {cell: f"{age:.6g}" for cell, age in years.items()
-                if not math.isnan(age) and not cells.PLAIN.fullmatch(cell)}
+                if 0 <= age <= cells.OLDEST and not cells.PLAIN.fullmatch(cell)}
         nobody = [cell for cell, age in years.items() if age < 0 or age > cells.OLDEST]
-        strange = [cell for cell, age in years.items() if math.isnan(age)]
+        strange = cells.strange(self.name, years)
         self._read(said | dict.fromkeys(nobody, ""))
         if said:
             cell, age = next(iter(said.items()))
@@ -108,7 +110,7 @@ class _Column:
         if nobody:
             self._remark("impossible ages", "warning", f"{self._listed(nobody)} is no age in years "
                          f"from 0 to {cells.OLDEST} and counts as unknown: {self._where(nobody)}")
-        if strange and len(strange) < len(years):
+        if strange:
             self._remark("unreadable ages", "warning", f"{self._listed(strange)} is not an age in "
                          f"years; as a condition it is refused: {self._where(strange)}")
 
@@ -141,10 +143,17 @@ class _Column:
             for old, now in sorted(new.items()) if old != now]
         if said:
             self._remark("spellings", "info", first_few(said, 10))
-        if strange := cells.strange(self.name, self._known()):
+        strange = cells.strange(self.name, self._known())
+        if strange and cells.meaning(self.name) != "age":  # which said so
             self._remark("unknown spellings", "warning", f"{self._listed(strange)} has no known "
                          f"meaning beside {first_few(sorted(set(new.values()) - set(strange)))}; "
                          f"as a condition it is refused: {self._where(strange)}")
+
+
+def _bare(label: str) -> str:
+    """Its findings in order, without spaces and punctuation."""
+    parts = re.split(r"[|;,]", label.casefold())
+    return "|".join(sorted(re.sub(r"[\W_]", "", part) for part in parts))
 
 
 def _alike(name: str, values: Iterable[str], key, how: str) -> list[Remark]:

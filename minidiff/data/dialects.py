@@ -1,6 +1,6 @@
 """A table file as rows of text cells: delimiters, encodings, and the names of columns.
 
-    .csv .tsv    comma, semicolon or tab; UTF-8, or UTF-16 as spreadsheets save it
+    .csv .tsv    comma, semicolon, tab or |; UTF-8, or UTF-16 as spreadsheets save it
     .jsonl       one JSON object a line (Hugging Face)
 
 Columns are known by minidiff's names, in any capitals. `--columns` says how a table names them
@@ -114,7 +114,7 @@ def _text(data: bytes) -> str:
 def _csv(text: str) -> list[tuple[int, list[str]]]:
     """(line, cells) of each line that is not empty; the delimiter is the one that makes most of the
     header, or that of an Excel file's line `sep=;`."""
-    named = re.match(r"sep=([,;\t])\r?\n", text)
+    named = re.match(r"sep=([,;\t|])\r?\n", text)
 
     def columns(delimiter: str) -> int:
         with suppress(csv.Error, StopIteration):
@@ -124,7 +124,7 @@ def _csv(text: str) -> list[tuple[int, list[str]]]:
 
     file = io.StringIO(text, newline="")
     skipped = bool(named and file.readline())
-    reader = csv.reader(file, delimiter=named[1] if named else max(",;\t", key=columns),
+    reader = csv.reader(file, delimiter=named[1] if named else max(",;\t|", key=columns),
                         strict=True)
     return [(reader.line_num + skipped, [cell.strip() for cell in cells]) for cells in reader
             if cells]

@@ -5,6 +5,7 @@ What is neither is handed back by name, to be listed: nothing disappears unseen.
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from minidiff.data.split import SPLITS
 from minidiff.errors import InputError, count, first_few
 
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
-SYNONYMS = {"training": "train", "valid": "val", "validation": "val", "dev": "val",
-            "testing": "test", "eval": "test", "evaluation": "test"} | {s: s for s in SPLITS}
+SYNONYMS = {"training": "train", "valid": "val", "validation": "val", "validate": "val",
+            "dev": "val", "testing": "test", "eval": "test", "evaluation": "test",
+            } | {s: s for s in SPLITS}
 # Of desktops, file servers, archives and editors, in lower case: skipped silently.
 RUBBISH = ("thumbs.db*", "ehthumbs*.db", "desktop.ini", "icon\r", ".ds_store", "._*", "__macosx",
-           ".appledouble", ".spotlight-*", ".fseventsd", ".temporaryitems", ".trash*", "~$*",
+           ".appledouble", ".spotlight-*", ".fseventsd", "*temporary*items", ".trash*", "~$*",
            "$recycle.bin", "recycler", "system volume information", "found.[0-9]*", "lost+found",
-           "@eadir", "@tmp", "@recycle*", "@recently-snapshot", ".@__thumb", "#recycle",
-           "#snapshot", ".snapshot*", ".nfs*", ".thumbnails", ".directory", ".git*", ".cache",
-           ".ipynb_checkpoints", ".~lock*", ".*.tmp-[0-9]*")
+           "@eadir", "@tmp", "@recycle*", "@recently-snapshot", "*@__thumb", "#recycle",
+           "#snapshot", ".snapshot*", ".nfs*", "*thumbnails", "thumbs", ".directory", ".git*",
+           ".cache", "network trash folder", "__pycache__", ".ipynb_checkpoints", ".~lock*",
+           ".*.tmp-[0-9]*")
 # Pictures that are not read: they count as images, so that reading refuses them by name.
 PICTURES = (".jfif", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2",
             ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".npy", ".nii",
@@ -42,7 +45,7 @@ def is_mask(name: str) -> bool:
 
 def tables(folder: Path) -> list[Path]:
     """The tables that make a folder a data set: its own, or those of its split folders."""
-    own = [folder / name for name in METADATA if (folder / name).is_file()]
+    own = sorted(path for path in folder.iterdir() if path.name.lower() in METADATA)
     return own or [table for below in split_folders(folder) for table in tables(below)]
 
 
@@ -53,7 +56,7 @@ def is_data_set(folder: Path) -> bool:
 def split_named(name: str) -> str:
     """The split that a folder or a cell is named after: Valid, test_images, Train set; "" if none.
     """
-    return SYNONYMS.get(re.sub(r"[-_ ]?(set|data|images|imgs)$", "", name.lower()), "")
+    return SYNONYMS.get(re.sub(r"[-_ ]?(set|data|images|imgs)$", "", name.strip().lower()), "")
 
 
 def split_folders(folder: Path) -> dict[Path, str]:
@@ -118,6 +121,20 @@ def refuse_unread(left: Left) -> None:
     for path in left.get(DICOM_FILE, ()):
         raise InputError(f"{path} is a DICOM file: python -m minidiff.data.dicom import "
                          f"{path.parent} --out NEW makes a data set of such files")
+
+
+def refuse_unsplit(folder: Path, labels: Collection[str]) -> None:
+    """Raise InputError where a folder beside that of a split is laid out like it, and would be lost
+    unseen: it has a table, too, or the labels, and train/ alone is no split."""
+    splits = split_folders(folder)
+    tabled, one = any(map(is_data_set, splits)), len(set(splits.values())) == 1
+    for path in sorted(folder.iterdir()) if splits else ():
+        if path in splits or is_rubbish(path.name) or not path.is_dir():
+            continue
+        if (tabled and is_data_set(path)) or (
+                one and any(below.name in labels for below in path.iterdir())):
+            raise InputError(f"{path} is laid out like {next(iter(splits)).name} beside it, and "
+                             f"its name is none of {', '.join(SPLITS)}: rename it, or move it away")
 
 
 def said(left: Left, folder: Path) -> list[str]:

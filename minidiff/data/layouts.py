@@ -17,12 +17,14 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from minidiff.cells import is_unknown
 from minidiff.data.classes import TABLE, NoClassFolders, read_classes
 from minidiff.data.dialects import (
     ADDED,
+    COLUMNS,
     ENDINGS,
     fits,
     known_as,
@@ -38,6 +40,7 @@ from minidiff.data.folders import (
     Left,
     image_files,
     is_rubbish,
+    refuse_unsplit,
     said,
     split_folders,
     split_named,
@@ -46,9 +49,10 @@ from minidiff.data.folders import (
 )
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import Row
-from minidiff.errors import InputError, first_few
+from minidiff.errors import InputError, count, first_few
 from minidiff.names import on_disk, text
 from minidiff.root import AS_WE_NAME, Reading
+from minidiff.variables import ANY
 
 RANDOM_SPLIT, PHANTOM, MANIFEST = "random-split.txt", "phantom.json", "manifest.json"
 # A folder that is one patient's: patient00001, sub-S03044, subject_7, p10000032
@@ -71,13 +75,17 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
             rows, remarks = read_classes(folder, _advice(folder))
         except NoClassFolders as error:
             raise InputError(_fault(folder) or str(error)) from None
+        _refuse_hidden_tables(folder, rows)
         remarks += ["--columns says nothing here: no table"] if reading.columns else []
+    refuse_unsplit(folder, {row["label"] for row in rows})
+    own = any("split" in row for row in rows)
     for row in rows:
         row["split"] = split_named(row.get("split", "")) or row.get("split", "")
         row["file"] = os.path.normpath(folder / row["file_name"])
         row |= {name: text(cell) for name, cell in row.items() if name not in ADDED}
     if not any(row["split"] for row in rows):
-        remarks += _splits_of_lists(folder, rows) or _splits_of_folders(rows)
+        remarks += (_splits_of_lists(folder, rows) or ([] if own else _splits_of_column(rows))
+                    or _splits_of_folders(rows))
     remarks += _patients_of_folders(rows)
     without = [row["where"] for row in rows if not row["split"]]
     if 0 < len(without) < len(rows):
@@ -88,7 +96,7 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
 
 def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[list[Row], list[str]]:
     """The rows of one table, or of one for each split."""
-    if len(found) > 1 and found[0].parent == found[1].parent and found[0].name in METADATA:
+    if len(found) > 1 and found[0].parent == found[1].parent and found[0].name.lower() in METADATA:
         raise InputError(f"{found[0]} and {found[1].name}: keep the one that holds")
     bare = [path for path in split_folders(folder) if not tables(path) and image_files(path)]
     if bare and found[0].parent not in (folder, *bare):
@@ -106,7 +114,8 @@ def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[lis
                              "rows; --only-listed leaves such rows out")
         for row in part if len(found) > 1 and path.parent == folder else ():
             row["split"] = row.get("split") or _split_of(path)
-        remarks += _locate(path.parent, part)
+        part, said_of_files = _locate(path.parent, part, reading.only_listed)
+        remarks += said_of_files
         top = path.parent.relative_to(folder)
         rows += [{**row, "file_name": str(top / row["file_name"])} for row in part]
         known = known_as(path)
@@ -120,9 +129,9 @@ def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[lis
     return [row for row in rows if row["label"]], [*remarks, *said(left, folder)]
 
 
-def _locate(folder: Path, rows: list[Row]) -> list[str]:
-    """Write into each row its file's path from the folder, which must be there; a remark where the
-    table names files otherwise.
+def _locate(folder: Path, rows: list[Row], only_listed: bool) -> tuple[list[Row], list[str]]:
+    """The rows with their file's path from the folder, which must be there; remarks where the table
+    names files otherwise, and on rows left out.
 
     Names are paths from the folder, or from the one above it, or the ends of such paths. It is the
     same for all rows of a table, so that a missing file is never found elsewhere.
@@ -142,13 +151,17 @@ def _locate(folder: Path, rows: list[Row]) -> list[str]:
 
     located = (some(names) or some([name.partition("/")[2] for name in names])
                or some(_by_end(folder, names, rows)) or names)
-    absent = [f"{row['where']} {row['file_name']}" for row, name in zip(rows, located)
-              if not (folder / name).is_file()]
-    if absent:
-        raise InputError(f"{len(absent)} row(s) without a file: {first_few(absent)}")
-    for row, name in zip(rows, located):
-        row["file_name"] = name
-    return [f"{names[0]} of the table is the file {located[0]}, and so on"] * (located != names)
+    there = [bool(name) and (folder / name).is_file() for name in located]
+    absent = [f"{row['where']} {row['file_name']}" for row, ok in zip(rows, there) if not ok]
+    if absent and not (only_listed and any(there)):
+        raise InputError(f"{len(absent)} row(s) without a file: {first_few(absent)}"
+                         + "; --only-listed leaves such rows out" * any(there))
+    remarks = [f"left out: {count(len(absent), 'row')} without a file ({first_few(absent)})"
+               ] if absent else []
+    example = next((f"{name} of the table is the file {file}, and so on" for name, file, ok
+                    in zip(names, located, there) if ok and name != file), "")
+    return [{**row, "file_name": name} for row, name, ok in zip(rows, located, there) if ok], [
+        *filter(None, [example]), *remarks]
 
 
 def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
@@ -207,6 +220,32 @@ def _other_tables(folder: Path, reading: Reading) -> list[Path]:
     return found
 
 
+def _refuse_hidden_tables(folder: Path, rows: list[Row]) -> None:
+    """Raise InputError where no folder tells labels apart, and a table somewhere below may."""
+    label = rows[0]["label"]
+    found = [] if any(row["label"] != label for row in rows) else [
+        path for path in sorted(folder.rglob("*")) if _may_label(path, flat=label == ANY)
+        and not any(map(is_rubbish, path.relative_to(folder).parts))]
+    if found:
+        names = first_few(str(path.relative_to(folder)) for path in found)
+        raise InputError(f"{folder}: the folders give one label only, {label!r}, and {names} may "
+                         f"know more; if so, {TABLE}, or give --data the folder in which it lies; "
+                         "else move it away")
+
+
+def _may_label(path: Path, flat: bool) -> bool:
+    """Is it a table, beside images without any label; or one that names images? Lists of files have
+    no labels."""
+    if path.name.lower().endswith(".txt"):
+        with suppress(OSError), open(path, errors="replace") as file:
+            words = file.readline().replace(",", " ").split()
+            return len(words) > 1 and any(word.lower().endswith(EXTENSIONS) for word in words)
+    if path.name.lower().endswith(ENDINGS) and not flat:
+        with suppress(InputError):
+            return bool(naming_images(*read_lines(path)))
+    return flat and path.name.lower().endswith((*ENDINGS, *UNREAD)) and path.is_file()
+
+
 def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.lower().endswith(endings)
                   and path.is_file() and not is_rubbish(path.name))
@@ -256,6 +295,23 @@ def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
                              f"of splits in {folder}; it must be in one")
         row["split"] = next(iter(names))
     return ["splits are those of the lists of files beside the images"]
+
+
+def _splits_of_column(rows: list[Row]) -> list[str]:
+    """Fill in the splits of a column of another name that says nothing else: Dataset_type."""
+    found = {name: [split_named(row.get(name, "")) for row in rows] for name in rows[0]
+             if name not in (*ADDED, *COLUMNS)}
+    found = {name: splits for name, splits in found.items()
+             if "" not in splits and len(set(splits)) > 1}
+    if len(set(map(tuple, found.values()))) > 1:
+        raise InputError(f"the columns {' and '.join(found)} may each be the split: choose, "
+                         f"--columns split={next(iter(found))}")
+    for name, splits in found.items():
+        for row, split in zip(rows, splits):
+            row["split"] = split
+        return [f"splits are those of the column {name!r}; a column split, be it empty, goes "
+                "before it"]
+    return []
 
 
 def _splits_of_folders(rows: list[Row]) -> list[str]:

@@ -188,7 +188,8 @@ def _check_unique(rows: Sequence[Row]) -> None:
              if counts[row["file"]] > 1]
     if twice:
         raise InputError(f"{len(twice)} duplicate rows, which name a file again: "
-                         f"{first_few(twice, 4)}")
+                         f"{first_few(twice, 4)}; keep one row for each image, with several "
+                         "findings as Edema|Effusion")
 
 
 def _patients(rows: Sequence[Row], prefix: str, folder: str) -> tuple[list[str], list[Remark]]:

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import NamedTuple
 
+from minidiff.cells import CUT, is_unknown
 from minidiff.data.dialects import read_lines
 from minidiff.data.dicom import Dataset, Refused
 from minidiff.data.dicom.pixels import text
@@ -28,9 +29,7 @@ LEVELS = {  # name: the element that is compared, and what tables call it
 }
 NEEDED = tuple(element for element, _ in LEVELS.values() if element)
 LABEL = ("label", "labels", "class", "classname", "target", "finding", "diagnosis")
-BLANK = ("", "nan", "na", "n/a", "null")
 ENDING = re.compile(r"\.(dcm|dicom|ima|png|jpe?g)$", re.IGNORECASE)
-SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d+", re.IGNORECASE)  # what a spreadsheet makes of a number
 
 
 class Labels(NamedTuple):
@@ -118,10 +117,10 @@ def _by_id(path: str, rows: Sequence[dict[str, str]], level: str, key: str,
     of, first, spelling = {}, {}, {}
     for row in rows:
         name = stem(row[key]) if level == "image" else _whole(row[key])
-        if SHORTENED.fullmatch(name) or name.lower() in BLANK:
+        if CUT.fullmatch(name) or is_unknown(name):
             raise InputError(f"{row['where']}: {key} {row[key]!r} is no id: a spreadsheet has "
                              "shortened it, or it is empty; export the table with ids as text")
-        given = "" if row[label].lower() in BLANK else _whole(row[label])
+        given = "" if is_unknown(row[label], "label") else _whole(row[label])
         given = spelling.setdefault(given.casefold(), given)
         if given and of.get(name) and of[name] != given:
             raise InputError(f"{row['where']}: {key} {name!r} has the {label} {given!r}, and "

@@ -22,12 +22,13 @@ import sys
 from datetime import date, datetime
 from pathlib import Path
 
+from minidiff import cells
 from minidiff.data.dicom import Dataset, Refused
 from minidiff.data.dicom.pixels import text
 from minidiff.errors import InputError
 
 OLDEST = 90  # years; higher ages are few enough to name a person (45 CFR 164.514(b)(2)(i)(C))
-SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M", "O": "O", "OTHER": "O"}
+SEXES = ("F", "M", "O")
 VIEWS = ("AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LATERAL", "LPO", "RPO", "LAO", "RAO")
 WORDS = {  # how a view is also written, in capitals and without signs; the first that fits
     r"ANTER(O|IOR) ?POSTERIOR": "AP", r"POSTER(O|IOR) ?ANTERIOR": "PA", "A P": "AP", "P A": "PA",
@@ -51,9 +52,6 @@ MODALITIES = ("CR", "DX", "RG", "RF", "XA", "PX", "IO", "MG", "CT", "MR", "PT", 
 DATES = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")  # of the image; the first
 NEEDED = ("PatientAge", "PatientBirthDate", *DATES, "PatientSex", "ViewPosition",
           "ViewCodeSequence", "Modality", "PatientID", "StudyInstanceUID", "BurnedInAnnotation")
-UNITS = (("Y YR YRS YEAR YEARS", 1.0), ("M MO MONTH MONTHS", 1 / 12),
-         ("W WEEK WEEKS", 7 / 365.25), ("D DAY DAYS", 1 / 365.25))  # of PatientAge, in years
-YEARS = {word: years for words, years in UNITS for word in words.split()}
 
 
 def facts(ds: Dataset, salt: bytes) -> dict[str, str]:
@@ -65,23 +63,29 @@ def facts(ds: Dataset, salt: bytes) -> dict[str, str]:
     patient, study = text(ds, "PatientID"), text(ds, "StudyInstanceUID")
     known = "s" + keyed(salt, "study", study) if study else ""
     known = "p" + keyed(salt, "patient", patient) if patient else known
-    return {"patient": known, "sex": SEXES.get(text(ds, "PatientSex").upper(), ""), "age": age(ds),
+    return {"patient": known, "sex": sex(text(ds, "PatientSex")), "age": age(ds),
             "view": view(ds), "modality": kind}
+
+
+def sex(words: str) -> str:
+    """One of SEXES, however it is spelled; "" for all else."""
+    known = cells.WORDS["sex"].get(words.casefold(), "").upper()
+    return known if known in SEXES else ""
 
 
 def age(ds: Dataset) -> str:
     """Whole years at the study, OLDEST at most; "" where unknown or impossible."""
-    match = re.fullmatch(r"(\d{1,3})(?:\.0*)? ?([A-Z]*)", text(ds, "PatientAge").upper())
+    match = re.fullmatch(r"(\d{1,3})(?:\.0*)? ?([a-z]*)", text(ds, "PatientAge").casefold())
     number, unit = (int(match[1]), match[2]) if match else (0, "")
     born = _day(text(ds, "PatientBirthDate"))
     day = next(filter(None, (_day(text(ds, name)) for name in DATES)), None)
-    if unit in YEARS:
-        years = int(number * YEARS[unit])
+    if unit and unit in cells.YEARS:
+        years = int(number * cells.YEARS[unit])
     elif born and day:
         years = day.year - born.year - ((day.month, day.day) < (born.month, born.day))
     else:  # 0 without a unit may stand for unknown
         years = number if number and not unit else -1
-    return str(min(years, OLDEST)) if 0 <= years <= 120 else ""
+    return str(min(years, OLDEST)) if 0 <= years <= cells.OLDEST else ""
 
 
 def view(ds: Dataset) -> str:
