@@ -110,6 +110,7 @@ def sample(cfg: SampleConfig) -> None:
     rows = runs.read_json(out / "plan.json")  # finished as it was planned, also by a later version
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
+    new = sum(not (out / row["file_name"]).exists() for row in rows)
     batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
     missing = [batch for batch in batches
                if not all((out / row["file_name"]).exists() for row in batch)]
@@ -131,7 +132,7 @@ def sample(cfg: SampleConfig) -> None:
         # a classifier tells labels apart
         after = "classify" if any(v.name == "label" for v in variables) else "evaluate"
         print(f"{out}: {count(len(rows), 'image')}, in sets of {plans.SET}; "
-              f"{sum(map(len, missing))} of them new{removed}\n{then(after, cfg, 'samples')}")
+              f"{new} of them new{removed}\n{then(after, cfg, 'samples')}")
 
 
 def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bool, text: dict,

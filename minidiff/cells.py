@@ -132,7 +132,7 @@ def keys(column: str, cells: Sequence[str]) -> list[Hashable]:
     words, folded = WORDS.get(meaning(column), {}), [_fold(cell) for cell in cells]
     if not words and all(text in SWITCH for text in folded):
         return [SWITCH[text] for text in folded]
-    return [_key(words, text) for text in folded]
+    return [_key(words, number(column, text), text) for text in folded]
 
 
 def spelled(column: str, cells: Iterable[str]) -> dict[str, str]:
@@ -205,8 +205,7 @@ def _fold(cell: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", cell).casefold().split())
 
 
-def _key(words: dict[str, str], text: str) -> Hashable:
-    value = to_number(text)
+def _key(words: dict[str, str], value: float, text: str) -> Hashable:
     if not math.isnan(value):
         return value
     return words.get(re.sub(r"[\W_]|view|projection", "", text), text)

@@ -1,4 +1,4 @@
-"""Names on a disk as text, and labels as names of folders.
+"""Names on a disk as text, labels as names of folders, and names with commas.
 
 A disk holds bytes: a Mac writes é as two characters, an old archive as Latin-1. A table holds text:
 composed characters (Unicode NFC), and \\xe9 for what is no UTF-8. A label may be any text; the name
@@ -9,7 +9,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 
@@ -55,6 +55,16 @@ def folders(labels: Iterable[str]) -> dict[str, str]:
     labels = list(dict.fromkeys(labels))
     alike = Counter(map(_folded, labels))
     return {label: _folder(label, alike[_folded(label)] > 1) for label in labels}
+
+
+def rejoined(items: Sequence[str], known: Callable[[str], object]) -> list[str]:
+    """Items of a flag, which the command line splits at commas: put together where that gives one
+    that is known."""
+    for n in range(len(items), 1, -1):
+        for k in range(len(items) - n + 1):
+            if known(whole := ",".join(items[k:k + n])):
+                return [*rejoined(items[:k], known), whole, *rejoined(items[k + n:], known)]
+    return list(items)
 
 
 def _folded(label: str) -> str:

@@ -155,6 +155,14 @@ def test_cells_that_say_one_thing_in_many_ways_are_named(data):
     assert result["status"] == "ok"
 
 
+def test_other_files_are_those_that_reading_lists(data):
+    folder = data[0]
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "x.npy", ".hidden.png", "list.csv"):
+        (folder / "images/covid" / name).write_bytes(b"x")
+    found = audit.other_files(read_table(folder, split=False, check=False).column("file"))
+    assert "lie beside the images: .npy 1, .png 1, .txt 1" in found[0]["text"]
+
+
 def test_equal_patient_ids_of_two_folders_are_an_error_until_it_is_said_whose_they_are(
         tmp_path, capsys):
     for k, ward in enumerate(("north", "south")):

@@ -185,6 +185,7 @@ def facts(salt=b"x" * 32, **elements):
     ({"PatientBirthDate": "19400229", "StudyDate": "20200229"}, "80"),
     ({"PatientBirthDate": "19200101", "StudyDate": "20200229"}, "90"),
     ({"PatientBirthDate": "19700101", "ContentDate": "20200229"}, "50"),
+    ({"PatientBirthDate": "1970.01.01", "StudyDate": "2020.02.29"}, "50"),
     ({"PatientBirthDate": "20300101", "StudyDate": "20200229"}, ""),
     ({"PatientBirthDate": "19701301", "StudyDate": "20200229"}, ""),
     ({"PatientBirthDate": "19700101"}, ""),
@@ -214,6 +215,7 @@ def test_only_values_of_closed_sets_leave():
 @pytest.mark.parametrize("stated,view", [
     ("PA", "PA"), ("pa", "PA"), ("P.A.", "PA"), ("P-A", "PA"), ("p/a", "PA"), ("CHEST PA", "PA"),
     ("POSTEROANTERIOR", "PA"), ("postero-anterior", "PA"), ("Posterior Anterior", "PA"),
+    ("a.p. im Liegen", "AP"),
     ("AP SUPINE", "AP"), ("AP_PORTABLE", "AP"), ("ANTERO-POSTERIOR", "AP"), ("Thorax a.p.", "AP"),
     ("LAT", "LATERAL"), ("Lateral view", "LATERAL"), ("L LAT", "LL"), ("LEFT LATERAL", "LL"),
     ("LLAT", "LL"), ("RT LATERAL", "RL"), ("Right Lat.", "RL"), ("LAT R", "RL"),

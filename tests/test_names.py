@@ -15,7 +15,7 @@ import train
 from minidiff import variables as var
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
-from minidiff.names import LONGEST, folders, on_disk, text
+from minidiff.names import LONGEST, folders, on_disk, rejoined, text
 from minidiff.sampling.plan import plan
 
 GOOD = ["covid", "No Finding", "COVID-19", "Pleural_Thickening", "Ödem", "肺炎", "a.b", "+", "(x)"]
@@ -115,3 +115,5 @@ def test_a_label_with_commas_can_be_asked_for():
     known = [{"label": "a, b"}, {"label": "c"}]
     for words, wanted in ((("a", " b"), {"a, b"}), (("c",), {"c"}), ((), {"a, b", "c"})):
         assert {row["label"] for row in plan(variables, known, labels=words, per_label=1)} == wanted
+    assert rejoined(["['a'", " 'b']", "c", "d", "e"], {"['a', 'b']", "d,e"}.__contains__) == [
+        "['a', 'b']", "c", "d,e"]

@@ -19,8 +19,10 @@ import torch
 from minidiff.cells import to_number
 from minidiff.data.baselines import baselines, features
 from minidiff.data.dialects import ADDED
+from minidiff.data.dialects import ENDINGS as TABLES
 from minidiff.data.duplicates import SIDE, Pair, near_duplicates
 from minidiff.data.files import Facts, read_facts, typical_side
+from minidiff.data.folders import Left, image_files
 from minidiff.data.images import ENDINGS, EXTENSIONS
 from minidiff.data.split import Row, equal_pairs, group_images
 from minidiff.data.table import Table
@@ -136,10 +138,14 @@ def odd_images(files: Sequence[str], facts: Sequence[Facts]) -> list[dict]:
 
 
 def other_files(files: Sequence[str]) -> list[dict]:
-    """Files beside the images that nothing reads, by their endings."""
-    beside = [path for folder in {Path(file).parent for file in files} for path in folder.iterdir()]
-    endings = Counter(path.suffix.lower() or "no ending" for path in beside if not path.is_dir()
-                      and path.suffix.lower() not in (*EXTENSIONS, ".csv"))
+    """Files beside the images that nothing reads, by their endings; but for rubbish and tables."""
+    left: Left = {}
+    for folder in sorted({Path(file).parent for file in files}):
+        left.setdefault("picture", []).extend(
+            path for path in image_files(folder, deep=False, left=left)
+            if not path.name.lower().endswith(EXTENSIONS))
+    endings = Counter(path.suffix.lower() or "no ending" for paths in left.values()
+                      for path in paths if path.suffix.lower() not in TABLES)
     listed = ", ".join(f"{ending} {n}" for ending, n in sorted(endings.items()))
     return [finding("other files", "info", "files that are not read lie beside the images: "
                     f"{listed}")] if endings else []

@@ -24,6 +24,7 @@ from minidiff.errors import InputError, count, first_few
 from minidiff.root import AS_WE_NAME, DEMO, Reading
 
 FEW_COLOUR = 0.05  # share of colour images up to which they are made grey like the rest
+LONGEST = 30  # characters of a label at a glance
 WIDEST = 8  # labels side by side at a glance; of more, the most frequent
 PHANTOM = f"{DEMO}/phantom"  # the demo's data, drawn if they are not there
 Grey = Literal["auto", "yes", "no"]
@@ -189,7 +190,8 @@ def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | 
     counts = Counter(row["label"] for row in rows)
     labels = sorted(label for label, _ in counts.most_common(WIDEST))
     others = ["others"] if len(counts) > WIDEST else []
-    lines = [["", *labels, *others, "images", "patients"]]
+    lines = [["", *(label if len(label) <= LONGEST else f"{label[:LONGEST]}…" for label in labels),
+              *others, "images", "patients"]]
     for name, table in tables.items():
         own = Counter(label if label in labels else "others" for label in table.column("label"))
         cells = [*(own[label] for label in labels + others), len(table),

@@ -17,6 +17,7 @@ from minidiff.counted import order
 from minidiff.data.layouts import RANDOM_SPLIT
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
+from minidiff.names import rejoined
 from minidiff.root import Reading, Rooted
 
 
@@ -99,7 +100,7 @@ def _prefixes(folders: Sequence[str]) -> dict[Path, str]:
 
 def _read_keep(items: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
     keep = {}
-    for item in items:
+    for item in rejoined(items, lambda item: item.rpartition("=")[0] in labels):
         label, _, n = item.rpartition("=")
         if label not in labels or not n.isdecimal() or int(n) < 1 or label in keep:
             raise InputError(f"--keep {item}: write label=images, a label once, 1 or more; labels: "

@@ -25,7 +25,7 @@ from minidiff import variables as var
 from minidiff.counted import ROWS, seeded
 from minidiff.data.dialects import read_lines
 from minidiff.errors import InputError
-from minidiff.names import folders, text
+from minidiff.names import folders, rejoined, text
 
 Row = dict[str, str]
 SET = 100       # images a set, each with its contact sheet
@@ -78,7 +78,7 @@ def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels:
                 per_label: int, seed: int = 0) -> list[Row]:
     """Up to `per_label` real images of each label to begin at, with their own conditions."""
     rows, there = [], sorted({row["label"] for row in known})
-    for label in labels or there:
+    for label in rejoined(labels, there.__contains__) or there:
         pool = [row for row in known if row["label"] == label]
         if not pool:
             raise InputError(f"--label {label}: the images of --origin have {', '.join(there)}")
@@ -198,8 +198,7 @@ def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable],
                              f"all that it makes is {alone}")
         return [alone]
     variable = by_name["label"]
-    if ",".join(labels) in variable.values:  # one label with commas, which the command line splits
-        labels = [",".join(labels)]
+    labels = rejoined(labels, variable.values.__contains__)
     var.encode([variable], [{"label": label, "where": "--label"} for label in labels])
     chosen = [spelled(variable, label) for label in labels or variable.values]
     if len(set(chosen)) < len(chosen):

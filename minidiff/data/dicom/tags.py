@@ -39,7 +39,8 @@ WORDS = {  # how a view is also written, in capitals and without signs; the firs
     "(RIGHT|RT|R) ?LAT(ERAL)?|LAT(ERAL)? (RIGHT|RT|R)": "RL", "LAT": "LATERAL",
 }
 BESIDE = ("CHEST", "THORAX", "VIEW", "PROJECTION", "PORTABLE", "BEDSIDE", "MOBILE", "ERECT",
-          "UPRIGHT", "STANDING", "SITTING", "SUPINE", "SEMI", "AXIAL", "LORDOTIC", "XTABLE")
+          "UPRIGHT", "STANDING", "SITTING", "SUPINE", "SEMI", "AXIAL", "LORDOTIC", "XTABLE", "IM",
+          "LIEGEN", "LIEGEND", "STEHEN", "STEHEND", "SITZEN", "SITZEND")
 VIEW_CODES = {  # of PS3.16 CID 4010, in SNOMED CT and in SNOMED RT
     "399348003": "AP", "R-10206": "AP", "272479007": "PA", "R-40888": "PA", "R-10214": "PA",
     "399067008": "LATERAL", "R-102CD": "LATERAL", "399173006": "LL", "R-10236": "LL",
@@ -131,7 +132,7 @@ def read_salt(path: Path) -> bytes:
 
 def _day(digits: str) -> date | None:
     try:
-        day = datetime.strptime(digits, "%Y%m%d").date()
+        day = datetime.strptime(re.sub("[.-]", "", digits), "%Y%m%d").date()  # once 1960.01.31
     except ValueError:
         return None
-    return day if day.year > 1850 and len(digits) == 8 else None
+    return day if day.year > 1850 and len(digits) in (8, 10) else None
