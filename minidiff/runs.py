@@ -38,8 +38,11 @@ IN_PLACE_OF_FILES = (
      "`git lfs pull` in its repository fetches it"),
     (rb"(\.\./)*(\.git)?/annex/objects/", "a git-annex pointer, which only names the file; `git "
      "annex get` in its repository fetches it"),
+    (rb"GIF8", "a GIF; save it as PNG"), (rb"%PDF", "a PDF"),
+    (rb".{4}ftyp(heic|heix|hevc|mif1|avif)", "HEIC or AVIF; save it as PNG"),
     (rb".{128}DICM", "a DICOM file; `python -m minidiff.data.dicom import FOLDER --out DATA` makes "
      "PNG files and a table of a folder of these"),
+    (rb"\0{256}", "nothing but zero bytes: the copy or the download broke off"),
 )
 DATA = ("data", "prior", "external")  # knobs: folders that may lie elsewhere; their content counts
 SCHEDULE = ("steps", "lr", "decay")   # knobs of a training that is planned up to its last step

@@ -428,3 +428,54 @@ def test_a_lora_file_in_the_place_of_a_model(tmp_path):
     with pytest.raises(InputError, match="a LoRA file is not supported.*--lora puts this file on"):
         load_sd(tmp_path / "x.safetensors")
     assert load_file(tmp_path / "x.safetensors")
+
+
+# Names, numbers and places that are nearly right.
+
+@pytest.mark.parametrize("wrap", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("form", ["state_dict", "model", "", "shards"])
+def test_wrapped_networks_are_unwrapped(wrap, form, tmp_path):
+    base = sd.write_folder(tmp_path / "base", *sd.originals(SD1))
+    path = base / "unet/diffusion_pytorch_model.safetensors"
+    plain, state = load_sd(base).unet.state_dict(), load_file(path)
+    state = {wrap + name: tensor for name, tensor in state.items()}
+    path.unlink()
+    if form == "shards":
+        names = [f"diffusion_pytorch_model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+        for k, name in enumerate(names):
+            save_file({n: t for i, (n, t) in enumerate(state.items()) if i % 2 == k},
+                      path.parent / name)
+        path.with_name(f"{path.name}.index.json").write_text(json.dumps({
+            "weight_map": {n: names[i % 2] for i, n in enumerate(state)}}))
+    else:
+        torch.save({form: state, "epoch": 3} if form else state, path.with_suffix(".bin"))
+    found = load_sd(base).unet.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in plain.items())
+
+
+def test_two_networks_in_one_file_are_not_guessed(tmp_path):
+    torch.save({"model": {"a": torch.ones(1)}, "average": {"a": torch.ones(1)}}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="no tensors by name; it has them in model, average"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    base = sd.write_folder(tmp_path / "base", *sd.originals(SD1))
+    path = base / "unet/diffusion_pytorch_model.safetensors"
+    save_file({**load_file(path), "conv_in.bias": load_file(path)["conv_in.bias"] / 0}, path)
+    with pytest.raises(InputError, match="conv_in.bias holds other than finite numbers"):
+        load_sd(base)
+
+
+def test_what_is_wrong_with_a_folder_is_named(tmp_path):
+    base = sd.write_folder(tmp_path / "hub" / "snapshots" / "0abc", *sd.originals(SD1))
+    with pytest.raises(InputError, match="name one of its snapshots/0abc"):
+        load_sd(tmp_path / "hub")
+    path = base / "unet/diffusion_pytorch_model.safetensors"
+    path.unlink()
+    path.symlink_to("../../../blobs/1f")
+    with pytest.raises(InputError, match=f"{path.name} is a link to ../../../blobs/1f, which is"):
+        load_sd(base)
+    (base / "unet/config.json").write_text("<!doctype html>Log in")
+    with pytest.raises(InputError, match="config.json is damaged: .*; it is a web page"):
+        load_sd(base)

@@ -132,7 +132,8 @@ def test_other_knobs_are_refused_before_any_work(tmp_path):
     (b"/annex/objects/MD5E-s123--abc.png\n", "git annex get"),
     (b"../../.git/annex/objects/zz/xx/MD5E-s123--abc", "git annex get"),
     (bytes(128) + b"DICM\2\0\0\0UL", "minidiff.data.dicom import"),
-    (b"Entry not found", "text, which begins 'Entry not found'"),
+    (b"GIF89a@", "a GIF"), (b"%PDF-1.4", "a PDF"), (bytes(300), "zero bytes"),
+    (b"\0\0\0\x18ftypheic", "HEIC"), (b"Entry not found", "text, which begins 'Entry not found'"),
     (b'{"error":"Invalid username or\n password."}', "text, which begins '{\"error\":\"Invalid"),
 ])
 def test_what_lies_in_the_place_of_a_file_is_named(begins, says):

@@ -14,7 +14,7 @@ from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes
 from minidiff.diffusion.public.ldm import SCALE, take_vae
 from minidiff.diffusion.public.reader import Contents, Reader, on_meta, possible
-from minidiff.diffusion.public.weights import Weights, read_json, read_weights
+from minidiff.diffusion.public.weights import Weights, read_file, read_json, read_weights, unwrapped
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError, first_few
 
@@ -98,6 +98,10 @@ def what_lies_in(folder: Path) -> str:
     """Of a folder without a UNet: what its files say it is, and what to give in its place."""
     if found := sorted(path.name for path in folder.glob("checkpoint-*")):
         return f"name one of its {first_few(found, 10)}"
+    if found := [f"snapshots/{path.name}" for path in sorted(folder.glob("snapshots/*"))]:
+        return f"name one of its {first_few(found, 10)}"  # the cache of a hub
+    if found := [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]:
+        return f"{found[0].name} is a link to {found[0].readlink()}, which is not there"
     if found := [name for name in LORA_FILES if (folder / name).exists()]:
         return f"{found[0]} is a LoRA file; name the model it was made for, and this by --lora"
     return "a pipeline's folder, or one with a UNet in unet/ or unet_ema/, is needed"
@@ -162,13 +166,13 @@ def read_shards(index: Path) -> Weights:
         raise InputError(f"{index}: its weight_map is not a table of tensors and files beside it")
     tensors, paths = {}, [index.parent / name for name in sorted(set(table.values()))]
     for path in paths:
-        part = read_weights(path).tensors
+        part = read_file(path).tensors
         wrong = {name for name, file in table.items() if file == path.name} ^ part.keys()
         if wrong:
             raise InputError(f"{path} does not hold what {index.name} says: "
                              f"{first_few(sorted(wrong), 10)}")
         tensors |= part
-    return Weights(index, tensors, paths)
+    return unwrapped(Weights(index, tensors, paths))
 
 
 def check(given: dict, ours: dict, path: Path) -> None:

@@ -96,6 +96,9 @@ class Reader:
             if tensor.shape == whole or (matrices and len(whole) == 2
                                          and tensor.shape == (*whole, 1, 1)):
                 value = to_float32(tensor, name, self.weights.path).reshape(whole)
+                if not value.isfinite().all():
+                    raise InputError(f"{self.weights.path}: {name} holds other than finite "
+                                     "numbers: its training failed, or it is too large for 16 bits")
                 filled[ours] = value if third is None else value.chunk(3)[third].clone()
             else:
                 self.shapes.add(f"{name} {tuple(tensor.shape)} for {whole}")

@@ -8,7 +8,7 @@ to the file (copy on write) where they can.
 import json
 import re
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -78,8 +78,21 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """The tensors of a .safetensors or .ckpt file. Raises InputError, which names the file."""
-    path = Path(path)
+    """The tensors of a .safetensors or .ckpt file, unwrapped. Raises InputError, which names the
+    file."""
+    return unwrapped(read_file(Path(path)))
+
+
+def unwrapped(weights: Weights) -> Weights:
+    """Without what torch.compile and parallel trainings put before the names of a network."""
+    tensors = {name.replace("_orig_mod.", ""): t for name, t in weights.tensors.items()}
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): t for name, t in tensors.items()}
+    return replace(weights, tensors=tensors)
+
+
+def read_file(path: Path) -> Weights:
+    """As `read_weights`, with all names as they stand."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with open(path, "rb") as file:
@@ -103,7 +116,8 @@ def parse_json(text: str | bytes, path: Path) -> dict:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: {str(error) or 'JSON nested too deeply'}") from None
+        raise InputError(f"{path} is damaged: {str(error) or 'JSON nested too deeply'}"
+                         + runs.in_its_place(path)) from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object")
     return value
@@ -148,12 +162,16 @@ def _read_ckpt(path: Path, *, zipped: bool) -> Weights:
         says = text and "weights_only" not in text
         reason = text.splitlines()[0][:200] if says else type(error).__name__
         raise InputError(f"{path} is damaged or not a checkpoint: {reason}") from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    items = state.items() if isinstance(state, dict) else ()
-    tensors = {str(name): t for name, t in items if isinstance(t, Tensor)}
-    if not tensors:
-        raise InputError(f"{path} holds no tensors by name")
-    return Weights(path, tensors, [path])
+    content = content if isinstance(content, dict) else {}
+    found = {name: tensors for name, state in {"": content, **content}.items()
+             if isinstance(state, dict) and (tensors := {
+                 str(key): t for key, t in state.items() if isinstance(t, Tensor)})}
+    state = found.get("state_dict") or found.get("") or (
+        next(iter(found.values())) if len(found) == 1 else {})
+    if not state:
+        several = f"; it has them in {', '.join(map(str, found))}: save one alone" if found else ""
+        raise InputError(f"{path} holds no tensors by name{several}")
+    return Weights(path, state, [path])
 
 
 def _check_zip(path: Path) -> None:
