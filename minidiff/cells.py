@@ -4,6 +4,7 @@ A cell is text. The same rules serve tables, conditions, the audit and the comma
 word list or a spelling means is decided here and nowhere else.
 """
 
+import ast
 import math
 import re
 import unicodedata
@@ -46,9 +47,7 @@ COLUMNS = {"gender": "sex", "geschlecht": "sex",  # other names of columns
 
 PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
 COMMA = re.compile(r"[+-]?(\d*,\d{1,2}|\d*,\d{4,}|0,\d{3}|\d{4,},\d{3})")  # 34,5; never 1,234
-GROUPS = re.compile(  # 12,345.6  12.345,6  12 345,6  12'345  1,234,567
-    r"([+-]?\d{1,3})(?:((?:[ '’]\d{3})+)([.,]\d+)?|((?:,\d{3})+)(\.\d+)|((?:\.\d{3})+)(,\d+)"
-    r"|((?:,\d{3}){2,})|((?:\.\d{3}){2,}))")
+GROUPS = re.compile(r"([+-]?\d{1,3}([ '’.,])\d{3}(?:\2\d{3})*)((?!\2)[.,]\d+)?")  # 12,345.6
 THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}")  # 1.234, where others of the column have a comma
 NUMBERLIKE = re.compile(  # 1,234  >89  70 kg  38 °C  2020-03-01
     r"[<>≤≥=~+-]*\s*\d[\d.,' ’]*\s*([%+]|°\w|[^\W\d_]{2}[\w/%]*)?"
@@ -81,10 +80,9 @@ def to_number(cell: str) -> float:
     if COMMA.fullmatch(text):
         text = text.replace(",", ".")
     elif found := GROUPS.fullmatch(text):
-        whole, *parts = found.groups("")
-        ends = "".join(part for part in (parts[1], parts[3], parts[5]) if part)
-        groups = parts[0] + parts[2] + parts[4] + parts[6] + parts[7]
-        text = whole + re.sub(r"\D", "", groups) + ends.replace(",", ".")
+        whole, mark, rest = found.groups("")
+        if rest or mark not in ".," or whole.count(mark) > 1:  # 1.234 and 1,234 are not known to be
+            text = whole.replace(mark, "") + rest.replace(",", ".")
     value = float(text) if PLAIN.fullmatch(text) else math.nan
     return value if math.isfinite(value) else math.nan
 
@@ -165,6 +163,18 @@ def patient(cell: str, where: str = "") -> str:
     return whole[1] if whole else unicodedata.normalize("NFC", cell)
 
 
+def unlisted(cell: str) -> str | None:
+    """edema|mass of a list as Python prints it, ['edema', 'mass'] (PadChest); None for other cells.
+    """
+    if not re.fullmatch(r"\[.*\]", cell):
+        return None
+    try:
+        items = map(str, ast.literal_eval(cell))
+    except (ValueError, SyntaxError):
+        items = cell[1:-1].split(",")
+    return AND.join(dict.fromkeys(filter(None, (item.strip(" '\"") for item in items))))
+
+
 def listed(column: str, cells: Sequence[str]) -> dict[str, str]:
     """Cell → Edema|Effusion, of those known cells of a column that say this in another way.
 
@@ -174,10 +184,8 @@ def listed(column: str, cells: Sequence[str]) -> dict[str, str]:
     """
     found, alone = {}, {cell.casefold() for cell in cells}
     for cell in dict.fromkeys(cells):
-        text, inside = cell, re.fullmatch(r"\[(.*)\]", cell)
-        if inside:
-            text = AND.join(part.strip(" '\"") for part in inside[1].split(",")) or NO_FINDING[0]
-        text = re.sub(r"\s*;\s*", AND, text)
+        items = unlisted(cell)
+        text = re.sub(r"\s*;\s*", AND, cell if items is None else items or NO_FINDING[0])
         if text != cell:
             found[cell] = text
             alone.update(part.strip().casefold() for part in text.split(AND))

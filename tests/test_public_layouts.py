@@ -217,7 +217,7 @@ def test_a_table_without_endings_is_pointed_at(tmp_path):
     sets.pictures(tmp_path / "train", ["000bec.png", "001513.png"])
     sets.table(tmp_path / "labels.csv", "id,breed", [
         {"id": "000bec", "breed": "a"}, {"id": "001513", "breed": "b"}])
-    refused(tmp_path, "no class folders of images", "name the columns of labels.csv by --columns")
+    refused(tmp_path, "one label only, 'any'", "name the columns of labels.csv by --columns")
     assert read(tmp_path, "file_name=id", "label=breed").labels == ["a", "b"]
     refused(tmp_path / "labels.csv", "labels.csv is a file: give the folder")
 

@@ -72,7 +72,7 @@ def read_classes(folder: Path, hint: str = TABLE) -> tuple[list[Row], list[str]]
         inside = [path.name for path in sorted(folder.iterdir())
                   if path.is_dir() and is_data_set(path)]
         loose = left.pop("image in no class folder", [])
-        if loose and not inside and hint == TABLE:  # no table lies beside them
+        if loose and not inside:
             return [{"file_name": str(file.relative_to(folder)), "label": ANY, "where": str(file)}
                     for file in loose], [FLAT, *said(left, folder)]
         inside = f"data sets inside it: {first_few(inside)}" if inside else ""

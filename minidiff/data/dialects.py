@@ -7,7 +7,6 @@ Columns are known by minidiff's names, in any capitals. `--columns` says how a t
 otherwise, and a few public tables are known by their header.
 """
 
-import ast
 import codecs
 import csv
 import io
@@ -18,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from minidiff.cells import unlisted
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import Row
 from minidiff.errors import InputError
@@ -216,22 +216,14 @@ def _cells(name: str, column: str, header: Sequence[str], rows: Sequence[Row]) -
         flags = {cell: _flag(cell) for cell in cells}
         if name != "label" or not all(cell == "" or flag in FINDING
                                       for cell, flag in flags.items()):
-            return [_unlisted(cell) for cell in cells] if name == "label" else cells
+            items = {cell: unlisted(cell) for cell in flags} if name == "label" else {}
+            return [cell if items.get(cell) is None else items[cell] for cell in cells]
     for row in rows:
         if odd := [part for part in parts if row[part] and _flag(row[part]) not in FINDING]:
             raise InputError(f"{row['where']}: {odd[0]} {row[odd[0]]!r} is none of 1 (present), 0 "
                              "(absent), −1 (uncertain) and empty")
     return [_findings({part: FINDING[_flag(row[part])] for part in parts if row[part]}, parts)
             for row in rows]
-
-
-def _unlisted(cell: str) -> str:
-    """A list as Python prints it, ['edema', 'mass'] (PadChest), as edema|mass."""
-    with suppress(ValueError, SyntaxError):
-        items = ast.literal_eval(cell) if cell.startswith("[") else None
-        if isinstance(items, list):
-            return AND.join(dict.fromkeys(filter(None, (str(item).strip() for item in items))))
-    return cell
 
 
 def _flag(cell: str) -> float:

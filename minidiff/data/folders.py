@@ -26,9 +26,8 @@ RUBBISH = ("thumbs.db*", "ehthumbs*.db", "desktop.ini", "icon\r", ".ds_store", "
            ".cache", "network trash folder", "__pycache__", ".ipynb_checkpoints", ".~lock*",
            ".*.tmp-[0-9]*")
 # Pictures that are not read: they count as images, so that reading refuses them by name.
-PICTURES = (".jfif", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2",
-            ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".npy", ".nii",
-            ".nii.gz", ".nrrd", ".mha", ".mhd")
+PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".pbm",
+            ".pnm", ".tga", ".psd", ".npy", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 DICOM = (".dcm", ".dicom", ".ima")
 MASKS = ("mask", "masks")  # how names of folders end that hold no images of a data set
 DANGLING, DICOM_FILE = "dangling link", "DICOM file"

@@ -228,9 +228,9 @@ def _refuse_hidden_tables(folder: Path, rows: list[Row]) -> None:
         and not any(map(is_rubbish, path.relative_to(folder).parts))]
     if found:
         names = first_few(str(path.relative_to(folder)) for path in found)
-        raise InputError(f"{folder}: the folders give one label only, {label!r}, and {names} may "
-                         f"know more; if so, {TABLE}, or give --data the folder in which it lies; "
-                         "else move it away")
+        raise InputError(_fault(folder) or (
+            f"{folder}: the folders give one label only, {label!r}, and {names} may know more; if "
+            f"so, {_advice(folder)}, or give --data the folder of the table; else move it away"))
 
 
 def _may_label(path: Path, flat: bool) -> bool:
