@@ -331,6 +331,30 @@ def test_a_column_that_says_nothing_but_splits_is_the_split(name, tmp_path):
     refused(tmp_path, f"{name} and stage may each be the split", f"--columns split={name}")
 
 
+def test_what_tables_know_of_images_in_class_folders_is_not_lost(tmp_path):
+    names = [f"{label}/{label}{k}.png" for label in "ab" for k in range(3)]
+    sets.pictures(tmp_path, names)
+    lists = {"train": names[::3] + names[1::3], "test": names[2::3]}
+    for split, own in lists.items():
+        (tmp_path / f"{split}.csv").write_text("\n".join(["image", *own]) + "\n")
+    assert counted(read(tmp_path), "split") == {("train",): 4, ("test",): 2}
+    for split in lists:
+        (tmp_path / f"{split}.csv").unlink()
+    for column in ("Patient ID", "split"):
+        table = f"image,{column}\n" + "".join(f"{name},train\n" for name in names)
+        (tmp_path / "clinical.csv").write_text(table)
+        refused(tmp_path, f"clinical.csv knows the {column.split()[0].lower()} of images", "label")
+    (tmp_path / "clinical.csv").write_text("image,quality\n" + f"{names[0]},good\n")
+    assert has_note(read(tmp_path), "1 other file (.csv 1)")
+
+
+def test_splits_below_images_are_no_labels(tmp_path):
+    sets.pictures(tmp_path, [f"images/{name}/{k}.png" for name in ("train", "val")
+                             for k in range(3)])
+    refused(tmp_path, "named after a split is no label; give --data", "images")
+    assert read(tmp_path / "images").labels == ["any"]
+
+
 def test_a_folder_like_that_of_a_split_is_not_lost(tmp_path):
     sets.pictures(tmp_path, [f"{name}/{label}/{k}.png" for name in ("train", "test_1")
                              for label in "ab" for k in range(2)])

@@ -92,6 +92,9 @@ def _refuse_no_labels(folder: Path, labels: dict[Path, list[Path]], hint: str) -
         if CONTAINER.fullmatch(label.name) or container.fullmatch(label.name):
             raise NoClassFolders(f"{label}: a folder of this name is no label; if the class "
                                  f"folders are in there, give --data {label}, else {hint}")
+        if split_named(label.name):
+            raise NoClassFolders(f"{label}: a folder named after a split is no label; give --data "
+                                 f"{label.parent}")
     odd = [label for label in labels if IDENTITY.fullmatch(label.name)]
     numbers = [label for label in labels if label.name.isdecimal()]
     sizes = Counter()

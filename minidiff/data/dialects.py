@@ -69,6 +69,15 @@ def naming_images(header: Sequence[str], lines: Sequence[tuple[int, list[str]]])
         cells[k].lower().endswith(EXTENSIONS) for _, cells in lines[:20])), "")
 
 
+def known_of_images(path: Path) -> set[str]:
+    """The columns of a table that names images, our names for them among these; none of others."""
+    with suppress(InputError):
+        header, lines = read_lines(path)
+        if naming_images(header, lines):
+            return {*header, *_spelt(path, header, {}).values(), *_preset(header)[1]}
+    return set()
+
+
 def fits(path: Path, columns: Sequence[str]) -> bool:
     """Has this table file names and labels of images, under our names or those asked for?"""
     with suppress(InputError):

@@ -28,6 +28,7 @@ from minidiff.data.dialects import (
     ENDINGS,
     fits,
     known_as,
+    known_of_images,
     naming_images,
     parse,
     read_csv,
@@ -221,7 +222,12 @@ def _other_tables(folder: Path, reading: Reading) -> list[Path]:
 
 
 def _refuse_hidden_tables(folder: Path, rows: list[Row]) -> None:
-    """Raise InputError where no folder tells labels apart, and a table somewhere below may."""
+    """Raise InputError where a table beside class folders knows more of the images, and where no
+    folder tells labels apart, and a table somewhere below may."""
+    for path in _files(folder, ENDINGS):
+        if more := {"patient", "split"} & known_of_images(path):
+            raise InputError(f"{path} knows the {' and '.join(sorted(more))} of images, which lie "
+                             "in class folders: give it a column label, or move it away")
     label = rows[0]["label"]
     found = [] if any(row["label"] != label for row in rows) else [
         path for path in sorted(folder.rglob("*")) if _may_label(path, flat=label == ANY)
@@ -241,8 +247,7 @@ def _may_label(path: Path, flat: bool) -> bool:
             words = file.readline().replace(",", " ").split()
             return len(words) > 1 and any(word.lower().endswith(EXTENSIONS) for word in words)
     if path.name.lower().endswith(ENDINGS) and not flat:
-        with suppress(InputError):
-            return bool(naming_images(*read_lines(path)))
+        return bool(known_of_images(path))
     return flat and path.name.lower().endswith((*ENDINGS, *UNREAD)) and path.is_file()
 
 
@@ -281,10 +286,10 @@ def _split_in(path: str) -> str:
 
 
 def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
-    """Fill in the splits of lists beside the images, train_val_list.txt and test_list.txt (NIH)."""
+    """Fill in the splits of lists beside the images: train.csv, test_list.txt (NIH)."""
     split = {}
-    for path in _files(folder, (".txt",)):
-        for name in path.read_text(errors="replace").split() if _split_of(path) else ():
+    for path in filter(_split_of, _files(folder, (".txt", ".csv", ".tsv"))):
+        for name in re.split(r"[\s,;]+", path.read_text(errors="replace")):
             split.setdefault(Path(name).name, set()).add(_split_of(path))
     found = [split.get(Path(row["file_name"]).name, set()) for row in rows]
     if len(set().union(*found)) < 2:
