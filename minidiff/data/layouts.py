@@ -231,7 +231,8 @@ def _refuse_hidden_tables(folder: Path, rows: list[Row]) -> None:
     label = rows[0]["label"]
     found = [] if any(row["label"] != label for row in rows) else [
         path for path in sorted(folder.rglob("*")) if _may_label(path, flat=label == ANY)
-        and not any(map(is_rubbish, path.relative_to(folder).parts))]
+        and not any(part.startswith(".") or is_rubbish(part)
+                    for part in path.relative_to(folder).parts)]
     if found:
         names = first_few(str(path.relative_to(folder)) for path in found)
         raise InputError(_fault(folder) or (
