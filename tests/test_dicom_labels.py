@@ -98,6 +98,9 @@ def test_the_nearest_id_counts_and_columns_may_be_named(tmp_path):
     for columns in (("study=exam", "label=outcome"), ("study=exam,label=outcome",)):
         found = read(tmp_path, "exam,outcome,patient", "2.25.1,ill,P1", columns=columns)
         assert found == ("study", {"2.25.1": "ill"})
+    found = read(tmp_path, "image_id,rad,Edema,Mass", "a,R1,1,0", "a,R2,1,0", "b,R1,0,0",
+                 "c,R1,1,1", "d,R1,-1,1", columns=("label=edema|Mass",))
+    assert found == ("image", {"a": "Edema", "b": "none", "c": "Edema|Mass", "d": ""})
 
 
 def test_ids_as_spreadsheets_and_pandas_write_them(tmp_path):

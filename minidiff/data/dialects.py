@@ -58,7 +58,7 @@ def read_csv(path: str | Path, needed: Sequence[str], columns: Sequence[str] = (
     if not lines:
         raise InputError(f"{path}: a header but no rows")
     rows = [{**dict(zip(header, cells)), "where": f"{path}:{number}"} for number, cells in lines]
-    filled = {name: _cells(name, source, header, rows) for name, source in asked.items()}
+    filled = {name: column_cells(name, source, header, rows) for name, source in asked.items()}
     return [{**{spelt.get(name, name): cell for name, cell in row.items()},
              **{name: cells[i] for name, cells in filled.items()}} for i, row in enumerate(rows)]
 
@@ -195,7 +195,7 @@ def _asked(path: str | Path, header: Sequence[str], columns: Sequence[str]) -> d
     """Our name → the column of this table that holds it, as --columns or a preset says."""
     asked = {}
     for name, options in parse(columns).items():
-        there = [option for option in options if _parts(option, header)]
+        there = [option for option in options if parts_of(option, header)]
         if len(there) > 1:
             raise InputError(f"{path}: --columns names {' and '.join(there)} for {name}, and this "
                              "table has both; name one")
@@ -208,18 +208,18 @@ def _asked(path: str | Path, header: Sequence[str], columns: Sequence[str]) -> d
     return preset | asked
 
 
-def _parts(column: str, header: Sequence[str]) -> list[str]:
+def parts_of(column: str, header: Sequence[str]) -> list[str]:
     """The columns that a name stands for: one, whatever its capitals, or several, joined by |."""
     found = [[column] if column in header else
              [name for name in header if _plain(name) == _plain(column)]]
     if not found[0] and AND in column:
-        found = [_parts(part.strip(), header) for part in column.split(AND)]
+        found = [parts_of(part.strip(), header) for part in column.split(AND)]
     return [names[0] for names in found] if all(len(names) == 1 for names in found) else []
 
 
-def _cells(name: str, column: str, header: Sequence[str], rows: Sequence[Row]) -> list[str]:
+def column_cells(name: str, column: str, header: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """The cells of a column; columns of 1, 0, −1 and blanks as the names of findings."""
-    parts = _parts(column, header)
+    parts = parts_of(column, header)
     if len(parts) == 1:
         cells = [row[parts[0]] for row in rows]
         flags = {cell: _flag(cell) for cell in cells}

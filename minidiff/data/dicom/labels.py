@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from minidiff.cells import CUT, is_unknown
-from minidiff.data.dialects import read_lines
+from minidiff.data.dialects import column_cells, parts_of, read_lines
 from minidiff.data.dicom import Dataset, Refused
 from minidiff.data.dicom.pixels import text
 from minidiff.errors import InputError, first_few
@@ -59,6 +59,9 @@ def read(path: str, columns: tuple[str, ...] = ()) -> Labels:
                          f"e.g. --columns patient={header[0]}; allowed are {', '.join(LEVELS)}")
     key = chosen.get(level) or _only(path, header, level, (level, *LEVELS[level][1]))
     label = chosen.get("label") or _only(path, header, "label", LABEL)
+    if label not in header:
+        rows = [{**row, label: cell} for row, cell in
+                zip(rows, column_cells("label", label, header, rows))]
     return Labels(level, _by_id(path, rows, level, key, label))
 
 
@@ -92,10 +95,11 @@ def _chosen(path: str, header: Sequence[str], columns: Sequence[str]) -> dict[st
     chosen = {}
     for item in filter(None, ",".join(columns).split(",")):
         name, _, column = (part.strip() for part in item.partition("="))
-        if name not in (*LEVELS, "label") or column not in header:
+        known = parts_of(column, header) if name == "label" else column in header
+        if name not in (*LEVELS, "label") or not known:
             raise InputError(f"--columns {item}: write NAME=COLUMN, where NAME is label, "
                              f"{', '.join(LEVELS)}, and COLUMN one of {path}: {', '.join(header)}")
-        chosen[name] = column
+        chosen[name] = known[0] if name == "label" and len(known) == 1 else column
     return chosen
 
 
