@@ -46,7 +46,7 @@ from minidiff.evaluation.pages.study import study_page
 from minidiff.evaluation.pages.study_pictures import gallery
 from minidiff.evaluation.pages.study_tables import csv_tables, printed
 from minidiff.evaluation.study_verdicts import said
-from minidiff.root import Rooted, then
+from minidiff.root import Reading, Rooted, then
 from minidiff.training.device import pick_device
 
 # knobs that do not change what is finished
@@ -54,7 +54,7 @@ FREE = ("arms", "seeds", "device", "primary", "worth", "prevalence", "false_alar
 
 
 @dataclass(frozen=True)
-class Config(Rooted):
+class Config(Reading, Rooted):
     data: tuple[str, ...] = ()        # real data sets, with their splits; none: the root's
     synthetic: tuple[str, ...] = ("ROOT/samples",)  # [NAME=]DIR, or [NAME=]DIR,DIR to pool two
     external: tuple[str, ...] = ()    # further test sets, each used whole; no patient of training
@@ -94,7 +94,7 @@ def run_study(cfg: Config) -> None:
     used = {name: folder for name, folder in folders.items() if any(
         name == arm.source or (arm.added == kinds.DUPLICATES and not arm.factor) for arm in arms)}
     with distributed.rank0_first():  # a split that has to be made is made once
-        data = inputs.read(cfg.data, used, cfg.external, size=cfg.size, seed=cfg.seed,
+        data = inputs.read(cfg.data, used, cfg.external, cfg, size=cfg.size, seed=cfg.seed,
                            out=f"{cfg.root}/classifier", target=cfg.target, hold_out=cfg.hold_out,
                            near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from minidiff import config, runs
 from minidiff import variables as var
 from minidiff.counted import VALIDATE, normal
+from minidiff.data.compression import compression
 from minidiff.data.dataset import glance, load_pixels
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
 from minidiff.data.table import Table
@@ -46,7 +47,7 @@ from minidiff.evaluation import verify as chain
 from minidiff.evaluation.audit import AuditConfig, run_audit
 from minidiff.evaluation.cards import CardConfig, run_card
 from minidiff.evaluation.features.build import FeatureCache, build, describe
-from minidiff.evaluation.features.extractor import PixelPCA
+from minidiff.evaluation.features.extractor import Extractor, PixelPCA
 from minidiff.evaluation.fid import FIDConfig, run_fid
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
 from minidiff.evaluation.metrics import by_condition, realism, report_rows
@@ -82,13 +83,8 @@ def run_report(cfg: Config) -> None:
               for name, j in panel.items()}
     out = runs.open_run(cfg.out, named, "report", free=("device", "matrix"), **facts)
 
-    cached, spaces = FeatureCache(out / "features"), {}
-    for e in extractors:
-        spaces[e.name] = {name: Side(cached(e, x).double().numpy(),
-                                     np.array(tables[name].column("label")),
-                                     np.array(tables[name].column("patient")))
-                          for name, x in pixels.items()}
-
+    shown = {name: sets.alike(table, tables["synthetic"]) for name, table in tables.items()}
+    spaces = seen_by(extractors, shown, pixels, FeatureCache(out / "features"))
     copies = find_copies(cfg, tables, pixels, spaces)
     (groups, why), made = by_condition.groups(tables), tables["synthetic"]
     distances, growth, conditions = [], [], []
@@ -102,7 +98,7 @@ def run_report(cfg: Config) -> None:
                  **sets.about(tables)},
         "samples": {"folder": cfg.samples, "n": len(made), "of_other_data": elsewhere,
                     "labels": sets.counts(made), "fingerprint": facts["synthetic"],
-                    **selection.of(cfg.samples)},
+                    "files": compression(made.column("file")), **selection.of(cfg.samples)},
         "judges": [{"judge": name, **j.facts} for name, j in panel.items()],
         "extractors": [describe(e) for e in extractors],
         "distances": distances, "growth": growth, "conditions": conditions,
@@ -111,7 +107,7 @@ def run_report(cfg: Config) -> None:
         "neighbours": copies, "duplicates": find_duplicates(tables["train"], pixels["train"]),
         "membership": membership_audit(cfg, tables),
         "agreement": [{**row, "judge": name} for name, j in panel.items()
-                      for row in agree(j.predictor, j.asked, j.unreadable, tables, pixels)],
+                      for row in agree(j.predictor, j.asked, j.unreadable, shown, pixels)],
         **{name: found[name] for name in ("classifier", "study", "vae")},
         "provenance": runs.provenance(), "commands": sets.commands(cfg),
         "configs": {**found["configs"], cfg.out: runs.read_json(out / "config.json")},
@@ -119,10 +115,18 @@ def run_report(cfg: Config) -> None:
 
     first = spaces["classifier" if "classifier" in spaces else extractors[0].name]
     sure = certainty(judge, made.column("label"), pixels["synthetic"])
-    shown = pictures.draw(tables, pixels, first, copies, groups, sure, shown=cfg.shown,
+    drawn = pictures.draw(shown, pixels, first, copies, groups, sure, shown=cfg.shown,
                           seed=cfg.seed)
-    tell(report.write(out, result, shown | {name: found[name]
+    tell(report.write(out, result, drawn | {name: found[name]
                                             for name in ("losses", "matrix", "rebuilt")}))
+
+
+def seen_by(extractors: Sequence[Extractor], tables: Mapping[str, Table],
+            pixels: Mapping[str, Tensor], cached: FeatureCache) -> dict[str, dict[str, Side]]:
+    """Extractor → set → its images as the extractor sees them."""
+    return {e.name: {name: Side(cached(e, x).double().numpy(),
+                                *(np.array(tables[name].column(c)) for c in ("label", "patient")))
+                     for name, x in pixels.items()} for e in extractors}
 
 
 def tell(page: Path) -> None:

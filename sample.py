@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
 
@@ -41,8 +41,9 @@ from minidiff.errors import InputError, count
 from minidiff.evaluation import selection
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.evaluation.selection import REASONS
+from minidiff.names import on_disk
 from minidiff.pixels import to_grey
-from minidiff.root import Rooted, then
+from minidiff.root import Reading, Rooted, then
 from minidiff.sampling import plan as plans
 from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.sampling.trajectory import TrajectoryConfig, trajectory
@@ -56,7 +57,7 @@ FREE_WITH_KEEP = FREE[:2]                           # … and those of them that
 
 
 @dataclass(frozen=True)
-class SampleConfig(Rooted):
+class SampleConfig(Reading, Rooted):
     run: str = "ROOT/diffusion"            # finished diffusion run, or its best/
     out: str = "ROOT/samples"              # folder of the new data set
     label: tuple[str, ...] = ()            # labels to make; none: all that the model knows
@@ -109,6 +110,7 @@ def sample(cfg: SampleConfig) -> None:
     rows = runs.read_json(out / "plan.json")  # finished as it was planned, also by a later version
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
+    new = sum(not (out / row["file_name"]).exists() for row in rows)
     batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
     missing = [batch for batch in batches
                if not all((out / row["file_name"]).exists() for row in batch)]
@@ -126,8 +128,11 @@ def sample(cfg: SampleConfig) -> None:
         finish(cfg, rows, variables, model, facts, watch)
         mean = sum(chroma) / max(len(chroma), 1)
         removed = f"; mean chroma {mean:.2f} of 255 removed" if chroma and facts["grey"] else ""
+        removed += "" if variables or cfg.against else "; no conditions, so nothing was guided"
+        # a classifier tells labels apart
+        after = "classify" if any(v.name == "label" for v in variables) else "evaluate"
         print(f"{out}: {count(len(rows), 'image')}, in sets of {plans.SET}; "
-              f"{sum(map(len, missing))} of them new{removed}\n{then('classify', cfg, 'samples')}")
+              f"{new} of them new{removed}\n{then(after, cfg, 'samples')}")
 
 
 def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bool, text: dict,
@@ -188,9 +193,9 @@ def finish_sets(cfg: SampleConfig, rows: list[dict], watch: Quick | None, done: 
         pixels = torch.stack([torch.tensor(images.read(out / row["file_name"])) for row in of_set])
         images.write(out / "sheets" / f"set_{name}.png", images.grid(pixels, columns=10))
         if cfg.origin:  # generated beside original
-            start = torch.stack([
-                torch.tensor(images.square(images.read(row["origin"]), pixels.shape[-1]))[:1]
-                for row in of_set])
+            origins = (images.read(on_disk(row["origin"])) for row in of_set)
+            start = torch.stack([torch.tensor(images.square(origin, pixels.shape[-1]))[:1]
+                                 for origin in origins])
             pairs = torch.stack([start.expand_as(pixels), pixels], 1).flatten(0, 1)
             images.write(out / "sheets" / f"pairs_{name}.png", images.grid(pairs, columns=10))
         if watch:
@@ -236,6 +241,7 @@ def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, fac
 
 @dataclass(frozen=True)
 class VerifyConfig(Rooted):
+    writes: ClassVar[str] = ""             # nothing
     out: str = "ROOT/samples"              # folder of samples
     k: int = 8                             # images to make again
     seed: int = 0                          # of the choice
@@ -278,16 +284,17 @@ def plan(cfg: SampleConfig, variables: list, facts: dict) -> list[dict[str, str]
         if cfg.label or cfg.given or cfg.independent or cfg.like or cfg.sets:
             raise InputError("--rows says all about the images: leave out --label, --given, "
                              "--independent, --like, --sets")
-        return plans.plan_rows(cfg.rows, variables, cfg.seed)
+        return plans.plan_rows(cfg.rows, variables, facts["rows"], cfg.seed)
     if cfg.origin:
         if cfg.independent:
             raise InputError("--origin: each image keeps its own conditions; leave out "
                              "--independent")
-        return plans.plan_origin(read_table(cfg.origin, split=False).rows, variables, cfg.label,
-                                 cfg.per_label, cfg.seed)
-    known = read_table(cfg.like, split=False).rows if cfg.like else facts["rows"]
-    return plans.plan(variables, known, labels=cfg.label, per_label=cfg.per_label, sets=cfg.sets,
-                      given=cfg.given, independent=cfg.independent, seed=cfg.seed)
+        known = read_table(cfg.origin, cfg, split=False).rows
+        return plans.plan_origin(known, variables, cfg.label, cfg.per_label, cfg.seed)
+    like = read_table(cfg.like, cfg, split=False).rows if cfg.like else None
+    return plans.plan(variables, facts["rows"], like=like, labels=cfg.label,
+                      per_label=cfg.per_label, sets=cfg.sets, given=cfg.given,
+                      independent=cfg.independent, seed=cfg.seed)
 
 
 def watcher(cfg: SampleConfig, size: int) -> Quick | None:
@@ -303,7 +310,7 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
         if cfg.real or "new" in cfg.keep:
             raise InputError(f"--real {' '.join(real) or 'none'}: no such data folder")
         return None
-    data = read_images(real, size, seed=0, split_dir=Path(cfg.root), skip_bad=True)
+    data = read_images(real, size, cfg, seed=0, split_dir=Path(cfg.root), skip_bad=True)
     judge = Predictor.load(Path(cfg.classifier) / "judge") if cfg.classifier else None
     watch = Quick(data.part("train"), data.part("val", "test"), judge)
     if "new" in cfg.keep:

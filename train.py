@@ -2,8 +2,10 @@
 
     python train.py                                       the demo, into runs/demo
     python train.py --root runs/x --data DIR --size 128   your images, into runs/x/{vae,diffusion}
+    python train.py --root runs/x --data DIR --columns file_name=image,label=finding,patient=id
     python train.py vae --root runs/x --data DIR --size 512 --init sd15.safetensors --lr 1e-5
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lr 1e-4
+    python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lora a.safetensors
     python train.py diffusion --data OTHER --init runs/x/diffusion --train all --out runs/x/stage-2
     torchrun --nproc-per-node 8 train.py diffusion …
 
@@ -27,11 +29,12 @@ from minidiff.diffusion import begin, lora, store, unet, watch
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.lpips import load_lpips
+from minidiff.diffusion.public.lora import write_lora
 from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
 from minidiff.pixels import to_float, to_uint8
-from minidiff.root import Rooted, then
+from minidiff.root import Reading, Rooted, then
 from minidiff.sampling.pictures import draw_losses, draw_pictures, draw_reconstructions
 from minidiff.training import state
 from minidiff.training.checkpointer import Checkpointer
@@ -45,7 +48,7 @@ FREE = ("log_every", "save_every", "snapshots", "guidance", "device", "compile",
 
 
 @dataclass(frozen=True)
-class VAEConfig(Rooted):
+class VAEConfig(Reading, Rooted):
     data: tuple[str, ...] = ()       # folders of metadata.csv or class folders; none: the root's
     out: str = "ROOT/vae"            # run folder
     init: str = ""                   # start from: public SD or VAE file or folder, or a VAE run
@@ -70,17 +73,20 @@ class VAEConfig(Rooted):
 
 
 @dataclass(frozen=True)
-class DiffusionConfig(Rooted):
+class DiffusionConfig(Reading, Rooted):
     data: tuple[str, ...] = ()       # folders of metadata.csv or class folders; none: the root's
     vae: str = ""                    # finished VAE run; none: --init's own, or vae/ in the root
     init: str = ""                   # start from: public SD 1.x or 2.x, or a diffusion run
+    unet: str = ""                   # in place of --init's: checkpoint-500, unet_ema or a file
+    null_context: str = "tower"      # of a public --init: its tower's, zeros, or a contexts file
     size: int = 0                    # side of the images, px; 0: the VAE's, 512 for a public --init
     out: str = "ROOT/diffusion"      # run folder
-    condition: tuple[str, ...] = var.USUAL  # columns to condition on; cells may be empty
+    condition: tuple[str, ...] = var.USUAL  # columns to condition on; "": none; cells may be empty
     architecture: Literal["TINY", "SMALL", "SD15", "SD21"] = "TINY"  # 4, 24, 860, 866 M parameters
     train: Literal["auto", lora.Part] = "auto"  # what is trained; auto: lora with --init, else all
     rank: int = 16                   # of the adapters of --train lora
     alpha: float = 16.0              # scale of the adapters: alpha / rank
+    lora: tuple[str, ...] = ()       # LoRA files, kohya's or diffusers', to add to --init's UNet
     prediction: Literal["auto", "eps", "v", "x0"] = "auto"  # auto: that of --init, else v
     min_snr: float = 5.0             # γ of the min-SNR loss weights (Hang et al. 2023); 0: none
     steps: int = 650                 # optimiser steps
@@ -213,21 +219,26 @@ class Stage:
         names = var.usable(cfg.condition, rows, begin.known_conditions(cfg.init))
         self.start = begin.start_diffusion(cfg.init, vae_run, cfg.architecture,
                             {name: self.train.table.column(name) for name in names},
-                            None if cfg.prediction == "auto" else cfg.prediction, cfg.seed)
+                            None if cfg.prediction == "auto" else cfg.prediction, cfg.seed,
+                            cfg.unet, cfg.lora, cfg.null_context)
         self.start.vae.to(self.device)
         layout = torch.preserve_format if cfg.shard else torch.channels_last
         self.model = self.start.model.to(self.device, memory_format=layout)   # what is trained …
         self.variables = self.model.conditioner.variables
         self.labels = var.encode(self.variables, rows)          # of the training images
-        var.encode(self.variables, self.data.table.rows)  # refuses a bad cell of any split now
+        lone = {"label"} & {*cfg.condition} - {*names}  # one label: the other splits have it, too
+        var.encode([*self.variables, *(var.Category(v, (rows[0][v],)) for v in lone)],
+                   self.data.table.rows)  # refuses a bad cell of any split now
         lora.set_trainable(self.model, scope, cfg.rank, cfg.alpha, counted.seeded(cfg.seed))
         self.model.unet.checkpointing = cfg.checkpointing
+        self.base = " + ".join(filter(None, (cfg.unet or cfg.init, *cfg.lora)))  # of the adapters
         self.ema = EMA(self.model, cfg.steps / 10)
         self.run = Path(cfg.out)
         facts = {"data": self.data.table.fingerprint, **self.start.origin}
         if distributed.rank() == 0:
             runs.open_run(self.run, replace(cfg, size=self.data.size, condition=names), "diffusion",
-                          free=FREE, notes=self.data.table.notes, n_train=len(rows), **facts)
+                          free=FREE, notes=self.data.table.notes, n_train=len(rows), **facts,
+                          conditions={v.name: list(v.values) for v in self.variables})
             state.require_space(self.run, self.model, cfg.snapshots)
         if cfg.shard:
             distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),
@@ -309,15 +320,16 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
 
 def save_model(folder: Path, s: Stage, **facts) -> None:
     """Save the EMA weights with adapters merged, the adapters alone, and facts for later stages."""
-    model, adapters = s.ema.model, lora.adapters(s.ema.model)
-    if adapters:
+    model = s.ema.model
+    if adapters := lora.adapters(model.unet):
         model = lora.merge(model)
         if distributed.rank() == 0:
-            runs.save_tensors(folder / "lora.safetensors", adapters)
+            write_lora(folder / "lora.safetensors", adapters, "diffusers", s.base)
     store.save_model(
         folder, model, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
         data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
-        rows=[{v.name: row.get(v.name, "") for v in s.variables} for row in s.train.table.rows],
+        rows=[{name: row.get(name, "") for name in ("label", *(v.name for v in s.variables))}
+              for row in s.train.table.rows],
         **facts)
 
 

@@ -99,9 +99,9 @@ def write(folder: Path) -> Path:
     import torch
 
     from minidiff.diffusion import clip, unet, vae
-    from minidiff.diffusion.public import export, keys
     from minidiff.diffusion.public import folder as layout
-    from minidiff.runs import write_json
+    from minidiff.diffusion.public import keys
+    from minidiff.runs import save_tensors, write_json
     torch.manual_seed(0)
     nets = unet.UNet(unet.SD15), vae.VAE(vae.SD), clip.CLIP(clip.CLIP_L)
     tensors = {keys.UNET + ldm: nets[0].state_dict()[ours]
@@ -113,7 +113,7 @@ def write(folder: Path) -> Path:
                                 None] if ".attentions." in ours and tensor.ndim == 2 else tensor
     tensors |= {keys.CLIP_L + "text_model." + name: tensor
                 for name, tensor in nets[2].state_dict().items()}
-    export.write_tensors(folder / "sd15.safetensors", tensors)
+    save_tensors(folder / "sd15.safetensors", tensors)
     configs = folder / "config"
     write_json(configs / "unet" / "config.json", layout.unet_json(nets[0].config, 64))
     write_json(configs / "vae" / "config.json", layout.vae_json(nets[1].config, 0.18215, 512))

@@ -55,7 +55,7 @@ RELATIVE, ABSOLUTE, GREY, LONG, MANY = 1e-4, 1e-7, 2.0, 100, 24
 CHARTS = ("*/loss.png", "*/monitor.png", "*/way.png")  # drawn by matplotlib
 FOLDED = ("data/*", "hospital/*", "runs/small/*")      # phantoms
 SKIP = {"started", "written", "time", "command", "commit", "minidiff", "python", "torch", "machine",
-        "threads"}
+        "threads", "sessions"}
 TEXT = {"verdict", "text", "question", "note", "notes", "sentence", "remark", "why", "title"}
 
 

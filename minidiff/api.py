@@ -16,6 +16,7 @@ from minidiff.evaluation.fid import Distance, measure
 from minidiff.pixels import to_grey
 from minidiff.sampling import plan
 from minidiff.sampling.finished_run import make_images, open_pipeline
+from minidiff.variables import ANY
 
 
 class Model:
@@ -41,9 +42,10 @@ class Model:
             raise InputError(f"n = {n}: 1 or more images")
         variables, label = self.pipeline.conditioner.variables, conditions.pop("label", None)
         given = [f"{name}={'' if value is None else value}" for name, value in conditions.items()]
-        labels = [str(label)] if label is not None else list(self.conditions.get("label", ("any",)))
-        rows = plan.plan(variables, self.facts["rows"], labels=labels if "label" in self.conditions
-                         or label else (), per_label=-(-n // len(labels)), given=given, seed=seed)
+        labels = [] if label is None else [str(label)]
+        each = -(-n // len(labels or self.conditions.get("label", (ANY,))))
+        rows = plan.plan(variables, self.facts["rows"], labels=labels, per_label=each, given=given,
+                         seed=seed)
         made = make_images(self.pipeline, rows[:n], batch=batch, recipe=Recipe(
             sampler=sampler, steps=steps, guidance=guidance))
         if self.facts["grey"]:

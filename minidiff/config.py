@@ -10,6 +10,7 @@ import argparse
 import difflib
 import errno
 import inspect
+import io
 import json
 import math
 import re
@@ -17,12 +18,13 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import MISSING, asdict, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from minidiff import threads
+from minidiff import distributed, lock, threads
 from minidiff.errors import InputError, TrainingFault
 from minidiff.root import ANCHORS
 from minidiff.runs import read_json
@@ -53,11 +55,17 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str,
     other exception is a bug and keeps its traceback.
     """
     # SIGTERM ends like Ctrl-C, also where Ctrl-C is ignored (a shell's `&`).
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler)}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `threads`
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # a character that they cannot write is no fault
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         for run, cfg in parse(verbs, default, doc, list(sys.argv[1:] if argv is None else argv)):
             threads.announce(threads.use())
-            run(cfg)
+            with _alone(cfg):
+                run(cfg)
     except (InputError, TrainingFault) as error:
         _exit(str(error))
     except OSError as error:
@@ -68,7 +76,15 @@ def main(verbs: Mapping[str, Verb], *, default: str | Sequence[str], doc: str,
         print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _alone(cfg: Any):
+    """Context of a command: the lock of the folder that it writes, which is named by `out` unless
+    its Config `writes` another or none; rank 0 has it for all."""
+    folder = getattr(cfg, getattr(cfg, "writes", "out"), "")
+    return nullcontext() if not folder or distributed.announced()[0] else lock.alone(folder)
 
 
 def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str,

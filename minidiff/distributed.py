@@ -9,6 +9,7 @@ Rank 0 writes.
 
 import atexit
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -21,17 +22,41 @@ from minidiff.errors import InputError
 
 _independent = False
 PATIENCE = timedelta(hours=2)  # how long ranks wait while rank 0 reads and encodes the data
+ARRIVAL = timedelta(minutes=10)  # how long they wait for one another at the start
+ADDRESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
+
+
+def announced() -> tuple[int, int]:
+    """Rank and number of processes by the environment; 0 of 1 unless it says all that is needed,
+    for a variable of an earlier job may be left in a shell."""
+    place, world, *address = (os.environ.get(name, "") for name in ADDRESS)
+    if all(address) and place.isdecimal() and world.isdecimal() and int(place) < int(world):
+        return int(place), int(world)
+    return 0, 1
 
 
 def start() -> None:
     """Join the other processes, if torchrun started this one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        backend = "gloo"
-        if torch.cuda.is_available():
-            torch.cuda.set_device(local_rank())
-            backend = "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=PATIENCE)
-        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+    if dist.is_initialized():
+        return
+    if (world := announced()[1]) == 1:
+        if os.environ.get("WORLD_SIZE", "") not in ("", "1"):
+            print(f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}, and {', '.join(ADDRESS)} do not "
+                  "fit together: one process, as without them", file=sys.stderr)
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        store, place, world = next(dist.rendezvous("env://", timeout=ARRIVAL))
+    except (RuntimeError, ValueError) as error:
+        said = "; ".join(f"{name}={os.environ[name]}" for name in ADDRESS)
+        raise InputError(f"the {world} processes that the environment announces ({said}) did not "
+                         f"meet in {ARRIVAL}: start all of them, as torchrun does, or unset these "
+                         f"variables ({str(error).splitlines()[0]})") from None
+    dist.init_process_group(backend, store=store, rank=place, world_size=world, timeout=PATIENCE)
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
 
 def stop() -> None:
@@ -43,7 +68,7 @@ def stop() -> None:
 
 def local_rank() -> int:
     """This process among those of its machine: the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return int(os.environ.get("LOCAL_RANK") or 0)
 
 
 def rank() -> int:

@@ -23,7 +23,15 @@ INCEPTION = (  # the weights of FID: address, SHA-256 and bytes
 
 def cache() -> Path:
     """Where files go by default: $XDG_CACHE_HOME/minidiff, else ~/.cache/minidiff."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "minidiff"
+
+
+def home() -> Path:
+    """The user's own folder; the working folder for a user who has none, as in a container."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path()
 
 
 def retrieve(url: str, path: Path, digest: str, size: int, advice: str,
@@ -50,6 +58,7 @@ def retrieve(url: str, path: Path, digest: str, size: int, advice: str,
         more = "or more " if length > size else ""
         raise InputError(f"{url}: {length} bytes {more}with SHA-256 {found}; the public file has "
                          f"{size} and {digest}. Nothing was kept; {advice}")
+    sync(part)
     os.replace(part, path)
     sync(path.parent)
     return path
@@ -74,8 +83,6 @@ def _stream(url: str, part: Path, size: int, headers: Mapping[str, str]) -> None
                 file.write(block)
                 at += len(block)
                 bar.update(len(block))
-            file.flush()
-            os.fsync(file.fileno())
         if at < size and reply.length:
             raise ConnectionError(f"cut off after {at:,} of {size:,} bytes; the same command "
                                   "resumes")

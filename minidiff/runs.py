@@ -9,9 +9,12 @@ import hashlib
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -27,6 +30,24 @@ import minidiff
 from minidiff import threads
 from minidiff.errors import InputError
 
+# How a file begins that was saved in the place of another, and what it is.
+IN_PLACE_OF_FILES = (
+    (rb"(\xef\xbb\xbf)?\s*(<!|<\?xml|<html|<head|<body|<script|<error)",
+     "a web page saved under this name; download the file again, logged in where that is asked"),
+    (rb"version https://git-lfs\.github\.com/", "a Git-LFS pointer, which only names the file; "
+     "`git lfs pull` in its repository fetches it"),
+    (rb"(\.\./)*(\.git)?/annex/objects/", "a git-annex pointer, which only names the file; `git "
+     "annex get` in its repository fetches it"),
+    (rb"GIF8", "a GIF; save it as PNG"), (rb"%PDF", "a PDF"),
+    (rb".{4}ftyp(heic|heix|hevc|mif1|avif)", "HEIC or AVIF; save it as PNG"),
+    (rb".{128}DICM", "a DICOM file; `python -m minidiff.data.dicom import FOLDER --out DATA` makes "
+     "PNG files and a table of a folder of these"),
+    (rb"\0{256}", "nothing but zero bytes: the copy or the download broke off"),
+)
+DATA = ("data", "prior", "external")  # knobs: folders that may lie elsewhere; their content counts
+SCHEDULE = ("steps", "lr", "decay")   # knobs of a training that is planned up to its last step
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+
 
 def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (),
              **facts: Any) -> Path:
@@ -34,19 +55,20 @@ def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (
     result.
 
     `facts` (fingerprints of data, hashes of models it starts from) are kept in run.json and must
-    not differ either, except for `notes`.
+    not differ either, except for `notes`. Data that were moved are the same data.
     """
     folder = Path(folder)
     knobs, facts = refuse_other(folder, cfg, kind, free), json.loads(json.dumps(facts))
     past = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     if (folder / "config.json").exists():
-        _refuse_changed(folder, past.get("facts", {}), facts, (*free, "notes"))
+        _refuse_changed(folder, facts | past.get("facts", {}), facts, (*free, "notes"))
     folder.mkdir(parents=True, exist_ok=True)
     sessions = past.get("sessions", [])
     if sessions:  # the last digits depend on the number of threads, so it stays
         threads.use(sessions[0].get("threads", 0))
     write_json(folder / "run.json",
-               {"kind": kind, "facts": facts, "sessions": [*sessions, provenance()]})
+               {"kind": kind, "facts": facts,
+                "sessions": [*sessions, {**provenance(), "folder": os.getcwd()}]})
     write_json(folder / "config.json", knobs)  # last: with it, the folder is a run
     return folder
 
@@ -61,7 +83,7 @@ def refuse_other(folder: str | Path, cfg: Any, kind: str,
     if (folder / "config.json").exists():
         defaults = {f.name: f.default for f in fields(cfg)}  # of knobs newer than that run
         _refuse_changed(folder, json.loads(json.dumps(defaults, default=str))
-                        | read_json(folder / "config.json"), knobs, free)
+                        | read_json(folder / "config.json"), knobs, (*free, *DATA))
     elif folder.exists() and not (folder.is_dir() and all(
             path.name.startswith((".", "run.json")) for path in folder.iterdir())):
         raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing "
@@ -71,23 +93,56 @@ def refuse_other(folder: str | Path, cfg: Any, kind: str,
 
 def _refuse_changed(folder: Path, before: dict, now: dict, free: Iterable[str]) -> None:
     changed = [name for name in {**before, **now} if name not in ("out", "root", *free)
-               and _plain(before.get(name)) != _plain(now.get(name))]
+               and _plain(before.get(name), before.get("root"))
+               != _plain(now.get(name), now.get("root"))]
     if changed:
-        shown = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        shown = "; ".join(f"{name}: {_short(before.get(name))} there, {_short(now.get(name))} now"
                           for name in changed[:5])
-        trained = changed == ["steps"] and now["kind"] in ("vae", "diffusion")
-        more = f", or go on from it by --init {folder}" if trained else ""
+        more = ""
+        if set(changed) <= set(SCHEDULE) and now.get("kind") in ("vae", "diffusion"):
+            more = f", or go on from it{_way_on(folder, before, now, changed)}"
+        elif "data" in changed:
+            more = ("; images, labels, patients or splits are others, or, where no patients are "
+                    "known, the name of the folder")
         raise InputError(f"{folder} holds a run with other settings ({shown}); give another --root "
                          f"or --out{more}")
 
 
-def _plain(value: Any) -> Any:
-    """For comparison: paths in full, however they are written; empty values as None."""
+def _way_on(folder: Path, before: dict, now: dict, changed: list[str]) -> str:
+    """How to train longer than was planned: another run that begins with the finished model."""
+    last = folder / {"vae": "vae.json", "diffusion": "model.json"}[now["kind"]]
+    first = "" if last.exists() else f", once it has ended after {before['steps']} steps"
+    steps = now["steps"] - before["steps"]
+    knobs = {"steps": steps if steps > 0 else now["steps"],
+             **{name: now[name] for name in changed if name != "steps"}}
+    if not before.get("init") and before.get("train", "auto") == "auto":
+        knobs["train"] = "all"  # as before; by itself, --init trains a part only
+    flags = " ".join(f"--{name} {value}" for name, value in knobs.items())
+    saved, run, new = (shlex.quote(f"{folder}{end}") for end in ("/config.json", "", "-2"))
+    return f"{first}: python train.py {now['kind']} --from {saved} --init {run} {flags} --out {new}"
+
+
+def _short(value: Any) -> str:
+    """A value for a message, a SHA-256 by its first digits."""
+    text = repr(value)
+    return f"{text[:13]}…'" if isinstance(value, str) and len(value) == 64 else text
+
+
+def _plain(value: Any, root: str | None = None) -> Any:
+    """For comparison: paths in full or from the root on, however written; empty values as None."""
     if isinstance(value, list):
-        return [_plain(item) for item in value] or None
+        return [_plain(item, root) for item in value] or None
     if isinstance(value, str) and "/" in value:
-        return os.path.abspath(value)
+        path = os.path.abspath(value)
+        inside = os.path.relpath(path, root) if root else ".."
+        return path if inside.startswith("..") else f"ROOT/{inside}"
     return None if value == "" else value
+
+
+def occupied(path: Path) -> bool:
+    """Does something lie here, other than hidden files and an empty folder?"""
+    return path.exists() and (not path.is_dir() or any(
+        not inside.name.startswith(".") for inside in path.iterdir()))
 
 
 def provenance() -> dict[str, Any]:
@@ -127,6 +182,13 @@ def nested(a: str | Path, b: str | Path) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
+def beside(path: Path) -> Path:
+    """The hidden name of a file or folder until it is whole: one for each process of each host, for
+    two hosts that share a disk may count their processes alike."""
+    host = zlib.crc32(platform.node().encode())
+    return path.with_name(f".{path.name}.tmp-{host:08x}-{os.getpid()}")
+
+
 @contextmanager
 def _replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the body has written it.
@@ -134,7 +196,7 @@ def _replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     `durable`: it also survives a power cut, and not only a kill.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = beside(path)
     try:
         yield temporary
         if durable:
@@ -155,17 +217,19 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True,
     mode = 0o600 if private else 0o666
     with (_replacing(Path(path), durable) as temporary,
           open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file):
-        file.write(data.encode() if isinstance(data, str) else data)
+        # a file name that is no UTF-8 is written as JSON writes it
+        file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor],
+                 metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file completely or not at all, without a second copy in memory."""
     with _replacing(Path(path)) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # the umask's; safetensors writes for its owner alone
         try:
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-                      temporary)
+                      temporary, metadata)
         except SafetensorError as error:  # it wraps the system's errors
             code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
             raise OSError(code, os.strerror(code), str(path)) from error
@@ -173,12 +237,16 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Bring a file, or the names in a folder, onto the disk, where the file system can do that."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -187,7 +255,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except ValueError as error:
@@ -196,13 +264,13 @@ def read_json(path: str | Path) -> Any:
 
 def append_log(path: str | Path, **values: Any) -> None:
     """One JSON line; floats in full, so that two equal runs write equal logs."""
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
 
 def read_log(path: str | Path) -> list[dict]:
     """The lines of a log; a last line that a crash cut short is left out."""
-    text = Path(path).read_text() if Path(path).exists() else ""
+    text = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
@@ -211,6 +279,16 @@ def rewind_log(path: str | Path, step: int) -> None:
     if Path(path).exists():
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in read_log(path)
                                    if line["step"] <= step))
+
+
+def in_its_place(path: str | Path) -> str:
+    """"; it is …": what lies in the place of a file, for a message; "" where that is unknown."""
+    try:
+        with open(path, "rb") as file:
+            what = what_it_is(file.read(256))
+    except OSError:
+        return ""
+    return f"; it is {what}" if what else ""
 
 
 def json_key(**facts: Any) -> str:
@@ -224,3 +302,17 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def what_it_is(first_bytes: bytes) -> str:
+    """What lies in the place of an image or of weights, and the way out; "" where that is unknown.
+
+    Give it the first 256 bytes of a file, or more. Text is quoted, for a server's answer ("Entry
+    not found") says what went wrong.
+    """
+    for begins, what in IN_PLACE_OF_FILES:
+        if re.match(begins, first_bytes, re.IGNORECASE | re.DOTALL):
+            return what
+    words = " ".join(first_bytes[:256].decode("ascii", "replace").split())
+    plain = words and words.isascii() and words.isprintable()
+    return f"text, which begins {words[:40]!r}" if plain else ""

@@ -7,14 +7,23 @@ enough for threads that run, and cost little for those that do not. libgomp read
 when torch is loaded.
 
 OMP_NUM_THREADS, GOMP_SPINCOUNT and OMP_WAIT_POLICY, where the user has set them, stay as they are.
+
+While a script still loads its modules, Ctrl-C ends it without a word; `config.main` takes over.
 """
 
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
+
+_program = getattr(sys.modules["__main__"], "__file__", None) or ""
+if (Path(_program).resolve().parent == Path(__file__).resolve().parents[1]
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 STAT = Path("/proc/stat")
 LOOK = 0.5  # seconds for which the other programs are watched

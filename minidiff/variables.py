@@ -17,7 +17,7 @@ its `values` (none: a quantity on a line, with low, high and mean) and whether i
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -25,6 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minidiff.cells import (
+    AND,
+    NO_FINDING,
+    check_numbers,
+    is_numberlike,
+    is_unknown,
+    keys,
+    listed,
+    number,
+    strange,
+    to_number,
+)
 from minidiff.errors import InputError
 
 # Every condition of N images by name, of which the class column, "label", is only one: (N,) each.
@@ -33,9 +45,9 @@ UNKNOWN, NULL = -1, -2  # of a Category and of Findings; a Number has NaN and -i
 FEW_VALUES = 5          # a column with more different numbers is a Number: icu 0/1 is a Category
 MOST_VALUES = 100       # of a Category
 MOST_FINDINGS = 60      # bits of an int64, and some to spare
-AND, NONE = "|", "none"  # Edema|Effusion: both are present; none: no finding is
-NO_FINDING = ("none", "no finding", "no_finding")  # as NIH, CheXpert and MIMIC write it, any case
+NONE = "none"           # no finding is present
 USUAL = ("label", "sex", "age", "view")  # conditions if none are named, and if the data have them
+ANY = "any"            # the label of images that have none
 RESERVED = ("file", "where", "file_name", "split", "patient", "seed", "set")
 
 
@@ -58,9 +70,9 @@ class Category:
             return UNKNOWN
         if cell in self.values:
             return self.values.index(cell)
-        same = [k for k, value in enumerate(self.values) if _plain(value) == _plain(cell)]
-        if len(same) == 1:
-            return same[0]
+        *known, own = keys(self.name, (*self.values, cell))
+        if known.count(own) == 1:
+            return known.index(own)
         lower = {value.lower(): value for value in self.values}
         near = difflib.get_close_matches(cell.lower(), lower, 1)
         raise InputError(f"{_at(where)}{self.name} {cell!r} is not one of {', '.join(self.values)}"
@@ -86,8 +98,13 @@ class Category:
         return F.cross_entropy(y, cells.clamp(min=0), reduction="none")
 
     def merged(self, new: "Category") -> "Category":
-        """This variable with the values of a new one behind its own."""
-        return replace(self, values=tuple(dict.fromkeys(self.values + new.values)))
+        """This variable with the values of a new one behind its own; female is no new one beside
+        F."""
+        both = tuple(dict.fromkeys(self.values + new.values))
+        said = keys(self.name, both)
+        n = len(self.values)
+        return replace(self, values=tuple(value for k, value in enumerate(both)
+                                          if k < n or said[k] not in said[:k]))
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,8 @@ class Findings(Category):
         if cell == "":
             return UNKNOWN
         code = super().encode
+        if any(mark in cell for mark in ";,["):
+            cell = listed(self.name, (*self.values, cell)).get(cell, cell)
         return sum(1 << code(part, where) for part in present(self.name, cell, where))
 
     def bits(self, cells: Tensor) -> Tensor:
@@ -150,12 +169,12 @@ class Number:
     def encode(self, cell: str, where: str = "") -> float:
         if cell == "":
             return math.nan
-        try:
-            value = float(cell)
-        except ValueError:
+        value = number(self.name, cell)
+        # an export's "nan" or "-inf" is unknown
+        if math.isnan(value) and not is_unknown(cell) and "inf" not in cell.casefold():
             raise InputError(f"{_at(where)}{self.name} {cell!r} is not a number; training saw "
-                             f"{self.low:g} to {self.high:g}") from None
-        return value if math.isfinite(value) else math.nan  # an export's "nan" or "-inf": unknown
+                             f"{self.low:g} to {self.high:g}")
+        return value
 
     def known(self, cells: Tensor) -> Tensor:
         return cells.isfinite()
@@ -179,24 +198,22 @@ KINDS = {v.kind: v for v in (Category, Findings, Number)}  # from coarse to fine
 
 def usable(names: Sequence[str], rows: Sequence[Mapping[str, str]],
            known: Sequence[str] = ()) -> tuple[str, ...]:
-    """The conditions to use: those named, or the usual ones that have two values in the rows.
+    """The conditions to use: of those named what has two values in the rows, or is known already.
 
-    The label and the conditions that an earlier stage knows always stay.
+    What an earlier stage knows always stays. The others are printed: with one value, or none, there
+    is nothing to tell. But a column without any value that was named is refused later, by `infer`:
+    it may be misspelt.
     """
-    if tuple(names) != USUAL:
-        return tuple(names)
-    several = [name for name in names if len({row.get(name, "") for row in rows} - {""}) > 1]
-    used = tuple(name for name in names if name in ("label", *known, *several))
-    unused = [name for name in names if name not in used]
+    found = {name: _different(name, {row.get(name, "") for row in rows} - {""}) for name in names}
+    unused = [name for name, (_, values, _) in found.items() if name not in known
+              and (len(values) == 1 or (not values and tuple(names) == USUAL))]
     if unused:
         print(f"no condition: {', '.join(unused)}, for the training rows have no two values of it")
-    return used
+    return tuple(name for name in names if name not in unused)
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse what cannot be a condition: nothing, a name twice, a column of identities."""
-    if not names:
-        raise InputError("--condition is empty; name at least one column, e.g. label")
+    """Refuse what cannot be a condition: a name twice, a column of identities."""
     for name in names:
         if name in RESERVED:
             raise InputError(f"--condition {name}: this column says which image it is, and cannot "
@@ -219,11 +236,16 @@ def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Varia
         return old
     if not known:
         raise InputError(f"condition {name!r} has no known value in the training rows")
-    several = isinstance(old, Findings) or (name != "label" and any(AND in cell for cell in known))
-    found = {present(name, cell) for cell in known} if several else set(known)
-    numbers = [x for x in map(to_number, known) if math.isfinite(x)]
+    several, found, known = _different(name, known, old)
+    meant = [cell for cell in known if is_numberlike(name, cell)]
     fewest = 0 if isinstance(old, Number) else FEW_VALUES
-    if not several and 2 * len(numbers) > len(known) and len(set(numbers)) > fewest:
+    numbers = [x for cell in meant if not math.isnan(x := number(name, cell))]
+    different = len(set(numbers)) + sum(math.isnan(number(name, cell)) for cell in set(meant))
+    if not several and 2 * len(meant) > len(known) and different > fewest:
+        check_numbers(name, meant)
+        if not numbers:
+            raise InputError(f"condition {name!r} has no number that can be read, only such as "
+                             f"{meant[0]!r}; write 1234.5, without signs, dates or commas")
         x = torch.tensor(numbers, dtype=torch.float64)
         return Number(name, round(x.mean().item(), 6), round(x.std().item(), 6), x.min().item(),
                       x.max().item())
@@ -235,8 +257,21 @@ def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Varia
     if len(found) > MOST_VALUES:
         raise InputError(f"condition {name!r} has {len(found)} different values; a category may "
                          f"have up to {MOST_VALUES}")
+    found -= set(strange(name, found))  # whose rows are refused
     words = sorted(cell for cell in found if math.isnan(to_number(cell)))
-    return Category(name, (*sorted(found.difference(words), key=lambda c: (float(c), c)), *words))
+    return Category(name, (*sorted(found.difference(words), key=lambda c: (to_number(c), c)),
+                           *words))
+
+
+def _different(name: str, known: Collection[str],
+               old: Variable | None = None) -> tuple[bool, set, list[str]]:
+    """Do these known cells name several findings? The different values among them, and the cells,
+    their lists in one form."""
+    if name != "label" or isinstance(old, Findings):
+        lists = listed(name, known)
+        known = [lists.get(cell, cell) for cell in known]
+    several = isinstance(old, Findings) or (name != "label" and any(AND in cell for cell in known))
+    return several, {present(name, cell) for cell in known} if several else set(known), list(known)
 
 
 def present(name: str, cell: str, where: str = "") -> frozenset[str]:
@@ -291,20 +326,6 @@ def from_json(items: Sequence[dict]) -> list[Variable]:
     return [KINDS[item["kind"]](**{name: tuple(value) if isinstance(value, list) else value
                                    for name, value in item.items() if name != "kind"})
             for item in items]
-
-
-def to_number(cell: str) -> float:
-    """A cell as a finite number, else nan."""
-    try:
-        value = float(cell)
-    except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
-
-
-def _plain(value: str) -> str:
-    """F, f, Female and female are one value, and so is any word in other capitals."""
-    return {"female": "f", "male": "m"}.get(value.lower(), value.lower())
 
 
 def _at(where: str) -> str:

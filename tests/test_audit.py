@@ -120,6 +120,65 @@ def pairs_of(folder, finding):
     return {(result_row(folder, i), result_row(folder, j)) for i, j, _ in finding["pairs"]}
 
 
+def test_a_hot_pixel_and_other_formats_are_noted(data):
+    folder, rows, save = data
+    wide = images.read(folder / rows[0]["file_name"])[0].astype("uint16") * 16
+    wide[3, 3] = 65535
+    add(folder, rows, Image.fromarray(wide), "hot.png", rows[0])
+    add(folder, rows, Image.fromarray(wide // 4), "scan.tiff", rows[1])
+    save()
+    _, by_kind = found(folder)
+    assert {k for k in by_kind if "name" in k} == set()  # .tiff is the ending of a TIFF
+    assert by_kind["outliers"]["level"] == "info" and by_kind["outliers"]["images"] == [60, 61]
+
+
+def test_cells_that_say_one_thing_in_many_ways_are_named(data):
+    folder, rows, save = data
+    for row, sex in zip(rows, ("F", "f", "female", "Female", "weiblich", "M", "Male", "male", "m",
+                               "1", "N/A")):
+        row["sex"] = sex
+    for row, age in zip(rows, ("-1", "180", "999", "069Y", "adult", "6M")):
+        row["age"] = age
+    for row, patient in zip(rows, ("nan", "?", "q", "Q")):
+        row["patient"] = patient
+    save()
+    result, kinds = found(folder)
+    assert set(result["tables"]["sex"]) == {"", "F", "M", "1"}
+    assert "'weiblich' is read as 'F'" in "".join(
+        f["text"] for f in result["findings"] if f["kind"] == "spellings")
+    levels = {"impossible ages": "'-1' (1), '180' (1), '999' (1) is no age",
+              "unknown spellings": "sex '1' (1) has no known meaning beside F, M",
+              "patients unknown": "2 images without a patient id ('?' 1, 'nan' 1)",
+              "patients alike": "'Q' and 'q' differ in capitals"}
+    for kind, text in levels.items():
+        assert kinds[kind]["level"] == "warning" and text in kinds[kind]["text"], kinds[kind]
+    assert result["status"] == "ok"
+
+
+def test_other_files_are_those_that_reading_lists(data):
+    folder = data[0]
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "x.npy", ".hidden.png", "list.csv"):
+        (folder / "images/covid" / name).write_bytes(b"x")
+    found = audit.other_files(read_table(folder, split=False, check=False).column("file"))
+    assert "lie beside the images: .npy 1, .png 1, .txt 1" in found[0]["text"]
+
+
+def test_equal_patient_ids_of_two_folders_are_an_error_until_it_is_said_whose_they_are(
+        tmp_path, capsys):
+    for k, ward in enumerate(("north", "south")):
+        rows = [{"file_name": f"{i}.png", "label": "ab"[i % 2], "patient": i} for i in range(6)]
+        for i, row in enumerate(rows):
+            images.write(tmp_path / ward / row["file_name"], phantom.phantom(k, i, 32).image)
+        write_table(tmp_path / ward / "metadata.csv", rows)
+    knobs = {"root": str(tmp_path), "data": (str(tmp_path / "north"), str(tmp_path / "south"))}
+    with pytest.raises(SystemExit) as stop:
+        run_audit(AuditConfig(**knobs))
+    assert stop.value.code == 1
+    assert "--same-patients if they are the same persons" in capsys.readouterr().out
+    run_audit(AuditConfig(**knobs, out=str(tmp_path / "again"), distinct_patients=True))
+    assert json.loads((tmp_path / "again/audit.json").read_text())["patients"] == 12
+
+
 def test_shortcuts_are_called_so(data):
     folder, rows, save = data
     for row in rows:

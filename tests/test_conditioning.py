@@ -264,14 +264,15 @@ def test_words_for_one_value_are_one_and_no_far_value_is_called_near():
     assert var.Category("x", ("f", "F")).encode("F") == 1  # where both are values, each is itself
 
 
-def test_conditions_that_the_data_do_not_have_drop_out_where_none_were_named(capsys):
+def test_conditions_of_one_value_drop_out(capsys):
     rows = [{"label": "a", "view": "PA"}, {"label": "b", "view": "PA", "age": "3"},
             {"label": "b", "sex": "F"}]
     assert var.usable(var.USUAL, rows) == (
         "label",) and "no condition: sex, age, view" in capsys.readouterr().out
     # named: refused later, where it is missed
     assert var.usable(("label", "weight"), rows) == ("label", "weight")
-    # of one label: refused where it is inferred
-    assert var.usable(var.USUAL, rows[:1]) == ("label",)
+    # of one value: there is nothing to tell, of the label neither, named or not
+    assert var.usable(var.USUAL, rows[:1]) == var.usable(("label", "view"), rows[:1]) == ()
+    assert var.usable(("findings",), [{"findings": "b|a"}, {"findings": "a|b"}]) == ()
     # an earlier stage knows it
-    assert var.usable(var.USUAL, rows[:1], ("sex",)) == ("label", "sex")
+    assert var.usable(var.USUAL, rows[:1], ("label", "sex")) == ("label", "sex")

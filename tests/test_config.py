@@ -28,7 +28,8 @@ VERBS = {"go": (Knobs, seen.append), "stop": (Knobs, lambda cfg: None)}
 
 
 @pytest.fixture(autouse=True)
-def clear():
+def clear(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     seen.clear()
 
 
@@ -174,3 +175,29 @@ def test_a_verb_of_two_words(capsys):
         with pytest.raises(SystemExit) as stop:
             config.main(verbs, default="go", doc="", argv=argv)
         assert stop.value.code == 2 and "look up" in capsys.readouterr().err
+
+
+def test_output_that_cannot_show_a_character_is_no_fault(tmp_path):
+    """On a Western Windows code page, and for a file name that is no UTF-8."""
+    program = ("import sys\nfrom dataclasses import dataclass\nfrom minidiff import config\n"
+               "@dataclass(frozen=True)\nclass Config:\n    k: int = 1  # σ → …\n"
+               "def go(cfg):\n    print('σ → × …', '\\udce9')\n"
+               "config.main({'go': (Config, go)}, default='go', doc='ᾱ', argv=sys.argv[1:])\n")
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    root = Path(config.__file__).parents[1]
+    for words in ([], ["--help"]):
+        ended = subprocess.run([sys.executable, tmp_path / "program.py", *words],
+                               capture_output=True, env={**os.environ, "PYTHONPATH": str(root),
+                                                         "PYTHONIOENCODING": "cp1252"})
+        assert ended.returncode == 0, ended.stderr
+        assert b"\\u03c3 \\u2192" in ended.stdout
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "classify", "evaluate"])
+def test_ctrl_c_while_a_script_loads_its_modules_ends_it_without_a_word(script, tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+                                       "import time; time.sleep(60)\n")
+    root = Path(config.__file__).parents[1]
+    ended = subprocess.run([sys.executable, root / f"{script}.py"], capture_output=True,
+                           cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert ended.returncode == -signal.SIGINT and not ended.stderr

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import struct
 import subprocess
 
 import numpy as np
@@ -233,8 +234,10 @@ def test_overlays_in_unused_bits_are_masked():
     ({"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31}, "bits"), ({"HighBit": 6}, "bits"),
     ({"BitsStored": 4}, "bits"), ({"PhotometricInterpretation": "MARKER"}, "damaged"),
     ({"PixelRepresentation": None}, "damaged"), ({"PixelSpacing": [0.1, 0.2]}, "stretched"),
-    ({"PixelAspectRatio": [1, 2]}, "stretched"), ({"WindowCenter": 1, "WindowWidth": 0}, "damaged"),
-    ({"WindowCenter": 1, "WindowWidth": 9, "VOILUTFunction": "X"}, "damaged"),
+    ({"PixelAspectRatio": [1, 2]}, "stretched"),
+    ({"WindowCenter": 1, "WindowWidth": 0}, "window_values"), ({"WindowWidth": 9}, "window_values"),
+    ({"WindowCenter": 1, "WindowWidth": 9, "VOILUTFunction": "X"}, "window_values"),
+    ({"WindowCenter": -900, "WindowWidth": 9}, "window_values"),  # all is white
     ({"RescaleSlope": 0, "RescaleIntercept": 0}, "damaged"), ({"Rows": 7}, "damaged"),
     ({"PixelData": b""}, "damaged"),
     ({"PixelData": None}, "damaged"), ({"PixelData": None, "Rows": None}, "damaged"),
@@ -250,6 +253,28 @@ def test_each_reason_to_refuse(tmp_path, elements, key):
     with pytest.raises(Refused) as error:
         reader.convert(str(tmp_path / "x"), OPTIONS)
     assert error.value.key == key
+
+
+@pytest.mark.parametrize("centre,width,says", [
+    (b"2048", b"0 ", "WindowWidth 0, LINEAR: the width must be 1 or more"),
+    (b"2048", b"-4096 ", "WindowWidth -4096"), (b"NaN ", b"4096", "WindowCenter nan"),
+    (b"2048", b"", "WindowWidth None"), (b"20,5", b"4096", "WindowCenter: "),
+    (b"auto", b"4096", "WindowCenter: "), (b"2048", b"1E400 ", "WindowWidth inf"),
+    (b"9000", b"10", "WindowCenter 9000, WindowWidth 10: all its values become one grey"),
+])
+def test_a_faulty_window_is_named_and_percentiles_do_without_it(tmp_path, centre, width, says):
+    ds = make(ARRAY * 80, 12)
+    data = bytearray(encode(ds))
+    at = data.index(b"\xe0\x7f\x10\x00")  # before the pixels
+    for element, value in ((0x1051, width), (0x1050, centre)):
+        data[at:at] = struct.pack("<HH2sH", 0x28, element, b"DS", len(value)) + value
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(Refused) as error:
+        reader.convert(str(tmp_path / "x"), OPTIONS)
+    assert error.value.key == "window_values" and says in error.value.detail
+    (tmp_path / "plain").write_bytes(encode(ds))
+    image, _ = reader.convert(str(tmp_path / "x"), OPTIONS._replace(window="percentile"))
+    assert image == reader.convert(str(tmp_path / "plain"), OPTIONS)[0]
 
 
 def test_burned_in_text_is_accepted_by_its_name_alone(tmp_path):

@@ -185,10 +185,20 @@ def facts(salt=b"x" * 32, **elements):
     ({"PatientBirthDate": "19400229", "StudyDate": "20200229"}, "80"),
     ({"PatientBirthDate": "19200101", "StudyDate": "20200229"}, "90"),
     ({"PatientBirthDate": "19700101", "ContentDate": "20200229"}, "50"),
+    ({"PatientBirthDate": "1970.01.01", "StudyDate": "2020.02.29"}, "50"),
     ({"PatientBirthDate": "20300101", "StudyDate": "20200229"}, ""),
     ({"PatientBirthDate": "19701301", "StudyDate": "20200229"}, ""),
     ({"PatientBirthDate": "19700101"}, ""),
     ({"PatientAge": "050Y", "PatientBirthDate": "19200101", "StudyDate": "20200229"}, "50"),
+    # as exports write it: without a unit, in small letters, in words
+    *(({"PatientAge": text}, years)
+      for text, years in (("45", "45"), ("045", "45"), ("6", "6"), ("120", "90"), ("045y", "45"),
+                          ("45 Y", "45"), ("45.0", "45"), ("60 years", "60"), ("8 months", "0"),
+                          ("151", ""), ("0", ""), ("000", ""), ("000Y", "0"), ("045X", ""),
+                          ("-5", ""), ("4-5", ""), ("", ""))),
+    # what has no unit yields to a birth date, which leaves no doubt
+    ({"PatientAge": "006", "PatientBirthDate": "20190601", "StudyDate": "20200229"}, "0"),
+    ({"PatientAge": "045X", "PatientBirthDate": "19200101", "StudyDate": "19700101"}, "50"),
 ])
 def test_age_in_whole_years_capped(elements, years):
     assert facts(**elements)["age"] == years
@@ -200,6 +210,44 @@ def test_only_values_of_closed_sets_leave():
     row = facts(PatientSex="SMITH", ViewPosition="PA SMITH", Modality="")
     assert (row["sex"], row["view"], row["modality"]) == ("", "", "")
     assert set(row) == {"patient", "sex", "age", "view", "modality"}
+
+
+@pytest.mark.parametrize("stated,view", [
+    ("PA", "PA"), ("pa", "PA"), ("P.A.", "PA"), ("P-A", "PA"), ("p/a", "PA"), ("CHEST PA", "PA"),
+    ("POSTEROANTERIOR", "PA"), ("postero-anterior", "PA"), ("Posterior Anterior", "PA"),
+    ("a.p. im Liegen", "AP"),
+    ("AP SUPINE", "AP"), ("AP_PORTABLE", "AP"), ("ANTERO-POSTERIOR", "AP"), ("Thorax a.p.", "AP"),
+    ("LAT", "LATERAL"), ("Lateral view", "LATERAL"), ("L LAT", "LL"), ("LEFT LATERAL", "LL"),
+    ("LLAT", "LL"), ("RT LATERAL", "RL"), ("Right Lat.", "RL"), ("LAT R", "RL"),
+    ("left lateral decubitus", "LLD"), ("LEFT ANTERIOR OBLIQUE", "LAO"), ("XTABLE LATERAL",
+                                                                          "LATERAL"),
+    ("PA AND LATERAL", ""), ("PA/LAT", ""), ("AP/PA", ""), ("AP LLD", ""), ("AP OBLIQUE", ""),
+    ("FRONTAL", ""), ("PASTOR", ""), ("AP SMITH", ""), ("", ""),
+])
+def test_views_in_the_spellings_of_hospitals(stated, view):
+    assert facts(ViewPosition=stated)["view"] == view
+
+
+@pytest.mark.parametrize("stated,coded,view", [
+    (None, ("399348003", "antero-posterior"), "AP"), ("", ("R-10214", "postero-anterior"), "PA"),
+    (None, ("399173006", "Lateral links"), "LL"), (None, ("X-1", "left lateral"), "LL"),
+    (None, ("399099002", "latero-medial oblique"), ""), (None, ("R-10202", "frontal"), ""),
+    ("LL", ("399067008", "lateral"), "LL"), ("LATERAL", ("399198007", "right lateral"), "RL"),
+    ("AP", ("272479007", "postero-anterior"), ""),        # they contradict each other
+    (None, ("R-10214", "antero-posterior"), ""), ("SMITH", ("272479007", "SMITH"), "PA"),
+])
+def test_the_view_may_be_coded(stated, coded, view):
+    code, meaning = coded
+    sequence = [item(CodeValue=code, CodingSchemeDesignator="SCT", CodeMeaning=meaning)]
+    assert facts(ViewPosition=stated or "", ViewCodeSequence=sequence)["view"] == view
+    two = [*sequence, item(CodeValue="399061009", CodeMeaning="axial")]
+    assert facts(ViewPosition=stated or "", ViewCodeSequence=two)["view"] == view
+
+
+def test_sex_may_be_a_word():
+    for text, sex in (("Female", "F"), ("m", "M"), ("OTHER", "O"), ("weiblich", "F"), ("D", ""),
+                      ("FM", "")):
+        assert facts(PatientSex=text)["sex"] == sex
 
 
 def test_patients_have_the_same_name_under_the_same_salt_only():

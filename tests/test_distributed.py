@@ -3,8 +3,10 @@ or sharded by FSDP2.
 """
 
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,34 @@ def test_one_process_is_its_own_world():
         torch.tensor(2.0)) == 2.0
     with pytest.raises(InputError, match="--batch 7 is not a multiple"):
         distributed.require_equal_slices(7, 2)
+
+
+@pytest.mark.parametrize("said, place", [
+    ({}, (0, 1)), ({"WORLD_SIZE": ""}, (0, 1)), ({"WORLD_SIZE": "4"}, (0, 1)),
+    ({"WORLD_SIZE": "4", "RANK": "0"}, (0, 1)), ({"WORLD_SIZE": "four", "RANK": "0"}, (0, 1)),
+    ({"RANK": "", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, (0, 1)),
+    ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, (0, 1)),
+    ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, (1, 2))])
+def test_variables_that_an_earlier_job_left_make_no_rank(said, place, monkeypatch, capsys):
+    for name in (*distributed.ADDRESS, "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "")
+    assert distributed.announced() == place and distributed.local_rank() == 0
+    if place == (0, 1):
+        distributed.start()
+        assert distributed.world() == 1
+        known = said.get("WORLD_SIZE") in (None, "")
+        assert ("one process" in capsys.readouterr().err) != known
+
+
+def test_ranks_that_never_come_are_named(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    for name, value in zip(distributed.ADDRESS, ("0", "2", "localhost", port)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "ARRIVAL", timedelta(seconds=1))
+    with pytest.raises(InputError, match="RANK=0; WORLD_SIZE=2.*unset these variables"):
+        distributed.start()

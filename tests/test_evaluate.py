@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import drawn
+from PIL import Image
 from test_report import SECTIONS, Page
 
 import evaluate
@@ -48,6 +49,8 @@ def test_the_script_from_folders_to_page(demo):
         "covid": 30, "normal": 30, "pneumonia": 30}
     assert result["data"]["n_train"] + result["data"]["n_heldout"] == 240 and result["neighbours"][
         "suspected"] is False
+    assert result["data"]["heldout_files"] == {"PNG": result["data"]["n_heldout"]}
+    assert result["samples"]["files"] == {"PNG": 90} and "compressed" not in page.text
     assert [e["name"] for e in result["extractors"]] == ["pixels-pca64"] and len(
         result["extractors"][0]["identity"]) == 64
     first = result["verdict"][0]   # other phantoms of the same kind
@@ -271,6 +274,14 @@ def test_sizes_and_modes_that_differ_and_small_sets_are_said(demo, tmp_path):
         "verdict"]
     page = Page((tmp_path / "r/report.html").read_text())
     assert "n < 20" in page.text and "too few images for any distance" in page.text
+
+
+def test_other_compression_than_that_of_the_real_images_is_said(demo, tmp_path):
+    shutil.copytree(demo / "samples", tmp_path / "samples")
+    for path in (tmp_path / "samples").rglob("*.png"):
+        Image.fromarray(images.read(path)[0]).save(path, "JPEG", quality=75)
+    notes = sets.notes(sets.read(config(demo, samples=str(tmp_path / "samples")))[0])
+    assert any("held-out: PNG; synthetic: JPEG of quality 75" in note for note in notes)
 
 
 def test_the_audit_knows_training_from_held_out(tiny, tmp_path):

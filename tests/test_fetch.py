@@ -247,3 +247,12 @@ def test_to_import_it_is_cheap():
             "print({'torch', 'numpy', 'huggingface_hub'} & set(sys.modules))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           check=True).stdout == "set()\n"
+
+
+def test_a_user_without_a_home_has_a_cache_where_he_works(monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert fetch.cache() == Path(".cache/minidiff")

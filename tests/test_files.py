@@ -37,6 +37,22 @@ def test_facts_of_odd_files(tmp_path):
         64,)
 
 
+def test_facts_of_tiff_and_of_a_hot_pixel(tmp_path):
+    x = phantom.phantom(0, 0, SIDE).image
+    wide = x.astype(np.uint16) * 16
+    Image.fromarray(x[:40]).save(tmp_path / "turned.tif", tiffinfo={274: 6})
+    Image.fromarray(x).save(tmp_path / "named.tif", tiffinfo={270: "Doe^Jane"})
+    Image.fromarray(wide.astype(np.float32)).save(tmp_path / "float.tif")
+    wide[7, 7] = 65535
+    Image.fromarray(wide).save(tmp_path / "hot.tif")
+    names = ("turned.tif", "named.tif", "float.tif", "hot.tif")
+    known, _ = files.read_facts([tmp_path / name for name in names], 32)
+    assert [f.bits for f in known] == [8, 8, 32, 16] and {f.format for f in known} == {"TIFF"}
+    assert [f.carries for f in known] == [(), ("EXIF",), (), ()]
+    assert [f.turned for f in known] == [True, False, False, False]
+    assert [f.outliers for f in known] == [False, False, False, True]
+
+
 def test_the_border_is_the_border():
     x = np.zeros((64, 64))
     x[:4] = 200  # the upper edge

@@ -113,6 +113,16 @@ def test_a_control_that_is_not_caught_makes_the_matrix_invalid(name):
     assert gates.status(gates.caught(rows))[0] == ("VALID" if name in gates.OPTIONAL else "INVALID")
 
 
+def test_what_cannot_be_asked_is_no_fault_and_a_control_that_needs_it_is_not_tested():
+    unasked = {"FIDELITY": gates.fidelity({}, False), "LABEL": gates.no_label()}
+    assert {v["answer"] for v in unasked.values()} == {"not tested"}
+    assert "no other real images" in unasked["FIDELITY"]["text"]
+    rows = gates.caught([v | unasked for v in all_caught() if v["part"] != "wrong class"])
+    assert [r["control"] for r in rows if r["caught"] is None] == ["blur", "noise", "wrong source"]
+    assert gates.status(rows, unasked) == ("VALID", [])
+    assert gates.status(rows)[0] == gates.status(rows, ["LABEL"])[0] == "INVALID"
+
+
 def test_controls_that_are_too_few_are_not_tested():
     few = verdict("blur", label="b", too_few="3 images; 20 are needed")
     rows = gates.caught([*all_caught(), few])

@@ -138,19 +138,42 @@ def flip_bit(data: bytes) -> bytes:
     return data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
 
 
+def retagged(tiff: bytes, old: tuple[int, int], new: tuple[int, int]) -> bytes:
+    """A TIFF with another tag and value in the place of one: (tag, value) of 16 bits."""
+    entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in (old, new)]
+    assert tiff.count(entries[0]) == 1
+    return tiff.replace(*entries)
+
+
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
 PNG, JPEG = encoded(grey(NOISE), "PNG"), encoded(grey(NOISE), "JPEG")
 FRAMES = {"save_all": True, "append_images": [grey(RAMP[::-1].copy())]}
 REFUSED = {
     "zero bytes": (b"", "0 bytes"),
-    "text": (b"not an image at all", "PNG or JPEG"),
+    "text": (b"not an image at all", "which begins 'not an image at all'"),
+    "a web page": (b"<!DOCTYPE html>\n<html><title>Log in", "a web page"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "dicom": (bytes(128) + b"DICM\2\0\0\0UL\4\0", "minidiff.data.dicom import"),
     "truncated png": (PNG[: len(PNG) // 2], "damaged"),
     "truncated jpeg": (JPEG[: len(JPEG) // 2], "damaged"),
-    "header of a png only": (PNG[:33], "PNG or JPEG"),
+    "header of a png only": (PNG[:33], "WEBP or BMP"),
     "a bit of a png flipped": (flip_bit(PNG), "damaged"),
-    "gif": (encoded(grey(), "GIF"), "PNG or JPEG"),
-    "animated gif": (encoded(grey(), "GIF", **FRAMES), "PNG or JPEG"),
-    "tiff": (encoded(grey(), "TIFF"), "PNG or JPEG"),
+    "gif": (encoded(grey(), "GIF"), "WEBP or BMP"),
+    "animated gif": (encoded(grey(), "GIF", **FRAMES), "WEBP or BMP"),
+    "pages of a tiff": (encoded(grey(), "TIFF", **FRAMES), "several pages"),
+    "animated webp": (encoded(grey(), "WEBP", **FRAMES), "animated"),
+    "cmyk tiff": (encoded(grey().convert("CMYK"), "TIFF"), "CMYK"),
+    "lab tiff": (encoded(Image.new("LAB", (8, 8)), "TIFF"), "LAB"),
+    "a tiff in zstd": (encoded(grey(), "TIFF", compression="zstd"), "compressed by zstd"),
+    "a tiff of 64 bits": (retagged(encoded(grey(), "TIFF"), (258, 8), (258, 64)), "of a kind"),
+    "a tiff of huge tiles": (retagged(encoded(grey(), "TIFF"), (284, 1), (322, 60000)), "8192"),
+    "no numbers": (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"),
+                   "no numbers"),
+    "truncated tiff": (encoded(grey(NOISE), "TIFF")[:2000], "damaged"),
+    "truncated webp": (encoded(grey(NOISE), "WEBP")[:700], "damaged"),
+    "truncated bmp": (encoded(grey(NOISE), "BMP")[:2000], "damaged"),
+    "65 megapixels of bmp": (encoded(grey(), "BMP").replace(
+        struct.pack("<ii", 16, 16), struct.pack("<ii", 8125, 8000)), "64 megapixels"),
     "animated png": (encoded(grey(), "PNG", **FRAMES), "animated"),
     "cmyk": (encoded(grey().convert("CMYK"), "JPEG"), "CMYK"),
     "65 megapixels": (png_header(8125, 8000), "64 megapixels"),
@@ -189,7 +212,10 @@ def test_every_byte_of_a_png_may_be_cut_off(tmp_path):
 
 def test_random_damage_never_escapes_as_another_error(tmp_path):
     rng = np.random.default_rng(1)
-    for data in (PNG, JPEG) * 150:
+    kinds = [PNG, JPEG, *(encoded(grey(NOISE), kind) for kind in ("TIFF", "WEBP", "BMP")),
+             encoded(grey(NOISE), "TIFF", compression="tiff_lzw"),
+             encoded(grey(NOISE), "TIFF", compression="jpeg")]
+    for data in kinds * 150:
         broken = np.frombuffer(data, np.uint8).copy()
         broken[rng.integers(0, min(len(broken), 400), 4)] = rng.integers(0, 256, 4)
         (tmp_path / "a.png").write_bytes(broken.tobytes())

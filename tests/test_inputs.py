@@ -11,6 +11,7 @@ from study_data import SPLITS, toy, write_set, write_world
 from minidiff.classification import inputs
 from minidiff.data.table import read_table
 from minidiff.errors import InputError
+from minidiff.root import Reading
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,8 @@ def read(world, **changes):
     knobs = {**world, **changes}
     return inputs.read(knobs["data"], {"synthetic": knobs["synthetic"]}, knobs["external"],
                        size=32, seed=0, out="x/out",
-                       **{name: changes[name] for name in ("hold_out", "near_copies", "skip_bad")
-                          if name in changes})
+                       **{name: changes[name] for name in ("reading", "hold_out", "near_copies",
+                                                           "skip_bad") if name in changes})
 
 
 def test_real_images_are_no_synthetic_ones(world, tmp_path):
@@ -95,8 +96,12 @@ def test_a_validation_patient_in_an_external_set_is_refused(world, tmp_path):
     of_val = read_table(world["data"]).select(split="val").rows[0]["patient"]
     text = (clinic / "metadata.csv").read_text()
     (clinic / "metadata.csv").write_text(text.replace("external,9-0,", f"external,{of_val},"))
-    with pytest.raises(InputError, match=f"patient '{of_val}' crosses splits"):
+    with pytest.raises(InputError, match=f"patient '{of_val}' crosses splits.*--distinct-patients "
+                       "if clinic numbers its own"):
         read(world, external=(str(clinic),))
+    found = read(world, external=(str(clinic),), reading=Reading(distinct_patients=True))
+    assert f"external {of_val}" in found.sets["clinic"].patients
+    assert found.sets["train"].patients == read(world, external=()).sets["train"].patients
 
 
 def test_a_generator_that_saw_another_image_of_a_held_out_patient_is_refused(world, tmp_path):

@@ -72,7 +72,7 @@ def test_nested_data_sets_are_left_alone(tmp_path):
 def test_row_without_file_and_file_without_row(tmp_path):
     folder = data_set(tmp_path / "d", rows_of(5))
     (folder / "images/003.png").unlink()
-    refused(folder, "1 row(s) without a file", "metadata.csv:5", "003.png")
+    refused(folder, "1 row(s) without a file", "metadata.csv:5", "003.png", "--only-listed leaves")
     picture(folder / "images/003.png", 3)
     picture(folder / "images/extra/x.png", 9)
     (folder / "images/extra/x.png").rename(folder / "images/extra/x.PNG")
@@ -85,7 +85,15 @@ def test_missing_and_empty_folder(tmp_path):
     (tmp_path / "empty" / "a").mkdir(parents=True)
     refused(tmp_path / "empty", "no metadata.csv and no class folders")
     picture(tmp_path / "flat" / "x.png", 1)
-    refused(tmp_path / "flat", "no metadata.csv and no class folders")
+    # a picture beside class folders is left out; alone, it is data without a label
+    table = read_table(tmp_path / "flat", split=False)
+    assert table.labels == ["any"] and "no image has a label" in " ".join(table.notes)
+    for k, split in enumerate(("train", "valid")):
+        picture(tmp_path / "inner" / split / "x.png", k)
+    table = read_table(tmp_path / "inner")
+    assert sorted(zip(table.column("split"), table.column("label"))) == [
+        ("train", "any"), ("val", "any")]
+    refused([tmp_path / "inner", tmp_path / "above"], "in no class folder", "other folders are")
     data_set(tmp_path / "above" / "cxr", rows_of(2))
     refused(tmp_path / "above", "data sets inside it: cxr")
 
@@ -104,7 +112,7 @@ def test_a_path_out_of_the_folder(tmp_path, name):
 
 BAD_CSV = {
     "no label column": ("file_name,sex\nx.png,F\n", "no column 'label'; it has file_name, sex"),
-    "semicolons": ("file_name;label\nx.png;a\n", "no column 'file_name'"),
+    "tildes": ("file_name~label\nx.png~a\n", "no column 'file_name'"),
     "empty": ("", "no column 'file_name'; it has none"),
     "header only": ("file_name,label\n", "no rows"),
     "a column twice": ("file_name,label,age,age\nx.png,a,1,2\n", "'age' is there twice"),

@@ -18,6 +18,11 @@ LABELS = var.encode(VARIABLES,
 LINEARS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
+def tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Those of the adapters."""
+    return {name: p.detach() for name, p in net.named_parameters() if ".lora_" in name}
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -37,7 +42,7 @@ def adapted(random: bool = False) -> Model:
     made = model()
     lora.set_trainable(made, "lora", 4, 8.0, seeded(2))
     if random:
-        for tensor in lora.adapters(made).values():
+        for tensor in tensors(made).values():
             nn.init.normal_(tensor, std=0.1, generator=seeded(3))
     return made
 
@@ -178,7 +183,7 @@ def test_each_part_is_exactly_what_it_says(part):
     }[part]
     assert trained(made) == of_unet | of_conditioner(made)
     assert {id(p) for p in parameters} == {id(p) for p in made.parameters() if p.requires_grad}
-    assert set(lora.adapters(made)) == (of_unet if part == "lora" else set())
+    assert set(tensors(made)) == (of_unet if part == "lora" else set())
 
 
 @pytest.mark.parametrize("rank", [4, 8])
@@ -191,9 +196,9 @@ def test_the_number_of_adapter_parameters_of_sd15(rank):
     # attn1: four (c, c); attn2: two (c, c), two (c, 768); ff: (c, 8c) and (4c, c); each costs r·(in
     # + out)
     expected = rank * sum(6 * 2 * c + 2 * (c + 768) + 9 * c + 5 * c for c in widths)
-    assert sum(p.numel() for p in lora.adapters(net).values()) == expected == {4: 1_496_064,
+    assert sum(p.numel() for p in tensors(net).values()) == expected == {4: 1_496_064,
                                                                                8: 2_992_128}[rank]
-    assert len(lora.adapters(net)) == 2 * 16 * 10
+    assert len(tensors(net)) == 2 * 16 * 10
 
 
 @pytest.mark.parametrize("rank, alpha, match", [
@@ -204,7 +209,7 @@ def test_bad_ranks_are_named_with_what_is_allowed(rank, alpha, match):
     made = model()
     with pytest.raises(InputError, match=match):
         lora.add(made.unet, rank, alpha, seeded())
-    assert not lora.adapters(made)
+    assert not tensors(made)
 
 
 def test_adapters_are_seeded_and_leave_the_global_generator_alone():
@@ -215,7 +220,7 @@ def test_adapters_are_seeded_and_leave_the_global_generator_alone():
     lora.merge(a)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(x, y)
-               for x, y in zip(lora.adapters(a).values(), lora.adapters(b).values()))
+               for x, y in zip(tensors(a).values(), tensors(b).values()))
     with pytest.raises(AssertionError, match="adapters already"):
         lora.add(a.unet, 4, 4.0, seeded())
 
@@ -237,7 +242,7 @@ def test_autocast_lowers_the_products_and_keeps_float32_gradients(dtype):
 def test_a_half_precision_base_has_float32_adapters():
     net = model().unet.bfloat16()
     lora.add(net, 4, 4.0, seeded())
-    assert all(tensor.dtype == torch.float32 for tensor in lora.adapters(net).values())
+    assert all(tensor.dtype == torch.float32 for tensor in tensors(net).values())
     assert all(p.dtype == torch.bfloat16 for p in lora.merge(net).parameters())
     context = torch.randn(3, 8, 64, generator=seeded(6))
     with torch.autocast("cpu", torch.bfloat16):
@@ -284,13 +289,15 @@ def test_it_works_under_distributed_data_parallel(tmp_path):
 
 
 def test_the_same_as_peft():
+    pytest.importorskip("sd_peer")  # it lets transformers, which peft imports, have its torchvision
     peft = pytest.importorskip("peft")
     mine, net = adapted(random=True).unet, model().unet
     theirs = peft.get_peft_model(net,
-                                 peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(LINEARS)))
-    tensors = lora.adapters(mine)
+                                 peft.LoraConfig(r=4, lora_alpha=8, target_modules=[
+                                     *LINEARS, "ff.net.0.proj", "ff.net.2"]))
+    own = tensors(mine)
     rename = {"lora_down": "lora_A.default.weight", "lora_up": "lora_B.default.weight"}
-    state = {"base_model.model." + n.replace(s, rename[s]): t for n, t in tensors.items()
+    state = {"base_model.model." + n.replace(s, rename[s]): t for n, t in own.items()
              for s in rename if s in n}
     assert {n for n in theirs.state_dict() if "lora_" in n} == set(state)
     theirs.load_state_dict(state, strict=False)

@@ -3,6 +3,8 @@ docstring's table says.
 """
 
 import csv
+import os
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -254,3 +256,26 @@ def test_a_scarce_label_is_scarce_but_for_the_test_images(tmp_path):
     whole = write(tmp_path / "all", n=300, size=32)
     assert {r["file_name"] for r in rows} < {
         r["file_name"] for r in csv.DictReader((whole / "metadata.csv").open())}
+
+
+def test_the_folder_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o077)
+    try:
+        folder = write(tmp_path / "data", n=9, size=32)
+    finally:
+        os.umask(before)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (folder, *folder.rglob("*")))
+
+
+def test_two_that_draw_the_same_at_once_end_well(tmp_path, monkeypatch):
+    data, replace = tmp_path / "data", os.replace
+
+    def second(source, target):
+        if target == data and not data.exists():
+            monkeypatch.setattr(os, "replace", replace)
+            shutil.copytree(source, target)  # as if the other were faster
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", second)
+    assert write(data, n=9, size=32) == data
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -8,7 +8,7 @@ import pytest
 from minidiff import variables as var
 from minidiff.diffusion import store
 from minidiff.errors import InputError
-from minidiff.sampling.plan import encode, plan, plan_rows
+from minidiff.sampling.plan import encode, plan, plan_rows, spelled
 
 
 def test_conditions_come_from_training_rows_of_the_label(tiny):
@@ -109,24 +109,25 @@ def test_independent_draws_depend_on_their_number_and_seed_only():
 
 
 def test_a_csv_asks_for_rows_one_by_one(tiny, tmp_path):
-    pipeline, _ = store.load_pipeline(tiny / "diffusion")
+    pipeline, facts = store.load_pipeline(tiny / "diffusion")
     variables = pipeline.conditioner.variables
     wanted = tmp_path / "wanted.csv"
     wanted.write_text("label,age,n\ncovid,60,2\nnull,,1\n,null,1\n")
-    rows = plan_rows(str(wanted), variables)
-    assert [r["label"] for r in rows] == ["covid", "covid", "null",
-                                          ""] and [r["seed"] for r in rows] == list("0123")
+    rows = plan_rows(str(wanted), variables, facts["rows"])
+    # a folder of samples cannot be read with an empty label, which training never saw either
+    assert [r["label"] for r in rows] == ["covid", "covid", "any",
+                                          "any"] and [r["seed"] for r in rows] == list("0123")
     labels = encode(variables, rows)
     assert labels["label"].tolist() == [0, 0, var.NULL,
-                                        var.UNKNOWN] and labels["age"][:2].tolist() == [60, 60]
+                                        var.NULL] and labels["age"][:2].tolist() == [60, 60]
     for text, said in (("label,label\na,b\n", "two columns label"),
                        ("label,colour\na,b\n", "no such condition: colour"), ("label\n", "no rows"),
-                       ("label,age\ncovid\n", "line 2: 1 cells under 2 columns"),
+                       ("label,age\ncovid\n", ":2: 1 cells where the header has 2"),
                        ("label\ncovit\n", "line 2: label 'covit' is not one of"),
                        ("label,n\ncovid,0\n", "n '0'")):
         wanted.write_text(text)
         with pytest.raises(InputError, match=re.escape(said)):
-            plan_rows(str(wanted), variables)
+            plan_rows(str(wanted), variables, facts["rows"])
 
 
 def test_every_set_holds_all_labels_as_evenly_as_they_go(tiny):
@@ -144,3 +145,15 @@ def test_conditions_are_written_as_the_model_spells_them(tiny):
                 given=("sex=female",))
     assert {(r["label"], r["sex"])
             for r in rows} == {("covid", "F")} and rows[0]["file_name"] == "images/covid/000000.png"
+
+
+def test_cells_are_written_as_the_model_spells_them():
+    seen = var.Findings("seen", ("Edema", "Effusion"))
+    _, source, age, view = SICK
+    for variable, cell, written in (
+            (age, "060Y", "60"), (age, "6M", "0.5"), (age, "55.0", "55.0"),
+            (age, "6M:060Y", "0.5:60"), (age, "", ""), (age, "null", "null"),
+            (view, "antero-posterior", "AP"), (source, "b", "B"),
+            (seen, "edema; effusion", "Edema|Effusion"), (seen, "none", "none"),
+            (seen, "Edema, Effusion", "Edema|Effusion")):
+        assert spelled(variable, cell) == written

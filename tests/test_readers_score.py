@@ -107,7 +107,9 @@ def test_against_numbers(tmp_path):
         "auroc_high"]
     for text, message in (("a,b\n1,2\n", "no column 'file_name'"),
                           ("file_name,x\nno.png,3\n", "no row has a number"),
-                          ("file_name,x\n1.png,3\n1.png,4\n", "two rows")):
+                          ("file_name,x\n1.png,3\n1.png,4\n", "two rows"),
+                          ("file_name,x\n1.png,3\n2.png,1.234.5\n", "n.csv:3: x '1.234.5' is not"),
+                          ("file_name,x\n1.png,NaN\n2.png,<5\n3.png,3\n", "n.csv:3: x '<5'")):
         (tmp_path / "n.csv").write_text(text)
         with pytest.raises(InputError, match=message):
             score.read_numbers(str(tmp_path / "n.csv"), key)

@@ -66,6 +66,15 @@ def test_what_cannot_be_broken_down_is_a_grey_row_with_its_reason():
     assert all("range" in r for r in rows if r is not row)
 
 
+def test_a_value_is_one_group_however_a_side_spells_it():
+    known = {"label": "a", "patient": [str(k) for k in range(60)]}
+    tables = {"train": table(60, **known, sex=["Female", "Male"]), "heldout": table(
+        60, **known, sex=["male", ""]), "synthetic": table(40, label="a", sex="FM")}
+    found, _ = by_condition.groups(tables)
+    assert {name: set(cells.tolist()) for name, cells in found["sex"].items()} == {
+        "train": {"Female", "Male"}, "heldout": {"Male", ""}, "synthetic": {"Female", "Male"}}
+
+
 def test_growth_compares_equal_mixes_of_labels():
     """Labels far apart, of which the held-out images have another mix: no distance for it."""
     def mixed(seed, a, b):

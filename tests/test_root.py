@@ -1,6 +1,7 @@
 """One folder for an experiment: what is found in it, and that nothing of another one gets in."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import sample
 import train
 from minidiff import config
 from minidiff.data import phantom
+from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
-from minidiff.root import Rooted, data_of, then
+from minidiff.root import Reading, Rooted, data_of, reading_of, then
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,20 @@ def test_explicit_flags_go_before():
     cfg = evaluate.Config(root="runs/x", data=("OTHER",), samples="elsewhere")
     assert cfg.data == (
         "OTHER",) and cfg.samples == "elsewhere" and cfg.classifier == "runs/x/classifier"
+
+
+@pytest.mark.parametrize("make", [train.DiffusionConfig, sample.SampleConfig, classify.Config,
+                                  evaluate.Config, evaluate.AuditConfig])
+def test_what_was_said_of_equal_patient_ids_reaches_later_commands(make):
+    run("runs/x/vae", data=["A", "B"], distinct_patients=True, columns=["label=finding"])
+    cfg = make(root="runs/x")
+    assert cfg.distinct_patients and not cfg.same_patients and cfg.columns == ("label=finding",)
+    # a flag of a later command, say for an external set, leaves the rest as it was
+    cfg = make(root="runs/x", only_listed=True)
+    assert cfg.distinct_patients and cfg.only_listed and cfg.columns == ("label=finding",)
+    if make is not sample.SampleConfig:  # which has no --data
+        other = make(root="runs/x", data=("C",))  # other data, of which nothing was said
+        assert not other.distinct_patients and other.columns == ()
 
 
 @pytest.mark.parametrize(
@@ -173,3 +189,94 @@ def test_relative_data_are_found_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert classify.Config(root="../runs/x").data == ("../A",)
     assert classify.Config(root=str(tmp_path / "runs/x")).data == ("../A",)
+
+
+def test_how_data_are_read_goes_with_them():
+    """Kept in a run, and taken from there where a later command names neither."""
+    how = {"columns": ["label=finding"], "only_listed": True}
+    run("runs/x/vae", data=["DIR"], **how)
+    for make in (train.DiffusionConfig, classify.Config, evaluate.Config, evaluate.MatrixConfig,
+                 evaluate.AuditConfig, sample.SampleConfig):
+        cfg = make(root="runs/x")
+        assert (cfg.columns, cfg.only_listed) == (("label=finding",), True)
+    other = classify.Config(root="runs/x", data=("OTHER",))  # other data, another way
+    assert (other.columns, other.only_listed) == ((), False)
+    own = classify.Config(root="runs/x", data=("DIR/",), columns=("label=x",))
+    assert (own.columns, own.only_listed) == (("label=x",), True)
+    run("runs/y/vae", data=["DIR"])  # from before the knobs were there
+    assert classify.Config(root="runs/y").columns == ()
+    assert reading_of({"data": ["DIR"], **how}) == Reading(("label=finding",), True)
+
+
+def test_names_of_columns_may_hold_blanks():
+    ((_, cfg),) = config.parse(evaluate.VERBS, "report", "", [
+        "audit", "--root", "runs/x", "--data", "D", "--columns",
+        "file_name=Image Index,label=Finding Labels", "patient=Patient ID"])
+    assert cfg.columns == ("file_name=Image Index", "label=Finding Labels", "patient=Patient ID")
+
+
+@pytest.mark.parametrize("there, here, said", [
+    (True, True, "DATA was begun"), (True, False, "first/DATA"), (False, True, "second/DATA"),
+    (False, False, "second/DATA")])
+def test_a_copied_root_does_not_take_other_data_of_the_same_name(there, here, said, tmp_path,
+                                                                 monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(first / "runs/x/vae", data=["DATA"], root="runs/x")
+    (first / "runs/x/vae/run.json").write_text(json.dumps({"sessions": [{"folder": str(first)}]}))
+    shutil.copytree(first / "runs", second / "runs")
+    for folder, wanted in ((first, there), (second, here)):
+        if wanted:
+            (folder / "DATA").mkdir()
+    monkeypatch.chdir(second)
+    if there and here:
+        with pytest.raises(InputError, match="first/DATA, and there is .*second/DATA, too"):
+            classify.Config(root="runs/x")
+        assert classify.Config(root="runs/x", data=("DATA",)).data == ("DATA",)
+    else:
+        data, = classify.Config(root="runs/x").data
+        assert str(Path(data).resolve()).endswith(said)
+
+
+def test_data_inside_a_copied_root_were_copied_with_it(tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(first / "runs/x/vae", data=["runs/x/DATA"], root="runs/x")
+    (first / "runs/x/vae/run.json").write_text(json.dumps({"sessions": [{"folder": str(first)}]}))
+    (first / "runs/x/DATA").mkdir()
+    shutil.copytree(first / "runs", second / "runs")
+    monkeypatch.chdir(second)
+    assert classify.Config(root="runs/x").data == ("runs/x/DATA",)
+
+
+def test_a_root_that_was_moved_and_data_that_were_moved_resume(tiny, no_pictures):
+    shutil.copytree(tiny / "data", "data")
+    cfg = train.VAEConfig(data=("data",), size=32, steps=2, batch=4, root="runs/x")
+    train.train_vae(cfg)
+    knobs = {"steps": 2, "batch": 6, "snapshots": 0, "views": 1}
+    train.train_diffusion(train.DiffusionConfig(root="runs/x", vae="runs/x/vae", **knobs))
+    Path("data").rename("elsewhere")
+    Path("runs/x").rename("runs/y")
+    for data in (("elsewhere",), ()):  # from then on, it is known where they are
+        train.train_diffusion(train.DiffusionConfig(data=data, root="runs/y", vae="runs/y/vae",
+                                                    **knobs))
+        assert len(json.loads(Path("runs/y/diffusion/run.json").read_text())["sessions"]) > 1
+    (row, *_), table = read_table("elsewhere").rows, Path("elsewhere/metadata.csv")
+    table.write_text(table.read_text().replace(row["patient"], "somebody else"))
+    with pytest.raises(InputError, match="images, labels, patients or splits are others"):
+        train.train_diffusion(train.DiffusionConfig(root="runs/y", vae="runs/y/vae", **knobs))
+
+
+def test_data_whose_renamed_folders_are_a_condition_are_not_the_same(tiny, no_pictures):
+    """Hospitals A and B told apart by the folder: renamed, the model would take one for another."""
+    for name, odd in (("A", 0), ("B", 1)):
+        rows = [row for row in read_table(tiny / "data").rows if int(row["patient"][-1]) % 2 == odd]
+        for row in rows:
+            del row["source"]
+            Path(name, row["file_name"]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(row["file"], Path(name, row["file_name"]))
+        write_table(f"{name}/metadata.csv", rows)
+    knobs = {"steps": 2, "batch": 6, "snapshots": 0, "views": 1, "root": "runs/x",
+             "condition": ("label", "source"), "vae": str(tiny / "vae")}
+    train.train_diffusion(train.DiffusionConfig(data=("A", "B"), **knobs))
+    Path("A").rename("C")
+    with pytest.raises(InputError, match="conditions: .*'A', 'B'.* there, .*'B', 'C'"):
+        train.train_diffusion(train.DiffusionConfig(data=("C", "B"), **knobs))

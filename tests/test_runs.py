@@ -1,10 +1,16 @@
+import errno
 import json
+import os
+import re
+import shlex
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from minidiff import runs
+import train
+from minidiff import config, runs
 from minidiff.errors import InputError
 
 
@@ -113,3 +119,89 @@ def test_other_knobs_are_refused_before_any_work(tmp_path):
                              ("device",))["device"] == "cuda"
     assert runs.refuse_other(tmp_path / "new", Knobs(),
                              "vae")["kind"] == "vae" and not (tmp_path / "new").exists()
+
+
+# --- what lies in the place of a file
+
+
+@pytest.mark.parametrize(("begins", "says"), [
+    (b"<!DOCTYPE html><html>", "web page"), (b"\xef\xbb\xbf\r\n  <HTML lang=de>", "web page"),
+    (b"<?xml version='1.0'?><Error><Code>AccessDenied", "web page"),
+    (b"<!-- saved from url -->", "web page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+    (b"/annex/objects/MD5E-s123--abc.png\n", "git annex get"),
+    (b"../../.git/annex/objects/zz/xx/MD5E-s123--abc", "git annex get"),
+    (bytes(128) + b"DICM\2\0\0\0UL", "minidiff.data.dicom import"),
+    (b"GIF89a@", "a GIF"), (b"%PDF-1.4", "a PDF"), (bytes(300), "zero bytes"),
+    (b"\0\0\0\x18ftypheic", "HEIC"), (b"Entry not found", "text, which begins 'Entry not found'"),
+    (b'{"error":"Invalid username or\n password."}', "text, which begins '{\"error\":\"Invalid"),
+])
+def test_what_lies_in_the_place_of_a_file_is_named(begins, says):
+    assert says in runs.what_it_is(begins)
+
+
+@pytest.mark.parametrize("begins", [
+    b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF", b"II*\0\x08\0\0\0", b"BM6\0\0\0",
+    b"RIFF\0\0", b"PK\3\4", b"\x80\x02}q\0X\5\0\0\0", b"\x98\1\0\0\0\0\0\0{\"__metadata__\":{}}"])
+def test_images_and_weights_themselves_are_not_named(begins):
+    assert runs.what_it_is(begins) == ""
+
+
+@pytest.mark.parametrize("before, now, ended, said", [
+    ({"steps": 9}, {"steps": 12}, True, "--steps 3 --train all"),
+    ({"steps": 9}, {"steps": 12}, False, "go on from it, once it has ended after 9 steps: python"),
+    ({"steps": 9, "init": "sd"}, {"steps": 9, "init": "sd", "lr": 0.1}, True,
+     "--steps 9 --lr 0.1 --out"),
+    ({"steps": 9}, {"steps": 5}, True, "--steps 5 --train all")])
+def test_other_steps_name_the_command_that_goes_on(before, now, ended, said, tmp_path):
+    @dataclass(frozen=True)
+    class Training:
+        steps: int = 1
+        lr: float = 1e-3
+        init: str = ""
+        train: str = "auto"
+        out: str = ""
+
+    run = runs.open_run(tmp_path / "my run", Training(**before), "vae")
+    if ended:
+        (run / "vae.json").touch()
+    with pytest.raises(InputError, match=re.escape(said)) as refused:
+        runs.open_run(run, Training(**now), "vae")
+    words = shlex.split(str(refused.value).rpartition(": ")[2])  # and they are one command
+    assert words[:3] == ["python", "train.py", "vae"] and words[-1] == f"{run}-2"
+    (_, cfg), = config.parse(train.VERBS, ["vae"], "", ["vae", "--data", "D", *words[5:]])
+    assert cfg.out == f"{run}-2" and cfg.train == ("auto" if "init" in before else "all")
+
+
+@pytest.mark.parametrize("code, passes", [(errno.EINVAL, True), (errno.EACCES, True),
+                                          (errno.EIO, False), (errno.ENOSPC, False)])
+def test_a_disk_that_cannot_sync_is_no_fault_and_one_that_fails_is(code, passes, tmp_path,
+                                                                   monkeypatch):
+    def fails(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with nullcontext() if passes else pytest.raises(OSError):
+        runs.write_json(tmp_path / "a.json", [1])
+        assert runs.read_json(tmp_path / "a.json") == [1]
+
+
+def test_a_file_name_that_is_no_utf8_survives_json(tmp_path):
+    name = os.fsdecode(b"b\xe9.png")
+    runs.write_json(tmp_path / "a.json", {"name": name, "é": "→"})
+    assert runs.read_json(tmp_path / "a.json") == {"name": name, "é": "→"}
+
+
+def test_two_hosts_with_processes_of_one_number_write_two_files(tmp_path, monkeypatch):
+    names = set()
+    for host in ("node1", "node2"):
+        monkeypatch.setattr(runs.platform, "node", lambda host=host: host)
+        names.add(runs.beside(tmp_path / "model").name)
+    assert len(names) == 2 and all(name.startswith(".model.tmp-") for name in names)
+
+
+def test_hidden_files_occupy_no_folder(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    assert not runs.occupied(tmp_path) and not runs.occupied(tmp_path / "none")
+    (tmp_path / "x").touch()
+    assert runs.occupied(tmp_path) and runs.occupied(tmp_path / "x")

@@ -146,7 +146,7 @@ def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):
     (["--keep", "pretty"], "--keep pretty: allowed are recognised and new"),
     (["--keep", "recognised"], "needs --classifier"),
     (["--real", "nowhere"], "--real nowhere: no such data folder"),
-    (["--rows", "nowhere.csv"], "nowhere.csv cannot be read as CSV"),
+    (["--rows", "nowhere.csv"], "nowhere.csv: no such file"),
     (["--rows", "x.csv", "--label", "covid"], "--rows says all about the images"),
     (["--run", "nowhere"], "nowhere/model.json is missing: the diffusion stage"),
 ])

@@ -358,9 +358,9 @@ def test_predictions_of_new_images(world, unbroken, tmp_path):
     for changes, words in (({"out": str(table)}, "no table of predictions"),
                            ({"out": str(tmp_path)}, "no table of pred"),
                            ({"arm": "best"}, "has real, real"),
-                           ({"data": str(tmp_path / "none")}, "none: no PNG or JPEG"),
+                           ({"data": str(tmp_path / "none")}, "none: no PNG, JPEG"),
                            ({"model": str(tmp_path)}, "no finished study"),
-                           ({"data": str(tmp_path)}, "no PNG or JPEG")):
+                           ({"data": str(tmp_path)}, "no PNG, JPEG")):
         with pytest.raises(InputError, match=words):
             classify.predict(classify.PredictConfig(**{**knobs, "arm": "", **changes}))
     assert table.read_bytes() == before

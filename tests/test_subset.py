@@ -90,3 +90,17 @@ def test_two_folders_with_files_of_one_name_and_one_source_are_kept_apart(tmp_pa
     assert len(set(after.hashes.values())) == len(after) == 40 - 7
     assert {(after.hashes[row["file"]], row["label"], row["split"]) for row in after.rows} < {
         (before.hashes[row["file"]], row["label"], row["split"]) for row in before.rows}
+
+
+def test_labels_with_commas(tmp_path):
+    folder = Path(write_set(tmp_path / "real", toy((30, 30, 30), 1, per_patient=5),
+                            ("train",) * 15 + ("test",) * 10 + ("val",) * 5))
+    table = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(table.replace(",light,", ',"light, left",'))
+    write_subset(SubsetConfig(data=(str(folder),), keep=("light", " left=12", "dark=6"),
+                              out=str(tmp_path / "ten")))
+    kept = counts(read_table(tmp_path / "ten"))
+    assert kept["light, left", "train"] <= 12 and kept["dark", "train"] <= 6
+    with pytest.raises(InputError, match="--keep light: write label=images"):
+        write_subset(SubsetConfig(data=(str(folder),), keep=("light", " right=12"),
+                                  out=str(tmp_path / "no")))

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_sets import data_set, in_every_split, picture, refused, rows_of
+from PIL import Image
 
 from minidiff.data import phantom
 from minidiff.data.table import read_table, write_table
+from minidiff.root import Reading
 
 CXR = Path(os.environ.get("MINIDIFF_CXR", Path(__file__).parents[2] / "shared" / "cxr"))
 needs_cxr = pytest.mark.skipif(not CXR.is_dir(),
@@ -81,7 +83,7 @@ def test_only_folders_without_splits_are_split(tmp_path):
 def test_a_patient_already_in_a_split_stays_there(tmp_path):
     given = data_set(tmp_path / "given", rows_of(4, split=["test"] * 4, patient=lambda k: f"p{k}"))
     free = data_set(tmp_path / "free", rows_of(40, patient=lambda k: f"p{k // 2}"))
-    table = read_table([given, free])
+    table = read_table([given, free], Reading(same_patients=True))
     assert set(table.select(patient=["p0", "p1", "p2", "p3"]).column("split")) == {"test"}
 
 
@@ -194,6 +196,109 @@ def test_fingerprint_follows_content_label_patient_and_split(tmp_path):
     changed += [fingerprint(c, [rows[0] | {c: "test"}, *rows[1:]])
                 for c in ("label", "patient", "split")]
     assert len({first, *changed}) == 5
+
+
+# --- equal patient ids of two folders
+
+
+def two_wards(folder: Path, **columns) -> list[Path]:
+    """Two folders that number their patients alike: 0 to 19, or 0.0 to 19.0."""
+    return [data_set(folder / name, rows_of(20, patient=[f"{k}{end}" for k in range(20)],
+                                            label=["a"] * 10 + ["b"] * 10, **columns))
+            for name, end in (("north", ""), ("south", ".0"))]
+
+
+def test_equal_ids_of_two_folders_are_one_person_or_two_as_the_user_says(tmp_path):
+    wards = two_wards(tmp_path)
+    refused(wards, "20 patient ids of two folders, e.g. '0' of", "north", "south",
+            "--same-patients if they are the same persons", "--distinct-patients if each folder")
+    same = read_table(wards, Reading(same_patients=True))
+    assert len(set(same.column("patient"))) == 20
+    assert all(len(splits) == 1 for splits in patients_of(same).values())
+    other = read_table(wards, Reading(distinct_patients=True))
+    assert set(other.column("patient")) == {f"{ward}/{k}" for ward in ("north", "south")
+                                            for k in range(20)}
+    # the table of one folder says nothing of others
+    alone = read_table(wards[0], Reading(distinct_patients=True))
+    assert alone.fingerprint == read_table(wards[0]).fingerprint
+    refused(wards, "exclude each other", reading=Reading((), False, True, True))
+
+
+def test_one_person_in_two_folders_must_not_cross_given_splits(tmp_path):
+    folders = [data_set(tmp_path / split, rows_of(4, split=[split] * 4, patient=list("1234")))
+               for split in ("train", "test")]
+    refused(folders, "4 patient ids of two folders")
+    refused(folders, "patient '1' crosses splits", reading=Reading(same_patients=True))
+    assert len(read_table(folders, Reading(distinct_patients=True))) == 8
+
+
+def test_unknown_patients_of_two_folders_are_never_one(tmp_path):
+    folders = [data_set(tmp_path / name, rows_of(4, patient=["nan", "?", "None", ""]))
+               for name in ("north", "south")]
+    assert len(set(read_table(folders, split=False).column("patient"))) == 8
+
+
+def test_folders_of_one_name_are_kept_apart(tmp_path):
+    folders = [data_set(tmp_path / above / "d", rows_of(2, patient=["1", "2"]), [k, k + 1])
+               for k, above in ((1, "x"), (3, "y"))]
+    table = read_table(folders, Reading(distinct_patients=True), split=False)
+    assert table.column("patient") == ["d/1", "d/2", "d-2/1", "d-2/2"]
+
+
+# --- near copies
+
+
+def film(seed: int, side: int = 160) -> np.ndarray:
+    rough = np.random.default_rng(seed).random((20, 20))
+    smooth = Image.fromarray((255 * rough).astype(np.uint8)).resize((side, side),
+                                                                   Image.Resampling.BICUBIC)
+    return np.asarray(smooth)
+
+
+def films(folder: Path, n: int, copies: bool) -> Path:
+    """n films of as many patients, and of the first ten a second patient's JPEG of half the size,
+    or another film."""
+    rows = rows_of(n + 10, label=lambda k: "a", patient=lambda k: f"p{k}")
+    for k, row in enumerate(rows):
+        row["file_name"] = f"images/{k:03d}.{'jpg' if k >= n else 'png'}"
+        path = folder / row["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(film(k - n if copies and k >= n else k))
+        image.resize((120, 120) if k >= n else image.size).save(path, quality=70)
+    write_table(folder / "metadata.csv", rows)
+    return folder
+
+
+def test_a_split_made_here_keeps_re_encoded_copies_on_one_side(tmp_path, capsys):
+    folder = films(tmp_path / "d", 40, copies=True)
+    table = read_table(folder, split_dir=tmp_path / "run", seed=1)
+    said = capsys.readouterr().out
+    assert "10 pairs of copies, kept on one side of the split" in said
+    split = {row["file_name"][7:10]: row["split"] for row in table.rows}
+    assert all(split[f"{k:03d}"] == split[f"{k + 40:03d}"] for k in range(10))
+    again = read_table(folder, split_dir=tmp_path / "run", seed=1)
+    assert again.rows == table.rows and again.notes == table.notes
+    assert "copies" not in capsys.readouterr().out  # the saved split is read, nothing is compared
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_small_pictures_of_equal_pixels_stay_together(tmp_path, seed):
+    """Another file of the same pixels, which training would refuse on two sides."""
+    rows = rows_of(40, patient=lambda k: f"p{k}", label=lambda k: "a")
+    for k, row in enumerate(rows):
+        path = tmp_path / "d" / row["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(film(k % 20, 40)).save(path, compress_level=9 if k < 20 else 0)
+    write_table(tmp_path / "d" / "metadata.csv", rows)
+    split = read_table(tmp_path / "d", seed=seed).column("split")
+    assert split[:20] == split[20:] and set(split) == {"train", "val", "test"}
+
+
+def test_without_near_copies_the_split_is_as_if_none_were_looked_for(tmp_path, monkeypatch):
+    folder = films(tmp_path / "d", 40, copies=False)
+    table = read_table(folder, seed=1)
+    monkeypatch.setattr("minidiff.data.table.near_copies", lambda files: [])
+    assert read_table(folder, seed=1).rows == table.rows
 
 
 # --- bad tables

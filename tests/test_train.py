@@ -233,7 +233,7 @@ def test_adapters_alone_are_trained_kept_and_merged(tiny, tmp_path, no_pictures)
     assert all("transformer_blocks" in name or "conditioner" in name for name in changed)
     adapters = load_file(out / "lora.safetensors")
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    difference = adapters[f"{name}.lora_up"] @ adapters[f"{name}.lora_down"] * cfg.alpha / cfg.rank
+    difference = adapters[f"{name}.lora_B.weight"] @ adapters[f"{name}.lora_A.weight"]
     assert torch.allclose(after[f"{name}.weight"] - before[f"{name}.weight"], difference, atol=1e-6)
 
 

@@ -30,8 +30,9 @@ from minidiff.data.split import (
     of_other_data,
     trained_on,
 )
-from minidiff.data.table import Table, read_table
+from minidiff.data.table import Table, read_external, read_table
 from minidiff.errors import InputError, count
+from minidiff.root import AS_WE_NAME, Reading
 
 INTERNAL = ("train", "val", "test")
 
@@ -80,9 +81,9 @@ class Inputs:
         return self.target.bits(self.sets[name].labels)
 
 
-def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: Sequence[str], *,
-         size: int, seed: int, out: str, target: str = "label", hold_out: str = "",
-         near_copies: str = "refuse", skip_bad: bool = False) -> Inputs:
+def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: Sequence[str],
+         reading: Reading = AS_WE_NAME, *, size: int, seed: int, out: str, target: str = "label",
+         hold_out: str = "", near_copies: str = "refuse", skip_bad: bool = False) -> Inputs:
     """Read everything and refuse what breaks the protocol.
 
     synthetic: name → folders of samples, each of another generator of one recipe. hold_out:
@@ -95,21 +96,19 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
     for name in [name for name, n in names.items() if n > 1]:
         raise InputError(f"two sets are named {name!r}; rename a folder of --external or what "
                          "--hold-out names, or write --synthetic NAME=DIR")
-    real = _targeted(read_table(data, seed=seed, split_dir=Path(out).parent), target)
+    real = _targeted(read_table(data, reading, seed=seed, split_dir=Path(out).parent), target)
     real, tables, everyone = real.select(split=SPLITS), dict[str, Table](), real.rows
     if hold_out:
         real, tables[value] = _held_out(real, column, value)
     real, carved = _with_validation(real, seed)
     tables = {**{name: real.select(split=name) for name in INTERNAL}, **tables}
     for name, folder in zip(outside, external):
-        table, prefix = read_table(folder, split=False), os.path.basename(os.path.abspath(folder))
-        # assumed patients of a folder of the same name are other patients
-        rows = [{**row, "patient": f"external {row['patient']}"}
-                if row["patient"] == f"{prefix}/{row['file_name']}" else row for row in table.rows]
-        tables[name] = _targeted(replace(table, rows=rows), target)
+        table = read_external(folder, reading)
+        tables[name] = _targeted(table, target)
         check_leakage([*tables["train"].rows, *tables["val"].rows,
                        *({**row, "split": name} for row in tables[name].rows)],
-                      {**real.hashes, **table.hashes})
+                      {**real.hashes, **table.hashes},
+                      f"; --distinct-patients if {name} numbers its own, else leave them out of it")
     check_labels({name: table.column("label") for name, table in tables.items()}, target)
     hashes = {file: digest for table in tables.values() for file, digest in table.hashes.items()}
     unseen = [row for name, table in tables.items()
@@ -197,6 +196,10 @@ def _synthetic(name: str, folder: str, train: Sequence[Row], unseen: Sequence[Ro
         raise InputError(f"{folder}: no such folder of samples; run sample.py first, or ask for "
                          "--arms real")
     table, seen = read_table(folder, split=False), trained_on(folder)
+    if var.ANY in set(table.labels) - {row["label"] for row in train}:
+        raise InputError(f"{folder} has images without a label, for their model was told none: a "
+                         "classifier cannot learn from them; train the model with --condition "
+                         "label, or ask for --arms real")
     check_synthetic(table.rows, table.hashes, hashes.values(), folder)
     patients = {row["file"]: row["patient"] for row in real}
     notes = check_unseen(unseen, hashes, seen, f"the generator of {folder}", patients)
@@ -260,7 +263,8 @@ def check_labels(cells: Mapping[str, Sequence[str]], target: str = "label") -> v
     for name, column in cells.items():
         if len(set(column)) < 2:
             there = f"only {column[0]!r}, {count(len(column), 'image')}" if column else "no image"
-            raise InputError(f"a classifier needs two labels or more; {name} has {there}")
+            raise InputError(f"a classifier needs two labels or more; {name} has {there}: add "
+                             "images of another label, or name another column by --target")
         values = (set(column) if found.exclusive
                   else set().union(*(var.present(target, cell) for cell in column)))
         unknown = sorted(values - set(found.values))

@@ -11,6 +11,7 @@ validation; below .05 it is not. Not for diagnosis.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import safetensors
@@ -26,7 +27,8 @@ from minidiff.classification.predictive_uncertainty import (
 )
 from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import load_pixels
-from minidiff.data.images import EXTENSIONS
+from minidiff.data.folders import is_mask, is_rubbish
+from minidiff.data.images import EXTENSIONS, KINDS
 from minidiff.data.table import Table, write_table
 from minidiff.errors import InputError
 from minidiff.root import Rooted
@@ -36,6 +38,7 @@ from minidiff.training.device import pick_device
 
 @dataclass(frozen=True)
 class PredictConfig(Rooted):
+    writes: ClassVar[str] = ""           # one file
     model: str = "ROOT/classifier"       # finished study
     arm: str = ""                        # none: the one with the lowest validation loss
     data: str = ""                       # folder of images, masks left out; none: the root's
@@ -100,9 +103,10 @@ def listed(folder: str) -> Table:
     """Every image below a folder, in order of name."""
     root = Path(os.path.abspath(folder))
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS
-                   and path.is_file() and not any(part.startswith(".") or part == "masks"
-                                                  for part in path.relative_to(root).parts))
+                   and path.is_file() and not any(
+                       part.startswith(".") or is_mask(part) or is_rubbish(part)
+                       for part in path.relative_to(root).parts))
     if not files:
-        raise InputError(f"--data {folder}: no PNG or JPEG files there")
+        raise InputError(f"--data {folder}: no {KINDS} files there")
     return Table([{"file": str(path), "where": str(path), "file_name": str(path.relative_to(root))}
                   for path in files])

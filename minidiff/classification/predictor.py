@@ -25,7 +25,7 @@ from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
 from minidiff.data.augmentation import augment, vary
 from minidiff.errors import InputError
 from minidiff.pixels import to_float, to_grey
-from minidiff.runs import read_json, write_atomic, write_json
+from minidiff.runs import in_its_place, read_json, write_atomic, write_json
 from minidiff.training.optim import cosine, set_lr
 from minidiff.training.precision import Precision
 from minidiff.variables import Category, Labels, Variable, from_json, to_json
@@ -246,7 +246,7 @@ def weights_of(path: str | Path) -> dict[str, Tensor]:
     # whatever a damaged or hostile file makes torch and safetensors raise
     except Exception as error:
         raise InputError(f"--init {path}: no weights can be read from it "
-                         f"({str(error).splitlines()[0][:200]})") from None
+                         f"({str(error).splitlines()[0][:200]}){in_its_place(path)}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise InputError(f"--init {path}: not a state dict, names with tensors")

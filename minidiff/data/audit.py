@@ -16,15 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minidiff.cells import to_number
 from minidiff.data.baselines import baselines, features
+from minidiff.data.dialects import ADDED
+from minidiff.data.dialects import ENDINGS as TABLES
 from minidiff.data.duplicates import SIDE, Pair, near_duplicates
 from minidiff.data.files import Facts, read_facts, typical_side
-from minidiff.data.images import EXTENSIONS
-from minidiff.data.layouts import ADDED
+from minidiff.data.folders import Left, image_files
+from minidiff.data.images import ENDINGS, EXTENSIONS
 from minidiff.data.split import Row, equal_pairs, group_images
 from minidiff.data.table import Table
 from minidiff.errors import InputError, count, first_few
-from minidiff.variables import to_number
 
 COLUMNS = ("sex", "age", "view")  # from which a classifier might predict the label
 LEVELS = ("error", "warning", "info")
@@ -33,7 +35,6 @@ FAR = 4.0                         # a size so many times the median, or so many 
 MISSING = 0.5                     # difference of labels in their share of empty cells
 PURE, ALONE = 0.8, 0.9            # share of a source that is one label; of a label in such sources
 AGES = (0, 18, 40, 60, 80)        # years: bands of the tables; the first are children
-SUFFIXES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
 COPIES = {                        # kind: level, text
     "copy across splits": ("error", "one image in two splits"),
     "copy across patients": ("warning", "one image under two patients, who may be one"),
@@ -63,8 +64,8 @@ def audit(table: Table, *, columns: Sequence[str] = COLUMNS) -> tuple[dict, list
     empty = missing(rows)
     findings = [*odd_images(files, facts), *other_files(files),
                 *copied(pairs, table.rows, certain=side == SIDE), *patients(table),
-                *confounded(rows), *missing_by_label(empty, columns), *children(rows),
-                *shortcuts(trivial)]
+                *(finding(*remark) for remark in table.remarks), *confounded(rows),
+                *missing_by_label(empty, columns), *children(rows), *shortcuts(trivial)]
     findings.sort(key=lambda finding: LEVELS.index(finding["level"]))
     return {
         "status": "error" if any(f["level"] == "error" for f in findings) else "ok",
@@ -118,12 +119,15 @@ def odd_images(files: Sequence[str], facts: Sequence[Facts]) -> list[dict]:
                          "(minidiff drops it)", lambda f, _: f.carries),
         "burned-in text": ("warning", "with what seem to be letters in the image; look whether "
                            "any names a person", lambda f, _: f.text),
+        "outliers": ("info", "of more than 8 bits, with a few values far beyond the rest, as of a "
+                     "hot pixel; minidiff scales greys without them, others may see black",
+                     lambda f, _: f.outliers),
         "mode": ("info", f"of another mode than {mode}, the most frequent",
                  lambda f, _: f.mode != mode),
         "rotated by EXIF": ("info", "turned upright by EXIF, as minidiff does and others do not",
                             lambda f, _: f.turned),
         "name": ("info", "whose name has the ending of another format",
-                 lambda f, file: not file.lower().endswith(SUFFIXES.get(f.format, ""))),
+                 lambda f, file: not file.lower().endswith(ENDINGS.get(f.format, ""))),
     }
     found = [finding("unreadable", "error", f"{len(facts) - len(good)} of {len(facts)} files "
                      f"cannot be read: {faults}", [i for i, f in enumerate(facts) if f.fault])]
@@ -134,10 +138,14 @@ def odd_images(files: Sequence[str], facts: Sequence[Facts]) -> list[dict]:
 
 
 def other_files(files: Sequence[str]) -> list[dict]:
-    """Files beside the images that nothing reads, by their endings."""
-    beside = [path for folder in {Path(file).parent for file in files} for path in folder.iterdir()]
-    endings = Counter(path.suffix.lower() or "no ending" for path in beside if not path.is_dir()
-                      and path.suffix.lower() not in (*EXTENSIONS, ".csv"))
+    """Files beside the images that nothing reads, by their endings; but for rubbish and tables."""
+    left: Left = {}
+    for folder in sorted({Path(file).parent for file in files}):
+        left.setdefault("picture", []).extend(
+            path for path in image_files(folder, deep=False, left=left)
+            if not path.name.lower().endswith(EXTENSIONS))
+    endings = Counter(path.suffix.lower() or "no ending" for paths in left.values()
+                      for path in paths if path.suffix.lower() not in TABLES)
     listed = ", ".join(f"{ending} {n}" for ending, n in sorted(endings.items()))
     return [finding("other files", "info", "files that are not read lie beside the images: "
                     f"{listed}")] if endings else []
@@ -175,7 +183,7 @@ def copied(pairs: Sequence[Pair], rows: Sequence[Row], *, certain: bool = True) 
 
 
 def patients(table: Table) -> list[dict]:
-    """Patients in two splits, with two labels, or unknown."""
+    """Patients in two splits or with two labels."""
     images, found = defaultdict(list), []
     for i, row in enumerate(table.rows):
         images[row["patient"]].append(i)
@@ -190,10 +198,6 @@ def patients(table: Table) -> list[dict]:
             named = first_few((f"{p} ({', '.join(names)})" for p, names in several.items()), 5)
             found.append(finding(kind, level, f"{count(len(several), 'patient')} {text}: {named}",
                                  [i for p in several for i in images[p]]))
-    if table.patients_assumed:
-        found.append(finding("patients unknown", "warning", "no patient ids in some folder: each "
-                             "image counts as a patient, and images of one patient may lie on both "
-                             "sides of a split"))
     numbers = [len(own) for own in images.values()]
     if max(numbers) > 1:
         found.append(finding("images per patient", "info", f"{len(numbers)} patients with 1 to "

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minidiff import variables as var
+from minidiff.cells import number
 from minidiff.data.files import Facts
 from minidiff.data.table import Row
 from minidiff.errors import InputError
@@ -133,7 +134,7 @@ def _column(name: str, rows: Sequence[Row]) -> np.ndarray | None:
     if variable.values:
         sets = var.encode([variable], rows)[name]
         return np.column_stack([variable.bits(sets), sets < 0]).astype(float)
-    values = np.array([var.to_number(cell) for cell in cells])
+    values = np.array([number(name, cell) for cell in cells])
     unknown = np.isnan(values)
     return np.column_stack([np.where(unknown, variable.mean, values), unknown])
 

@@ -21,9 +21,10 @@ from minidiff.data.files import typical_side
 from minidiff.data.split import SPLITS, check_pictures
 from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError, count, first_few
-from minidiff.root import DEMO
+from minidiff.root import AS_WE_NAME, DEMO, Reading
 
 FEW_COLOUR = 0.05  # share of colour images up to which they are made grey like the rest
+LONGEST = 30  # characters of a label at a glance
 WIDEST = 8  # labels side by side at a glance; of more, the most frequent
 PHANTOM = f"{DEMO}/phantom"  # the demo's data, drawn if they are not there
 Grey = Literal["auto", "yes", "no"]
@@ -64,8 +65,9 @@ class Images:
         return first_few((self.table.rows[i]["file"] for i in index), 4)
 
 
-def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path, skip_bad: bool,
-                prior: Sequence[str] = (), grey: Grey = "auto") -> Images:
+def read_images(folders: Sequence[str], size: int, reading: Reading = AS_WE_NAME, *, seed: int,
+                split_dir: Path, skip_bad: bool, prior: Sequence[str] = (),
+                grey: Grey = "auto") -> Images:
     """The images of data folders, and of the training split of `prior` folders; leaks are checked
     over all.
 
@@ -73,7 +75,7 @@ def read_images(folders: Sequence[str], size: int, *, seed: int, split_dir: Path
     """
     if size % 8 or size < 32:
         raise InputError(f"--size {size} is not allowed: a multiple of 8, 32 or more")
-    table = read_table([*folders, *prior], seed=seed, split_dir=split_dir)
+    table = read_table([*folders, *prior], reading, seed=seed, split_dir=split_dir)
     rows = [row for row in table.rows
             if row["split"] in ("train", *(() if _under(row, prior) else ("val", "test")))]
     table = replace(table, rows=rows)
@@ -169,7 +171,7 @@ def read_training_set(cfg: Any, size: int, prior: tuple[str, ...] = ()) -> Image
     with distributed.rank0_first():
         if cfg.data == (PHANTOM,):
             phantom.write(PHANTOM, scarce=phantom.SCARCE)
-        data = read_images(cfg.data, size, seed=cfg.seed, split_dir=Path(cfg.root),
+        data = read_images(cfg.data, size, cfg, seed=cfg.seed, split_dir=Path(cfg.root),
                            skip_bad=cfg.skip_bad, prior=prior, grey=cfg.grey)
     if distributed.rank() == 0:
         print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, size=size,
@@ -188,7 +190,8 @@ def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | 
     counts = Counter(row["label"] for row in rows)
     labels = sorted(label for label, _ in counts.most_common(WIDEST))
     others = ["others"] if len(counts) > WIDEST else []
-    lines = [["", *labels, *others, "images", "patients"]]
+    lines = [["", *(label if len(label) <= LONGEST else f"{label[:LONGEST]}…" for label in labels),
+              *others, "images", "patients"]]
     for name, table in tables.items():
         own = Counter(label if label in labels else "others" for label in table.column("label"))
         cells = [*(own[label] for label in labels + others), len(table),

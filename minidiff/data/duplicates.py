@@ -17,14 +17,20 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from minidiff.data import images
+from minidiff.data.files import typical_side
 from minidiff.data.split import connected, equal_pairs
+from minidiff.errors import InputError, count
 
 Pair = tuple[int, int, float]
 
@@ -68,6 +74,33 @@ def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
     bar.close()
     return sorted(((i, j, d) for (i, j), d in found.items() if d <= at_most),
                   key=lambda pair: (pair[2], pair))
+
+
+def near_copies(files: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of image files that show one film: re-encoded, resized, cropped, mirrored.
+
+    Where most files have fewer than 96 px, in which different films look like one, only those of
+    equal pixels. A file that cannot be read, which is refused later, is like no other.
+    """
+    squares = np.zeros((len(files), 1, SIDE, SIDE), np.uint8)
+
+    def load(k: int) -> None:
+        with suppress(InputError):
+            grey = images.read(files[k]).mean(0, keepdims=True).astype(np.uint8)
+            squares[k] = images.square(grey, SIDE)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in tqdm(pool.map(load, range(len(files))), "looking for copies", len(files),
+                      unit=" images", disable=len(files) < 200):
+            pass
+    varied = [k for k, square in enumerate(squares) if square.min() < square.max()]
+    compare = near_duplicates if typical_side(files, SIDE) == SIDE else exact_duplicates
+    found = [(varied[i], varied[j]) for i, j, _ in compare(torch.from_numpy(squares[varied]))]
+    if found:
+        i, j = found[0]
+        print(f"{count(len(found), 'pair')} of copies, kept on one side of the split, e.g. "
+              f"{files[i]} and {files[j]}")
+    return found
 
 
 def by_patient(pairs: Sequence[Pair], patients: Sequence[str]) -> dict:

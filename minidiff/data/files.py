@@ -25,8 +25,9 @@ FLAT = 8                         # grey values within which a part of the image 
 LOOK = 640                       # px: longest side at which letters are looked for
 STROKE, PEAK = 45, 80            # grey values of contrast: of a letter's strokes, of their middle
 LETTERS = 3                      # letters in a line make a text
-WIDE = {"I": 16, "I;16": 16, "I;16B": 16, "I;16L": 16, "1": 1}
-HARMLESS = {"exif", "icc_profile", "transparency", "jfif_unit", "background"}  # beside the pixels
+BITS = {"1": 1, "F": 32, **dict.fromkeys(("I", "I;16", "I;16B", "I;16L"), 16)}  # other modes: 8
+HARMLESS = {"exif", "icc_profile", "transparency", "jfif_unit", "background",
+            "compression"}       # beside the pixels
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in px of the file
 
@@ -36,7 +37,7 @@ class Facts(NamedTuple):
 
     fault: str = ""               # why it cannot be read
     bytes: int = 0
-    format: str = ""              # what it is, whatever its name says: PNG, JPEG
+    format: str = ""              # what it is, whatever its name says: PNG, JPEG …
     mode: str = ""                # Pillow's: L, RGB, RGBA, P, I;16 …
     bits: int = 0                 # a channel
     channels: int = 0             # in fact: 1 if the three are equal
@@ -44,6 +45,7 @@ class Facts(NamedTuple):
     height: int = 0
     carries: tuple[str, ...] = ()  # EXIF, text or comments: names may be in there
     turned: bool = False          # EXIF says that it is to be rotated or mirrored
+    outliers: bool = False        # of more than 8 bits, with values that `grey_range` leaves out
     pixels: str = ""              # sha256 of the decoded picture
     constant: float = 0.0         # share of the most frequent range of 8 grey values
     text: tuple[Box, ...] = ()    # lines of letters
@@ -79,11 +81,15 @@ def facts(file: str | Path, square: np.ndarray) -> Facts:
         return Facts(fault=str(error))
     data = Path(file).read_bytes()
     with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+        turned = image.getexif().get(0x0112, 1) != 1  # loading turns a TIFF, and forgets that
         image.load()
         exif = image.getexif()
+        if image.format == "TIFF":  # every tag is EXIF there: those of text remain
+            exif = [value for value in exif.values() if isinstance(value, str)]
         carries = {k for k, v in image.info.items() if isinstance(v, (str, bytes))} - HARMLESS
         header = {"bytes": len(data), "format": image.format or "", "mode": image.mode,
-                  "bits": WIDE.get(image.mode, 8), "turned": exif.get(0x0112, 1) != 1,
+                  "bits": BITS.get(image.mode, 8), "turned": turned,
+                  "outliers": image.mode in images.WIDE and _outliers(np.asarray(image)),
                   "carries": tuple(sorted(carries | ({"EXIF"} if len(exif) else set())))}
     grey = picture[0] if len(picture) == 1 else picture.mean(0).astype(np.uint8)
     whole = Image.fromarray(grey)
@@ -97,6 +103,10 @@ def facts(file: str | Path, square: np.ndarray) -> Facts:
         thumbnail=np.asarray(whole.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX),
                              float).ravel(),
         border=_border(np.asarray(whole.resize((EDGE, EDGE), Image.Resampling.BOX), float)))
+
+
+def _outliers(x: np.ndarray) -> bool:
+    return images.grey_range(x) != (x.min(), x.max())
 
 
 def _border(x: np.ndarray) -> np.ndarray:

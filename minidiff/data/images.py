@@ -1,13 +1,14 @@
 """The only reader and the only writer of image files: whatever came in, uint8 (C,H,W) comes out.
 
-A file is untrusted: only the PNG and JPEG decoders open it, its size is checked in the header
-before a pixel is decoded, and every fault becomes one `InputError` that names the file. Metadata
-(EXIF, text) is dropped.
+A file is untrusted: only the decoders of FORMATS open it, its size is checked in the header before
+a pixel is decoded, and every fault becomes one `InputError` that names the file. Metadata (EXIF,
+text) is dropped.
 """
 
 import io
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,23 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.runs import write_atomic
+from minidiff.runs import what_it_is, write_atomic
 
-FORMATS = ("PNG", "JPEG")  # more decoders are more risk: EPS calls Ghostscript, FITS unpacks gzip
-EXTENSIONS = (".png", ".jpg", ".jpeg")
+# Format: its endings. More decoders are more risk: EPS calls Ghostscript, FITS unpacks gzip.
+ENDINGS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "TIFF": (".tif", ".tiff"),
+           "WEBP": (".webp",), "BMP": (".bmp",)}
+FORMATS, EXTENSIONS = tuple(ENDINGS), sum(ENDINGS.values(), ())
+KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"  # for a message
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 8192
 NARROW = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's modes
-WIDE = ("I", "I;16", "I;16B", "I;16L")               # of a 16-bit grey PNG
+WIDE = ("I", "I;16", "I;16B", "I;16L", "F")          # grey of 12 to 32 bits
+WEBP_GREY = 1  # grey level by which the channels of grey differ: WebP has no grey, and rounds
+PERCENTILES = (0.5, 99.5)  # between them lies the middle 99 % of the pixels
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how one begins, whether it can be read or not
+COMPRESSIONS = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg",
+                "tiff_ccitt", "group3", "group4")  # of a TIFF, in Pillow's names
+PHOTOMETRIC, SAMPLE_FORMAT, TILE_SIDES = 262, 339, (322, 323)  # tags of a TIFF
 
 # Pillow warns from 89 megapixels on. Set here once, because warnings.catch_warnings is not safe in
 # threads; should somebody reset the filters, our own and lower limit still holds.
@@ -30,13 +40,13 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def read(path: str | Path) -> np.ndarray:
-    """Read a PNG or JPEG as uint8 (C,H,W): C = 1 if it is grey in fact (three equal channels
+    """Read an image of FORMATS as uint8 (C,H,W): C = 1 if it is grey in fact (three equal channels
     count), else 3.
 
-    16-bit grey is scaled by its own min…max to 0…255; colour of 16 bits keeps its upper 8. EXIF
-    orientation is applied. Alpha is dropped where it is opaque, else the image is laid on black. A
-    constant image is not a fault here. Raises InputError for a file that is missing, empty,
-    truncated, corrupt, animated, CMYK, too large or not of these.
+    Grey of more than 8 bits is scaled by its own `grey_range` to 0…255; colour of 16 bits keeps its
+    upper 8. EXIF orientation is applied. Alpha is dropped where it is opaque, else the image is
+    laid on black. A constant image is not a fault here. Raises InputError for a file that is
+    missing, empty, truncated, corrupt, animated, of several pages, CMYK, too large or not of these.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,12 +58,16 @@ def read(path: str | Path) -> np.ndarray:
         _check_header(path, data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()  # raises on a truncated file; ImageFile.LOAD_TRUNCATED_IMAGES stays False
-            return _to_array(ImageOps.exif_transpose(image))
+            tags, slack = dict(getattr(image, "tag_v2", {})), WEBP_GREY * (image.format == "WEBP")
+            return _to_array(ImageOps.exif_transpose(image), tags, slack)
     except InputError:
         raise
     except Image.UnidentifiedImageError:
-        raise InputError(f"{path}: cannot be opened as {' or '.join(FORMATS)}, the formats "
-                         f"allowed") from None
+        tiff = ("a TIFF of a kind that is not read: allowed are grey of up to 16 or 32 bits, RGB "
+                "and palette; save it as one of these, or PNG") if data.startswith(TIFF) else ""
+        what = what_it_is(data) or tiff or "damaged, or of another format"
+        raise InputError(f"{path}: cannot be opened as {KINDS}, the formats allowed; it is "
+                         f"{what}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels") from None
     except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, …
@@ -71,7 +85,8 @@ def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None)
     """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W), with text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
-        info.add_text(key, str(value))
+        # a keyword of PNG is short and Latin-1
+        info.add_text(key.encode("latin-1", "backslashreplace").decode("latin-1")[:79], str(value))
     buffer = io.BytesIO()
     _to_pil(image).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
@@ -104,40 +119,67 @@ def grid(images: np.ndarray | Tensor, columns: int, pad: int = 2) -> np.ndarray:
                                                                 : columns * wide - pad]
 
 
+def grey_range(x: np.ndarray) -> tuple[float, float]:
+    """The values of an image that become black and white: its least and its greatest, apart from
+    outliers.
+
+    An outlier, such as a hot or dead pixel of a detector, lies farther beyond the middle 99 % than
+    these are wide. One of them would leave all others nearly black.
+    """
+    low = float(np.percentile(x, PERCENTILES[0], method="higher"))
+    high = float(np.percentile(x, PERCENTILES[1], method="lower"))
+    if high > low:
+        x = x[(x >= 2 * low - high) & (x <= 2 * high - low)]
+    return float(x.min()), float(x.max())
+
+
 def _check_header(path: Path, data: bytes) -> None:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        (width, height), frames = image.size, getattr(image, "n_frames", 1)
+        (width, height), tags = image.size, getattr(image, "tag_v2", {})
+        packed = image.info.get("compression") if tags else ""
         for wrong, text in (
-            (width * height > MAX_PIXELS or max(width, height) > MAX_SIDE,
+            (width * height > MAX_PIXELS
+             or max(width, height, *(tags.get(tag, 0) for tag in TILE_SIDES)) > MAX_SIDE,
              f"{width} x {height} pixels; allowed are {MAX_PIXELS // 10**6} megapixels and sides "
              f"to {MAX_SIDE}"),
-            (frames > 1, f"animated ({frames} frames); one still image is needed"),
             (image.mode not in (*NARROW, *WIDE), f"mode {image.mode}; allowed are grey, RGB, "
-             "palette and 16-bit grey"),
+             "palette, and grey of 16 or 32 bits"),
+            (tags and packed not in COMPRESSIONS, f"a TIFF compressed by {packed}; allowed are "
+             f"{', '.join(COMPRESSIONS)}"),
         ):
             if wrong:
                 raise InputError(f"{path}: {text}")
+        with suppress(EOFError):
+            image.seek(1)  # and not n_frames, which would read the heads of all
+            raise InputError(f"{path}: animated or of several pages; one still image is needed")
         image.verify()  # the checksums of a PNG
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
+def _to_array(image: Image.Image, tags: Mapping[int, object], slack: int) -> np.ndarray:
     if image.mode in WIDE:
-        return _scale_by_range(np.asarray(image))[None]
+        grey = np.asarray(image)
+        if image.mode == "I" and tags.get(SAMPLE_FORMAT, (1,)) == (1,):
+            grey = grey.view(np.uint32)  # it has no sign, but Pillow gives it one
+        if not np.isfinite(grey).all():
+            raise ValueError("values that are no numbers")
+        grey = _scale_by_range(grey)[None]
+        white_is_zero = tags.get(PHOTOMETRIC) == 0  # Pillow itself turns images of up to 8 bits
+        return 255 - grey if white_is_zero else grey
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[None]
     black = Image.new("RGBA", image.size, "black")
     image = Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
     colour = _channels_first(np.asarray(image))
-    return colour[:1] if (colour == colour[0]).all() else colour
+    return colour[:1] if np.ptp(colour, 0).max() <= slack else colour
 
 
 def _scale_by_range(wide: np.ndarray) -> np.ndarray:
     # Pillow's convert("L") clips at 255, which turns a 16-bit radiograph white; and detectors use
     # 10 to 14 of the 16 bits, so that dividing by 257 would leave most of them nearly black.
+    low, high = grey_range(wide)
     x = wide.astype(np.float64)
-    low, high = x.min(), x.max()
     x = (x - low) * (255 / (high - low)) if high > low else x / 257
-    return np.rint(x).astype(np.uint8)
+    return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
 
 
 def _to_pil(image: np.ndarray | Tensor) -> Image.Image:

@@ -1,41 +1,93 @@
 """How a data folder may be laid out, and its rows: one dict of text cells an image.
 
-    metadata.csv         file_name,label[,split,patient,sex,…], paths relative to its folder
-                         (Hugging Face imagefolder)
-    <class>/…            class folders of PNG or JPEG (torchvision ImageFolder; Kaggle:
-                         <class>/images, masks ignored)
-    <split>/<class>/…    train, val, test above the class folders (Kaggle)
+    metadata.csv       file_name,label[,split,patient,sex,…], paths relative to its folder; or .tsv,
+                       .jsonl; or one in each of train/, val/, test/ (Hugging Face imagefolder)
+    ANY.csv            a table that has these columns as --columns says, or that is known (NIH,
+                       CheXpert, …); train.csv and valid.csv together are one
+    <class>/…          class folders of images (torchvision ImageFolder; Kaggle: <class>/images,
+                       masks left out), with train, val, test above or below them
+    a flat folder      images in no class folder, if that is all: without a label, `any`
 
-A folder inside that holds a metadata.csv of its own is another data set and is left alone. A folder
-whose own split was drawn at random by patient says so with a file random-split.txt, which may be
-empty; phantoms need none.
+A folder inside that has a table of its own is another data set and is left alone. A folder whose
+own split was drawn at random by patient says so with a file random-split.txt, which may be empty;
+phantoms need none. docs/data.md lists what is read, and what is refused.
 """
 
-import csv
 import os
+import re
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from minidiff.cells import is_unknown
+from minidiff.data.classes import TABLE, NoClassFolders, read_classes
+from minidiff.data.dialects import (
+    ADDED,
+    COLUMNS,
+    ENDINGS,
+    fits,
+    known_as,
+    known_of_images,
+    naming_images,
+    parse,
+    read_csv,
+    read_lines,
+)
+from minidiff.data.folders import (
+    DANGLING,
+    DICOM_FILE,
+    METADATA,
+    Left,
+    image_files,
+    is_rubbish,
+    refuse_unsplit,
+    said,
+    split_folders,
+    split_named,
+    subfolders,
+    tables,
+)
 from minidiff.data.images import EXTENSIONS
-from minidiff.data.split import SPLITS, Row
-from minidiff.errors import InputError, first_few
+from minidiff.data.split import Row
+from minidiff.errors import InputError, count, first_few
+from minidiff.names import on_disk, text
+from minidiff.root import AS_WE_NAME, Reading
+from minidiff.variables import ANY
 
-SYNONYMS = {"training": "train", "valid": "val", "validation": "val",
-            "testing": "test"} | {s: s for s in SPLITS}
-HIDDEN, MASKS = (".", "__MACOSX"), ("mask", "masks")  # how names of folders begin, or end, that
-                                                      # hold no images of a data set
-ADDED = ("file", "where")  # columns made by reading, never written
-RANDOM_SPLIT, PHANTOM = "random-split.txt", "phantom.json"
+RANDOM_SPLIT, PHANTOM, MANIFEST = "random-split.txt", "phantom.json", "manifest.json"
+# A folder that is one patient's: patient00001, sub-S03044, subject_7, p10000032
+PATIENT = re.compile(r"(patient|pat|subject|subj|sub|person|pid)[-_ ]?[a-z]{0,2}\d+|p\d{5,}", re.I)
+UNREAD = (".xlsx", ".xls", ".ods", ".parquet", ".arrow", ".json", ".gz")  # tables of other programs
 
 
-def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a data folder in any of the layouts, and remarks on what was left out."""
+def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row], list[str]]:
+    """The rows of a data folder in any of the layouts, and remarks on how they were read and on
+    what was left out."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    rows, remarks = (_read_metadata if is_data_set(folder) else _read_classes)(folder)
+        raise InputError(f"{folder} is a file: give the folder that it describes or holds"
+                         if folder.is_file() else f"{folder}: no such folder")
+    parse(reading.columns)
+    found = tables(folder) or _other_tables(folder, reading)
+    if found:
+        rows, remarks = _read_tables(folder, found, reading)
+    else:
+        try:
+            rows, remarks = read_classes(folder, _advice(folder))
+        except NoClassFolders as error:
+            raise InputError(_fault(folder) or str(error)) from None
+        _refuse_hidden_tables(folder, rows)
+        remarks += ["--columns says nothing here: no table"] if reading.columns else []
+    refuse_unsplit(folder, {row["label"] for row in rows})
+    own = any("split" in row for row in rows)
     for row in rows:
-        row["split"] = SYNONYMS.get(row.get("split", "").lower(), row.get("split", ""))
+        row["split"] = split_named(row.get("split", "")) or row.get("split", "")
         row["file"] = os.path.normpath(folder / row["file_name"])
+        row |= {name: text(cell) for name, cell in row.items() if name not in ADDED}
+    if not any(row["split"] for row in rows):
+        remarks += (_splits_of_lists(folder, rows) or ([] if own else _splits_of_column(rows))
+                    or _splits_of_folders(rows))
+    remarks += _patients_of_folders(rows)
     without = [row["where"] for row in rows if not row["split"]]
     if 0 < len(without) < len(rows):
         raise InputError(f"{without[0]}: no split, nor have {len(without) - 1} other rows; give "
@@ -43,103 +95,253 @@ def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
     return rows, remarks
 
 
-def _read_metadata(folder: Path) -> tuple[list[Row], list[str]]:
-    path = folder / "metadata.csv"
-    rows = read_csv(path, needed=("file_name", "label"))
+def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[list[Row], list[str]]:
+    """The rows of one table, or of one for each split."""
+    if len(found) > 1 and found[0].parent == found[1].parent and found[0].name.lower() in METADATA:
+        raise InputError(f"{found[0]} and {found[1].name}: keep the one that holds")
+    bare = [path for path in split_folders(folder) if not tables(path) and image_files(path)]
+    if bare and found[0].parent not in (folder, *bare):
+        raise InputError(f"{bare[0]} has images and no table, unlike {found[0].parent}; give it "
+                         f"a {found[0].name}, too")
+    rows, remarks = [], []
+    for path in found:
+        part = read_csv(path, ("file_name", "label"), reading.columns)
+        part = [{name: "" if name in ("label", "split") and is_unknown(cell, name) else cell
+                 for name, cell in row.items()} for row in part]
+        unlabelled = [row for row in part if not row["label"]]
+        if unlabelled and (not reading.only_listed or len(unlabelled) == len(part)):
+            raise InputError(f"{unlabelled[0]['where']}: no label for "
+                             f"{unlabelled[0]['file_name']}, nor in {len(unlabelled) - 1} other "
+                             "rows; --only-listed leaves such rows out")
+        for row in part if len(found) > 1 and path.parent == folder else ():
+            row["split"] = row.get("split") or _split_of(path)
+        part, said_of_files = _locate(path.parent, part, reading.only_listed)
+        remarks += said_of_files
+        top = path.parent.relative_to(folder)
+        rows += [{**row, "file_name": str(top / row["file_name"])} for row in part]
+        known = known_as(path)
+        remarks += [f"{path.name} is read as {known}"] if known else []
+    orphans, left = _without_rows(folder, rows)
+    if orphans and not reading.only_listed:
+        raise InputError(f"{found[0]}: {len(orphans)} file(s) without a row: {first_few(orphans)}; "
+                         "--only-listed leaves such files out")
+    left["image that no row names"] += [folder / name for name in orphans]
+    left["image without a label"] = [folder / row["file_name"] for row in rows if not row["label"]]
+    return [row for row in rows if row["label"]], [*remarks, *said(left, folder)]
+
+
+def _locate(folder: Path, rows: list[Row], only_listed: bool) -> tuple[list[Row], list[str]]:
+    """The rows with their file's path from the folder, which must be there; remarks where the table
+    names files otherwise, and on rows left out.
+
+    Names are paths from the folder, or from the one above it, or the ends of such paths. It is the
+    same for all rows of a table, so that a missing file is never found elsewhere.
+    """
     for row in rows:
-        name = Path(row["file_name"])
+        row["file_name"] = on_disk(row["file_name"], folder)
+        name = Path(row["file_name"].replace("\\", "/"))
         if not row["file_name"] or name.is_absolute() or ".." in name.parts:
             raise InputError(f"{row['where']}: file_name {row['file_name']!r} is not a path inside "
                              f"{folder}")
-        if not row["label"]:
-            raise InputError(f"{row['where']}: no label for {name}")
-    absent = [f"{row['where']} {row['file_name']}" for row in rows
-              if not (folder / row["file_name"]).is_file()]
-    if absent:
-        raise InputError(f"{len(absent)} row(s) without a file: {first_few(absent)}")
+    names = [row["file_name"] for row in rows]
+    if any("\\" in name for name in names) and not any((folder / name).is_file() for name in names):
+        names = [name.replace("\\", "/") for name in names]
+
+    def some(tried: list[str]) -> list[str]:
+        return tried if any((folder / name).is_file() for name in tried) else []
+
+    located = (some(names) or some([name.partition("/")[2] for name in names])
+               or some(_by_end(folder, names, rows)) or names)
+    there = [bool(name) and (folder / name).is_file() for name in located]
+    absent = [f"{row['where']} {row['file_name']}" for row, ok in zip(rows, there) if not ok]
+    if absent and not (only_listed and any(there)):
+        raise InputError(f"{len(absent)} row(s) without a file: {first_few(absent)}"
+                         + "; --only-listed leaves such rows out" * any(there))
+    remarks = [f"left out: {count(len(absent), 'row')} without a file ({first_few(absent)})"
+               ] if absent else []
+    example = next((f"{name} of the table is the file {file}, and so on" for name, file, ok
+                    in zip(names, located, there) if ok and name != file), "")
+    return [{**row, "file_name": name} for row, name, ok in zip(rows, located, there) if ok], [
+        *filter(None, [example]), *remarks]
+
+
+def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
+    """The one image below the folder whose path ends in each name, with or without its ending, if
+    need be in a folder of the row's split; "" where there is none."""
+    index = defaultdict(list)
+    for file in image_files(folder):
+        path = file.relative_to(folder).as_posix()
+        index[file.name].append((path, path))
+        index[file.stem].append((path, path.removesuffix(file.suffix)))
+    found = []
+    for name, row in zip(names, rows):
+        paths = [path for path, end in index[name.rpartition("/")[2]]
+                 if f"/{end}".endswith(f"/{name}")]
+        if len(paths) > 1 and (split := split_named(row.get("split", ""))):
+            paths = [path for path in paths if _split_in(path) == split] or paths
+        if len(paths) > 1:
+            raise InputError(f"{row['where']}: file_name {name!r} may be {' or '.join(paths[:2])}; "
+                             "write the folder into file_name")
+        found.append(paths[0] if paths else "")
+    return found
+
+
+def _without_rows(folder: Path, rows: list[Row]) -> tuple[list[str], Left]:
+    """Images that no row names, in the folders of the others; and what else is there, but for the
+    contact sheets of our own samples."""
     named = {Path(os.path.normpath(row["file_name"])) for row in rows}
     tops = {name.parts[0] if len(name.parts) > 1 else "" for name in named}
+    left: Left = {}
     files = {file.relative_to(folder) for top in tops
-             for file in image_files(folder / top, deep=bool(top))}
+             for file in image_files(folder / top, deep=bool(top), left=left)}
     orphans = sorted(map(str, files - named))
-    if orphans:
-        raise InputError(f"{path}: {len(orphans)} file(s) without a row: {first_few(orphans)}")
-    return rows, []
+    aside = [] if (folder / MANIFEST).is_file() else [
+        file for path in subfolders(folder) if path.name not in tops for file in image_files(path)]
+    aside += [] if "" in tops else image_files(folder, deep=False)
+    read = [name for name in orphans if name.lower().endswith(EXTENSIONS)]
+    return read, {"image that no row names": aside,
+                  "picture that is not read": [folder / name for name in orphans
+                                               if name not in read],
+                  **{why: left.get(why, []) for why in (DICOM_FILE, DANGLING)}}
 
 
-def _read_classes(folder: Path) -> tuple[list[Row], list[str]]:
-    tops = _subfolders(folder)
-    splits = {top: SYNONYMS[top.name.lower()] for top in tops if top.name.lower() in SYNONYMS}
-    left_out = [top for top in tops if top not in splits] if splits else []
-    rows = []
-    for base, split in (splits or {folder: ""}).items():
-        base = base / "images" if (base / "images").is_dir() else base
-        left_out += image_files(base, deep=False)
-        for label in _subfolders(base):
-            files = image_files(label)
-            left_out += [] if files else [label]
-            rows += [{"file_name": str(file.relative_to(folder)), "label": label.name,
-                      "split": split, "where": str(file)} for file in files]
-    if not rows:
-        inside = [path.name for path in sorted(folder.iterdir()) if is_data_set(path)]
-        hint = f"; data sets inside it: {first_few(inside)}" if inside else ""
-        raise InputError(f"{folder}: no metadata.csv and no class folders of PNG or JPEG "
-                         f"files{hint}")
-    names = [str(path.relative_to(folder)) for path in left_out]
-    return rows, [f"left out, in no class folder or without images: "
-                  f"{first_few(names)}"] if names else []
+def _other_tables(folder: Path, reading: Reading) -> list[Path]:
+    """Tables of other names that name files and labels: one, or one for each split; or none."""
+    there = _files(folder, ENDINGS)
+    found = [path for path in there if fits(path, reading.columns)]
+    if len(found) > 1 and len({_split_of(path) for path in found} - {""}) < len(found):
+        raise InputError(f"{folder}: {' and '.join(path.name for path in found[:2])} both name "
+                         "files and labels; call the one that holds metadata.csv")
+    if reading.columns and len(there) == 1:
+        read_csv(there[0], ("file_name", "label"), reading.columns)  # its own fault, if any
+    elif reading.columns and there and not found:
+        raise InputError(f"{folder}: no table has the columns of --columns "
+                         f"{','.join(reading.columns)}; "
+                         f"{_fault(folder, reading.columns) or _advice(folder)}")
+    return found
 
 
-def read_csv(path: str | Path, needed: Sequence[str]) -> list[Row]:
-    """Rows of text cells; "where" is the place of each, to be named in an error.
-
-    Raises InputError for a faulty table.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader
-                     if any(cells)]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV table in UTF-8 ({error})") from None
-    header = lines[0][1] if lines else []
-    absent = [name for name in needed if name not in header]
-    odd = [name for name in header if header.count(name) > 1 or name in ADDED]
-    if absent:
-        raise InputError(f"{path}: no column {absent[0]!r}; it has {', '.join(header) or 'none'}")
-    if odd:
-        raise InputError(f"{path}: column {odd[0]!r} is there twice or reserved; rename it")
-    if len(lines) < 2:
-        raise InputError(f"{path}: a header but no rows")
-    for number, cells in lines[1:]:
-        if len(cells) != len(header):
-            raise InputError(f"{path}:{number}: {len(cells)} cells where the header has "
-                             f"{len(header)}")
-    return [{**dict(zip(header, cells)), "where": f"{path}:{number}"}
-            for number, cells in lines[1:]]
+def _refuse_hidden_tables(folder: Path, rows: list[Row]) -> None:
+    """Raise InputError where a table beside class folders knows more of the images, and where no
+    folder tells labels apart, and a table somewhere below may."""
+    for path in _files(folder, ENDINGS):
+        if more := {"patient", "split"} & known_of_images(path):
+            raise InputError(f"{path} knows the {' and '.join(sorted(more))} of images, which lie "
+                             "in class folders: give it a column label, or move it away")
+    label = rows[0]["label"]
+    found = [] if any(row["label"] != label for row in rows) else [
+        path for path in sorted(folder.rglob("*")) if _may_label(path, flat=label == ANY)
+        and not any(part.startswith(".") or is_rubbish(part)
+                    for part in path.relative_to(folder).parts)]
+    if found:
+        names = first_few(str(path.relative_to(folder)) for path in found)
+        raise InputError(_fault(folder) or (
+            f"{folder}: the folders give one label only, {label!r}, and {names} may know more; if "
+            f"so, {_advice(folder)}, or give --data the folder of the table; else move it away"))
 
 
-def image_files(folder: Path, deep: bool = True) -> list[Path]:
-    """The images in a folder and, if `deep`, below it, in order; without masks, hidden folders and
-    other data sets."""
-    files = sorted(path for path in folder.iterdir() if path.is_file()
-                   and path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
-    return files + [file for below in _subfolders(folder) if deep for file in image_files(below)]
+def _may_label(path: Path, flat: bool) -> bool:
+    """Is it a table, beside images without any label; or one that names images? Lists of files have
+    no labels."""
+    if path.name.lower().endswith(".txt"):
+        with suppress(OSError), open(path, errors="replace") as file:
+            words = file.readline().replace(",", " ").split()
+            return len(words) > 1 and any(word.lower().endswith(EXTENSIONS) for word in words)
+    if path.name.lower().endswith(ENDINGS) and not flat:
+        return bool(known_of_images(path))
+    return flat and path.name.lower().endswith((*ENDINGS, *UNREAD)) and path.is_file()
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_data_set(path)
-                  and not path.name.startswith(HIDDEN)
-                  and not path.name.lower().endswith(MASKS))
+def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(endings)
+                  and path.is_file() and not is_rubbish(path.name))
+
+
+def _fault(folder: Path, columns: Sequence[str] = ()) -> str:
+    """What is wrong with the first table that names images; "" without one."""
+    for path in _files(folder, ENDINGS):
+        try:
+            if naming_images(*read_lines(path)):
+                read_csv(path, ("file_name", "label"), columns)
+        except InputError as error:
+            return str(error)
+    return ""
+
+
+def _advice(folder: Path) -> str:
+    """What to do where there are no labels, and which tables there are."""
+    names = first_few(path.name for path in _files(folder, ENDINGS))
+    unread = first_few(path.name for path in _files(folder, UNREAD))
+    return (TABLE + (f", or name the columns of {names} by --columns" if names else "")
+            + (f" ({unread}: not read)" if unread else ""))
+
+
+def _split_of(path: Path) -> str:
+    """The split that a file is named after: valid.csv, test_list.txt; "" for others."""
+    return split_named(re.split(r"[-_. ]", path.name)[0])
+
+
+def _split_in(path: str) -> str:
+    """The split that a folder in a path is named after; "" for none."""
+    return next(filter(None, map(split_named, Path(path).parts[:-1])), "")
+
+
+def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
+    """Fill in the splits of lists beside the images: train.csv, test_list.txt (NIH)."""
+    split = {}
+    for path in filter(_split_of, _files(folder, (".txt", ".csv", ".tsv"))):
+        for name in re.split(r"[\s,;]+", path.read_text(errors="replace")):
+            split.setdefault(Path(name).name, set()).add(_split_of(path))
+    found = [split.get(Path(row["file_name"]).name, set()) for row in rows]
+    if len(set().union(*found)) < 2:
+        return []
+    for row, names in zip(rows, found):
+        if len(names) != 1:
+            raise InputError(f"{row['where']}: {row['file_name']} is in {len(names)} of the lists "
+                             f"of splits in {folder}; it must be in one")
+        row["split"] = next(iter(names))
+    return ["splits are those of the lists of files beside the images"]
+
+
+def _splits_of_column(rows: list[Row]) -> list[str]:
+    """Fill in the splits of a column of another name that says nothing else: Dataset_type."""
+    found = {name: [split_named(row.get(name, "")) for row in rows] for name in rows[0]
+             if name not in (*ADDED, *COLUMNS)}
+    found = {name: splits for name, splits in found.items()
+             if "" not in splits and len(set(splits)) > 1}
+    if len(set(map(tuple, found.values()))) > 1:
+        raise InputError(f"the columns {' and '.join(found)} may each be the split: choose, "
+                         f"--columns split={next(iter(found))}")
+    for name, splits in found.items():
+        for row, split in zip(rows, splits):
+            row["split"] = split
+        return [f"splits are those of the column {name!r}; a column split, be it empty, goes "
+                "before it"]
+    return []
+
+
+def _splits_of_folders(rows: list[Row]) -> list[str]:
+    """Fill in the splits that folders are named after, if they are two or more."""
+    found = [_split_in(row["file_name"]) for row in rows]
+    if len(set(found) - {""}) == 1:
+        return [f"all images lie in folders named {found[0]}, which is taken for no split"] * all(
+            found)
+    for row, split in zip(rows, found):
+        row["split"] = split
+    return []
+
+
+def _patients_of_folders(rows: list[Row]) -> list[str]:
+    """Fill in the patients that folders are named after, where no row names any."""
+    if any(row.get("patient") for row in rows):
+        return []
+    found = [next(filter(PATIENT.fullmatch, Path(row["file_name"]).parts[:-1]), "") for row in rows]
+    for row, patient in zip(rows, found):
+        row |= {"patient": patient} if patient else {}
+    known = sorted(set(found) - {""})
+    return [f"patients are read off the folders {first_few(known)}"] if known else []
 
 
 def random_split(folder: Path) -> bool:
     """Was the split that this folder brings drawn at random, as its own files say?"""
     return (folder / RANDOM_SPLIT).is_file() or (folder / PHANTOM).is_file()
-
-
-def is_data_set(folder: Path) -> bool:
-    """Has this folder a table of its own?"""
-    return (folder / "metadata.csv").is_file()

@@ -25,10 +25,8 @@ Factors are independent of the label unless `confounding` is asked for. Image 10
 of image 10k+8: the same patient on another day, with another severity, positioning and exposure.
 """
 
-import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from math import ceil
 from pathlib import Path
@@ -41,6 +39,7 @@ from minidiff.data import anatomy as organs
 from minidiff.data import images
 from minidiff.data.table import write_table
 from minidiff.errors import InputError
+from minidiff.runs import beside, read_json, write_json
 
 LABELS = ("normal", "pneumonia", "covid")
 ZONES = {"upper": 0.30, "middle": 0.52, "lower": 0.76}  # pneumonia's centre; 0 apex, 1 base
@@ -207,20 +206,27 @@ def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int
     if n < 1 or not splits or min(splits.values()) < 0 or sum(splits.values()) <= 0:
         raise InputError(f"phantom: n is {n} and splits are {splits}, allowed: n of 1 or more, "
                          "shares of 0 or more")
-    note = folder / "phantom.json"
-    if note.is_file() and json.loads(note.read_text()) == arguments:
+
+    def finished() -> bool:
+        note = folder / "phantom.json"
+        return note.is_file() and read_json(note) == arguments
+
+    if finished():
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} holds something else than this phantom data set: choose "
                          "another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    partial = beside(folder)
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         write_table(partial / "metadata.csv",
                     _write_images(partial, n, seed, drawing, splits, scarce or {}, masks))
-        (partial / "phantom.json").write_text(json.dumps(arguments, indent=1) + "\n")
-        partial.chmod(0o755)
+        write_json(partial / "phantom.json", arguments)
         os.replace(partial, folder)
+    except OSError:
+        if not finished():  # by another process, meanwhile
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -91,11 +91,11 @@ def repair_split(rows: Sequence[Row], copies: Sequence[tuple[int, int]]) -> list
     return repaired
 
 
-def check_leakage(rows: Sequence[Row], hashes: Mapping[str, str]) -> None:
+def check_leakage(rows: Sequence[Row], hashes: Mapping[str, str], hint: str = "") -> None:
     """Raise InputError if a patient or an identical file lies in two splits, or an identical file
-    under two labels."""
+    under two labels; `hint` is the way out where it is a patient."""
     patients, contents = (row["patient"] for row in rows), (hashes[row["file"]] for row in rows)
-    _refuse_differing(rows, patients, "patient {patient!r}", columns=("split",))
+    _refuse_differing(rows, patients, "patient {patient!r}", ("split",), hint)
     _refuse_differing(rows, contents, "an identical file")
 
 
@@ -172,5 +172,5 @@ def check_unseen(rows: Sequence[Row], hashes: Mapping[str, str], seen: set[str] 
     if shared := [row["patient"] for row in rows if row["patient"] in known]:
         raise InputError(f"{who} was trained on other images of {len(set(shared))} held-out "
                          f"patients, e.g. {shared[0]}: give the same --data and split to every "
-                         "stage")
+                         "stage, or --distinct-patients if another hospital numbers its own")
     return []

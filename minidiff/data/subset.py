@@ -17,7 +17,8 @@ from minidiff.counted import order
 from minidiff.data.layouts import RANDOM_SPLIT
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
-from minidiff.root import Rooted
+from minidiff.names import rejoined
+from minidiff.root import Reading, Rooted
 
 
 def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping[str, int],
@@ -48,7 +49,7 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
 
 
 @dataclass(frozen=True)
-class SubsetConfig(Rooted):
+class SubsetConfig(Reading, Rooted):
     data: tuple[str, ...] = ()  # data sets to take from, with their splits; none: the root's
     keep: tuple[str, ...] = ("covid=25",)  # label=images: at most so many for training
     out: str = "ROOT/subset"    # folder of the smaller data set
@@ -57,7 +58,7 @@ class SubsetConfig(Rooted):
 
 def write_subset(cfg: SubsetConfig) -> None:
     """Write a data set with fewer training patients, e.g. for a generator of the arm real@25."""
-    table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
+    table = read_table(cfg.data, cfg, seed=cfg.seed, split_dir=Path(cfg.root))
     keep = _read_keep(cfg.keep, table.labels)
     train = table.select(split="train")
     rest = [row for row in table.rows if row["split"] != "train"]
@@ -99,7 +100,7 @@ def _prefixes(folders: Sequence[str]) -> dict[Path, str]:
 
 def _read_keep(items: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
     keep = {}
-    for item in items:
+    for item in rejoined(items, lambda item: item.rpartition("=")[0] in labels):
         label, _, n = item.rpartition("=")
         if label not in labels or not n.isdecimal() or int(n) < 1 or label in keep:
             raise InputError(f"--keep {item}: write label=images, a label once, 1 or more; labels: "

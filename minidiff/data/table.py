@@ -20,9 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minidiff.data.layouts import ADDED, random_split, read_csv, read_folder
+from minidiff import cells
+from minidiff.data.classes import FLAT
+from minidiff.data.columns import Remark, alike_patients, read_columns
+from minidiff.data.dialects import ADDED, read_csv
+from minidiff.data.duplicates import near_copies
+from minidiff.data.folders import split_named
+from minidiff.data.layouts import random_split, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
+from minidiff.names import text
+from minidiff.root import AS_WE_NAME, Reading
 from minidiff.runs import sha256, write_atomic
 
 
@@ -38,6 +46,7 @@ class Table:
     hashes: dict[str, str] = field(default_factory=dict, repr=False)
     patients: dict[str, str] = field(default_factory=dict, repr=False)
     random_split: bool = True  # by patient: drawn here, or drawn before as every folder says
+    remarks: list[Remark] = field(default_factory=list)  # on cells; also among the notes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,6 +79,7 @@ class Table:
 
 def read_table(
     folders: str | Path | Sequence[str | Path],
+    reading: Reading = AS_WE_NAME,
     *,
     seed: int = 0,
     split: bool = True,
@@ -78,35 +88,21 @@ def read_table(
 ) -> Table:
     """Read data folders as one table; columns and labels unite, absent cells are "".
 
-    Splits that a folder brings are kept. Folders without any are split by patient, stratified by
-    label, 70/15/15; the split is written once to `split_dir` under the fingerprint of the data and
-    reused from there, whatever the seed, so that no later run tests on what an earlier one trained
-    on. `split=False` leaves them without. `check` compares the content of all files. Raises
-    InputError if a folder is not laid out as above, if rows and files do not match one to one, and
-    if a patient or an identical file crosses splits.
+    Splits that a folder brings are kept, also where the folders given are named train, test …
+    themselves. Folders without any are split by patient, stratified by label, 70/15/15, with near
+    copies on one side; the split is written once to `split_dir` under the fingerprint of the data
+    and reused from there, whatever the seed, so that no later run tests on what an earlier one
+    trained on. `split=False` leaves them without. `check` compares the content of all files. Raises
+    InputError if a folder is not laid out as above, if rows and files do not match one to one, if a
+    patient or an identical file crosses splits, and if two folders share patient ids and `reading`
+    does not say whether these are the same persons.
     """
     folders = [Path(os.path.abspath(f))
                for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
     if not folders:
         raise InputError("no data folder given")
-    rows, notes, assumed, random = [], [], False, True
-    for folder, name in zip(folders, _names(folders)):
-        part, remarks = read_folder(folder)
-        random &= not part[0]["split"] or random_split(folder)
-        unknown = sum(row.get("patient", "") == "" for row in part)
-        if unknown == len(part):
-            assumed = True
-            remarks += ["no patient ids: one image = one patient, assumed"]
-        elif unknown:
-            remarks += [f"{unknown} images without a patient id count as one patient each"]
-        rows += [{"source": name, **row, "patient": row.get("patient")
-                  or f"{name}/{row['file_name']}"} for row in part]
-        notes += [f"{name}: {remark}" for remark in remarks]
-    columns = dict.fromkeys(key for row in rows for key in row)
-    rows, remarks = _unite_labels([{**dict.fromkeys(columns, ""), **row} for row in rows])
-    notes += remarks
-    _check_unique(rows)
-    notes += _odd_splits(rows) if split else []
+    table = _read(folders, reading, check)
+    rows, notes = table.rows, table.notes + (_odd_splits(table.rows) if split else [])
     to_split = split and any(not row["split"] for row in rows)
     hashes = _hash(row["file"] for row in rows) if check or to_split else {}
     if to_split:
@@ -117,9 +113,18 @@ def read_table(
         copies = len(rows) - len(set(hashes.values()))
         notes += [f"{count(copies, 'file')} with the content of another one of the same label and "
                   f"split"] if copies else []
-    named = {row["file"]: row["patient"] for row in rows
-             if row["patient"] != f"{row['source']}/{row['file_name']}"}
-    return Table(rows, assumed, notes, hashes, named, random)
+    return replace(table, rows=rows, notes=notes, hashes=hashes)
+
+
+def read_external(folders: str | Sequence[str], reading: Reading, *, split: bool = False) -> Table:
+    """Data sets of other hospitals: an assumed patient is none of the other data, nor is any where
+    each folder numbers its own."""
+    table = read_table(folders, reading, split=split)
+    own = None if reading.distinct_patients else table.patients
+    rows = [row if own and row["file"] in own else {**row, "patient": f"external {row['patient']}"}
+            for row in table.rows]
+    return replace(table, rows=rows, patients={row["file"]: row["patient"] for row in rows
+                                               if row["file"] in table.patients})
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -137,9 +142,42 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
+def _read(folders: Sequence[Path], reading: Reading, check: bool) -> Table:
+    """The rows of all folders, with patients, columns and labels united."""
+    if reading.same_patients and reading.distinct_patients:
+        raise InputError("--same-patients and --distinct-patients exclude each other")
+    rows, notes, remarks, assumed, random, named, ids = [], [], [], False, True, {}, {}
+    splits = [split_named(folder.name) for folder in folders]
+    for folder, name, own in zip(folders, _names(folders), splits):
+        part, said = read_folder(folder, reading)
+        if FLAT in said and len(folders) > 1:
+            raise InputError(f"{folder}: its images lie in no class folder, and other folders are "
+                             f"given beside it; move them to {folder}/LABEL, or give the folder "
+                             "above alone, if all below it are named after a label")
+        if own and len(set(splits) - {""}) > 1 and not part[0]["split"]:
+            part = [{**row, "split": own} for row in part]
+        random &= not part[0]["split"] or random_split(folder)
+        apart = f"{name}/" if reading.distinct_patients and len(folders) > 1 else ""
+        patients, unknown = _patients(part, apart, name)
+        ids[folder] = set(filter(None, patients))
+        assumed |= not ids[folder]
+        named |= {row["file"]: patient for row, patient in zip(part, patients) if patient}
+        rows += [{"source": name, **row, "patient": patient or f"{name}/{row['file_name']}"}
+                 for row, patient in zip(part, patients)]
+        notes += [f"{name}: {remark}" for remark in said]
+        remarks += unknown
+    columns = dict.fromkeys(key for row in rows for key in row)
+    rows, of_cells = read_columns([{**dict.fromkeys(columns, ""), **row} for row in rows])
+    _check_unique(rows)
+    remarks += [*of_cells, *alike_patients(named.values()),
+                *([] if reading.same_patients else _shared(ids, check))]
+    return Table(rows, assumed, notes + [remark.text for remark in remarks], {}, named, random,
+                 remarks)
+
+
 def _names(folders: Sequence[Path]) -> list[str]:
     """A source for each folder: its name, with a number where an earlier one has the same."""
-    names = [folder.name for folder in folders]
+    names = [text(folder.name) for folder in folders]
     earlier = [names[:k].count(name) for k, name in enumerate(names)]
     return [f"{name}-{n + 1}" if n else name for name, n in zip(names, earlier)]
 
@@ -150,18 +188,37 @@ def _check_unique(rows: Sequence[Row]) -> None:
              if counts[row["file"]] > 1]
     if twice:
         raise InputError(f"{len(twice)} duplicate rows, which name a file again: "
-                         f"{first_few(twice, 4)}")
+                         f"{first_few(twice, 4)}; keep one row for each image, with several "
+                         "findings as Edema|Effusion")
 
 
-def _unite_labels(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """Labels that differ in capitals only are one, spelled as the first: Kaggle has NORMAL, Normal
-    and normal."""
-    spelling: dict[str, str] = {}
-    united = [{**row, "label": spelling.setdefault(row["label"].lower(), row["label"])}
-              for row in rows]
-    changed = {(row["label"], new["label"]) for row, new in zip(rows, united)
-               if row["label"] != new["label"]}
-    return united, [f"label {old!r} is read as {new!r}" for old, new in sorted(changed)]
+def _patients(rows: Sequence[Row], prefix: str, folder: str) -> tuple[list[str], list[Remark]]:
+    """The patient of each row in its normal form, behind a prefix, "" where it is unknown; and a
+    remark on those, with the words that say so."""
+    found = [cells.patient(row.get("patient", ""), row["where"]) for row in rows]
+    words = Counter(row.get("patient", "") for row, patient in zip(rows, found) if not patient)
+    said = first_few((f"{word!r} {n}" for word, n in sorted(words.items()) if word), 5)
+    said = f" ({said})" if said else ""
+    text = (f"{words.total()} images without a patient id{said} count as one patient each"
+            if any(found) else f"no patient ids{said}: one image = one patient, assumed")
+    return [patient and prefix + patient for patient in found], (
+        [Remark("patients unknown", "warning", f"{folder}: {text}")] if words else [])
+
+
+def _shared(ids: Mapping[Path, set[str]], refuse: bool) -> list[Remark]:
+    """A remark, or InputError, on patient ids of two folders, each of which may be two persons."""
+    first: dict[str, Path] = {}
+    twice = [(patient, first[patient], folder) for folder in ids for patient in sorted(ids[folder])
+             if first.setdefault(patient, folder) != folder]
+    if not twice:
+        return []
+    patient, one, other = twice[0]
+    text = (f"{count(len(twice), 'patient id')} of two folders, e.g. {patient!r} of {one} and "
+            f"{other}: --same-patients if they are the same persons, --distinct-patients if each "
+            "folder numbers its own")
+    if refuse:
+        raise InputError(text)
+    return [Remark("patient ids of two folders", "error", text)]
 
 
 def _odd_splits(rows: Sequence[Row]) -> list[str]:
@@ -181,7 +238,9 @@ def _fill_splits(rows: list[Row], hashes: Mapping[str, str], seed: int,
         kept = read_csv(path, needed=("patient", "split"))
         splits = {row["patient"]: row["split"] for row in kept}
     else:
-        splits = split_patients(rows, equal_pairs(hashes[row["file"]] for row in rows), seed)
+        copies = near_copies([row["file"] for row in rows])
+        splits = split_patients(rows, [*copies, *equal_pairs(hashes[row["file"]] for row in rows)],
+                                seed)
         if path:
             write_split(path, splits)
     if not {row["patient"] for row in rows} <= set(splits):

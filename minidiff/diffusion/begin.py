@@ -10,9 +10,11 @@ from typing import Any
 
 from minidiff import runs
 from minidiff import variables as var
+from minidiff.diffusion import lora as loras
 from minidiff.diffusion import model as models
 from minidiff.diffusion import store
 from minidiff.diffusion.public.load import load_sd, read_vae
+from minidiff.diffusion.public.lora import read_lora
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
@@ -31,12 +33,32 @@ class Start:
 
 
 def start_diffusion(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence[str]],
-                    prediction: str | None, seed: int) -> Start:
+                    prediction: str | None, seed: int, unet: str = "",
+                    lora: Sequence[str] = (), null_context: str = "tower") -> Start:
     """A model conditioned on these columns of the training table, and all that goes with it.
 
     init: a public file or folder, a finished diffusion run, or "" for scratch. vae: a finished VAE
-    run or "" for init's own. prediction: eps, v, x0, or None for init's own, else v.
+    run or "" for init's own. prediction: eps, v, x0, or None for init's own, else v. unet: one in
+    place of init's, e.g. a checkpoint-500 of diffusers' training. lora: files added to the UNet.
+    null_context: see `load_sd`.
     """
+    if lora and not init:
+        raise InputError(f"--lora {lora[0]} is added to a trained model: name that by --init")
+    start = _start(init, vae, architecture, columns, prediction, seed, unet, null_context)
+    adapters = [read_lora(file, start.model.unet) for file in lora]
+    for each in adapters:
+        loras.put_on(start.model.unet, each.adapters)
+        print(each.text())
+    if adapters:
+        start.origin["lora"] = [each.facts() for each in adapters]
+    return start
+
+
+def _start(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence[str]],
+           prediction: str | None, seed: int, unet: str, null_context: str) -> Start:
+    public = f"--unet {unet}" if unet else f"--null-context {null_context}"
+    if (unet or null_context != "tower") and (not init or is_run(init)):
+        raise InputError(f"{public} is part of a public model: name that by --init")
     own, origin, seen = None, {}, []
     if vae:
         own, origin["vae"] = store.load_vae(Path(vae)), runs.sha256(Path(vae) / "vae.safetensors")
@@ -54,12 +76,12 @@ def start_diffusion(init: str, vae: str, architecture: str, columns: Mapping[str
         return Start(own or pipeline.vae, model, denoiser.schedule, denoiser.prediction, origin,
                      sorted({*seen, *facts.get("trained_on", [])}))
     variables = [var.infer(name, cells) for name, cells in columns.items()]
-    if variables:
-        print(f"conditions: {'; '.join(map(str, variables))}")
+    print(f"conditions: {'; '.join(map(str, variables)) or 'none'}")
     if not init:
         model = models.from_scratch(models.UNETS[architecture], variables, seed)
         return Start(own, model, Schedule.scaled_linear(), prediction or "v", origin, seen)
-    sd = load_sd(init, prediction=prediction)
+    sd = load_sd(init, prediction=prediction, unet=unet or None, null_context=null_context,
+                 vae_needed=own is None)
     print(sd.certificate.text())
     return Start(own or sd.vae.requires_grad_(False),
                  models.from_public(sd.unet, sd.null_context, variables, seed), sd.schedule,

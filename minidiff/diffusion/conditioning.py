@@ -20,7 +20,10 @@ OCTAVES = 6
 
 
 class Conditioner(nn.Module):
-    """(labels of N images) → (N, K, d); null_context (K, d) is saved with the weights."""
+    """(labels of N images) → (N, K, d), or (1, K, d) without variables.
+
+    null_context (K, d) is saved with the weights.
+    """
 
     def __init__(self, variables: Sequence[Variable], null_context: Tensor,
                  generator: torch.Generator):
@@ -36,6 +39,8 @@ class Conditioner(nn.Module):
             nn.init.zeros_(projection.weight)
 
     def forward(self, labels: Labels) -> Tensor:
+        if not self.variables:
+            return self.null_context[None]
         added = 0
         for variable, embed, project in zip(self.variables, self.embeddings, self.projections):
             value = labels[variable.name]                                    # (N,)

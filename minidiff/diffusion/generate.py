@@ -76,13 +76,17 @@ class Recipe:
         if self.steps > len(schedule):
             raise InputError(f"--steps {self.steps} is more than the {len(schedule)} levels of the "
                              "schedule")
+        if schedule.zero_snr and self.ladder in ("karras", "logsigma"):
+            print(f"the model's schedule ends at zero SNR, σ = {schedule.sigmas_table[-1]:.0f}: "
+                  f"--ladder {self.ladder} spends many of its steps on pure noise; --ladder "
+                  "trailing does not")
 
     def scale(self, names: Sequence[str]) -> float | dict[str, float]:
         """What `guided` takes as its scale for a model conditioned on these variables."""
         for name in sorted(self.scales.keys() - set(names)):
-            near = get_close_matches(name, names, 1, cutoff=0.0)[0]
+            near = "".join(f"; nearest: {n}" for n in get_close_matches(name, names, 1, cutoff=0.0))
             raise InputError(f"guidance of {name!r}: the model has no such condition; it has "
-                             f"{', '.join(names)}; nearest: {near}")
+                             f"{', '.join(names) or 'none'}{near}")
         each = {name: self.scales.get(name, self.guidance) for name in names}
         return each if self.scales else self.guidance
 

@@ -14,7 +14,8 @@ weights again, for saving, sampling and export.
 import copy
 import math
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,24 @@ PARTS = {  # names of a part's parameters; attn1 is self-attention, attn2 cross-
 }
 
 
+class Adapter(NamedTuple):
+    """What is added to one weight: (α/r)·U·D."""
+
+    down: Tensor     # D: (r, in), of a convolution (r, in, k, k)
+    up: Tensor       # U: (out, r)
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / len(self.down)
+
+    def onto(self, weight: Tensor) -> nn.Parameter:
+        """weight + (α/r)·U·D, computed in float64 and rounded once; frozen."""
+        added = self.scale * self.up.double() @ self.down.double().flatten(1)
+        whole = weight.double() + added.view(weight.shape)
+        return nn.Parameter(whole.to(weight.dtype), requires_grad=False)
+
+
 class LoRALinear(nn.Linear):
     """A Linear with an adapter beside it, (…, in) → (…, out); its own weights are frozen."""
 
@@ -40,7 +59,7 @@ class LoRALinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.requires_grad_(False)
-        self.scale = alpha / rank
+        self.alpha, self.scale = alpha, alpha / rank
         down = nn.init.kaiming_uniform_(torch.empty(rank, base.in_features), a=math.sqrt(5),
                                         generator=generator)
         wide = torch.promote_types(base.weight.dtype, torch.float32)
@@ -51,12 +70,14 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + F.linear(self.scale * F.linear(x, self.lora_down), self.lora_up)
 
+    @property
+    def adapter(self) -> Adapter:
+        return Adapter(self.lora_down.detach(), self.lora_up.detach(), self.alpha)
+
     def merged(self) -> nn.Linear:
-        """A plain Linear with W + (α/r)·U·D, computed in float64; the bias is shared."""
-        weight = self.weight.double() + self.scale * self.lora_up.double() @ self.lora_down.double()
+        """A plain Linear with the adapter added to its weight; the bias is shared."""
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        plain.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
-        plain.bias = self.bias
+        plain.weight, plain.bias = self.adapter.onto(self.weight), self.bias
         return plain.train(self.training)
 
 
@@ -91,10 +112,18 @@ def merge(net: nn.Module) -> nn.Module:
     return plain
 
 
-def adapters(net: nn.Module) -> dict[str, Tensor]:
-    """The adapters' tensors alone, by name; they need the same base and α to mean anything."""
-    return {name: p.detach() for name, p in net.named_parameters()
-            if re.search(PARTS["lora"], name)}
+@torch.no_grad()
+def put_on(net: nn.Module, adapters: Mapping[str, Adapter]) -> None:
+    """Add adapters, by the name of their layer, to the weights of a network of plain layers."""
+    for name, adapter in adapters.items():
+        layer = net.get_submodule(name)
+        layer.weight = adapter.onto(layer.weight).requires_grad_(layer.weight.requires_grad)
+
+
+def adapters(net: nn.Module) -> dict[str, Adapter]:
+    """The adapters of a network by the name of their layer; they need the same base."""
+    return {name: layer.adapter for name, layer in net.named_modules()
+            if isinstance(layer, LoRALinear)}
 
 
 def set_trainable(model: nn.Module, part: Part, rank: int, alpha: float,

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+ZERO_SNR = 2.0**-24  # in place of an ᾱ of 0, so that σ stays finite (4096); diffusers has the same
 LADDERS = ("leading", "trailing", "linspace", "karras", "logsigma")
 Ladder = Literal[LADDERS]  # as the type of a knob
 
@@ -18,13 +19,17 @@ class Schedule:
     """A float64 CPU table of ᾱ; never a Module, for `.half()` would merge its levels.
 
     `sigma` and `t` are inverse to each other: log σ is piecewise linear in t and exact at
-    t = 0 … T−1.
+    t = 0 … T−1. A last ᾱ of 0 (zero terminal SNR) is held at 2⁻²⁴.
     """
 
     def __init__(self, alphas_cumprod: Tensor):
         table = torch.as_tensor(alphas_cumprod, device="cpu").double().clone()
-        falls = table.ndim == 1 and (table.diff() < 0).all()
-        assert falls and table[-1] > 0 and table[0] < 1, "ᾱ must fall within (0, 1)"
+        if table.ndim != 1 or len(table) < 2:
+            raise ValueError("a table of ᾱ has one axis and two levels or more")
+        if table[-1] == 0:
+            table[-1] = min(ZERO_SNR, table[-2].item() / 2)
+        if not ((table.diff() < 0).all() and table[-1] > 0 and table[0] < 1):
+            raise ValueError("ᾱ must fall from below 1 to above 0, or to 0 in its last step alone")
         self.alphas_cumprod = table
         self.sigmas_table = ((1 - table) / table).sqrt()
         self._log = self.sigmas_table.log()
@@ -35,6 +40,16 @@ class Schedule:
         """Stable Diffusion's: √β is linear (LDM says "linear", diffusers "scaled_linear")."""
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0))
+
+    def to_zero_snr(self) -> "Schedule":
+        """√ᾱ shifted and scaled so that its first stays and its last is 0 (Lin et al. 2024)."""
+        root = self.alphas_cumprod.sqrt()
+        return type(self)(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2)
+
+    @property
+    def zero_snr(self) -> bool:
+        """Does it end in pure noise? eps tells nothing of the image there; v and x0 do."""
+        return self.alphas_cumprod[-1].item() <= ZERO_SNR
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)

@@ -68,7 +68,8 @@ def _load_weights(path: Path, module: nn.Module) -> nn.Module:
         module.load_state_dict(load_file(path))
     except (RuntimeError, OSError, SafetensorError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path} does not hold what the JSON beside it says: {reason}") from None
+        raise InputError(f"{path} does not hold what the JSON beside it says: {reason}"
+                         f"{runs.in_its_place(path)}") from None
     return module.eval().requires_grad_(False)
 
 

@@ -24,17 +24,17 @@ from minidiff.errors import InputError
 from minidiff.evaluation import format as tables
 from minidiff.evaluation.format import jsonable, num, percent, span
 from minidiff.evaluation.pages import render
-from minidiff.root import Rooted
+from minidiff.root import Reading, Rooted
 
 SIDE, CROP = 176, (264, 88)  # px of the page's pictures; width and height of those of letters
 WITHOUT_PICTURES = ("unreadable", "patient with two labels", "images per patient")
 
 
 @dataclass(frozen=True)
-class AuditConfig(Rooted):
+class AuditConfig(Reading, Rooted):
     data: tuple[str, ...] = ()  # data sets; several are audited as one; none: the root's
     out: str = "ROOT/audit"     # audit.html and audit.json
-    columns: tuple[str, ...] = audit.COLUMNS  # from which the label might be predicted
+    shortcuts: tuple[str, ...] = audit.COLUMNS  # columns that might tell the label
     write_split: bool = False   # write a split by patient and copy, or repair the one that leaks
     shown: int = 24             # pictures of each finding, at most
     seed: int = 0               # of the split that is written
@@ -42,10 +42,10 @@ class AuditConfig(Rooted):
 
 def run_audit(cfg: AuditConfig) -> None:
     """What is wrong with a data set, before a model learns from it: a page, JSON, exit status."""
-    table = read_table(cfg.data, split=False, check=False)
+    table = read_table(cfg.data, cfg, split=False, check=False)
     out = runs.open_run(cfg.out, cfg, "audit", free=("write_split", "shown"),
                         data=table.fingerprint)
-    result, facts = audit.audit(table, columns=cfg.columns)
+    result, facts = audit.audit(table, columns=cfg.shortcuts)
     result = jsonable({**result, "folders": list(cfg.data), "provenance": runs.provenance()})
     runs.write_json(out / "audit.json", {**result, "files_of": table.column("file")})
     runs.write_atomic(out / "audit.html", page(result, table.rows, facts, cfg.shown))

@@ -25,7 +25,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation import pages
 from minidiff.evaluation.card_items import CARDS, RESEARCH, SUMMARY
 from minidiff.evaluation.verify import read_as_then
-from minidiff.root import Rooted
+from minidiff.root import Rooted, reading_of
 
 KINDS = ("vae", "diffusion", "samples", "classifier", "report", "matrix", "audit", "readers")
 BLANK = "▢ **TO BE FILLED IN BY A PERSON**"
@@ -177,7 +177,7 @@ def read_again(kind: str, run: Path) -> dict[str, tuple[Any, list[str]]]:
     if not all(Path(folder).is_dir() for folder in folders):
         return facts
     try:
-        table = read_as_then(folders, config.get("seed") or 0, run.parent)
+        table = read_as_then(folders, reading_of(config), config.get("seed") or 0, run.parent)
     except InputError as error:
         print(f"the data cannot be read again, so patients are not counted: {error}")
         return facts

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from minidiff import runs
 from minidiff.data import images
-from minidiff.data.layouts import image_files, is_data_set
+from minidiff.data.compression import compression, difference, told
+from minidiff.data.folders import Left, image_files, is_data_set, refuse_unread
 from minidiff.data.table import read_table
 from minidiff.errors import InputError, count
 from minidiff.evaluation.features.build import build, describe
@@ -72,6 +73,7 @@ class Distance(float):
 
 @dataclass(frozen=True)
 class FIDConfig:
+    writes: ClassVar[str] = ""      # one file
     positional: ClassVar[str] = "folders"
     folders: tuple[str, ...] = ()   # REAL SYNTHETIC: two folders of images; stand first, no flag
     extractor: str = "inception"    # inception, pixels, or NAME=FILE: docs/extractors.md
@@ -90,13 +92,18 @@ def run_fid(cfg: FIDConfig) -> None:
                     device=cfg.device)
     for figure in found:
         print(repr(figure))
-    if remark := mixes(*cfg.folders):
+    sides = [compression(file for file, _ in files(folder)) for folder in cfg.folders]
+    print("files: " + "; ".join(f"{folder}: {told(side)}"
+                                for folder, side in zip(cfg.folders, sides)))
+    remarks = list(filter(None, (mixes(*cfg.folders), difference(*sides, ("real", "synthetic")))))
+    for remark in remarks:
         print(f"note: {remark}")
     print("extractor: " + ", ".join(f"{name} {value}" for name, value in found[0].about.items()))
     if cfg.out:
         runs.write_json(cfg.out,
                         {"folders": cfg.folders, "figures": [figure.json() for figure in found],
-                         "note": remark, "provenance": runs.provenance()})
+                         "files": sides, "note": "; ".join(remarks),
+                         "provenance": runs.provenance()})
 
 
 def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, seed: int = 0,
@@ -182,9 +189,11 @@ def files(images_or_folder) -> list[tuple[str, str]]:
         table = read_table(folder, split=False, check=False)
         found = list(zip(table.column("file"), table.column("patient")))
     else:
-        found = [(str(file), str(file)) for file in image_files(folder)]
+        left: Left = {}
+        found = [(str(file), str(file)) for file in image_files(folder, left=left)]
+        refuse_unread(left)
     if len(found) < 2:
-        raise InputError(f"{folder}: {count(len(found), 'PNG or JPEG image')}; a distance needs "
+        raise InputError(f"{folder}: {count(len(found), 'image')}; a distance needs "
                          "two or more")
     return found
 

@@ -33,13 +33,17 @@ class Judge(NamedTuple):
 
 
 def of(cfg: sets.Config, tables: Mapping[str, Table]) -> dict[str, Judge]:
-    """The own judge, if there is one, then the independent one, if it was asked for."""
+    """The own judge, if there is one that reads labels, then the independent one, if asked for."""
     folders = {OWN: Path(cfg.classifier) / "judge"}
     if cfg.judge:
         folders[INDEPENDENT] = sets.judge_folder(cfg.judge)
     own, found = sets.seen_by(cfg.classifier), {}
     for name, folder in folders.items():
         if name == OWN and not folder.is_dir():
+            continue
+        target = (sets.read_json(folder.parent / "config.json") or {}).get("target", "label")
+        if name == OWN and target != "label":
+            print(f"{folder} reads {target} in place of the label: the page has no judge")
             continue
         predictor, seen = Predictor.load(folder), sets.seen_by(folder)
         facts = {"folder": str(folder), "sha256": selection.fingerprint(folder),

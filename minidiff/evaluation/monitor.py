@@ -23,7 +23,7 @@ Sampling takes a diffusion model and comes in as a callable.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -49,13 +49,13 @@ from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.metrics.report_rows import Side, between, joined
 from minidiff.evaluation.pages import charts as figures
 from minidiff.evaluation.sets import check_origin, judge_of
-from minidiff.root import Rooted
+from minidiff.root import Reading, Rooted, reading_of
 
 Sample = Callable[[Path, Sequence[Row]], Tensor]  # folder of a model, rows → uint8 (n,3,S,S)
 
 
 @dataclass(frozen=True)
-class MonitorConfig(Rooted):
+class MonitorConfig(Reading, Rooted):
     data_of_root: ClassVar[bool] = False
     run: str = "ROOT/diffusion"          # diffusion run with its snapshots/
     data: tuple[str, ...] = ()           # real data sets; none: those the run was trained on
@@ -93,7 +93,7 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
     if len(points) < 2:
         raise InputError(f"{cfg.run} has kept 1 model, step {points[0].step}: train with "
                          "--snapshots 9 to have a curve")
-    real = read(cfg.run, cfg.data, cfg.skip_bad)
+    real = read(cfg.run, cfg)
     train, val, test = (real.part(split) for split in ("train", "val", "test"))
     judge = judge_of(cfg.classifier, train.table)
     extractors = [PixelPCA().fit(train.pixels)] + ([PredictorFeatures(judge)] if judge else [])
@@ -119,12 +119,13 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
     return result
 
 
-def read(run: str | Path, data: Sequence[str], skip_bad: bool) -> Images:
+def read(run: str | Path, cfg: Any) -> Images:
     """The images of a run, split as it split them; InputError if it was trained on val or test."""
     config = runs.read_json(Path(run) / "config.json")
     facts = runs.read_json(checkpoints(run)[-1].folder / "model.json")
-    real = read_images(data or config["data"], facts["size"], seed=config["seed"],
-                       split_dir=Path(run).parent, skip_bad=skip_bad)
+    real = read_images(cfg.data or config["data"], facts["size"],
+                       cfg if cfg.data else reading_of(config), seed=config["seed"],
+                       split_dir=Path(run).parent, skip_bad=cfg.skip_bad)
     check_origin(real.part("val", "test").table, {str(run): set(facts.get("trained_on", ()))})
     return real
 

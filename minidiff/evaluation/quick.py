@@ -22,7 +22,7 @@ from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import Images
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import PixelPCA
-from minidiff.evaluation.metrics.agreement import recognised
+from minidiff.evaluation.metrics.agreement import reads, recognised
 from minidiff.evaluation.metrics.copying import NEXT, calibrated
 from minidiff.evaluation.metrics.distances import floor, kid, matched
 from minidiff.evaluation.metrics.pairwise import distances, equalised
@@ -48,7 +48,7 @@ class Quick:
 
         KD to held-out images of the same mix of labels and its floor's 95 % point, from 20 images a
         side on; the median distance to the nearest training image by that of held-out images; the
-        share recognised.
+        share recognised, if the judge knows the labels.
         """
         rows, own = matched(self.labels.tolist(), labels)
         numbers = {"n": len(own), "n_real": len(rows)}
@@ -58,7 +58,7 @@ class Quick:
                                 real_patients=self.patients[rows])
             numbers["KD_floor_95"] = self.floor(len(rows), len(own))
         numbers["nearest"] = self._to_train(equalised(pixels)) / self.usual
-        if self.judge:
+        if reads(self.judge, labels):
             numbers["recognised"] = recognised(self.judge, pixels, labels).float().mean().item()
         return numbers
 

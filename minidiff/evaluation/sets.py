@@ -17,20 +17,26 @@ from torch import Tensor
 from minidiff import runs
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images
+from minidiff.data.compression import compression, difference
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.split import check_synthetic, check_unseen, of_other_data, trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError, count
 from minidiff.evaluation import selection
-from minidiff.root import Rooted
+from minidiff.root import Reading, Rooted
+from minidiff.variables import ANY
 
 SMALLEST = 8      # px a side at which images are compared
 FEWEST = 20       # images on each side of the membership audit
 HELD_OUT = selection.FINISHED
+ONE_LABEL = ("all real images have one label, {}: whether images show it, are nearer to it than "
+             "to another, or help a classifier cannot be asked without a second label")
+UNLABELLED = ("the samples have no label, for their model was told none: they are compared with "
+              "the real images of all labels together, and nothing is said of labels")
 
 
 @dataclass(frozen=True)
-class Config(Rooted):
+class Config(Reading, Rooted):
     data: tuple[str, ...] = ()           # real data sets, with their splits; none: the root's
     samples: str = "ROOT/samples"        # folder of synthetic images, of the form of a data set
     classifier: str = "ROOT/classifier"  # its judge/ reads images, its results are shown; or absent
@@ -61,7 +67,7 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
                          "samples)")
     refuse_nested(cfg.samples, cfg.data)
     splits, picked = selection.held_out([cfg.samples], cfg.diffusion)
-    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root, held_out=splits)
+    real = read_real(cfg.data, cfg, seed=cfg.seed, root=cfg.root, held_out=splits)
     made = read_synthetic(cfg.samples, real.select(split="train").labels, real.hashes.values())
     heldout = real.select(split=splits)
     seen = {"the generator": trained_on(cfg.samples)}
@@ -80,13 +86,18 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
         tables[name] = replace(tables[name], notes=[*tables[name].notes, *unknown])
     tables["heldout"].notes.extend([*picked, *_mixed(tables["heldout"], size, "real")])
     tables["synthetic"].notes.extend(_mixed(tables["synthetic"], size, "synthetic"))
+    sides = [compression(tables[name].column("file")) for name in ("heldout", "synthetic")]
+    told_apart = difference(*sides, ("held-out", "synthetic"))
+    tables["synthetic"].notes.extend([told_apart] if told_apart else [])
+    tables["synthetic"].notes.extend(without_labels(real, made.table))
     return tables, {name: part.pixels for name, part in sets.items()}
 
 
-def read_real(folders: Sequence[str], *, seed: int, root: str | Path,
+def read_real(folders: Sequence[str], reading: Reading, *, seed: int, root: str | Path,
               held_out: Sequence[str] = HELD_OUT) -> Table:
     """Real data with their splits; InputError unless some are for training and some held out."""
-    real = read_table(folders, seed=seed, split_dir=Path(root)).select(split=("train", *held_out))
+    real = read_table(folders, reading, seed=seed, split_dir=Path(root))
+    real = real.select(split=("train", *held_out))
     for splits in (("train",), held_out):
         if not len(real.select(split=splits)):
             raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}")
@@ -94,13 +105,34 @@ def read_real(folders: Sequence[str], *, seed: int, root: str | Path,
 
 
 def read_synthetic(folder: str, labels: Sequence[str], real: Collection[str]) -> Table:
-    """A folder of samples; InputError for a label not among `labels` or a file with a real hash."""
+    """A folder of samples; InputError for a label not among `labels` or a file with a real hash.
+
+    All may be without a label: of a model that was told none.
+    """
     made = read_table(folder, split=False)
-    if strange := sorted(set(made.labels) - set(labels)):
+    strange = sorted(set(made.labels) - set(labels))
+    if strange and not unlabelled(made):
         raise InputError(f"{folder}: the data have no label {', '.join(strange)}; they have "
                          f"{', '.join(labels)}")
     check_synthetic(made.rows, made.hashes, real, folder)
     return made
+
+
+def unlabelled(samples: Table) -> bool:
+    return samples.labels == [ANY]
+
+
+def alike(table: Table, samples: Table) -> Table:
+    """The table as figures go by label: without, if the samples have none."""
+    rows = [{**row, "label": ANY} for row in table.rows]
+    return replace(table, rows=rows) if unlabelled(samples) else table
+
+
+def without_labels(real: Table, samples: Table) -> list[str]:
+    """A note on what is left out where there are no two labels."""
+    if len(real.labels) == 1:
+        return [ONE_LABEL.format(*real.labels)]
+    return [UNLABELLED] if unlabelled(samples) else []
 
 
 def refuse_nested(samples: str, real: Sequence[str]) -> None:
@@ -202,6 +234,7 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
     grid = read_json(matrix)
     train, heldout = tables["train"], tables["heldout"]
     real = replace(train, rows=train.rows + heldout.rows, hashes=train.hashes | heldout.hashes)
+    real = alike(real, tables["synthetic"])  # as the matrix has them
     if grid and not {tables["synthetic"].fingerprint,
                      real.fingerprint} <= set(grid["data"]["fingerprints"].values()):
         print(f"{cfg.matrix} is of other samples or other real images: the page does not show it")
@@ -229,14 +262,16 @@ def commands(cfg: Config) -> dict[str, str]:
 
 
 def about(tables: dict[str, Table]) -> dict[str, Any]:
-    """What a report says of its real data: counts, labels, fingerprints and notes."""
+    """What a report says of its real data: counts, labels, fingerprints, formats of
+    the files and notes."""
     found: dict[str, Any] = {"patients_assumed": tables["train"].patients_assumed,
                              "random_split": tables["train"].random_split,
                              "notes": notes(tables)}
     for name in ("train", "heldout"):
         table = tables[name]
         found |= {f"n_{name}": len(table), f"{name}_patients": len(set(table.column("patient"))),
-                  f"{name}_labels": counts(table), f"{name}_fingerprint": table.fingerprint}
+                  f"{name}_labels": counts(table), f"{name}_fingerprint": table.fingerprint,
+                  f"{name}_files": compression(table.column("file"))}
     return found
 
 

@@ -39,7 +39,7 @@ from minidiff.evaluation.metrics.agreement import certainty
 from minidiff.evaluation.metrics.pairwise import check_finite, distances, equalised
 from minidiff.evaluation.monitor import Sample, checkpoints, read
 from minidiff.evaluation.sets import judge_of
-from minidiff.root import Rooted
+from minidiff.root import Reading, Rooted
 from minidiff.statistics import NONE, fisher_interval, pearson, z_value
 
 FEWEST_MODELS = 5
@@ -47,7 +47,8 @@ COLUMN = "uncertainty"
 
 
 @dataclass(frozen=True)
-class UncertaintyConfig(Rooted):
+class UncertaintyConfig(Reading, Rooted):
+    writes: ClassVar[str] = "samples"    # not `out`
     data_of_root: ClassVar[bool] = False
     samples: str = "ROOT/samples"        # finished folder of samples; metadata.csv gains a column
     run: str = ""                        # diffusion run with snapshots/; none: that of the samples
@@ -92,7 +93,7 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
     if len(points) < FEWEST_MODELS:
         raise InputError(f"models kept by {source}: {len(checkpoints(source))}, --k {cfg.k}; "
                          f"{FEWEST_MODELS} or more are compared: train with --snapshots 9")
-    real = read(source, cfg.data, cfg.skip_bad)
+    real = read(source, cfg)
     train, heldout = real.part("train"), real.part("val", "test")
     judge = judge_of(cfg.classifier, train.table)
     extractors = ([PredictorFeatures(judge)] if judge else []) + [PixelPCA().fit(train.pixels)]

@@ -36,7 +36,7 @@ from minidiff.errors import InputError, first_few
 from minidiff.evaluation.format import num
 from minidiff.evaluation.matrix import cells
 from minidiff.evaluation.matrix import run as matrices
-from minidiff.root import DEMO, Rooted
+from minidiff.root import DEMO, Reading, Rooted, reading_of
 
 MATCHES, DIFFERS, MISSING = "matches", "differs", "missing"
 TOLERANCE = 1  # grey levels by which rounding may change an image on other hardware
@@ -283,7 +283,7 @@ def data_link(run: Path, size: int) -> Link:
     folders, prior = ([str(root / f) for f in cfg.get(name, ())] for name in ("data", "prior"))
     if all(Path(folder).is_dir() for folder in (*folders, *prior)):
         with splits_of(run.parent) as splits:
-            now = read_images(folders, size, seed=cfg["seed"], split_dir=splits,
+            now = read_images(folders, size, reading_of(cfg), seed=cfg["seed"], split_dir=splits,
                               skip_bad=cfg["skip_bad"], prior=prior).table.fingerprint
     return compared(f"the data of {run}, {' + '.join((*folders, *prior))}", run_facts(run)["data"],
                     now)
@@ -309,10 +309,10 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def read_as_then(folders: Sequence[str], seed: int, split_dir: Path) -> Table:
+def read_as_then(folders: Sequence[str], reading: Reading, seed: int, split_dir: Path) -> Table:
     """A table with the splits that were kept; nothing is written."""
     with splits_of(split_dir) as splits:
-        return read_table(folders, seed=seed, split_dir=splits)
+        return read_table(folders, reading, seed=seed, split_dir=splits)
 
 
 def root_of(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor
 from minidiff.data import images
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Pipeline, Recipe
+from minidiff.names import on_disk
 from minidiff.sampling.plan import Row, encode
 from minidiff.training.device import pick_device
 from minidiff.training.precision import Precision
@@ -42,7 +43,7 @@ def make_images(pipeline: Pipeline, rows: Sequence[Row], recipe: Recipe, *,
                 progress: Callable[[int], object] = lambda n: None,
                 rejects: list[int] | None = None) -> Tensor:
     """uint8 (n, 3, S, S), an image a row: by its seed, or one of `seeds`, and from its origin."""
-    squares = [torch.tensor(images.square(images.read(row["origin"]), pipeline.size))
+    squares = [torch.tensor(images.square(images.read(on_disk(row["origin"])), pipeline.size))
                for row in rows if row.get("origin")]
     origin = torch.stack([x.expand(3, -1, -1) for x in squares]) if squares else None
     return torch.cat(list(pipeline.images(

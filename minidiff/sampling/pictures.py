@@ -14,6 +14,7 @@ from minidiff.data import images
 from minidiff.data.dataset import Images
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.evaluation.metrics.pairwise import distances, equalised
+from minidiff.names import text
 
 
 def draw_losses(run: Path, names: Sequence[str]) -> None:
@@ -24,7 +25,7 @@ def draw_losses(run: Path, names: Sequence[str]) -> None:
     if not log or distributed.rank() > 0:
         return
     panels = [({name: name.replace("_", " ") for name in names},
-               {"yscale": "log", "title": f"{run.parent.name} / {run.name}"})]
+               {"yscale": "log", "title": text(f"{run.parent.name} / {run.name}")})]
     if any("gap" in line for line in log):
         panels.append(({"gap": "gap", "gap_low": "its 95 % lower bound"},
                        {"title": "memorisation: held-out loss / training loss − 1"}))

@@ -1,30 +1,31 @@
 """What to make: a row for each image, decided before the first one is made.
 
 A row is file name, label, set, seed and conditions. A cell is the text of a value, "" for unknown,
-or `null` for a condition that is dropped. Conditions that are drawn are those of one real row of
-the same label, unknown cells included. The draw is a systematic sample: rows are sorted by their
-conditions, and every (rows / images)th is taken from a random start. So synthetic patients have the
-joint distribution of age, sex and view of the real ones, without the luck of independent draws
-(which gave 60 of 100 AP where training has 53).
+or `null` for a condition that is dropped; a dropped label is `any`. Conditions that are drawn are
+those of one real row of the same label, unknown cells included. The draw is a systematic sample:
+rows are sorted by their conditions, and every (rows / images)th is taken from a random start. So
+synthetic patients have the joint distribution of age, sex and view of the real ones, without the
+luck of independent draws (which gave 60 of 100 AP where training has 53).
 
 Conditions that are to be independent of the label are drawn from the rows of all labels, each label
 weighing the same, and every label gets the same list of them: in the set that is made, the label
 tells nothing of source, view or age.
 """
 
-import csv
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import lcm
-from pathlib import Path
 
 import torch
 
+from minidiff import cells
 from minidiff import variables as var
 from minidiff.counted import ROWS, seeded
+from minidiff.data.dialects import read_lines
 from minidiff.errors import InputError
+from minidiff.names import folders, rejoined, text
 
 Row = dict[str, str]
 SET = 100       # images a set, each with its contact sheet
@@ -32,39 +33,44 @@ NULL = "null"   # a cell that is dropped, as for guidance
 SHARED = -1     # slot of the draw that all labels share; their own count from 0
 
 
-def plan(variables: Sequence[var.Variable], known: Sequence[Row], *, labels: Sequence[str] = (),
-         per_label: int = SET, sets: int = 0, given: Sequence[str] = (),
-         independent: Sequence[str] = (), seed: int = 0) -> list[Row]:
+def plan(variables: Sequence[var.Variable], known: Sequence[Row], *,
+         like: Sequence[Row] | None = None, labels: Sequence[str] = (), per_label: int = SET,
+         sets: int = 0, given: Sequence[str] = (), independent: Sequence[str] = (),
+         seed: int = 0) -> list[Row]:
     """Rows for `per_label` images of each label, or for `sets` of 100; every set holds all labels.
 
-    known: the real rows to draw conditions from. given: `name=value`, `name=low:high` (spread
-    evenly), `name=` (unknown) or `name=null`. independent: names of conditions that every label has
-    alike. Raises InputError for what the model does not know.
+    known: the model's training rows; conditions are drawn from them, or from `like`. given:
+    `name=value`, `name=low:high` (spread evenly), `name=` (unknown) or `name=null`. independent:
+    names of conditions that every label has alike. Raises InputError for what the model does not
+    know.
     """
     by_name = {v.name: v for v in variables}
     fixed = read_given(given, by_name)
     check_independent(independent, by_name, fixed)
-    labels = _labels(labels, by_name)
+    labels, like = _labels(labels, by_name, known), known if like is None else like
     k = len(labels)
     counts = [len(range(place, sets * SET, k)) if sets else per_label for place in range(k)]
-    pool = [row for row in known
+    pool = [row for row in like
             if not independent or row.get("label") in by_name["label"].values]
     shared = _shared([by_name[name] for name in independent], pool, max(counts), seed)
     columns = []
     for place, (label, n) in enumerate(zip(labels, counts)):
-        own = _of_label(label, n, variables, known, fixed, seeded(seed, sum(counts[:place]), ROWS))
+        pool = [row for row in like if "label" not in by_name or row.get("label", label) == label]
+        own = _of_label(label, n, variables, pool, fixed, seeded(seed, sum(counts[:place]), ROWS))
         columns.append([row | cells for row, cells in zip(own, shared)])
     return numbered([columns[i % k][i // k] for i in range(sum(counts))], seed)
 
 
-def plan_rows(path: str, variables: Sequence[var.Variable], seed: int = 0) -> list[Row]:
+def plan_rows(path: str, variables: Sequence[var.Variable], known: Sequence[Row],
+              seed: int = 0) -> list[Row]:
     """An image for each row of a CSV whose columns are conditions; `n` asks for several of one."""
-    rows = []
+    rows, alone = [], {"label": untold(known)}
     for row in read_csv(path, [v.name for v in variables], ("n",)):
         n = row.get("n") or "1"
         if not n.isdecimal() or not 1 <= int(n) <= 1_000_000:
             raise InputError(f"{row['where']}: n {n!r} is not a number of images")
-        rows += [{"label": "any"} | _spelled(variables, row, row["where"])] * int(n)
+        row |= {"label": row.get("label") or var.ANY}  # never unknown: dropped, as in training
+        rows += [alone | _spelled(variables, row, row["where"])] * int(n)
     return numbered(rows, seed)
 
 
@@ -72,42 +78,33 @@ def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels:
                 per_label: int, seed: int = 0) -> list[Row]:
     """Up to `per_label` real images of each label to begin at, with their own conditions."""
     rows, there = [], sorted({row["label"] for row in known})
-    for label in labels or there:
+    for label in rejoined(labels, there.__contains__) or there:
         pool = [row for row in known if row["label"] == label]
         if not pool:
             raise InputError(f"--label {label}: the images of --origin have {', '.join(there)}")
         n = min(per_label, len(pool))
-        rows += [{"label": label, **_spelled(variables, row, row["file"]), "origin": row["file"]}
+        rows += [{"label": label, **_spelled(variables, row, row["file"]),
+                  "origin": text(row["file"])}
                  for row in (pool[i * len(pool) // n] for i in range(n))]
     return numbered(rows, seed)
 
 
 def read_csv(path: str, names: Sequence[str], more: Sequence[str] = ()) -> list[Row]:
     """Rows of a CSV with columns among these names; `where` is the line, for error messages."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *lines = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}") from None
+    header, lines = read_lines(path)
     faults = [f"no such condition: {name}" for name in sorted({*header} - {*names, *more})]
     faults += [f"two columns {name}" for name, n in Counter(header).items() if n > 1]
     faults += [] if lines else ["no rows"]
     if faults:
         raise InputError(f"{path}: {faults[0]}; the model has {', '.join(names) or 'none'}")
-    for number, cells in enumerate(lines, 2):
-        if len(cells) != len(header):
-            raise InputError(f"{path} line {number}: {len(cells)} cells under {len(header)} "
-                             "columns")
-    return [dict(zip(header, cells), where=f"{path} line {number}")
-            for number, cells in enumerate(lines, 2)]
+    return [dict(zip(header, cells), where=f"{path} line {number}") for number, cells in lines]
 
 
 def numbered(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Rows with file name, set and seed: `images/<label>/000017.png` is seed + 17, of set 1."""
-    for row in rows:
-        if Path(row["label"]).name != row["label"]:
-            raise InputError(f"label {row['label']!r} cannot name a folder")
-    return [{"file_name": f"images/{row['label']}/{i:06d}.png", "label": row["label"],
+    """Rows with file name, set and seed: `images/<label>/000017.png` is seed + 17, of set 1; of a
+    label that cannot name a folder see `names`."""
+    folder = folders(row["label"] for row in rows)
+    return [{"file_name": f"images/{folder[row['label']]}/{i:06d}.png", "label": row["label"],
              "set": str(i // SET + 1), "seed": str(seed + i),
              **{k: v for k, v in row.items() if k != "label"}} for i, row in enumerate(rows)]
 
@@ -152,22 +149,29 @@ def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels
     null = [[_is_null(v, row.get(v.name, "")) for v in variables] for row in rows]
     plain = [row | {v.name: "" for v, drop in zip(variables, drops) if drop}
              for row, drops in zip(rows, null)]
-    mask = torch.tensor(null, dtype=torch.bool).view(len(rows), -1)
+    mask = torch.tensor(null, dtype=torch.bool).view(len(rows), len(variables))
     return var.drop(variables, var.encode(variables, plain), mask)
 
 
 def outside(variables: Sequence[var.Variable], row: Row) -> list[str]:
     """Numbers of a row that lie outside what training saw."""
-    cells = ((v, row.get(v.name, "")) for v in variables if not v.values)
-    return [v.name for v, cell in cells
+    asked = ((v, row.get(v.name, "")) for v in variables if not v.values)
+    return [v.name for v, cell in asked
             if cell not in ("", NULL) and not v.low <= v.encode(cell) <= v.high]
 
 
 def spelled(variable: var.Variable, cell: str) -> str:
-    """A cell as the model spells it: female is F where the training rows say F."""
-    if variable.values and variable.exclusive and cell and not _is_null(variable, cell):
+    """A cell as the model spells it: female is F where the training rows say F, and 060Y is 60."""
+    if _is_null(variable, cell):
+        return var.ANY if variable.name == "label" else NULL
+    if not cell:
+        return cell
+    if not variable.exclusive:
+        return cells.listed(variable.name, (*variable.values, cell)).get(cell, cell)
+    if variable.values:
         return variable.values[variable.encode(cell)]
-    return cell
+    return ":".join(end if cells.PLAIN.fullmatch(end) else f"{variable.encode(end):.6g}"
+                    for end in cell.split(":")).replace("nan", "")
 
 
 def _spelled(variables: Sequence[var.Variable], row: Row, where: str) -> Row:
@@ -177,14 +181,24 @@ def _spelled(variables: Sequence[var.Variable], row: Row, where: str) -> Row:
     return {v.name: spelled(v, row.get(v.name, "")) for v in variables}
 
 
-def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable]) -> list[str]:
-    """The labels to make, as the model spells them; of a model without labels, "any"."""
+def untold(known: Sequence[Row]) -> str:
+    """The label of what a model makes that is told none: that of all its training rows, or "any".
+    """
+    labels = {row.get("label", var.ANY) for row in known}
+    return labels.pop() if len(labels) == 1 else var.ANY
+
+
+def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable],
+            known: Sequence[Row]) -> list[str]:
+    """The labels to make, as the model spells them."""
     if "label" not in by_name:
-        if labels:
-            raise InputError(f"--label {' '.join(labels)}: the model is not conditioned on label "
-                             f"but on {', '.join(by_name)}")
-        return ["any"]
+        alone = untold(known)
+        if {*labels} - {alone}:
+            raise InputError(f"--label {' '.join(labels)}: the model is not conditioned on label; "
+                             f"all that it makes is {alone}")
+        return [alone]
     variable = by_name["label"]
+    labels = rejoined(labels, variable.values.__contains__)
     var.encode([variable], [{"label": label, "where": "--label"} for label in labels])
     chosen = [spelled(variable, label) for label in labels or variable.values]
     if len(set(chosen)) < len(chosen):
@@ -199,7 +213,7 @@ def _require_known(flag: str, name: str, variables: Mapping[str, var.Variable]) 
 
 
 def _is_null(variable: var.Variable, cell: str) -> bool:
-    return cell == NULL and NULL not in variable.values
+    return cell in (NULL, var.ANY) and cell not in variable.values
 
 
 def _check(variable: var.Variable, cell: str, where: str) -> None:
@@ -218,10 +232,9 @@ def _shared(variables: Sequence[var.Variable], known: Sequence[Row], n: int,
     return [{v.name: row.get(v.name, "") for v in variables} for _, row in drawn]
 
 
-def _of_label(label: str, n: int, variables: Sequence[var.Variable], known: Sequence[Row],
+def _of_label(label: str, n: int, variables: Sequence[var.Variable], pool: Sequence[Row],
               fixed: Row, generator: torch.Generator) -> list[Row]:
     """n rows of one label, with what is fixed in place of what was drawn."""
-    pool = [row for row in known if row.get("label", label) == label]
     if not pool:
         raise InputError(f"label {label!r}: there is no real row of this label to draw conditions "
                          "from")

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ FONTS = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labels
 
 @dataclass(frozen=True)
 class TrajectoryConfig(Rooted):
+    writes: ClassVar[str] = ""             # one file
     run: str = "ROOT/diffusion"            # finished diffusion run, or its best/
     out: str = "ROOT/trajectory.png"       # the sheet; one that is there is replaced
     seed: int = 0                          # of the image, and of the conditions that are drawn
@@ -178,13 +179,14 @@ def trajectory(cfg: TrajectoryConfig) -> None:
 
     strip = [(step, picture(step.seen), picture(step.denoised))
             for step in (steps[i] for i in shown)]
-    conditions = ", ".join(described(v.name, row.get(v.name, ""),
-                                     v.name in plan.outside(variables, row)) for v in variables)
-    conditions = "no conditions (guidance 0)" if cfg.guidance == 0 else conditions
+    told = ", ".join(described(v.name, row.get(v.name, ""),
+                               v.name in plan.outside(variables, row)) for v in variables)
+    conditions = "no conditions (guidance 0)" if cfg.guidance == 0 else told or "no conditions"
+    guidance = cfg.guidance if variables else 1.0
     title = (fill(f"A synthetic image on its way from noise: {conditions}", 130)
              + f"\nseed {cfg.seed}, sampler {cfg.sampler}, ladder {cfg.ladder}, "
-             f"{cfg.steps} steps, guidance {cfg.guidance:g}")
-    runs.write_atomic(out, sheet(title, strip, picture(end), steps, cfg.guidance))
+             f"{cfg.steps} steps, guidance {guidance:g}")
+    runs.write_atomic(out, sheet(title, strip, picture(end), steps, guidance))
     print(f"{out}: {conditions}; {len(shown)} of {cfg.steps} steps shown, the attention of "
           f"{steps[mapped[0]].maps.layer} at {len(mapped)} of them")
 

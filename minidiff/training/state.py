@@ -31,7 +31,7 @@ class Stateful(Protocol):
 def save(path: str | Path, **parts: Stateful) -> None:
     """Write a checkpoint folder that holds each part by name."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = runs.beside(path)
     manifest = {}
     try:
         for name, part in parts.items():

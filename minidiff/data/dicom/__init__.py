@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minidiff.errors import InputError
+from minidiff.runs import occupied
 
 Dataset = Any             # pydicom's, which is imported only where it is needed
 MAX_BYTES = 512 * 2**20  # of a file, and of what a deflated file may hold
@@ -25,6 +26,7 @@ _REASONS = {
         "foreign": "not a DICOM file",
         "pixelless": "DICOM without an image: a report, a plan, a waveform, a presentation state",
         "duplicate": "the same bytes as another file here",
+        "absent": "a row of --labels of which no image came in",
     },
     "quarantined": {
         "burned_yes": "BurnedInAnnotation is YES: text in the pixels",
@@ -38,6 +40,7 @@ _REASONS = {
         "huge": f"larger than {MAX_BYTES // 2**20} MiB, or unpacks to more",
         "archive": "an archive; nothing is unpacked here, unpack it first",
         "label": "in no folder that --label-from names",
+        "unlisted": "not in the table of --labels, or without a label there",
         "conflict": "the same bytes under two labels",
         "synthetic": "says of itself that it is synthetic; not to be taken for a patient's",
         "modality": "its Modality is none whose values are grey levels",
@@ -48,6 +51,8 @@ _REASONS = {
         "stretched": "its pixels are not square",
         "window": "the window does not fit it: CT needs lung, soft, bone or file; others none of "
                   "these three",
+        "window_values": "its window has values that no window can have; --window percentile does "
+                         "without it",
         "sense": "MONOCHROME2 and INVERSE contradict each other: is bright dense or not?",
         "codec": "compressed in a way for which no decoder is installed",
         "mismatch": "its compressed image has another size than its header says",
@@ -83,6 +88,6 @@ def need_pydicom() -> None:
 
 def claim_out(out: Path, record: str, what: str) -> None:
     """Raise InputError for a folder that holds something, but not the record of an earlier run."""
-    if out.exists() and not (out / record).is_file() and (out.is_file() or any(out.iterdir())):
+    if occupied(out) and not (out / record).is_file():
         raise InputError(f"{out} exists and is no {what}; give another --out, nothing there is "
                          "overwritten")

@@ -2,6 +2,7 @@
 
     python -m minidiff.data.dicom import DIR --out DATA --label covid
     python -m minidiff.data.dicom import DIR --out DATA --label-from covid normal
+    python -m minidiff.data.dicom import DIR --out DATA --labels labels.csv
     python -m minidiff.data.dicom import DIR --out DATA --label covid --accept-burned-in absent
     python -m minidiff.data.dicom import DIR --out DATA --label normal --window lung
     python -m minidiff.data.dicom export runs/demo/samples --out DIR --burn-in

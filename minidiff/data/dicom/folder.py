@@ -22,15 +22,28 @@ from tqdm import tqdm
 
 import minidiff
 from minidiff import runs
-from minidiff.data.dicom import MAX_BYTES, REASONS, Refused, claim_out, need_pydicom, reader, tags
+from minidiff.data.dicom import (
+    MAX_BYTES,
+    REASONS,
+    Refused,
+    claim_out,
+    labels,
+    need_pydicom,
+    reader,
+    tags,
+)
 from minidiff.data.dicom.guard import Guard
 from minidiff.data.table import csv_text, write_table
+from minidiff.download import home
 from minidiff.errors import InputError
+from minidiff.names import folders
 
 JOURNAL, RECORD = "import.jsonl", "import.json"
 BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without "DICM"
 PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!",
           b"\x28\xb5\x2f\xfd")  # archives
+# The detail of these is a number or a word of ours: it may be printed, others may hold a name.
+PLAIN = ("bits", "frames", "size", "stretched", "window", "window_values", "codec", "mismatch")
 LABEL = re.compile(r"[^\W_][\w .+-]{0,63}")
 
 
@@ -41,6 +54,8 @@ class ImportConfig:
     out: str = ""                      # new folder of the data set
     label: str = ""                    # label of all images
     label_from: tuple[str, ...] = ()   # or: folders in the source whose names are labels
+    labels: str = ""                   # or: a CSV table of labels by patient, study, series, image
+    columns: tuple[str, ...] = ()      # of that table, e.g. patient=patientId label=Target
     window: Literal["auto", "file", "percentile", "lung", "soft", "bone"] = "auto"  # CT needs one
     frame: int = 0                     # which of several frames, from 1; 0 leaves such files out
     bits: Literal["8", "16"] = "8"     # of the PNG; training reads 8
@@ -68,29 +83,35 @@ def import_folder(cfg: ImportConfig) -> None:
     that are not allowed, for another import in `out`, and where not one image is imported.
     """
     need_pydicom()
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    salt_file = Path(cfg.salt or home / "minidiff" / "dicom.salt")
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config")
+    salt_file = Path(cfg.salt or config / "minidiff" / "dicom.salt")
     source, out = Path(cfg.source), Path(os.path.abspath(cfg.out))
     _check(cfg, source, out, salt_file)
+    given = labels.read(cfg.labels, cfg.columns) if cfg.labels else labels.Labels()
     salt = tags.read_salt(salt_file)
     facts = _claim(out, cfg.accept_burned_in, {
         "label": cfg.label, "label_from": list(cfg.label_from), "window": cfg.window,
         "frame": cfg.frame, "bits": int(cfg.bits),
         "source": tags.keyed(salt, "source", str(source.resolve())),
-        "salt": tags.keyed(salt, "salt", "")})
+        "salt": tags.keyed(salt, "salt", ""),
+        **({"labels": tags.keyed(salt, "labels", repr(given))} if cfg.labels else {})})
     rows = {row["name"]: row for row in runs.read_log(out / JOURNAL)
             if (out / row["file_name"]).is_file()}
-    sifted = sift(source, salt, cfg.label, cfg.label_from)
+    sifted = sift(source, salt, cfg.label, cfg.label_from, given)
     files = [file if file.key else file._replace(key="imported") for file in sifted
              if file.key or file.name in rows]
     todo = [file for file in sifted if not file.key and file.name not in rows]
-    how = reader.Options(salt.hex(), cfg.window, cfg.frame, int(cfg.bits), cfg.accept_burned_in)
+    how = reader.Options(salt.hex(), cfg.window, cfg.frame, int(cfg.bits), cfg.accept_burned_in,
+                         cfg.labels, cfg.columns)
     for file, row in _convert_all(todo, out, how, cfg.workers, cfg.seconds):
         files.append(file)
         if row:
             rows[file.name] = row
             runs.append_log(out / JOURNAL, **row)
-    table = [{key: cell for key, cell in row.items() if key != "name"}
+    found = {row.get("id") for row in rows.values()}
+    files += [File(f"{cfg.labels}: {name}", "", "absent") for name in given.of
+              if tags.keyed(salt, "id", name) not in found]
+    table = [{key: cell for key, cell in row.items() if key not in ("name", "id")}
              for _, row in sorted(rows.items())]
     names = out.with_name(out.name + ".names.csv")
     runs.write_atomic(names, csv_text([_named(file) for file in sorted(files)]), private=True)
@@ -103,14 +124,16 @@ def import_folder(cfg: ImportConfig) -> None:
     counts = Counter(file.key for file in left_out)
     runs.write_json(out / RECORD, facts | {"images": len(table),
                                            "not_imported": dict(counts.most_common())})
-    _report(out, table, counts, names, salt_file)
+    _report(out, table, left_out, names, salt_file)
     if any(REASONS[key][0] != "ignored" for key in counts):
         sys.exit(1)
 
 
-def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...]) -> list[File]:
+def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...],
+         given: labels.Labels) -> list[File]:
     """Tell the files that may be images from the rest, each content once, before anything is
-    decoded."""
+    decoded. Their label is that of all, their folder's or, where `given` lists names, their name's.
+    """
     base = source if source.is_dir() else source.parent
     files, same, failed = [], defaultdict(list), []
     for path in tqdm(walk(source, failed.append), "looking", unit=" files"):
@@ -120,11 +143,13 @@ def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...]) -> 
             name = tags.keyed(salt, "file", _content(path))
             if label_from and top not in label_from:
                 raise Refused("label")
-            same[name].append(File(below, name, path=path, label=label or top))
+            own = top if label_from else given.of_name(path)
+            same[name].append(File(below, name, path=path, label=label or own))
         except Refused as refused:
             files.append(File(below, "", *refused.args))
     files += [File(os.path.relpath(error.filename, base), "", "unreadable", str(error))
               for error in failed]
+    labels.check_names((own[0].path for own in same.values()), given)
     for first, *others in same.values():
         conflict = any(other.label != first.label for other in others)
         files.append(first._replace(key="conflict" if conflict else ""))
@@ -169,6 +194,7 @@ def _convert_all(todo: list[File], out: Path, how: reader.Options, workers: int,
                  seconds: float) -> Iterator[tuple[File, dict[str, str]]]:
     """Each file with what became of it, and its row if it is imported."""
     guards, idle = [Guard(seconds) for _ in range(workers)], SimpleQueue()
+    folder = folders(file.label for file in todo)
     for guard in guards:
         idle.put(guard)
 
@@ -180,8 +206,12 @@ def _convert_all(todo: list[File], out: Path, how: reader.Options, workers: int,
             return file._replace(key=refused.key, detail=refused.detail), {}
         finally:
             idle.put(guard)
-        name = f"images/{file.label}/{file.name}.png"
+        # a label of a table need not be fit for a folder's name
+        name = (f"images/{file.name}.png" if how.labels
+                else f"images/{folder[file.label]}/{file.name}.png")
         runs.write_atomic(out / name, image, durable=False)
+        if "id" in row:  # it may name the patient
+            row["id"] = tags.keyed(bytes.fromhex(how.salt), "id", row["id"])
         return file._replace(key="imported"), {"name": file.name, "file_name": name,
                                                "label": file.label, **row}
 
@@ -202,8 +232,9 @@ def _check(cfg: ImportConfig, source: Path, out: Path, salt: Path) -> None:
          f"--frame {cfg.frame} --workers {cfg.workers} --seconds {cfg.seconds}: allowed are 0 or "
          "more, 1 or more, more than 0"),
         (not source.exists(), f"{source}: no such file or folder"),
-        (bool(cfg.label) == bool(cfg.label_from), "import needs --label NAME for all images, or "
-         "--label-from FOLDER FOLDER … of the source"),
+        (sum(map(bool, (cfg.label, cfg.label_from, cfg.labels))) != 1, "import needs --label NAME "
+         "for all images, or --label-from FOLDER FOLDER … of the source, or --labels CSV"),
+        (cfg.columns and not cfg.labels, "--columns are those of the table of --labels"),
         (odd, f"label {', '.join(map(repr, odd))}: allowed are letters, digits, space and "
          ".+-_, to 64, a letter or digit first"),
         (set(cfg.accept_burned_in) - {"absent", "yes"},
@@ -239,10 +270,14 @@ def _named(file: File) -> dict[str, str]:
             "detail": detail}
 
 
-def _report(out: Path, rows: list[dict[str, str]], counts: Counter, names: Path,
+def _report(out: Path, rows: list[dict[str, str]], left_out: list[File], names: Path,
             salt: Path) -> None:
+    counts = Counter(file.key for file in left_out)
+    details = {file.key: f" (e.g. {file.detail})" for file in reversed(left_out)
+               if file.detail and file.key in PLAIN}
     if counts:
-        lines = [f"  {n} {': '.join(REASONS[key])}" for key, n in counts.most_common()]
+        lines = [f"  {n} {': '.join(REASONS[key])}{details.get(key, '')}"
+                 for key, n in counts.most_common()]
         print(f"not imported, file by file in {names}:", *lines, sep="\n", file=sys.stderr)
     if not rows:
         raise InputError(f"{out}: not one image of {counts.total()} files was imported")

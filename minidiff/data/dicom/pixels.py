@@ -12,10 +12,9 @@ import numpy as np
 from scipy.special import expit
 
 from minidiff.data.dicom import MAX_FRAMES, Dataset, Refused
-from minidiff.data.images import MAX_PIXELS, MAX_SIDE
+from minidiff.data.images import MAX_PIXELS, MAX_SIDE, PERCENTILES
 
 PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800)}  # centre, width in HU
-PERCENTILES = (0.5, 99.5)  # become black and white where no window is given
 GREY_IN_FACT = 2  # grey levels by which channels of grey may differ after lossy compression
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
 NEEDED = (  # the elements, besides the pixels, that this module reads
@@ -91,6 +90,9 @@ def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np
                                   signed=span[0] < 0)
             return np.minimum(found / top, 1)
         centre, width = _first(ds, "WindowCenter"), _first(ds, "WindowWidth")
+        if (centre is None) != (width is None):
+            raise Refused("window_values", f"WindowCenter {centre}, WindowWidth {width}: one of "
+                          "them is absent")
         if centre is not None and width is not None:
             return windowed(physical, centre, width, text(ds, "VOILUTFunction") or "LINEAR")
         if window == "file":
@@ -111,7 +113,9 @@ def windowed(x: np.ndarray, centre: float, width: float, function: str = "LINEAR
               "SIGMOID": lambda: expit(4 * (x - centre) / width)}
     least = 1 if function == "LINEAR" else np.finfo(float).tiny
     if function not in shapes or not np.isfinite((centre, width)).all() or width < least:
-        raise Refused("damaged", f"window centre {centre}, width {width}, {function}")
+        raise Refused("window_values", f"WindowCenter {centre:g}, WindowWidth {width:g}, "
+                      f"{function}: the width must be {'1' if least == 1 else 'above 0'} or more, "
+                      f"the function one of {', '.join(shapes)}")
     if (function, width) == ("LINEAR", 1):
         return (x > centre - 0.5).astype(np.float64)
     return shapes[function]()
@@ -137,8 +141,11 @@ def number(ds: Dataset, name: str, default: int | None = None) -> int:
 
 def _first(ds: Dataset, name: str) -> float | None:
     """A number, or the first of several; None where there is none."""
-    value = next(iter(np.ravel(ds.get(name)).tolist()), None)
-    return None if value in (None, "") else float(value)
+    try:
+        value = next(iter(np.ravel(ds.get(name)).tolist()), None)
+        return None if value in (None, "") else float(value)
+    except ValueError as error:  # pydicom reads an element when it is asked for
+        raise Refused("window_values", f"{name}: {error}") from None
 
 
 def _look_up(ds: Dataset, item: Dataset, values: np.ndarray, *,

@@ -2,15 +2,19 @@
 
 import io
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from minidiff.data import images
-from minidiff.data.dicom import MAX_BYTES, Dataset, Refused, pixels, tags
+from minidiff.data.dicom import MAX_BYTES, Dataset, Refused, labels, pixels, tags
 
 IMAGE = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 DEFLATED = "1.2.840.10008.1.2.1.99"
 SYNTHETIC = "SYNTHETIC"  # third value of ImageType in what `writer` makes
+read_labels = lru_cache(maxsize=1)(labels.read)  # once in a process, which reads many files
 
 
 class Options(NamedTuple):
@@ -21,18 +25,30 @@ class Options(NamedTuple):
     frame: int = 0
     bits: int = 8
     accept: tuple[str, ...] = ()  # of absent, yes
+    labels: str = ""              # table of labels, and which of its columns hold what
+    columns: tuple[str, ...] = ()
 
 
 def convert(path: str, options: Options) -> tuple[bytes, dict[str, str]]:
-    """A PNG without metadata, and the facts of `tags`. Raises Refused, whatever is wrong."""
+    """A PNG without metadata, and the facts of `tags`; with a table of labels, also the label and
+    the id by which it was found. Raises Refused, whatever is wrong with the file."""
     try:
-        ds = load(Path(path).read_bytes())
+        ds, row = load(Path(path).read_bytes()), {}
+        if options.labels:
+            table = read_labels(options.labels, tuple(options.columns))
+            row = dict(zip(("id", "label"), labels.find(ds, path, table)))
         stated = pixels.text(ds, "BurnedInAnnotation").upper()
         burned = {"NO": "no", "YES": "yes"}.get(stated, "absent")
         if burned not in ("no", *options.accept):
             raise Refused(f"burned_{burned}")
-        row = tags.facts(ds, bytes.fromhex(options.salt))
+        row |= tags.facts(ds, bytes.fromhex(options.salt))
         grey = pixels.grey(ds, frame=options.frame, window=options.window, bits=options.bits)
+        # a slice of a CT may be all air; a radiograph that its window makes one grey is no image
+        if np.ptp(grey) == 0 and row["modality"] != "CT" and np.ptp(
+                pixels.grey(ds, frame=options.frame, window="percentile")):
+            raise Refused("window_values", f"WindowCenter {pixels.text(ds, 'WindowCenter')}, "
+                          f"WindowWidth {pixels.text(ds, 'WindowWidth')}: all its values become "
+                          "one grey")
         return images.png_bytes(grey), row
     except Refused:
         raise
@@ -51,7 +67,7 @@ def load(data: bytes) -> Dataset:
 
     _check_deflated(data)
     ds = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM",
-                 specific_tags=[*pixels.NEEDED, *tags.NEEDED, *IMAGE])
+                 specific_tags=[*pixels.NEEDED, *tags.NEEDED, *labels.NEEDED, *IMAGE])
     kind = uid.UID(str(ds.file_meta.get("MediaStorageSOPClassUID", "")))
     if kind == uid.MediaStorageDirectoryStorage:
         raise Refused("dicomdir")

@@ -23,6 +23,7 @@ from minidiff import runs
 from minidiff.data import images
 from minidiff.data.dicom import Dataset, claim_out, need_pydicom
 from minidiff.data.dicom.reader import SYNTHETIC
+from minidiff.data.dicom.tags import sex
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.variables import RESERVED, to_number
@@ -141,7 +142,7 @@ def _identity(row: Mapping[str, str], key: str) -> dict[str, str | None]:
         "SOPInstanceUID": f"2.25.{image.int}", "SeriesInstanceUID": f"2.25.{series.int}",
         "StudyInstanceUID": f"2.25.{study.int}",
         "PatientName": "SYNTHETIC^NOT A PATIENT", "PatientID": f"{SYNTHETIC}-{study.hex[:16]}",
-        "PatientSex": row["sex"] if row.get("sex") in ("F", "M", "O") else "",
+        "PatientSex": sex(row.get("sex", "")),
         **({"PatientAge": f"{int(age):03d}Y"} if 0 <= age < 1000 else {}),
         **dict.fromkeys(unknown),
         "StudyID": "1", "SeriesNumber": "1", "InstanceNumber": "1",

@@ -5,14 +5,18 @@ folders.
     python -m minidiff.diffusion.public show v1-5-pruned-emaonly.safetensors
     python -m minidiff.diffusion.public export runs/x/diffusion --to diffusers --out exported
     python -m minidiff.diffusion.public export runs/x/diffusion --to ldm --rows rows.csv --out out
+    python -m minidiff.diffusion.public export runs/x/diffusion --to lora --out adapters
+    python -m minidiff.diffusion.public lora style.safetensors --to diffusers --out unet.safetensors
     python -m minidiff.diffusion.public latents sd-v1-4.ckpt --data DIR --size 512
 
 `fetch` gets a public file by its name, and lists the names if none is given; nothing else here goes
 to the network. `show` prints the load certificate, `export` hands a finished run to other tools,
-`latents` asks before any training whether the VAE fits the images.
+`lora` reads a LoRA file and writes its UNet part in another form, `latents` asks before any
+training whether the VAE fits the images.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -26,13 +30,17 @@ from minidiff import config, runs
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table
+from minidiff.diffusion import model as models
 from minidiff.diffusion import store
+from minidiff.diffusion import unet as unets
 from minidiff.diffusion.public import export as exports
 from minidiff.diffusion.public.fetch import FetchConfig, fetch
 from minidiff.diffusion.public.load import load_sd, read_vae
+from minidiff.diffusion.public.lora import LoRA, read_lora, write_lora
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
 from minidiff.pixels import to_float, to_uint8
+from minidiff.root import Reading
 from minidiff.sampling.plan import read_csv
 
 
@@ -41,6 +49,8 @@ class ShowConfig:
     positional: ClassVar[str] = "file"
     file: str = ""                         # LDM file or diffusers folder; first, without its flag
     vae: str = ""                          # another VAE on top, file or folder
+    unet: str = ""                         # another UNet on top: checkpoint-500, unet_ema, a file
+    lora: tuple[str, ...] = ()             # LoRA files to read for this UNet, too
     prediction: Literal["", "eps", "v", "x0"] = ""  # if neither the folder nor a known hash tells
     ema: Literal["auto", "yes", "no"] = "auto"      # the UNet's moving average; auto: if there
     null_context: str = "tower"            # tower, zeros, or a contexts.safetensors
@@ -49,17 +59,20 @@ class ShowConfig:
 
 def show(cfg: ShowConfig) -> None:
     """Read a public model and print its load certificate."""
-    certificate = load_sd(_named(cfg.file), vae=cfg.vae or None, prediction=cfg.prediction or None,
-                          ema=cfg.ema, null_context=cfg.null_context).certificate
-    print(json.dumps(certificate.json(), indent=2, ensure_ascii=False) if cfg.json
-          else certificate.text())
+    parts = load_sd(_named(cfg.file), vae=cfg.vae or None, unet=cfg.unet or None,
+                    prediction=cfg.prediction or None, ema=cfg.ema, null_context=cfg.null_context)
+    adapters = [read_lora(file, parts.unet) for file in cfg.lora]
+    facts = parts.certificate.json() | ({"lora": [a.facts() for a in adapters]} if adapters else {})
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if cfg.json
+          else "\n".join([parts.certificate.text(), *(a.text() for a in adapters)]))
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     positional: ClassVar[str] = "run"
     run: str = "runs/demo/diffusion"       # finished diffusion run; stands without its flag, first
-    to: Literal["diffusers", "ldm"] = "diffusers"  # a diffusers folder, or one LDM file
+    to: Literal["diffusers", "ldm", "lora", "lora-kohya"] = "diffusers"  # a folder, one LDM file,
+    # or the adapters of a run of --train lora alone, for diffusers or in kohya's form
     out: str = ""                          # new folder
     rows: str = ""                         # CSV of more conditions, a context for each row
 
@@ -70,14 +83,51 @@ def export(cfg: ExportConfig) -> None:
         raise InputError("export needs --out FOLDER")
     pipeline, _ = store.load_pipeline(Path(cfg.run))
     rows = read_csv(cfg.rows, [v.name for v in pipeline.conditioner.variables]) if cfg.rows else []
-    exports.export(pipeline, cfg.to, Path(cfg.out), rows)
+    adapters = None
+    if cfg.to in exports.FORMS_OF:
+        file = Path(cfg.run) / "lora.safetensors"
+        if not file.exists():
+            raise InputError(f"{file} is missing: {cfg.run} was not trained by --train lora, so it "
+                             "is more than adapters; export it --to diffusers or ldm")
+        adapters = read_lora(file, pipeline.denoiser.net.unet)
+        print(adapters.text())
+    exports.export(pipeline, cfg.to, Path(cfg.out), rows, adapters)
     print(f"{cfg.out}: {cfg.run} for {cfg.to}, trained to predict {pipeline.denoiser.prediction}; "
           "contexts.safetensors holds what other tools take as prompt_embeds and, under null, as "
           "negative_prompt_embeds")
 
 
 @dataclass(frozen=True)
-class LatentsConfig:
+class LoRAConfig:
+    writes: ClassVar[str] = ""             # one file
+    positional: ClassVar[str] = "file"
+    file: str = ""                         # a LoRA file, or a folder with one; first, without flag
+    to: Literal["diffusers", "kohya"] = "diffusers"  # the form that is written
+    out: str = ""                          # new file; none: say what was read
+
+
+def lora(cfg: LoRAConfig) -> None:
+    """Say what a LoRA file adapts, and write its UNet part alone, in either form."""
+    def read(unet: unets.UNetConfig) -> LoRA:
+        with torch.device("meta"):
+            return read_lora(_named(cfg.file), unets.UNet(unet), without_text=True)
+
+    for unet in models.UNETS.values():
+        with suppress(InputError):
+            found = read(unet)
+            break
+    else:
+        found = read(unets.SD15)  # which says what does not fit
+    print(found.text())
+    if cfg.out:
+        if Path(cfg.out).exists() or not cfg.out.endswith(".safetensors"):
+            raise InputError(f"{cfg.out} is not a new FILE.safetensors; nothing is overwritten")
+        write_lora(Path(cfg.out), found.adapters, cfg.to, found.base)
+        print(f"{cfg.out}: for {cfg.to}")
+
+
+@dataclass(frozen=True)
+class LatentsConfig(Reading):
     positional: ClassVar[str] = "file"
     file: str = ""                         # public model, or VAE alone; first, without its flag
     data: tuple[str, ...] = ()             # data sets: folders with metadata.csv or class folders
@@ -92,7 +142,7 @@ def latents(cfg: LatentsConfig) -> None:
         raise InputError("latents needs --data DIR, a --size that is a multiple of 8, 32 or more, "
                          "and --n of 1 or more")
     vae, out = read_vae(_named(cfg.file)).vae, Path(cfg.out)
-    table = read_table(cfg.data, split=False)
+    table = read_table(cfg.data, cfg, split=False)
     rows = table.rows[::max(1, len(table) // cfg.n)][:cfg.n]
     pixels = load_pixels(replace(table, rows=rows), cfg.size)[1]
     facts, again = latent_facts(vae, pixels)
@@ -143,7 +193,8 @@ def _named(file: str) -> Path:
 
 
 VERBS = {"fetch": (FetchConfig, fetch), "show": (ShowConfig, show),
-         "export": (ExportConfig, export), "latents": (LatentsConfig, latents)}
+         "export": (ExportConfig, export), "lora": (LoRAConfig, lora),
+         "latents": (LatentsConfig, latents)}
 
 if __name__ == "__main__":
     config.main(VERBS, default="show", doc=__doc__)

@@ -2,6 +2,9 @@
 
     OUT/model.safetensors                    --to ldm: UNet, VAE and schedule under LDM's names
     OUT/{unet,vae,scheduler}/ model_index.json   --to diffusers
+    OUT/pytorch_lora_weights.safetensors     --to lora: the adapters of --train lora alone, for
+                                             diffusers; lora.safetensors, --to lora-kohya, for the
+                                             tools that read kohya's form
     OUT/contexts.safetensors                 the finished (K, d) context of null, of each label and
                                              of each requested row
     OUT/conditioner.safetensors, .json       how contexts are made, for minidiff
@@ -17,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minidiff import runs
@@ -25,24 +27,34 @@ from minidiff import variables as var
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.generate import Pipeline
 from minidiff.diffusion.public import folder, keys
+from minidiff.diffusion.public.folder import LORA_FILES
 from minidiff.diffusion.public.ldm import SCALE
+from minidiff.diffusion.public.lora import LoRA, write_lora
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
 
+FORMS_OF = {"lora": ("diffusers", LORA_FILES[0]), "lora-kohya": ("kohya", "lora.safetensors")}
+PT = {"format": "pt"}  # which transformers asks for in a header
 
-def export(pipeline: Pipeline, to: str, out: Path, rows: Sequence[dict[str, str]] = ()) -> None:
-    """Write the folder `out`, which must not exist yet or be empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+
+def export(pipeline: Pipeline, to: str, out: Path, rows: Sequence[dict[str, str]] = (),
+           lora: LoRA | None = None) -> None:
+    """Write the folder `out`, which must not exist yet or be empty; `lora`: these adapters."""
+    if runs.occupied(out):
         raise InputError(f"{out} exists already; give another --out, nothing there is overwritten")
     contexts, described = finished_contexts(pipeline.conditioner, rows)
-    write_tensors(out / "contexts.safetensors", contexts,
-                  {"rows": json.dumps(described, ensure_ascii=False)})
-    write_tensors(out / "conditioner.safetensors", pipeline.conditioner.state_dict())
+    runs.save_tensors(out / "contexts.safetensors", contexts,
+                      {**PT, "rows": json.dumps(described, ensure_ascii=False)})
+    runs.save_tensors(out / "conditioner.safetensors", pipeline.conditioner.state_dict(), PT)
     runs.write_json(out / "conditioner.json",
                     {"variables": var.to_json(pipeline.conditioner.variables)})
-    write = write_ldm if to == "ldm" else write_folder
-    write(out, pipeline)
+    if lora:
+        form, name = FORMS_OF[to]
+        write_lora(out / name, lora.adapters, form, lora.base)
+    else:
+        write = write_ldm if to == "ldm" else write_folder
+        write(out, pipeline)
 
 
 @torch.no_grad()
@@ -79,7 +91,8 @@ def write_ldm(out: Path, pipeline: Pipeline) -> None:
     version = {768: "SD 1.x", 1024: "SD 2.x"}.get(unet.config.context_dim, "minidiff")
     described = {"version": version, "unet": asdict(unet.config),
                  "vae": asdict(pipeline.vae.config), "prediction": pipeline.denoiser.prediction}
-    write_tensors(out / "model.safetensors", tensors, {"minidiff": json.dumps(described)})
+    runs.save_tensors(out / "model.safetensors", tensors,
+                      {**PT, "minidiff": json.dumps(described)})
 
 
 def folded(vae: VAE) -> dict[str, Tensor]:
@@ -103,7 +116,7 @@ def write_folder(out: Path, pipeline: Pipeline) -> None:
             ("unet", unet, folder.unet_json(unet.config, size // vae.factor)),
             ("vae", vae, folder.vae_json(vae.config, vae.scale.item(), size))):
         runs.write_json(out / name / "config.json", described)
-        write_tensors(out / name / "diffusion_pytorch_model.safetensors", net.state_dict())
+        runs.save_tensors(out / name / "diffusion_pytorch_model.safetensors", net.state_dict(), PT)
     runs.write_json(out / "scheduler" / "scheduler_config.json",
                     scheduler_json(pipeline.denoiser.schedule, pipeline.denoiser.prediction))
     absent = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
@@ -115,30 +128,24 @@ def write_folder(out: Path, pipeline: Pipeline) -> None:
 
 
 def scheduler_json(schedule: Schedule, prediction: str) -> dict:
-    """Stable Diffusion's own settings: leading spacing from 1, a last step to ᾱ₀, no clipping."""
-    usual = torch.equal(schedule.alphas_cumprod, Schedule.scaled_linear().alphas_cumprod)
+    """Stable Diffusion's own settings: leading spacing from 1, a last step to ᾱ₀, no clipping.
+
+    At zero terminal SNR the spacing is trailing, for the ladder has to begin at the last level.
+    """
+    usual, ac = Schedule.scaled_linear(), schedule.alphas_cumprod
+    rescaled = torch.equal(ac, usual.to_zero_snr().alphas_cumprod)
+    known = rescaled or torch.equal(ac, usual.alphas_cumprod)
     return {
         "_class_name": "DDIMScheduler", "num_train_timesteps": len(schedule), "beta_start": 0.00085,
         "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "trained_betas": None if usual else betas(schedule).tolist(),
+        "trained_betas": None if known else betas(schedule).tolist(),
+        "rescale_betas_zero_snr": rescaled,
         "prediction_type": folder.PREDICTIONS[prediction], "clip_sample": False,
-        "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading",
+        "set_alpha_to_one": False, "steps_offset": 1,
+        "timestep_spacing": "trailing" if schedule.zero_snr else "leading",
     }
 
 
 def betas(schedule: Schedule) -> Tensor:
     ac = schedule.alphas_cumprod
     return 1 - ac / torch.cat([torch.ones(1, dtype=ac.dtype), ac[:-1]])
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor],
-                  metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file that appears whole or not at all, without a copy of all tensors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        save_file(ready, temporary, {"format": "pt", **(metadata or {})})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

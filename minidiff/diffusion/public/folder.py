@@ -14,7 +14,7 @@ from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes
 from minidiff.diffusion.public.ldm import SCALE, take_vae
 from minidiff.diffusion.public.reader import Contents, Reader, on_meta, possible
-from minidiff.diffusion.public.weights import Weights, read_json, read_weights
+from minidiff.diffusion.public.weights import Weights, read_file, read_json, read_weights, unwrapped
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError, first_few
 
@@ -26,29 +26,22 @@ UNET_FIXED = {  # what our UNet is, in keys that `unet_json` leaves out
 }
 VAE_FIXED = {"use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
 # any value will do: they change no network, or `unet_config` and `add_vae` have checked them
-FREE = ("sample_size", "attention_head_dim", "upcast_attention", "scaling_factor", "force_upcast")
+FREE = ("sample_size", "attention_head_dim", "upcast_attention", "scaling_factor", "force_upcast",
+        # what diffusers' EMAModel writes into unet_ema/
+        "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup",
+        "inv_gamma", "power")
+LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
+              "adapter_model.safetensors")  # of diffusers, of peft
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # ours: diffusers'
 
 
 def read_folder(folder: Path, ema: str) -> Contents:
-    """Networks on the CPU in float32, None without a folder. ema: no takes *.non_ema files."""
+    """Networks on the CPU in float32, None without a folder."""
     for name, what in (("transformer", "SD3 or Flux (a transformer)"),
                        ("text_encoder_2", "SDXL (text_encoder_2)")):
         if (folder / name).is_dir():
             raise InputError(f"{folder}: {what} is not supported; SD 1.x and 2.x are")
-    path = folder / "unet" / "config.json"
-    described = read_json(path)
-    with possible(path):
-        config = unet_config(described)
-    net = on_meta(unets.UNet, config, path)
-    check(described, UNET_FIXED | unet_json(config, 0), path)
-    reader = Reader(read_part(folder / "unet", non_ema=ema == "no"))
-    used = reader.weights.files[0].name
-    if ema == "yes" and "non_ema" in used:
-        raise InputError(f"{folder / 'unet'} holds no EMA weights, only {used} (--ema no)")
-    version = "SD 2.x" if config.linear_projection else "SD 1.x"
-    contents = Contents(folder, "diffusers", [reader], version, "as the folder has it")
-    contents.unet = reader.take("UNet", net, {name: name for name in net.state_dict()})
+    contents = read_unet_folder(folder, ema)
     if (folder / "vae").is_dir():
         add_vae(contents, folder / "vae")
     if (folder / "text_encoder").is_dir():
@@ -60,7 +53,7 @@ def read_folder(folder: Path, ema: str) -> Contents:
             contents.schedule = schedule(described)
         contents.schedule_from = contents.prediction_from = str(path.relative_to(folder))
         kind = described.get("prediction_type")
-        if "prediction_type" not in described and version == "SD 1.x":
+        if "prediction_type" not in described and contents.version == "SD 1.x":
             kind = "epsilon"
             contents.prediction_from += ", which names none: eps"
         known = {None: None, **{theirs: ours for ours, theirs in PREDICTIONS.items()}}
@@ -69,6 +62,49 @@ def read_folder(folder: Path, ema: str) -> Contents:
                              f"{', '.join(PREDICTIONS.values())}")
         contents.prediction = known[kind]
     return contents
+
+
+def read_unet_folder(folder: Path, ema: str) -> Contents:
+    """The UNet of a pipeline, of a checkpoint-500 of diffusers' training scripts, or one alone.
+
+    Its average lies in unet_ema/ beside unet/, or in plain files beside *.non_ema ones.
+    """
+    last, average = folder / "unet", folder / "unet_ema"
+    alone = not last.is_dir() and not average.is_dir()
+    at = folder if alone else average if average.is_dir() and ema != "no" else last
+    path = at / "config.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing: {what_lies_in(folder)}")
+    described = read_json(path)
+    if (kind := described.get("_class_name", "UNet2DConditionModel")) != "UNet2DConditionModel":
+        raise InputError(f"{path} is of {kind!r}, not of a UNet")
+    with possible(path):
+        config = unet_config(described)
+    net = on_meta(unets.UNet, config, path)
+    check(described, UNET_FIXED | unet_json(config, 0), path)
+    reader = Reader(read_part(at, non_ema=ema == "no"))
+    used = reader.weights.files[0].name
+    if ema == "yes" and "non_ema" in used:
+        raise InputError(f"{at} holds no EMA weights, only {used} (--ema no)")
+    version = "SD 2.x" if config.linear_projection else "SD 1.x"
+    known = average.is_dir() and not alone
+    report = ("taken" if at == average else "in the folder, not taken") if known else ""
+    contents = Contents(folder, "diffusers", [reader], version, report or "as the folder has it")
+    contents.unet = reader.take("UNet", net, {name: name for name in net.state_dict()})
+    return contents
+
+
+def what_lies_in(folder: Path) -> str:
+    """Of a folder without a UNet: what its files say it is, and what to give in its place."""
+    if found := sorted(path.name for path in folder.glob("checkpoint-*")):
+        return f"name one of its {first_few(found, 10)}"
+    if found := [f"snapshots/{path.name}" for path in sorted(folder.glob("snapshots/*"))]:
+        return f"name one of its {first_few(found, 10)}"  # the cache of a hub
+    if found := [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]:
+        return f"{found[0].name} is a link to {found[0].readlink()}, which is not there"
+    if found := [name for name in LORA_FILES if (folder / name).exists()]:
+        return f"{found[0]} is a LoRA file; name the model it was made for, and this by --lora"
+    return "a pipeline's folder, or one with a UNet in unet/ or unet_ema/, is needed"
 
 
 def read_vae_folder(folder: Path) -> Contents:
@@ -101,11 +137,11 @@ def add_clip(contents: Contents, folder: Path) -> None:
         config = clip_config(described)
     reader, net = Reader(read_part(folder)), on_meta(clips.CLIP, config, path)
     contents.readers.append(reader)
-    prefix = "text_model." if any(name.startswith("text_model.") for name in reader.left) else ""
+    prefix = "text_model." if any(n.startswith("text_model.encoder.") for n in reader.left) else ""
     names = {name: prefix + name for name in net.state_dict()}
     contents.clip = reader.take("text tower", net, names)
     reader.ignore("parts of the text tower that give no context",
-                  prefix + "embeddings.position_ids", "text_projection.weight", "logit_scale")
+                  "text_projection.weight", "logit_scale", ends=("embeddings.position_ids",))
 
 
 def read_part(folder: Path, non_ema: bool = False) -> Weights:
@@ -119,7 +155,7 @@ def read_part(folder: Path, non_ema: bool = False) -> Weights:
                 read = read_shards if name.endswith(".json") else read_weights
                 return read(folder / name)
     raise InputError(f"{folder} holds no weights: {stems[0]} or {stems[1]}.safetensors is needed, "
-                     "single or sharded")
+                     f"single or sharded; {what_lies_in(folder)}")
 
 
 def read_shards(index: Path) -> Weights:
@@ -130,13 +166,13 @@ def read_shards(index: Path) -> Weights:
         raise InputError(f"{index}: its weight_map is not a table of tensors and files beside it")
     tensors, paths = {}, [index.parent / name for name in sorted(set(table.values()))]
     for path in paths:
-        part = read_weights(path).tensors
+        part = read_file(path).tensors
         wrong = {name for name, file in table.items() if file == path.name} ^ part.keys()
         if wrong:
             raise InputError(f"{path} does not hold what {index.name} says: "
                              f"{first_few(sorted(wrong), 10)}")
         tensors |= part
-    return Weights(index, tensors, paths)
+    return unwrapped(Weights(index, tensors, paths))
 
 
 def check(given: dict, ours: dict, path: Path) -> None:
@@ -221,18 +257,16 @@ def clip_config(c: dict) -> clips.CLIPConfig:
 def schedule(c: dict) -> Schedule:
     kind, steps = c.get("beta_schedule", "linear"), c.get("num_train_timesteps", 1000)
     start, end = float(c.get("beta_start", 1e-4)), float(c.get("beta_end", 0.02))
-    if c.get("rescale_betas_zero_snr"):
-        raise ValueError("rescale_betas_zero_snr: σ would be infinite at the start")
     if not 2 <= steps <= 100_000 or not 0 < start <= end < 1:
         raise ValueError(f"{steps} steps of beta from {start} to {end}")
-    if c.get("trained_betas") is not None:
-        betas = torch.tensor(c["trained_betas"], dtype=torch.float64)
-    elif kind == "scaled_linear":
-        return Schedule.scaled_linear(start, end, steps)
-    elif kind == "linear":
-        betas = torch.linspace(start, end, steps, dtype=torch.float64)
-    else:
+    if c.get("trained_betas") is None and kind == "scaled_linear":
+        made = Schedule.scaled_linear(start, end, steps)
+    elif c.get("trained_betas") is None and kind != "linear":
         raise ValueError(f"beta_schedule {kind!r} is neither scaled_linear nor linear")
-    if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-        raise ValueError("trained_betas must lie between 0 and 1")
-    return Schedule((1 - betas).cumprod(0))
+    else:
+        betas = torch.as_tensor(c.get("trained_betas") or torch.linspace(
+            start, end, steps, dtype=torch.float64), dtype=torch.float64)
+        if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
+            raise ValueError("trained_betas must lie between 0 and 1")
+        made = Schedule((1 - betas).cumprod(0))
+    return made.to_zero_snr() if c.get("rescale_betas_zero_snr") else made

@@ -121,26 +121,29 @@ def take_vae(reader: Reader, config: vaes.VAEConfig, prefix: str, scale: float =
 def take_clip(reader: Reader, config: clips.CLIPConfig) -> clips.CLIP:
     net = on_meta(clips.CLIP, config, reader.weights.path)
     ours = net.state_dict()
-    if any(name.startswith(keys.OPENCLIP) for name in reader.weights.tensors):
+    if any(name.startswith(keys.OPENCLIP + "transformer.resblocks.") for name in reader.left):
         prefix = keys.OPENCLIP
         names = keys.clip_to_openclip(ours, prefix)
         extra = [prefix + name for name in ("text_projection", "logit_scale", "attn_mask")]
-        run, last = (f"{prefix}transformer.resblocks.{k}."
-                     for k in (config.layers - 1, config.layers))
-        public = {name[0] if isinstance(name, tuple) else name for name in names.values()}
-        layer = {last + name.removeprefix(run) for name in public if name.startswith(run)}
-        if layer & reader.left.keys():
-            reader.missing |= layer - reader.left.keys()
-        reader.ignore("last layer of the text tower, which SD 2.x does not run", *layer)
+        layer = prefix + "transformer.resblocks.{}."
     else:
         prefix = keys.CLIP_L
-        if any(name.startswith(prefix + "text_model.") for name in reader.left):
+        if any(name.startswith(prefix + "text_model.encoder.") for name in reader.left):
             prefix += "text_model."
         names = {name: prefix + name for name in ours}
-        extra = [prefix + "embeddings.position_ids", keys.CLIP_L + "text_projection.weight",
-                 "cond_stage_model.logit_scale", "cond_stage_model.text_projection"]
+        extra = [keys.CLIP_L + "text_projection.weight", "cond_stage_model.logit_scale",
+                 "cond_stage_model.text_projection"]
+        layer = prefix + "encoder.layers.{}."
+    if not config.quick_gelu:
+        run, last = (layer.format(k) for k in (config.layers - 1, config.layers))
+        public = {name[0] if isinstance(name, tuple) else name for name in names.values()}
+        more = {last + name.removeprefix(run) for name in public if name.startswith(run)}
+        if more & reader.left.keys():
+            reader.missing |= more - reader.left.keys()
+        reader.ignore("last layer of the text tower, which SD 2.x does not run", *more)
     reader.take("text tower", net, names)
-    reader.ignore("parts of the text tower that give no context", *extra)
+    reader.ignore("parts of the text tower that give no context", *extra,
+                  ends=("embeddings.position_ids",))
     return net
 
 

@@ -14,17 +14,25 @@ import torch
 from torch import Tensor
 
 from minidiff import runs
-from minidiff.diffusion.public.folder import read_folder, read_vae_folder
-from minidiff.diffusion.public.ldm import read_ldm, read_vae_file
-from minidiff.diffusion.public.reader import Contents, Part
+from minidiff.diffusion.public import keys
+from minidiff.diffusion.public.folder import (
+    read_folder,
+    read_part,
+    read_unet_folder,
+    read_vae_folder,
+)
+from minidiff.diffusion.public.ldm import BUFFERS, read_ldm, read_vae_file, take_unet
+from minidiff.diffusion.public.reader import Contents, Part, Reader, on_meta
 from minidiff.diffusion.public.weights import read_weights
 from minidiff.diffusion.schedule import Schedule
-from minidiff.diffusion.unet import UNet
+from minidiff.diffusion.unet import UNet, UNetConfig
 from minidiff.diffusion.vae import VAE
 from minidiff.download import cache
 from minidiff.errors import InputError
 
 EMA = Literal["auto", "yes", "no"]
+ZERO = ("; it ends at zero SNR: its last ᾱ of 0 is held at 2⁻²⁴, σ = 4096; sample with --ladder "
+        "trailing")
 # SHA-256: name, version, prediction; each hash was found in five public places or more. Names
 # disappear, hashes do not.
 KNOWN: dict[str, tuple[str, str, str | None]] = {
@@ -86,7 +94,7 @@ class Certificate:
 class SDParts:
     """A public model, whole: what training starts from."""
 
-    vae: VAE
+    vae: VAE | None               # None: the file has none, and none was needed
     unet: UNet
     schedule: Schedule
     prediction: str
@@ -95,33 +103,33 @@ class SDParts:
 
 
 def load_sd(path: str | Path, *, prediction: str | None = None, ema: EMA = "auto",
-            null_context: str = "tower", vae: str | Path | None = None) -> SDParts:
+            null_context: str = "tower", vae: str | Path | None = None,
+            unet: str | Path | None = None, vae_needed: bool = True) -> SDParts:
     """Read an LDM .ckpt or .safetensors file or a diffusers folder of SD 1.x or 2.x, every tensor
     accounted for once.
 
     prediction: eps or v, needed where neither the folder nor the file's SHA-256 tells it. ema: auto
     takes the moving average of the UNet if the file has one. null_context: tower (the text tower is
     run once on the empty prompt, and dropped), zeros, or a contexts.safetensors that was exported.
-    vae: another VAE on top, file or folder. float32 on the CPU; tensors of a float32 file stay
-    mapped to it, copy on write. Raises InputError.
+    vae, unet: another VAE or UNet on top, file or folder. float32 on the CPU; tensors of a float32
+    file stay mapped to it, copy on write. Raises InputError.
     """
     path = Path(path)
     contents = read_folder(path, ema) if path.is_dir() else read_ldm(read_weights(path), ema)
     if vae is not None:
-        other = read_vae(Path(vae))
-        for reader in contents.readers:
-            if own := reader.parts.pop("VAE", None):
-                reader.not_used["the model's own VAE: another is put on top"] += own.tensors
-        contents.vae = other.vae
-        contents.readers += other.readers
+        contents.vae = put_on_top(contents, "VAE", read_vae(Path(vae))).vae
+    if unet is not None:
+        other = put_on_top(contents, "UNet", read_unet(Path(unet), contents.unet.config, ema))
+        contents.unet, contents.ema = other.unet, other.ema
     for reader in contents.readers:
         reader.finish()
-    if contents.vae is None:
-        raise InputError(f"{path} holds no VAE: name one (--vae FILE)")
+    if contents.vae is None and vae_needed:
+        raise InputError(f"{path} holds no VAE: name one (--vae); or, if its UNet was trained from "
+                         f"a whole model, name that model here, and this by --unet {path}")
     hashes = {file: cached_sha256(file) for r in contents.readers for file in r.weights.files}
     files = [{"path": str(file), "bytes": file.stat().st_size, "sha256": digest,
               "known": KNOWN.get(digest, (None,))[0]} for file, digest in hashes.items()]
-    prediction, prediction_from = which_prediction(contents, files, prediction)
+    prediction, prediction_from = which_prediction(contents, files, prediction, unet)
     context, context_from = which_context(contents, null_context)
     parts = {name: part for r in contents.readers for name, part in r.parts.items()}
     not_used = sum((r.not_used for r in contents.readers), Counter())
@@ -129,10 +137,41 @@ def load_sd(path: str | Path, *, prediction: str | None = None, ema: EMA = "auto
     assert sum(p.tensors for p in parts.values()) + not_used.total() == tensors
     certificate = Certificate(
         files, contents.dialect, contents.version, contents.ema, parts, dict(not_used), tensors,
-        prediction, prediction_from, contents.schedule_from,
+        prediction, prediction_from,
+        contents.schedule_from + (ZERO if contents.schedule.zero_snr else ""),
         tuple(contents.schedule.alphas_cumprod[[0, -1]].tolist()), context_from,
     )
     return SDParts(contents.vae, contents.unet, contents.schedule, prediction, context, certificate)
+
+
+def read_unet(path: Path, config: UNetConfig, ema: EMA) -> Contents:
+    """A UNet that was trained from a model with this config: a folder, or weights without one."""
+    if path.is_dir() and any((path / name / "config.json").exists()
+                             for name in ("", "unet", "unet_ema")):
+        contents = read_unet_folder(path, ema)
+    else:
+        reader = Reader(read_part(path) if path.is_dir() else read_weights(path))
+        contents = Contents(path, "UNet", [reader], ema="as the file has it")
+        if any(name.startswith(keys.UNET) for name in reader.left):
+            take_unet(reader, contents, config, ema)
+            reader.ignore("parts of the file that are not its UNet", *BUFFERS,
+                          "alphas_cumprod", starts=(keys.VAE, "cond_stage_model."))
+        else:
+            net = on_meta(UNet, config, path)
+            contents.unet = reader.take("UNet", net, {name: name for name in net.state_dict()})
+    if contents.unet.config != config:
+        raise InputError(f"{path} is a UNet of another architecture: {contents.unet.config} for "
+                         f"{config}")
+    return contents
+
+
+def put_on_top(contents: Contents, part: str, other: Contents) -> Contents:
+    """Drop the model's own part from its ledger, for that of another file or folder."""
+    for reader in contents.readers:
+        if own := reader.parts.pop(part, None):
+            reader.not_used[f"the model's own {part}: another is put on top"] += own.tensors
+    contents.readers += other.readers
+    return other
 
 
 def read_vae(path: Path) -> Contents:
@@ -149,7 +188,7 @@ def cached_sha256(path: Path) -> str:
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     store, known = cache() / "sha256.json", {}
     with suppress(OSError, ValueError):
-        known = json.loads(store.read_text())
+        known = json.loads(store.read_text("utf-8"))
     if key not in known:
         known[key] = runs.sha256(path)
         with suppress(OSError):  # a read-only home: it is computed again next time
@@ -157,12 +196,18 @@ def cached_sha256(path: Path) -> str:
     return known[key]
 
 
-def which_prediction(contents: Contents, files: list[dict], given: str | None) -> tuple[str, str]:
-    """eps, v or x0, by the folder, the known hash or the user: the weights do not tell."""
+def which_prediction(contents: Contents, files: list[dict], given: str | None,
+                     unet: object = None) -> tuple[str, str]:
+    """eps, v or x0, by the folder, the known hash or the user: the weights do not tell.
+
+    Of another UNet on top the user may say it, for it may have been trained to predict another.
+    """
     said, where = contents.prediction, contents.prediction_from
     for name, _, known in (KNOWN[f["sha256"]] for f in files if f["known"]):
         if known:
             said, where = known, f"the known hash of {name}"
+    if given and unet:
+        said = None
     if given and said and given != said:
         raise InputError(f"{contents.path}: --prediction {given} contradicts {where}, which says "
                          f"{said}")
@@ -171,6 +216,10 @@ def which_prediction(contents: Contents, files: list[dict], given: str | None) -
                          "weights; give --prediction eps (SD 1.x, 2.x-base) or v (2.x at 768 px)")
     if (said or given) not in ("eps", "v", "x0"):
         raise InputError(f"{contents.path}: prediction {said or given!r} is not one of eps, v, x0")
+    if (said or given) == "eps" and contents.schedule.zero_snr:
+        raise InputError(f"{contents.path}: {contents.schedule_from} ends at zero SNR, where eps "
+                         "tells nothing of the image: v (or x0) is needed there, not eps; give "
+                         "--prediction v if that is what it was trained for")
     return (said, where) if said else (given, "--prediction")
 
 

@@ -23,6 +23,7 @@ FOREIGN = {  # part of a tensor's name: what such a file is
     "conditioner.embedders.": "SDXL", "model.diffusion_model.label_emb.": "SDXL",
     "add_embedding.": "SDXL", "joint_blocks.": "SD3", "double_blocks.": "Flux",
     "double_stream_modulation": "Flux", "lora": "a LoRA file", "hada_w1": "a LoRA file",
+    "lokr_w1": "a LoRA file",
     "control_model.": "ControlNet", "controlnet_cond_embedding.": "ControlNet",
     "emb_params": "a textual inversion", "string_to_param": "a textual inversion",
 }
@@ -64,8 +65,9 @@ class Reader:
             raise InputError(f"{weights.path} holds no tensors")
         for part, what in FOREIGN.items():
             if name := next((name for name in weights.tensors if part in name), None):
-                raise InputError(f"{weights.path}: {what} is not supported (it holds {name}); "
-                                 "SD 1.x and 2.x are")
+                more = ("; a model is needed here, and --lora puts this file on it"
+                        if "LoRA" in what else "; SD 1.x and 2.x are")
+                raise InputError(f"{weights.path}: {what} is not supported (it holds {name}){more}")
         self.weights = weights
         self.left = dict(weights.tensors)
         self.parts: dict[str, Part] = {}
@@ -94,6 +96,9 @@ class Reader:
             if tensor.shape == whole or (matrices and len(whole) == 2
                                          and tensor.shape == (*whole, 1, 1)):
                 value = to_float32(tensor, name, self.weights.path).reshape(whole)
+                if not value.isfinite().all():
+                    raise InputError(f"{self.weights.path}: {name} holds other than finite "
+                                     "numbers: its training failed, or it is too large for 16 bits")
                 filled[ours] = value if third is None else value.chunk(3)[third].clone()
             else:
                 self.shapes.add(f"{name} {tuple(tensor.shape)} for {whole}")
@@ -106,9 +111,11 @@ class Reader:
                                 dict(Counter(used.values())))
         return net.eval()
 
-    def ignore(self, why: str, *names: str, starts: tuple[str, ...] = ()) -> None:
-        """Account for these names, and for all that start so, as not used; those that are there."""
-        unused = [n for n in self.left if n in names or n.startswith(starts)]
+    def ignore(self, why: str, *names: str, starts: tuple[str, ...] = (),
+               ends: tuple[str, ...] = ()) -> None:
+        """Account for these names, and all that start or end so, as not used; those there are."""
+        unused = [n for n in self.left
+                  if n in names or n.startswith(starts) or n.endswith(ends)]
         self.not_used += Counter({why: len(unused)})
         for name in unused:
             del self.left[name]
@@ -173,7 +180,7 @@ def schedule_from(table: Tensor | None, path: Path) -> tuple[Schedule, str]:
     if not 0 < tolerance <= TOLERANCE[torch.float32]:
         raise InputError(f"{path}: alphas_cumprod is {table.dtype}, too coarse for a schedule that "
                          "is not the usual one")
-    if ac.ndim != 1 or len(ac) < 2 or not ((ac.diff() < 0).all() and ac[-1] > 0 and ac[0] < 1):
-        raise InputError(f"{path}: alphas_cumprod does not fall from below 1 to above 0, as it has "
-                         "to")
-    return Schedule(ac), "alphas_cumprod in the file, not the usual one"
+    try:
+        return Schedule(ac), "alphas_cumprod in the file, not the usual one"
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{path}: alphas_cumprod does not fall as it has to: {error}") from None

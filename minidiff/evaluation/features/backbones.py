@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from minidiff import runs
 from minidiff.classification.resnet import Block
 from minidiff.convolution import pointwise
 from minidiff.errors import InputError, first_few
@@ -174,7 +175,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], str]:
                              f"{path.with_suffix('.safetensors')}` takes its tensors out without "
                              "running anything") from None
         raise InputError(f"{path} is damaged, or neither a .safetensors nor a PyTorch file of "
-                         "weights") from None
+                         f"weights{runs.in_its_place(path)}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not (isinstance(state, dict) and state
             and all(isinstance(x, Tensor) for x in state.values())):

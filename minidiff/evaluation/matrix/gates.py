@@ -17,7 +17,7 @@ A control is caught where the verdict that is meant for it says no. One that is 
 whole matrix INVALID: then its verdicts on the candidates say nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from minidiff.evaluation.features.extractor import Spectrum
 from minidiff.evaluation.matrix.cells import LIMIT
@@ -28,6 +28,7 @@ from minidiff.evaluation.verdicts import (
     GOOD,
     MARGIN,
     OPEN,
+    UNTESTED,
     beyond,
     in_every,
     new,
@@ -43,7 +44,7 @@ def fidelity(spaces: Mapping[str, dict], another_source: bool) -> dict:
     """From ρ in every space (`cells.rho`); no space: there are no other real images."""
     answers = {name: {True: GOOD, False: BAD, None: OPEN}[r["within"]]
                for name, r in spaces.items()}
-    return {"answer": in_every(answers.values()), "spaces": answers,
+    return {"answer": in_every(answers.values()) if spaces else UNTESTED, "spaces": answers,
             "resolved": any(r["resolved"] for r in spaces.values()),
             "text": sentence("gates.txt", "fidelity", spaces=spaces, limit=LIMIT,
                              another_source=another_source)}
@@ -72,6 +73,11 @@ def label(seen: Sequence[bool], real: Sequence[bool], patients: Sequence,
     found = {"agreement": share, "low": low, "high": high, "real": share_real, "n": len(seen),
              "n_real": len(real), "difference": list(difference)}
     return {"answer": answer, **found, "text": sentence("gates.txt", "label", found=found)}
+
+
+def no_label() -> dict:
+    """Of images that have all one label."""
+    return {"answer": UNTESTED, "text": sentence("gates.txt", "no_label")}
 
 
 def novelty(found: Mapping) -> dict:
@@ -109,6 +115,7 @@ def caught(verdicts: Sequence[Mapping]) -> list[dict]:
     """For each control and label, was it caught? None: not tested.
 
     The wrong source is not tested where no space resolves the yardstick, which is the same source.
+    Nor is a control whose verdict cannot be given.
     """
     rows = []
     for v in (v for v in verdicts if v["kind"] == "control"):
@@ -120,17 +127,18 @@ def caught(verdicts: Sequence[Mapping]) -> list[dict]:
         elif v["part"] in OPTIONAL and not found.get("resolved"):
             why = "no space resolves the yardstick, which is this very source"
         else:
-            row["caught"], why = found["answer"] == BAD, found["text"]
+            why = found["text"]
+            row["caught"] = None if found["answer"] == UNTESTED else found["answer"] == BAD
         rows.append({**row, "why": why})
     return rows
 
 
-def status(rows: Sequence[Mapping]) -> tuple[str, list[str]]:
+def status(rows: Sequence[Mapping], unasked: Collection[str] = ()) -> tuple[str, list[str]]:
     """VALID or INVALID, and why: each control must be caught where it is tested, and tested
-    somewhere."""
+    somewhere, but for those of verdicts that these data cannot be asked for."""
     faults = [f"{r['control']} ({r['label']}) was not caught by {r['verdict']}: {r['why']}"
               for r in rows if r["caught"] is False]
     tested = {r["control"] for r in rows if r["caught"] is not None}
-    faults += [f"{name} could not be tested with any label" for name in CONTROLS
-               if name not in OPTIONAL and name not in tested]
+    faults += [f"{name} could not be tested with any label" for name, control in CONTROLS.items()
+               if name not in OPTIONAL and name not in tested and control.verdict not in unasked]
     return ("INVALID" if faults else "VALID"), faults

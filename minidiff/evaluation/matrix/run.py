@@ -27,7 +27,7 @@ from minidiff.data import baselines, images, phantom
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.files import read_facts
 from minidiff.data.split import trained_on
-from minidiff.data.table import Table, read_table
+from minidiff.data.table import Table, read_external, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation import selection
 from minidiff.evaluation.features.build import EXTRACTORS, FeatureCache, build, describe
@@ -47,15 +47,17 @@ from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.pages import charts, render
 from minidiff.evaluation.sets import (
     HELD_OUT,
+    alike,
     check_origin,
     judge_of,
     read_real,
     read_synthetic,
     refuse_nested,
     seen_by,
+    without_labels,
 )
 from minidiff.evaluation.verdicts import KINDS
-from minidiff.root import DEMO, Rooted
+from minidiff.root import DEMO, Reading, Rooted
 
 PHANTOM = f"{DEMO}/phantom"      # the demo's data, with which go …
 HOSPITAL = f"{DEMO}/hospital"    # … phantoms with more noise, whose views go with the label
@@ -66,7 +68,7 @@ ASSUMED = "one image = one patient"    # goes without saying of synthetic images
 
 
 @dataclass(frozen=True)
-class MatrixConfig(Rooted):
+class MatrixConfig(Reading, Rooted):
     data: tuple[str, ...] = ()                    # real data sets, with splits; none: the root's
     samples: tuple[str, ...] = ("ROOT/samples",)  # folders of synthetic images
     external: tuple[str, ...] = ()                # other hospitals, seen by no model; demo: its own
@@ -103,13 +105,14 @@ def run_matrix(cfg: MatrixConfig) -> None:
             s.features[e.name] = cached(e, s.pixels).double().numpy()
 
     grid, draws = measure(cfg, [e.name for e in spaces], rows, columns, standards)
-    own_judge = selection.fingerprint(Path(cfg.classifier) / "judge")
+    own_judge = judge and selection.fingerprint(Path(cfg.classifier) / "judge")
     filters = {named(folder, cfg.samples): selection.decided(
         selection.of(folder)["filters"], own_judge) for folder in cfg.samples}
     verdicts = [gates.of_selected(v, filters.get(v["part"].partition(", set ")[0], {}))
                 for v in judge_all(cfg, standards, draws, judge, sets["real"])]
     caught = gates.caught(verdicts)
-    state, faults = gates.status(caught)
+    unasked = [] if judge else ["LABEL"] + ["FIDELITY"] * (not any(j.yardstick for j in standards))
+    state, faults = gates.status(caught, unasked)
     notes = dict.fromkeys(note for s in sets.values() for note in s.table.notes)
     provenance = runs.provenance()
     del provenance["started"]    # equal commands write equal bytes
@@ -165,15 +168,19 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
     """The sets real (with splits), external, and each folder of samples by its name; each in the
     order of its content."""
     splits, picked = selection.held_out(cfg.samples)
-    real = read_real(cfg.data, seed=cfg.seed, root=cfg.root, held_out=splits)
+    real = read_real(cfg.data, cfg, seed=cfg.seed, root=cfg.root, held_out=splits)
     real.notes.extend(picked)
     known = {"real": real}
     if cfg.external:
-        other = read_table(cfg.external, split=False)
+        read_other = read_external if cfg.distinct_patients else read_table
+        other = read_other(cfg.external, cfg, split=False)
         known["external"] = replace(other, rows=[{**row, "split": "external"}
                                                  for row in other.rows])
     files = {digest for table in known.values() for digest in table.hashes.values()}
     made = {folder: read_synthetic(folder, real.labels, files) for folder in cfg.samples}
+    for table in made.values():
+        real.notes.extend(without_labels(known["real"], table))
+        known = {name: alike(t, table) for name, t in known.items()}
     seen = {f"the generator of {folder}": trained_on(folder) for folder in made}
     for table in known.values():
         unseen = replace(table, rows=[row for row in table.rows if row["split"] != "train"])
@@ -187,8 +194,11 @@ def read(cfg: MatrixConfig) -> dict[str, Images]:
             for name, table in known.items()}
 
 
-def load_judge(cfg: MatrixConfig, real: Table) -> Predictor:
-    """The judge of the classifier run; InputError unless it reads every label of the data."""
+def load_judge(cfg: MatrixConfig, real: Table) -> Predictor | None:
+    """The judge of the classifier run; InputError unless it reads every label of the data. None if
+    there is one label."""
+    if len(real.labels) == 1:
+        return None
     folder = Path(cfg.classifier) / "judge"
     # where there is none, `load` says what is missing
     judge = judge_of(cfg.classifier, real.select(split="train")) or Predictor.load(folder)
@@ -197,7 +207,6 @@ def load_judge(cfg: MatrixConfig, real: Table) -> Predictor:
         raise InputError(f"{folder} does not read the label {', '.join(missing)}; it knows "
                          f"{', '.join(known) or 'none'}")
     return judge
-
 
 
 def named(folder: str, among: Sequence[str]) -> str:
@@ -227,10 +236,11 @@ def training_sources(real: Table) -> dict[str, list[str]]:
             for label in real.labels}
 
 
-def spaces_of(cfg: MatrixConfig, real: Images, judge: Predictor) -> list[Extractor]:
+def spaces_of(cfg: MatrixConfig, real: Images, judge: Predictor | None) -> list[Extractor]:
     """The extractors asked for: the matrix's own `spectrum`, and others of `features.build`."""
     train = real.part("train").pixels
-    others = build([spec for spec in cfg.extractors if spec != Spectrum.name], train=train,
+    absent = (Spectrum.name, *([] if judge else [PredictorFeatures.name]))
+    others = build([spec for spec in cfg.extractors if spec not in absent], train=train,
                    judge=judge)
     return [*others, Spectrum().fit(train)] if Spectrum.name in cfg.extractors else others
 
@@ -274,14 +284,14 @@ def measure(cfg: MatrixConfig, spaces: Sequence[str], rows: Sequence[Subset],
     return grid, kept
 
 
-def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping, judge: Predictor,
-              real: Images) -> list[dict]:
+def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping,
+              judge: Predictor | None, real: Images) -> list[dict]:
     """Verdicts on every candidate and, of fidelity and coverage, on the real training images."""
     sources, found = training_sources(real.table), []
     for j in standards:
         others = {s for label, own in sources.items() if label != j.label for s in own}
         train, held = of(real, j.label, "train"), of(real, j.label, *HELD_OUT)
-        seen = recognised(judge, held.pixels, [j.label] * len(held)).tolist()
+        seen = judge and recognised(judge, held.pixels, [j.label] * len(held)).tolist()
         known = {"train": near_spaces(train.pixels, judge),
                  "heldout": near_spaces(held.pixels, judge), "pairs": 0, "seed": cfg.seed,
                  "patients": (train.table.column("patient"), held.table.column("patient")),
@@ -297,9 +307,11 @@ def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping, 
                 v |= distances(j, s, draws)
             if not v["too_few"] and s is not j.train:
                 copies = memorisation(fake=near_spaces(s.pixels, judge), **known)
-                shown = recognised(judge, s.pixels, [j.label] * len(s)).tolist()
-                v |= {"LABEL": gates.label(shown, seen, s.patients, held.table.column("patient")),
-                      "NOVELTY": gates.novelty(copies), "memorisation": copies}
+                v |= {"LABEL": gates.no_label(), "NOVELTY": gates.novelty(copies),
+                      "memorisation": copies}
+                if judge:
+                    shown = recognised(judge, s.pixels, [j.label] * len(s)).tolist()
+                    v["LABEL"] = gates.label(shown, seen, s.patients, held.table.column("patient"))
             found.append(v)
     return found
 
@@ -315,9 +327,9 @@ def distances(j: Standard, s: Subset, draws: Mapping) -> dict:
                      for space, (c, _) in own.items()}}
 
 
-def near_spaces(images: Tensor, judge: Predictor) -> dict[str, Tensor]:
+def near_spaces(images: Tensor, judge: Predictor | None) -> dict[str, Tensor]:
     """The spaces in which copies are searched for."""
-    return {**pixel_spaces(images), "classifier": PredictorFeatures(judge)(images)}
+    return pixel_spaces(images, *([PredictorFeatures(judge)] if judge else []))
 
 
 def shortcuts(real: Table) -> list[dict]:

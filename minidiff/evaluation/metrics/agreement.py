@@ -29,11 +29,12 @@ def asked(judge: Predictor | None,
           tables: Mapping[str, Table]) -> tuple[dict[str, Labels], dict[str, str]]:
     """Cells of held-out and synthetic rows, of what samples were asked for and the judge reads.
 
-    And why an attribute cannot be compared, by its name; InputError where that is the label.
+    And why an attribute cannot be compared, by its name; InputError where that is the label, which
+    samples may also be without.
     """
     found, why = {name: {} for name in SHOWN}, {}
     for v in judge.variables if judge else ():
-        if not any(tables["synthetic"].column(v.name)):
+        if not set(tables["synthetic"].column(v.name)) - {"", var.ANY}:
             continue
         try:
             cells = {name: var.encode([v], tables[name].rows) for name in SHOWN}
@@ -109,11 +110,16 @@ def _centred(x: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 def certainty(judge: Predictor | None, labels: Sequence[str], pixels: Tensor) -> np.ndarray | None:
     """The judge's probability of the label of each image, (n,); None where it cannot read them."""
-    names = _label_values(judge) if judge else ()
-    if not names or not set(labels) <= set(names):
+    if not reads(judge, labels):
         return None
+    names = _label_values(judge)
     index = torch.tensor([names.index(label) for label in labels])
     return judge.predict(pixels)["label"].gather(1, index[:, None])[:, 0].double().numpy()
+
+
+def reads(judge: Predictor | None, labels: Sequence[str]) -> bool:
+    """Is there a judge, and does it know each of these labels?"""
+    return bool(judge) and set(labels) <= set(_label_values(judge))
 
 
 def recognised(judge: Predictor, pixels: Tensor, labels: Sequence[str]) -> Tensor:

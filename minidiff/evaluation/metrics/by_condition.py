@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from minidiff.cells import spelled
 from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.variables import RESERVED, Findings, Number, infer
@@ -35,13 +36,21 @@ def groups(tables: Mapping[str, Table]) -> tuple[dict[str, dict[str, np.ndarray]
             if not v.exclusive:
                 found |= _each_finding(v, cells)
                 continue
-            cells = cells if v.values else _thirds(v, cells)
+            cells = _alike(name, cells) if v.values else _thirds(v, cells)
         except InputError as error:   # a cell of another kind than those of training
             why[name] = str(error)
             continue
         if len(set(cells["train"]) - {""}) <= MOST_VALUES:
             found[name] = cells
     return found, why
+
+
+def _alike(name: str, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A value has one spelling on all sides, that of training: F may be female elsewhere."""
+    first = spelled(name, filter(None, [*cells["train"].tolist(), *(
+        cell for column in cells.values() for cell in column.tolist())]))
+    return {side: np.array([first.get(cell, "") for cell in column.tolist()])
+            for side, column in cells.items()}
 
 
 def _thirds(v: Number, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -104,6 +104,11 @@ def of_one_mix(train: Side, heldout: Side, synthetic: Side, seed: int) -> tuple[
     return tuple(sides[name].take(index) for name, index in one_mix(sides, seed).items())
 
 
+def parts(labels: Sequence[str], *sides: Side) -> list[str]:
+    """All labels together and each alone, unless all images have the same one."""
+    return [ALL, *labels] if len(set(np.concatenate([s.labels for s in sides]))) > 1 else [ALL]
+
+
 def too_few(*sides: Side) -> bool:
     return any(s.n < FEWEST or len(set(s.patients)) == 1 for s in sides)
 
@@ -112,7 +117,8 @@ def by_label(extractor: str, *, synthetic: Side, train: Side, heldout: Side, lab
              seed: int = 0, repeats: int = 100) -> list[dict]:
     """Rows of every distance with intervals, p and floors, one for each label and set."""
     rows = []
-    for label in tqdm([ALL, *labels], desc=f"distances, {extractor}", unit="label", leave=False):
+    for label in tqdm(parts(labels, synthetic, train, heldout), desc=f"distances, {extractor}",
+                      unit="label", leave=False):
         known, reference, made = (side.of(label) for side in (train, heldout, synthetic))
         if label == ALL:
             known, reference, made = of_one_mix(known, reference, made, seed)
@@ -261,14 +267,14 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
         return ms_ssim(torch.stack([pixels[s][i] for s, i in images]), pairs=PAIRS, seed=seed,
                        patients=[first[s].patients[i] for s, i in images])
 
-    mixed = one_mix(first, seed)
-    for label in [ALL, *labels]:
+    mixed, names = one_mix(first, seed), parts(labels, *first.values())
+    for label in names:
         some = mixed if label == ALL else {name: np.flatnonzero(side.labels == label)
                                            for name, side in first.items()}
         own = {key: [(s, i) for s in among for i in some[s]] for key, among in sides.items()}
         n = min(len(own["synthetic"]), len(own["real"]))
         # across labels MS-SSIM says less than coverage
-        seen = label != ALL and pixels["synthetic"].shape[-1] >= TAPS
+        seen = (label != ALL or names == [ALL]) and pixels["synthetic"].shape[-1] >= TAPS
         for name in [*features, *(["MS-SSIM"] if seen else [])]:
             row = {"label": label, "measure": name if name == "MS-SSIM" else f"Vendi, {name}",
                    "n": n, "too_few": n < FEWEST}

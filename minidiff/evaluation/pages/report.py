@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from jinja2 import UndefinedError
@@ -40,6 +41,7 @@ LIMITS = {"few": FEWEST, "neighbour": NEIGHBOUR, "alpha": ALPHA, "gate": GATE, "
 
 @dataclass(frozen=True)
 class PageConfig(Rooted):
+    writes: ClassVar[str] = "folder"
     folder: str = "ROOT/report"   # a report; its page is rendered again from its JSON
 
 

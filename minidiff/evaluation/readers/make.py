@@ -35,8 +35,8 @@ from minidiff.data import images
 from minidiff.data.split import trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
-from minidiff.evaluation.sets import HELD_OUT, check_origin, read_synthetic
-from minidiff.root import Rooted
+from minidiff.evaluation.sets import HELD_OUT, alike, check_origin, read_synthetic
+from minidiff.root import Reading, Rooted
 
 HERE = Path(__file__).parent
 GAP = 50          # places between an image and its repeat, where the list is long enough
@@ -59,7 +59,7 @@ RULES = (
 
 
 @dataclass(frozen=True)
-class Config(Rooted):
+class Config(Reading, Rooted):
     data: tuple[str, ...] = ()     # real data sets; only their val and test images are shown
     samples: tuple[str, ...] = ("ROOT/samples",)  # folders of synthetic images
     out: str = "ROOT/readers"      # folder for the readers: index.html and nothing else
@@ -79,7 +79,7 @@ class Config(Rooted):
 def run(cfg: Config) -> None:
     """Make a reading study: a page to rate images on, and its key."""
     page, key = make(cfg, secrets.token_bytes(32))
-    plan = json.loads((key / "preregistration.json").read_text())
+    plan = runs.read_json(key / "preregistration.json")
     print(f"{plan['images']} images and {plan['shown'] - plan['images']} repeats and controls for "
           f"{cfg.readers} readers; repeats {plan['gap']} or more places apart")
     for remark in plan["notes"]:
@@ -157,7 +157,7 @@ def check(cfg: Config) -> tuple[Path, Path]:
         raise InputError(f"--key {key} and --out {out}: the key must lie apart from what the "
                          "readers get")
     for folder in (out, key):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if runs.occupied(folder):
             raise InputError(f"{folder} exists and is not empty; a study is never made over "
                              "another: give another folder")
     return out, key
@@ -165,7 +165,7 @@ def check(cfg: Config) -> tuple[Path, Path]:
 
 def texts(path: str) -> dict[str, str]:
     """The page's words, from text.json or a translation that has each with the same {values}."""
-    english = json.loads((HERE / "text.json").read_text())
+    english = runs.read_json(HERE / "text.json")
     found = runs.read_json(path) if path else english
     for key, text in english.items():
         given = found.get(key) if isinstance(found, dict) else None
@@ -179,9 +179,11 @@ def texts(path: str) -> dict[str, str]:
 def read(cfg: Config) -> tuple[Table, list[Table]]:
     """Held-out real images and each set of samples, which may hold no real file, nor images of a
     generator that saw held-out ones."""
-    table = read_table(cfg.data, seed=cfg.seed, split_dir=Path(cfg.root))
+    table = read_table(cfg.data, cfg, seed=cfg.seed, split_dir=Path(cfg.root))
     made = [read_synthetic(folder, table.labels, table.hashes.values()) for folder in cfg.samples]
     real = table.select(split=HELD_OUT)
+    for samples in made:
+        real = alike(real, samples)
     seen = {f"the generator of {folder}": trained_on(folder) for folder in cfg.samples}
     return replace(real, notes=[*table.notes, *check_origin(real, seen)]), made
 
@@ -328,14 +330,14 @@ def stored_png(image: np.ndarray) -> bytes:
 
 def build_page(study: dict) -> bytes:
     """The whole page; its policy allows this one script and style, and no request."""
-    script, style = ((HERE / f"reader.{kind}").read_text() for kind in ("js", "css"))
+    script, style = ((HERE / f"reader.{kind}").read_text("utf-8") for kind in ("js", "css"))
     allowed = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
                for name, text in (("script", script), ("style", style))}
     policy = "; ".join(["default-src 'none'", "img-src data:", "base-uri 'none'",
                         "form-action 'none'",
                         *(f"{name}-src 'sha256-{digest}'" for name, digest in allowed.items())])
     data = json.dumps(study, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = (HERE / "reader.html").read_text()
+    page = (HERE / "reader.html").read_text("utf-8")
     parts = {**{name: html.escape(study["text"][name]) for name in ("lang", "title")},
              "policy": policy, "style": style, "script": script, "study": data}
     for name, part in parts.items():

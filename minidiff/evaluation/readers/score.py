@@ -17,6 +17,7 @@ import numpy as np
 import scipy
 
 from minidiff import runs
+from minidiff.cells import is_unknown, to_number
 from minidiff.data.table import read_csv
 from minidiff.errors import InputError
 from minidiff.evaluation import pages, verdicts
@@ -33,7 +34,6 @@ from minidiff.rating import (
 )
 from minidiff.root import Rooted
 from minidiff.statistics import auroc, auroc_interval, pearson, wilson
-from minidiff.variables import to_number
 
 KINDS = ("synthetic", "real")
 
@@ -231,8 +231,8 @@ def read_numbers(path: str, key: Key) -> dict[str, np.ndarray]:
     """Columns of numbers, each in the order of the key's synthetic images; nan where an image has
     none.
 
-    Raises InputError where no row names an image of the study, or where a file name stands for two
-    of its images.
+    Raises InputError where no row names an image of the study, where a file name stands for two of
+    its images, and where a column of numbers has another word.
     """
     rows = read_csv(path, needed=("file_name",))
     names = ["set", "file_name"] if "set" in rows[0] else ["file_name"]
@@ -241,16 +241,24 @@ def read_numbers(path: str, key: Key) -> dict[str, np.ndarray]:
     if len(place) < len(items):
         raise InputError(f"{path}: file names stand for images of several sets; add a column 'set' "
                          "with the sets' folders")
-    found = {}
+    found, words = {}, {}
     for row in rows:
         at = place.get(tuple(row[n] for n in names))
         for name, cell in row.items():
             value = to_number(cell)
-            if at is not None and name not in names and math.isfinite(value):
+            if at is None or name in (*names, "where"):
+                continue
+            if math.isnan(value) and not is_unknown(cell):
+                words.setdefault(name, (row["where"], cell))
+            elif not math.isnan(value):
                 column = found.setdefault(name, np.full(len(items), np.nan))
                 if not np.isnan(column[at]):
                     raise InputError(f"{path}: {' '.join(row[n] for n in names)} has two rows")
                 column[at] = value
+    for name in (name for name in words if name in found):
+        where, cell = words[name]
+        raise InputError(f"{where}: {name} {cell!r} is not a number, unlike others of its column; "
+                         "write 1234.5, or leave it empty")
     if not found:
         raise InputError(f"{path}: no row has a number for an image of the study, such as "
                          f"{' '.join(items[0])}")
