@@ -110,10 +110,9 @@ def sample(cfg: SampleConfig) -> None:
     rows = runs.read_json(out / "plan.json")  # finished as it was planned, also by a later version
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
-    new = sum(not (out / row["file_name"]).exists() for row in rows)
+    absent = {name for row in rows if not (out / (name := row["file_name"])).exists()}
     batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
-    missing = [batch for batch in batches
-               if not all((out / row["file_name"]).exists() for row in batch)]
+    missing = [batch for batch in batches if any(row["file_name"] in absent for row in batch)]
     mine = missing[distributed.rank() :: distributed.world()]
     chroma, done = [], set()
     steps = sum(map(len, mine)) * (recipe.taken + 1)  # images that are drawn again come on top
@@ -132,7 +131,7 @@ def sample(cfg: SampleConfig) -> None:
         # a classifier tells labels apart
         after = "classify" if any(v.name == "label" for v in variables) else "evaluate"
         print(f"{out}: {count(len(rows), 'image')}, in sets of {plans.SET}; "
-              f"{new} of them new{removed}\n{then(after, cfg, 'samples')}")
+              f"{len(absent)} of them new{removed}\n{then(after, cfg, 'samples')}")
 
 
 def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bool, text: dict,

@@ -26,11 +26,11 @@ NO_FINDING = ("none", "no finding", "no_finding")  # as NIH, CheXpert and MIMIC 
 AND = "|"  # Edema|Effusion: both are present
 TOP = 89      # years; lower ages are not hidden behind a sign, such as 60+, but grouped
 OLDEST = 120  # years; an age beyond, or below 0, stands for unknown or is a mistake
-YEARS = {"y yr yrs yo year years j jahr jahre an ans año años ano anos anni": 1.0,
+UNITS = {"y yr yrs yo year years j jahr jahre an ans año años ano anos anni": 1.0,
          "m mo mos mon month months monat monate mois mes meses mesi": 1 / 12,
          "w wk wks week weeks woche wochen": 7 / 365.25,
          "d day days tag tage jour jours": 1 / 365.25}
-YEARS = {"": 1.0} | {word: years for words, years in YEARS.items() for word in words.split()}
+YEARS = {"": 1.0} | {word: years for words, years in UNITS.items() for word in words.split()}
 WORDS = {  # column: its words, as they are without case, space and punctuation, by what they mean
     "sex": {"f": "f female fem w woman girl weiblich frau femme féminin femenino femenina",
             "m": "m male masc man boy männlich maennlich mann homme masculin masculino",

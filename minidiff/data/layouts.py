@@ -312,12 +312,11 @@ def _splits_of_column(rows: list[Row]) -> list[str]:
     if len(set(map(tuple, found.values()))) > 1:
         raise InputError(f"the columns {' and '.join(found)} may each be the split: choose, "
                          f"--columns split={next(iter(found))}")
-    for name, splits in found.items():
-        for row, split in zip(rows, splits):
-            row["split"] = split
-        return [f"splits are those of the column {name!r}; a column split, be it empty, goes "
-                "before it"]
-    return []
+    name, splits = next(iter(found.items()), ("", ()))
+    for row, split in zip(rows, splits):
+        row["split"] = split
+    return [f"splits are those of the column {name!r}; a column split, be it empty, goes before it"
+            ] if found else []
 
 
 def _splits_of_folders(rows: list[Row]) -> list[str]:
