@@ -48,7 +48,7 @@ class Schedule:
 
     @property
     def zero_snr(self) -> bool:
-        """Does it end in pure noise? eps tells nothing of the image there; v and x0 do."""
+        """Does it end in pure noise? eps tells nothing about the image there; v and x0 do."""
         return self.alphas_cumprod[-1].item() <= ZERO_SNR
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ luck of independent draws (which gave 60 of 100 AP where training has 53).
 
 Conditions that are to be independent of the label are drawn from the rows of all labels, each label
 weighing the same, and every label gets the same list of them: in the set that is made, the label
-tells nothing of source, view or age.
+tells nothing about source, view or age.
 """
 
 from bisect import bisect_right

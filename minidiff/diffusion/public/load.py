@@ -218,7 +218,7 @@ def which_prediction(contents: Contents, files: list[dict], given: str | None,
         raise InputError(f"{contents.path}: prediction {said or given!r} is not one of eps, v, x0")
     if (said or given) == "eps" and contents.schedule.zero_snr:
         raise InputError(f"{contents.path}: {contents.schedule_from} ends at zero SNR, where eps "
-                         "tells nothing of the image: v (or x0) is needed there, not eps; give "
+                         "tells nothing about the image: v (or x0) is needed there, not eps; give "
                          "--prediction v if that is what it was trained for")
     return (said, where) if said else (given, "--prediction")
 
