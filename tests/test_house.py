@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors", "cells", "convolution", "pixels", "variables", "counted", "config", "runs",
-          "distributed", "statistics", "rating", "threads", "root", "download", "lock", "names",
+          "distributed", "overlap", "statistics", "rating", "threads", "root", "download", "lock", "names",
           "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
