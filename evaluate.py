@@ -62,6 +62,7 @@ from minidiff.evaluation.sets import Config
 from minidiff.pixels import to_float, to_grey
 from minidiff.sampling import plan as plans
 from minidiff.sampling.finished_run import make_images, open_pipeline
+from minidiff.training.device import pick_device
 
 
 def run_report(cfg: Config) -> None:
@@ -76,8 +77,9 @@ def run_report(cfg: Config) -> None:
     found = sets.other_runs(cfg, tables)
     panel = judges.of(cfg, tables)  # a cell that one does not know is refused before the work
     judge = panel[judges.OWN].predictor if judges.OWN in panel else None
-    extractors = build(cfg.extractors, train=pixels["train"], judge=judge,
-                       vae=store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None)
+    device = pick_device(cfg.device)
+    vae = store.load_vae(Path(cfg.vae)).to(device) if "vae" in cfg.extractors else None
+    extractors = build(cfg.extractors, train=pixels["train"], judge=judge, vae=vae, device=device)
     facts = {name: table.fingerprint for name, table in tables.items()}
     facts |= {"judge" if name == judges.OWN else f"{name} judge": j.facts["sha256"]
               for name, j in panel.items()}
