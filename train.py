@@ -14,11 +14,12 @@ Ctrl-C and SIGTERM finish the step, save and stop; the same command resumes.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import minidiff.threads  # noqa: F401  before torch: sets how its threads wait
 
 import torch
+from torch import Tensor
 
 from minidiff import config, counted, distributed, runs
 from minidiff import variables as var
@@ -33,16 +34,19 @@ from minidiff.diffusion.public.lora import write_lora
 from minidiff.diffusion.vae import VAE, edge_error, encoder
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
+from minidiff.overlap import send
 from minidiff.pixels import to_float, to_uint8
 from minidiff.root import Reading, Rooted, then
 from minidiff.sampling.pictures import draw_losses, draw_pictures, draw_reconstructions
-from minidiff.training import state
+from minidiff.training import compiling, state
 from minidiff.training.checkpointer import Checkpointer
+from minidiff.training.compiling import Compile
 from minidiff.training.device import pick_device
 from minidiff.training.optim import EMA, SCHEDULES, Trained, adamw, set_lr
 from minidiff.training.precision import Precision, PrecisionName
 
 # Knobs that a resumed run may change: the weights do not depend on them.
+PAYS = 2000  # steps from which compiling, a minute or two, is earned back
 FREE = ("log_every", "save_every", "snapshots", "guidance", "device", "compile", "checkpointing",
         "shard")
 
@@ -63,7 +67,8 @@ class VAEConfig(Reading, Rooted):
     lpips: tuple[str, ...] = ()      # LPIPS or VGG-16 files: add the learned perceptual distance
     augment: float = 0.0             # strength of rotation, shift, scale, intensity; few images: 1
     clip: float = 1.0                # largest gradient norm; larger gradients are scaled down
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 if the GPU has it
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # auto: bf16 if the GPU has it
+    deterministic: bool = False      # on CUDA the same bytes each time, slower; the CPU always is
     seed: int = 0                    # of initial weights, order, augmentation and noise
     skip_bad: bool = False           # leave out unreadable images and list them; else refuse
     grey: Literal["auto", "yes", "no"] = "auto"  # colour images to grey; auto: if they are ≤ 5 %
@@ -103,7 +108,8 @@ class DiffusionConfig(Reading, Rooted):
     augment: float = 0.5             # strength of the augmented views; samples look like them
     clip: float = 1.0                # largest gradient norm; larger gradients are scaled down
     precision: PrecisionName = "auto"  # auto: bf16 on GPUs that have it, else fp16; fp32 on the CPU
-    compile: bool = False            # torch.compile: minutes at the start, then faster steps
+    deterministic: bool = False      # on CUDA the same bytes each time, slower; the CPU always is
+    compile: Compile = "auto"        # torch.compile; auto: on CUDA, from 2,000 steps on
     checkpointing: bool = False      # compute activations twice: half the memory, a third more time
     shard: bool = False              # FSDP2 in place of DDP: weights spread over torchrun's GPUs
     guidance: float = Recipe.guidance  # of the pictures in grids/
@@ -120,7 +126,7 @@ def train_vae(cfg: VAEConfig) -> None:
     """Train the autoencoder: reconstruction, multi-scale gradients and a little KL."""
     distributed.start()
     device = pick_device(cfg.device)
-    precision = Precision(cfg.precision, device)
+    precision = Precision(cfg.precision, device, fp16=False, deterministic=cfg.deterministic)
     runs.refuse_other(cfg.out, cfg, "vae", FREE)
     data = read_training_set(cfg, cfg.size)
     train = data.part("train")
@@ -141,33 +147,37 @@ def train_vae(cfg: VAEConfig) -> None:
         state.require_space(run, vae)
     net = distributed.parallel(vae, device)
     pick = picker(train, cfg.seed)
-    with Checkpointer(run, steps=cfg.steps, every=cfg.save_every, text="VAE", model=Trained(vae),
-                      ema=ema, optimizer=optimizer, precision=precision) as checkpointer:
-        for step in checkpointer.steps():
-            slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
-            index = pick(slots)
-            x = augment(to_float(train.pixels[index]),
-                        counted.generators(cfg.seed, slots, counted.AUGMENT), cfg.augment)
-            x = x.to(device).contiguous(memory_format=torch.channels_last)
-            latent = (vae.config.latent_channels, *(side // vae.factor for side in x.shape[2:]))
-            noise = counted.normal(cfg.seed, slots, counted.NOISE, latent)
+    cells = (vae.config.latent_channels, *[data.size // vae.factor] * 2)
+
+    def batch(step: int) -> tuple[list[int], Tensor, Tensor]:
+        slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
+        x = to_float(send(train.pixels[index := pick(slots)], device))
+        x = augment(x, counted.generators(cfg.seed, slots, counted.AUGMENT), cfg.augment)
+        noise = counted.normal(cfg.seed, slots, counted.NOISE, cells)
+        return index, x.contiguous(memory_format=torch.channels_last), send(noise, device)
+
+    with Checkpointer(run, device, steps=cfg.steps, every=cfg.save_every, text="VAE",
+                      model=Trained(vae), ema=ema, optimizer=optimizer,
+                      precision=precision) as checkpointer:
+        for step, (index, x, noise) in checkpointer.steps(batch):
             with precision.autocast():
-                y, kl = net(x, noise.to(device))
+                y, kl = net(x, noise)
                 perceptual = lpips(y, x).mean() if lpips else x.new_zeros(())
             y, kl = y.float(), kl.mean()
             l1, edges = (y - x).abs().mean(), edge_error(y, x)
             loss = l1 + cfg.edges * edges + cfg.kl * kl / x[0].numel() + perceptual
             lr = set_lr(optimizer, SCHEDULES["cosine"](step, cfg.steps, cfg.lr, cfg.steps // 20))
-            norm = precision.step(loss, optimizer, vae.parameters(), cfg.clip, train.names(index))
+            precision.backward(loss)
+            precision.update(optimizer, vae.parameters(), cfg.clip)
             ema.update(vae, step)
 
-            done = step + 1
-            terms = {name: distributed.mean(value) for name, value in
-                     [("loss", loss), ("l1", l1), ("edges", edges), ("kl", kl),
-                      ("lpips", perceptual)]}
-            checkpointer.show(cfg.batch, l1=terms["l1"], lr=lr)
+            terms = precision.read(torch.stack([loss, l1, edges, kl, perceptual]),
+                                   train.names(index))
+            done, terms = step + 1, checkpointer.gather(terms).mean(0).tolist()
+            checkpointer.show(cfg.batch, l1=terms[1], lr=lr)
             if done % cfg.log_every == 0 or done == cfg.steps:
-                checkpointer.log(step=done, **terms, lr=lr, grad_norm=norm,
+                named = zip(("loss", "l1", "edges", "kl", "lpips"), terms)
+                checkpointer.log(step=done, **dict(named), lr=lr, grad_norm=precision.norm,
                                  skipped=precision.skipped)
             if checkpointer.is_due(done):
                 draw_losses(run, ["loss", "l1", "edges"])
@@ -197,13 +207,22 @@ def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, seen: list[
           f"components: {baseline:.2f} dB); latent scale {vae.scale.item():.4f}")
 
 
+class Batch(NamedTuple):
+    index: list[int]    # the images
+    times: Tensor       # int64, of all ranks: which level each image is noised to …
+    t: Tensor           # … and of this one, (n,), on the CPU; the rest is on the device
+    z: Tensor           # latents (n, 4, h, w)
+    noise: Tensor
+    labels: var.Labels  # (n,) each
+
+
 class Stage:
     """All that the diffusion stage works with: read, checked, built and encoded."""
 
     def __init__(self, cfg: DiffusionConfig):
         distributed.start()
         self.device = pick_device(cfg.device)
-        self.precision = Precision(cfg.precision, self.device)
+        self.precision = Precision(cfg.precision, self.device, deterministic=cfg.deterministic)
         var.check_names(cfg.condition)
         runs.refuse_other(cfg.out, cfg, "diffusion", (*FREE, "size", "condition"))
         distributed.require_equal_slices(cfg.batch, cfg.accumulate)
@@ -211,6 +230,9 @@ class Stage:
         if cfg.shard and (scope != "all" or self.precision.name == "fp16"):
             raise InputError(f"--shard spreads --train all in fp32 or bf16, not {scope} in "
                              f"{self.precision.name}")
+        if cfg.shard and cfg.compile == "yes":
+            raise InputError("--shard gathers weights block by block, which --compile yes cannot "
+                             "follow: leave one of them out")
         vae_run = cfg.vae or ("" if cfg.init else f"{cfg.root}/vae")
         self.data = read_training_set(cfg, begin.known_size(cfg.init, vae_run, cfg.size), cfg.prior)
         self.train, val = self.data.part("train"), self.data.part("val")
@@ -238,59 +260,68 @@ class Stage:
         if distributed.rank() == 0:
             runs.open_run(self.run, replace(cfg, size=self.data.size, condition=names), "diffusion",
                           free=FREE, notes=self.data.table.notes, n_train=len(rows), **facts,
+                          **self.precision.facts(),
                           conditions={v.name: list(v.values) for v in self.variables})
             state.require_space(self.run, self.model, cfg.snapshots)
         if cfg.shard:
             distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),
                               self.device)
-        # … and the same in DDP, if there are several ranks
+        # … and the same in DDP, if there are several ranks, and compiled
         self.net = self.model if cfg.shard else distributed.parallel(self.model, self.device)
+        if not cfg.shard and compiling.wanted(cfg.compile, self.device, cfg.steps, PAYS):
+            self.net = torch.compile(self.net)
         self.optimizer = adamw(self.model, cfg.lr, weight_decay=1e-2)
         with distributed.rank0_first():
             self.source, val_means = latents.encoded(
                 self.run / "latents.safetensors", runs.json_key(**facts), encoder(self.start.vae),
-                self.train.pixels, val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed)
+                self.train.pixels, val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed,
+                device=self.device)
         n, levels = min(len(val), watch.AT_MOST), len(self.start.schedule)
         self.probes = [watch.Probe.of(self.source.mean[0], self.labels, n, levels),
                        watch.Probe.of(val_means, var.encode(self.variables, val.table.rows), n,
                                       levels)]
+        self.pick = picker(self.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
+        self.cfg = cfg
+
+    def batch(self, step: int) -> Batch:
+        """This rank's part of a step's batch, on the device: a function of its slots alone."""
+        cfg, levels = self.cfg, len(self.start.schedule)
+        slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
+        index = self.pick(slots)
+        times = (counted.stratified(cfg.seed, step, cfg.batch) * levels).long()
+        drops = counted.drops(cfg.seed, slots, len(self.variables), cfg.drop, cfg.drop_each)
+        labels = var.drop(self.variables, {k: v[index] for k, v in self.labels.items()}, drops)
+        return Batch(index, times, distributed.rank_slice(times), *self.source.draw(index, slots),
+                     {name: send(cells, self.device) for name, cells in labels.items()})
 
 
 def train_diffusion(cfg: DiffusionConfig) -> None:
     """Train the text-free denoiser on latents."""
     s = Stage(cfg)
-    schedule, device = s.start.schedule, s.device
-    denoiser = Denoiser(torch.compile(s.net) if cfg.compile else s.net, schedule,
-                        s.start.prediction)
+    schedule, device, n = s.start.schedule, s.device, cfg.batch // distributed.world()
+    denoiser = Denoiser(s.net, schedule, s.start.prediction)
     averaged = Denoiser(s.ema.model, schedule, s.start.prediction)
-    pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size)
-    pick = picker(s.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
+    pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size,
+                        autocast=s.precision.autocast)
     snapshot_steps = {cfg.steps * k // (cfg.snapshots + 1) for k in range(1, cfg.snapshots + 1)}
-    with Checkpointer(s.run, steps=cfg.steps, every=cfg.save_every, text="diffusion",
+    with Checkpointer(s.run, device, steps=cfg.steps, every=cfg.save_every, text="diffusion",
                       model=Trained(s.model), ema=s.ema, optimizer=s.optimizer,
                       precision=s.precision) as checkpointer:
-        for step in checkpointer.steps():
-            slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
-            index = pick(slots)
-            z, noise = (x.to(device) for x in s.source.draw(index, slots))
-            times = (counted.stratified(cfg.seed, step, cfg.batch) * len(schedule)).long()
-            t = distributed.rank_slice(times)
-            drops = counted.drops(cfg.seed, slots, len(s.variables), cfg.drop, cfg.drop_each)
-            y = var.drop(s.variables, {k: v[index].to(device) for k, v in s.labels.items()}, drops)
+        for step, (index, times, t, z, noise, y) in checkpointer.steps(s.batch):
             lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
             losses = []
-            for micro in torch.arange(len(slots)).chunk(cfg.accumulate):
-                is_last = micro[-1] + 1 == len(slots)
-                with s.precision.autocast(), distributed.unsynced(s.net, is_last):
+            for micro in distributed.micro_batches(n, cfg.accumulate):
+                with s.precision.autocast(), distributed.unsynced(s.net, micro.stop == n):
                     loss = denoiser.loss(z[micro], t[micro], noise[micro],
                                          {k: v[micro] for k, v in y.items()}, cfg.min_snr)
-                    s.precision.backward(loss.sum() / len(slots))
-                losses.append(loss.detach().cpu())
-            norm = s.precision.update(s.optimizer, s.model.parameters(), cfg.clip,
-                                      s.train.names(index))
+                    s.precision.backward(loss.sum() / n)
+                losses.append(loss.detach())
+            s.precision.update(s.optimizer, s.model.parameters(), cfg.clip)
             s.ema.update(s.model, step)
 
-            done, losses = step + 1, distributed.gather(torch.cat(losses))
+            # until here nothing has waited for a GPU
+            losses = s.precision.read(torch.cat(losses), s.train.names(index))
+            done, losses = step + 1, checkpointer.gather(losses).flatten()
             checkpointer.show(cfg.batch, loss=losses.mean(), lr=lr)
             is_due, is_snapshot = checkpointer.is_due(done), done in snapshot_steps
             held_out = {"val_loss": None}
@@ -300,7 +331,8 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             if is_due or is_snapshot or done % cfg.log_every == 0:
                 checkpointer.log(step=done, loss=losses.mean().item(),
                                  **watch.by_quarter(losses, times, len(schedule)), **held_out,
-                                 lr=lr, grad_norm=norm, skipped=s.precision.skipped)
+                                 lr=lr, grad_norm=s.precision.norm,
+                                 skipped=s.precision.skipped)
             facts = {"step": done, "val_loss": held_out["val_loss"]}
             if checkpointer.is_best(held_out["val_loss"]):
                 save_model(s.run / "best", s, **facts)

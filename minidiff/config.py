@@ -189,8 +189,12 @@ def from_dict(config_type: type, knobs: Mapping[str, Any]):
     if unknown:
         raise InputError(f"{config_type.__name__} has no knob {', '.join(unknown)}; it has "
                          f"{', '.join(names)}")
-    cfg = config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
-    for name, hint in typing.get_type_hints(config_type).items():
+    hints = typing.get_type_hints(config_type)
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()}
+    plain |= {k: "yes" if v else "no" for k, v in plain.items()  # a switch of an earlier version
+              if isinstance(v, bool) and "yes" in typing.get_args(hints[k])}
+    cfg = config_type(**plain)
+    for name, hint in hints.items():
         value, kind = getattr(cfg, name), typing.get_origin(hint) or hint
         if kind is Literal and value not in typing.get_args(hint):
             raise InputError(f"{name} {value!r} is not one of "

@@ -97,6 +97,11 @@ def require_equal_slices(batch: int, accumulate: int = 1) -> None:
                          "micro-batches")
 
 
+def micro_batches(n: int, accumulate: int) -> list[slice]:
+    """A rank's n images in equal parts, which `accumulate` divides."""
+    return [slice(i, i + n // accumulate) for i in range(0, n, n // accumulate)]
+
+
 def rank_slice(batch: Sequence) -> Sequence:
     """This rank's part of a global batch, which the number of ranks divides."""
     n = len(batch) // world()
@@ -112,14 +117,11 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def mean(x: Tensor) -> float:
-    """The mean of a number over the ranks."""
-    return gather(x.detach().float().cpu().reshape(1)).mean().item()
-
-
-def any_rank(flag: bool) -> bool:
-    """Is the flag set on any rank?"""
-    return bool(gather(torch.tensor([flag])).any())
+def least(flags: Tensor) -> Tensor:
+    """(n,) on the device of every rank → the least of each; nothing waits."""
+    if world() > 1:
+        dist.all_reduce(flags, dist.ReduceOp.MIN)
+    return flags
 
 
 def wait() -> None:
@@ -170,9 +172,14 @@ def unsynced(model: nn.Module, last: bool):
     return model.no_sync()
 
 
-def gather_full(tensor: Tensor) -> Tensor:
-    """A tensor in full on the CPU, even if it is sharded; all ranks must call this together."""
-    return (tensor.full_tensor() if is_sharded(tensor) else tensor).detach().cpu()
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor in full, even if it is sharded; all ranks must call this together."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def gather_full(tensor: Tensor, copy: bool = False) -> Tensor:
+    """The same on the CPU; `copy`: never a view of memory that training goes on to write."""
+    return whole(tensor).detach().to("cpu", copy=copy)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -151,11 +151,18 @@ def provenance() -> dict[str, Any]:
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "minidiff": minidiff.__version__, "commit": _git("rev-parse", "HEAD") + changes,
-        "python": platform.python_version(), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "machine": torch.cuda.get_device_name()
-        if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        "python": platform.python_version(), "threads": torch.get_num_threads(), **machine(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def machine() -> dict[str, Any]:
+    """What computes: the GPU, if this process uses one, and what its results depend on."""
+    if not torch.cuda.is_initialized():
+        return {"torch": torch.__version__, "machine": f"{platform.machine()} CPU"}
+    return {"torch": torch.__version__, "machine": torch.cuda.get_device_name(),
+            "device": f"cuda:{torch.cuda.current_device()}", "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(), "tf32": torch.backends.cudnn.allow_tf32}
 
 
 def _git(*words: str) -> str:

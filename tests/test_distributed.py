@@ -157,8 +157,8 @@ def test_bad_shares_are_refused(two):
 def test_one_process_is_its_own_world():
     x = torch.arange(3)
     assert distributed.gather(x) is x and distributed.rank_slice(range(4, 8)) == range(4, 8)
-    assert distributed.any_rank(True) and not distributed.any_rank(False) and distributed.mean(
-        torch.tensor(2.0)) == 2.0
+    assert distributed.least(x) is x and distributed.micro_batches(6, 3) == [
+        slice(0, 2), slice(2, 4), slice(4, 6)]
     with pytest.raises(InputError, match="--batch 7 is not a multiple"):
         distributed.require_equal_slices(7, 2)
 

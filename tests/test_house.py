@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors", "cells", "convolution", "pixels", "variables", "counted", "config", "runs",
-          "distributed", "statistics", "rating", "threads", "root", "download", "lock", "names",
-          "__init__"}
+          "distributed", "overlap", "statistics", "rating", "threads", "root", "download", "lock",
+          "names", "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
     "data": set(),

@@ -13,10 +13,13 @@ from torch import nn
 
 from minidiff import runs
 from minidiff.errors import InputError, TrainingFault
+from minidiff.overlap import Behind
 from minidiff.training import checkpointer, state
 from minidiff.training.checkpointer import Checkpointer
 from minidiff.training.optim import EMA, Trained, cosine
 from minidiff.training.precision import Precision
+
+CPU = torch.device("cpu")
 
 
 def toy(seed=0, width=3):
@@ -57,7 +60,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
 
 def test_the_newest_valid_checkpoint_is_taken_and_the_damaged_one_named(tmp_path, capsys):
     for done in (1, 2, 3):
-        state.checkpoint(tmp_path, done, **trained(done))
+        state.checkpoint(tmp_path, done, Behind(CPU), **trained(done))
     folder = tmp_path / "checkpoints"
     # two are kept
     assert [p.name for p in sorted(folder.iterdir())] == ["step_00000002", "step_00000003"]
@@ -75,7 +78,7 @@ def test_the_newest_valid_checkpoint_is_taken_and_the_damaged_one_named(tmp_path
 
 @pytest.mark.parametrize("fail_at", ["save_file", "write_json", "replace"])
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, fail_at):
-    state.checkpoint(tmp_path, 1, **trained(1))
+    state.checkpoint(tmp_path, 1, Behind(CPU), **trained(1))
     full = OSError(28, "No space left on device")
     if fail_at == "save_file":
         full = SafetensorError("Error while serializing: I/O error: No space left on device (os "
@@ -83,7 +86,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, fail_at):
     target = {"save_file": runs, "write_json": runs, "replace": state.os}[fail_at]
     monkeypatch.setattr(target, fail_at, lambda *a, **k: (_ for _ in ()).throw(full))
     with pytest.raises(OSError, match="No space left on device"):
-        state.checkpoint(tmp_path, 2, **trained(2))
+        state.checkpoint(tmp_path, 2, Behind(CPU), **trained(2))
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
     assert state.resume(tmp_path, **trained(0)) == 1
@@ -132,7 +135,7 @@ def test_non_finite_steps_are_skipped_counted_and_end_the_run_after_three():
 
 def test_fp16_overflow_halves_the_scale_and_recovers():
     model = toy()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     precision = Precision("fp16", "cpu")
     x, before = torch.ones(2, 4), model[2].weight.clone()
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
@@ -149,7 +152,7 @@ def test_scaled_gradients_are_unscaled_before_clipping():
     norms = {}
     for name in ("fp32", "fp16"):
         model = toy()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
         norms[name] = Precision(name).step(model(torch.ones(2, 4)).sum(), optimizer,
                                            model.parameters(), 1e-3)
     assert norms["fp16"] == pytest.approx(norms["fp32"], rel=1e-4)
@@ -170,34 +173,34 @@ def test_cosine_warms_up_and_ends_at_a_hundredth():
 
 def test_sigterm_finishes_the_step_saves_and_ends_with_status_130(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    interrupted = Checkpointer(tmp_path, steps=9, every=100, **trained())
+    interrupted = Checkpointer(tmp_path, CPU, steps=9, every=100, **trained())
     with pytest.raises(SystemExit) as stop, interrupted as run:
-        for step in run.steps():
+        for step, _ in run.steps(int):
             if step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
             last = step
     assert stop.value.code == 130 and last == 4
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
     assert signal.getsignal(signal.SIGTERM) == before
-    with Checkpointer(tmp_path, steps=9, every=100, **trained()) as run:
-        assert list(run.steps()) == [5, 6, 7, 8]
+    with Checkpointer(tmp_path, CPU, steps=9, every=100, **trained()) as run:
+        assert [step for step, _ in run.steps(int)] == [5, 6, 7, 8]
 
 
 def test_a_state_is_saved_by_time_as_well_as_by_step(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpointer, "MINUTES", 0)
     saved = []
-    monkeypatch.setattr(state, "checkpoint", lambda run, done, **parts: saved.append(done))
-    with Checkpointer(tmp_path, steps=3, every=100, **trained()) as run:
-        list(run.steps())
+    monkeypatch.setattr(state, "checkpoint", lambda run, done, *_, **parts: saved.append(done))
+    with Checkpointer(tmp_path, CPU, steps=3, every=100, **trained()) as run:
+        list(run.steps(int))
     assert saved == [1, 2, 3]
 
 
 def test_three_faults_end_the_run_with_the_batch_and_the_last_good_state_named(tmp_path, capsys):
     parts = trained(0)
     said = r"c.png; the last good state: .*step_00000003"
-    faulty = Checkpointer(tmp_path, steps=99, every=3, **parts)
+    faulty = Checkpointer(tmp_path, CPU, steps=99, every=3, **parts)
     with pytest.raises(TrainingFault, match=said), faulty as run:
-        for step in run.steps():
+        for step, _ in run.steps(int):
             loss = parts["model"](torch.ones(2, 4)).sum() * (1.0 if step < 3 else float("nan"))
             parts["precision"].step(loss, parts["optimizer"], parts["model"].parameters(), 1.0,
                                     "c.png")
@@ -206,14 +209,14 @@ def test_three_faults_end_the_run_with_the_batch_and_the_last_good_state_named(t
 
 
 def test_the_lowest_loss_is_remembered_over_a_resume(tmp_path):
-    with Checkpointer(tmp_path, steps=9, every=1, **trained()) as run:
+    with Checkpointer(tmp_path, CPU, steps=9, every=1, **trained()) as run:
         losses = (None, 3.0, 2.0, 2.0, 2.5)
         assert [run.is_best(loss) for loss in losses] == [False, True, True, False, False]
-        for step in run.steps():
+        for step, _ in run.steps(int):
             if step == 3:
                 break
             run.log(step=step + 1, val_loss=losses[step])
-    with Checkpointer(tmp_path, steps=9, every=1, **trained()) as run:
+    with Checkpointer(tmp_path, CPU, steps=9, every=1, **trained()) as run:
         assert not run.is_best(2.1) and run.is_best(1.9)
 
 
@@ -269,7 +272,8 @@ def test_micro_batches_add_up_to_the_batch():
     results = []
     for parts in (1, 4):
         model, x = toy(), torch.randn(8, 4, generator=torch.Generator().manual_seed(3))
-        optimizer, precision = torch.optim.SGD(model.parameters(), lr=0.1), Precision("fp32")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+        precision = Precision("fp32")
         for micro in x.chunk(parts):
             precision.backward(model(micro).square().sum() / len(x))
         precision.update(optimizer, model.parameters(), 1.0)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from minidiff.diffusion.schedule import Schedule
+from minidiff.overlap import send
 from minidiff.variables import Labels
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> denoised
@@ -56,16 +57,21 @@ class Denoiser:
                              f"{', '.join(COEFFICIENTS)}")
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Labels | None = None) -> Tensor:
-        """The estimate of z in x (N, C, h, w) at sigma, a number or (N,); float32 or better."""
-        sigma = _levels(sigma, x)
-        t = self.schedule.t(sigma).to(x.device, torch.float32)
+        """The estimate of z in x (N, C, h, w) at sigma, a number or (N,); float32 or better.
+
+        One level for all of them stays on the CPU: its factors go to the kernels as plain numbers.
+        """
+        sigma = _levels(sigma)
+        t = self.schedule.t(sigma)
+        t = (t.to(x.device, torch.float32) if t.ndim else
+             torch.full((len(x),), t.item(), dtype=torch.float32, device=x.device))
         s = _column(sigma, x)
         c_skip, c_out = COEFFICIENTS[self.prediction](s)
         return c_skip * x + c_out * self.net(x / (1 + s**2).sqrt(), t, labels).to(s.dtype)
 
     def kept(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """c_skip·x: D(x; σ) without the part of the network's output F."""
-        c_skip, _ = COEFFICIENTS[self.prediction](_column(_levels(sigma, x), x))
+        c_skip, _ = COEFFICIENTS[self.prediction](_column(_levels(sigma), x))
         return c_skip * x
 
     def loss(self, z: Tensor, t: Tensor, noise: Tensor, labels: Labels | None = None,
@@ -76,22 +82,29 @@ class Denoiser:
         or better under any autocast. min_snr is the γ of the min-SNR weights, 0 for none.
         """
         alpha_bar = 1 / (1 + self.schedule.sigma(t) ** 2)
-        a, b = _column(alpha_bar.sqrt(), z), _column((1 - alpha_bar).sqrt(), z)
-        z, noise = z.to(a.dtype), noise.to(a.dtype)
-        F = self.net(a * z + b * noise, t.to(z.device, torch.float32), labels).to(a.dtype)
-        error = (F - TARGETS[self.prediction](z, noise, a, b)).square().flatten(1).mean(1)
-        if not min_snr:
-            return error
         snr = alpha_bar / (1 - alpha_bar)
-        return error * LOSS_WEIGHTS[self.prediction](snr, min_snr).to(error)
+        weight = LOSS_WEIGHTS[self.prediction](snr, min_snr) if min_snr else torch.ones_like(snr)
+        # sent together and before the network runs: a later one would wait behind it
+        numbers = torch.stack([alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), weight, t.to(snr.dtype)])
+        a, b, weight, t = send(numbers.to(_wide(z)), z.device)
+        a, b = a[:, None, None, None], b[:, None, None, None]
+        z, noise = z.to(a.dtype), noise.to(a.dtype)
+        F = self.net(a * z + b * noise, t.float(), labels).to(a.dtype)
+        error = (F - TARGETS[self.prediction](z, noise, a, b)).square().flatten(1).mean(1)
+        return error * weight
 
 
-def _levels(sigma: Tensor | float, x: Tensor) -> Tensor:
-    """A number or (N,) → (N,) float64 on the CPU."""
-    return torch.as_tensor(sigma, dtype=torch.float64, device="cpu").expand(len(x))
+def _levels(sigma: Tensor | float) -> Tensor:
+    """A number or (N,), float64 on the CPU."""
+    return torch.as_tensor(sigma, dtype=torch.float64, device="cpu")
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) on the CPU → (N, 1, 1, 1) on the device of `like`, in its dtype or float32."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return values.to(dtype).to(like.device)[:, None, None, None]
+    """(N,) on the CPU → (N, 1, 1, 1) on the device of `like`, in its dtype or float32; a single
+    number stays on the CPU."""
+    values = values.to(_wide(like))
+    return values.to(like.device)[:, None, None, None] if values.ndim else values

@@ -172,11 +172,13 @@ class SeededNoise:
     def __init__(self, seeds: Sequence[int], shape: Sequence[int],
                  device: torch.device | str = "cpu"):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.shape, self.device = tuple(shape), device
+        self.shape, self.device = tuple(shape), torch.device(device)
 
     def __call__(self) -> Tensor:
-        return torch.stack([torch.randn(self.shape, generator=g)
-                            for g in self.generators]).to(self.device)
+        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        if self.device.type == "cuda":  # from pinned memory, for which the program need not wait
+            noise = noise.pin_memory()
+        return noise.to(self.device, non_blocking=True)
 
 
 class Facts(NamedTuple):

@@ -83,7 +83,9 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, c.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N or 1, K, d) → (N, 4, h, w)."""
+        """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N or 1, K, d) → (N, 4, h, w), computed
+        in the type of the weights."""
+        x, context = x.to(self.conv_in.weight.dtype), context.to(self.conv_in.weight.dtype)
         context = context.expand(len(x), -1, -1)
         emb = timestep_embedding(t, self.config.channels[0]).to(x.dtype)
         emb = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(emb)))
@@ -221,10 +223,9 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor, context: Tensor) -> Tensor:
         q, k, v = map(self.split, (self.to_q(h), self.to_k(context), self.to_v(context)))
-        if self.float32:
+        if self.float32 and q.dtype == torch.float16:
             with torch.autocast(h.device.type, enabled=False):
-                wide = torch.promote_types(q.dtype, torch.float32)
-                out = F.scaled_dot_product_attention(q.to(wide), k.to(wide), v.to(wide)).to(q.dtype)
+                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
         else:
             out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](rearrange(out, "n heads t d -> n t (heads d)"))

@@ -43,13 +43,13 @@ class Probe:
     def losses(self, denoiser: Denoiser, autocast: Callable, device: torch.device, batch: int,
                min_snr: float) -> Tensor:
         """Loss of each slot, (n,), on the CPU."""
-        losses = [torch.empty(0)]
+        losses = [torch.empty(0, device=device)]
         for part in torch.arange(len(self.t)).split(batch):
             labels = {k: v[part].to(device) for k, v in self.labels.items()}
             with autocast():
                 losses.append(denoiser.loss(self.z[part].to(device), self.t[part],
-                                            self.noise[part].to(device), labels, min_snr))
-        return torch.cat([loss.float().cpu() for loss in losses])
+                                            self.noise[part].to(device), labels, min_snr).float())
+        return torch.cat(losses).cpu()
 
 
 def by_quarter(losses: Tensor, t: Tensor, levels: int,

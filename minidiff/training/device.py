@@ -23,6 +23,8 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError):
         raise InputError(f"device {name!r} is not here; CUDA devices found: "
                          f"{torch.cuda.device_count()}") from None
+    if device.type == "cuda":  # memory, provenance and all kernels are then this one's
+        torch.cuda.set_device(device)
     return device
 
 

@@ -79,10 +79,13 @@ class EMA(Trained):
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
         self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
         self.horizon = max(1.0, horizon)
+        self.pairs: tuple | None = None  # the model last averaged, the averages and its weights
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         decay = min(1 - 1 / self.horizon, (1 + step) / (10 + step))
-        new = dict(model.named_parameters())
-        torch._foreach_lerp_([local_shard(p) for p in self.state_dict().values()],
-                             [local_shard(new[name]) for name in self.names], 1 - decay)
+        if self.pairs is None or self.pairs[0] is not model:  # to look them up takes milliseconds
+            new = dict(model.named_parameters())
+            self.pairs = (model, [*self.state_dict().values()], [new[name] for name in self.names])
+        _, averages, weights = self.pairs
+        torch._foreach_lerp_([*map(local_shard, averages)], [*map(local_shard, weights)], 1 - decay)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minidiff import distributed, runs
 from minidiff.errors import InputError
+from minidiff.overlap import Behind
 from minidiff.training.optim import trainable
 
 STATES = 2  # saved states of a run: the newest, and the one before in case it is damaged
@@ -28,27 +29,30 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict) -> Any: ...
 
 
-def save(path: str | Path, **parts: Stateful) -> None:
-    """Write a checkpoint folder that holds each part by name."""
-    path = Path(path)
-    temporary = runs.beside(path)
-    manifest = {}
+def save(path: str | Path, writer: Behind | None = None, **parts: Stateful) -> None:
+    """Write a checkpoint folder that holds each part by name; with a threaded `writer`, copy the
+    state to the host's memory and let that write it while training goes on."""
+    contents, copy = {}, writer is not None and writer.threaded
+    for name, part in parts.items():
+        tensors: dict[str, Tensor] = {}
+        contents[name] = _to_tree(part.state_dict(), tensors, name, copy), tensors
+    if distributed.rank() == 0:
+        (writer or Behind(torch.device("cpu"))).run(_write, Path(path), contents)
+
+
+def _write(path: Path, contents: dict[str, tuple[dict, dict[str, Tensor]]]) -> None:
+    temporary, manifest = runs.beside(path), {}
     try:
-        for name, part in parts.items():
-            tensors: dict[str, Tensor] = {}
-            tree = _to_tree(part.state_dict(), tensors, name)
-            if distributed.rank() == 0:
-                file = temporary / f"{name}.safetensors"
-                runs.save_tensors(file, tensors)
-                manifest[name] = {"tree": tree, "sha256": runs.sha256(file)}
-        if distributed.rank() == 0:
-            runs.write_json(temporary / "state.json", manifest)
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(temporary, path)
-            runs.sync(path.parent)
+        for name, (tree, tensors) in contents.items():
+            file = temporary / f"{name}.safetensors"
+            runs.save_tensors(file, tensors)
+            manifest[name] = {"tree": tree, "sha256": runs.sha256(file)}
+        runs.write_json(temporary / "state.json", manifest)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+        runs.sync(path.parent)
     finally:
-        if distributed.rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(path: str | Path, **parts: Stateful) -> None:
@@ -99,13 +103,17 @@ def resume(run: Path, **parts: Stateful) -> int:
     return done
 
 
-def checkpoint(run: Path, done: int, **parts: Stateful) -> None:
+def checkpoint(run: Path, done: int, writer: Behind, **parts: Stateful) -> None:
     """Save the state after `done` steps; delete older states and what a killed save left."""
     folder = run / "checkpoints"
-    save(folder / f"step_{done:08d}", **parts)
+    save(folder / f"step_{done:08d}", writer, **parts)
     if distributed.rank() == 0:
-        for path in [*sorted(folder.glob("step_*"))[:-STATES], *folder.glob(".step_*.tmp-*")]:
-            shutil.rmtree(path, ignore_errors=True)
+        writer.run(_tidy, folder)
+
+
+def _tidy(folder: Path) -> None:
+    for path in [*sorted(folder.glob("step_*"))[:-STATES], *folder.glob(".step_*.tmp-*")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def budget(model: nn.Module) -> tuple[int, str]:
@@ -137,15 +145,15 @@ def require_space(run: Path, model: nn.Module, snapshots: int = 0) -> None:
                          "weights or keep fewer --snapshots")
 
 
-def _to_tree(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+def _to_tree(value: Any, tensors: dict[str, Tensor], name: str, copy: bool = False) -> Any:
     """Dicts (also with integer keys), lists and scalars → JSON; tensors go to `tensors` by name."""
     if isinstance(value, Tensor):
-        tensors[name] = distributed.gather_full(value)
+        tensors[name] = distributed.gather_full(value, copy)
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[k, _to_tree(v, tensors, f"{name}.{k}")] for k, v in value.items()]}
+        return {"dict": [[k, _to_tree(v, tensors, f"{name}.{k}", copy)] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {"list": [_to_tree(v, tensors, f"{name}.{i}") for i, v in enumerate(value)]}
+        return {"list": [_to_tree(v, tensors, f"{name}.{i}", copy) for i, v in enumerate(value)]}
     assert isinstance(value, (bool, int, float, str, type(None))), f"{name}: {type(value)}"
     return {"value": value}
 
