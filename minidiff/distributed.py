@@ -139,28 +139,32 @@ def rank0_first() -> Iterator[None]:
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model in DDP, which averages gradients over ranks."""
+    """The model in DDP, which averages gradients over ranks; no buffer of ours ever changes."""
     if world() == 1:
         return model
     return nn.parallel.DistributedDataParallel(
-        model, [device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+        model, [device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
+        broadcast_buffers=False)
 
 
 def shard(models: Sequence[nn.Module], blocks: tuple[type[nn.Module], ...],
-          device: torch.device) -> None:
+          device: torch.device, dtype: torch.dtype) -> None:
     """FSDP2 (Zhao et al. 2023), in place: split weights, gradients and moments over the ranks.
 
-    The weights are gathered one block at a time.
+    The weights are gathered in `dtype`, one block at a time, and computed with as they are, without
+    autocast; gradients are added up in float32. Inputs come uncast, for bfloat16 does not tell all
+    timesteps apart. The root, too, gives back what it gathered: after a forward pass without a
+    backward one it would stay whole, and no average would fit it.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if world() > 1:
         mesh = init_device_mesh(device.type, (world(),))
+        policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         for model in models:
-            for module in [m for m in model.modules() if isinstance(m, blocks)]:
-                fully_shard(module, mesh=mesh)
-            fully_shard(model, mesh=mesh)
+            for module in [*(m for m in model.modules() if isinstance(m, blocks)), model]:
+                fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 def unsynced(model: nn.Module, last: bool):
@@ -170,9 +174,15 @@ def unsynced(model: nn.Module, last: bool):
     return model.no_sync()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor in full, even if it is sharded; all ranks must call this together."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
 def gather_full(tensor: Tensor) -> Tensor:
-    """A tensor in full on the CPU, even if it is sharded; all ranks must call this together."""
-    return (tensor.full_tensor() if is_sharded(tensor) else tensor).detach().cpu()
+    """The same on the CPU of rank 0, which writes; an empty tensor on the others."""
+    full = whole(tensor).detach()
+    return full.cpu() if rank() == 0 else full.new_empty(0)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

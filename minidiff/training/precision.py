@@ -61,7 +61,7 @@ class Precision:
         """
         self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(list(parameters), clip, foreach=True)
-        norm = distributed.gather_full(norm).item()
+        norm = distributed.whole(norm).item()
         finite = not distributed.any_rank(not self.finite)
         taken = finite and math.isfinite(norm)
         if taken:
