@@ -12,6 +12,7 @@
 Ctrl-C and SIGTERM finish the step, save and stop; the same command resumes.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -240,9 +241,11 @@ class Stage:
                           free=FREE, notes=self.data.table.notes, n_train=len(rows), **facts,
                           conditions={v.name: list(v.values) for v in self.variables})
             state.require_space(self.run, self.model, cfg.snapshots)
-        if cfg.shard:
+        self.autocast = self.precision.autocast
+        if cfg.shard and distributed.world() > 1:
             distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),
-                              self.device)
+                              self.device, self.precision.dtype)
+            self.autocast = nullcontext  # their weights are gathered in that precision
         # … and the same in DDP, if there are several ranks
         self.net = self.model if cfg.shard else distributed.parallel(self.model, self.device)
         self.optimizer = adamw(self.model, cfg.lr, weight_decay=1e-2)
@@ -281,7 +284,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             losses = []
             for micro in torch.arange(len(slots)).chunk(cfg.accumulate):
                 is_last = micro[-1] + 1 == len(slots)
-                with s.precision.autocast(), distributed.unsynced(s.net, is_last):
+                with s.autocast(), distributed.unsynced(s.net, is_last):
                     loss = denoiser.loss(z[micro], t[micro], noise[micro],
                                          {k: v[micro] for k, v in y.items()}, cfg.min_snr)
                     s.precision.backward(loss.sum() / len(slots))
@@ -295,8 +298,8 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             is_due, is_snapshot = checkpointer.is_due(done), done in snapshot_steps
             held_out = {"val_loss": None}
             if is_due or is_snapshot:
-                held_out = watch.validate(averaged, s.probes, s.precision.autocast, device,
-                                          cfg.batch, cfg.min_snr)
+                held_out = watch.validate(averaged, s.probes, s.autocast, device, cfg.batch,
+                                          cfg.min_snr)
             if is_due or is_snapshot or done % cfg.log_every == 0:
                 checkpointer.log(step=done, loss=losses.mean().item(),
                                  **watch.by_quarter(losses, times, len(schedule)), **held_out,
