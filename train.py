@@ -140,6 +140,7 @@ def train_vae(cfg: VAEConfig) -> None:
         runs.open_run(run, cfg, "vae", free=FREE, data=data.table.fingerprint,
                       notes=data.table.notes, n_train=len(train), **origin)
         state.require_space(run, vae)
+    distributed.require_shared(run / "run.json")
     net = distributed.parallel(vae, device)
     pick = picker(train, cfg.seed)
     with Checkpointer(run, steps=cfg.steps, every=cfg.save_every, text="VAE", model=Trained(vae),
@@ -241,6 +242,7 @@ class Stage:
                           free=FREE, notes=self.data.table.notes, n_train=len(rows), **facts,
                           conditions={v.name: list(v.values) for v in self.variables})
             state.require_space(self.run, self.model, cfg.snapshots)
+        distributed.require_shared(self.run / "run.json")
         self.autocast = self.precision.autocast
         if cfg.shard and distributed.world() > 1:
             distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),

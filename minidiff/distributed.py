@@ -10,9 +10,11 @@ Rank 0 writes.
 import atexit
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,6 +25,7 @@ from minidiff.errors import InputError
 _independent = False
 PATIENCE = timedelta(hours=2)  # how long ranks wait while rank 0 reads and encodes the data
 ARRIVAL = timedelta(minutes=10)  # how long they wait for one another at the start
+SIGHT = 60  # seconds: a network file system may remember as long that there was no file
 ADDRESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
 
 
@@ -136,6 +139,17 @@ def rank0_first() -> Iterator[None]:
     yield
     if rank() == 0:
         wait()
+
+
+def require_shared(path: Path) -> None:
+    """Raise InputError, on all ranks, unless all of them see a file that rank 0 wrote."""
+    wait()
+    last = time.monotonic() + SIGHT
+    while not path.exists() and time.monotonic() < last:
+        time.sleep(0.1)
+    if not gather(torch.tensor([path.exists()])).all():
+        raise InputError(f"{path}, which rank 0 wrote, is not there for all {world()} processes: "
+                         "their machines have to share the file system of --root and --out")
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:

@@ -20,6 +20,7 @@ from minidiff.training import state
 
 ROOT = Path(__file__).parents[1]
 DRIVER = """
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from pathlib import Path
 import torch
 
 import train
-from minidiff import config
+from minidiff import config, distributed
 from minidiff.diffusion import unet
 from minidiff.sampling import pictures
 
@@ -39,9 +40,12 @@ def embedding(t, width, embed=unet.timestep_embedding):
 
 unet.timestep_embedding = embedding
 pictures.Recipe = partial(pictures.Recipe, steps=1)
+distributed.SIGHT = 0.2
 draw = train.draw_pictures
 for verb, saved in zip(sys.argv[1::2], sys.argv[2::2]):
     name = Path(saved).stem
+    if name.startswith("blind") and os.environ["RANK"] == "1":
+        os.chdir(Path(saved).parent / "elsewhere")
     # Of a sharded model, all ranks draw together.
     train.draw_pictures = draw if name.startswith("fsdp") else lambda *_, **__: None
     try:
@@ -118,11 +122,13 @@ def two(once, tiny):
                     diffusion(tiny, root / "fsdp-bf16", precision="bf16", checkpointing=True,
                               **sharded),
                     vae(tiny, root / "vae"), diffusion(tiny, root / "odd", batch=15),
-                    diffusion(tiny, root / "lora", shard=True, train="lora")):
+                    diffusion(tiny, root / "lora", shard=True, train="lora"),
+                    diffusion(tiny, "blind"), vae(tiny, "blind-vae")):
             saved = (root / cfg.out).with_suffix(".json")
             runs.write_json(saved, {**cfg.__dict__})
             words += ["vae" if isinstance(cfg, train.VAEConfig) else "diffusion", str(saved)]
-        done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        (root / "elsewhere").mkdir()
+        done = subprocess.run(words, cwd=root, env={**os.environ, "PYTHONPATH": str(ROOT)},
                               capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         (root / "said.txt").write_text(done.stderr)
@@ -184,7 +190,9 @@ def test_the_vae_stage_on_two_processes(one, two):
 def test_bad_shares_are_refused(two):
     said = (two / "said.txt").read_text()
     for name, words in (("odd", "--batch 15 is not a multiple of 2 processes × 1 micro-batches"),
-                        ("lora", "--shard spreads --train all")):
+                        ("lora", "--shard spreads --train all"),
+                        ("blind", "blind/run.json, which rank 0 wrote, is not there for all 2"),
+                        ("blind-vae", "blind-vae/run.json, which rank 0 wrote")):
         assert words in said and said.count(f"{name}.json: status 2") == 2
 
 
