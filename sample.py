@@ -4,7 +4,7 @@
     python sample.py --run runs/x/diffusion --sets 10 --guidance 2 --out runs/x/samples
     python sample.py --label covid --given sex=F age=60:80 --per-label 20 --out runs/demo/women
     python sample.py --rows wanted.csv --out runs/demo/wanted    an image for each row of conditions
-    python sample.py verify --out runs/demo/samples --k 8        make 8 of them again and compare
+    python sample.py verify --out runs/demo/samples --k 8        make some of them again and compare
     python sample.py --origin DATA --strength .4 --out runs/x/like   begin at real images, near them
     python sample.py trajectory --seed 17 --label covid --out way.png   one image's way from noise
     torchrun --nproc-per-node 8 -- sample.py --run runs/x/diffusion --sets 100 --out runs/x/samples
