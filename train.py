@@ -137,8 +137,7 @@ def train_vae(cfg: VAEConfig) -> None:
     vae, origin, seen = begin.start_vae(cfg.init, cfg.architecture, cfg.seed)
     vae = vae.train().requires_grad_(True).to(device, memory_format=torch.channels_last)
     frozen = cfg.train == "decoder" or (cfg.train == "auto" and bool(cfg.init))
-    for part in (vae.encoder, vae.quant_conv):
-        part.requires_grad_(not frozen)
+    nn.ModuleList([vae.encoder, vae.quant_conv]).requires_grad_(not frozen)
     lpips = load_lpips(*cfg.lpips).to(device) if cfg.lpips else None
     optimizer = adamw(vae, cfg.lr, weight_decay=1e-4)
     ema = EMA(vae, cfg.steps / 20)
