@@ -151,7 +151,7 @@ def test_no_sampler_waits_within_a_step(tiny, out):
             before = simdev.waits.copy()
         hold(found[1:], Counter())  # the first sends labels and noise
     before = simdev.waits.copy()
-    made, = pipeline.images(labels, [0, 1], Recipe(steps=2))
+    made, = pipeline.images(labels, [0, 1], Recipe(steps=2), batch=2)
     assert made.device.type == "cpu"
     hold([simdev.waits - before], Counter(read=2))
 
