@@ -39,21 +39,16 @@ pytestmark = pytest.mark.skipif(
     reason=f"torch {torch.__version__} has no private API by which Python can be a device")
 
 
-def on_sim(name: str, *folders: Path) -> None:
-    """Run a function of this file in a process of its own, which has the device."""
-    code = f"import simdev; simdev.start(); import test_accelerator; test_accelerator.{name}"
-    ended = subprocess.run(
-        [sys.executable, "-c", f"{code}(*{[str(folder) for folder in folders]})"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
-        capture_output=True, text=True)
-    assert not ended.returncode, ended.stderr[-6000:]
-
-
 def simulated(body: Callable[[Path, Path], None]) -> Callable:
-    """A test whose body, a function of the tiny run and a folder to write into, runs on the device.
+    """A test that runs in a process of its own, which has the device. The body is given the tiny
+    run and a folder to write into.
     """
     def test(tiny, tmp_path):
-        on_sim(f"{body.__name__}.body", tiny, tmp_path)
+        code = (f"import simdev; simdev.start(); import test_accelerator; "
+                f"test_accelerator.{body.__name__}.body({str(tiny)!r}, {str(tmp_path)!r})")
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={
+            **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"})
+        assert not ended.returncode, ended.stderr[-6000:]
 
     test.body = lambda tiny, out: body(Path(tiny), Path(out))
     test.__doc__ = body.__doc__
@@ -98,12 +93,13 @@ def trained(tiny: Path, out: Path, pictures: bool = False, **knobs) -> Path:
             "data": (str(tiny / "data"),), "vae": str(tiny / "vae"), "out": str(out), "steps": 6,
             "batch": 6, "views": 2, "log_every": 2, "save_every": 3, "snapshots": 0,
             "device": "sim", **knobs}))
-    hold([waits for step, waits in enumerate(found, 1) if step % 3], ONCE)  # the others are due
+    due = knobs.get("save_every", 3)
+    hold([waits for step, waits in enumerate(found, 1) if step % due], ONCE)
     return out
 
 
-def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in runs.read_log(run / "log.jsonl")]
+def losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in runs.read_log(run / "log.jsonl")}
 
 
 @simulated
@@ -130,8 +126,8 @@ def test_the_device_is_apart(tiny, out):
 @simulated
 def test_training_in_bf16_waits_once_a_step(tiny, out):
     """The losses are those of the CPU but for rounding."""
-    run = trained(tiny, out / "run", precision="bf16")
-    assert losses(run) == pytest.approx(losses(tiny / "diffusion"), rel=0.02)
+    run, on_cpu = trained(tiny, out / "run", precision="bf16", save_every=6), tiny / "diffusion"
+    assert losses(run) == pytest.approx({k: losses(on_cpu)[k] for k in losses(run)}, rel=0.02)
     assert runs.read_json(run / "run.json")["facts"]["precision"] == "bf16"
 
 
@@ -153,7 +149,11 @@ def test_no_sampler_waits_within_a_step(tiny, out):
             found.append(simdev.waits - before)
             assert z.device.type == "sim" and z.isfinite().all(), recipe
             before = simdev.waits.copy()
-        hold(found[1:-1], Counter())  # the first sends labels and noise
+        hold(found[1:], Counter())  # the first sends labels and noise
+    before = simdev.waits.copy()
+    made, = pipeline.images(labels, [0, 1], Recipe(steps=2), batch=2)
+    assert made.device.type == "cpu"
+    hold([simdev.waits - before], Counter(read=2))
 
 
 @simulated
@@ -196,7 +196,7 @@ def test_fp16_with_scaler_micro_batches_checkpoints_and_live_views(tiny, out):
     run = trained(tiny, out / "run", precision="fp16", accumulate=2, checkpointing=True, views=0,
                   min_snr=5.0, steps=3)
     state = runs.read_json(run / "checkpoints/step_00000003/state.json")
-    assert "scale" in str(state["precision"]) and all(map(math.isfinite, losses(run)))
+    assert "scale" in str(state["precision"]) and all(map(math.isfinite, losses(run).values()))
 
 
 @pytest.mark.slow
@@ -259,11 +259,12 @@ def test_samples_classifier_and_report(tiny, out):
     import classify
     import evaluate
     import sample
+    from minidiff.sampling import again
     shared = {"root": str(out), "device": "sim"}
     data, run = (str(tiny / "data"),), str(tiny / "diffusion")
     sample.sample(sample.SampleConfig(run=run, out=str(out / "samples"), per_label=8, steps=3,
                                       batch=12, precision="bf16", **shared))
-    sample.verify(sample.VerifyConfig(out=str(out / "samples"), k=4, **shared))
+    again.verify(again.VerifyConfig(out=str(out / "samples"), k=4, **shared))
     classify.run_study(classify.Config(
         data=data, synthetic=(), arms=("real",), out=str(out / "classifier"), size=32, width=8,
         steps=8, batch=8, seeds=1, primary="", precision="bf16", **shared))
