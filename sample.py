@@ -116,6 +116,7 @@ def sample(cfg: SampleConfig) -> None:
     cfg = replace(cfg, batch=min(cfg.batch, len(rows)))
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
+    before = runs.read_json(out / "manifest.json") if (out / "manifest.json").exists() else {}
     absent = {name for row in rows if not (out / (name := row["file_name"])).exists()}
     batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
     missing = [batch for batch in batches if any(row["file_name"] in absent for row in batch)]
@@ -133,7 +134,8 @@ def sample(cfg: SampleConfig) -> None:
     distributed.wait()
     if not distributed.rank():
         finish_sets(cfg, rows, watch, done)
-        facts["made_on"] = {**runs.machine(), **precision.facts(), "device": precision.device.type}
+        here = {**runs.machine(), **precision.facts(), "device": precision.device.type}
+        facts["made_on"] = here if absent or not before else before.get("made_on", {})
         finish(cfg, rows, variables, model, facts, watch)
         mean = sum(chroma) / max(len(chroma), 1)
         removed = f"; mean chroma {mean:.2f} of 255 removed" if chroma and facts["grey"] else ""
@@ -292,7 +294,8 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
             raise InputError(f"--real {' '.join(real) or 'none'}: no such data folder")
         return None
     data = read_images(real, size, cfg, seed=0, split_dir=Path(cfg.root), skip_bad=True)
-    judge = Predictor.load(Path(cfg.classifier) / "judge") if cfg.classifier else None
+    judge = Predictor.load(Path(cfg.classifier) / "judge").to(
+        pick_device(cfg.device)) if cfg.classifier else None
     watch = Quick(data.part("train"), data.part("val", "test"), judge)
     if "new" in cfg.keep:
         watch.near_limit  # noqa: B018 (refuses now if the images are too few to tell copies by)
