@@ -88,6 +88,7 @@ def own(task: Task, steps: dict[str, int]) -> Parts:
     x, null = noise * (1 + sigma**2).sqrt().item(), conditioner.null(task.batch, task.device)
     with autocast():
         denoise = guided(denoiser, labels, null, GUIDANCE)
+    @torch.no_grad()
     def call() -> Tensor:
         with autocast():
             return (x - denoise(x, sigma)) / sigma.item()
