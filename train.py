@@ -168,7 +168,7 @@ def train_vae(cfg: VAEConfig) -> None:
                     y, kl = net(x[micro], noise[micro])
                     l1, edges, kl, perceptual = terms = training_terms(y, x[micro], kl, lpips)
                     loss = l1 + cfg.edges * edges + cfg.kl * kl / x[0].numel() + perceptual
-                    precision.backward(loss / cfg.accumulate)  # the mean of equal parts
+                precision.backward(loss / cfg.accumulate)  # the mean of equal parts
                 means += torch.stack([loss, *terms]).detach() / cfg.accumulate
             precision.update(optimizer, vae.parameters(), cfg.clip)
             ema.update(vae, step)

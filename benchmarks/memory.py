@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py   prints the table and writes memory.json beside it, in minutes
 
-The steps are those of train.py on fake tensors. "step" is the most that one holds on top of weights,
-their average and AdamW's moments. A GPU's libraries, work space and gaps in memory are left out.
+The steps are those of train.py on fake tensors. "step" is the most that one holds on top of its
+weights, their average and AdamW's moments. A GPU's libraries and work space are left out.
 """
 
 import json
