@@ -288,7 +288,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
                 with s.autocast(), distributed.unsynced(s.net, micro.stop == n):
                     loss = denoiser.loss(z[micro], t[micro], noise[micro],
                                          {k: v[micro] for k, v in y.items()}, cfg.min_snr)
-                    s.precision.backward(loss.sum() / n)
+                s.precision.backward(loss.sum() / n)
                 losses.append(loss.detach())
             s.precision.update(s.optimizer, s.model.parameters(), cfg.clip)
             s.ema.update(s.model, step)
