@@ -72,7 +72,8 @@ def parser_of(doc: str) -> argparse.ArgumentParser:
 
 def own_unet(task: Task) -> unets.UNet:
     torch.manual_seed(0)
-    net = unets.UNet(models.UNETS[task.architecture])
+    with task.device:
+        net = unets.UNet(models.UNETS[task.architecture])
     net.checkpointing = task.checkpointing
     return trainable(net.to(task.device, memory_format=torch.channels_last), task.part)
 
@@ -90,7 +91,8 @@ def their_unet(task: Task, last: bool = False) -> nn.Module:
             norm_num_groups=c.groups, use_linear_projection=c.linear_projection,
             attention_head_dim=[c.heads or channels // c.head_dim for channels in c.channels])
     torch.manual_seed(0)
-    net.load_state_dict(unets.UNet(c).state_dict(), assign=True)
+    with task.device:
+        net.load_state_dict(unets.UNet(c).state_dict(), assign=True)
     net = net.train().to(task.device,
                          memory_format=torch.channels_last if last else torch.preserve_format)
     return trainable(net, task.part)

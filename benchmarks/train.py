@@ -35,12 +35,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from minidiff import counted
 from minidiff import variables as var
 from minidiff.data.latents import Source
+from minidiff.diffusion import lora
 from minidiff.diffusion import model as models
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.unet import UNet
 from minidiff.training.device import pick_device
-from minidiff.training.optim import EMA
+from minidiff.training.optim import EMA, SCHEDULES, adamw, set_lr, trainable
 from minidiff.training.precision import Precision
 
 IMAGES = 1500                             # in the data set that is drawn from, as in the demo
@@ -55,13 +57,14 @@ def own_loop(task: Task) -> Step:
     context = torch.randn(task.tokens, models.UNETS[task.architecture].context_dim)
     model = models.Model(own_unet(task),
                          Conditioner(VARIABLES, context, torch.Generator()).to(task.device))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.99), weight_decay=1e-2,
-                                  fused=True)
-    denoiser, draw = Denoiser(model, Schedule.scaled_linear()), own_data(task)
+    lora.set_trainable(model, task.part, 16, 16.0, torch.Generator())
+    parameters, optimizer = trainable(model), adamw(model, 1e-5, weight_decay=1e-2)
+    denoiser, draw = Denoiser(torch.compile(model) if task.compile else model,
+                              Schedule.scaled_linear()), own_data(task)
     ema, numbers = EMA(model, 1000) if task.ema else None, itertools.count()
     def step() -> None:
         number = next(numbers)
+        set_lr(optimizer, SCHEDULES["cosine"](number, 1000, 1e-5, 50))
         z, t, noise, y = draw(number)
         y = {name: values.to(task.device) for name, values in y.items()}
         with task.precision.autocast():
@@ -88,7 +91,7 @@ def own_data(task: Task) -> Callable[[int], tuple]:
     return draw
 
 
-def their_loop(task: Task, encode: bool) -> Step:
+def their_loop(task: Task, encode: bool, fused: bool = False) -> Step:
     from diffusers import AutoencoderKL, DDPMScheduler
     from diffusers.training_utils import EMAModel
     unet, vae, c = their_unet(task), None, models.VAES[task.vae]
@@ -100,12 +103,12 @@ def their_loop(task: Task, encode: bool) -> Step:
         vae = vae.requires_grad_(False).to(task.device, task.precision.dtype)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2,
-                                  eps=1e-8)
+                                  eps=1e-8, fused=fused or None)
     ema = EMAModel(unet.parameters()) if task.ema else None
     images = torch.rand(64, 3, task.pixels,
                         task.pixels) * 2 - 1 if encode else torch.randn(64, *task.latents)
     states, scaler, total = task.batch_of(
-        task.tokens, unet.config.cross_attention_dim), task.precision.scaler, 0.0
+        task.tokens, unet.config.cross_attention_dim), scaler_of(task), 0.0
     def step() -> None:
         nonlocal total
         latents = images[torch.randint(0, 64, (task.batch,))].to(task.device)
@@ -131,6 +134,10 @@ def their_loop(task: Task, encode: bool) -> Step:
     return step
 
 
+def scaler_of(task: Task) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(task.device.type, enabled=task.precision.name == "fp16")
+
+
 def unet_step(task: Task, build: Callable[[Task], nn.Module], fused: bool = True) -> Step:
     """Forward, loss, backward and optimiser on the same input, nothing else."""
     net = build(task)
@@ -140,7 +147,7 @@ def unet_step(task: Task, build: Callable[[Task], nn.Module], fused: bool = True
     context = task.batch_of(task.tokens, models.UNETS[task.architecture].context_dim)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-5,
                                   fused=fused or None)
-    scaler, own = task.precision.scaler, build is own_unet
+    scaler, own = scaler_of(task), isinstance(net, UNet)
     def step() -> None:
         with task.precision.autocast():
             predicted = run(x, t, context) if own else run(x, t, context, return_dict=False)[0]
@@ -263,12 +270,17 @@ def grid(task: Task) -> None:
 
 
 def ceiling(task: Task) -> float:
-    """FLOP/s of a large matrix product in the task's dtype: the most that any network could
-    reach.
+    """FLOP/s of the fastest of some large matrix products in the task's dtype: the most that any
+    network could reach.
     """
-    n = 8192 if task.device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=task.device, dtype=task.precision.dtype) for _ in range(2))
-    return 2 * n**3 / min(seconds(lambda: a @ b, task.device, 3) for _ in range(5))
+    sizes = (4096, 8192, 16384) if task.device.type == "cuda" else (512, 1024)
+    return max(product(n, task.precision.dtype, task.device) for n in sizes)
+
+
+def product(n: int, dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the product of two n × n matrices."""
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / min(seconds(lambda: a @ b, device, 3) for _ in range(5))
 
 
 def main() -> None:
