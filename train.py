@@ -25,19 +25,19 @@ from minidiff import config, counted, distributed, runs
 from minidiff import variables as var
 from minidiff.data import latents
 from minidiff.data.augmentation import augment
-from minidiff.data.dataset import Images, picker, read_training_set
+from minidiff.data.dataset import picker, read_training_set
 from minidiff.diffusion import begin, lora, store, unet, watch
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.lpips import load_lpips
 from minidiff.diffusion.public.lora import write_lora
-from minidiff.diffusion.vae import VAE, edge_error, encoder
+from minidiff.diffusion.vae import TERMS, encoder, training_terms
 from minidiff.errors import InputError
-from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
 from minidiff.overlap import send
-from minidiff.pixels import to_float, to_uint8
+from minidiff.pixels import to_float
 from minidiff.root import Reading, Rooted, then
-from minidiff.sampling.pictures import draw_losses, draw_pictures, draw_reconstructions
+from minidiff.sampling.finished_vae import finish_vae
+from minidiff.sampling.pictures import draw_losses, draw_pictures
 from minidiff.training import compiling, state
 from minidiff.training.checkpointer import Checkpointer
 from minidiff.training.compiling import Compile
@@ -58,9 +58,10 @@ class VAEConfig(Reading, Rooted):
     init: str = ""                   # start from: public SD or VAE file or folder, or a VAE run
     train: Literal["auto", "all", "decoder"] = "auto"  # auto: with --init the decoder only
     size: int = 64                   # side of the square images, px; a multiple of 8
-    architecture: Literal["TINY", "SD"] = "TINY"  # TINY: 0.6 M parameters for a CPU; SD: 84 M
+    architecture: Literal["TINY", "SMALL", "SD"] = "TINY"  # 0.7 (for a CPU), 21, 84 M parameters
     steps: int = 550                 # optimiser steps
     batch: int = 4                   # images a step; few, for in a short run steps count more
+    accumulate: int = 1              # micro-batches a step: less memory, the same result
     lr: float = 2e-3                 # AdamW peak; cosine to a hundredth after 5 % warm-up
     kl: float = 1e-3                 # weight of the KL, in nats per pixel value
     edges: float = 1.0               # weight of the multi-scale gradient term: sharp edges
@@ -130,23 +131,21 @@ def train_vae(cfg: VAEConfig) -> None:
     runs.refuse_other(cfg.out, cfg, "vae", FREE)
     data = read_training_set(cfg, cfg.size)
     train = data.part("train")
-    distributed.require_equal_slices(cfg.batch)
+    distributed.require_equal_slices(cfg.batch, cfg.accumulate)
     vae, origin, seen = begin.start_vae(cfg.init, cfg.architecture, cfg.seed)
     vae = vae.train().requires_grad_(True).to(device, memory_format=torch.channels_last)
     frozen = cfg.train == "decoder" or (cfg.train == "auto" and bool(cfg.init))
-    if frozen:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(not frozen)
     lpips = load_lpips(*cfg.lpips).to(device) if cfg.lpips else None
     optimizer = adamw(vae, cfg.lr, weight_decay=1e-4)
     ema = EMA(vae, cfg.steps / 20)
     run = Path(cfg.out)
     if distributed.rank() == 0:
         runs.open_run(run, cfg, "vae", free=FREE, data=data.table.fingerprint,
-                      notes=data.table.notes, n_train=len(train), **origin)
+                      notes=data.table.notes, n_train=len(train), **precision.facts(), **origin)
         state.require_space(run, vae)
-    net = distributed.parallel(vae, device)
-    pick = picker(train, cfg.seed)
+    net, pick = distributed.parallel(vae, device), picker(train, cfg.seed)
     cells = (vae.config.latent_channels, *[data.size // vae.factor] * 2)
 
     def batch(step: int) -> tuple[list[int], Tensor, Tensor]:
@@ -160,24 +159,23 @@ def train_vae(cfg: VAEConfig) -> None:
                       model=Trained(vae), ema=ema, optimizer=optimizer,
                       precision=precision) as checkpointer:
         for step, (index, x, noise) in checkpointer.steps(batch):
-            with precision.autocast():
-                y, kl = net(x, noise)
-                perceptual = lpips(y, x).mean() if lpips else x.new_zeros(())
-            y, kl = y.float(), kl.mean()
-            l1, edges = (y - x).abs().mean(), edge_error(y, x)
-            loss = l1 + cfg.edges * edges + cfg.kl * kl / x[0].numel() + perceptual
             lr = set_lr(optimizer, SCHEDULES["cosine"](step, cfg.steps, cfg.lr, cfg.steps // 20))
-            precision.backward(loss)
+            means = x.new_zeros(1 + len(TERMS))
+            for micro in distributed.micro_batches(len(x), cfg.accumulate):
+                with precision.autocast(), distributed.unsynced(net, micro.stop == len(x)):
+                    y, kl = net(x[micro], noise[micro])
+                    l1, edges, kl, perceptual = terms = training_terms(y, x[micro], kl, lpips)
+                    loss = l1 + cfg.edges * edges + cfg.kl * kl / x[0].numel() + perceptual
+                    precision.backward(loss / cfg.accumulate)  # the mean of equal parts
+                means += torch.stack([loss, *terms]).detach() / cfg.accumulate
             precision.update(optimizer, vae.parameters(), cfg.clip)
             ema.update(vae, step)
 
-            terms = precision.read(torch.stack([loss, l1, edges, kl, perceptual]),
-                                   train.names(index))
-            done, terms = step + 1, checkpointer.gather(terms).mean(0).tolist()
-            checkpointer.show(cfg.batch, l1=terms[1], lr=lr)
+            means = checkpointer.gather(precision.read(means, train.names(index))).mean(0)
+            done, named = step + 1, dict(zip(("loss", *TERMS), means.tolist()))
+            checkpointer.show(cfg.batch, l1=named["l1"], lr=lr)
             if done % cfg.log_every == 0 or done == cfg.steps:
-                named = zip(("loss", "l1", "edges", "kl", "lpips"), terms)
-                checkpointer.log(step=done, **dict(named), lr=lr, grad_norm=precision.norm,
+                checkpointer.log(step=done, **named, lr=lr, grad_norm=precision.norm,
                                  skipped=precision.skipped)
             if checkpointer.is_due(done):
                 draw_losses(run, ["loss", "l1", "edges"])
@@ -185,26 +183,6 @@ def train_vae(cfg: VAEConfig) -> None:
     if distributed.rank() == 0:
         finish_vae(run, ema.model, train, data.part("val", "test"), seen, frozen)
     distributed.wait()  # the next stage reads what was saved
-
-
-@torch.no_grad()
-def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, seen: list[str],
-               frozen: bool) -> None:
-    """Measure the latent scale, unless the encoder came with it, and the reconstructions; save."""
-    if not frozen:
-        vae.scale.fill_(1.0)
-        means = latents.moments(train.pixels, encoder(vae), text="latent scale")[0]
-        vae.scale.fill_(1 / means.std().item())
-    means = latents.moments(held_out.pixels, encoder(vae), text="held-out images")[0, 0]
-    decoded = torch.cat([to_uint8(vae.decode(part.to(vae.scale.device))).cpu()
-                         for part in means.split(32)])
-    draw_reconstructions(run, held_out.pixels, decoded)
-    quality = psnr(grey(held_out.pixels), grey(decoded)).mean().item()
-    baseline = pca_psnr(train.pixels, held_out.pixels)
-    store.save_vae(run, vae, trained_on=sorted({*seen, *train.hashes}), psnr=quality,
-                   psnr_pca64=baseline, n_held_out=len(held_out), size=train.size)
-    print(f"{run}: PSNR {quality:.2f} dB on {len(held_out)} held-out images (64 principal "
-          f"components: {baseline:.2f} dB); latent scale {vae.scale.item():.4f}")
 
 
 class Batch(NamedTuple):

@@ -19,6 +19,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def at_once(side: int) -> int:
+    """Images that the VAE takes at once: 32, or what 8 of 512 px hold: 32 of these take 22 GB."""
+    return min(32, max(1, 8 * 512**2 // side**2))
+
+
 def to_grey(images: Tensor) -> Tensor:
     """uint8 (N, C, H, W) → (N, 1, H, W), the rounded mean of the channels."""
     if images.shape[1] == 1 or images.stride(1) == 0:  # an `.expand`ed grey image holds one channel

@@ -137,6 +137,37 @@ def test_kl_of_the_standard_normal_is_zero():
     assert shifted.kl(torch.tensor(1.0)).item() == pytest.approx(16 * 2.0)  # ½·2² each
 
 
+def test_the_latent_scale_is_1_over_the_std_of_what_the_encoder_draws():
+    """Means of variance 4 with noise of variance 5 are latents of std 3."""
+    mean = 7 + 2 * torch.randn(9, 4, 64, 64, generator=torch.Generator().manual_seed(0)).double()
+    scale = vae.latent_scale(vae.Moments(mean, torch.full_like(mean, 5.0).sqrt()))
+    assert scale == pytest.approx(1 / 3, rel=0.01)
+    still = torch.full_like(mean, 7.0)  # an encoder that tells no images apart
+    assert vae.latent_scale(vae.Moments(still, torch.full_like(mean, 0.5))) == pytest.approx(2)
+
+
+def test_the_vae_between_tiny_and_sd():
+    with torch.device("meta"):
+        net = vae.VAE(vae.SMALL)
+    assert sum(p.numel() for p in net.parameters()) == 20_945_575 and net.factor == 8
+
+
+def test_a_term_of_the_vaes_loss_is_a_mean_over_images():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 6, 3, 32, 32, generator=g, dtype=torch.float64).float()
+    kl = torch.rand(6, generator=g)
+
+    def lpips(a, b):
+        return (a - b).square().flatten(1).mean(1)
+
+    whole = torch.stack(vae.training_terms(y.bfloat16(), x, kl, lpips))
+    parts = torch.stack([torch.stack(vae.training_terms(y[i:i + 2].bfloat16(), x[i:i + 2],
+                                                        kl[i:i + 2], lpips)) for i in (0, 2, 4)])
+    assert whole.shape == (len(vae.TERMS),) and whole.dtype == torch.float32
+    assert torch.allclose(parts.mean(0), whole, rtol=1e-5) and whole.min() > 0
+    assert vae.training_terms(y, x, kl, None)[vae.TERMS.index("lpips")] == 0
+
+
 def test_edge_error_sees_edges_and_not_brightness():
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert vae.edge_error(x, x) == 0

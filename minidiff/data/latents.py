@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minidiff.counted import AUGMENT, NOISE, VIEW, generators, normal, uniform
 from minidiff.data.augmentation import augment
 from minidiff.overlap import send
-from minidiff.pixels import to_float
+from minidiff.pixels import at_once, to_float
 from minidiff.runs import json_key, write_atomic
 
 # float (n, 3, S, S) in [-1, 1] → mean, std (n, c, h, w), on the device of the encoder
@@ -76,13 +76,13 @@ def encoded(path: Path, key: str, encode: Encode, train: Tensor, val: Tensor, *,
 
 
 def moments(pixels: Tensor, encode: Encode, views: int = 1, *, strength: float = 1.0, seed: int = 0,
-            batch: int = 32, text: str = "encoding",
+            batch: int = 0, text: str = "encoding",
             device: torch.device | str = "cpu") -> Tensor:
     """uint8 (N, 3, S, S) → (2, views, N, c, h, w) float32: means and stds.
 
     View 0 is the image itself, the others augmented.
     """
-    parts = []
+    parts, batch = [], batch or at_once(pixels.shape[-1])
     with tqdm(total=views * len(pixels), desc=text, unit="image", leave=False) as bar:
         for view in range(views):
             # no images: one empty batch, for the shapes

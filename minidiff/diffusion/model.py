@@ -13,7 +13,7 @@ from minidiff.diffusion.schedule import Schedule
 from minidiff.variables import Labels
 
 UNETS = {"TINY": unets.TINY, "SMALL": unets.SMALL, "SD15": unets.SD15, "SD21": unets.SD21}
-VAES = {"TINY": vaes.TINY, "SD": vaes.SD}
+VAES = {"TINY": vaes.TINY, "SMALL": vaes.SMALL, "SD": vaes.SD}
 CONTEXT_TOKENS = 8  # of a model trained from scratch; the public ones have 77
 
 

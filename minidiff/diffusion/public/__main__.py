@@ -37,7 +37,7 @@ from minidiff.diffusion.public import export as exports
 from minidiff.diffusion.public.fetch import FetchConfig, fetch
 from minidiff.diffusion.public.load import load_sd, read_vae
 from minidiff.diffusion.public.lora import LoRA, read_lora, write_lora
-from minidiff.diffusion.vae import VAE
+from minidiff.diffusion.vae import VAE, Moments, latent_scale
 from minidiff.errors import InputError
 from minidiff.pixels import to_float, to_uint8
 from minidiff.root import Reading
@@ -169,16 +169,16 @@ def latent_facts(vae: VAE, pixels: Tensor) -> tuple[dict, Tensor]:
     """
     moments = [vae.encode(to_float(part)) for part in pixels.split(4)]
     again = torch.cat([to_uint8(vae.decode(m.mean)) for m in moments])
-    mean = torch.cat([m.mean / vae.scale for m in moments]).double()
-    noise = torch.cat([m.std / vae.scale for m in moments]).double().square().mean((0, 2, 3))
-    total = mean.var((0, 2, 3), unbiased=False) + noise
-    whole = (mean.var(unbiased=False) + noise.mean()).sqrt()
+    mean, std = (torch.cat([getattr(m, name) / vae.scale for m in moments]).double()
+                 for name in ("mean", "std"))
+    noise = std.square().mean((0, 2, 3))
+    total, scale = mean.var((0, 2, 3), unbiased=False) + noise, latent_scale(Moments(mean, std))
     error = (again.double() - pixels.double()) / 255
     psnr = -10 * error.square().mean((1, 2, 3)).clamp(min=1e-10).log10()
     return {
         "images": len(pixels), "size": list(pixels.shape[-2:]), "scale": round(vae.scale.item(), 6),
-        "scale_of_these_images": (1 / whole).item(),
-        "std_scaled": (whole * vae.scale.item()).item(), "mean": mean.mean((0, 2, 3)).tolist(),
+        "scale_of_these_images": scale, "std_scaled": vae.scale.item() / scale,
+        "mean": mean.mean((0, 2, 3)).tolist(),
         "std": total.sqrt().tolist(), "noise_share": (noise / total).tolist(),
         "mean_absolute_error": error.abs().mean().item(), "psnr_mean": psnr.mean().item(),
         "psnr_min": psnr.min().item(),

@@ -1,0 +1,40 @@
+"""The end of an autoencoder's training: its latent scale, its reconstructions, and its files."""
+
+from pathlib import Path
+
+import torch
+
+from minidiff import runs
+from minidiff.data import latents
+from minidiff.data.dataset import Images
+from minidiff.diffusion import store
+from minidiff.diffusion.vae import VAE, Moments, encoder, latent_scale
+from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
+from minidiff.pixels import at_once, to_uint8
+from minidiff.sampling.pictures import draw_reconstructions
+
+
+@torch.no_grad()
+def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, seen: list[str],
+               frozen: bool) -> None:
+    """Measure the latent scale, unless the encoder came with it, and the reconstructions; save.
+
+    A run that is finished keeps its scale: diffusion models may have been trained with it.
+    """
+    device = vae.scale.device
+    if (saved := run / "vae.json").exists():
+        vae.scale.fill_(runs.read_json(saved)["scale"])
+    elif not frozen:
+        vae.scale.fill_(1.0)
+        moments = latents.moments(train.pixels, encoder(vae), text="latent scale", device=device)
+        vae.scale.fill_(latent_scale(Moments(*moments[:, 0])))
+    means = latents.moments(held_out.pixels, encoder(vae), text="held-out images", device=device)
+    decoded = torch.cat([to_uint8(vae.decode(part.to(device))).cpu()
+                         for part in means[0, 0].split(at_once(train.size))])
+    draw_reconstructions(run, held_out.pixels, decoded)
+    quality = psnr(grey(held_out.pixels), grey(decoded)).mean().item()
+    baseline = pca_psnr(train.pixels, held_out.pixels)
+    store.save_vae(run, vae, trained_on=sorted({*seen, *train.hashes}), psnr=quality,
+                   psnr_pca64=baseline, n_held_out=len(held_out), size=train.size)
+    print(f"{run}: PSNR {quality:.2f} dB on {len(held_out)} held-out images (64 principal "
+          f"components: {baseline:.2f} dB); latent scale {vae.scale.item():.4f}")
