@@ -42,6 +42,7 @@ from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicat
 from minidiff.data.table import Table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
+from minidiff.diffusion.vae import VAE
 from minidiff.evaluation import judges, monitor, selection, sets, uncertainty
 from minidiff.evaluation import verify as chain
 from minidiff.evaluation.audit import AuditConfig, run_audit
@@ -61,7 +62,9 @@ from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.sets import Config
 from minidiff.pixels import to_float, to_grey
 from minidiff.sampling import plan as plans
+from minidiff.sampling.again import make_again
 from minidiff.sampling.finished_run import make_images, open_pipeline
+from minidiff.training.device import pick_device
 
 
 def run_report(cfg: Config) -> None:
@@ -76,8 +79,9 @@ def run_report(cfg: Config) -> None:
     found = sets.other_runs(cfg, tables)
     panel = judges.of(cfg, tables)  # a cell that one does not know is refused before the work
     judge = panel[judges.OWN].predictor if judges.OWN in panel else None
-    extractors = build(cfg.extractors, train=pixels["train"], judge=judge,
-                       vae=store.load_vae(Path(cfg.vae)) if "vae" in cfg.extractors else None)
+    place = pick_device(cfg.device)
+    extractors = build(cfg.extractors, train=pixels["train"], judge=judge, device=str(place),
+                       vae=autoencoder(cfg.vae, place) if "vae" in cfg.extractors else None)
     facts = {name: table.fingerprint for name, table in tables.items()}
     facts |= {"judge" if name == judges.OWN else f"{name} judge": j.facts["sha256"]
               for name, j in panel.items()}
@@ -119,6 +123,12 @@ def run_report(cfg: Config) -> None:
                           seed=cfg.seed)
     tell(report.write(out, result, drawn | {name: found[name]
                                             for name in ("losses", "matrix", "rebuilt")}))
+
+
+def autoencoder(run: str, place: torch.device) -> VAE:
+    """The autoencoder of a run on a device; on the CPU its layout, and the last bits, stay."""
+    layout = torch.preserve_format if place.type == "cpu" else torch.channels_last
+    return store.load_vae(Path(run)).to(place, memory_format=layout)
 
 
 def seen_by(extractors: Sequence[Extractor], tables: Mapping[str, Table],
@@ -184,7 +194,7 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
 
 def losses_of(run: str, device: str) -> Callable[[Table], Losses]:
     """Losses of a run on the images of a table, each with its own conditions and latent mean."""
-    pipeline, facts = open_pipeline(run, device)
+    pipeline, facts = open_pipeline(run, device, "fp32")
     device = pipeline.vae.scale.device
 
     def of(table: Table) -> Losses:
@@ -218,8 +228,7 @@ def run_uncertainty(cfg: uncertainty.UncertaintyConfig) -> None:
 
 def run_verify(cfg: chain.VerifyConfig) -> None:
     """Check a report, its samples, model and data by their hashes, and say what does not match."""
-    chain.verify(cfg, lambda folder, rows: as_made(folder, cfg.device)(
-        chain.root_of(folder) / runs.read_json(folder / "config.json")["run"], rows))
+    chain.verify(cfg, make_again)
 
 
 def as_made(folder: Path, device: str) -> monitor.Sample:
@@ -231,14 +240,15 @@ def as_made(folder: Path, device: str) -> monitor.Sample:
                    against)
 
 
-def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "fp32",
+def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "auto",
             against: Path | str = "") -> monitor.Sample:
     """(folder of a model, rows of a plan) → uint8 (n,3,S,S), grey where training saw grey only."""
     def sample(folder: Path, rows: Sequence[Mapping[str, str]]) -> Tensor:
         pipeline, facts = open_pipeline(folder, device, precision, against)
         with tqdm(total=len(rows) * (recipe.taken + 1), desc=f"sampling, {folder.name}",
                   unit="step", leave=False) as bar:
-            made = make_images(pipeline, rows, recipe, batch=batch, progress=bar.update)
+            made = make_images(pipeline, rows, recipe, batch=min(batch, len(rows)),
+                               progress=bar.update)
         return to_grey(made).expand(-1, 3, -1, -1) if facts["grey"] else made
 
     return sample

@@ -15,10 +15,10 @@ Each image is a function of its seed and its conditions alone. The same command 
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
 
@@ -29,7 +29,6 @@ from tqdm import tqdm
 import minidiff
 from minidiff import config, distributed, runs
 from minidiff.classification.predictor import Predictor
-from minidiff.counted import seeded
 from minidiff.data import images
 from minidiff.data.dataset import read_images
 from minidiff.data.table import read_csv, read_table, write_table
@@ -42,16 +41,20 @@ from minidiff.evaluation import selection
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.evaluation.selection import REASONS
 from minidiff.names import on_disk
+from minidiff.overlap import Behind
 from minidiff.pixels import to_grey
 from minidiff.root import Reading, Rooted, then
 from minidiff.sampling import plan as plans
-from minidiff.sampling.finished_run import make_images, open_pipeline
+from minidiff.sampling.again import VerifyConfig, verify
+from minidiff.sampling.finished_run import compiled, make_images, open_pipeline
+from minidiff.sampling.plan import RETRY
 from minidiff.sampling.trajectory import TrajectoryConfig, trajectory
+from minidiff.training.compiling import Compile
+from minidiff.training.device import pick_device
+from minidiff.training.precision import Precision, PrecisionName
 
-# grey levels by which an image sampled anew may differ: rounding, on other hardware or batches
-TOLERANCE = 1
-TRIES = 10             # seeds for one image before the model or the filter is to blame …
-RETRY = 10**9          # … each this far from the last: no image of any set has it
+TRIES = 10             # seeds for one image before the model or the filter is to blame
+WRITERS = 4            # threads that write files while a GPU makes the next batch
 FREE = ("device", "compile", "real", "classifier")  # knobs that do not change images …
 FREE_WITH_KEEP = FREE[:2]                           # … and those of them that --keep does not use
 
@@ -83,15 +86,17 @@ class SampleConfig(Reading, Rooted):
     keep: tuple[str, ...] = ()             # recognised (by --classifier), new: re-draw the others
     real: tuple[str, ...] = ()             # data for the quick numbers; none: the training data
     classifier: str = ""                   # classifier run that reads labels for quick numbers
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the UNet; the VAE stays in fp32
-    compile: bool = False                  # torch.compile: minutes at the start, faster steps
+    precision: PrecisionName = "auto"      # of the UNet; auto: bf16 or else fp16, fp32 on the CPU
+    compile: Compile = "auto"              # the UNet, on CUDA: a minute at first, then faster
     device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
 
 
 def sample(cfg: SampleConfig) -> None:
     """Make sets of images whose conditions are given, or drawn label by label from real rows."""
     distributed.start()
-    pipeline, facts = open_pipeline(cfg.run, cfg.device, cfg.precision, cfg.against, cfg.compile)
+    precision = Precision(cfg.precision, pick_device(cfg.device))
+    cfg = replace(cfg, precision=precision.name)
+    pipeline, facts = open_pipeline(cfg.run, precision.device, cfg.precision, cfg.against)
     variables, recipe, out = pipeline.conditioner.variables, recipe_of(cfg), Path(cfg.out)
     rows = plan(cfg, variables, facts)
     recipe.scale([v.name for v in variables])
@@ -101,29 +106,34 @@ def sample(cfg: SampleConfig) -> None:
     with distributed.rank0_first():
         if not distributed.rank():
             runs.open_run(cfg.out, cfg, "samples", free=FREE_WITH_KEEP if cfg.keep else FREE,
-                          model=model, data=facts["data"])
+                          model=model, data=facts["data"], **precision.facts())
             if not (out / "plan.json").exists():
                 runs.write_json(out / "plan.json", rows)
             for row in runs.read_json(out / "plan.json"):
                 if (path := out / row["file_name"]).exists() and not readable(path):
                     path.unlink()  # cut short: it is sampled anew before its set counts as complete
     rows = runs.read_json(out / "plan.json")  # finished as it was planned, also by a later version
+    cfg = replace(cfg, batch=min(cfg.batch, len(rows)))
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
     absent = {name for row in rows if not (out / (name := row["file_name"])).exists()}
     batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
     missing = [batch for batch in batches if any(row["file_name"] in absent for row in batch)]
     mine = missing[distributed.rank() :: distributed.world()]
-    chroma, done = [], set()
+    chroma, done, behind = [], set(), Behind(precision.device)
+    pipeline = compiled(pipeline, cfg.compile, len(mine) * recipe.taken)
     steps = sum(map(len, mine)) * (recipe.taken + 1)  # images that are drawn again come on top
     with tqdm(total=steps, desc="sampling", unit="step", disable=bool(distributed.rank())) as bar:
         for batch in mine:
-            chroma += make_batch(cfg, pipeline, batch, facts["grey"], text, watch, bar.update)
+            chroma += make_batch(cfg, pipeline, batch, facts["grey"], text, watch, bar.update,
+                                 behind)
             if distributed.world() == 1:
-                finish_sets(cfg, rows, watch, done)
+                behind.run(finish_sets, cfg, rows, watch, done)
+    behind.wait()
     distributed.wait()
     if not distributed.rank():
         finish_sets(cfg, rows, watch, done)
+        facts["made_on"] = {**runs.machine(), **precision.facts(), "device": precision.device.type}
         finish(cfg, rows, variables, model, facts, watch)
         mean = sum(chroma) / max(len(chroma), 1)
         removed = f"; mean chroma {mean:.2f} of 255 removed" if chroma and facts["grey"] else ""
@@ -135,7 +145,8 @@ def sample(cfg: SampleConfig) -> None:
 
 
 def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bool, text: dict,
-               watch: Quick | None, progress: Callable[[int], object]) -> list[float]:
+               watch: Quick | None, progress: Callable[[int], object],
+               behind: Behind) -> list[float]:
     """Write the images of one batch, re-drawing those not to be kept; returns their chroma."""
     out, chroma = Path(cfg.out), []
     for attempt in range(TRIES):
@@ -144,12 +155,15 @@ def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bo
         reasons = check(cfg, pixels, finite, rows, watch)
         chroma += (pixels.amax(1) - pixels.amin(1)).float().mean((1, 2)).tolist()
         found = to_grey(pixels) if grey else pixels
+        files = []
         for row, seed, image, reason in zip(rows, seeds, found, reasons):
             if reason:
                 runs.append_log(out / f"rejects-{distributed.rank()}.jsonl",
                                 file_name=row["file_name"], seed=seed, reason=reason)
             elif not (out / row["file_name"]).exists():
-                images.write(out / row["file_name"], image, {**text, **row, "seed": str(seed)})
+                files.append((out / row["file_name"], image, {**text, **row, "seed": str(seed)}))
+        behind.wait()  # at most one batch waits to be written
+        behind.run(write_files, files, behind.threaded)
         rows = [row for row, reason in zip(rows, reasons) if reason]
         if not rows:
             return chroma
@@ -158,11 +172,17 @@ def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bo
                      "--keep asks for too much")
 
 
+def write_files(files: Sequence[tuple[Path, Tensor, dict]], threaded: bool) -> None:
+    """Each file whole or not at all; in turn, or by several threads."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list((pool.map if threaded else map)(lambda file: images.write(*file), files))
+
+
 def make(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], seeds: list[int],
          progress: Callable[[int], object] = lambda n: None) -> tuple[Tensor, Tensor]:
     """uint8 (n, 3, S, S), and which of them are finite (n,)."""
     rejects: list[int] = []
-    pixels = make_images(pipeline, rows, recipe_of(cfg), seeds=seeds, batch=len(rows),
+    pixels = make_images(pipeline, rows, recipe_of(cfg), seeds=seeds, batch=cfg.batch,
                          progress=progress, rejects=rejects)
     return pixels, torch.tensor([i not in rejects for i in range(len(rows))])
 
@@ -229,6 +249,7 @@ def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, fac
         "sha256": {name: runs.sha256(out / name)
                    for name in (*(row["file_name"] for row in rows), "metadata.csv")},
         "trained_on": facts.get("trained_on", []), "checkpoint": facts.get("step"),
+        "made_on": facts["made_on"],
         "filters": selection.record(cfg.keep, reasons, cfg.classifier, watch),
         "rejects": reasons, "yield": len(rows) / (len(rows) + len(rejects)),
     })
@@ -236,45 +257,6 @@ def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, fac
         shown = ", ".join(f"{n} {why}" for why, n in reasons.items())
         print(f"{len(rows)} of {len(rows) + len(rejects)} images kept; re-drawn: {shown} "
               "(rejects-*.jsonl names them)")
-
-
-@dataclass(frozen=True)
-class VerifyConfig(Rooted):
-    writes: ClassVar[str] = ""             # nothing
-    out: str = "ROOT/samples"              # folder of samples
-    k: int = 8                             # images to make again
-    seed: int = 0                          # of the choice
-    device: str = "auto"                   # auto, cpu, cuda, cuda:1 …
-
-
-def verify(cfg: VerifyConfig) -> None:
-    """Check every file against the manifest, and make a few images again to compare."""
-    out = Path(cfg.out)
-    saved = config.from_dict(SampleConfig,
-                             {**config.load(out / "config.json"), "device": cfg.device})
-    manifest = runs.read_json(out / "manifest.json")
-    hashes = manifest["sha256"]
-    edited = [name for name, digest in hashes.items()
-              if not (out / name).exists() or runs.sha256(out / name) != digest]
-    if edited:
-        raise InputError(f"{len(edited)} of {len(hashes)} files are not as they were written: "
-                         f"{', '.join(edited[:5])}")
-    if runs.sha256(Path(saved.run) / "model.safetensors") != manifest["model"]:
-        raise InputError(f"{saved.run} holds another model now than the one that made {out}")
-    pipeline, facts = open_pipeline(saved.run, cfg.device, saved.precision, saved.against)
-    rows = read_table(out, split=False).rows
-    order = torch.randperm(len(rows), generator=seeded(cfg.seed))
-    rows = [rows[i] for i in sorted(order[: cfg.k].tolist())]
-    again, _ = make(saved, pipeline, rows, [int(row["seed"]) for row in rows])
-    worst = 0
-    for row, image in zip(rows, to_grey(again) if facts["grey"] else again):
-        there = torch.tensor(images.read(row["file"])).int()
-        worst = max(worst, (image.int() - there).abs().max().item())
-        if worst > TOLERANCE:
-            raise InputError(f"{row['file']} differs by {worst} grey levels from what its seed "
-                             "gives now")
-    print(f"{out}: {count(len(hashes), 'file')} as written; {count(len(rows), 'image')} made "
-          f"again, largest difference {worst} of 255 grey levels")
 
 
 def plan(cfg: SampleConfig, variables: list, facts: dict) -> list[dict[str, str]]:

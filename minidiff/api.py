@@ -46,7 +46,7 @@ class Model:
         each = -(-n // len(labels or self.conditions.get("label", (ANY,))))
         rows = plan.plan(variables, self.facts["rows"], labels=labels, per_label=each, given=given,
                          seed=seed)
-        made = make_images(self.pipeline, rows[:n], batch=batch, recipe=Recipe(
+        made = make_images(self.pipeline, rows[:n], batch=min(batch, n), recipe=Recipe(
             sampler=sampler, steps=steps, guidance=guidance))
         if self.facts["grey"]:
             return to_grey(made)[:, 0].numpy()

@@ -13,9 +13,19 @@ def to_float(pixels: Tensor) -> Tensor:
 
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] → 0 … 255, rounded; a non-finite pixel is refused, not written as a black one."""
-    if not images.isfinite().all():
+    require_finite(images.isfinite().all())
+    return rounded(images)
+
+
+def require_finite(finite: Tensor) -> None:
+    """TrainingFault unless all of these are true; a GPU is waited for."""
+    if not finite.all():
         raise TrainingFault("the model gave non-finite pixels, which are never written: untrained, "
                             "or --guidance too high")
+
+
+def rounded(images: Tensor) -> Tensor:
+    """[-1, 1] → 0 … 255 of pixels that are finite; asks a GPU nothing."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 
 import evaluate
 import minidiff
@@ -17,23 +16,12 @@ from minidiff import config, runs
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images, phantom
 from minidiff.diffusion import store
-from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError
 from minidiff.evaluation import verify as chain
 from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
 from minidiff.evaluation.verify import DIFFERS, MATCHES, VerifyConfig, verify, walk
-from minidiff.sampling.plan import encode
+from minidiff.sampling.again import make_again
 from minidiff.variables import Category
-
-
-def again(folder, rows):
-    """What makes samples again, from the recipe in their manifest."""
-    run = chain.root_of(folder) / runs.read_json(folder / "config.json")["run"]
-    pipeline, _ = store.load_pipeline(run)
-    recipe = Recipe(**runs.read_json(folder / "manifest.json")["recipe"])
-    (made,) = pipeline.images(encode(pipeline.conditioner.variables, rows),
-                              [int(r["seed"]) for r in rows], recipe)
-    return made.float().mean(1, keepdim=True).round().to(torch.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +54,11 @@ def tree(whole, tmp_path, monkeypatch):
     return Path("runs/x")
 
 
-def links_of(folder, remake=again, **more):
+def links_of(folder, remake=make_again, **more):
     return list(walk(VerifyConfig(folder=str(folder), **more), remake))
 
 
-def faults(folder, remake=again, **more):
+def faults(folder, remake=make_again, **more):
     return [link for link in links_of(folder, remake, **more) if link.state != MATCHES]
 
 
@@ -84,7 +72,7 @@ def test_an_untouched_chain_is_whole(tree):
     text = told(links)
     for part in ("report: train now", "report: heldout now", "report: synthetic now",
                  "report.json: distances: as it was", "samples: files: as it was",
-                 "images made again: 4, largest difference 0", "the model of runs/x/samples",
+                 "images made again: 24, largest difference 0", "the model of runs/x/samples",
                  "the data of runs/x/diffusion", "the data of runs/x/vae", "the autoencoder of"):
         assert part in text, part
     assert len({link.what for link in links}) > 15
@@ -222,12 +210,15 @@ def test_what_another_version_wrote_is_refused_by_its_name(tree, name, monkeypat
 
 def test_images_that_come_out_otherwise_are_counted(tree):
     def off_by(n):
-        return lambda folder, rows: (again(folder, rows).int() + n).clamp(0, 255).to(torch.uint8)
+        def remake(folder, cfg):
+            found = make_again(folder, cfg)
+            return found._replace(apart={name: apart + n for name, apart in found.apart.items()})
+        return remake
 
     assert faults(tree / "samples", off_by(1), k=3) == []    # rounding elsewhere
     (link,) = faults(tree / "samples", off_by(2), k=3)
     assert link.state == DIFFERS
-    assert "3 changed" in link.text and "2 levels now" in link.text
+    assert "24 changed" in link.text and "2 levels now" in link.text
 
 
 def test_the_stages_before_are_followed(tree):
@@ -257,7 +248,7 @@ def test_the_stages_before_are_followed(tree):
 
 
 def test_the_command_ends_with_a_status(tree, capsys):
-    verbs = {"verify": (VerifyConfig, lambda cfg: verify(cfg, again))}
+    verbs = {"verify": (VerifyConfig, lambda cfg: verify(cfg, make_again))}
 
     def status(*argv):
         try:

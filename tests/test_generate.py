@@ -2,6 +2,7 @@
 back to noise.
 """
 
+import copy
 import json
 from dataclasses import asdict, replace
 from typing import get_args, get_type_hints
@@ -340,3 +341,49 @@ def test_non_finite_images_are_named_or_end_the_run(pipeline, labels):
                                           rejects=[])))
     good = [i for i in range(12) if i not in bad]
     assert not none and torch.equal(whole[good], kept[good])
+
+
+def test_a_last_batch_is_filled_up_to_one_shape(pipeline, labels):
+    """What is added is thrown away: 7 images by 5 are those of 10 whose last three repeat the
+    seventh.
+    """
+    shapes, many = [], {name: value.repeat(3)[:7] for name, value in labels.items()}
+    filled, told, rejects = replace(pipeline, fill=True), [], []
+    hook = pipeline.denoiser.net.unet.register_forward_pre_hook(
+        lambda m, given: shapes.append(len(given[0])))
+    try:
+        parts = list(filled.images(many, range(7), PLAIN, batch=5, progress=told.append,
+                                   rejects=rejects))
+    finally:
+        hook.remove()
+    assert set(shapes) == {5} and [len(part) for part in parts] == [5, 2] and not rejects
+    assert sum(told) == 7 * (PLAIN.taken + 1)  # progress counts the images that are kept
+    whole = {name: torch.cat([value, value[-1:].expand(3)]) for name, value in many.items()}
+    expected = torch.cat(list(pipeline.images(whole, [*range(7), 6, 6, 6], PLAIN, batch=5)))
+    assert torch.equal(torch.cat(parts)[:5], expected[:5])
+    # the VAE decodes two images alone, or with the three that are thrown away
+    assert (torch.cat(parts).int() - expected[:7].int()).abs().max() <= 1
+    assert len(list(pipeline.images(many, range(7), PLAIN, batch=5))[1]) == 2
+    noise = SeededNoise(range(7), (4, 8, 8))()
+    noise[6] = float("nan")
+    list(filled.images(many, range(7), PLAIN, batch=5, noise=noise, rejects=rejects))
+    assert rejects == [6]  # once, not again for each that is thrown away
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_weights_make_nearly_the_same_images(pipeline, labels, dtype):
+    """The UNet's weights alone, or the conditioner's too: the context is what it was but for
+    rounding.
+    """
+    recipe = Recipe(steps=3, guidance=2.0)
+    full = last(pipeline.latents(labels, SEEDS, recipe))
+    for whole in (False, True):
+        model = copy.deepcopy(pipeline.denoiser.net)
+        (model if whole else model.unet).to(dtype)
+        lower = replace(pipeline, denoiser=replace(pipeline.denoiser, net=model),
+                        conditioner=model.conditioner)
+        z = last(lower.latents(labels, SEEDS, recipe))
+        assert z.dtype == torch.float32 and 0 < (z - full).norm() / full.norm() < 0.05
+        context, expected = (p.conditioner(labels) for p in (lower, pipeline))
+        assert context.dtype == (dtype if whole else torch.float32)
+        assert (context - expected).norm() / expected.norm() < 0.01

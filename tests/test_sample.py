@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,12 @@ from minidiff import variables as var
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.data.table import read_table, write_table
-from minidiff.diffusion import store
+from minidiff.diffusion import store, unet
 from minidiff.diffusion.generate import Recipe
 from minidiff.errors import InputError, TrainingFault
 from minidiff.evaluation import selection
 from minidiff.evaluation.quick import Quick
+from minidiff.overlap import Behind
 from minidiff.pixels import to_uint8
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +90,91 @@ def test_the_same_command_fills_gaps_and_keeps_the_rest(made):
     assert kept == {p: p.stat().st_mtime_ns for p in files[3:]}
 
 
+def test_a_file_that_cannot_be_written_ends_the_run_before_its_set_counts(tiny, tmp_path,
+                                                                          monkeypatch):
+    """Written in turn, and by threads, as beside a GPU: the fault comes with the next batch."""
+    whole_write = images.write
+
+    def full_disk(path, image, text=None):
+        if Path(path).name == "000001.png":
+            raise OSError(28, "No space left on device", str(path))
+        whole_write(path, image, text)
+
+    for threaded in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "write", full_disk)
+            patch.setattr(sample, "Behind",
+                          lambda _, on=threaded: Behind(torch.device("meta" if on else "cpu")))
+            out = tmp_path / f"set-{threaded}"
+            with pytest.raises(OSError, match="No space left"):
+                sample.sample(request(tiny, out))
+        there = {path.name for path in out.glob("images/*/*.png")}
+        assert "000001.png" not in there and "000000.png" in there and len(there) < 8
+        assert not (out / "manifest.json").exists() and not (out / "sheets").exists()
+
+
+def test_files_written_by_threads_are_the_same(tiny, tmp_path, monkeypatch):
+    sample.sample(request(tiny, tmp_path / "in turn"))
+    monkeypatch.setattr(sample, "Behind", lambda _: Behind(torch.device("meta")))
+    sample.sample(request(tiny, tmp_path / "threads"))
+    assert bytes_of(tmp_path / "threads") == bytes_of(tmp_path / "in turn")
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text())
+                 for name in ("in turn", "threads")]
+    assert manifests[0] == manifests[1]
+    assert {p.name for p in (tmp_path / "threads/sheets").iterdir()} == {"set_0001.png",
+                                                                         "set_0001.json"}
+
+
+def test_precision_is_resolved_recorded_and_kept(tiny, tmp_path):
+    """In bf16 the UNet's weights are cast, once, and nothing else; autocast is nowhere."""
+    low, seen = replace(request(tiny, tmp_path / "low"), precision="bf16"), []
+    unet_forward = unet.UNet.forward
+
+    def forward(self, x, t, context):
+        seen.append((self.conv_in.weight.dtype, context.dtype,
+                     torch.is_autocast_enabled("cpu")))
+        return unet_forward(self, x, t, context)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unet.UNet, "forward", forward)
+        sample.sample(low)
+    assert set(seen) == {(torch.bfloat16, torch.float32, False)}
+    sample.sample(request(tiny, tmp_path / "full"))
+    for name, precision in (("low", "bf16"), ("full", "fp32")):
+        made_on = runs.read_json(tmp_path / name / "manifest.json")["made_on"]
+        assert made_on["precision"] == precision and made_on["device"] == "cpu"
+        assert {"torch", "machine"} <= set(made_on)
+        run = runs.read_json(tmp_path / name / "run.json")
+        assert run["facts"]["precision"] == precision
+    low_pixels, full = (torch.stack([torch.tensor(images.read(p)).int() for p in sorted(
+        (tmp_path / name).glob("images/*/*.png"))]) for name in ("low", "full"))
+    assert 0 < (low_pixels - full).abs().max() < 40
+    with pytest.raises(InputError, match="precision: 'bf16' there, 'fp32' now"):
+        sample.sample(replace(low, precision="auto"))  # on the CPU: fp32
+    sample.sample(replace(request(tiny, tmp_path / "full"), precision="fp32"))  # what auto was
+
+
+def test_compiling_is_the_unets_alone_and_leaves_one_shape(tiny, tmp_path, monkeypatch):
+    shapes = []
+
+    def compile_(network, dynamic):
+        assert isinstance(network, unet.UNet) and dynamic is False
+        network.register_forward_pre_hook(lambda m, given: shapes.append(tuple(given[0].shape)))
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    cfg = replace(request(tiny, tmp_path / "set"), per_label=3, compile="yes")
+    sample.sample(cfg)  # 9 images by 4: the last batch holds 1, and is filled up
+    assert shapes and set(shapes) == {(8, 4, 8, 8)}
+    assert len(bytes_of(tmp_path / "set")) == 9
+    shapes.clear()
+    sample.sample(replace(cfg, out=str(tmp_path / "auto"), compile="auto"))
+    assert not shapes  # never on a CPU unasked
+    a, b = (torch.stack([torch.tensor(images.read(p)).int() for p in sorted(
+        (tmp_path / name).glob("images/*/*.png"))]) for name in ("set", "auto"))
+    assert (a - b).abs().max() <= 1
+
+
 def test_another_setting_is_refused(made, capsys):
     cfg, out = made
     with pytest.raises(SystemExit) as stop:
@@ -101,7 +188,7 @@ def test_verify_passes_and_finds_an_edited_file(made, capsys, tmp_path):
     cfg, out = made
     sample.verify(sample.VerifyConfig(out=str(out), k=5))
     said = capsys.readouterr().out
-    assert "13 files as written; 5 images made again, largest difference 0" in said
+    assert "13 files as written; " in said and "largest difference 0 of 255" in said
     victim = sorted(out.glob("images/*/*.png"))[5]
     before = victim.read_bytes()
     os.utime(victim)

@@ -135,7 +135,7 @@ class NumberEmbedding(nn.Module):
         octaves = 2 ** torch.arange(OCTAVES, device=x.device, dtype=x.dtype)
         angles = x * math.pi / 8 * octaves                                          # (N, OCTAVES)
         features = torch.cat([x, angles.sin(), angles.cos()], dim=1)
-        return torch.where(known[:, None], features @ self.weight, self.unknown)
+        return torch.where(known[:, None], features.to(self.weight.dtype) @ self.weight, self.unknown)
 
     def adopt(self, old: "NumberEmbedding") -> None:
         """The old weights, which mean something under the old mean and standard deviation only."""

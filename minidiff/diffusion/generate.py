@@ -22,7 +22,7 @@ from minidiff.diffusion.samplers import NOISY, SAMPLERS, Sampler, SeededNoise, d
 from minidiff.diffusion.schedule import LADDERS, Ladder, Schedule
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
-from minidiff.pixels import to_float, to_uint8
+from minidiff.pixels import require_finite, rounded, to_float
 from minidiff.variables import Labels
 
 DECODE = 8  # images in one pass of the VAE: at 512 px it takes far more memory than the UNet
@@ -101,6 +101,7 @@ class Pipeline:
     size: int                                                   # px a side
     against: Denoiser | None = None                             # a weaker model to guide by
     autocast: Callable[[], AbstractContextManager] = nullcontext  # round calls of the UNet alone
+    fill: bool = False        # a last batch, up to the others: compile and cuDNN see one shape
 
     def guided_by(self, weaker: "Pipeline") -> "Pipeline":
         """The same with a weaker model to guide by, of the same conditions and latents."""
@@ -157,24 +158,30 @@ class Pipeline:
         """Yield uint8 (n, 3, size, size) on the CPU, batch by batch; `progress(n)` after each step.
 
         A non-finite image raises TrainingFault. With a list of `rejects`, its place in `seeds` is
-        added there instead, before its batch is yielded; its pixels mean nothing then.
+        added there instead, before its batch is yielded; its pixels mean nothing then. A GPU is
+        waited for once a batch, when all of it is under way.
         """
         for start in range(0, len(seeds), batch):
-            part = slice(start, start + batch)
-            for z in self.latents({k: v[part] for k, v in labels.items()}, seeds[part], recipe,
-                                  origin=None if origin is None else origin[part],
-                                  noise=None if noise is None else noise[part]):
-                progress(len(z))
-            made = []
-            for few in z.split(decode_batch):
+            places = range(start, min(start + batch, len(seeds)))
+            n = len(places)
+            filled = [*places, *[places[-1]] * (batch - n if self.fill else 0)]
+            steps = self.latents({k: v[filled] for k, v in labels.items()},
+                                 [seeds[i] for i in filled], recipe,
+                                 origin=None if origin is None else origin[filled],
+                                 noise=None if noise is None else noise[filled])
+            for z in steps:  # noqa: B007 (the last z is used below)
+                progress(n)
+            made, finite = [], []
+            for few in z[:n].split(decode_batch):
                 pixels = self.vae.decode(few)
-                if rejects is not None:
-                    finite = pixels.isfinite().flatten(1).all(1)
-                    first = start + len(made) * decode_batch
-                    rejects += [first + i for i in (~finite).nonzero().flatten().tolist()]
-                    pixels = torch.where(finite[:, None, None, None], pixels, 0)
-                made.append(to_uint8(pixels).cpu())
-            yield torch.cat(made)
+                finite.append(pixels.isfinite().flatten(1).all(1))
+                made.append(rounded(torch.where(finite[-1][:, None, None, None], pixels, 0)))
+            whole = torch.cat(finite).cpu()
+            if rejects is None:
+                require_finite(whole)
+            else:
+                rejects += [i for i, good in zip(places, whole.tolist()) if not good]
+            yield torch.cat(made).cpu()
 
     @torch.no_grad()
     def invert(self, origin: Tensor, labels: Labels, recipe: Recipe) -> Tensor:

@@ -3,7 +3,7 @@ each stage left.
 
     report ─ configs, fingerprints, every number computed again ─▶ samples
     matrix ─ fingerprints, a few cells computed again ─▶ samples
-    samples ─ SHA-256 of every file, a few images sampled anew ─▶ model
+    samples ─ SHA-256 of every file, a few batches sampled anew ─▶ model
     model ─ SHA-256 of the weights, of its VAE, of the stage before ─▶ data
     data ─ fingerprint of all rows and files
 
@@ -26,12 +26,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from minidiff import __version__, config, runs
-from minidiff.data import images
 from minidiff.data.dataset import read_images
-from minidiff.data.table import Row, Table, read_table
+from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError, first_few
 from minidiff.evaluation.format import num
 from minidiff.evaluation.matrix import cells
@@ -39,11 +37,8 @@ from minidiff.evaluation.matrix import run as matrices
 from minidiff.root import DEMO, Reading, Rooted, reading_of
 
 MATCHES, DIFFERS, MISSING = "matches", "differs", "missing"
-TOLERANCE = 1  # grey levels by which rounding may change an image on other hardware
 EVALUATE = Path(__file__).parents[2] / "evaluate.py"
 OF_THE_RUN = ("provenance", "commands", "configs")  # what a report says of its own making
-
-Remake = Callable[[Path, Sequence[Row]], Tensor]  # folder of samples, rows → uint8 (n,C,S,S)
 
 
 class Link(NamedTuple):
@@ -54,12 +49,23 @@ class Link(NamedTuple):
     text: str
 
 
+class Again(NamedTuple):
+    """Images made again beside those of a folder of samples."""
+
+    apart: dict[str, int]        # file name → grey levels, the largest of the image
+    limit: int                   # of what rounding explains
+    where: str                   # how and where they were made and are checked
+
+
 @dataclass(frozen=True, eq=False)
 class VerifyConfig(Rooted):
     folder: str = "ROOT/report"  # a report, matrix, samples or model, or a folder of such
-    k: int = 8                   # cells of a matrix to compute again, and images to make again
+    k: int = 8                   # cells of a matrix, and images in whole batches, to make again
     seed: int = 0                # of the choice
-    device: str = "auto"         # auto, cpu, cuda, cuda:1 …
+    device: str = "auto"         # auto: samples on the kind that made them; cpu, cuda, cuda:1 …
+
+
+Remake = Callable[[Path, VerifyConfig], Again]  # of a folder of samples
 
 
 def verify(cfg: VerifyConfig, remake: Remake) -> None:
@@ -168,7 +174,7 @@ def matrix(folder: Path, cfg: VerifyConfig, _: Remake) -> Iterator[Link | Path]:
 
 
 def samples(folder: Path, cfg: VerifyConfig, remake: Remake) -> Iterator[Link | Path]:
-    """Every file by its hash, the model by its own, and a few images sampled anew."""
+    """Every file by its hash, the model by its own, and a few batches sampled anew."""
     manifest = runs.read_json(folder / "manifest.json")
     run = root_of(folder) / runs.read_json(folder / "config.json")["run"]
     yield run
@@ -182,12 +188,11 @@ def samples(folder: Path, cfg: VerifyConfig, remake: Remake) -> Iterator[Link | 
     if model.state == MATCHES:
         yield compared(f"{folder / 'manifest.json'}: trained on", manifest["trained_on"],
                        runs.read_json(run / "model.json").get("trained_on", []))
-        rows = chosen(read_table(folder, split=False).rows, cfg)
-        apart = {row["file_name"]: int(np.abs(image.int().numpy() - images.read(row["file"])).max())
-                 for row, image in zip(rows, remake(folder, rows))}
-        far = {name: f"{d} levels" for name, d in apart.items() if d > TOLERANCE}
-        yield compared(what, dict.fromkeys(far, "at most 1"), far,
-                       f"{len(rows)}, largest difference {max(apart.values())} of 255 grey levels")
+        again = remake(folder, cfg)
+        far = {name: f"{d} levels" for name, d in again.apart.items() if d > again.limit}
+        yield compared(what, dict.fromkeys(far, f"at most {again.limit}"), far,
+                       f"{len(again.apart)}, largest difference {max(again.apart.values())} of 255 "
+                       f"grey levels, allowed {again.limit} ({again.where})")
     else:
         yield Link(MISSING, what, f"not tried: {run} is not the model that made them")
 

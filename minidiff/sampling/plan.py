@@ -30,6 +30,7 @@ from minidiff.names import folders, rejoined, text
 Row = dict[str, str]
 SET = 100       # images a set, each with its contact sheet
 NULL = "null"   # a cell that is dropped, as for guidance
+RETRY = 10**9   # seeds from one attempt at an image to the next: no image of any set has them
 SHARED = -1     # slot of the draw that all labels share; their own count from 0
 
 

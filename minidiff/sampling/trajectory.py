@@ -163,7 +163,7 @@ def trajectory(cfg: TrajectoryConfig) -> None:
         raise InputError(f"--out {cfg.out}: name a file that ends in .png")
     if cfg.shown > AT_MOST:
         raise InputError(f"--shown {cfg.shown}: {AT_MOST} images side by side at the most")
-    pipeline, facts = open_pipeline(cfg.run, cfg.device)
+    pipeline, facts = open_pipeline(cfg.run, cfg.device, "fp32")
     recipe.require_levels(pipeline.denoiser.schedule)
     variables = pipeline.conditioner.variables
     row = plan.plan(variables, facts["rows"], labels=(cfg.label,) if cfg.label else (), per_label=1,
