@@ -15,10 +15,10 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 
 
 def send(x: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on the device; the program does not wait for its way from the CPU to CUDA."""
-    if torch.device(device).type == "cuda" and x.device.type == "cpu":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
+    """A tensor on the device; the program does not wait for its way there from the CPU."""
+    if x.device.type == "cpu" and torch.device(device).type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=x.device.type == "cpu")
 
 
 def ahead(make: Callable[[Item], Made], items: Iterable[Item],

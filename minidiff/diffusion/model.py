@@ -66,7 +66,7 @@ def from_scratch(unet: unets.UNetConfig, variables: list[var.Variable], seed: in
     generator = torch.Generator().manual_seed(seed)
     null_context = torch.randn(CONTEXT_TOKENS, unet.context_dim, generator=generator)
     # torch's constructors draw from the global generator: lend them a seeded one
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Model(unets.UNet(unet), Conditioner(variables, null_context, generator))
     nn.init.zeros_(model.unet.conv_out.weight)
@@ -77,7 +77,7 @@ def from_scratch(unet: unets.UNetConfig, variables: list[var.Variable], seed: in
 def from_public(unet: unets.UNet, null_context: Tensor, variables: list[var.Variable],
                 seed: int) -> Model:
     """A public UNet and a conditioner that adds nothing: step 0 is that model bit for bit."""
-    with torch.random.fork_rng():  # as above
+    with torch.random.fork_rng(devices=[]):  # as above
         return Model(unet.train(),
                      Conditioner(variables, null_context, torch.Generator().manual_seed(seed)))
 
@@ -99,6 +99,6 @@ def from_model(old: Model, variables: list[var.Variable], seed: int) -> Model:
 
 def vae_from_scratch(config: vaes.VAEConfig, seed: int) -> vaes.VAE:
     """A freshly initialised autoencoder whose latents are not scaled yet."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return vaes.VAE(config, scale=1.0)
