@@ -27,7 +27,17 @@ import torch.nn.functional as F
 from load import Peak
 
 # puts minidiff on the path, too
-from peers import VARIABLES, Parts, Row, Task, own_unet, parser_of, seconds, their_unet
+from peers import (
+    VARIABLES,
+    Parts,
+    Row,
+    Task,
+    own_unet,
+    parser_of,
+    seconds,
+    their_unet,
+    trainable,
+)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,8 +51,9 @@ from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.unet import UNet
+from minidiff.overlap import ahead, send
 from minidiff.training.device import pick_device
-from minidiff.training.optim import EMA, SCHEDULES, adamw, set_lr, trainable
+from minidiff.training.optim import EMA, SCHEDULES, adamw, set_lr
 from minidiff.training.precision import Precision
 
 IMAGES = 1500                             # in the data set that is drawn from, as in the demo
@@ -51,34 +62,34 @@ Step = Callable[[], None]
 
 
 def own_loop(task: Task) -> Step:
-    """As train.py: counted draws from cached moments, Denoiser.loss, Precision.step, fused
-    AdamW.
+    """As train.py: counted draws from cached moments, made ahead, Denoiser.loss, fused AdamW, EMA,
+    one read.
     """
     context = torch.randn(task.tokens, models.UNETS[task.architecture].context_dim)
     model = models.Model(own_unet(task),
                          Conditioner(VARIABLES, context, torch.Generator()).to(task.device))
-    lora.set_trainable(model, task.part, 16, 16.0, torch.Generator())
-    parameters, optimizer = trainable(model), adamw(model, 1e-5, weight_decay=1e-2)
-    denoiser, draw = Denoiser(torch.compile(model) if task.compile else model,
-                              Schedule.scaled_linear()), own_data(task)
-    ema, numbers = EMA(model, 1000) if task.ema else None, itertools.count()
+    parameters = lora.set_trainable(model, task.part, 16, 16.0, torch.Generator())
+    optimizer = adamw(model, 1e-5, weight_decay=1e-2)
+    denoiser = Denoiser(torch.compile(model) if task.compile else model, Schedule.scaled_linear())
+    ema, precision = EMA(model, 1000) if task.ema else None, task.precision
+    batches = enumerate(ahead(own_data(task), itertools.count(), task.device))
     def step() -> None:
-        number = next(numbers)
+        number, (z, t, noise, y) = next(batches)
         set_lr(optimizer, SCHEDULES["cosine"](number, 1000, 1e-5, 50))
-        z, t, noise, y = draw(number)
-        y = {name: values.to(task.device) for name, values in y.items()}
-        with task.precision.autocast():
-            losses = denoiser.loss(z.to(task.device), t, noise.to(task.device), y, 5.0)
-        task.precision.step(losses.mean(), optimizer, parameters, 1.0)
+        with precision.autocast():
+            losses = denoiser.loss(z, t, noise, y, 5.0)
+            precision.backward(losses.mean())
+        precision.update(optimizer, parameters, 1.0)
         if ema:
             ema.update(model, number)
+        precision.read(losses)
     return step
 
 
 def own_data(task: Task) -> Callable[[int], tuple]:
     """Everything a step needs from the data and from chance, as train.py draws it."""
     mean, std = torch.randn(1, IMAGES, *task.latents), torch.rand(1, IMAGES, *task.latents)
-    source = Source(torch.empty(0), mean, std, lambda x: (x, x), False, 0.0, 0)
+    source = Source(torch.empty(0), mean, std, lambda x: (x, x), False, 0.0, 0, task.device)
     labels = {v.name: torch.randint(0, 2, (IMAGES,)).to(v.dtype) for v in VARIABLES}
     def draw(number: int) -> tuple:
         slots = range(number * task.batch, (number + 1) * task.batch)
@@ -86,8 +97,8 @@ def own_data(task: Task) -> Callable[[int], tuple]:
         z, noise = source.draw(index, slots)
         t = (counted.stratified(0, number, task.batch) * 1000).long()
         mask = counted.drops(0, slots, len(VARIABLES), 0.1, 0.05)
-        return z, t, noise, var.drop(VARIABLES,
-                                     {name: values[index] for name, values in labels.items()}, mask)
+        y = var.drop(VARIABLES, {name: values[index] for name, values in labels.items()}, mask)
+        return z, t, noise, {name: send(values, task.device) for name, values in y.items()}
     return draw
 
 
@@ -251,9 +262,7 @@ def grid(task: Task) -> None:
     for part, dtype in itertools.product(("all", "attention"), ("bf16", "fp16")):
         task = replace(task, part=part, precision=Precision(dtype, task.device), compile=False,
                        checkpointing=False)
-        with FlopCounterMode(display=False) as counter:  # without what checkpointing computes again
-            STEPS["minidiff"](replace(task, batch=1))()
-        work, top = task.batch * counter.get_total_flops(), ceiling(task)
+        work, top = task.batch * work_of(task), ceiling(task)
         for compiled, checkpointing in itertools.product(
                 (False, True)[:1 + (task.device.type == "cuda")], (False, True)):
             torch.compiler.reset()
@@ -267,6 +276,20 @@ def grid(task: Task) -> None:
                 continue
             print(f"{words}{task.batch / one:>10.2f}{memory / 1e9:>12.1f}{work / one / 1e12:>9.2f}"
                   f"{work / one / top:>11.1%}")
+
+
+def work_of(task: Task) -> int:
+    """FLOPs of a training step, an image; without what checkpointing computes again."""
+    with torch.device("meta"):
+        net = UNet(models.UNETS[task.architecture])
+        x, t = torch.zeros(1, *task.latents), torch.zeros(1)
+        context = torch.zeros(1, task.tokens, net.config.context_dim)
+    if task.part == "lora":
+        lora.add(net, 16, 16.0, torch.Generator())
+    trainable(net, task.part)
+    with FlopCounterMode(display=False) as counter:
+        net(x, t, context).sum().backward()
+    return counter.get_total_flops()
 
 
 def ceiling(task: Task) -> float:
