@@ -42,16 +42,16 @@ import torch
 import torch.nn.functional as F
 
 # puts minidiff on the path, too
-from peers import ROOT, Task, load_peers, own_unet, seconds
+from peers import ROOT, Task, load_peers, own_unet, seconds, work_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # isort: split
 from benchmarks.sample import PEERS, theirs
 from benchmarks.scripts import ORDER, Files, Showcase
-from benchmarks.train import ceiling, own_loop, product, their_loop, unet_step, work_of
+from benchmarks.train import ceiling, own_loop, product, their_loop, unet_step
 from minidiff.diffusion.generate import DECODE
 from minidiff.training.device import pick_device
-from minidiff.training.precision import Precision
+from minidiff.training.precision import Precision, set_cuda_flags
 
 Row = dict[str, str | float]
 Cells = Iterator[tuple[Row, Callable[[], Row]]]  # what each is, and what measures it
@@ -191,15 +191,16 @@ def of_kernels(bench: Bench) -> Cells:
                         raise
                     return {"note": "not available"}
             yield {"what": f"attention and its backward, {tokens} tokens, {name}"}, attention
-    for last, tuned in ((True, True), (True, False), (False, True), (False, False)):
-        def unet(last=last, tuned=tuned) -> Row:
+    for last, tuned, same in ((1, 1, 0), (1, 0, 0), (0, 1, 0), (1, 0, 1)):
+        def unet(last=last, tuned=tuned, same=same) -> Row:
             task = bench.task(batch=4)
-            torch.backends.cudnn.benchmark = tuned
+            set_cuda_flags(True, bool(same))
+            torch.backends.cudnn.benchmark = bool(tuned)
             layout = torch.channels_last if last else torch.contiguous_format
             one, _ = bench.pace(unet_step(task, lambda t: own_unet(t).to(memory_format=layout)))
             return {"ms": 1000 * one, "memory, GB": bench.memory}
-        yield {"what": f"the UNet's step, batch 4, bf16, channels_last {'on' if last else 'off'}, "
-                       f"cudnn.benchmark {'on' if tuned else 'off'}"}, unet
+        yield {"what": f"the UNet's step, batch 4, bf16{', channels_last' * last}"
+                       f"{', cudnn.benchmark' * tuned}{', deterministic' * same}"}, unet
 
 
 PARTS = {"ceiling": (0.2, of_ceiling), "train": (2.2, of_train), "sample": (1.5, of_sample),
@@ -214,6 +215,8 @@ def serve(pipe, part: str, bench: Bench, start: int) -> None:
     with open(bench.out / "log.txt", "a") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
+    if part == "kernels":                        # read at the first product, for "deterministic"
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if bench.tiny:                               # the graphs, without minutes of a C++ compiler
         torch.compile = partial(torch.compile, backend="eager")
     for k, (names, measure) in enumerate(PARTS[part][1](bench)):
@@ -296,7 +299,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small networks, few steps, phantoms")
     parser.add_argument("--out", default="runs/gpu", help="folder of the results [runs/gpu]")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's `&` ignores Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     out, end = Path(args.out).absolute(), time.monotonic() + 60 * args.minutes
     out.mkdir(parents=True, exist_ok=True)
     kept, cards = out / "results.json", range(torch.cuda.device_count())

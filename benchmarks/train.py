@@ -24,22 +24,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from load import Peak
 
 # puts minidiff on the path, too
-from peers import (
-    VARIABLES,
-    Parts,
-    Row,
-    Task,
-    own_unet,
-    parser_of,
-    seconds,
-    their_unet,
-    trainable,
-)
+from peers import VARIABLES, Parts, Row, Task, own_unet, parser_of, seconds, their_unet
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 # isort: split
 from minidiff import counted
@@ -178,22 +166,6 @@ STEPS = {"minidiff": partial(unet_step, build=own_unet),
          "kept": partial(unet_step, build=partial(their_unet, last=True))}
 
 
-def peak(task: Task, build: Callable[[Task], Step], steps: int = 3) -> tuple[float, int]:
-    """Seconds of the fastest step after the first and the highest memory in bytes: in a fresh
-    process, or on a GPU.
-    """
-    gpu, watch = task.device.type == "cuda", Peak()
-    if gpu:
-        torch.cuda.init()
-        torch.cuda.reset_peak_memory_stats(task.device)
-    watch.start()
-    step = build(task)
-    one = min([seconds(step, task.device) for _ in range(steps)][1:])
-    watch.done = True
-    watch.join()
-    return one, torch.cuda.max_memory_allocated(task.device) if gpu else watch.peak
-
-
 def alone(args: argparse.Namespace, build: Callable[[Task], Step],
           **changes) -> tuple[float, float]:
     """Seconds of the faster of two steps after the first, and the highest memory in GB, in a
@@ -251,52 +223,11 @@ def table(args: argparse.Namespace) -> None:
                                       for one, memory in cells), flush=True)
 
 
-def grid(task: Task) -> None:
-    """Everything that a GPU can be asked for: speed, memory, share of the matmul ceiling. A CPU
-    shows that it runs.
-    """
-    print(
-        f"\n{task.architecture}, batch {task.batch}, {task.pixels} px\n"
-        f"{'trained':<12}{'dtype':<7}{'compile':<9}{'checkpointing':<15}{'images/s':>10}"
-        f"{'memory, GB':>12}{'TFLOP/s':>9}{'of matmul':>11}")
-    for part, dtype in itertools.product(("all", "attention"), ("bf16", "fp16")):
-        task = replace(task, part=part, precision=Precision(dtype, task.device), compile=False,
-                       checkpointing=False)
-        work, top = task.batch * work_of(task), ceiling(task)
-        for compiled, checkpointing in itertools.product(
-                (False, True)[:1 + (task.device.type == "cuda")], (False, True)):
-            torch.compiler.reset()
-            words = (f"{part:<12}{dtype:<7}{'yes' if compiled else '':<9}"
-                     f"{'yes' if checkpointing else '':<15}")
-            try:
-                one, memory = peak(replace(task, compile=compiled, checkpointing=checkpointing),
-                                   STEPS["minidiff"], 8)
-            except torch.OutOfMemoryError:
-                print(words + "out of memory")
-                continue
-            print(f"{words}{task.batch / one:>10.2f}{memory / 1e9:>12.1f}{work / one / 1e12:>9.2f}"
-                  f"{work / one / top:>11.1%}")
-
-
-def work_of(task: Task) -> int:
-    """FLOPs of a training step, an image; without what checkpointing computes again."""
-    with torch.device("meta"):
-        net = UNet(models.UNETS[task.architecture])
-        x, t = torch.zeros(1, *task.latents), torch.zeros(1)
-        context = torch.zeros(1, task.tokens, net.config.context_dim)
-    if task.part == "lora":
-        lora.add(net, 16, 16.0, torch.Generator())
-    trainable(net, task.part)
-    with FlopCounterMode(display=False) as counter:
-        net(x, t, context).sum().backward()
-    return counter.get_total_flops()
-
-
 def ceiling(task: Task) -> float:
     """FLOP/s of the fastest of some large matrix products in the task's dtype: the most that any
     network could reach.
     """
-    sizes = (4096, 8192, 16384) if task.device.type == "cuda" else (512, 1024)
+    sizes = (4096, 8192, 16384) if task.device.type == "cuda" else (256, 512)
     return max(product(n, task.precision.dtype, task.device) for n in sizes)
 
 
@@ -315,8 +246,6 @@ def main() -> None:
                         help="keep an average of the weights, on both sides")
     parser.add_argument("--table", action="store_true",
                         help="images/s and memory over batch and size, and no comparison")
-    parser.add_argument("--grid", action="store_true",
-                        help="what a GPU prints besides, on a CPU too")
     args = parser.parse_args()
     device = pick_device(args.device)
     args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
@@ -331,8 +260,6 @@ def main() -> None:
         consumed = side_by_side("whole loop", LOOPS, task, args, size)
         data_alone(task, consumed)
         side_by_side("the UNet's step alone", STEPS, replace(task, ema=False), args, size)
-        if device.type == "cuda" or args.grid:
-            grid(task)
 
 
 def task_of(args: argparse.Namespace, size: str) -> Task:
