@@ -48,6 +48,7 @@ from minidiff.evaluation.pages.study_tables import csv_tables, printed
 from minidiff.evaluation.study_verdicts import said
 from minidiff.root import Reading, Rooted, then
 from minidiff.training.device import pick_device
+from minidiff.training.precision import PrecisionName
 
 # knobs that do not change what is finished
 FREE = ("arms", "seeds", "device", "primary", "worth", "prevalence", "false_alarms")
@@ -79,7 +80,7 @@ class Config(Reading, Rooted):
     seed: int = 0                     # the first of them; also of choosing patients, of a split
     near_copies: Literal["refuse", "drop"] = "refuse"  # test images that repeat a training image
     skip_bad: bool = False            # leave unreadable images out, listed, instead of refusing
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on a GPU
+    precision: PrecisionName = "auto"  # auto: bf16 or fp16 on a GPU, fp32 on the CPU
     device: str = "auto"              # auto, cpu, cuda, cuda:1 …
 
 
@@ -290,7 +291,7 @@ def audited(cfg: Config, out: Path, data: Inputs) -> dict:
         columns = [name for name in cfg.condition if name not in ("label", cfg.target)]
         found = shortcut_audit(data.sets["train"], data.tests, target=data.target,
                                columns=columns, seed=cfg.seed, size=cfg.size,
-                               steps=min(cfg.steps, STEPS))
+                               steps=min(cfg.steps, STEPS), device=pick_device(cfg.device))
         runs.write_json(out / "audit.json", found)
     print("\n".join(found["text"]))
     return found

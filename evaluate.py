@@ -42,7 +42,6 @@ from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicat
 from minidiff.data.table import Table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
-from minidiff.diffusion.vae import VAE
 from minidiff.evaluation import judges, monitor, selection, sets, uncertainty
 from minidiff.evaluation import verify as chain
 from minidiff.evaluation.audit import AuditConfig, run_audit
@@ -79,9 +78,9 @@ def run_report(cfg: Config) -> None:
     found = sets.other_runs(cfg, tables)
     panel = judges.of(cfg, tables)  # a cell that one does not know is refused before the work
     judge = panel[judges.OWN].predictor if judges.OWN in panel else None
-    place = pick_device(cfg.device)
-    extractors = build(cfg.extractors, train=pixels["train"], judge=judge, device=str(place),
-                       vae=autoencoder(cfg.vae, place) if "vae" in cfg.extractors else None)
+    device = pick_device(cfg.device)
+    vae = store.load_vae(Path(cfg.vae)).to(device) if "vae" in cfg.extractors else None
+    extractors = build(cfg.extractors, train=pixels["train"], judge=judge, vae=vae, device=device)
     facts = {name: table.fingerprint for name, table in tables.items()}
     facts |= {"judge" if name == judges.OWN else f"{name} judge": j.facts["sha256"]
               for name, j in panel.items()}
@@ -123,12 +122,6 @@ def run_report(cfg: Config) -> None:
                           seed=cfg.seed)
     tell(report.write(out, result, drawn | {name: found[name]
                                             for name in ("losses", "matrix", "rebuilt")}))
-
-
-def autoencoder(run: str, place: torch.device) -> VAE:
-    """The autoencoder of a run on a device; on the CPU its layout, and the last bits, stay."""
-    layout = torch.preserve_format if place.type == "cpu" else torch.channels_last
-    return store.load_vae(Path(run)).to(place, memory_format=layout)
 
 
 def seen_by(extractors: Sequence[Extractor], tables: Mapping[str, Table],

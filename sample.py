@@ -4,7 +4,7 @@
     python sample.py --run runs/x/diffusion --sets 10 --guidance 2 --out runs/x/samples
     python sample.py --label covid --given sex=F age=60:80 --per-label 20 --out runs/demo/women
     python sample.py --rows wanted.csv --out runs/demo/wanted    an image for each row of conditions
-    python sample.py verify --out runs/demo/samples --k 8        make 8 of them again and compare
+    python sample.py verify --out runs/demo/samples --k 8        make some of them again and compare
     python sample.py --origin DATA --strength .4 --out runs/x/like   begin at real images, near them
     python sample.py trajectory --seed 17 --label covid --out way.png   one image's way from noise
     torchrun --nproc-per-node 8 -- sample.py --run runs/x/diffusion --sets 100 --out runs/x/samples
@@ -116,6 +116,7 @@ def sample(cfg: SampleConfig) -> None:
     cfg = replace(cfg, batch=min(cfg.batch, len(rows)))
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
+    before = runs.read_json(out / "manifest.json") if (out / "manifest.json").exists() else {}
     absent = {name for row in rows if not (out / (name := row["file_name"])).exists()}
     batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
     missing = [batch for batch in batches if any(row["file_name"] in absent for row in batch)]
@@ -133,7 +134,8 @@ def sample(cfg: SampleConfig) -> None:
     distributed.wait()
     if not distributed.rank():
         finish_sets(cfg, rows, watch, done)
-        facts["made_on"] = {**runs.machine(), **precision.facts(), "device": precision.device.type}
+        here = {**runs.machine(), **precision.facts(), "device": precision.device.type}
+        facts["made_on"] = here if absent or not before else before.get("made_on", {})
         finish(cfg, rows, variables, model, facts, watch)
         mean = sum(chroma) / max(len(chroma), 1)
         removed = f"; mean chroma {mean:.2f} of 255 removed" if chroma and facts["grey"] else ""
@@ -292,7 +294,8 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
             raise InputError(f"--real {' '.join(real) or 'none'}: no such data folder")
         return None
     data = read_images(real, size, cfg, seed=0, split_dir=Path(cfg.root), skip_bad=True)
-    judge = Predictor.load(Path(cfg.classifier) / "judge") if cfg.classifier else None
+    judge = Predictor.load(Path(cfg.classifier) / "judge").to(
+        pick_device(cfg.device)) if cfg.classifier else None
     watch = Quick(data.part("train"), data.part("val", "test"), judge)
     if "new" in cfg.keep:
         watch.near_limit  # noqa: B018 (refuses now if the images are too few to tell copies by)

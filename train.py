@@ -12,14 +12,16 @@
 Ctrl-C and SIGTERM finish the step, save and stop; the same command resumes.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import minidiff.threads  # noqa: F401  before torch: sets how its threads wait
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minidiff import config, counted, distributed, runs
 from minidiff import variables as var
@@ -135,8 +137,7 @@ def train_vae(cfg: VAEConfig) -> None:
     vae, origin, seen = begin.start_vae(cfg.init, cfg.architecture, cfg.seed)
     vae = vae.train().requires_grad_(True).to(device, memory_format=torch.channels_last)
     frozen = cfg.train == "decoder" or (cfg.train == "auto" and bool(cfg.init))
-    for part in (vae.encoder, vae.quant_conv):
-        part.requires_grad_(not frozen)
+    nn.ModuleList([vae.encoder, vae.quant_conv]).requires_grad_(not frozen)
     lpips = load_lpips(*cfg.lpips).to(device) if cfg.lpips else None
     optimizer = adamw(vae, cfg.lr, weight_decay=1e-4)
     ema = EMA(vae, cfg.steps / 20)
@@ -145,6 +146,7 @@ def train_vae(cfg: VAEConfig) -> None:
         runs.open_run(run, cfg, "vae", free=FREE, data=data.table.fingerprint,
                       notes=data.table.notes, n_train=len(train), **precision.facts(), **origin)
         state.require_space(run, vae)
+    distributed.require_shared(run / "run.json")
     net, pick = distributed.parallel(vae, device), picker(train, cfg.seed)
     cells = (vae.config.latent_channels, *[data.size // vae.factor] * 2)
 
@@ -185,15 +187,6 @@ def train_vae(cfg: VAEConfig) -> None:
     distributed.wait()  # the next stage reads what was saved
 
 
-class Batch(NamedTuple):
-    index: list[int]    # the images
-    times: Tensor       # int64, of all ranks: which level each image is noised to …
-    t: Tensor           # … and of this one, (n,), on the CPU; the rest is on the device
-    z: Tensor           # latents (n, 4, h, w)
-    noise: Tensor
-    labels: var.Labels  # (n,) each
-
-
 class Stage:
     """All that the diffusion stage works with: read, checked, built and encoded."""
 
@@ -205,12 +198,9 @@ class Stage:
         runs.refuse_other(cfg.out, cfg, "diffusion", (*FREE, "size", "condition"))
         distributed.require_equal_slices(cfg.batch, cfg.accumulate)
         scope = ("lora" if cfg.init else "all") if cfg.train == "auto" else cfg.train
-        if cfg.shard and (scope != "all" or self.precision.name == "fp16"):
+        if cfg.shard and (scope != "all" or self.precision.name == "fp16" or cfg.compile == "yes"):
             raise InputError(f"--shard spreads --train all in fp32 or bf16, not {scope} in "
-                             f"{self.precision.name}")
-        if cfg.shard and cfg.compile == "yes":
-            raise InputError("--shard gathers weights block by block, which --compile yes cannot "
-                             "follow: leave one of them out")
+                             f"{self.precision.name} with --compile {cfg.compile}")
         vae_run = cfg.vae or ("" if cfg.init else f"{cfg.root}/vae")
         self.data = read_training_set(cfg, begin.known_size(cfg.init, vae_run, cfg.size), cfg.prior)
         self.train, val = self.data.part("train"), self.data.part("val")
@@ -241,13 +231,8 @@ class Stage:
                           **self.precision.facts(),
                           conditions={v.name: list(v.values) for v in self.variables})
             state.require_space(self.run, self.model, cfg.snapshots)
-        if cfg.shard:
-            distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),
-                              self.device)
-        # … and the same in DDP, if there are several ranks, and compiled
-        self.net = self.model if cfg.shard else distributed.parallel(self.model, self.device)
-        if not cfg.shard and compiling.wanted(cfg.compile, self.device, cfg.steps, PAYS):
-            self.net = torch.compile(self.net)
+        distributed.require_shared(self.run / "run.json")
+        self.net, self.autocast = self.spread(cfg.shard, cfg.compile, cfg.steps)
         self.optimizer = adamw(self.model, cfg.lr, weight_decay=1e-2)
         with distributed.rank0_first():
             self.source, val_means = latents.encoded(
@@ -261,16 +246,27 @@ class Stage:
         self.pick = picker(self.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
         self.cfg = cfg
 
-    def batch(self, step: int) -> Batch:
-        """This rank's part of a step's batch, on the device: a function of its slots alone."""
+    def spread(self, shard: bool, choice: Compile, steps: int) -> tuple[nn.Module, Callable]:
+        """The model as several ranks train it, or compiled, and the precision of its calls."""
+        if shard and distributed.world() > 1:  # the weights are gathered in that precision
+            distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),
+                              self.device, self.precision.dtype)
+            return self.model, nullcontext
+        net = distributed.parallel(self.model, self.device)
+        compiled = not shard and compiling.wanted(choice, self.device, steps, PAYS)
+        return torch.compile(net) if compiled else net, self.precision.autocast
+
+    def batch(self, step: int) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor, var.Labels]:
+        """Which images; the times t of all ranks and (n,) of this one, on the CPU; and its latents
+        z (n, 4, h, w), noise and labels on the device. A function of the step's slots alone."""
         cfg, levels = self.cfg, len(self.start.schedule)
         slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
         index = self.pick(slots)
         times = (counted.stratified(cfg.seed, step, cfg.batch) * levels).long()
         drops = counted.drops(cfg.seed, slots, len(self.variables), cfg.drop, cfg.drop_each)
         labels = var.drop(self.variables, {k: v[index] for k, v in self.labels.items()}, drops)
-        return Batch(index, times, distributed.rank_slice(times), *self.source.draw(index, slots),
-                     {name: send(cells, self.device) for name, cells in labels.items()})
+        return (index, times, distributed.rank_slice(times), *self.source.draw(index, slots),
+                {name: send(cells, self.device) for name, cells in labels.items()})
 
 
 def train_diffusion(cfg: DiffusionConfig) -> None:
@@ -280,7 +276,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     denoiser = Denoiser(s.net, schedule, s.start.prediction)
     averaged = Denoiser(s.ema.model, schedule, s.start.prediction)
     pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size,
-                        autocast=s.precision.autocast)
+                        autocast=s.autocast)
     snapshot_steps = {cfg.steps * k // (cfg.snapshots + 1) for k in range(1, cfg.snapshots + 1)}
     with Checkpointer(s.run, device, steps=cfg.steps, every=cfg.save_every, text="diffusion",
                       model=Trained(s.model), ema=s.ema, optimizer=s.optimizer,
@@ -289,7 +285,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
             losses = []
             for micro in distributed.micro_batches(n, cfg.accumulate):
-                with s.precision.autocast(), distributed.unsynced(s.net, micro.stop == n):
+                with s.autocast(), distributed.unsynced(s.net, micro.stop == n):
                     loss = denoiser.loss(z[micro], t[micro], noise[micro],
                                          {k: v[micro] for k, v in y.items()}, cfg.min_snr)
                     s.precision.backward(loss.sum() / n)
@@ -304,8 +300,8 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             is_due, is_snapshot = checkpointer.is_due(done), done in snapshot_steps
             held_out = {"val_loss": None}
             if is_due or is_snapshot:
-                held_out = watch.validate(averaged, s.probes, s.precision.autocast, device,
-                                          cfg.batch, cfg.min_snr)
+                held_out = watch.validate(averaged, s.probes, s.autocast, device, cfg.batch,
+                                          cfg.min_snr)
             if is_due or is_snapshot or done % cfg.log_every == 0:
                 checkpointer.log(step=done, loss=losses.mean().item(),
                                  **watch.by_quarter(losses, times, len(schedule)), **held_out,

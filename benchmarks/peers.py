@@ -52,7 +52,8 @@ class Task:
 
     @property
     def latents(self) -> tuple[int, int, int]:
-        return 4, self.pixels // 8, self.pixels // 8
+        side = self.pixels // 2 ** (len(models.VAES[self.vae].channels) - 1)
+        return 4, side, side
 
     def batch_of(self, *shape: int) -> Tensor:
         return torch.randn(self.batch, *shape, device=self.device)

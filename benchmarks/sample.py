@@ -87,6 +87,7 @@ def own(task: Task, steps: dict[str, int]) -> Parts:
     pipeline = Pipeline(denoiser, conditioner, vae, task.pixels)
     sigma, null = denoiser.schedule.sigma(LEVEL), conditioner.null(task.batch, task.device)
     x, denoise = noise * (1 + sigma**2).sqrt().item(), guided(denoiser, labels, null, GUIDANCE)
+    @torch.no_grad()
     def call() -> Tensor:
         return (x - denoise(x, sigma)) / sigma.item()
     def loop(recipe: Recipe) -> Tensor:

@@ -10,9 +10,11 @@ Rank 0 writes.
 import atexit
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,6 +25,7 @@ from minidiff.errors import InputError
 _independent = False
 PATIENCE = timedelta(hours=2)  # how long ranks wait while rank 0 reads and encodes the data
 ARRIVAL = timedelta(minutes=10)  # how long they wait for one another at the start
+SIGHT = 60  # seconds: a network file system may remember as long that there was no file
 ADDRESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
 
 
@@ -140,33 +143,49 @@ def rank0_first() -> Iterator[None]:
         wait()
 
 
+def require_shared(path: Path) -> None:
+    """Raise InputError, on all ranks, unless all of them see a file that rank 0 wrote."""
+    wait()
+    last = time.monotonic() + SIGHT
+    while not path.exists() and time.monotonic() < last:
+        time.sleep(0.1)
+    if not gather(torch.tensor([path.exists()])).all():
+        raise InputError(f"{path}, which rank 0 wrote, is not there for all {world()} processes: "
+                         "their machines have to share the file system of --root and --out")
+
+
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model in DDP, which averages gradients over ranks."""
+    """The model in DDP, which averages gradients over ranks; no buffer of ours ever changes."""
     if world() == 1:
         return model
     return nn.parallel.DistributedDataParallel(
-        model, [device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+        model, [device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
+        broadcast_buffers=False)
 
 
 def shard(models: Sequence[nn.Module], blocks: tuple[type[nn.Module], ...],
-          device: torch.device) -> None:
+          device: torch.device, dtype: torch.dtype) -> None:
     """FSDP2 (Zhao et al. 2023), in place: split weights, gradients and moments over the ranks.
 
-    The weights are gathered one block at a time.
+    The weights are gathered in `dtype`, one block at a time, and computed with as they are, without
+    autocast; gradients are added up in float32. Inputs come uncast, for bfloat16 does not tell all
+    timesteps apart. The root, too, gives back what it gathered: after a forward pass without a
+    backward one it would stay whole, and no average would fit it.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if world() > 1:
         mesh = init_device_mesh(device.type, (world(),))
+        policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         for model in models:
-            for module in [m for m in model.modules() if isinstance(m, blocks)]:
-                fully_shard(module, mesh=mesh)
-            fully_shard(model, mesh=mesh)
+            for module in [*(m for m in model.modules() if isinstance(m, blocks)), model]:
+                fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 def unsynced(model: nn.Module, last: bool):
     """Context of a micro-batch: gradients are averaged over the ranks with those of the last."""
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if last or not isinstance(model, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
@@ -178,8 +197,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gather_full(tensor: Tensor, copy: bool = False) -> Tensor:
-    """The same on the CPU; `copy`: never a view of memory that training goes on to write."""
-    return whole(tensor).detach().to("cpu", copy=copy)
+    """The same on the CPU of rank 0, which writes, and nothing on the others; `copy`: never memory
+    that training goes on to write."""
+    full = whole(tensor).detach()
+    return full.to("cpu", copy=copy) if rank() == 0 else full.new_empty(0)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -20,15 +20,34 @@ from minidiff.training import state
 
 ROOT = Path(__file__).parents[1]
 DRIVER = """
+import os
 import sys
+from functools import partial
+from pathlib import Path
+
+import torch
 
 import train
-from minidiff import config
+from minidiff import config, distributed
+from minidiff.diffusion import unet
+from minidiff.sampling import pictures
 
+
+def embedding(t, width, embed=unet.timestep_embedding):
+    assert t.dtype == torch.float32, "bfloat16 knows 256 of 1000 timesteps apart"
+    return embed(t, width)
+
+
+unet.timestep_embedding = embedding
+pictures.Recipe = partial(pictures.Recipe, steps=1)
+distributed.SIGHT = 0.2
 draw = train.draw_pictures
 for verb, saved in zip(sys.argv[1::2], sys.argv[2::2]):
+    name = Path(saved).stem
+    if name.startswith("blind") and os.environ["RANK"] == "1":
+        os.chdir(Path(saved).parent / "elsewhere")
     # Of a sharded model, all ranks draw together.
-    train.draw_pictures = draw if saved.endswith("fsdp.json") else lambda *_, **__: None
+    train.draw_pictures = draw if name.startswith("fsdp") else lambda *_, **__: None
     try:
         config.main(train.VERBS, default=["vae", "diffusion"], doc="", argv=[verb, "--from", saved])
     except SystemExit as stop:
@@ -37,7 +56,8 @@ for verb, saved in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 def diffusion(tiny, out, **knobs):
-    given = {"steps": 5, "batch": 16, "save_every": 5, "log_every": 1, "lr": 1e-3, **knobs}
+    given = {"steps": 5, "batch": 16, "save_every": 5, "log_every": 1, "lr": 1e-3, "snapshots": 0,
+             **knobs}
     return train.DiffusionConfig(data=(str(tiny / "data"),), vae=str(tiny / "vae"), out=str(out),
                                  **given)
 
@@ -55,7 +75,8 @@ def relative(a: Path, b: Path) -> float:
     return (error / size).sqrt().item()
 
 
-def rounding(run: Path, weights: str, terms: int, depth: int = 50) -> float:
+def rounding(run: Path, weights: str, terms: int = 1, depth: int = 50,
+             unit: float = 2**-24) -> float:
     """How far float32 may drive two runs apart that add up the same gradients in another order,
     relative to the weights.
 
@@ -65,9 +86,10 @@ def rounding(run: Path, weights: str, terms: int, depth: int = 50) -> float:
     step is its sign, ±lr, and the sign is open for the weights of which the gradient is below ρ of
     the usual size: of normal gradients, a share of √(2/π) · ρ. Each is off by 2 lr then, and the
     root of the mean square over all weights is 2 lr √(.8 ρ). Later steps err no more, and at worst
-    in the same direction: the rates add up.
+    in the same direction: the rates add up. bfloat16 rounds each term by itself, u = 2⁻⁹, and the
+    sums stay float32: a gradient errs like one term.
     """
-    rho = (depth * terms) ** 0.5 * 2**-24
+    rho = (depth * terms) ** 0.5 * unit
     rates = sum(line["lr"] for line in runs.read_log(run / "log.jsonl"))
     values = torch.cat([v.flatten() for v in load_file(run / weights).values()]).double()
     return rates * 2 * (0.8 * rho) ** 0.5 / values.square().mean().sqrt().item()
@@ -80,6 +102,7 @@ CELLS = 4 * 4  # of a latent; an image has 32 × 32 pixels
 def one(once, tiny):
     def make(root: Path) -> None:
         train.train_diffusion(diffusion(tiny, root / "diffusion"))
+        train.train_diffusion(diffusion(tiny, root / "bf16", precision="bf16"))
         train.train_vae(vae(tiny, root / "vae"))
     return once("one-process", make)
 
@@ -94,13 +117,18 @@ def two(once, tiny):
         words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
                  "2"]
         words.append(str(root / "driver.py"))
-        for cfg in (diffusion(tiny, root / "ddp"), diffusion(tiny, root / "fsdp", shard=True),
+        sharded = {"shard": True, "save_every": 3}  # and draw and validate half-way
+        for cfg in (diffusion(tiny, root / "ddp"), diffusion(tiny, root / "fsdp", **sharded),
+                    diffusion(tiny, root / "fsdp-bf16", precision="bf16", checkpointing=True,
+                              **sharded),
                     vae(tiny, root / "vae"), diffusion(tiny, root / "odd", batch=15),
-                    diffusion(tiny, root / "lora", shard=True, train="lora")):
-            saved = Path(cfg.out).with_suffix(".json")
+                    diffusion(tiny, root / "lora", shard=True, train="lora"),
+                    diffusion(tiny, "blind"), vae(tiny, "blind-vae")):
+            saved = (root / cfg.out).with_suffix(".json")
             runs.write_json(saved, {**cfg.__dict__})
             words += ["vae" if isinstance(cfg, train.VAEConfig) else "diffusion", str(saved)]
-        done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        (root / "elsewhere").mkdir()
+        done = subprocess.run(words, cwd=root, env={**os.environ, "PYTHONPATH": str(ROOT)},
                               capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         (root / "said.txt").write_text(done.stderr)
@@ -118,6 +146,18 @@ def test_two_processes_with_8_images_each_equal_one_with_16(one, two, way):
     assert [line["loss"] for line in mine] == pytest.approx([line["loss"] for line in theirs],
                                                             rel=1e-5)
     assert mine[-1]["val_loss"] == pytest.approx(theirs[-1]["val_loss"], rel=1e-5)
+
+
+def test_sharded_bf16_with_draws_half_way_equals_that_of_one(one, two):
+    full, a, b = one / "diffusion", one / "bf16", two / "fsdp-bf16"
+    name = "model.safetensors"
+    assert relative(a / name, b / name) <= rounding(a, name, unit=2**-9)
+    assert relative(full / name, b / name) > rounding(full, name, 16 * CELLS)  # it is bf16
+    mine, theirs = (runs.read_log(run / "log.jsonl") for run in (a, b))
+    assert [line["loss"] for line in mine] == pytest.approx([line["loss"] for line in theirs],
+                                                            rel=2**-9)
+    assert len(list((b / "grids").iterdir())) == 2
+    assert any((v != v.bfloat16()).any() for v in load_file(b / name).values())  # no weight is
 
 
 def test_the_bound_of_rounding_is_far_below_what_other_noise_does(tiny, one, tmp_path, no_pictures):
@@ -150,7 +190,9 @@ def test_the_vae_stage_on_two_processes(one, two):
 def test_bad_shares_are_refused(two):
     said = (two / "said.txt").read_text()
     for name, words in (("odd", "--batch 15 is not a multiple of 2 processes × 1 micro-batches"),
-                        ("lora", "--shard spreads --train all")):
+                        ("lora", "--shard spreads --train all"),
+                        ("blind", "blind/run.json, which rank 0 wrote, is not there for all 2"),
+                        ("blind-vae", "blind-vae/run.json, which rank 0 wrote")):
         assert words in said and said.count(f"{name}.json: status 2") == 2
 
 

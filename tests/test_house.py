@@ -23,7 +23,8 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "evaluation": {"training", "data", "classification"},
     "public": {"diffusion"},
     "dicom": {"data"},
-    **dict.fromkeys(("metrics", "features", "matrix", "pages", "readers", "study"),
+    "matrix": {"training", "data", "classification", "evaluation"},
+    **dict.fromkeys(("metrics", "features", "pages", "readers", "study"),
                     {"data", "classification", "evaluation"}),
 }
 DIFFUSION = {  # within diffusion

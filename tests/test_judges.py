@@ -27,7 +27,7 @@ def cfg(tmp_path):
     trained(tmp_path / "own" / "judge", 0, ["x", "y"])
     trained(tmp_path / "other" / "judge", 1, ["y", "z"])
     return SimpleNamespace(classifier=str(tmp_path / "own"), judge=str(tmp_path / "other"),
-                           samples=str(tmp_path / "samples"))
+                           samples=str(tmp_path / "samples"), device="cpu")
 
 
 def test_both_judges_with_what_they_were_trained_on(cfg, tmp_path):

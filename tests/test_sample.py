@@ -80,6 +80,11 @@ def test_pixels_do_not_depend_on_the_batch(tiny):
 def test_the_same_command_fills_gaps_and_keeps_the_rest(made):
     cfg, out = made
     manifest = (out / "manifest.json").read_text()
+    elsewhere = json.loads(manifest)
+    elsewhere["made_on"]["machine"] = "H100"
+    runs.write_json(out / "manifest.json", elsewhere)
+    sample.sample(cfg)  # nothing is made, so it stays where it was made
+    assert json.loads((out / "manifest.json").read_text()) == elsewhere
     files = sorted(out.glob("images/*/*.png"))
     kept = {p: p.stat().st_mtime_ns for p in files[3:]}
     for path in files[:2]:

@@ -135,7 +135,7 @@ def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], conforma
     Under mc_dropout the same of one seed's network under 20 draws of dropout.
     """
     first, truth = folder_of(out, arm, recipe.seed), _truth(data)
-    predictor = Predictor.load(first)
+    predictor = Predictor.load(first).to(recipe.device)
     features = {name: predictor.features(data.sets[name].pixels).double().numpy()
                 for name in ("train", *sets)}
     typical = FeatureDistance.fit(features["train"], truth["train"])

@@ -24,6 +24,7 @@ from minidiff.classification.resnet import ResNet, load_torchvision
 from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
 from minidiff.data.augmentation import augment, vary
 from minidiff.errors import InputError
+from minidiff.overlap import ahead, send
 from minidiff.pixels import to_float, to_grey
 from minidiff.runs import in_its_place, read_json, write_atomic, write_json
 from minidiff.training.optim import cosine, set_lr
@@ -69,7 +70,7 @@ class Predictor(nn.Module):
         """Dropout, a row for each generator: 0 for a feature left out, 1/(1−p) for the others."""
         keep = torch.stack([torch.rand(self.net.fc.in_features, generator=g)
                             for g in generators]) >= self.dropout
-        return (keep / (1 - self.dropout)).to(self.net.fc.weight.device)
+        return send(keep / (1 - self.dropout), self.net.fc.weight.device)
 
     def predict(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → probabilities (N,k) of a Category and of Findings, value (N,) of a
@@ -99,7 +100,7 @@ class Predictor(nn.Module):
     def _in_batches(self, function: Callable, images: Tensor, batch: int) -> list:
         mode, device = self.training, next(self.parameters()).device
         self.eval()
-        out = [function(prepare(chunk, self.size).to(device)) for chunk in images.split(batch)]
+        out = [function(prepare(send(chunk, device), self.size)) for chunk in images.split(batch)]
         self.train(mode)
         return out
 
@@ -185,32 +186,37 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
     fp32 on a CPU.
     """
     images, device, change = to_grey(images), next(predictor.parameters()).device, AUGMENTS[augment]
-    amp = Precision(precision, device)
+    amp, of_classes = Precision(precision, device), {k: send(w, device)
+                                                     for k, w in (weights or {}).items()}
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=lr, weight_decay=DECAY, fused=True)
     predictor.train()
-    looks = {round(steps * (k + 1) / LOOKS) for k in range(LOOKS)} if validation else ()
-    best, state, log = math.inf, predictor.state_dict(), []
-    bar = tqdm(range(1, steps + 1), desc=progress, unit="step", disable=not progress,
-               dynamic_ncols=True)
-    for step in bar:
+
+    def make(step: int) -> tuple[list[int], Tensor, Tensor | None, Labels, Tensor | None]:
         slots = range((start + step - 1) * batch, (start + step) * batch)
-        rows = torch.tensor(order(len(images), seed, slots))
-        x = prepare(images[rows], predictor.size)
+        rows = order(len(images), seed, slots)
+        x = prepare(send(images[rows], device), predictor.size)
         if change:
             x = change(x, generators(seed, slots, AUGMENT))
-        x = x.to(device).contiguous(memory_format=torch.channels_last)
-        keep = predictor.mask(generators(seed, slots, DROPOUT)) if predictor.dropout else None
+        return (rows, x.contiguous(memory_format=torch.channels_last),
+                predictor.mask(generators(seed, slots, DROPOUT)) if predictor.dropout else None,
+                {name: send(cells[rows], device) for name, cells in labels.items()},
+                None if sample_weight is None else send(sample_weight[rows], device))
+
+    looks = {round(steps * (k + 1) / LOOKS) for k in range(LOOKS)} if validation else ()
+    best, state, log, todo = math.inf, predictor.state_dict(), [], range(1, steps + 1)
+    bar = tqdm(todo, desc=progress, unit="step", disable=not progress, dynamic_ncols=True)
+    for step, (rows, x, keep, truth, of_images) in zip(bar, ahead(make, todo, device)):
         rate = set_lr(optimizer, cosine(step - 1, steps, lr, steps // 5))
         with amp.autocast():
             out = predictor(x, keep)
-        value = loss(predictor.variables, out,
-                     {name: cells[rows] for name, cells in labels.items()}, weights,
-                     None if sample_weight is None else sample_weight[rows])
-        amp.step(value, optimizer, predictor.parameters(), CLIP,
-                 f"images {rows.tolist()} of the training set")
+        value = loss(predictor.variables, out, truth, of_classes, of_images)
+        amp.backward(value)
+        amp.update(optimizer, predictor.parameters(), CLIP)
+        # until here nothing has waited for a GPU
+        value = amp.read(value.reshape(1), f"images {rows} of the training set").item()
         if step % 10 == 0 or step == steps or step in looks:
-            log.append({"step": start + step, "loss": value.item(), "lr": rate})
-            bar.set_postfix(loss=f"{value.item():.3f}")
+            log.append({"step": start + step, "loss": value, "lr": rate})
+            bar.set_postfix(loss=f"{value:.3f}")
         if step in looks:
             pixels, truth, of_truth = validation
             held_out = loss(predictor.variables, predictor.logits(pixels), truth, weights,

@@ -51,8 +51,8 @@ NAMES = {"header": "the file's header alone (size, format, bytes)",
 
 
 def shortcut_audit(train: Images, tests: Mapping[str, Images], *, target: Category,
-                   columns: Sequence[str], seed: int = 0, size: int = SIDE,
-                   steps: int = STEPS) -> dict:
+                   columns: Sequence[str], seed: int = 0, size: int = SIDE, steps: int = STEPS,
+                   device: torch.device | str = "cpu") -> dict:
     """AUROC of each label against the rest, by each kind of trivial features, on each test set.
 
     `columns` are the metadata; the ResNet sees at most 64 px. Labels of fewer than 10 training
@@ -67,7 +67,8 @@ def shortcut_audit(train: Images, tests: Mapping[str, Images], *, target: Catego
     learnable = [k for k, own in enumerate(truth["train"].T)
                  if min(len(set(patients[own])), len(set(patients[~own]))) >= FEWEST]
     scores = trivial_scores(sets, truth, learnable, columns)
-    dark, region = blackout_scores(sets, target, seed=seed, size=min(size, SIDE), steps=steps)
+    dark, region = blackout_scores(sets, target, seed=seed, size=min(size, SIDE), steps=steps,
+                                   device=device)
     rows = [_row(kind, target.values[k], name, found[name][:, k], truth[name][:, k], own.patients)
             for kind, found in {**scores, BLACKOUT: dark}.items() for k in learnable
             for name, own in tests.items()]
@@ -100,7 +101,7 @@ def trivial_scores(sets: Mapping[str, Images], truth: Mapping[str, np.ndarray],
 
 
 def blackout_scores(sets: Mapping[str, Images], target: Category, *, seed: int, size: int,
-                    steps: int) -> tuple[dict[str, np.ndarray], str]:
+                    steps: int, device: torch.device | str) -> tuple[dict[str, np.ndarray], str]:
     """Set → probabilities (N,k) of a small ResNet that sees black lungs; and the region.
 
     The lungs are those of the data sets' masks where every image has one, else all are under one
@@ -112,7 +113,7 @@ def blackout_scores(sets: Mapping[str, Images], target: Category, *, seed: int, 
                             for path in paths) else "box"
     dark = {name: without_lungs(each.pixels, masks[name] if region == "masks" else None)
             for name, each in sets.items()}
-    small = Predictor([target], width=WIDTH, size=size, seed=seed)
+    small = Predictor([target], width=WIDTH, size=size, seed=seed).to(device)
     known = {"label": sets["train"].labels}
     fit(small, dark["train"], known, steps=steps, batch=BATCH, lr=LR, seed=seed, progress=BLACKOUT,
         weights=balance(target, known), precision="fp32")

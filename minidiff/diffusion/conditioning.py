@@ -134,8 +134,8 @@ class NumberEmbedding(nn.Module):
         x = torch.where(known, (value - self.mean) / self.std, 0)[:, None]          # (N, 1)
         octaves = 2 ** torch.arange(OCTAVES, device=x.device, dtype=x.dtype)
         angles = x * math.pi / 8 * octaves                                          # (N, OCTAVES)
-        features = torch.cat([x, angles.sin(), angles.cos()], dim=1)
-        return torch.where(known[:, None], features.to(self.weight.dtype) @ self.weight, self.unknown)
+        features = torch.cat([x, angles.sin(), angles.cos()], dim=1).to(self.weight.dtype)
+        return torch.where(known[:, None], features @ self.weight, self.unknown)
 
     def adopt(self, old: "NumberEmbedding") -> None:
         """The old weights, which mean something under the old mean and standard deviation only."""

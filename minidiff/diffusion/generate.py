@@ -22,6 +22,7 @@ from minidiff.diffusion.samplers import NOISY, SAMPLERS, Sampler, SeededNoise, d
 from minidiff.diffusion.schedule import LADDERS, Ladder, Schedule
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
+from minidiff.overlap import send
 from minidiff.pixels import require_finite, rounded, to_float
 from minidiff.variables import Labels
 
@@ -214,7 +215,7 @@ class Pipeline:
     def _guided(self, labels: Labels, n: int, recipe: Recipe,
                 arrows: Arrows | None = None) -> Denoise:
         assert all(len(value) == n for value in labels.values()), "one label for each seed"
-        labels = {name: value.to(self._device) for name, value in labels.items()}
+        labels = {name: send(value, self._device) for name, value in labels.items()}
         with self.autocast():  # never round a yield: the caller of a generator would run under it
             denoise = guided(self.denoiser, labels, self.conditioner.null(n, self._device),
                              recipe.scale([*labels]), interval=recipe.interval,

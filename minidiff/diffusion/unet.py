@@ -83,10 +83,9 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, c.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N or 1, K, d) → (N, 4, h, w), computed
-        in the type of the weights."""
-        x, context = x.to(self.conv_in.weight.dtype), context.to(self.conv_in.weight.dtype)
-        context = context.expand(len(x), -1, -1)
+        """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N or 1, K, d) → (N, 4, h, w)."""
+        dtype = self.conv_in.weight.dtype                    # 16 bits, if all weights have them
+        x, context = x.to(dtype), context.to(dtype).expand(len(x), -1, -1)
         emb = timestep_embedding(t, self.config.channels[0]).to(x.dtype)
         emb = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(emb)))
         emb = F.silu(emb)                                    # (N, 4·width); ResBlocks begin with it

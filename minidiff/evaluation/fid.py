@@ -116,7 +116,7 @@ def measure(real, synthetic, *, extractor: str = "inception", draws: int = 20, s
         sizes = ", ".join(f"{s.shape[3]} × {s.shape[2]}" for s in stacks[:4])
         raise InputError(f"extractor pixels compares images of one size; the real ones have "
                          f"{sizes}")
-    network, = build([spec], train=stacks[0], device=str(pick_device(device)))
+    network, = build([spec], train=stacks[0], device=pick_device(device))
     x = features(network, stacks)
     del stacks  # one set of images at a time in memory
     y = features(network, load(synthetic, named[1])[0])

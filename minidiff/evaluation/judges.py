@@ -14,6 +14,7 @@ from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.evaluation import selection, sets
 from minidiff.evaluation.metrics.agreement import asked
+from minidiff.training.device import pick_device
 from minidiff.variables import Labels
 
 OWN, INDEPENDENT = "own", "independent"
@@ -45,7 +46,8 @@ def of(cfg: sets.Config, tables: Mapping[str, Table]) -> dict[str, Judge]:
         if name == OWN and target != "label":
             print(f"{folder} reads {target} in place of the label: the page has no judge")
             continue
-        predictor, seen = Predictor.load(folder), sets.seen_by(folder)
+        predictor = Predictor.load(folder).to(pick_device(cfg.device))
+        seen = sets.seen_by(folder)
         facts = {"folder": str(folder), "sha256": selection.fingerprint(folder),
                  "trained_on": None if seen is None else len(seen),
                  "shared": None if None in (seen, own) else len(seen & own)}

@@ -95,7 +95,7 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
                          "--snapshots 9 to have a curve")
     real = read(cfg.run, cfg)
     train, val, test = (real.part(split) for split in ("train", "val", "test"))
-    judge = judge_of(cfg.classifier, train.table)
+    judge = judge_of(cfg.classifier, train.table, cfg.device)
     extractors = [PixelPCA().fit(train.pixels)] + ([PredictorFeatures(judge)] if judge else [])
     hashes = {str(p.step): runs.sha256(p.folder / "model.safetensors") for p in points}
     out = runs.open_run(cfg.out, cfg, "monitor", free=("device",), models=hashes,

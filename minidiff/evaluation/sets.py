@@ -24,6 +24,7 @@ from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError, count
 from minidiff.evaluation import selection
 from minidiff.root import Reading, Rooted
+from minidiff.training.device import pick_device
 from minidiff.variables import ANY
 
 SMALLEST = 8      # px a side at which images are compared
@@ -53,7 +54,7 @@ class Config(Reading, Rooted):
     shown: int = 16                      # pictures of each label and kind
     seed: int = 0                        # of draws, resamples, pictures, and of a missing split
     skip_bad: bool = False               # leave unreadable images out, listed and counted
-    device: str = "auto"                 # of the membership audit: auto, cpu, cuda, cuda:1 …
+    device: str = "auto"                 # of all networks: auto, cpu, cuda, cuda:1 …
 
 
 def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
@@ -182,7 +183,7 @@ def check_reference(run: str, tables: dict[str, Table]) -> None:
                          "these data; a reference must have seen none of them")
 
 
-def judge_of(classifier: str | Path, train: Table) -> Predictor | None:
+def judge_of(classifier: str | Path, train: Table, device: str) -> Predictor | None:
     """The judge of a classifier run, or None; InputError if it was trained on other images."""
     folder = Path(classifier) / "judge"
     if not folder.is_dir():
@@ -191,7 +192,7 @@ def judge_of(classifier: str | Path, train: Table) -> Predictor | None:
         raise InputError(f"{folder} was trained on other images than these training images, and "
                          "cannot judge for them: name the --classifier of these data, or one that "
                          "does not exist to go without a judge")
-    return Predictor.load(folder)
+    return Predictor.load(folder).to(pick_device(device))
 
 
 def of_these_data(cfg: Config, train: Table) -> tuple[Config, bool, list[str]]:

@@ -95,7 +95,7 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
                          f"{FEWEST_MODELS} or more are compared: train with --snapshots 9")
     real = read(source, cfg)
     train, heldout = real.part("train"), real.part("val", "test")
-    judge = judge_of(cfg.classifier, train.table)
+    judge = judge_of(cfg.classifier, train.table, cfg.device)
     extractors = ([PredictorFeatures(judge)] if judge else []) + [PixelPCA().fit(train.pixels)]
     table, pixels = load_pixels(read_table(folder, split=False), train.size)
     made = [sample(point.folder, table.rows) for point in points]

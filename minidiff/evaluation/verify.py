@@ -154,7 +154,7 @@ def matrix(folder: Path, cfg: VerifyConfig, _: Remake) -> Iterator[Link | Path]:
     yield from (root / samples for samples in saved.samples)
     yield from facts_compared(folder, result["data"]["fingerprints"], "in matrix.json")
     with splits_of(folder.parent) as splits, inside(root):
-        saved = replace(saved, root=str(splits))
+        saved = replace(saved, root=str(splits), device=cfg.device)
         sets = matrices.read(saved)
         judge = matrices.load_judge(saved, sets["real"].table)
         spaces = {e.name: e for e in matrices.spaces_of(saved, sets["real"], judge)}

@@ -92,7 +92,7 @@ class Network:
     """
 
     def __init__(self, name: str, row: Backbone, path: str | Path, *, pin: str = "",
-                 device: str = "cpu"):
+                 device: torch.device | str = "cpu"):
         state, found = read_state(path)
         if pin and found != pin.lower():
             raise InputError(f"{path}: its SHA-256 is {found}, not {pin.lower()} as asked for")

@@ -38,7 +38,7 @@ EXTRACTORS = (*OWN, *NETWORKS)
 
 
 def build(specs: Sequence[str], *, train: Tensor, judge: Any = None, vae: Any = None,
-          device: str = "cpu") -> list[Extractor]:
+          device: torch.device | str = "cpu") -> list[Extractor]:
     """The extractors of these specs, in their order; without specs, pixels and the judge's.
 
     `train`: real training images, uint8 (N,3,H,W), on which the axes of `pixels` are found.
@@ -80,7 +80,7 @@ def describe(extractor: Extractor) -> dict[str, Any]:
             **getattr(extractor, "source", {})}
 
 
-def _network(name: str, value: str, device: str) -> Callable[[], Extractor]:
+def _network(name: str, value: str, device: torch.device | str) -> Callable[[], Extractor]:
     row = NETWORKS[name]
     file, pin = re.fullmatch(r"(?s)(.*?)(?:@([0-9a-fA-F]{64}))?", value).groups()
     url = re.match(r"auto$|https?://", file)

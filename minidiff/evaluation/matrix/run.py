@@ -58,6 +58,7 @@ from minidiff.evaluation.sets import (
 )
 from minidiff.evaluation.verdicts import KINDS
 from minidiff.root import DEMO, Reading, Rooted
+from minidiff.training.device import pick_device
 
 PHANTOM = f"{DEMO}/phantom"      # the demo's data, with which go …
 HOSPITAL = f"{DEMO}/hospital"    # … phantoms with more noise, whose views go with the label
@@ -83,6 +84,7 @@ class MatrixConfig(Reading, Rooted):
     by_set: bool = False        # each set of a folder of samples as a column of its own, too
     seed: int = 0               # of draws, resamples; of the patient split where there is none
     skip_bad: bool = False      # leave unreadable images out, listed and counted
+    device: str = "auto"        # of all networks: auto, cpu, cuda, cuda:1 …
 
 
 def run_matrix(cfg: MatrixConfig) -> None:
@@ -95,7 +97,7 @@ def run_matrix(cfg: MatrixConfig) -> None:
     sets = read(cfg)
     judge = load_judge(cfg, sets["real"].table)
     facts = {name: s.table.fingerprint for name, s in sets.items()}
-    out = runs.open_run(cfg.out, cfg, "matrix", **facts)
+    out = runs.open_run(cfg.out, cfg, "matrix", free=("device",), **facts)
 
     spaces, cached = spaces_of(cfg, sets["real"], judge), FeatureCache(out / "features")
     rows, standards, columns = arrange(cfg, sets)
@@ -201,7 +203,8 @@ def load_judge(cfg: MatrixConfig, real: Table) -> Predictor | None:
         return None
     folder = Path(cfg.classifier) / "judge"
     # where there is none, `load` says what is missing
-    judge = judge_of(cfg.classifier, real.select(split="train")) or Predictor.load(folder)
+    train = real.select(split="train")
+    judge = judge_of(cfg.classifier, train, cfg.device) or Predictor.load(folder)
     known = next((v.values for v in judge.variables if v.name == "label"), ())
     if missing := sorted(set(real.labels) - set(known)):
         raise InputError(f"{folder} does not read the label {', '.join(missing)}; it knows "
@@ -241,7 +244,7 @@ def spaces_of(cfg: MatrixConfig, real: Images, judge: Predictor | None) -> list[
     train = real.part("train").pixels
     absent = (Spectrum.name, *([] if judge else [PredictorFeatures.name]))
     others = build([spec for spec in cfg.extractors if spec not in absent], train=train,
-                   judge=judge)
+                   judge=judge, device=pick_device(cfg.device))
     return [*others, Spectrum().fit(train)] if Spectrum.name in cfg.extractors else others
 
 

@@ -133,6 +133,7 @@ def gallery(data: Inputs, summary: Mapping, out: Path) -> dict[str, list[dict]]:
              for row in summary["arms"]}
     arm = min(tuned, key=lambda name: tuned[name]["val_loss"])
     predictor = Predictor.load(out / "arms" / arm / str(tuned[arm]["seeds"][0]))
+    predictor.to(summary["recipe"]["device"])
     place, found = data.labels.index(summary["positive"]), {}
     for name, images in data.tests.items():
         p = predictor.predict(images.pixels)["label"].numpy()
