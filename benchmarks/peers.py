@@ -18,13 +18,14 @@ from types import ModuleType
 import torch
 from load import Peak
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from minidiff import variables as var  # noqa: E402
+from minidiff.diffusion import lora  # noqa: E402
 from minidiff.diffusion import model as models  # noqa: E402
 from minidiff.diffusion import unet as unets  # noqa: E402
-from minidiff.diffusion.lora import PARTS  # noqa: E402
 from minidiff.training.device import keep_memory  # noqa: E402
 from minidiff.training.precision import Precision  # noqa: E402
 
@@ -73,7 +74,8 @@ def parser_of(doc: str) -> argparse.ArgumentParser:
 
 def own_unet(task: Task) -> unets.UNet:
     torch.manual_seed(0)
-    net = unets.UNet(models.UNETS[task.architecture])
+    with task.device:
+        net = unets.UNet(models.UNETS[task.architecture])
     net.checkpointing = task.checkpointing
     return trainable(net.to(task.device, memory_format=torch.channels_last), task.part)
 
@@ -91,7 +93,8 @@ def their_unet(task: Task, last: bool = False) -> nn.Module:
             norm_num_groups=c.groups, use_linear_projection=c.linear_projection,
             attention_head_dim=[c.heads or channels // c.head_dim for channels in c.channels])
     torch.manual_seed(0)
-    net.load_state_dict(unets.UNet(c).state_dict(), assign=True)
+    with task.device:
+        net.load_state_dict(unets.UNet(c).state_dict(), assign=True)
     net = net.train().to(task.device,
                          memory_format=torch.channels_last if last else torch.preserve_format)
     return trainable(net, task.part)
@@ -99,8 +102,22 @@ def their_unet(task: Task, last: bool = False) -> nn.Module:
 
 def trainable(net: nn.Module, part: str) -> nn.Module:
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(re.search(PARTS[part], name) is not None)
+        parameter.requires_grad_(re.search(lora.PARTS[part], name) is not None)
     return net
+
+
+def work_of(task: Task) -> int:
+    """FLOPs of a training step, an image; without what checkpointing computes again."""
+    with torch.device("meta"):
+        net = unets.UNet(models.UNETS[task.architecture])
+        x, t = torch.zeros(1, *task.latents), torch.zeros(1)
+        context = torch.zeros(1, task.tokens, net.config.context_dim)
+    if task.part == "lora":
+        lora.add(net, 16, 16.0, torch.Generator())
+    trainable(net, task.part)
+    with FlopCounterMode(display=False) as counter:
+        net(x, t, context).sum().backward()
+    return counter.get_total_flops()
 
 
 Parts = dict[str, Callable[[], Tensor | None]]  # what can be timed, in order of size

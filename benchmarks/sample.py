@@ -11,8 +11,8 @@ comes", a peer leaves memory to the C library as any script does; otherwise it k
 as minidiff does.
 
 minidiff runs as sample.py runs it, diffusers in the loop of its StableDiffusionPipeline without
-text encoder, progress bar and checks, which makes it faster. On a GPU its
-weights are in the dtype asked for; minidiff's UNet is under autocast, its VAE fp32.
+text encoder, progress bar and checks, which makes it faster. All its weights are in the dtype
+asked for; of minidiff those of the UNet, and its VAE is in float32.
 """
 
 import argparse
@@ -78,20 +78,18 @@ def own(task: Task, steps: dict[str, int]) -> Parts:
     at a time.
     """
     conditioner, labels, noise = given(task)
-    net = models.Model(own_unet(task).eval().requires_grad_(False), conditioner)
+    unet = own_unet(task).eval().requires_grad_(False).to(task.precision.dtype)
+    net = models.Model(unet, conditioner)
     vae = own_vae(task).to(task.device, memory_format=torch.channels_last)
     if task.compile:
-        net.unet = torch.compile(net.unet)
-    denoiser, autocast = Denoiser(net, Schedule.scaled_linear()), task.precision.autocast
-    pipeline, sigma = Pipeline(denoiser, conditioner, vae, task.pixels,
-                               autocast=autocast), denoiser.schedule.sigma(LEVEL)
-    x, null = noise * (1 + sigma**2).sqrt().item(), conditioner.null(task.batch, task.device)
-    with autocast():
-        denoise = guided(denoiser, labels, null, GUIDANCE)
+        net.unet = torch.compile(net.unet, dynamic=False)
+    denoiser = Denoiser(net, Schedule.scaled_linear())
+    pipeline = Pipeline(denoiser, conditioner, vae, task.pixels)
+    sigma, null = denoiser.schedule.sigma(LEVEL), conditioner.null(task.batch, task.device)
+    x, denoise = noise * (1 + sigma**2).sqrt().item(), guided(denoiser, labels, null, GUIDANCE)
     @torch.no_grad()
     def call() -> Tensor:
-        with autocast():
-            return (x - denoise(x, sigma)) / sigma.item()
+        return (x - denoise(x, sigma)) / sigma.item()
     def loop(recipe: Recipe) -> Tensor:
         *_, z = pipeline.latents(labels, range(task.batch), recipe, noise=noise)
         return z
@@ -106,9 +104,7 @@ def theirs(task: Task, steps: dict[str, int], last: bool = False) -> Parts:
     """As StableDiffusionPipeline.__call__; `last`: in channels_last."""
     import diffusers
     (conditioner, labels, noise), device, dtype = given(task), task.device, task.precision.dtype
-    # cast before it moves: no second copy on the device
-    plain = replace(task, precision=Precision("fp32", "cpu"))
-    unet = their_unet(plain, last).eval().requires_grad_(False).to(dtype).to(device)
+    unet = their_unet(task, last).eval().requires_grad_(False).to(dtype)
     vae = their_vae(task).to(dtype).to(device, memory_format=torch.channels_last if last
                                        else torch.preserve_format)
     if task.compile:

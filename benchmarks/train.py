@@ -24,23 +24,24 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from load import Peak
 
 # puts minidiff on the path, too
 from peers import VARIABLES, Parts, Row, Task, own_unet, parser_of, seconds, their_unet
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 # isort: split
 from minidiff import counted
 from minidiff import variables as var
 from minidiff.data.latents import Source
+from minidiff.diffusion import lora
 from minidiff.diffusion import model as models
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.unet import UNet
+from minidiff.overlap import ahead, send
 from minidiff.training.device import pick_device
-from minidiff.training.optim import EMA
+from minidiff.training.optim import EMA, SCHEDULES, adamw, set_lr
 from minidiff.training.precision import Precision
 
 IMAGES = 1500                             # in the data set that is drawn from, as in the demo
@@ -49,33 +50,34 @@ Step = Callable[[], None]
 
 
 def own_loop(task: Task) -> Step:
-    """As train.py: counted draws from cached moments, Denoiser.loss, Precision.step, fused
-    AdamW.
+    """As train.py: counted draws from cached moments, made ahead, Denoiser.loss, fused AdamW, EMA,
+    one read.
     """
     context = torch.randn(task.tokens, models.UNETS[task.architecture].context_dim)
     model = models.Model(own_unet(task),
                          Conditioner(VARIABLES, context, torch.Generator()).to(task.device))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.99), weight_decay=1e-2,
-                                  fused=True)
-    denoiser, draw = Denoiser(model, Schedule.scaled_linear()), own_data(task)
-    ema, numbers = EMA(model, 1000) if task.ema else None, itertools.count()
+    parameters = lora.set_trainable(model, task.part, 16, 16.0, torch.Generator())
+    optimizer = adamw(model, 1e-5, weight_decay=1e-2)
+    denoiser = Denoiser(torch.compile(model) if task.compile else model, Schedule.scaled_linear())
+    ema, precision = EMA(model, 1000) if task.ema else None, task.precision
+    batches = enumerate(ahead(own_data(task), itertools.count(), task.device))
     def step() -> None:
-        number = next(numbers)
-        z, t, noise, y = draw(number)
-        y = {name: values.to(task.device) for name, values in y.items()}
-        with task.precision.autocast():
-            losses = denoiser.loss(z.to(task.device), t, noise.to(task.device), y, 5.0)
-        task.precision.step(losses.mean(), optimizer, parameters, 1.0)
+        number, (z, t, noise, y) = next(batches)
+        set_lr(optimizer, SCHEDULES["cosine"](number, 1000, 1e-5, 50))
+        with precision.autocast():
+            losses = denoiser.loss(z, t, noise, y, 5.0)
+            precision.backward(losses.mean())
+        precision.update(optimizer, parameters, 1.0)
         if ema:
             ema.update(model, number)
+        precision.read(losses)
     return step
 
 
 def own_data(task: Task) -> Callable[[int], tuple]:
     """Everything a step needs from the data and from chance, as train.py draws it."""
     mean, std = torch.randn(1, IMAGES, *task.latents), torch.rand(1, IMAGES, *task.latents)
-    source = Source(torch.empty(0), mean, std, lambda x: (x, x), False, 0.0, 0)
+    source = Source(torch.empty(0), mean, std, lambda x: (x, x), False, 0.0, 0, task.device)
     labels = {v.name: torch.randint(0, 2, (IMAGES,)).to(v.dtype) for v in VARIABLES}
     def draw(number: int) -> tuple:
         slots = range(number * task.batch, (number + 1) * task.batch)
@@ -83,12 +85,12 @@ def own_data(task: Task) -> Callable[[int], tuple]:
         z, noise = source.draw(index, slots)
         t = (counted.stratified(0, number, task.batch) * 1000).long()
         mask = counted.drops(0, slots, len(VARIABLES), 0.1, 0.05)
-        return z, t, noise, var.drop(VARIABLES,
-                                     {name: values[index] for name, values in labels.items()}, mask)
+        y = var.drop(VARIABLES, {name: values[index] for name, values in labels.items()}, mask)
+        return z, t, noise, {name: send(values, task.device) for name, values in y.items()}
     return draw
 
 
-def their_loop(task: Task, encode: bool) -> Step:
+def their_loop(task: Task, encode: bool, fused: bool = False) -> Step:
     from diffusers import AutoencoderKL, DDPMScheduler
     from diffusers.training_utils import EMAModel
     unet, vae, c = their_unet(task), None, models.VAES[task.vae]
@@ -100,12 +102,12 @@ def their_loop(task: Task, encode: bool) -> Step:
         vae = vae.requires_grad_(False).to(task.device, task.precision.dtype)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2,
-                                  eps=1e-8)
+                                  eps=1e-8, fused=fused or None)
     ema = EMAModel(unet.parameters()) if task.ema else None
     images = torch.rand(64, 3, task.pixels,
                         task.pixels) * 2 - 1 if encode else torch.randn(64, *task.latents)
     states, scaler, total = task.batch_of(
-        task.tokens, unet.config.cross_attention_dim), task.precision.scaler, 0.0
+        task.tokens, unet.config.cross_attention_dim), scaler_of(task), 0.0
     def step() -> None:
         nonlocal total
         latents = images[torch.randint(0, 64, (task.batch,))].to(task.device)
@@ -131,6 +133,10 @@ def their_loop(task: Task, encode: bool) -> Step:
     return step
 
 
+def scaler_of(task: Task) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(task.device.type, enabled=task.precision.name == "fp16")
+
+
 def unet_step(task: Task, build: Callable[[Task], nn.Module], fused: bool = True) -> Step:
     """Forward, loss, backward and optimiser on the same input, nothing else."""
     net = build(task)
@@ -140,7 +146,7 @@ def unet_step(task: Task, build: Callable[[Task], nn.Module], fused: bool = True
     context = task.batch_of(task.tokens, models.UNETS[task.architecture].context_dim)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-5,
                                   fused=fused or None)
-    scaler, own = task.precision.scaler, build is own_unet
+    scaler, own = scaler_of(task), isinstance(net, UNet)
     def step() -> None:
         with task.precision.autocast():
             predicted = run(x, t, context) if own else run(x, t, context, return_dict=False)[0]
@@ -158,22 +164,6 @@ STEPS = {"minidiff": partial(unet_step, build=own_unet),
          "diffusers as it comes": partial(unet_step, build=their_unet, fused=False),
          "diffusers, fused AdamW, channels_last, memory "
          "kept": partial(unet_step, build=partial(their_unet, last=True))}
-
-
-def peak(task: Task, build: Callable[[Task], Step], steps: int = 3) -> tuple[float, int]:
-    """Seconds of the fastest step after the first and the highest memory in bytes: in a fresh
-    process, or on a GPU.
-    """
-    gpu, watch = task.device.type == "cuda", Peak()
-    if gpu:
-        torch.cuda.init()
-        torch.cuda.reset_peak_memory_stats(task.device)
-    watch.start()
-    step = build(task)
-    one = min([seconds(step, task.device) for _ in range(steps)][1:])
-    watch.done = True
-    watch.join()
-    return one, torch.cuda.max_memory_allocated(task.device) if gpu else watch.peak
 
 
 def alone(args: argparse.Namespace, build: Callable[[Task], Step],
@@ -233,42 +223,18 @@ def table(args: argparse.Namespace) -> None:
                                       for one, memory in cells), flush=True)
 
 
-def grid(task: Task) -> None:
-    """Everything that a GPU can be asked for: speed, memory, share of the matmul ceiling. A CPU
-    shows that it runs.
-    """
-    print(
-        f"\n{task.architecture}, batch {task.batch}, {task.pixels} px\n"
-        f"{'trained':<12}{'dtype':<7}{'compile':<9}{'checkpointing':<15}{'images/s':>10}"
-        f"{'memory, GB':>12}{'TFLOP/s':>9}{'of matmul':>11}")
-    for part, dtype in itertools.product(("all", "attention"), ("bf16", "fp16")):
-        task = replace(task, part=part, precision=Precision(dtype, task.device), compile=False,
-                       checkpointing=False)
-        with FlopCounterMode(display=False) as counter:  # without what checkpointing computes again
-            STEPS["minidiff"](replace(task, batch=1))()
-        work, top = task.batch * counter.get_total_flops(), ceiling(task)
-        for compiled, checkpointing in itertools.product(
-                (False, True)[:1 + (task.device.type == "cuda")], (False, True)):
-            torch.compiler.reset()
-            words = (f"{part:<12}{dtype:<7}{'yes' if compiled else '':<9}"
-                     f"{'yes' if checkpointing else '':<15}")
-            try:
-                one, memory = peak(replace(task, compile=compiled, checkpointing=checkpointing),
-                                   STEPS["minidiff"], 8)
-            except torch.OutOfMemoryError:
-                print(words + "out of memory")
-                continue
-            print(f"{words}{task.batch / one:>10.2f}{memory / 1e9:>12.1f}{work / one / 1e12:>9.2f}"
-                  f"{work / one / top:>11.1%}")
-
-
 def ceiling(task: Task) -> float:
-    """FLOP/s of a large matrix product in the task's dtype: the most that any network could
-    reach.
+    """FLOP/s of the fastest of some large matrix products in the task's dtype: the most that any
+    network could reach.
     """
-    n = 8192 if task.device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=task.device, dtype=task.precision.dtype) for _ in range(2))
-    return 2 * n**3 / min(seconds(lambda: a @ b, task.device, 3) for _ in range(5))
+    sizes = (4096, 8192, 16384) if task.device.type == "cuda" else (256, 512)
+    return max(product(n, task.precision.dtype, task.device) for n in sizes)
+
+
+def product(n: int, dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the product of two n × n matrices."""
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / min(seconds(lambda: a @ b, device, 3) for _ in range(5))
 
 
 def main() -> None:
@@ -280,8 +246,6 @@ def main() -> None:
                         help="keep an average of the weights, on both sides")
     parser.add_argument("--table", action="store_true",
                         help="images/s and memory over batch and size, and no comparison")
-    parser.add_argument("--grid", action="store_true",
-                        help="what a GPU prints besides, on a CPU too")
     args = parser.parse_args()
     device = pick_device(args.device)
     args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
@@ -296,8 +260,6 @@ def main() -> None:
         consumed = side_by_side("whole loop", LOOPS, task, args, size)
         data_alone(task, consumed)
         side_by_side("the UNet's step alone", STEPS, replace(task, ema=False), args, size)
-        if device.type == "cuda" or args.grid:
-            grid(task)
 
 
 def task_of(args: argparse.Namespace, size: str) -> Task:
