@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --minutes 8                all parts; time enough for all cells is …
     python benchmarks/gpu.py --minutes 8 --parts ceiling train sample sample-compiled kernels
-    python benchmarks/gpu.py --minutes 6 --parts tests showcase --data ../shared/cxr     … in two
+    python benchmarks/gpu.py --minutes 6 --parts tests showcase --data XRAYS     … in two
     python benchmarks/gpu.py --minutes 30 --tiny        all of it at tiny size, on a CPU too
 
 A part has a process and a share of the minutes; what it leaves goes to those after it, and the most
@@ -294,8 +294,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, help="of all parts together [8]")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="[all]")
-    parser.add_argument("--data", default=str(ROOT.parent / "shared/cxr"),
-                        help="X-rays of the showcase; phantoms if not there [../shared/cxr]")
+    parser.add_argument("--data", default="", help="X-rays of the showcase [phantoms]")
     parser.add_argument("--tiny", action="store_true", help="small networks, few steps, phantoms")
     parser.add_argument("--out", default="runs/gpu", help="folder of the results [runs/gpu]")
     args = parser.parse_args()

@@ -99,7 +99,7 @@ class Showcase:
     def __init__(self, data: str, root: Path, out: Path, seconds: float, tiny: bool):
         self.root, self.out, self.tiny, self.end = root, out, tiny, time.monotonic() + seconds
         self.seconds, self.size, self.data = seconds, 64 if tiny else 256, data
-        if not Path(data, "metadata.csv").exists():
+        if not data:
             self.data = str(root.parent / "phantom")
             phantom.write(Path(self.data), n=72 if tiny else 1200, size=self.size)
 
