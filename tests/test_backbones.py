@@ -136,6 +136,7 @@ def test_autocast_around_it_does_not_lower_the_precision(tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_gpu_gives_the_same_without_tf32(tmp_path):
     path, x = saved(torchvision_net("resnet18"), tmp_path / "w.pth"), pictures()
     there, here = (Network("resnet18", BACKBONES["resnet18"], path, device=device)(x)
