@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minidiff.overlap import send
+
 # Of `augment`. No horizontal flip: a heart on the right is a rare disease (situs inversus), not a
 # variation.
 ROTATION, SHIFT, SCALE = 5.0, 0.04, 0.06  # degrees; share of the side; larger or smaller
@@ -39,7 +41,7 @@ def augment(batch: Tensor, generators: Sequence[torch.Generator], strength: floa
     angle, dx, dy, zoom, gain, bias = (strength * (2 * draws - 1)).T
     moved = _moved(batch, angle * math.radians(ROTATION), SHIFT * dx, SHIFT * dy,
                    1 / (1 + zoom * SCALE))
-    gain, bias = ((1 + GAIN * gain).to(batch), (2 * BIAS * bias).to(batch))
+    gain, bias = send(torch.stack([1 + GAIN * gain, 2 * BIAS * bias]).to(batch.dtype), batch.device)
     return (moved * gain.view(n, 1, 1, 1) + bias.view(n, 1, 1, 1)).clamp(-1, 1)
 
 
@@ -51,7 +53,7 @@ def vary(batch: Tensor, generators: Sequence[torch.Generator], strength: float =
     n, _, side, _ = batch.shape
     if n == 0 or strength == 0:
         return batch
-    draws = torch.stack([torch.rand(15, generator=g) for g in generators]).to(batch.device)
+    draws = send(torch.stack([torch.rand(15, generator=g) for g in generators]), batch.device)
     u = strength * (2 * draws - 1)  # (N, draws) in ±strength
     angle, dx, dy, zoom, aspect = u[:, :5].T
     x = _moved(batch, angle * math.radians(TURN), MOVE * dx, MOVE * dy, torch.exp(-ZOOM * zoom),
@@ -60,8 +62,8 @@ def vary(batch: Tensor, generators: Sequence[torch.Generator], strength: float =
     x = ((x + 1) / 2).clamp(1e-4, 1) ** torch.exp(GAMMA * u[:, 6]).view(n, 1, 1, 1)
     contrast, light = (1 + CONTRAST * u[:, 7]), LIGHT * u[:, 8]
     x = (x - 0.5) * contrast.view(n, 1, 1, 1) + 0.5 + light.view(n, 1, 1, 1)
-    grain = torch.stack([torch.randn(1, side, side, generator=g)
-                         for g in generators]).to(batch.device)
+    grain = send(torch.stack([torch.randn(1, side, side, generator=g) for g in generators]),
+                 batch.device)
     x = x + NOISE * strength * draws[:, 9].square().view(n, 1, 1, 1) * grain  # mostly little
     return _framed(x.clamp(0, 1), FRAME * u[:, 10:14], (draws[:, 14] > 0.5).float()) * 2 - 1
 
@@ -74,7 +76,8 @@ def _moved(x: Tensor, angle: Tensor, dx: Tensor, dy: Tensor, scale: Tensor,
     # maps places of the result to places of the input; coordinates run from -1 to 1, so a shift
     # counts twice
     theta = torch.stack([cos * wide, -sin, 2 * dx, sin * wide, cos, 2 * dy], 1)
-    places = F.affine_grid(theta.view(-1, 2, 3).to(x), x.shape, align_corners=False)
+    theta = send(theta.view(-1, 2, 3).to(x.dtype), x.device)
+    places = F.affine_grid(theta, x.shape, align_corners=False)
     return F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from minidiff import distributed
 from minidiff.counted import VALIDATE, normal, order, stratified
 from minidiff.diffusion.denoiser import Denoiser
+from minidiff.overlap import send
 from minidiff.variables import Labels
 
 AT_MOST = 512       # slots of a probe: enough for the gap's interval, seconds on a GPU
@@ -45,10 +46,10 @@ class Probe:
         """Loss of each slot, (n,), on the CPU."""
         losses = [torch.empty(0, device=device)]
         for part in torch.arange(len(self.t)).split(batch):
-            labels = {k: v[part].to(device) for k, v in self.labels.items()}
+            z, noise, labels = (send(self.z[part], device), send(self.noise[part], device),
+                                {k: send(v[part], device) for k, v in self.labels.items()})
             with autocast():
-                losses.append(denoiser.loss(self.z[part].to(device), self.t[part],
-                                            self.noise[part].to(device), labels, min_snr).float())
+                losses.append(denoiser.loss(z, self.t[part], noise, labels, min_snr).float())
         return torch.cat(losses).cpu()
 
 
