@@ -97,4 +97,4 @@ def test_verify_makes_samples_again(demo):
                           cwd=demo.parents[1], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert "301 files as written; 8 images made again" in done.stdout
+    assert "301 files as written; 50 images made again" in done.stdout
