@@ -29,7 +29,7 @@ KNOBS = ("part", "precision", "images", "checkpointing")
 UNET = [(part, "bf16", n, c) for part, many in (("all", 16), ("attention", 4), ("lora", 4))
         for n in (1, many) for c in (False, True)]
 VAE = [*((part, p, n) for part, p in (("all", "fp32"), ("all", "bf16"), ("decoder", "bf16"))
-         for n in (1, 4)), ("encode", "fp32", 8), ("encode", "fp32", 32), ("decode", "fp32", 8)]
+         for n in (1, 4)), ("encode", "fp32", 4), ("encode", "fp32", 32), ("decode", "fp32", 4)]
 
 
 class Held(TorchDispatchMode):

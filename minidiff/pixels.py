@@ -30,8 +30,8 @@ def rounded(images: Tensor) -> Tensor:
 
 
 def at_once(side: int) -> int:
-    """Images that the VAE takes at once: 32, or what 8 of 512 px hold: 32 of these take 22 GB."""
-    return min(32, max(1, 8 * 512**2 // side**2))
+    """Images that the VAE takes at once: 32, or what 4 of 512 px hold: 32 of these take 22 GB."""
+    return min(32, max(1, 4 * 512**2 // side**2))
 
 
 def to_grey(images: Tensor) -> Tensor:

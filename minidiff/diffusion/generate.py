@@ -23,10 +23,10 @@ from minidiff.diffusion.schedule import LADDERS, Ladder, Schedule
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
 from minidiff.overlap import send
-from minidiff.pixels import require_finite, rounded, to_float
+from minidiff.pixels import at_once, require_finite, rounded, to_float
 from minidiff.variables import Labels
 
-DECODE = 8  # images in one pass of the VAE: at 512 px it takes far more memory than the UNet
+DECODE = 8  # images in one pass of the VAE, at most: it takes far more memory than the UNet
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Pipeline:
     @torch.no_grad()
     def images(self, labels: Labels, seeds: Sequence[int], recipe: Recipe, *, batch: int = 50,
                progress: Callable[[int], object] = lambda n: None, origin: Tensor | None = None,
-               noise: Tensor | None = None, decode_batch: int = DECODE,
+               noise: Tensor | None = None, decode_batch: int = 0,
                rejects: list[int] | None = None) -> Iterator[Tensor]:
         """Yield uint8 (n, 3, size, size) on the CPU, batch by batch; `progress(n)` after each step.
 
@@ -173,7 +173,7 @@ class Pipeline:
             for z in steps:  # noqa: B007 (the last z is used below)
                 progress(n)
             made, finite = [], []
-            for few in z[:n].split(decode_batch):
+            for few in z[:n].split(decode_batch or min(DECODE, at_once(self.size))):
                 pixels = self.vae.decode(few)
                 finite.append(pixels.isfinite().flatten(1).all(1))
                 made.append(rounded(torch.where(finite[-1][:, None, None, None], pixels, 0)))
@@ -199,7 +199,7 @@ class Pipeline:
         return x / (1 + sigmas[-1] ** 2).sqrt().item()
 
     @torch.no_grad()
-    def encode(self, origin: Tensor, batch: int = DECODE) -> Tensor:
+    def encode(self, origin: Tensor) -> Tensor:
         """uint8 images (N, 3 or 1, size, size) → their mean latents (N, 4, h, w); latents stay."""
         shape = tuple(origin.shape[1:])
         if origin.dtype != torch.uint8:
@@ -209,7 +209,7 @@ class Pipeline:
         if shape not in ((1, self.size, self.size), (3, self.size, self.size)):
             raise InputError(f"images of {shape}: the model takes (3, {self.size}, {self.size})")
         parts = (to_float(part.to(self._device).expand(-1, 3, -1, -1))
-                 for part in origin.split(batch))
+                 for part in origin.split(min(DECODE, at_once(self.size))))
         return torch.cat([self.vae.encode(part).mean for part in parts])
 
     def _guided(self, labels: Labels, n: int, recipe: Recipe,
