@@ -64,6 +64,7 @@ from minidiff.sampling import plan as plans
 from minidiff.sampling.again import make_again
 from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.training.device import pick_device
+from minidiff.training.precision import measure_exactly
 
 
 def run_report(cfg: Config) -> None:
@@ -242,6 +243,7 @@ def sampler(recipe: Recipe, device: str, batch: int = 50, precision: str = "auto
                   unit="step", leave=False) as bar:
             made = make_images(pipeline, rows, recipe, batch=min(batch, len(rows)),
                                progress=bar.update)
+        measure_exactly()
         return to_grey(made).expand(-1, 3, -1, -1) if facts["grey"] else made
 
     return sample
@@ -257,4 +259,5 @@ VERBS = {"report": (Config, run_report), "page": (report.PageConfig, report.run_
          "readers make": (make.Config, make.run), "readers score": (score.Config, score.run)}
 
 if __name__ == "__main__":
+    measure_exactly()
     config.main(VERBS, default="report", doc=__doc__)

@@ -47,8 +47,8 @@ from minidiff.training.device import pick_device
 from minidiff.training.optim import EMA, SCHEDULES, Trained, adamw, set_lr
 from minidiff.training.precision import Precision, PrecisionName
 
-# Knobs that a resumed run may change: the weights do not depend on them.
 PAYS = 2000  # steps from which compiling, a minute or two, is earned back
+# Knobs that a resumed run may change: the weights do not depend on them.
 FREE = ("log_every", "save_every", "snapshots", "guidance", "device", "compile", "checkpointing",
         "shard")
 
@@ -76,7 +76,7 @@ class VAEConfig(Reading, Rooted):
     skip_bad: bool = False           # leave out unreadable images and list them; else refuse
     grey: Literal["auto", "yes", "no"] = "auto"  # colour images to grey; auto: if they are ≤ 5 %
     log_every: int = 20              # steps between lines of log.jsonl
-    save_every: int = 200            # steps between checkpoints; also saved every 15 minutes
+    save_every: int = 200            # steps between states, above 2 GB by the 15 minutes alone
     device: str = "auto"             # auto, cpu, cuda, cuda:1 …
 
 
@@ -120,7 +120,7 @@ class DiffusionConfig(Reading, Rooted):
     skip_bad: bool = False           # leave out unreadable images and list them; else refuse
     grey: Literal["auto", "yes", "no"] = "auto"  # colour images to grey; auto: if they are ≤ 5 %
     log_every: int = 20              # steps between lines of log.jsonl
-    save_every: int = 325            # steps between checkpoints, validation losses and grids
+    save_every: int = 325            # steps between validation losses, grids and states (see vae)
     snapshots: int = 7               # models saved on the way, for evaluate.py monitor, uncertainty
     device: str = "auto"             # auto, cpu, cuda, cuda:1 …
 
@@ -199,8 +199,9 @@ class Stage:
         distributed.require_equal_slices(cfg.batch, cfg.accumulate)
         scope = ("lora" if cfg.init else "all") if cfg.train == "auto" else cfg.train
         if cfg.shard and (scope != "all" or self.precision.name == "fp16" or cfg.compile == "yes"):
+            compiled = ", compiled" if cfg.compile == "yes" else ""
             raise InputError(f"--shard spreads --train all in fp32 or bf16, not {scope} in "
-                             f"{self.precision.name} with --compile {cfg.compile}")
+                             f"{self.precision.name}{compiled}")
         vae_run = cfg.vae or ("" if cfg.init else f"{cfg.root}/vae")
         self.data = read_training_set(cfg, begin.known_size(cfg.init, vae_run, cfg.size), cfg.prior)
         self.train, val = self.data.part("train"), self.data.part("val")
@@ -232,7 +233,7 @@ class Stage:
                           conditions={v.name: list(v.values) for v in self.variables})
             state.require_space(self.run, self.model, cfg.snapshots)
         distributed.require_shared(self.run / "run.json")
-        self.net, self.autocast = self.spread(cfg.shard, cfg.compile, cfg.steps)
+        self.net, self.autocast = self.spread(cfg.shard)
         self.optimizer = adamw(self.model, cfg.lr, weight_decay=1e-2)
         with distributed.rank0_first():
             self.source, val_means = latents.encoded(
@@ -246,15 +247,14 @@ class Stage:
         self.pick = picker(self.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
         self.cfg = cfg
 
-    def spread(self, shard: bool, choice: Compile, steps: int) -> tuple[nn.Module, Callable]:
-        """The model as several ranks train it, or compiled, and the precision of its calls."""
+    def spread(self, shard: bool) -> tuple[nn.Module, Callable]:
+        """The model as several ranks train it, and the precision of its calls."""
         if shard and distributed.world() > 1:  # the weights are gathered in that precision
             distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),
                               self.device, self.precision.dtype)
             return self.model, nullcontext
-        net = distributed.parallel(self.model, self.device)
-        compiled = not shard and compiling.wanted(choice, self.device, steps, PAYS)
-        return torch.compile(net) if compiled else net, self.precision.autocast
+        net = self.model if shard else distributed.parallel(self.model, self.device)
+        return net, self.precision.autocast
 
     def batch(self, step: int) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor, var.Labels]:
         """Which images; the times t of all ranks and (n,) of this one, on the CPU; and its latents
@@ -273,7 +273,6 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     """Train the text-free denoiser on latents."""
     s = Stage(cfg)
     schedule, device, n = s.start.schedule, s.device, cfg.batch // distributed.world()
-    denoiser = Denoiser(s.net, schedule, s.start.prediction)
     averaged = Denoiser(s.ema.model, schedule, s.start.prediction)
     pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size,
                         autocast=s.autocast)
@@ -281,6 +280,10 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     with Checkpointer(s.run, device, steps=cfg.steps, every=cfg.save_every, text="diffusion",
                       model=Trained(s.model), ema=s.ema, optimizer=s.optimizer,
                       precision=s.precision) as checkpointer:
+        # what is computed twice, or gathered block by block, breaks the graph
+        choice = "no" if cfg.compile == "auto" and (cfg.checkpointing or cfg.shard) else cfg.compile
+        net = compiling.compiled(s.net, choice, device, cfg.steps - checkpointer.start, PAYS)
+        denoiser = Denoiser(net, schedule, s.start.prediction)
         for step, (index, times, t, z, noise, y) in checkpointer.steps(s.batch):
             lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
             losses = []

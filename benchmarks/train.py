@@ -66,7 +66,7 @@ def own_loop(task: Task) -> Step:
         set_lr(optimizer, SCHEDULES["cosine"](number, 1000, 1e-5, 50))
         with precision.autocast():
             losses = denoiser.loss(z, t, noise, y, 5.0)
-            precision.backward(losses.mean())
+        precision.backward(losses.mean())
         precision.update(optimizer, parameters, 1.0)
         if ema:
             ema.update(model, number)

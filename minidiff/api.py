@@ -59,7 +59,7 @@ def load(root: str | Path, device: str = "auto") -> Model:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder of an experiment")
     folder = root if (root / "model.json").exists() else root / "diffusion"
-    return Model(*open_pipeline(folder, device))
+    return Model(*open_pipeline(folder, device, "auto"))
 
 
 def fid(real, synthetic, *, extractor: str = "inception", draws: int = 20,

@@ -8,6 +8,7 @@ Rank 0 writes.
 """
 
 import atexit
+import inspect
 import os
 import sys
 import time
@@ -158,9 +159,12 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model in DDP, which averages gradients over ranks; no buffer of ours ever changes."""
     if world() == 1:
         return model
-    return nn.parallel.DistributedDataParallel(
-        model, [device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-        broadcast_buffers=False)
+    ddp = nn.parallel.DistributedDataParallel
+    # torch 2.13 has another name for it
+    still = next(name for name in ("forward_sync_buffers", "broadcast_buffers")
+                 if name in inspect.signature(ddp).parameters)
+    return ddp(model, [device.index] if device.type == "cuda" else None,
+               gradient_as_bucket_view=True, **{still: False})
 
 
 def shard(models: Sequence[nn.Module], blocks: tuple[type[nn.Module], ...],
@@ -185,7 +189,6 @@ def shard(models: Sequence[nn.Module], blocks: tuple[type[nn.Module], ...],
 
 def unsynced(model: nn.Module, last: bool):
     """Context of a micro-batch: gradients are averaged over the ranks with those of the last."""
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if last or not isinstance(model, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return model.no_sync()

@@ -17,7 +17,7 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 def send(x: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on the device; the program does not wait for its way there from the CPU."""
     if x.device.type == "cpu" and torch.device(device).type == "cuda":
-        x = x.pin_memory()
+        x = x.contiguous().pin_memory()  # which an expanded grey image, one channel, cannot be
     return x.to(device, non_blocking=x.device.type == "cpu")
 
 

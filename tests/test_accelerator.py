@@ -132,6 +132,19 @@ def test_training_in_bf16_waits_once_a_step(tiny, out):
 
 
 @simulated
+def test_augmentation_sends_its_numbers_without_a_wait(tiny, out):
+    """It runs in a thread beside training, whose waits are not counted there."""
+    import simdev
+
+    from minidiff.counted import AUGMENT, generators
+    from minidiff.data.augmentation import augment, vary
+    x, waits = torch.zeros(2, 1, 32, 32).to("sim"), simdev.waits.copy()
+    for change in (augment, vary):
+        assert change(x, generators(0, range(2), AUGMENT), 1.0).device == x.device
+    hold([simdev.waits - waits], Counter())
+
+
+@simulated
 def test_no_sampler_waits_within_a_step(tiny, out):
     import simdev
 

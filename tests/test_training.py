@@ -195,6 +195,15 @@ def test_a_state_is_saved_by_time_as_well_as_by_step(tmp_path, monkeypatch):
     assert saved == [1, 2, 3]
 
 
+def test_a_large_state_is_saved_by_the_clock_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpointer, "LARGE", 0)
+    saved = []
+    monkeypatch.setattr(state, "checkpoint", lambda run, done, *_, **parts: saved.append(done))
+    with Checkpointer(tmp_path, CPU, steps=5, every=2, **trained()) as run:
+        assert [run.is_due(step + 1) for step, _ in run.steps(int)] == [False, True, False, True, True]
+    assert saved == [5] and "every 15 minutes, not every 2 steps" in capsys.readouterr().out
+
+
 def test_three_faults_end_the_run_with_the_batch_and_the_last_good_state_named(tmp_path, capsys):
     parts = trained(0)
     said = r"c.png; the last good state: .*step_00000003"

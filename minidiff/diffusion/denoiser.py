@@ -61,7 +61,7 @@ class Denoiser:
 
         One level for all of them stays on the CPU: its factors go to the kernels as plain numbers.
         """
-        sigma = _levels(sigma)
+        sigma, x = _levels(sigma), x.to(_wide(x))
         t = self.schedule.t(sigma)
         t = (t.to(x.device, torch.float32) if t.ndim else
              torch.full((len(x),), t.item(), dtype=torch.float32, device=x.device))
@@ -72,7 +72,7 @@ class Denoiser:
     def kept(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """c_skip·x: D(x; σ) without the part of the network's output F."""
         c_skip, _ = COEFFICIENTS[self.prediction](_column(_levels(sigma), x))
-        return c_skip * x
+        return c_skip * x.to(_wide(x))
 
     def loss(self, z: Tensor, t: Tensor, noise: Tensor, labels: Labels | None = None,
              min_snr: float = 0.0) -> Tensor:

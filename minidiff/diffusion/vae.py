@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minidiff.pixels import at_once
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -210,8 +212,11 @@ def edge_error(y: Tensor, x: Tensor, scales: int = 3) -> Tensor:
 
 
 def encoder(vae: VAE) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Float images on the CPU → (mean, std) of their latents, in float32: fp16 overflows."""
+    """Float images → (mean, std) of their latents, in float32: fp16 overflows. Large ones are
+    encoded a few at a time."""
     @torch.no_grad()
     def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        return (m := vae.encode(x.to(vae.scale.device))).mean, m.std
+        parts = x.to(vae.scale.device).split(at_once(x.shape[-1]))
+        found = [vae.encode(part) for part in parts]
+        return torch.cat([m.mean for m in found]), torch.cat([m.std for m in found])
     return encode

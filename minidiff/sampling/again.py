@@ -26,9 +26,7 @@ from minidiff.root import Rooted
 from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.sampling.plan import RETRY, Row
 
-# Grey levels by which an image may differ elsewhere. Measured: none on the machine that made it;
-# other batch sizes, which take other kernels as another GPU does, 1, and 4 where the UNet has the 8
-# bits of bf16.
+# Grey levels by which an image may differ elsewhere: docs/sampling.md says what was measured.
 TOLERANCE = {"fp32": 1, "tf32": 1, "fp16": 1, "bf16": 4}
 
 

@@ -49,6 +49,9 @@ class Checkpointer:
         losses = [line["val_loss"] for line in runs.read_log(self.log_file)
                   if line.get("val_loss") is not None]
         self.lowest_loss = min(filter(math.isfinite, losses), default=math.inf)
+        if self.large and self.start < steps and distributed.rank() == 0:
+            print(f"{run}: its states are large and saved every {MINUTES} minutes, not every "
+                  f"{every} steps")
         self.bar = tqdm(total=steps, initial=self.start, desc=text, unit="step",
                         disable=distributed.rank() > 0)
 
@@ -121,9 +124,11 @@ class Checkpointer:
 
     def __exit__(self, kind, fault, _) -> None:
         self.bar.close()
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.writer.wait()
+        try:
+            self.writer.wait()  # a signal must not cut off the last state
+        finally:
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
         if kind is TrainingFault:
             last = max((self.run / "checkpoints").glob("step_*"), default="none")
             raise TrainingFault(f"{fault}; the last good state: {last}") from None

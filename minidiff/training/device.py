@@ -13,10 +13,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # limits of glibc's allocator, see 
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """auto: the GPU if there is one (under torchrun, the one of this rank), else the CPU."""
+    """auto: the GPU if there is one, else the CPU; cuda: under torchrun, the GPU of this rank."""
     keep_memory()
     if name == "auto":
-        name = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

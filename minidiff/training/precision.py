@@ -139,3 +139,10 @@ def set_cuda_flags(tf32: bool, deterministic: bool) -> None:
     if deterministic:  # cuBLAS reads this when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+
+
+def measure_exactly() -> None:
+    """From here on no TF32 and no timed kernels, whatever the process did before: as evaluation
+    computes, for the features of an image must not depend on what was sampled first."""
+    set_cuda_flags(tf32=False, deterministic=False)
+    torch.backends.cudnn.benchmark = False

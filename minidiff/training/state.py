@@ -106,6 +106,7 @@ def resume(run: Path, **parts: Stateful) -> int:
 def checkpoint(run: Path, done: int, writer: Behind, **parts: Stateful) -> None:
     """Save the state after `done` steps; delete older states and what a killed save left."""
     folder = run / "checkpoints"
+    writer.wait()  # one copy of the state at most, and a fault of the disk is not passed over
     save(folder / f"step_{done:08d}", writer, **parts)
     if distributed.rank() == 0:
         writer.run(_tidy, folder)
