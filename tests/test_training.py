@@ -200,7 +200,7 @@ def test_a_large_state_is_saved_by_the_clock_alone(tmp_path, monkeypatch, capsys
     saved = []
     monkeypatch.setattr(state, "checkpoint", lambda run, done, *_, **parts: saved.append(done))
     with Checkpointer(tmp_path, CPU, steps=5, every=2, **trained()) as run:
-        assert [run.is_due(step + 1) for step, _ in run.steps(int)] == [False, True, False, True, True]
+        assert [step + 1 for step, _ in run.steps(int) if run.is_due(step + 1)] == [2, 4, 5]
     assert saved == [5] and "every 15 minutes, not every 2 steps" in capsys.readouterr().out
 
 
