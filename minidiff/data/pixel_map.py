@@ -218,10 +218,12 @@ def _fill(path: Path, size: int, channels: int, todo: Sequence[tuple[int, str]])
                                           unit=" images") as bar:
             for line in done:
                 bar.update(int(line))
+    except BaseException:
+        for worker in workers:
+            worker.terminate()
+        raise
     finally:
         for worker in workers:
-            if sys.exc_info()[0]:
-                worker.terminate()
             worker.wait()
     if any(worker.returncode for worker in workers):
         raise InputError(f"{path}: a process that reads images into it has ended, for the reason "
