@@ -235,11 +235,10 @@ class Stage:
         distributed.require_shared(self.run / "run.json")
         self.net, self.autocast = self.spread(cfg.shard)
         self.optimizer = adamw(self.model, cfg.lr, weight_decay=1e-2)
-        with distributed.rank0_first():
-            self.source, val_means = latents.encoded(
-                self.run / "latents.safetensors", runs.json_key(**facts), encoder(self.start.vae),
-                self.train.pixels, val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed,
-                device=self.device)
+        self.source, val_means = latents.encoded(
+            self.run / "latents.safetensors", runs.json_key(**facts), encoder(self.start.vae),
+            self.train.pixels, val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed,
+            device=self.device)
         n, levels = min(len(val), watch.AT_MOST), len(self.start.schedule)
         self.probes = [watch.Probe.of(self.source.mean[0], self.labels, n, levels),
                        watch.Probe.of(val_means, var.encode(self.variables, val.table.rows), n,

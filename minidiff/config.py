@@ -13,6 +13,7 @@ import inspect
 import io
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minidiff import distributed, lock, threads
+from minidiff.download import CACHE
 from minidiff.errors import InputError, TrainingFault
 from minidiff.root import ANCHORS
 from minidiff.runs import read_json
@@ -118,6 +120,8 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str,
             knobs.error(f"{' '.join(unknown)}: no such flag or value"
                         + "".join(f", nearest: {flag}" for flag in near))
         config_type, run = verbs[given.verb]
+        if given.cache:  # of this computer, not of the run: no knob
+            os.environ[CACHE] = os.path.abspath(given.cache)
         cfg = _config(config_type, vars(given))
         if given.dry_run:
             print(json.dumps(asdict(cfg), indent=2))
@@ -219,6 +223,8 @@ def _add_knobs(parser: argparse.ArgumentParser, config_type: type) -> None:
     parser.add_argument("--from", dest="preset", metavar="CONFIG.json",
                         help="take every knob from a saved config")
     parser.add_argument("--dry-run", action="store_true", help="print the config and stop")
+    parser.add_argument("--cache", metavar="DIR", help="map pixels from files in this folder, which"
+                        " all commands share; if none, from 1 GB on in ~/.cache/minidiff/pixels")
     if hasattr(config_type, "positional"):
         parser.add_argument("words", nargs="*", metavar=config_type.positional.upper(),
                             help=argparse.SUPPRESS)

@@ -34,6 +34,12 @@ def at_once(side: int) -> int:
     return min(32, max(1, 4 * 512**2 // side**2))
 
 
+def within(side: int) -> int:
+    """Images of which a measure takes one part at a time: 2,048 of 64 px, whole batches of
+    `at_once`; as doubles they take 64 MB."""
+    return max(1, 2**23 // side**2 // at_once(side)) * at_once(side)
+
+
 def to_grey(images: Tensor) -> Tensor:
     """uint8 (N, C, H, W) → (N, 1, H, W), the rounded mean of the channels."""
     if images.shape[1] == 1 or images.stride(1) == 0:  # an `.expand`ed grey image holds one channel

@@ -54,7 +54,7 @@ LEAF_IMPORTS = {
     **dict.fromkeys(("cells", "distributed", "lock", "statistics"), {"errors"}),
     "variables": {"cells", "errors"},
     "runs": {"errors", "threads"},
-    "config": {"distributed", "errors", "lock", "root", "runs", "threads"},
+    "config": {"distributed", "download", "errors", "lock", "root", "runs", "threads"},
     "rating": {"statistics"}, "download": {"errors", "runs"}, "root": {"errors", "runs"},
     "pixels": {"errors"},
     "__init__": {"api"},

@@ -1,22 +1,18 @@
-"""The images of data folders in memory, and what a command says of them at its start."""
+"""The images of data folders as one tensor, and what a command says of them at its start."""
 
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minidiff import distributed
 from minidiff.counted import order, order_of_groups
-from minidiff.data import images, phantom
+from minidiff.data import phantom, pixel_map
 from minidiff.data.files import typical_side
 from minidiff.data.split import SPLITS, check_pictures
 from minidiff.data.table import Row, Table, read_table
@@ -56,8 +52,12 @@ class Images:
     def part(self, *splits: str) -> "Images":
         """The images of these splits."""
         index = [i for i, row in enumerate(self.table.rows) if row["split"] in splits]
-        channels = 1 if self.grey else 3
-        pixels = self.pixels[:, :channels][index].expand(-1, 3, -1, -1)
+        start, stop = (index[0], index[-1] + 1) if index else (0, 0)
+        if stop - start == len(index):
+            pixels = self.pixels[start:stop]  # no copy
+        else:
+            channels = 1 if self.grey else 3
+            pixels = self.pixels[:, :channels][index].expand(-1, 3, -1, -1)
         return Images(replace(self.table, rows=[self.table.rows[i] for i in index]), pixels)
 
     def names(self, index: Sequence[int]) -> str:
@@ -121,49 +121,41 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
                 grey: Grey = "auto") -> tuple[Table, Tensor]:
     """Read all images of a table as squares: (table, uint8 (N,3,size,size)).
 
-    Where all are grey, one channel is kept in memory and expanded to three. `grey` yes takes the
-    mean of the channels of colour images, no leaves them, auto takes it where they are few among
-    grey ones, since two of them must not colour all samples. Bad files raise one InputError that
-    lists them; with `skip_bad` they are dropped, counted on stderr and listed in the notes.
+    Where all are grey, one channel is kept and expanded to three. `grey` yes takes the mean of the
+    channels of colour images, no leaves them, auto takes it where they are few among grey ones,
+    since two of them must not colour all samples. Bad files raise one InputError that lists them;
+    with `skip_bad` they are dropped, counted on stderr and listed in the notes. Pixels that are
+    mapped are ordered split by split, so that a split is a slice.
     """
-
-    def load(row: Row) -> np.ndarray | str:
-        try:
-            return images.square(images.read(row["file"]), size)
-        except InputError as error:
-            return str(error) if row["where"] == row["file"] else f"{row['where']}: {error}"
-
-    with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock while it decodes
-        loaded = list(tqdm(pool.map(load, table.rows), "reading images", len(table),
-                           unit=" images", disable=len(table) < 200))
-    bad = {row["file"]: item for row, item in zip(table.rows, loaded) if isinstance(item, str)}
+    if pixel_map.is_mapped(len(table), size):
+        table = replace(table, rows=sorted(table.rows, key=lambda row: (
+            SPLITS.index(row["split"]) if row["split"] in SPLITS else len(SPLITS))))
+    channels = 1 if grey == "yes" else pixel_map.channels_of(table.rows)
+    pixels, kinds, bad = pixel_map.read(table, size, channels)
     if bad and (not skip_bad or len(bad) == len(table)):
         raise InputError(f"{len(bad)} of {len(table)} images cannot be read (--skip-bad drops "
                          f"them): {first_few(bad.values(), 5, '; ')}")
-    rows = [row for row in table.rows if row["file"] not in bad]
-    squares = [item for item in loaded if not isinstance(item, str)]
     notes = list(table.notes)
     if bad:
         print(f"{len(bad)} of {len(table)} images cannot be read and are left out: "
               f"{first_few(bad)}", file=sys.stderr)
         notes += [f"{len(bad)} of {len(table)} images could not be read and were dropped: "
                   f"{'; '.join(bad.values())}"]
-    constant = [row["file"] for row, item in zip(rows, squares) if item.min() == item.max()]
+    constant, colour = ([row["file"] for row, kind in zip(table.rows, kinds) if kind & each]
+                        for each in (pixel_map.CONSTANT, pixel_map.COLOUR))
+    rows = [row for row in table.rows if row["file"] not in bad]
     if constant:
         notes += [f"{count(len(constant), 'image')} of one grey throughout: {', '.join(constant)}"]
-    colour = [row["file"] for row, item in zip(rows, squares) if len(item) == 3]
     if 0 < len(colour) < len(rows):
         turned = grey == "yes" or (grey == "auto" and len(colour) <= FEW_COLOUR * len(rows))
         notes += [f"{len(colour)} of {len(rows)} images are in colour, the others grey; these were "
                   f"{'made grey' if turned else 'left so'}: {first_few(colour)}"]
         grey = "yes" if turned else grey
-    if grey == "yes":
-        squares = [item.mean(0, keepdims=True).round().astype(np.uint8) for item in squares]
-    channels = max(map(len, squares), default=3)
-    pixels = np.empty((len(squares), channels, size, size), np.uint8)
-    for place, item in zip(pixels, squares):
-        place[:] = item
-    return replace(table, rows=rows, notes=notes), torch.from_numpy(pixels).expand(-1, 3, -1, -1)
+    wanted = 3 if not rows or (colour and grey != "yes") else 1
+    table = replace(table, rows=rows, notes=notes)
+    if wanted != channels:
+        pixels = pixel_map.read(table, size, wanted)[0]
+    return table, pixels.expand(-1, 3, -1, -1)
 
 
 def read_training_set(cfg: Any, size: int, prior: tuple[str, ...] = ()) -> Images:

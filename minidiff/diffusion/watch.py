@@ -36,7 +36,7 @@ class Probe:
     def of(cls, latents: Tensor, labels: Labels, n: int, levels: int) -> "Probe":
         """n slots, filled in a fixed random order by the images (N, 4, h, w), once or in turns."""
         index = torch.tensor(order(len(latents), 0, range(n)), dtype=torch.long)
-        return cls(latents[index], {k: v[index] for k, v in labels.items()},
+        return cls(latents[index].float(), {k: v[index] for k, v in labels.items()},
                    (stratified(0, 0, n) * levels).long(),
                    normal(0, range(n), VALIDATE, latents.shape[1:]) if n else latents[:0])
 

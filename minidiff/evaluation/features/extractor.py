@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.pixels import to_float
+from minidiff.pixels import to_float, within
 from minidiff.runs import json_key
 
 SIDE, CELLS, RINGS = 32, 8, 32   # of PixelPCA and of VAEFeatures a side; of Spectrum
@@ -196,7 +196,7 @@ def pca_psnr(train: Tensor, test: Tensor, k: int = 64, limit: int = 2000) -> flo
     (N,C,H,W) both; at most `limit` training images, evenly picked, are used.
     """
     step = -(-len(train) // limit)
-    x, y = grey(train[::step]).flatten(1).double(), grey(test).flatten(1).double()
-    mean, axes = principal(x, k)
-    rebuilt = mean + (y - mean) @ axes @ axes.T
-    return psnr(y, rebuilt.clamp(0, 1)).mean().item()
+    mean, axes = principal(grey(train[::step]).flatten(1).double(), k)
+    parts = (grey(part).flatten(1).double() for part in test.split(within(test.shape[-1])))
+    return torch.cat([psnr(y, (mean + (y - mean) @ axes @ axes.T).clamp(0, 1))
+                      for y in parts]).mean().item()
