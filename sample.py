@@ -40,7 +40,7 @@ from minidiff.errors import InputError, count
 from minidiff.evaluation import selection
 from minidiff.evaluation.quick import Quick, recognised
 from minidiff.evaluation.selection import REASONS
-from minidiff.names import on_disk
+from minidiff.hashes import hashes_of
 from minidiff.overlap import Behind
 from minidiff.pixels import to_grey
 from minidiff.root import Reading, Rooted, then
@@ -48,6 +48,7 @@ from minidiff.sampling import plan as plans
 from minidiff.sampling.again import VerifyConfig, verify
 from minidiff.sampling.finished_run import compiled, make_images, open_pipeline
 from minidiff.sampling.plan import RETRY
+from minidiff.sampling.sheets import as_written, finish_sets, unfinished
 from minidiff.sampling.trajectory import TrajectoryConfig, trajectory
 from minidiff.training.compiling import Compile
 from minidiff.training.device import pick_device
@@ -109,9 +110,7 @@ def sample(cfg: SampleConfig) -> None:
                           model=model, data=facts["data"], **precision.facts())
             if not (out / "plan.json").exists():
                 runs.write_json(out / "plan.json", rows)
-            for row in runs.read_json(out / "plan.json"):
-                if (path := out / row["file_name"]).exists() and not readable(path):
-                    path.unlink()  # cut short: it is sampled anew before its set counts as complete
+            whole = as_written(out, runs.read_json(out / "plan.json"), cfg.rehash)
     rows = runs.read_json(out / "plan.json")  # finished as it was planned, also by a later version
     cfg = replace(cfg, batch=min(cfg.batch, len(rows)))
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
@@ -121,7 +120,8 @@ def sample(cfg: SampleConfig) -> None:
     batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
     missing = [batch for batch in batches if any(row["file_name"] in absent for row in batch)]
     mine = missing[distributed.rank() :: distributed.world()]
-    chroma, done, behind = [], set(), Behind(precision.device)
+    sets = {} if distributed.rank() else unfinished(out, rows, whole, watch)
+    chroma, due, behind = [], set(sets), Behind(precision.device)
     pipeline = compiled(pipeline, cfg.compile, len(mine) * recipe.taken)
     steps = sum(map(len, mine)) * (recipe.taken + 1)  # images that are drawn again come on top
     with tqdm(total=steps, desc="sampling", unit="step", disable=bool(distributed.rank())) as bar:
@@ -129,11 +129,12 @@ def sample(cfg: SampleConfig) -> None:
             chroma += make_batch(cfg, pipeline, batch, facts["grey"], text, watch, bar.update,
                                  behind)
             if distributed.world() == 1:
-                behind.run(finish_sets, cfg, rows, watch, done)
+                behind.run(finish_sets, cfg, sets, due | {row["set"] for row in batch}, watch)
+                due = set()  # from now on only a set of which images are made can be complete
     behind.wait()
     distributed.wait()
     if not distributed.rank():
-        finish_sets(cfg, rows, watch, done)
+        finish_sets(cfg, sets, set(sets), watch)
         here = {**runs.machine(), **precision.facts(), "device": precision.device.type}
         facts["made_on"] = here if absent or not before else before.get("made_on", {})
         finish(cfg, rows, variables, model, facts, watch)
@@ -202,31 +203,6 @@ def check(cfg: SampleConfig, pixels: Tensor, finite: Tensor, rows: list[dict],
     return [next((why for why, bad in faults.items() if bad[i]), "") for i in range(len(rows))]
 
 
-def finish_sets(cfg: SampleConfig, rows: list[dict], watch: Quick | None, done: set[str]) -> None:
-    """Contact sheets and quick numbers of complete sets, each once."""
-    out = Path(cfg.out)
-    for number in sorted({row["set"] for row in rows} - done, key=int):
-        of_set = [row for row in rows if row["set"] == number]
-        if not all((out / row["file_name"]).exists() for row in of_set):
-            continue
-        done.add(number)
-        name, labels = f"{int(number):04d}", [row["label"] for row in of_set]
-        pixels = torch.stack([torch.tensor(images.read(out / row["file_name"])) for row in of_set])
-        images.write(out / "sheets" / f"set_{name}.png", images.grid(pixels, columns=10))
-        if cfg.origin:  # generated beside original
-            origins = (images.read(on_disk(row["origin"])) for row in of_set)
-            start = torch.stack([torch.tensor(images.square(origin, pixels.shape[-1]))[:1]
-                                 for origin in origins])
-            pairs = torch.stack([start.expand_as(pixels), pixels], 1).flatten(0, 1)
-            images.write(out / "sheets" / f"pairs_{name}.png", images.grid(pairs, columns=10))
-        if watch:
-            numbers = {name: value  # a filter's own share would be 100 %
-                       for name, value in watch(pixels.expand(-1, 3, -1, -1), labels).items()
-                       if name not in cfg.keep}
-            runs.write_json(out / "sheets" / f"set_{name}.json", numbers)
-            tqdm.write(f"set {number}: " + ", ".join(f"{k} {v:.3g}" for k, v in numbers.items()))
-
-
 def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, facts: dict,
            watch: Quick | None) -> None:
     """Write metadata.csv, with the columns that other commands added, and manifest.json."""
@@ -246,10 +222,10 @@ def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, fac
         {**before.get(row["file_name"], {}), **row,
          "seed": int(row["seed"]) + tries[row["file_name"]] * RETRY, "sampler": cfg.sampler,
          "steps": cfg.steps, "guidance": cfg.guidance, **mark} for row, mark in zip(rows, marks)])
+    names = [*(row["file_name"] for row in rows), "metadata.csv"]
     runs.write_json(out / "manifest.json", {
         "model": model, "recipe": asdict(recipe_of(cfg)),
-        "sha256": {name: runs.sha256(out / name)
-                   for name in (*(row["file_name"] for row in rows), "metadata.csv")},
+        "sha256": dict(zip(names, hashes_of(out / name for name in names).values())),
         "trained_on": facts.get("trained_on", []), "checkpoint": facts.get("step"),
         "made_on": facts["made_on"],
         "filters": selection.record(cfg.keep, reasons, cfg.classifier, watch),
@@ -300,13 +276,6 @@ def watcher(cfg: SampleConfig, size: int) -> Quick | None:
     if "new" in cfg.keep:
         watch.near_limit  # noqa: B018 (refuses now if the images are too few to tell copies by)
     return watch
-
-
-def readable(path: Path) -> bool:
-    try:
-        return images.read(path) is not None
-    except InputError:
-        return False
 
 
 def recipe_of(cfg: SampleConfig) -> Recipe:

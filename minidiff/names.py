@@ -22,6 +22,8 @@ DEVICES = {"con", "prn", "aux", "nul",  # no names of files on Windows, with an 
 
 def text(name: str) -> str:
     """The name of a file, or any cell of a table, as the text that stands for it in all tables."""
+    if name.isascii():  # nearly all, at a tenth of the time
+        return name.strip()
     read = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return unicodedata.normalize("NFC", read).strip().strip(UNSEEN).strip()
 

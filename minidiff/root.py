@@ -31,6 +31,7 @@ class Reading:
     only_listed: bool = False      # leave images without row or label out, counted; else refuse
     same_patients: bool = False    # equal patient ids of two folders of data are one person
     distinct_patients: bool = False  # they are two persons: each folder numbers its own
+    rehash: bool = False           # read every file again: distrust the SHA-256 that are kept
 
 
 AS_WE_NAME = Reading()  # tables that have minidiff's own columns, a row for each image

@@ -45,6 +45,7 @@ IN_PLACE_OF_FILES = (
     (rb"\0{256}", "nothing but zero bytes: the copy or the download broke off"),
 )
 DATA = ("data", "prior", "external")  # knobs: folders that may lie elsewhere; their content counts
+UNSAVED = ("rehash",)  # knobs of one start, which no run records
 SCHEDULE = ("steps", "lr", "decay")   # knobs of a training that is planned up to its last step
 UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
 
@@ -80,10 +81,11 @@ def refuse_other(folder: str | Path, cfg: Any, kind: str,
     It is quick, so that scripts can call it before they read any image.
     """
     folder, knobs = Path(folder), json.loads(json.dumps({"kind": kind, **asdict(cfg)}))
+    knobs = {name: value for name, value in knobs.items() if name not in UNSAVED}
     if (folder / "config.json").exists():
         defaults = {f.name: f.default for f in fields(cfg)}  # of knobs newer than that run
         _refuse_changed(folder, json.loads(json.dumps(defaults, default=str))
-                        | read_json(folder / "config.json"), knobs, (*free, *DATA))
+                        | read_json(folder / "config.json"), knobs, (*free, *DATA, *UNSAVED))
     elif folder.exists() and not (folder.is_dir() and all(
             path.name.startswith((".", "run.json")) for path in folder.iterdir())):
         raise InputError(f"{folder} exists and is no {kind} run; give another --out, nothing "

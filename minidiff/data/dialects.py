@@ -44,7 +44,12 @@ def read_csv(path: str | Path, needed: Sequence[str], columns: Sequence[str] = (
     columns: `name=column` items, of which those of other tables may be absent here, if this one
     has the name itself. Raises InputError for a faulty table.
     """
-    header, lines = read_lines(path)
+    return to_rows(path, *read_lines(path), needed, columns)
+
+
+def to_rows(path: str | Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]],
+            needed: Sequence[str], columns: Sequence[str]) -> list[Row]:
+    """What `read_csv` makes of a table's header and lines."""
     lines = [(number, cells) for number, cells in lines if any(cells)]
     absent = [name for name in header if header.count(name) > 1 or name in ADDED]
     if absent:
@@ -85,11 +90,9 @@ def fits(path: Path, columns: Sequence[str]) -> bool:
     return False
 
 
-def known_as(path: Path) -> str:
+def known_as(header: Sequence[str]) -> str:
     """The public data set whose header a table has; "" for none."""
-    with suppress(InputError):
-        return _preset(read_lines(path)[0])[0]
-    return ""
+    return _preset(header)[0]
 
 
 def read_lines(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -3,10 +3,11 @@
 What is neither is handed back by name, to be listed: nothing disappears unseen.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from pathlib import Path
 
 from minidiff.data.images import EXTENSIONS
@@ -25,6 +26,7 @@ RUBBISH = ("thumbs.db*", "ehthumbs*.db", "desktop.ini", "icon\r", ".ds_store", "
            "#snapshot", ".snapshot*", ".nfs*", "*thumbnails", "thumbs", ".directory", ".git*",
            ".cache", "network trash folder", "__pycache__", ".ipynb_checkpoints", ".~lock*",
            ".*.tmp-[0-9]*")
+IS_RUBBISH = re.compile("|".join(map(translate, RUBBISH)))
 # Pictures that are not read: they count as images, so that reading refuses them by name.
 PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".pbm",
             ".pnm", ".tga", ".psd", ".npy", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
@@ -35,7 +37,7 @@ Left = dict[str, list[Path]]  # why → the files that are left out
 
 
 def is_rubbish(name: str) -> bool:
-    return any(fnmatchcase(name.lower(), pattern) for pattern in RUBBISH)
+    return bool(IS_RUBBISH.match(name.lower()))
 
 
 def is_mask(name: str) -> bool:
@@ -44,7 +46,7 @@ def is_mask(name: str) -> bool:
 
 def tables(folder: Path) -> list[Path]:
     """The tables that make a folder a data set: its own, or those of its split folders."""
-    own = sorted(path for path in folder.iterdir() if path.name.lower() in METADATA)
+    own = [folder / name for name in sorted(os.listdir(folder)) if name.lower() in METADATA]
     return own or [table for below in split_folders(folder) for table in tables(below)]
 
 
@@ -60,8 +62,14 @@ def split_named(name: str) -> str:
 
 def split_folders(folder: Path) -> dict[Path, str]:
     """Folders named after a split, in order → that split."""
-    return {path: split for path in sorted(folder.iterdir())
-            if (split := split_named(path.name)) and path.is_dir()}
+    return {path: split for path in _folders(folder) if (split := split_named(path.name))}
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, in order; of a hundred thousand files beside them none is asked."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_symlink() or entry.is_dir()]
+    return [path for path in map(folder.joinpath, sorted(names)) if path.is_dir()]
 
 
 def image_files(folder: Path, deep: bool = True, left: Left | None = None) -> list[Path]:
@@ -71,15 +79,17 @@ def image_files(folder: Path, deep: bool = True, left: Left | None = None) -> li
     What is left out is added to `left`.
     """
     left = {} if left is None else left
-    entries = sorted(path for path in folder.iterdir() if not is_rubbish(path.name))
+    with os.scandir(folder) as entries:
+        entries = sorted((entry for entry in entries if not is_rubbish(entry.name)),
+                         key=lambda entry: entry.name)
     found = []
-    for path in entries:
-        ending, why = path.name.lower(), ""
-        if path.is_symlink() and not path.exists():
+    for entry in entries:
+        path, ending, why = folder / entry.name, entry.name.lower(), ""
+        if entry.is_symlink() and not path.exists():
             why = DANGLING
-        elif not path.is_file():
+        elif not (path.is_file() if entry.is_symlink() else entry.is_file()):
             continue
-        elif path.name.startswith("."):
+        elif ending.startswith("."):
             why = "hidden file"
         elif ending.endswith((*EXTENSIONS, *PICTURES)):
             found.append(path)
@@ -97,8 +107,8 @@ def subfolders(folder: Path, left: Left | None = None) -> list[Path]:
     """The folders in a folder that may hold its images, in order; the images of others are added to
     `left`."""
     left, kept = {} if left is None else left, []
-    for path in sorted(folder.iterdir()):
-        if is_rubbish(path.name) or not path.is_dir():
+    for path in _folders(folder):
+        if is_rubbish(path.name):
             continue
         why = ("mask" if is_mask(path.name) else "image in a hidden folder"
                if path.name.startswith(".") else "image of another data set" if is_data_set(path)
@@ -127,8 +137,8 @@ def refuse_unsplit(folder: Path, labels: Collection[str]) -> None:
     unseen: it has a table, too, or the labels, and train/ alone is no split."""
     splits = split_folders(folder)
     tabled, one = any(map(is_data_set, splits)), len(set(splits.values())) == 1
-    for path in sorted(folder.iterdir()) if splits else ():
-        if path in splits or is_rubbish(path.name) or not path.is_dir():
+    for path in _folders(folder) if splits else ():
+        if path in splits or is_rubbish(path.name):
             continue
         if (tabled and is_data_set(path)) or (
                 one and any(below.name in labels for below in path.iterdir())):

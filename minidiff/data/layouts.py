@@ -18,6 +18,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from minidiff.cells import is_unknown
@@ -33,6 +34,7 @@ from minidiff.data.dialects import (
     parse,
     read_csv,
     read_lines,
+    to_rows,
 )
 from minidiff.data.folders import (
     DANGLING,
@@ -82,7 +84,7 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
     own = any("split" in row for row in rows)
     for row in rows:
         row["split"] = split_named(row.get("split", "")) or row.get("split", "")
-        row["file"] = os.path.normpath(folder / row["file_name"])
+        row["file"] = os.path.normpath(os.path.join(folder, row["file_name"]))
         row |= {name: text(cell) for name, cell in row.items() if name not in ADDED}
     if not any(row["split"] for row in rows):
         remarks += (_splits_of_lists(folder, rows) or ([] if own else _splits_of_column(rows))
@@ -105,7 +107,8 @@ def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[lis
                          f"a {found[0].name}, too")
     rows, remarks = [], []
     for path in found:
-        part = read_csv(path, ("file_name", "label"), reading.columns)
+        header, lines = read_lines(path)
+        part = to_rows(path, header, lines, ("file_name", "label"), reading.columns)
         part = [{name: "" if name in ("label", "split") and is_unknown(cell, name) else cell
                  for name, cell in row.items()} for row in part]
         unlabelled = [row for row in part if not row["label"]]
@@ -119,7 +122,7 @@ def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[lis
         remarks += said_of_files
         top = path.parent.relative_to(folder)
         rows += [{**row, "file_name": str(top / row["file_name"])} for row in part]
-        known = known_as(path)
+        known = known_as(header)
         remarks += [f"{path.name} is read as {known}"] if known else []
     orphans, left = _without_rows(folder, rows)
     if orphans and not reading.only_listed:
@@ -139,20 +142,25 @@ def _locate(folder: Path, rows: list[Row], only_listed: bool) -> tuple[list[Row]
     """
     for row in rows:
         row["file_name"] = on_disk(row["file_name"], folder)
-        name = Path(row["file_name"].replace("\\", "/"))
-        if not row["file_name"] or name.is_absolute() or ".." in name.parts:
+        name = row["file_name"].replace("\\", "/")
+        if not name or name.startswith("/") or ".." in name.split("/"):
             raise InputError(f"{row['where']}: file_name {row['file_name']!r} is not a path inside "
                              f"{folder}")
-    names = [row["file_name"] for row in rows]
-    if any("\\" in name for name in names) and not any((folder / name).is_file() for name in names):
-        names = [name.replace("\\", "/") for name in names]
+
+    def is_file(name: str) -> bool:  # isfile is faster, is_file raises where a path is forbidden
+        path = os.path.join(folder, name)
+        return os.path.isfile(path) or Path(path).is_file()
 
     def some(tried: list[str]) -> list[str]:
-        return tried if any((folder / name).is_file() for name in tried) else []
+        return tried if any(map(is_file, tried)) else []
+
+    names = [row["file_name"] for row in rows]
+    if any("\\" in name for name in names) and not some(names):
+        names = [name.replace("\\", "/") for name in names]
 
     located = (some(names) or some([name.partition("/")[2] for name in names])
                or some(_by_end(folder, names, rows)) or names)
-    there = [bool(name) and (folder / name).is_file() for name in located]
+    there = [bool(name) and is_file(name) for name in located]
     absent = [f"{row['where']} {row['file_name']}" for row, ok in zip(rows, there) if not ok]
     if absent and not (only_listed and any(there)):
         raise InputError(f"{len(absent)} row(s) without a file: {first_few(absent)}"
@@ -178,7 +186,7 @@ def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
         paths = [path for path, end in index[name.rpartition("/")[2]]
                  if f"/{end}".endswith(f"/{name}")]
         if len(paths) > 1 and (split := split_named(row.get("split", ""))):
-            paths = [path for path in paths if _split_in(path) == split] or paths
+            paths = [path for path in paths if _split_in(os.path.dirname(path)) == split] or paths
         if len(paths) > 1:
             raise InputError(f"{row['where']}: file_name {name!r} may be {' or '.join(paths[:2])}; "
                              "write the folder into file_name")
@@ -189,12 +197,13 @@ def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
 def _without_rows(folder: Path, rows: list[Row]) -> tuple[list[str], Left]:
     """Images that no row names, in the folders of the others; and what else is there, but for the
     contact sheets of our own samples."""
-    named = {Path(os.path.normpath(row["file_name"])) for row in rows}
-    tops = {name.parts[0] if len(name.parts) > 1 else "" for name in named}
+    named = {os.path.normpath(row["file_name"]) for row in rows}
+    tops = {name.rpartition("/")[0].partition("/")[0] for name in named}
     left: Left = {}
-    files = {file.relative_to(folder) for top in tops
+    above = len(os.path.join(folder, ""))
+    files = {str(file)[above:] for top in tops
              for file in image_files(folder / top, deep=bool(top), left=left)}
-    orphans = sorted(map(str, files - named))
+    orphans = sorted(files - named)
     aside = [] if (folder / MANIFEST).is_file() else [
         file for path in subfolders(folder) if path.name not in tops for file in image_files(path)]
     aside += [] if "" in tops else image_files(folder, deep=False)
@@ -253,8 +262,9 @@ def _may_label(path: Path, flat: bool) -> bool:
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(endings)
-                  and path.is_file() and not is_rubbish(path.name))
+    return [path for path in (folder / name for name in sorted(os.listdir(folder))
+                              if name.lower().endswith(endings) and not is_rubbish(name))
+            if path.is_file()]
 
 
 def _fault(folder: Path, columns: Sequence[str] = ()) -> str:
@@ -281,9 +291,10 @@ def _split_of(path: Path) -> str:
     return split_named(re.split(r"[-_. ]", path.name)[0])
 
 
-def _split_in(path: str) -> str:
+@lru_cache(maxsize=16)  # the next file lies in the same folder
+def _split_in(folders: str) -> str:
     """The split that a folder in a path is named after; "" for none."""
-    return next(filter(None, map(split_named, Path(path).parts[:-1])), "")
+    return next(filter(None, map(split_named, Path(folders).parts)), "")
 
 
 def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
@@ -292,7 +303,7 @@ def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
     for path in filter(_split_of, _files(folder, (".txt", ".csv", ".tsv"))):
         for name in re.split(r"[\s,;]+", path.read_text(errors="replace")):
             split.setdefault(Path(name).name, set()).add(_split_of(path))
-    found = [split.get(Path(row["file_name"]).name, set()) for row in rows]
+    found = [split.get(Path(row["file_name"]).name, set()) for row in rows] if split else []
     if len(set().union(*found)) < 2:
         return []
     for row, names in zip(rows, found):
@@ -321,7 +332,7 @@ def _splits_of_column(rows: list[Row]) -> list[str]:
 
 def _splits_of_folders(rows: list[Row]) -> list[str]:
     """Fill in the splits that folders are named after, if they are two or more."""
-    found = [_split_in(row["file_name"]) for row in rows]
+    found = [_split_in(os.path.dirname(row["file_name"])) for row in rows]
     if len(set(found) - {""}) == 1:
         return [f"all images lie in folders named {found[0]}, which is taken for no split"] * all(
             found)

@@ -56,8 +56,9 @@ def split_patients(rows: Sequence[Row], copies: Iterable[tuple[int, int]],
     for _, members in sorted(strata.items()):
         held = max(1, round(HELD_OUT * len(members))) if len(members) >= len(SPLITS) else 0
         names = ["val"] * held + ["test"] * held + ["train"] * (len(members) - 2 * held)
+        members = sorted(members)
         for name, k in zip(names, rng.permutation(len(members))):
-            splits |= dict.fromkeys(sorted(members)[k], name)
+            splits |= dict.fromkeys(members[k], name)
     reached = {(row["label"], row["split"] or splits[row["patient"]]) for row in rows}
     few = [label for label in sorted({row["label"] for row in rows if not row["split"]})
            if not all((label, name) in reached for name in SPLITS)]
@@ -111,10 +112,9 @@ def check_pictures(rows: Sequence[Row], pictures: Iterable[Tensor]) -> None:
 
 def _content(picture: Tensor) -> bytes | None:
     """A key of its pixels; None for one grey. Three equal channels count as one."""
-    if picture.min() == picture.max():
-        return None
-    grey = (picture == picture[:1]).all()
-    return hashlib.sha256(picture[: 1 if grey else None].contiguous().numpy().tobytes()).digest()
+    grey = not picture.stride(0) or (picture == picture[:1]).all()
+    data = picture[: 1 if grey else None].numpy().tobytes()
+    return None if data.count(data[:1]) == len(data) else hashlib.sha256(data).digest()
 
 
 def _refuse_differing(rows: Sequence[Row], keys: Iterable[Hashable], what: str,

@@ -16,7 +16,6 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,9 +28,10 @@ from minidiff.data.folders import split_named
 from minidiff.data.layouts import random_split, read_folder
 from minidiff.data.split import HELD_OUT, SPLITS, Row, check_leakage, equal_pairs, split_patients
 from minidiff.errors import InputError, count, first_few
+from minidiff.hashes import hashes_of
 from minidiff.names import text
 from minidiff.root import AS_WE_NAME, Reading
-from minidiff.runs import sha256, write_atomic
+from minidiff.runs import write_atomic
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Table:
         Where patients are assumed, their ids are made of the file names and of the folder's name,
         and these do count.
         """
-        self.hashes.update(_hash(file for file in self.column("file") if file not in self.hashes))
+        self.hashes.update(hashes_of(f for f in self.column("file") if f not in self.hashes))
         return _fingerprint(self.rows, self.hashes)
 
     def select(self, **wanted: str | Sequence[str]) -> "Table":
@@ -104,7 +104,8 @@ def read_table(
     table = _read(folders, reading, check)
     rows, notes = table.rows, table.notes + (_odd_splits(table.rows) if split else [])
     to_split = split and any(not row["split"] for row in rows)
-    hashes = _hash(row["file"] for row in rows) if check or to_split else {}
+    hashes = (hashes_of((row["file"] for row in rows), reading.rehash)
+              if check or to_split or reading.rehash else {})
     if to_split:
         rows, remark = _fill_splits(rows, hashes, seed, split_dir)
         notes += [remark]
@@ -254,12 +255,6 @@ def _fill_splits(rows: list[Row], hashes: Mapping[str, str], seed: int,
 def write_split(path: str | Path, splits: Mapping[str, str]) -> None:
     """Write patient → split where `read_table` looks for it."""
     write_table(path, [{"patient": patient, "split": name} for patient, name in splits.items()])
-
-
-def _hash(files: Iterable[str]) -> dict[str, str]:
-    files = list(files)
-    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
-        return dict(zip(files, pool.map(sha256, files)))
 
 
 def _fingerprint(rows: Iterable[Row], hashes: Mapping[str, str]) -> str:

@@ -288,7 +288,8 @@ def data_link(run: Path, size: int) -> Link:
     folders, prior = ([str(root / f) for f in cfg.get(name, ())] for name in ("data", "prior"))
     if all(Path(folder).is_dir() for folder in (*folders, *prior)):
         with splits_of(run.parent) as splits:
-            now = read_images(folders, size, reading_of(cfg), seed=cfg["seed"], split_dir=splits,
+            reading = replace(reading_of(cfg), rehash=True)
+            now = read_images(folders, size, reading, seed=cfg["seed"], split_dir=splits,
                               skip_bad=cfg["skip_bad"], prior=prior).table.fingerprint
     return compared(f"the data of {run}, {' + '.join((*folders, *prior))}", run_facts(run)["data"],
                     now)

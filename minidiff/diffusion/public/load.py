@@ -3,9 +3,7 @@
 It comes with a certificate: every tensor of the files, and the source of every choice.
 """
 
-import json
 from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minidiff import runs
 from minidiff.diffusion.public import keys
 from minidiff.diffusion.public.folder import (
     read_folder,
@@ -27,8 +24,8 @@ from minidiff.diffusion.public.weights import read_weights
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.unet import UNet, UNetConfig
 from minidiff.diffusion.vae import VAE
-from minidiff.download import cache
 from minidiff.errors import InputError
+from minidiff.hashes import cached_sha256
 
 EMA = Literal["auto", "yes", "no"]
 ZERO = ("; it ends at zero SNR: its last ᾱ of 0 is held at 2⁻²⁴, σ = 4096; sample with --ladder "
@@ -180,20 +177,6 @@ def read_vae(path: Path) -> Contents:
     for reader in contents.readers:
         reader.finish()
     return contents
-
-
-def cached_sha256(path: Path) -> str:
-    """SHA-256 of a file, kept under its path, size and time of change: 4 GB are read once."""
-    stat = path.stat()
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    store, known = cache() / "sha256.json", {}
-    with suppress(OSError, ValueError):
-        known = json.loads(store.read_text("utf-8"))
-    if key not in known:
-        known[key] = runs.sha256(path)
-        with suppress(OSError):  # a read-only home: it is computed again next time
-            runs.write_json(store, dict([*known.items()][-1000:]))
-    return known[key]
 
 
 def which_prediction(contents: Contents, files: list[dict], given: str | None,
