@@ -76,3 +76,12 @@ def test_letters_are_found_and_anatomy_is_not_taken_for_them():
     image = Image.fromarray(x)
     ImageDraw.Draw(image).text((20, 6), "L", fill=255, font=font)
     assert files.text(np.asarray(image)) == []  # one letter is no line, as the docstring says
+
+
+def test_of_many_images_some_tell_the_side_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOOKED_AT", 10)
+    for k in range(20):
+        Image.new("L", (16 + k % 2, 40)).save(tmp_path / f"{k:02d}.png")
+    paths = sorted(map(str, tmp_path.glob("*.png")))
+    assert files.typical_side(paths[:19], 100) == 16
+    assert files.typical_side(paths[1:] + paths[1:2], 100) == 17  # every second of twenty

@@ -44,6 +44,18 @@ def is_mask(name: str) -> bool:
     return name.lower().endswith(MASKS)
 
 
+def is_file(folder: Path, name: str) -> bool:
+    path = os.path.join(folder, name)  # isfile is faster, is_file raises where a path is forbidden
+    return os.path.isfile(path) or Path(path).is_file()
+
+
+def files_ending(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """The files in a folder whose names end so, in order."""
+    names = (name for name in sorted(os.listdir(folder)) if name.lower().endswith(endings))
+    return [path for path in map(folder.joinpath, names)
+            if path.is_file() and not is_rubbish(path.name)]
+
+
 def tables(folder: Path) -> list[Path]:
     """The tables that make a folder a data set: its own, or those of its split folders."""
     own = [folder / name for name in sorted(os.listdir(folder)) if name.lower() in METADATA]

@@ -41,7 +41,9 @@ from minidiff.data.folders import (
     DICOM_FILE,
     METADATA,
     Left,
+    files_ending,
     image_files,
+    is_file,
     is_rubbish,
     refuse_unsplit,
     said,
@@ -147,20 +149,15 @@ def _locate(folder: Path, rows: list[Row], only_listed: bool) -> tuple[list[Row]
             raise InputError(f"{row['where']}: file_name {row['file_name']!r} is not a path inside "
                              f"{folder}")
 
-    def is_file(name: str) -> bool:  # isfile is faster, is_file raises where a path is forbidden
-        path = os.path.join(folder, name)
-        return os.path.isfile(path) or Path(path).is_file()
-
     def some(tried: list[str]) -> list[str]:
-        return tried if any(map(is_file, tried)) else []
+        return tried if any(is_file(folder, name) for name in tried) else []
 
     names = [row["file_name"] for row in rows]
     if any("\\" in name for name in names) and not some(names):
         names = [name.replace("\\", "/") for name in names]
-
     located = (some(names) or some([name.partition("/")[2] for name in names])
                or some(_by_end(folder, names, rows)) or names)
-    there = [bool(name) and is_file(name) for name in located]
+    there = [bool(name) and is_file(folder, name) for name in located]
     absent = [f"{row['where']} {row['file_name']}" for row, ok in zip(rows, there) if not ok]
     if absent and not (only_listed and any(there)):
         raise InputError(f"{len(absent)} row(s) without a file: {first_few(absent)}"
@@ -216,7 +213,7 @@ def _without_rows(folder: Path, rows: list[Row]) -> tuple[list[str], Left]:
 
 def _other_tables(folder: Path, reading: Reading) -> list[Path]:
     """Tables of other names that name files and labels: one, or one for each split; or none."""
-    there = _files(folder, ENDINGS)
+    there = files_ending(folder, ENDINGS)
     found = [path for path in there if fits(path, reading.columns)]
     if len(found) > 1 and len({_split_of(path) for path in found} - {""}) < len(found):
         raise InputError(f"{folder}: {' and '.join(path.name for path in found[:2])} both name "
@@ -233,7 +230,7 @@ def _other_tables(folder: Path, reading: Reading) -> list[Path]:
 def _refuse_hidden_tables(folder: Path, rows: list[Row]) -> None:
     """Raise InputError where a table beside class folders knows more of the images, and where no
     folder tells labels apart, and a table somewhere below may."""
-    for path in _files(folder, ENDINGS):
+    for path in files_ending(folder, ENDINGS):
         if more := {"patient", "split"} & known_of_images(path):
             raise InputError(f"{path} knows the {' and '.join(sorted(more))} of images, which lie "
                              "in class folders: give it a column label, or move it away")
@@ -261,15 +258,9 @@ def _may_label(path: Path, flat: bool) -> bool:
     return flat and path.name.lower().endswith((*ENDINGS, *UNREAD)) and path.is_file()
 
 
-def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    return [path for path in (folder / name for name in sorted(os.listdir(folder))
-                              if name.lower().endswith(endings) and not is_rubbish(name))
-            if path.is_file()]
-
-
 def _fault(folder: Path, columns: Sequence[str] = ()) -> str:
     """What is wrong with the first table that names images; "" without one."""
-    for path in _files(folder, ENDINGS):
+    for path in files_ending(folder, ENDINGS):
         try:
             if naming_images(*read_lines(path)):
                 read_csv(path, ("file_name", "label"), columns)
@@ -280,8 +271,8 @@ def _fault(folder: Path, columns: Sequence[str] = ()) -> str:
 
 def _advice(folder: Path) -> str:
     """What to do where there are no labels, and which tables there are."""
-    names = first_few(path.name for path in _files(folder, ENDINGS))
-    unread = first_few(path.name for path in _files(folder, UNREAD))
+    names = first_few(path.name for path in files_ending(folder, ENDINGS))
+    unread = first_few(path.name for path in files_ending(folder, UNREAD))
     return (TABLE + (f", or name the columns of {names} by --columns" if names else "")
             + (f" ({unread}: not read)" if unread else ""))
 
@@ -300,7 +291,7 @@ def _split_in(folders: str) -> str:
 def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
     """Fill in the splits of lists beside the images: train.csv, test_list.txt (NIH)."""
     split = {}
-    for path in filter(_split_of, _files(folder, (".txt", ".csv", ".tsv"))):
+    for path in filter(_split_of, files_ending(folder, (".txt", ".csv", ".tsv"))):
         for name in re.split(r"[\s,;]+", path.read_text(errors="replace")):
             split.setdefault(Path(name).name, set()).add(_split_of(path))
     found = [split.get(Path(row["file_name"]).name, set()) for row in rows] if split else []

@@ -1,0 +1,97 @@
+"""Sets of samples: what a resumed command looks at again, and what it leaves."""
+
+import builtins
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minidiff import hashes
+from minidiff.data import images
+from minidiff.hashes import hashes_of
+from minidiff.sampling import sheets
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A finished folder of three sets of four, whose files are old to the cache; and its plan."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashes, "YOUNG", -1)
+    out = tmp_path / "out"
+    rows = [{"file_name": f"images/{k}.png", "label": "a", "set": str(1 + k // 4)}
+            for k in range(12)]
+    for k, row in enumerate(rows):
+        images.write(out / row["file_name"], np.arange(64, dtype=np.uint8).reshape(8, 8) + k)
+    finish(out, rows, {"1", "2", "3"}, set())
+    digests = hashes_of(out / row["file_name"] for row in rows)
+    (out / "manifest.json").write_text(json.dumps(
+        {"sha256": dict(zip([row["file_name"] for row in rows], digests.values()))}))
+    return out, rows
+
+
+def finish(out, rows, due, whole, watch=None):
+    """The sets that are left after one call."""
+    sets = sheets.unfinished(out, rows, whole, watch)
+    sheets.finish_sets(SimpleNamespace(out=str(out), origin=(), keep=()), sets, due & set(sets),
+                       watch)
+    return set(sets)
+
+
+def test_of_a_finished_folder_no_image_is_opened(made, monkeypatch):
+    out, rows = made
+    opened, honest = [], builtins.open
+
+    def count(file, *args, **kwargs):
+        opened.append(str(file))
+        return honest(file, *args, **kwargs)
+
+    for module in (builtins, io):  # Pillow opens by builtins, pathlib by io
+        monkeypatch.setattr(module, "open", count)
+    whole = sheets.as_written(out, rows, rehash=False)
+    assert whole == {row["file_name"] for row in rows}
+    assert sheets.unfinished(out, rows, whole, None) == {}
+    assert not [file for file in opened if file.endswith(".png")]
+    assert sheets.as_written(out, rows, rehash=True) == whole
+    assert len([file for file in opened if file.endswith(".png")]) == len(rows)
+
+
+@pytest.mark.parametrize("damage, left, there", [
+    (lambda path: path.write_bytes(path.read_bytes()[:50]), {"2"}, False),  # made anew
+    (lambda path: path.unlink(), {"2"}, False),
+    (lambda path: images.write(path, np.eye(8, dtype=np.uint8)), {"2"}, True)])  # by hand: kept
+def test_the_set_of_an_image_that_changed_is_made_again(made, damage, left, there):
+    out, rows = made
+    path = out / rows[5]["file_name"]
+    damage(path)
+    whole = sheets.as_written(out, rows, rehash=False)
+    assert rows[5]["file_name"] not in whole and path.exists() == there
+    assert set(sheets.unfinished(out, rows, whole, None)) == left
+
+
+def test_a_set_without_its_sheet_and_with_a_watch_every_set_is_made_again(made):
+    out, rows = made
+    (out / "sheets/set_0003.png").unlink()
+    whole = sheets.as_written(out, rows, rehash=False)
+    assert set(sheets.unfinished(out, rows, whole, None)) == {"3"}
+    assert set(sheets.unfinished(out, rows, whole, object())) == {"1", "2", "3"}
+
+
+def test_only_complete_sets_that_are_due_are_finished_each_once(made):
+    out, rows = made
+    (out / rows[0]["file_name"]).unlink()
+    for number in (1, 2, 3):
+        (out / f"sheets/set_{number:04d}.png").unlink()
+    assert finish(out, rows, {"1", "2"}, set()) == {"1", "3"}  # 1 lacks an image, 3 is not due
+    assert [path.name for path in (out / "sheets").iterdir()] == ["set_0002.png"]
+    assert images.read(out / "sheets/set_0002.png").shape[1:] == (8, 10 * 8 + 9 * 2)
+
+
+def test_without_a_manifest_every_image_is_decoded(made):
+    out, rows = made
+    (out / "manifest.json").unlink()
+    path = out / rows[7]["file_name"]
+    path.write_bytes(path.read_bytes()[:50])
+    assert sheets.as_written(out, rows, rehash=False) == set() and not path.exists()
+    assert set(sheets.unfinished(out, rows, set(), None)) == {"1", "2", "3"}
