@@ -123,9 +123,10 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
                      for some in (tables, {(name, k): table for name, own in samples.items()
                                            for k, table in enumerate(own)}))
     # each file once: a held-out source may borrow test images
-    once = {row["file"]: ({**row, "split": name}, picture) for name in tables
-            for row, picture in zip(loaded[name][0].rows, loaded[name][1])}
-    check_pictures([row for row, _ in once.values()], (picture for _, picture in once.values()))
+    once = {row["file"]: ({**row, "split": name}, loaded[name][1], i) for name in tables
+            for i, row in enumerate(loaded[name][0].rows)}
+    check_pictures([row for row, *_ in once.values()],
+                   (pixels[i] for _, pixels, i in once.values()))
     loaded |= _near_copies(loaded, near_copies)
     # once more, for images may have been left out
     variable = check_labels({name: loaded[name][0].column("label") for name in tables}, target)
@@ -227,7 +228,10 @@ def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
         note = (f"near copies were not looked for: with files of fewer than {SIDE} px, different "
                 "films look like one")
         return {"test": (replace(table, notes=[*table.notes, note]), pixels)}
-    all_pixels = (load_pixels(Table(rows), SIDE)[1][:, :1] if pixels.shape[-1] < SIDE
+    rows_by_set = [{**row, "split": name} for row, name in zip(rows, names)]  # in this order
+    hashes = {file: digest for t, _ in loaded.values() for file, digest in t.hashes.items()}
+    all_pixels = (load_pixels(Table(rows_by_set, hashes=hashes), SIDE)[1][:, :1]
+                  if pixels.shape[-1] < SIDE
                   else torch.cat([pixels[:, :1] for _, pixels in loaded.values()]))
     seen = ("train", "val")
     pairs = [(i, j, d) for i, j, d in near_duplicates(all_pixels)

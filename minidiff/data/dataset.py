@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +85,7 @@ def read_images(folders: Sequence[str], size: int, reading: Reading = AS_WE_NAME
             raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}; it "
                              f"has {found}")
     table, pixels = load_pixels(table, size, skip_bad=skip_bad, grey=grey)
-    check_pictures(table.rows, pixels)
+    check_pictures(table.rows, each(pixels))
     return Images(table, pixels)
 
 
@@ -110,6 +110,11 @@ def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] 
         groups, shares = [*groups, others], [
             *shares, max(1, round(sum(shares) * prior_share / (1 - prior_share)))]
     return lambda slots: order_of_groups(groups, shares, seed, slots)
+
+
+def each(pixels: Tensor) -> Iterator[Tensor]:
+    """One picture after another; a loop over the tensor would begin with views of all."""
+    return (pixels[i] for i in range(len(pixels)))
 
 
 def _under(row: Row, folders: Sequence[str]) -> bool:
