@@ -185,12 +185,15 @@ def _hash(strengths: Tensor) -> Tensor:
 def _versions(x: Tensor, starts: Tensor) -> Tensor:
     """Hashes (k,n,255) of images (n,1,s,s) in k versions, which are not turned: so rows and columns
     are moved each for itself, and with them the waves, which are fewer than pixels."""
-    side, each = x.shape[-1], torch.eye(2, 3).repeat(len(starts), 1, 1)
-    rows, columns = each.clone(), each
-    rows[:, 0], columns[:, 0] = starts[:, 1][:, [1, 0, 2]], starts[:, 0]
-    lines = torch.eye(side).expand(len(starts), 1, side, side)
-    rows, columns = (_waves(side) @ _warp(lines, maps)[:, 0].mT for maps in (rows, columns))
-    return _hash(rows[:, None] @ x[:, 0] @ columns[:, None].mT)
+    side, moves = x.shape[-1], torch.cat([starts[:, 1, 1:], starts[:, 0, ::2]])
+    moves, which = moves.unique(dim=0, return_inverse=True)
+    maps = torch.eye(2, 3).repeat(len(moves), 1, 1)
+    maps[:, 0, ::2] = moves
+    moved = _warp(torch.eye(side).expand(len(maps), 1, side, side), maps)[:, 0]
+    waves = (_waves(side) @ moved.mT).flatten(0, 1)
+    every = (waves @ x[:, 0] @ waves.T).unflatten(1, (len(maps), -1)).unflatten(3, (len(maps), -1))
+    rows, columns = which.view(2, -1)
+    return _hash(every[:, rows, :, columns])
 
 
 def _candidates(x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
