@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from minidiff.evaluation.features.extractor import PixelPCA
 from minidiff.evaluation.metrics import distances as ds
 from minidiff.evaluation.metrics import pairwise
 from minidiff.evaluation.metrics.distances import fid, floor, kid, mind
+from minidiff.evaluation.metrics.neighbours import c2st, prdc
 
 
 def normal(seed, *shape):
@@ -294,3 +296,33 @@ def test_blur_and_noise_raise_kd_step_by_step(fault):
         x = torch.from_numpy(x.round().clip(0, 255).astype(np.uint8))[:, None].expand(-1, 3, -1, -1)
         values.append(kid(real=pixels(real).numpy(), fake=pixels(x).numpy()))
     assert (np.diff(values) > 0).all() and values[-1] > 10 * abs(values[0]), values
+
+
+def test_blocks_equal_the_whole_and_memory_stays_theirs(monkeypatch):
+    """Every sum over all pairs, in blocks of 7 rows that cut through patients, and as a whole."""
+    x, y = normal(0, 60, 5), normal(1, 45, 5) + 0.2
+    p, q = np.arange(60) // 2, np.arange(45) // 4
+    sets = {"real": x, "fake": y, "real_patients": p, "fake_patients": q}
+
+    def figures():
+        null = floor(kid, real=x, patients=p, n=20, m=20, repeats=10)
+        return [kid(**sets), *ds.kid_draws(**sets, n_boot=20), ds.kid_p(**sets, permutations=50),
+                *null, *prdc(real=x, fake=y), *c2st(**sets, permutations=20)]
+
+    whole = figures()
+    monkeypatch.setattr(pairwise, "CELLS", 7 * 60)
+    assert [rows.start for rows in pairwise.blocks(60, 60)] == list(range(0, 60, 7))
+    assert figures() == pytest.approx(whole, rel=1e-9)
+
+
+def test_the_memory_of_all_pairs_does_not_grow_with_them(monkeypatch):
+    """1,500 × 1,500 cells of float64 are 18 MB: none is held, where 2**16 cells may be."""
+    monkeypatch.setattr(pairwise, "CELLS", 2**16)
+    x, y = normal(0, 1500, 4), normal(1, 1500, 4)
+    for measure in (kid, lambda **s: ds.kid_draws(**s, n_boot=2),
+                    lambda **s: ds.kid_p(**s, permutations=2)):
+        tracemalloc.start()
+        measure(real=x, fake=y)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 9e6, peak

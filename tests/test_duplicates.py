@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minidiff.data import phantom
+from minidiff.data import duplicates, phantom
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
 from minidiff.data.table import read_table
@@ -116,6 +116,48 @@ def test_what_is_there_twice_among_real_x_rays(cxr):
             for i, j, _ in pairs} == {frozenset(pair) for pair in (
                 ("00002658_001", "00002658_002"), ("COVID-00033", "COVID-00037"),
                 ("9C34AF49-E58", "COVID-00022"), ("E63574A7-418", "F4341CE7-73C"))}
+
+
+def test_the_bound_of_many_images_loses_no_pair_and_spares_most_products(monkeypatch):
+    """With the bound from the first image on: the same pairs and distances, the same candidates."""
+    x = phantoms(220, 96)
+    x = torch.cat([x, *(change(x)[:20] for change in COPIES.values())])[:, :1].contiguous()
+    whole, pairs = near_duplicates(x), [p for _, p, _ in duplicates._candidates(x)]
+    monkeypatch.setattr(duplicates, "FILTERED", 0)
+    assert near_duplicates(x) == whole and len(whole) >= 80
+    assert torch.equal(torch.cat([p for _, p, _ in duplicates._candidates(x)]), torch.cat(pairs))
+    hashes = duplicates._hash(duplicates._waves(96) @ x[:, 0].float() @ duplicates._waves(96).T)
+    hashes = duplicates._special(hashes)(hashes)
+    leading = duplicates._leading(hashes)
+    bound, true = leading @ leading.T, hashes @ hashes.T
+    assert (bound > true - 1e-5).all() and (bound > duplicates.ALIKE).float().mean() < 0.1
+
+
+def test_versions_are_hashes_of_moved_images():
+    x, starts = phantoms(3, 96)[:, :1].float(), duplicates._starts()[:19]
+    waves = duplicates._waves(96)
+    slow = torch.stack([duplicates._hash(waves @ duplicates._warp(
+        x, start.expand(3, 2, 3))[:, 0] @ waves.T) for start in starts])
+    torch.testing.assert_close(duplicates._versions(x, starts), slow, atol=1e-5, rtol=0)
+
+
+def test_many_images_are_bytes_and_lie_in_a_file(monkeypatch):
+    x = phantoms(30, 128)
+    x = torch.cat([x, COPIES["cropped"](x)[:10]])
+    whole = [(i, j) for i, j, _ in near_duplicates(x)]
+    monkeypatch.setattr(duplicates, "FILTERED", 0)
+    monkeypatch.setattr(duplicates, "SCRATCH", 0)
+    assert isinstance(duplicates.scratch((1, 2)), np.memmap)
+    squares = duplicates._squares(x)
+    assert squares.dtype == torch.uint8 and squares.shape == (40, 1, 96, 96)
+    assert sorted((i, j) for i, j, _ in near_duplicates(x)) == sorted(whole) and len(whole) == 10
+    assert duplicates._squares(squares) is squares                  # no second copy
+
+
+def test_squares_are_kept_in_place():
+    x = np.arange(6)[:, None] * np.ones(4, np.uint8)
+    kept = duplicates.only(x, [1, 4, 5])
+    assert kept[:, 0].tolist() == [1, 4, 5] and np.shares_memory(kept, x)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from scipy.stats import beta, binom, nhypergeom, norm
 
 from minidiff.counted import normal as noise_of
 from minidiff.errors import InputError
+from minidiff.evaluation.metrics import pairwise
 from minidiff.evaluation.metrics.membership import (
     ALPHA,
     FPR,
@@ -166,3 +167,13 @@ def test_intervals_by_patient_cover():
         p.append(membership(side(0), side(0), train_patients=patients[0],
                             heldout_patients=patients[1], n_boot=2)["p"])
     assert covered / n > 0.9 and np.mean(np.array(p) < 0.05) < 0.05 + 2 * np.sqrt(0.05 * 0.95 / n)
+
+
+def test_blocks_of_training_images_equal_the_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    train, heldout = (torch.from_numpy(rng.lognormal(size=(n, 2))) for n in (50, 40))
+    patients = {"train_patients": np.arange(50) // 2, "heldout_patients": np.arange(40) // 3}
+    whole = membership(train, heldout, **patients, n_boot=50)
+    monkeypatch.setattr(pairwise, "CELLS", 7 * 40)
+    assert membership(train, heldout, **patients,
+                      n_boot=50)["by_patient"] == pytest.approx(whole["by_patient"], rel=1e-12)

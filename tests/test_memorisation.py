@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import small
 from minidiff.data.table import read_table
+from minidiff.evaluation.metrics import few
 from minidiff.evaluation.metrics.copying import _verdict, fewest_copies, memorisation
 from minidiff.evaluation.metrics.pairwise import (
     CANDIDATES,
@@ -246,3 +247,23 @@ def test_the_verdict_accuses_the_innocent_in_5_percent_at_most_and_finds_a_tenth
     # two standard errors
     assert rate(kind, 0.0) <= 0.05 + 0.045 and rate("smooth", 0.0) <= 0.05 + 0.045
     assert rate(kind, 0.1) >= 0.8
+
+
+def test_of_too_many_images_a_draw_is_looked_at_and_says_so(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    train, held, made = (torch.rand(n, 6, generator=g) for n in (60, 90, 120))
+    made[77] = train[5]
+    names = tuple(range(60)), tuple(range(60, 150))
+    sides = {"fake": {"space": made}, "train": {"space": train}, "heldout": {"space": held}}
+    whole = memorisation(**sides, patients=names)
+    monkeypatch.setattr(few, "CELLS", 80 * 60)
+    found = memorisation(**sides, patients=names, pairs=80)
+    assert "draw" not in whole["verdict"]
+    assert found["verdict"].endswith("(seen in a random draw of 80 of 120 synthetic images and "
+                                     "80 of 90 held-out images)")
+    assert (found["spaces"][0]["n"], found["spaces"][0]["heldout"]) == (80, 80)
+    assert len({row["fake"] for row in found["closest"]}) == 80
+    for row in found["closest"]:   # numbers of all images, not of the draw
+        for side, y in (("train", train), ("heldout", held)):
+            assert row[f"d_{side}"] == pytest.approx(
+                (made[row["fake"]] - y[row[side]]).norm().item(), abs=1e-5)

@@ -20,7 +20,7 @@ from minidiff.cells import to_number
 from minidiff.data.baselines import baselines, features
 from minidiff.data.dialects import ADDED
 from minidiff.data.dialects import ENDINGS as TABLES
-from minidiff.data.duplicates import SIDE, Pair, near_duplicates
+from minidiff.data.duplicates import SIDE, Pair, near_duplicates, only
 from minidiff.data.files import Facts, read_facts, typical_side
 from minidiff.data.folders import Left, image_files
 from minidiff.data.images import ENDINGS, EXTENSIONS
@@ -80,9 +80,11 @@ def audit(table: Table, *, columns: Sequence[str] = COLUMNS) -> tuple[dict, list
 
 
 def copies(facts: Sequence[Facts], squares: np.ndarray) -> list[Pair]:
-    """Pairs of copies, the nearest first: distance 0 if all pixels are equal, near 0 if altered."""
+    """Pairs of copies, the nearest first: distance 0 if all pixels are equal, near 0 if altered.
+
+    The squares are sorted on the way, for they are large."""
     usable = [i for i, f in enumerate(facts) if not f.fault and f.constant < BLANK]
-    altered = near_duplicates(torch.from_numpy(squares[usable])[:, None])
+    altered = near_duplicates(torch.from_numpy(only(squares, usable))[:, None])
     found = {(usable[i], usable[j]): distance for i, j, distance in altered}
     found |= {(usable[i], usable[j]): 0.0
               for i, j in equal_pairs(facts[k].pixels for k in usable)}

@@ -4,7 +4,8 @@
              but with their values kept and weighted by frequency, and without what all images of a
              larger set share (else every chest is like every other); pairs whose hashes correlate
              are candidates. Every image is compared in 38 versions: enlarged up to a ninth at nine
-             places, and flipped, which only changes signs of waves
+             places, and flipped, which only changes signs of waves. From 5,000 images on a bound
+             spares most of the products, and no pair is lost
     pixels   one image of a candidate is laid over the other by the affine map that least squares
              finds (Lucas & Kanade 1981); the distance is 1 − the correlation of their fine detail.
              Two images of one patient may have the same outline, and still differ in detail
@@ -16,6 +17,7 @@ of one grey has no detail: it is like no other here, and only `exact_duplicates`
 import hashlib
 import itertools
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -38,11 +40,13 @@ SIDE, WAVES = 96, 16               # px a side of compared images; waves a side 
 ZOOMS = (1.055, 1.11)              # of the versions; least squares finds what is between
 LARGER = 200                       # images from which the shared part is known well enough
 ALIKE, ALIKE_PLAIN = 0.81, 0.90    # correlation of candidates, without the shared part and with
+FILTERED, LEADING = 5000, 47       # images from which only leading numbers are compared at first
 LOOKED_AT = 8                      # candidates of one image, at most: the most correlated
 SAME, SAME_SMALL = 0.04, 0.25      # greatest distance of a copy; of a candidate at half the side
 FINE, COARSE, LOCAL = 1.0, 3.0, 3.0  # px: detail lies between two blurs; a third evens its strength
 ROUNDS = 6, 4                      # of least squares, at half the side and at the side
 REACH = 0.15                       # how far its map may go from where it began
+SCRATCH = 2**30                    # bytes of small images, beyond which they lie in a file
 DARK, BRIGHT, INNER = 4, 250, 0.9  # grey values, and share of the half side, that are compared
 
 
@@ -59,7 +63,7 @@ def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
     another image. at_most is for images of 96 px or more; below, where images have less detail, it
     shrinks with the side. Of an image with more than nine copies not every pair is listed.
     """
-    x = small(images)
+    x = _squares(images)
     at_most = at_most * x.shape[-1] / SIDE
     found: dict[tuple[int, int], float] = {}
     bar = tqdm(total=len(x), desc="looking for duplicates", unit=" images", disable=len(x) < 2000)
@@ -82,7 +86,7 @@ def near_copies(files: Sequence[str]) -> list[tuple[int, int]]:
     Where most files have fewer than 96 px, in which different films look like one, only those of
     equal pixels. A file that cannot be read, which is refused later, is like no other.
     """
-    squares = np.zeros((len(files), 1, SIDE, SIDE), np.uint8)
+    squares = scratch((len(files), 1, SIDE, SIDE))
 
     def load(k: int) -> None:
         with suppress(InputError):
@@ -95,7 +99,7 @@ def near_copies(files: Sequence[str]) -> list[tuple[int, int]]:
             pass
     varied = [k for k, square in enumerate(squares) if square.min() < square.max()]
     compare = near_duplicates if typical_side(files, SIDE) == SIDE else exact_duplicates
-    found = [(varied[i], varied[j]) for i, j, _ in compare(torch.from_numpy(squares[varied]))]
+    found = [(varied[i], varied[j]) for i, j, _ in compare(torch.from_numpy(only(squares, varied)))]
     if found:
         i, j = found[0]
         print(f"{count(len(found), 'pair')} of copies, kept on one side of the split, e.g. "
@@ -113,12 +117,45 @@ def by_patient(pairs: Sequence[Pair], patients: Sequence[str]) -> dict:
 
 def small(images: Tensor, side: int = SIDE) -> Tensor:
     """uint8 (N,C,H,W) → grey of this side or less, by the mean over areas: float16 (N,1,side,side)
-    in 0…255, so that 20,000 images take 370 MB."""
+    in 0…255."""
+    return torch.cat(list(_reduced(images, side))).half() if len(images) else torch.empty(
+        0, 1, *[min(side, *images.shape[2:])] * 2, dtype=torch.float16)
+
+
+def _reduced(images: Tensor, side: int) -> Iterator[Tensor]:
+    """Grey of this side or less, by the mean over areas: float32, 256 images at a time."""
     side = min(side, *images.shape[2:])
-    if not len(images):
-        return torch.empty(0, 1, side, side, dtype=torch.float16)
-    return torch.cat([F.interpolate(part.float().mean(1, keepdim=True), (side, side),
-                                    mode="area").half() for part in images.split(256)])
+    for part in images.split(256):
+        yield F.interpolate(part.float().mean(1, keepdim=True), (side, side), mode="area")
+
+
+def _squares(images: Tensor) -> Tensor:
+    """`small` images to compare: those given where they are such; rounded to bytes if they are
+    many, for 400,000 in float16 are 7.4 GB."""
+    if images.shape[1] == 1 and images.shape[2] == images.shape[3] <= SIDE:
+        return images
+    if len(images) < FILTERED:
+        return small(images)
+    side, first = min(SIDE, *images.shape[2:]), 0
+    squares = torch.from_numpy(scratch((len(images), 1, side, side)))
+    for part in _reduced(images, side):
+        squares[first : (first := first + len(part))] = part.round()
+    return squares
+
+
+def scratch(shape: tuple[int, ...]) -> np.ndarray:
+    """Black uint8 images; beyond SCRATCH in a nameless file of the temporary folder (TMPDIR)."""
+    if math.prod(shape) <= SCRATCH:
+        return np.zeros(shape, np.uint8)
+    return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
+
+
+def only(squares: np.ndarray, kept: Sequence[int]) -> np.ndarray:
+    """These of the squares, in rising order, moved to the front in place: a copy would take as much
+    memory again."""
+    for k, i in enumerate(kept):
+        squares[k] = squares[i]
+    return squares[: len(kept)]
 
 
 def _starts() -> Tensor:
@@ -131,35 +168,71 @@ def _starts() -> Tensor:
     return torch.cat([maps, maps * torch.tensor([-1.0, 1, 1])])
 
 
-def _hash(x: Tensor) -> Tensor:
-    """(…,s,s) → (…,255), of length 1; that of an image of one grey is 0."""
-    k = torch.arange(min(WAVES, x.shape[-1]), dtype=torch.float32)
-    waves = torch.cos(math.pi / x.shape[-1] * k[:, None] * (torch.arange(x.shape[-1]) + 0.5))
+def _waves(side: int) -> Tensor:
+    """The slowest cosine waves along a side: (16,side), or fewer of a smaller side."""
+    k = torch.arange(min(WAVES, side), dtype=torch.float32)
+    return torch.cos(math.pi / side * k[:, None] * (torch.arange(side) + 0.5))
+
+
+def _hash(strengths: Tensor) -> Tensor:
+    """Strengths of the waves (…,16,16) → (…,255), of length 1; that of an image of one grey is
+    0."""
+    k = torch.arange(strengths.shape[-1], dtype=torch.float32)
     frequency = (k[:, None].square() + k.square()).sqrt()
-    return F.normalize(((waves @ x @ waves.T) * frequency).flatten(-2)[..., 1:], dim=-1, eps=1e-3)
+    return F.normalize((strengths * frequency).flatten(-2)[..., 1:], dim=-1, eps=1e-3)
+
+
+def _versions(x: Tensor, starts: Tensor) -> Tensor:
+    """Hashes (k,n,255) of images (n,1,s,s) in k versions, which are not turned: so rows and columns
+    are moved each for itself, and with them the waves, which are fewer than pixels."""
+    side, moves = x.shape[-1], torch.cat([starts[:, 1, 1:], starts[:, 0, ::2]])
+    moves, which = moves.unique(dim=0, return_inverse=True)
+    maps = torch.eye(2, 3).repeat(len(moves), 1, 1)
+    maps[:, 0, ::2] = moves
+    moved = _warp(torch.eye(side).expand(len(maps), 1, side, side), maps)[:, 0]
+    waves = (_waves(side) @ moved.mT).flatten(0, 1)
+    every = (waves @ x[:, 0] @ waves.T).unflatten(1, (len(maps), -1)).unflatten(3, (len(maps), -1))
+    rows, columns = which.view(2, -1)
+    return _hash(every[:, rows, :, columns])
 
 
 def _candidates(x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Pairs whose hashes correlate, by batches: (images of the batch, pairs (n,2), first maps
-    (n,2,3))."""
-    starts, waves = _starts(), min(WAVES, x.shape[-1])
-    flip = torch.ones(waves, waves)
+    (n,2,3)).
+
+    The correlation of two hashes is at most that of their LEADING numbers and the product of the
+    lengths of the rest (Cauchy & Schwarz): where that is too little, it is not computed.
+    """
+    starts, waves = _starts(), _waves(x.shape[-1])
+    flip = torch.ones(len(waves), len(waves))
     flip[:, 1::2] = -1                                     # waves that are odd from left to right
     flip, half = flip.flatten()[1:], starts[: len(starts) // 2]
-    hashes = torch.cat([_hash(part[:, 0].float())
+    hashes = torch.cat([_hash(waves @ part[:, 0].float() @ waves.T)
                         for part in x.split(1024)]) if len(x) else torch.empty(0, 1)
     special, alike = (_special(hashes), ALIKE) if len(x) >= LARGER else (lambda h: h, ALIKE_PLAIN)
     hashes = special(hashes)
+    leading = _leading(hashes)
     for first in range(0, len(x), 32):
-        part = x[first : first + 32].float()
-        versions = torch.stack([_hash(_warp(part, start.expand(len(part), 2, 3))[:, 0])
-                                for start in half])
-        best, which = (special(torch.cat([versions, versions * flip])) @ hashes.T).max(0)
-        best[torch.arange(len(part)), torch.arange(first, first + len(part))] = 0  # with itself
-        best, j = best.topk(min(LOOKED_AT, len(x)), dim=1)
-        i, place = (best > alike).nonzero(as_tuple=True)
-        j = j[i, place]
-        yield len(part), torch.stack([i + first, j], 1), starts[which[i, j]]
+        versions = _versions(x[first : first + 32].float(), half)
+        versions = special(torch.cat([versions, versions * flip])).transpose(0, 1)
+        most = torch.ones(len(versions), len(x)) if len(x) < FILTERED else torch.cat(
+            [(_leading(versions) @ part.T).amax(1) for part in leading.split(4096)], 1)
+        pairs, maps = [], []
+        for i, (own, bound) in enumerate(zip(versions, most), first):
+            near = (bound > alike - 1e-3).nonzero()[:, 0]
+            best, which = (own @ hashes[near].T).max(0)
+            best[near == i] = 0                                                   # with itself
+            best, j = best.topk(min(LOOKED_AT, len(near)))
+            j = j[best > alike]
+            pairs.append(F.pad(near[j, None], (1, 0), value=i))
+            maps.append(starts[which[j]])
+        yield len(versions), torch.cat(pairs), torch.cat(maps)
+
+
+def _leading(hashes: Tensor) -> Tensor:
+    """The numbers of greatest spread of hashes (…,255), and the length of all others: (…,48)."""
+    rest = hashes[..., :-LEADING].norm(dim=-1, keepdim=True)
+    return torch.cat([hashes[..., -LEADING:], rest], -1)
 
 
 def _special(hashes: Tensor) -> Callable[[Tensor], Tensor]:

@@ -44,6 +44,7 @@ from torch import Tensor
 
 from minidiff.evaluation.features.extractor import principal
 from minidiff.evaluation.metrics.distances import permuted_sides
+from minidiff.evaluation.metrics.few import few, of_all
 from minidiff.evaluation.metrics.named import named
 from minidiff.evaluation.metrics.pairwise import distances
 from minidiff.evaluation.metrics.recognition import nearest_by_patient, recognition
@@ -85,9 +86,11 @@ def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor],
     one of its own. random_split: was it made at random by patient? Returns {"verdict",
     "suspected", "named", "fewest", "spaces", "closest"}: suspected is None where that cannot be
     told, named is None without small images, fewest is that of `fewest_copies`, spaces are dicts of
-    numbers, and closest are pairs, as indices, in the first space.
+    numbers, and closest are pairs, as indices, in the first space. Of too many images for memory a
+    draw is looked at (`few`), and the verdict says so.
     """
-    n, t, h = (len(next(iter(side.values()))) for side in (fake, train, heldout))
+    n, t, h = sizes = [len(next(iter(side.values()))) for side in (fake, train, heldout)]
+    fake, heldout, (patients, labels), kept = few(fake, heldout, t, (patients, labels), seed)
     images = next((name for name, x in train.items() if x.ndim == 4), None)
     seen = {} if images is None else {images: distances(fake[images], train[images])}
     found = images and named(seen[images], _between(heldout[images], train[images]), train[images],
@@ -95,8 +98,8 @@ def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor],
     if min(n, t, h) < FEWEST:
         verdict = (f"too few images to tell ({n} synthetic, {t} training, {h} held-out; each side "
                    f"needs {FEWEST})")
-        return with_named({"verdict": verdict, "suspected": None, "fewest": None, "spaces": [],
-                           "closest": []}, found)
+        return of_all(with_named({"verdict": verdict, "suspected": None, "fewest": None,
+                                  "spaces": [], "closest": []}, found), kept, sizes[::2])
     spaces, known = {}, {}
     people = tuple(patients[0]) if patients else tuple(range(t))
     kinds = tuple(labels[0]) if labels else (0,) * t
@@ -114,7 +117,7 @@ def memorisation(*, fake: Mapping[str, Tensor], train: Mapping[str, Tensor],
                           random_split=random_split, seed=seed)
     for row in result["spaces"]:
         row["recognition"] = known[row["space"]]
-    return with_named(result, found)
+    return of_all(with_named(result, found), kept, sizes[::2])
 
 
 def with_named(found: dict, copies: dict | None) -> dict:

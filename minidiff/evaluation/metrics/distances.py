@@ -24,7 +24,13 @@ import scipy
 import torch
 from tqdm import tqdm
 
-from minidiff.evaluation.metrics.pairwise import checked, kernel, kernel_mean, patient_codes
+from minidiff.evaluation.metrics.pairwise import (
+    blocks,
+    checked,
+    kernel,
+    kernel_mean,
+    patient_codes,
+)
 from minidiff.statistics import bootstrap_counts, group_ids, percentile
 
 Metric = Callable[..., float]
@@ -175,10 +181,9 @@ def kid_draws(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | N
     x, y = checked(real, fake)
     p, q = patient_codes(real_patients, len(x)), patient_codes(fake_patients, len(y))
     c, e = (bootstrap_counts(group.max() + 1, n_boot, seed + k) for k, group in enumerate((p, q)))
-    sums, pairs = _sum_by(kernel(x, y), p, q), (c @ np.bincount(p)) * (e @ np.bincount(q))
-    across = ((c @ sums) * e).sum(1) / pairs
+    across = _resampled(x, y, p, q, c, e) / ((c @ np.bincount(p)) * (e @ np.bincount(q)))
     with np.errstate(invalid="ignore"):
-        return _within(kernel(x, x), p, c) + _within(kernel(y, y), q, e) - 2 * across
+        return _within(x, p, c) + _within(y, q, e) - 2 * across
 
 
 def finite_percentile(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
@@ -295,18 +300,22 @@ def _kd_of_draws(x: np.ndarray, group: np.ndarray, left: np.ndarray,
     right None: the rest. Pairs of one patient, by the codes in `group`, are left out; nan where
     there are no others.
     """
-    apart = (group[:, None] != group).astype(float)
     rest = 1 - left if right is None else right
 
-    def sums(k: np.ndarray) -> np.ndarray:
-        """Of the cells of symmetric k within left, within right, and across: (3, R)."""
-        to_left = left @ k
-        to_right = k.sum(0) - to_left if right is None else right @ k
+    def sums(k: np.ndarray, rows: slice) -> np.ndarray:
+        """Of the cells of rows of symmetric k within left, within right, and across: (3, R)."""
+        to_left = left[:, rows] @ k
+        to_right = k.sum(0) - to_left if right is None else right[:, rows] @ k
         return np.stack([(to_left * left).sum(1), (to_right * rest).sum(1),
                          (to_left * rest).sum(1)])
 
+    cells, pairs = 0.0, 0.0
+    for rows in blocks(len(x), len(x)):
+        apart = (group[rows, None] != group).astype(float)
+        cells = cells + sums(kernel(x[rows], x) * apart, rows)
+        pairs = pairs + sums(apart, rows)
     with np.errstate(invalid="ignore"):
-        one, other, across = sums(kernel(x, x) * apart) / sums(apart)
+        one, other, across = cells / pairs
         return one + other - 2 * across
 
 
@@ -317,8 +326,21 @@ def _sum_by(k: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return left @ (right @ k.T).T
 
 
-def _within(k: np.ndarray, group: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean of k (n,n) over pairs of different patients in each resample: (n_boot,)."""
-    k, size = _sum_by(k, group, group), np.bincount(group)
-    np.fill_diagonal(k, 0)
-    return ((counts @ k) * counts).sum(1) / ((counts @ size) ** 2 - counts ** 2 @ size ** 2)
+def _resampled(x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray, c: np.ndarray,
+               e: np.ndarray) -> np.ndarray:
+    """Sum of k(x, y) where the patients p and q count as often as c and e (n_boot, P) say, not
+    within a patient where q is p: (n_boot,)."""
+    total = 0.0
+    for rows in blocks(len(x), len(y)):
+        own, codes = np.unique(p[rows], return_inverse=True)
+        sums = _sum_by(kernel(x[rows], y), codes, q)
+        if q is p:
+            sums[np.arange(len(own)), own] = 0
+        total = total + ((np.take(c, own, 1) @ sums) * e).sum(1)
+    return total
+
+
+def _within(x: np.ndarray, group: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean of k(x, x) over pairs of different patients in each resample: (n_boot,)."""
+    total, size = _resampled(x, x, group, group, counts, counts), np.bincount(group)
+    return total / ((counts @ size) ** 2 - counts ** 2 @ size ** 2)

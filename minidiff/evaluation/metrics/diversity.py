@@ -47,7 +47,7 @@ def vendi(features: np.ndarray) -> float:
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def ms_ssim(images: Tensor, *, pairs: int = 1000, seed: int = 0,
+def ms_ssim(images: Sequence[Tensor], *, pairs: int = 1000, seed: int = 0,
             patients: Sequence | None = None) -> float:
     """Mean MS-SSIM of uint8 (N,3,H,W) over at most `pairs` random pairs of images: 0 … 1.
 
@@ -59,7 +59,8 @@ def ms_ssim(images: Tensor, *, pairs: int = 1000, seed: int = 0,
     if not len(i):
         raise InputError("MS-SSIM needs a pair of images of different patients; there are "
                          f"{len(images)} images")
-    x = grey(images)[:, None]
+    used, places = np.unique([i, j], return_inverse=True)   # of many images only those in a pair
+    x, (i, j) = grey(torch.stack([images[k] for k in used]))[:, None], places.reshape(2, -1)
     step = max(1, BATCH // x[0].numel())
     bar = tqdm(range(0, len(i), step), "MS-SSIM", unit="batch", leave=False,
                disable=len(i) <= step)

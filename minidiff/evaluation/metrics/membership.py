@@ -25,6 +25,7 @@ from tqdm import tqdm
 from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics.distances import finite_percentile, permuted_sides
+from minidiff.evaluation.metrics.pairwise import blocks
 from minidiff.statistics import (
     auroc_interval,
     bootstrap_counts,
@@ -170,5 +171,8 @@ def _resampled(train: np.ndarray, heldout: np.ndarray, p: np.ndarray, q: np.ndar
     """AUROC in resamples of patients on both sides: (n_boot,)."""
     c, e = (bootstrap_counts(group.max() + 1, n_boot, seed + k)[:, group]
             for k, group in enumerate((p, q)))
-    wins = (train[:, None] > heldout) + 0.5 * (train[:, None] == heldout)
-    return ((c @ wins) * e).sum(1) / (c.sum(1) * e.sum(1))
+    total = 0.0
+    for rows in blocks(len(train), len(heldout)):
+        own = train[rows, None]
+        total = total + ((c[:, rows] @ ((own > heldout) + 0.5 * (own == heldout))) * e).sum(1)
+    return total / (c.sum(1) * e.sum(1))

@@ -32,6 +32,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation.metrics.distances import draw, permuted_sides
 from minidiff.evaluation.metrics.pairwise import (
     ROWS,
+    blocks,
     checked,
     distances,
     nearest_other_distance,
@@ -62,9 +63,9 @@ def prdc(*, real: np.ndarray, fake: np.ndarray, k: int = 5) -> PRDC:
                              f"side has {len(f)}")
     radius, radius_fake = nearest_other_distance(x, k), nearest_other_distance(y, k)
     plausible, reached, covered, inside = torch.zeros(len(y), dtype=torch.bool), 0, 0, 0
-    for part, r in zip(x.split(ROWS), radius.split(ROWS)):   # not all pairs at a time
-        d = distances(part, y)
-        balls = d < r[:, None]
+    for rows in blocks(len(x), len(y), ROWS):   # not all pairs at a time
+        d = distances(x[rows], y)
+        balls = d < radius[rows, None]
         plausible |= balls.any(0)
         inside += int(balls.sum())
         covered += int(balls.any(1).sum())

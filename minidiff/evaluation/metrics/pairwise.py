@@ -23,6 +23,7 @@ from minidiff.evaluation.features.extractor import Extractor, grey
 from minidiff.statistics import group_ids
 
 ROWS = 1024                 # of a matrix of all pairs at a time: that of 50,000 images is 20 GB
+CELLS = 2**24               # of such a matrix at a time: 128 MiB; up to 4,096 images it is whole
 SIDE, MOVED_SIDE = 64, 24   # pixels a side
 CANDIDATES = 16             # images of each set that an image is laid over
 # degrees, share of the side, share: of each none, this much, and its opposite
@@ -55,6 +56,12 @@ def patient_codes(names: Sequence | None, n: int) -> np.ndarray:
     return np.arange(n) if names is None else group_ids(names)
 
 
+def blocks(n: int, m: int, most: int | None = None) -> Iterator[slice]:
+    """Slices of the n rows of a matrix (n, m), of CELLS cells each and of at most `most` rows."""
+    step = max(1, min(most or n, CELLS // max(m, 1)))
+    return (slice(first, first + step) for first in range(0, n, step))
+
+
 def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """k(x, y) = (x·y/d + 1)³ for all pairs: (n, m)."""
     return (x @ y.T / x.shape[1] + 1) ** 3
@@ -63,9 +70,9 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def kernel_mean(x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
     """Mean of k(x, y) over pairs of different patients, p (n,) and q (m,); nan without any."""
     total, pairs = 0.0, 0
-    for first in range(0, len(x), ROWS):
-        apart = p[first : first + ROWS, None] != q
-        total += (kernel(x[first : first + ROWS], y) * apart).sum()
+    for rows in blocks(len(x), len(y), ROWS):
+        apart = p[rows, None] != q
+        total += (kernel(x[rows], y) * apart).sum()
         pairs += int(apart.sum())
     return float(total / pairs) if pairs else np.nan
 
@@ -85,11 +92,18 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.cat(parts).clamp(min=0).sqrt()
 
 
+def nearest(x: Tensor, y: Tensor, k: int) -> Tensor:
+    """Distances of each of x to the k nearest of y, from near to far: (n, k)."""
+    return torch.cat([distances(x[rows], y).topk(k, largest=False).values
+                      for rows in blocks(len(x), len(y))])
+
+
 def to_others(x: Tensor, group: Tensor | None = None) -> Iterator[Tensor]:
-    """Distances of all pairs of x, ROWS rows at a time; infinite within a group, or to itself."""
+    """Distances of all pairs of x, `blocks` of rows at a time; infinite within a group, or to
+    itself."""
     group = torch.arange(len(x)) if group is None else group
-    for part, own in zip(x.split(ROWS), group.split(ROWS)):
-        yield distances(part, x).masked_fill(own[:, None] == group, torch.inf)
+    for rows in blocks(len(x), len(x), ROWS):
+        yield distances(x[rows], x).masked_fill(group[rows, None] == group, torch.inf)
 
 
 def nearest_other_distance(x: Tensor, k: int = 1) -> Tensor:
@@ -110,6 +124,11 @@ def equalised(images: Tensor, side: int = SIDE) -> Tensor:
     Each grey value becomes its rank in its own image, so that no change of brightness or contrast
     hides a copy. Mean 0, variance 1.
     """
+    return torch.cat([_equalised(part, side) for part in images.split(ROWS)]) if len(
+        images) else _equalised(images, side)
+
+
+def _equalised(images: Tensor, side: int) -> Tensor:
     x = grey(images, min(side, *images.shape[2:])).flatten(1)
     x = (x * 255).round().long()
     counts = torch.zeros(len(x), 256).scatter_add_(1, x, torch.ones(x.shape))
@@ -147,9 +166,10 @@ def overlaid(x: Tensor, y: Tensor, candidates: int = CANDIDATES) -> Tensor:
     its distance is 1.
     """
     found, other = torch.ones(len(x), len(y), dtype=torch.float64), equalised(y, MOVED_SIDE)
-    for first in tqdm(range(0, len(x), 32), "laying images over each other", disable=len(x) < 200,
-                      leave=False):
-        versions = moved(x[first : first + 32])
+    bar = tqdm(list(blocks(len(x), len(y) * len(moves()), 32)), "laying images over each other",
+               disable=len(x) < 200, leave=False)
+    for rows in bar:
+        first, versions = rows.start, moved(x[rows])
         alike, move = (versions.flatten(0, 1) @ other.T).view(*versions.shape[:2], len(y)).max(1)
         j = alike.topk(min(candidates, len(y)), dim=1).indices
         i = torch.arange(len(j))[:, None].expand_as(j).flatten()

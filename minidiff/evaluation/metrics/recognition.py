@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from minidiff.evaluation.metrics.pairwise import ROWS, to_others
+from minidiff.evaluation.metrics.pairwise import ROWS, blocks, to_others
 from minidiff.statistics import group_ids, wilson
 
 FEWEST_PATIENTS = 10   # with two images or more, below which nothing is said
@@ -22,8 +22,8 @@ def nearest_by_patient(x: Tensor, patients: tuple[Hashable, ...]) -> tuple[Tenso
     """Distance of each of x to the nearest other image of its own patient, infinite without one,
     and of any other patient: (n,), (n,)."""
     group, own, others = torch.from_numpy(group_ids(patients)), [], []
-    for d, mine in zip(to_others(x), group.split(ROWS)):
-        same = mine[:, None] == group
+    for rows, d in zip(blocks(len(x), len(x), ROWS), to_others(x)):
+        same = group[rows, None] == group
         own.append(d.masked_fill(~same, torch.inf).amin(1))
         others.append(d.masked_fill(same, torch.inf).amin(1))
     return torch.cat(own), torch.cat(others)

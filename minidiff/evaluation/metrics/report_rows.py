@@ -264,7 +264,7 @@ def variety(features: Mapping[str, Mapping[str, Side]], pixels: Mapping[str, Ten
         """Of images by set and number."""
         if name != "MS-SSIM":
             return vendi(np.stack([features[name][s].features[i] for s, i in images]))
-        return ms_ssim(torch.stack([pixels[s][i] for s, i in images]), pairs=PAIRS, seed=seed,
+        return ms_ssim([pixels[s][i] for s, i in images], pairs=PAIRS, seed=seed,
                        patients=[first[s].patients[i] for s, i in images])
 
     mixed, names = one_mix(first, seed), parts(labels, *first.values())

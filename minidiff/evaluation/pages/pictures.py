@@ -12,7 +12,7 @@ from torch import Tensor
 from minidiff.data import images
 from minidiff.data.table import Table
 from minidiff.evaluation.metrics.by_condition import in_order
-from minidiff.evaluation.metrics.pairwise import distances, equalised
+from minidiff.evaluation.metrics.pairwise import distances, equalised, nearest
 from minidiff.evaluation.metrics.report_rows import Side
 
 BEST = 12         # images of the sheets of best and worst, in equal parts of each label
@@ -59,10 +59,8 @@ def ranked(made: Side, real: Side,
     for label in np.unique(made.labels):
         own, held = made.labels == label, torch.from_numpy(real.of(label).features)
         if len(held) > NEAREST:
-            usual = distances(held, held).topk(
-                NEAREST + 1, largest=False).values[:, 1:].mean(1).median().clamp(min=1e-12)
-            near = distances(torch.from_numpy(made.features[own]),
-                             held).topk(NEAREST, largest=False).values.mean(1)
+            usual = nearest(held, held, NEAREST + 1)[:, 1:].mean(1).median().clamp(min=1e-12)
+            near = nearest(torch.from_numpy(made.features[own]), held, NEAREST).mean(1)
             d[own] = (near / usual).numpy()
         rank[own] = scipy.stats.rankdata(np.nan_to_num(d[own], nan=np.inf))
         if probabilities is not None:
