@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from minidiff.config import parse
 from minidiff.data import images, pixel_map
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.table import read_table, write_table
@@ -150,7 +152,9 @@ def test_a_full_disk_is_refused_before_it_is_full(folder, cache, monkeypatch):
 
 KILLED = """
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from minidiff.config import parse
 from minidiff.data import images, pixel_map
 from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table
@@ -210,3 +214,15 @@ def test_the_processes_end_with_the_command_that_started_them(folder, cache, mon
 def runs(pid: str) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().split()[2] != "Z"
+
+
+def test_the_flag_names_the_folder_and_is_no_knob(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE, "before")  # and after
+    monkeypatch.chdir(tmp_path)
+    ((_, cfg),) = parse({"train": (Knobs, print)}, "train", "", ["--cache", "maps", "--steps", "3"])
+    assert os.environ[CACHE] == str(tmp_path / "maps") and cfg == Knobs(3)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    steps: int = 1  # optimiser steps
