@@ -45,18 +45,21 @@ class Behind:
     """One thread that runs jobs in order behind the program; on the CPU, they run at once."""
 
     def __init__(self, device: torch.device):
-        self.threaded = device.type != "cpu"
-        self.pool = ThreadPoolExecutor(1) if self.threaded else None
+        self.pool = None if device.type == "cpu" else ThreadPoolExecutor(1)
         self.jobs: list[Future] = []
 
-    def run(self, job: Callable[..., Any], *given: Any, **knobs: Any) -> None:
+    @property
+    def threaded(self) -> bool:
+        return self.pool is not None
+
+    def run(self, job: Callable[..., Any], *given: Any) -> None:
         """Begin a job when those before have ended; raises the fault of one that has."""
         if self.pool is None:
-            job(*given, **knobs)
+            job(*given)
             return
         while self.jobs and self.jobs[0].done():
             self.jobs.pop(0).result()
-        self.jobs.append(self.pool.submit(job, *given, **knobs))
+        self.jobs.append(self.pool.submit(job, *given))
 
     def wait(self) -> None:
         """Until all jobs are done; raises the first fault."""

@@ -199,7 +199,7 @@ def beside(path: Path) -> Path:
 
 
 @contextmanager
-def _replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the body has written it.
 
     `durable`: it also survives a power cut, and not only a kill.
@@ -224,7 +224,7 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True,
                  private: bool = False) -> None:
     """Write a file completely or not at all; `private`: only its owner may read it."""
     mode = 0o600 if private else 0o666
-    with (_replacing(Path(path), durable) as temporary,
+    with (replacing(Path(path), durable) as temporary,
           open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file):
         # a file name that is no UTF-8 is written as JSON writes it
         file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
@@ -233,7 +233,7 @@ def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True,
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor],
                  metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file completely or not at all, without a second copy in memory."""
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # the umask's; safetensors writes for its owner alone
         try:

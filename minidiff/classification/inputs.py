@@ -131,8 +131,7 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
     # once more, for images may have been left out
     variable = check_labels({name: loaded[name][0].column("label") for name in tables}, target)
     made = {key: Images(pixels, var.encode([variable], table.rows)["label"],
-                        table.column("patient"), table.rows,
-                        [table.hashes[file] for file in table.column("file")])
+                        table.column("patient"), table.rows, table.digests)
             for key, (table, pixels) in {**loaded, **drawn}.items()}
     notes += [note for table, _ in (*loaded.values(), *drawn.values()) for note in table.notes]
     return Inputs(variable, {name: made[name] for name in tables},

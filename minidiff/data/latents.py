@@ -25,7 +25,7 @@ from minidiff.data.augmentation import augment
 from minidiff.data.pixel_map import LARGE
 from minidiff.overlap import send
 from minidiff.pixels import at_once, to_float
-from minidiff.runs import beside, json_key, sync
+from minidiff.runs import json_key, replacing, sync
 
 SHARD = 32   # batches that a rank loses by a kill
 SMALL = 4    # float16 must round the means by less than this part of the posterior's std
@@ -150,11 +150,9 @@ def _begin(part: Path, key: str, first: Tensor, sets: Mapping[str, tuple[Tensor,
         at = end
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary := beside(part), "wb") as file:
+    with replacing(part, durable=False) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + at + batches)
-    os.replace(temporary, part)
 
 
 def _header(path: Path, more: int = 0) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from minidiff.data.split import Row
 from minidiff.data.table import Table
 from minidiff.download import CACHE, cache
 from minidiff.errors import InputError, count
-from minidiff.runs import beside, sync
+from minidiff.runs import replacing, sync
 
 LARGE = 2**30   # bytes of one channel from which on pixels are mapped
 SHARD = 256     # images that a process loses by a kill
@@ -125,8 +125,7 @@ class Map(NamedTuple):
 
 
 def _mapped(table: Table, size: int, channels: int) -> tuple[Tensor, np.ndarray, dict[str, str]]:
-    assert table.fingerprint  # now every file has its hash
-    digests = [bytes.fromhex(table.hashes[file]) for file in table.column("file")]
+    digests = [*map(bytes.fromhex, table.digests)]
     known, start, bad = _find(digests, size, channels)
     is_good = np.array([digest not in bad for digest in digests])
     end = start + is_good.sum()
@@ -170,12 +169,10 @@ def _make(table: Table, digests: Sequence[bytes], size: int, channels: int) -> N
                                        for i in np.flatnonzero(kinds == 0).tolist()])
     if (kinds == BAD).any():
         last = np.argsort(known.kinds == BAD, kind="stable")
-        with open(temporary := beside(known.path), "wb") as file:
+        with replacing(known.path) as temporary, open(temporary, "wb") as file:
             for i in last.tolist():
                 file.write(known.data[i * known.item : (i + 1) * known.item])
             file.write(known.kinds[last].tobytes() + known.digests[last].tobytes())
-        sync(temporary)
-        os.replace(temporary, known.path)
     there = sum(path.stat().st_size for path in _folder().glob("*.pixels"))
     print(f"pixels: {count(known.n, 'image')} in {known.path}, {len(known.data) / 1e9:.2f} GB; all "
           f"maps there take {there / 1e9:.2f} GB, and may be deleted")
@@ -189,11 +186,10 @@ def _begin(digests: Sequence[bytes], size: int, channels: int) -> Map:
         raise InputError(f"{path.parent} has {free / 1e9:.1f} GB free, and the pixels of "
                          f"{len(digests)} images take {need / 1e9:.1f}: name another folder by "
                          "--cache, or delete maps there")
-    with open(temporary := beside(path), "wb") as file:
+    with replacing(path, durable=False) as temporary, open(temporary, "wb") as file:
         file.truncate(need - 32 * len(digests))
         file.seek(0, os.SEEK_END)
         file.write(b"".join(digests))
-    os.replace(temporary, path)
     return Map.open(path, item)
 
 

@@ -66,8 +66,14 @@ class Table:
         Where patients are assumed, their ids are made of the file names and of the folder's name,
         and these do count.
         """
-        self.hashes.update(hashes_of(f for f in self.column("file") if f not in self.hashes))
-        return _fingerprint(self.rows, self.hashes)
+        return _fingerprint(self.rows, dict(zip(self.column("file"), self.digests)))
+
+    @property
+    def digests(self) -> list[str]:
+        """The SHA-256 of each row's file; those that nobody asked for before are computed now."""
+        files = self.column("file")
+        self.hashes.update(hashes_of(f for f in files if f not in self.hashes))
+        return [self.hashes[file] for file in files]
 
     def select(self, **wanted: str | Sequence[str]) -> "Table":
         """The rows whose cells are as asked: `select(split="train", label=["covid", "normal"])`."""

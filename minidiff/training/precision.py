@@ -53,13 +53,8 @@ class Precision:
         if self.device.type == "cuda":
             set_cuda_flags(self.name != "fp32", deterministic)
 
-    @property
-    def low(self) -> bool:
-        """Are products computed in 16 bits?"""
-        return self.dtype != torch.float32
-
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.low)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def facts(self) -> dict[str, Any]:
         """What a run or a folder of samples records, and what another precision must not resume."""
