@@ -20,6 +20,7 @@ from minidiff.data import images
 from minidiff.diffusion import model as models
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.generate import Recipe
+from minidiff.diffusion.norm import GroupNorm
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.unet import TINY
@@ -167,6 +168,25 @@ def test_deterministic_runs_give_the_same_bytes(tiny, tmp_path):
     assert run("second") == whole
     start = runs.read_log(tmp_path / "second/log.jsonl")
     assert [line["step"] for line in start] == [STEPS // 2, STEPS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_norm_in_place_is_torch_s(dtype):
+    """It is taken there for large tensors, keeps their layout, and errs no more than torch's."""
+    g = torch.Generator().manual_seed(0)
+    x = 3 + torch.randn(4, 64, 256, 256, generator=g) * torch.rand(1, 64, 1, 1, generator=g)
+    x = x.to(DEVICE, dtype, memory_format=torch.channels_last)
+    norm = GroupNorm(32, 64).to(DEVICE, dtype)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator(DEVICE).manual_seed(0))
+    exact = torch.nn.GroupNorm.forward(norm.double(), x.double())
+    norm.to(dtype)
+    with torch.no_grad():
+        made, native = norm(x), torch.nn.GroupNorm.forward(norm, x)
+    assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last)
+    assert native.is_contiguous() == CUDA
+    ours, theirs = ((y.double() - exact).norm() / exact.norm() for y in (made, native))
+    assert ours <= 1.2 * theirs + 1e-6
 
 
 def test_compiled_is_eager():

@@ -28,7 +28,8 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
                     {"data", "classification", "evaluation"}),
 }
 DIFFUSION = {  # within diffusion
-    "schedule": set(), "samplers": set(), "unet": set(), "vae": set(), "conditioning": set(),
+    "schedule": set(), "samplers": set(), "norm": set(), "unet": {"norm"}, "vae": {"norm"},
+    "conditioning": set(),
     "denoiser": {"schedule"},
     "model": {"unet", "vae", "conditioning", "schedule"},
     "guidance": {"denoiser", "model"},

@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minidiff.diffusion import unet, vae
 from minidiff.diffusion.model import vae_from_scratch
+from minidiff.diffusion.norm import GroupNorm
 
 
 @pytest.mark.parametrize("config, parameters", [(unet.SD15, 859_520_964), (unet.SD21, 865_910_724)])
@@ -87,6 +89,23 @@ def test_memory_format_changes_neither_names_nor_values():
             x.contiguous(memory_format=torch.channels_last), t, context)
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(plain, last, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_norm_of_gpus_errs_no_more_than_torchs(dtype):
+    """Also where means are large beside the spread, and groups differ."""
+    g = torch.Generator().manual_seed(0)
+    spread, mean = torch.rand(2, 1, 64, 1, 1, generator=g)
+    x = (8 * mean + spread * torch.randn(2, 64, 16, 16, generator=g)).to(
+        dtype, memory_format=torch.channels_last)
+    norm = GroupNorm(32, 64).to(dtype).requires_grad_(False)
+    for parameter in norm.parameters():
+        parameter.normal_(generator=g)
+    native, made = norm(x), norm.in_place(x)
+    exact = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    theirs, ours = ((y.double() - exact).norm() / exact.norm() for y in (native, made))
+    assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last)
+    assert ours < 1.1 * theirs + 1e-7
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -75,20 +75,25 @@ def read(path: str | Path) -> np.ndarray:
 
 
 def write(path: str | Path, image: np.ndarray | Tensor,
-          text: Mapping[str, str] | None = None) -> None:
-    """Write uint8 (H,W) or (C,H,W), C = 1 or 3, as a PNG; the file appears whole or not at all."""
+          text: Mapping[str, str] | None = None, *, quick: bool = False) -> None:
+    """Write uint8 (H,W) or (C,H,W), C = 1 or 3, as a PNG; the file appears whole or not at all.
+
+    `quick`: a fifth of the time, an eighth larger; for a sheet of many images, which takes seconds.
+    """
     assert Path(path).suffix == ".png", path
-    write_atomic(path, png_bytes(image, text), durable=False)
+    write_atomic(path, png_bytes(image, text, 1 if quick else 6), durable=False)
 
 
-def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None) -> bytes:
-    """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W), with text chunks."""
+def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None,
+              level: int = 6) -> bytes:
+    """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W), with text chunks; zlib's level.
+    """
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         # a keyword of PNG is short and Latin-1
         info.add_text(key.encode("latin-1", "backslashreplace").decode("latin-1")[:79], str(value))
     buffer = io.BytesIO()
-    _to_pil(image).save(buffer, "PNG", pnginfo=info)
+    _to_pil(image).save(buffer, "PNG", pnginfo=info, compress_level=level)
     return buffer.getvalue()
 
 

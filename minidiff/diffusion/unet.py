@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minidiff.convolution import Conv3x3
+from minidiff.diffusion.norm import GroupNorm
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class UNet(nn.Module):
             self.up_blocks.append(Level(c, inputs, channels, time_dim, attention,
                                         "up" if level else ""))
             below = channels
-        self.conv_norm_out = nn.GroupNorm(c.groups, width, eps=1e-5)
+        self.conv_norm_out = GroupNorm(c.groups, width, eps=1e-5)
         self.conv_out = nn.Conv2d(width, c.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
@@ -156,10 +157,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, c: UNetConfig, inputs: int, channels: int, time_dim: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(c.groups, inputs, eps=1e-5)
+        self.norm1 = GroupNorm(c.groups, inputs, eps=1e-5)
         self.conv1 = Conv3x3(inputs, channels)
         self.time_emb_proj = nn.Linear(time_dim, channels)
-        self.norm2 = nn.GroupNorm(c.groups, channels, eps=1e-5)
+        self.norm2 = GroupNorm(c.groups, channels, eps=1e-5)
         self.conv2 = Conv3x3(channels, channels)
         self.conv_shortcut = nn.Conv2d(inputs, channels, 1) if inputs != channels else nn.Identity()
 
@@ -175,7 +176,7 @@ class Transformer(nn.Module):
     def __init__(self, c: UNetConfig, channels: int):
         super().__init__()
         self.linear = c.linear_projection
-        self.norm = nn.GroupNorm(c.groups, channels, eps=1e-6)  # 1e-6 here, 1e-5 in the ResBlocks
+        self.norm = GroupNorm(c.groups, channels, eps=1e-6)  # 1e-6 here, 1e-5 in the ResBlocks
         project = nn.Linear if self.linear else partial(nn.Conv2d, kernel_size=1)
         self.proj_in = project(channels, channels)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(c, channels)])

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minidiff.diffusion.norm import GroupNorm
 from minidiff.pixels import at_once
 
 
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
             Level(c, i, o, c.blocks, "down" if k < len(upper) else "")
             for k, (i, o) in enumerate(zip(inputs, c.channels))])
         self.mid_block = Middle(c)
-        self.conv_norm_out = nn.GroupNorm(c.groups, last, eps=1e-6)
+        self.conv_norm_out = GroupNorm(c.groups, last, eps=1e-6)
         self.conv_out = nn.Conv2d(last, 2 * c.latent_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList([
             Level(c, i, o, c.blocks + 1, "up" if k < len(upper) else "")
             for k, (i, o) in enumerate(zip(inputs, [*upper, last]))])
-        self.conv_norm_out = nn.GroupNorm(c.groups, last, eps=1e-6)
+        self.conv_norm_out = GroupNorm(c.groups, last, eps=1e-6)
         self.conv_out = nn.Conv2d(last, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -161,9 +162,9 @@ class Middle(nn.Module):
 class ResBlock(nn.Module):
     def __init__(self, c: VAEConfig, inputs: int, channels: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(c.groups, inputs, eps=1e-6)
+        self.norm1 = GroupNorm(c.groups, inputs, eps=1e-6)
         self.conv1 = nn.Conv2d(inputs, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(c.groups, channels, eps=1e-6)
+        self.norm2 = GroupNorm(c.groups, channels, eps=1e-6)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(inputs, channels, 1) if inputs != channels else nn.Identity()
 
@@ -177,7 +178,7 @@ class Attention(nn.Module):
 
     def __init__(self, c: VAEConfig, channels: int):
         super().__init__()
-        self.group_norm = nn.GroupNorm(c.groups, channels, eps=1e-6)
+        self.group_norm = GroupNorm(c.groups, channels, eps=1e-6)
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 

@@ -61,13 +61,15 @@ def finish_sets(cfg: Any, sets: dict[str, list[dict]], due: set[str],
         of_set = sets.pop(number)
         name, labels = f"{int(number):04d}", [row["label"] for row in of_set]
         pixels = torch.stack([torch.tensor(images.read(out / row["file_name"])) for row in of_set])
-        images.write(out / "sheets" / f"set_{name}.png", images.grid(pixels, columns=10))
+        images.write(out / "sheets" / f"set_{name}.png", images.grid(pixels, columns=10),
+                     quick=True)
         if cfg.origin:  # generated beside original
             origins = (images.read(on_disk(row["origin"])) for row in of_set)
             start = torch.stack([torch.tensor(images.square(origin, pixels.shape[-1]))[:1]
                                  for origin in origins])
             pairs = torch.stack([start.expand_as(pixels), pixels], 1).flatten(0, 1)
-            images.write(out / "sheets" / f"pairs_{name}.png", images.grid(pairs, columns=10))
+            images.write(out / "sheets" / f"pairs_{name}.png", images.grid(pairs, columns=10),
+                         quick=True)
         if watch:
             numbers = {name: value  # a filter's own share would be 100 %
                        for name, value in watch(pixels.expand(-1, 3, -1, -1), labels).items()
