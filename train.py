@@ -29,10 +29,12 @@ from minidiff.data import latents
 from minidiff.data.augmentation import augment
 from minidiff.data.dataset import picker, read_training_set
 from minidiff.diffusion import begin, lora, store, unet, watch
-from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.denoiser import Denoiser, Prediction
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.lpips import load_lpips
 from minidiff.diffusion.public.lora import write_lora
+from minidiff.diffusion.schedule import ScheduleName
+from minidiff.diffusion.times import TIMES, Times
 from minidiff.diffusion.vae import TERMS, encoder, training_terms
 from minidiff.errors import InputError
 from minidiff.overlap import send
@@ -95,7 +97,10 @@ class DiffusionConfig(Reading, Rooted):
     rank: int = 16                   # of the adapters of --train lora
     alpha: float = 16.0              # scale of the adapters: alpha / rank
     lora: tuple[str, ...] = ()       # LoRA files, kohya's or diffusers', to add to --init's UNet
-    prediction: Literal["auto", "eps", "v", "x0"] = "auto"  # auto: that of --init, else v
+    prediction: Literal["auto", Prediction] = "auto"   # auto: that of --init, else v
+    schedule: Literal["auto", ScheduleName] = "auto"   # auto: that of --init, else SD's
+    shift: float = 1.0               # σ of its levels times this; few cells: their side / 64
+    times: Times = "uniform"         # how often each of its levels is trained
     min_snr: float = 5.0             # γ of the min-SNR loss weights (Hang et al. 2023); 0: none
     steps: int = 650                 # optimiser steps
     batch: int = 16                  # images a step, on all GPUs together
@@ -211,7 +216,7 @@ class Stage:
         self.start = begin.start_diffusion(cfg.init, vae_run, cfg.architecture,
                             {name: self.train.table.column(name) for name in names},
                             None if cfg.prediction == "auto" else cfg.prediction, cfg.seed,
-                            cfg.unet, cfg.lora, cfg.null_context)
+                            cfg.unet, cfg.lora, cfg.null_context, cfg.schedule, cfg.shift)
         self.start.vae.to(self.device)
         layout = torch.preserve_format if cfg.shard else torch.channels_last
         self.model = self.start.model.to(self.device, memory_format=layout)   # what is trained …
@@ -239,10 +244,9 @@ class Stage:
             self.run / "latents.safetensors", runs.json_key(**facts), encoder(self.start.vae),
             self.train.pixels, val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed,
             device=self.device)
-        n, levels = min(len(val), watch.AT_MOST), len(self.start.schedule)
-        self.probes = [watch.Probe.of(self.source.mean[0], self.labels, n, levels),
-                       watch.Probe.of(val_means, var.encode(self.variables, val.table.rows), n,
-                                      levels)]
+        held_out = val_means, var.encode(self.variables, val.table.rows)
+        self.probes = [watch.Probe.of(*part, min(len(val), watch.AT_MOST), len(self.start.schedule))
+                       for part in ((self.source.mean[0], self.labels), held_out)]
         self.pick = picker(self.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
         self.cfg = cfg
 
@@ -258,10 +262,9 @@ class Stage:
     def batch(self, step: int) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor, var.Labels]:
         """Which images; the times t of all ranks and (n,) of this one, on the CPU; and its latents
         z (n, 4, h, w), noise and labels on the device. A function of the step's slots alone."""
-        cfg, levels = self.cfg, len(self.start.schedule)
+        cfg, u = self.cfg, counted.stratified(self.cfg.seed, step, self.cfg.batch)
         slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
-        index = self.pick(slots)
-        times = (counted.stratified(cfg.seed, step, cfg.batch) * levels).long()
+        index, times = self.pick(slots), TIMES[cfg.times](u, self.start.schedule)
         drops = counted.drops(cfg.seed, slots, len(self.variables), cfg.drop, cfg.drop_each)
         labels = var.drop(self.variables, {k: v[index] for k, v in self.labels.items()}, drops)
         return (index, times, distributed.rank_slice(times), *self.source.draw(index, slots),

@@ -1,16 +1,19 @@
 import pytest
 import torch
 
-from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.denoiser import TABLE, Denoiser
 from minidiff.diffusion.schedule import Schedule
 
 schedule = Schedule.scaled_linear()
-PREDICTIONS = ["eps", "v", "x0"]
+PREDICTIONS = [*TABLE]
 
 
 def oracle(prediction: str, z: torch.Tensor):
     """The F that knows z: whatever x_in and t it sees, it answers as if D = z."""
     def net(x_in, t, labels):
+        if prediction == "flow":
+            b = t.double().view(-1, 1, 1, 1) / 1000
+            return (x_in.double() - z) / b  # x_in = (1 − s)·z + s·noise
         ac = 1 / (1 + schedule.sigma(t.double().cpu()) ** 2)
         a, b = (s.view(-1, 1, 1, 1) for s in (ac.sqrt(), (1 - ac).sqrt()))
         noise = (x_in.double() - a * z) / b
@@ -33,18 +36,20 @@ def test_loss_of_the_oracle_is_zero_and_of_nothing_is_its_target(prediction):
     g = torch.Generator().manual_seed(1)
     z, noise = torch.randn(2, 6, 4, 2, 2, generator=g, dtype=torch.float64)
     t = torch.tensor([0, 10, 300, 500, 900, 999])
-    net = {"eps": lambda x, t, y: noise, "x0": lambda x, t, y: z,
-           "v": lambda x, t, y: oracle("v", z)(x, t, y)}[prediction]
+    net = {"eps": lambda x, t, y: noise, "x0": lambda x, t, y: z, "v": oracle("v", z),
+           "flow": lambda x, t, y: noise - z}[prediction]
     assert Denoiser(net, schedule, prediction).loss(z, t, noise).max() < 1e-10
     silent = Denoiser(lambda x, t, y: torch.zeros_like(x), schedule, prediction)
     ac = schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
-    target = {"eps": noise, "x0": z, "v": ac.sqrt() * noise - (1 - ac).sqrt() * z}[prediction]
+    target = {"eps": noise, "x0": z, "v": ac.sqrt() * noise - (1 - ac).sqrt() * z,
+              "flow": noise - z}[prediction]
     assert torch.allclose(silent.loss(z, t, noise), target.square().flatten(1).mean(1))
 
 
 @pytest.mark.parametrize("prediction, weight",
                          [("eps", lambda s: min(s, 5) / s), ("v", lambda s: min(s, 5) / (s + 1)),
-                          ("x0", lambda s: min(s, 5))])
+                          ("x0", lambda s: min(s, 5)),
+                          ("flow", lambda s: min(s, 5) / (1 + s**0.5) ** 2)])
 def test_min_snr_weights(prediction, weight):
     z, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(2),
                            dtype=torch.float64)
@@ -82,6 +87,27 @@ def test_what_is_kept_of_x_is_the_estimate_of_a_silent_network(prediction):
         assert torch.equal(silent.kept(x, sigma), silent(x, sigma))
 
 
+def test_v_is_the_network_and_the_loss_of_edm():
+    """Karras et al. 2022, table 1 with σ_data = 1: c_in, c_skip, c_out, and λ(σ)·c_out² = 1; the
+    sign of F alone differs."""
+    s = torch.logspace(-2, 2, 9, dtype=torch.float64)
+    row = TABLE["v"]
+    for ours, edm in ((1 / row.over(s), (s**2 + 1) ** -0.5), (row.c_skip(s), 1 / (s**2 + 1)),
+                      (-row.c_out(s), s / (s**2 + 1) ** 0.5),
+                      ((s**2 + 1) / s**2 * row.c_out(s) ** 2, torch.ones_like(s))):
+        assert torch.allclose(ours, edm)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_target_is_what_gives_z_back(prediction):
+    """At every level D = c_skip·x + c_out·target is z: the columns of a row belong together."""
+    row, s = TABLE[prediction], torch.logspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    z, noise = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(4), dtype=s.dtype)
+    a = 1 / row.over(s)
+    made = row.c_skip(s) * (z + s * noise) + row.c_out(s) * row.target(z, noise, a, s * a)
+    assert (made - z).abs().max() < 1e-12
+
+
 def test_unknown_prediction_is_refused():
-    with pytest.raises(ValueError, match="'score' is not one of eps, v, x0"):
+    with pytest.raises(ValueError, match="'score' is not one of eps, v, x0, flow"):
         Denoiser(lambda x, t, y: x, schedule, "score")

@@ -8,7 +8,7 @@ import torch
 from minidiff import variables as var
 from minidiff.diffusion import model as models
 from minidiff.diffusion import unet as unets
-from minidiff.diffusion.denoiser import COEFFICIENTS, Denoiser
+from minidiff.diffusion.denoiser import TABLE, Denoiser
 from minidiff.diffusion.guidance import conditioned, guided, nested_sets, rescaled
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import Schedule
@@ -112,7 +112,7 @@ def test_rescaling_is_that_of_diffusers(prediction, share):
         conditional, unconditional = outputs[1] * norm, outputs[0] * norm
         cfg = rescale_noise_cfg(unconditional + 6.0 * (conditional - unconditional), conditional,
                                 share)
-        c_skip, c_out = COEFFICIENTS[prediction](sigma.float())
+        c_skip, c_out = (f(sigma.float()) for f in TABLE[prediction][1:3])
         theirs = c_skip * noisy + c_out * cfg
         assert ((mine - theirs).norm() / theirs.norm()).item() < 2e-6
 

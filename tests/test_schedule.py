@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from minidiff.diffusion.schedule import LADDERS, Schedule
+from minidiff.diffusion.schedule import LADDERS, SCHEDULES, Schedule
 
 schedule = Schedule.scaled_linear()
 
@@ -102,3 +104,35 @@ def test_the_table_is_no_module_and_keeps_float64():
     half = Schedule(schedule.alphas_cumprod.float())
     assert half.alphas_cumprod.dtype == torch.float64
     assert not isinstance(schedule, torch.nn.Module)
+
+
+@pytest.mark.parametrize("ours, theirs", [
+    (Schedule.linear, {"beta_schedule": "linear"}),
+    (Schedule.cosine, {"beta_schedule": "squaredcos_cap_v2"}),
+    (Schedule.scaled_linear, BETAS), (SCHEDULES["zero-snr"], {**BETAS, "rescale": True})])
+def test_tables_are_those_of_diffusers(ours, theirs):
+    diffusers = pytest.importorskip("diffusers")
+    zero = theirs.pop("rescale", False)
+    peer = diffusers.DDIMScheduler(**theirs, rescale_betas_zero_snr=zero).alphas_cumprod.double()
+    mine = ours().alphas_cumprod
+    assert ((mine - peer).abs() / mine)[: 999 if zero else None].max() < 2e-3  # theirs is float32
+
+
+def test_a_shift_multiplies_every_sigma():
+    """SNR at one eighth of the side: 64 cells of a patch are one there (Hoogeboom et al. 2023)."""
+    small = schedule.shifted(1 / 8)
+    assert torch.allclose(small.sigmas_table * 8, schedule.sigmas_table)
+    snr = 1 / small.sigmas_table**2
+    assert torch.allclose(snr.log(), (1 / schedule.sigmas_table**2).log() + 2 * math.log(8))
+
+
+def test_align_your_steps_is_the_published_ladder_and_its_interpolation():
+    peer = pytest.importorskip("diffusers.schedulers")
+    known = peer.AysSchedules["StableDiffusionTimesteps"]
+    assert schedule.t(schedule.ladder(10, "ays"))[:-1].round().tolist() == pytest.approx(known,
+                                                                                        abs=1)
+    assert torch.allclose(schedule.ladder(10, "ays")[1:-1], torch.tensor(
+        peer.AysSchedules["StableDiffusionSigmas"][1:-1], dtype=torch.float64), atol=1e-12)
+    fine = schedule.ladder(20, "ays").log()
+    assert torch.allclose(fine[::2], schedule.ladder(10, "ays").log())
+    assert torch.allclose(fine[1::2], (fine[:-1:2] + fine[2::2]) / 2)

@@ -4,7 +4,7 @@ Fine-tuning in stages repeats the last of these; `origin` holds what each stage 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from minidiff.diffusion import model as models
 from minidiff.diffusion import store
 from minidiff.diffusion.public.load import load_sd, read_vae
 from minidiff.diffusion.public.lora import read_lora
-from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.schedule import SCHEDULES, Schedule
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
 
@@ -34,17 +34,26 @@ class Start:
 
 def start_diffusion(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence[str]],
                     prediction: str | None, seed: int, unet: str = "",
-                    lora: Sequence[str] = (), null_context: str = "tower") -> Start:
+                    lora: Sequence[str] = (), null_context: str = "tower", schedule: str = "auto",
+                    shift: float = 1.0) -> Start:
     """A model conditioned on these columns of the training table, and all that goes with it.
 
     init: a public file or folder, a finished diffusion run, or "" for scratch. vae: a finished VAE
-    run or "" for init's own. prediction: eps, v, x0, or None for init's own, else v. unet: one in
+    run or "" for init's own. prediction: a Prediction, or None for init's own, else v. unet: one in
     place of init's, e.g. a checkpoint-500 of diffusers' training. lora: files added to the UNet.
-    null_context: see `load_sd`.
+    null_context: see `load_sd`. schedule: one of SCHEDULES, or auto for init's own, else Stable
+    Diffusion's; its σ are multiplied by `shift`.
     """
+    if shift <= 0:
+        raise InputError(f"--shift {shift:g}: a factor of σ, above 0")
     if lora and not init:
         raise InputError(f"--lora {lora[0]} is added to a trained model: name that by --init")
     start = _start(init, vae, architecture, columns, prediction, seed, unet, null_context)
+    levels = start.schedule if schedule == "auto" else SCHEDULES[schedule]()
+    start = replace(start, schedule=levels if shift == 1 else levels.shifted(shift))
+    if start.prediction == "eps" and start.schedule.zero_snr:
+        raise InputError("--schedule zero-snr ends in pure noise, where eps tells nothing about "
+                         "the image: --prediction v, x0 or flow")
     adapters = [read_lora(file, start.model.unet) for file in lora]
     for each in adapters:
         loras.put_on(start.model.unet, each.adapters)

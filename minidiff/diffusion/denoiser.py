@@ -1,19 +1,24 @@
-"""eps, v and x0: the only place that knows these three words.
+"""eps, v, x0 and flow: the only place that knows these four words.
 
 Every network F is used as one denoiser D, an estimate of the clean z in x = z + σ·noise (Karras et
 al. 2022, eq. 7):
 
-    D(x; σ) = c_skip·x + c_out·F(c_in·x; t(σ)),    c_in = 1/√(1+σ²)
+    D(x; σ) = c_skip·x + c_out·F(c_in·x; t(σ))
 
-    prediction   c_skip     c_out         F is trained towards           source
-    eps          1          −σ            noise                          Ho et al. 2020
-    v            1/(1+σ²)   −σ/√(1+σ²)    √ᾱ·noise − √(1−ᾱ)·z           Salimans & Ho 2022
-    x0           0          1             z                              Ho et al. 2020
+    prediction   c_in        c_skip      c_out        t(σ)         F is trained towards
+    eps          1/√(1+σ²)   1           −σ           schedule's   noise
+    v            1/√(1+σ²)   1/(1+σ²)    −σ/√(1+σ²)   schedule's   √ᾱ·noise − √(1−ᾱ)·z
+    x0           1/√(1+σ²)   0           1            schedule's   z
+    flow         1/(1+σ)     1/(1+σ)     −σ/(1+σ)     T·σ/(1+σ)    noise − z
+
+Sources: eps and x0 Ho et al. 2020, v Salimans & Ho 2022; flow: rectified flow, Liu et al. 2023, in
+the time of Esser et al. 2024, where c_in·x = (1−s)·z + s·noise, s = σ/(1+σ). v with weight 1 is the
+network and the loss of EDM (Karras et al. 2022) for data of standard deviation 1.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,23 +28,36 @@ from minidiff.overlap import send
 from minidiff.variables import Labels
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> denoised
-Prediction = Literal["eps", "v", "x0"]
+Prediction = Literal["eps", "v", "x0", "flow"]
 
-COEFFICIENTS: dict[str, Callable] = {  # σ → c_skip, c_out
-    "eps": lambda s: (torch.ones_like(s), -s),
-    "v": lambda s: (1 / (1 + s**2), -s / (1 + s**2).sqrt()),
-    "x0": lambda s: (torch.zeros_like(s), torch.ones_like(s)),
-}
-TARGETS: dict[str, Callable] = {  # z, noise, √ᾱ, √(1−ᾱ) → what F should give
-    "eps": lambda z, noise, a, b: noise,
-    "v": lambda z, noise, a, b: a * noise - b * z,
-    "x0": lambda z, noise, a, b: z,
-}
-# min-SNR-γ (Hang et al. 2023, section 3.4): snr, γ → weight of |F − target|²
-LOSS_WEIGHTS: dict[str, Callable] = {
-    "eps": lambda snr, gamma: snr.clamp(max=gamma) / snr,
-    "v": lambda snr, gamma: snr.clamp(max=gamma) / (snr + 1),
-    "x0": lambda snr, gamma: snr.clamp(max=gamma),
+
+class Row(NamedTuple):
+    """Of σ, a tensor of any shape; `target` of z, noise, and what c_in·x has of them, a and b."""
+
+    over: Callable    # 1/c_in
+    c_skip: Callable
+    c_out: Callable
+    t: Callable       # and of the schedule
+    target: Callable
+
+
+def _preserving(s: Tensor) -> Tensor:
+    return (1 + s**2).sqrt()
+
+
+def _of_schedule(s: Tensor, schedule: Schedule) -> Tensor:
+    return schedule.t(s)
+
+
+TABLE = {
+    "eps": Row(_preserving, torch.ones_like, torch.neg, _of_schedule,
+               lambda z, noise, a, b: noise),
+    "v": Row(_preserving, lambda s: 1 / (1 + s**2), lambda s: -s / (1 + s**2).sqrt(), _of_schedule,
+             lambda z, noise, a, b: a * noise - b * z),
+    "x0": Row(_preserving, torch.zeros_like, torch.ones_like, _of_schedule,
+              lambda z, noise, a, b: z),
+    "flow": Row(lambda s: 1 + s, lambda s: 1 / (1 + s), lambda s: -s / (1 + s),
+                lambda s, schedule: len(schedule) * s / (1 + s), lambda z, noise, a, b: noise - z),
 }
 
 
@@ -52,9 +70,12 @@ class Denoiser:
     prediction: Prediction = "eps"
 
     def __post_init__(self):
-        if self.prediction not in COEFFICIENTS:
-            raise ValueError(f"prediction {self.prediction!r} is not one of "
-                             f"{', '.join(COEFFICIENTS)}")
+        if self.prediction not in TABLE:
+            raise ValueError(f"prediction {self.prediction!r} is not one of {', '.join(TABLE)}")
+
+    @property
+    def row(self) -> Row:
+        return TABLE[self.prediction]
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Labels | None = None) -> Tensor:
         """The estimate of z in x (N, C, h, w) at sigma, a number or (N,); float32 or better.
@@ -62,36 +83,36 @@ class Denoiser:
         One level for all of them stays on the CPU: its factors go to the kernels as plain numbers.
         """
         sigma, x = _levels(sigma), x.to(_wide(x))
-        t = self.schedule.t(sigma)
+        t = self.row.t(sigma, self.schedule)
         t = (t.to(x.device, torch.float32) if t.ndim else
              torch.full((len(x),), t.item(), dtype=torch.float32, device=x.device))
         s = _column(sigma, x)
-        c_skip, c_out = COEFFICIENTS[self.prediction](s)
-        return c_skip * x + c_out * self.net(x / (1 + s**2).sqrt(), t, labels).to(s.dtype)
+        out = self.net(x / self.row.over(s), t, labels).to(s.dtype)
+        return self.row.c_skip(s) * x + self.row.c_out(s) * out
 
     def kept(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """c_skip·x: D(x; σ) without the part of the network's output F."""
-        c_skip, _ = COEFFICIENTS[self.prediction](_column(_levels(sigma), x))
-        return c_skip * x.to(_wide(x))
+        return self.row.c_skip(_column(_levels(sigma), x)) * x.to(_wide(x))
 
     def loss(self, z: Tensor, t: Tensor, noise: Tensor, labels: Labels | None = None,
              min_snr: float = 0.0) -> Tensor:
-        """Mean squared error of F per image, (N,); z and noise (N, C, h, w), t (N,) on the CPU.
+        """Mean squared error of F per image, (N,); z and noise (N, C, h, w), t (N,) on the CPU, of
+        the schedule.
 
         t and noise are arguments: nothing random happens here. The forward process runs in float32
-        or better under any autocast. min_snr is the γ of the min-SNR weights, 0 for none.
+        or better under any autocast. min_snr is the γ of the min-SNR weights, min(1/σ², γ) of D's
+        error (Hang et al. 2023, section 3.4), 0 for none.
         """
-        alpha_bar = 1 / (1 + self.schedule.sigma(t) ** 2)
-        snr = alpha_bar / (1 - alpha_bar)
-        weight = LOSS_WEIGHTS[self.prediction](snr, min_snr) if min_snr else torch.ones_like(snr)
+        row, sigma = self.row, self.schedule.sigma(t)
+        a = 1 / row.over(sigma)
+        weight = (sigma**-2).clamp(max=min_snr) * row.c_out(sigma) ** 2 if min_snr else a**0
         # sent together and before the network runs: a later one would wait behind it
-        numbers = torch.stack([alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), weight, t.to(snr.dtype)])
+        numbers = torch.stack([a, sigma * a, weight, row.t(sigma, self.schedule)])
         a, b, weight, t = send(numbers.to(_wide(z)), z.device)
         a, b = a[:, None, None, None], b[:, None, None, None]
         z, noise = z.to(a.dtype), noise.to(a.dtype)
         F = self.net(a * z + b * noise, t.float(), labels).to(a.dtype)
-        error = (F - TARGETS[self.prediction](z, noise, a, b)).square().flatten(1).mean(1)
-        return error * weight
+        return (F - row.target(z, noise, a, b)).square().flatten(1).mean(1) * weight
 
 
 def _levels(sigma: Tensor | float) -> Tensor:

@@ -12,6 +12,7 @@ are ddim with eta 1. Each is written as in its paper, and a test holds them equa
 fresh standard normal noise in the shape of x.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -77,9 +78,19 @@ def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -
         yield x, denoised
 
 
-def heun(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
-    """Two calls a step; a last step that ends at σ = 0 is an Euler step."""
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, churn: float = 0.0,
+         noise: Noise | None = None, within: tuple[float, float] = (0.0, math.inf),
+         inflate: float = 1.0) -> Steps:
+    """Two calls a step; a last step that ends at σ = 0 is an Euler step.
+
+    Before each step σ is raised by a share of churn/steps, √2 − 1 at most, where it lies `within`,
+    by fresh noise of standard deviation `inflate`: S_churn, S_min and S_max, S_noise of the paper.
+    """
+    assert churn >= 0 and (noise or not churn), "churn is 0 or more, and above 0 it needs noise"
     for sigma, down in zip(sigmas, sigmas[1:]):
+        if churn and within[0] <= sigma <= within[1]:
+            up = sigma * (1 + min(churn / (len(sigmas) - 1), 2**0.5 - 1))
+            x, sigma = x + noise() * (inflate * (up**2 - sigma**2).sqrt()).item(), up
         denoised = denoise(x, sigma)
         slope = (x - denoised) / sigma.item()
         ahead = x + slope * (down - sigma).item()
@@ -119,6 +130,32 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> S
         yield x, denoised
 
 
+def dpmpp_3m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
+    """The reverse SDE, D(s) the parabola through the last three estimates, integrated exactly.
+
+    The paper and the programs that follow it give its square half this weight, which doubles the
+    error. The first step has one estimate, the second two; a step to σ = 0 takes the last alone.
+    """
+    past: list[tuple[Tensor, Tensor]] = []  # the estimates before, and the steps from them
+    for sigma, down in zip(sigmas, sigmas[1:]):
+        denoised = denoise(x, sigma)
+        h = (sigma / down).log()
+        m0, m1, m2 = _weights(2 * h)
+        x = x * torch.exp(-2 * h).item() + denoised * m0.item()
+        if past and down > 0 and h > 0:
+            (previous, h_last), *rest = past
+            slope = (denoised - previous) / (h_last / h).item()
+            x = x + slope * m1.item()
+            for before, h_before in rest:
+                bend = slope - (previous - before) / (h_before / h).item()
+                bend = bend / ((h_last + h_before) / h).item()
+                x = x + bend * (m2 + m1 * h_last / h).item()
+        if down > 0 and m0 > 0:
+            x = x + noise() * (down * m0.sqrt()).item()
+        past = [(denoised, h), *past[:1]]
+        yield x, denoised
+
+
 def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
     """UniP-2 is dpmpp_2m's step; UniC-2 corrects it with the call that the next step needs anyway.
 
@@ -153,14 +190,19 @@ def _correct(x: Tensor, h: Tensor, r: float | None, before: Tensor | None, here:
     This solves the linear system of UniC-2, in which B(h) cancels. Without a point at −r, half the
     rise is added: B(h) = e^(−h) − 1.
     """
-    m0 = -torch.expm1(-h)  # the integral's weights of 1, s and s²
-    m1 = 1 - m0 / h
-    m2 = 1 - 2 * m1 / h
+    m0, m1, m2 = _weights(h)
     x, rise = x * torch.exp(-h).item() + here * m0.item(), ahead - here
     if before is None:
         return x + rise * (m0 / 2).item()
     bend = (rise - (here - before) / r) / (1 + r)
     return x + (rise - bend) * m1.item() + bend * m2.item()
+
+
+def _weights(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """∫₀¹ h·e^(h(s−1))·s^k ds for k = 0, 1, 2."""
+    m0 = -torch.expm1(-h)
+    m1 = 1 - m0 / h
+    return m0, m1, 1 - 2 * m1 / h
 
 
 class SeededNoise:
@@ -187,7 +229,7 @@ class Facts(NamedTuple):
     step: Callable[..., Steps]
     order: int           # of convergence; where noise is drawn, of the standard deviation
     calls: int = 1       # calls of `denoise` in one step
-    noisy: bool = False  # takes `noise`; ddim does where eta > 0
+    noisy: bool = False  # takes `noise`; ddim does where eta > 0, heun where churn > 0
 
 
 TABLE = {
@@ -195,9 +237,10 @@ TABLE = {
     "ddpm": Facts(ddpm, 1, noisy=True),    # Ho et al. 2020, eq. 7
     "euler": Facts(euler, 1),              # Karras et al. 2022, algorithm 1, lines 4 and 5
     "euler_ancestral": Facts(euler_ancestral, 1, noisy=True),  # score SDE: Song et al. 2021, app. F
-    "heun": Facts(heun, 2, calls=2),       # Karras et al. 2022, algorithm 1
+    "heun": Facts(heun, 2, calls=2),       # Karras et al. 2022, algorithms 1 and 2
     "dpmpp_2m": Facts(dpmpp_2m, 2),        # Lu et al. 2022 (DPM-Solver++), algorithm 2
     "dpmpp_2m_sde": Facts(dpmpp_2m_sde, 2, noisy=True),        # the same, SDE-DPM-Solver++(2M)
+    "dpmpp_3m_sde": Facts(dpmpp_3m_sde, 2, noisy=True),        # the same, 3M but for a weight
     "unipc": Facts(unipc, 3),              # Zhao et al. 2023, UniPC-2 in data prediction
 }
 SAMPLERS = {name: facts.step for name, facts in TABLE.items()}

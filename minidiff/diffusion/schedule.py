@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 ZERO_SNR = 2.0**-24  # in place of an ᾱ of 0, so that σ stays finite (4096); diffusers has the same
-LADDERS = ("leading", "trailing", "linspace", "karras", "logsigma")
+LADDERS = ("leading", "trailing", "linspace", "karras", "logsigma", "ays")
 Ladder = Literal[LADDERS]  # as the type of a knob
+# Align Your Steps (Sabour et al. 2024): the ten best steps of SD 1.5, found by optimisation
+AYS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 
 
 class Schedule:
@@ -40,6 +42,23 @@ class Schedule:
         """Stable Diffusion's: √β is linear (LDM says "linear", diffusers "scaled_linear")."""
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0))
+
+    @classmethod
+    def linear(cls, start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> "Schedule":
+        """β is linear (Ho et al. 2020)."""
+        return cls((1 - torch.linspace(start, end, steps, dtype=torch.float64)).cumprod(0))
+
+    @classmethod
+    def cosine(cls, steps: int = 1000) -> "Schedule":
+        """√ᾱ is a cosine from just above 0 on, β at most .999 (Nichol & Dhariwal 2021, eq. 17)."""
+        angle = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008
+        f = (angle * torch.pi / 2).cos() ** 2
+        return cls((f[1:] / f[:-1]).clamp(min=1e-3).cumprod(0))
+
+    def shifted(self, factor: float) -> "Schedule":
+        """σ of every level times `factor`: where an image has 1/factor of the cells a side, it then
+        loses its coarse shapes at the same t (Hoogeboom et al. 2023, section 3.1)."""
+        return type(self)(1 / (1 + (factor * self.sigmas_table) ** 2))
 
     def to_zero_snr(self) -> "Schedule":
         """√ᾱ shifted and scaled so that its first stays and its last is 0 (Lin et al. 2024)."""
@@ -96,9 +115,10 @@ class Schedule:
         return torch.cat([self.sigma(torch.as_tensor(timesteps)), last[None]])
 
     def ladder(self, n: int, spacing: str = "trailing") -> Tensor:
-        """n+1 descending σ from near σ(T−1) to σ(0), spaced by timesteps, karras or logsigma.
+        """n+1 descending σ from near σ(T−1) to σ(0), spaced by timesteps, karras, logsigma or ays.
 
-        karras (Karras et al. 2022, eq. 5, ρ = 7) and logsigma begin at σ(T−1) itself. diffusers'
+        karras (Karras et al. 2022, eq. 5, ρ = 7), logsigma and ays begin at σ(T−1) itself. ays is
+        AYS, interpolated in log σ, and what lies outside the schedule is left out. diffusers'
         `use_karras_sigmas` and `use_exponential_sigmas` of n steps are our n−1 steps and one more,
         to σ = 0.
         """
@@ -110,4 +130,16 @@ class Schedule:
             return (high ** (1 / 7) + u * (low ** (1 / 7) - high ** (1 / 7))) ** 7
         if spacing == "logsigma":
             return torch.exp(high.log() + u * (low.log() - high.log()))
+        if spacing == "ays":
+            inner = [s for s in AYS[1:-1] if low < s < high]
+            known = torch.tensor([high, *inner, low], dtype=torch.float64).log()
+            at = u * (len(known) - 1)
+            left = at.long().clamp(max=len(known) - 2)
+            return torch.lerp(known[left], known[left + 1], at - left).exp()
         return self.sigmas(self.timesteps(n, spacing))
+
+
+SCHEDULES = {"scaled-linear": Schedule.scaled_linear, "linear": Schedule.linear,
+             "cosine": Schedule.cosine,
+             "zero-snr": lambda: Schedule.scaled_linear().to_zero_snr()}
+ScheduleName = Literal[tuple(SCHEDULES)]

@@ -43,6 +43,10 @@ def export(pipeline: Pipeline, to: str, out: Path, rows: Sequence[dict[str, str]
     """Write the folder `out`, which must not exist yet or be empty; `lora`: these adapters."""
     if runs.occupied(out):
         raise InputError(f"{out} exists already; give another --out, nothing there is overwritten")
+    predicted = pipeline.denoiser.prediction
+    if not lora and predicted not in folder.PREDICTIONS:
+        raise InputError(f"the model predicts {predicted}; a file of Stable Diffusion can say "
+                         f"{', '.join(folder.PREDICTIONS)}")
     contexts, described = finished_contexts(pipeline.conditioner, rows)
     runs.save_tensors(out / "contexts.safetensors", contexts,
                       {**PT, "rows": json.dumps(described, ensure_ascii=False)})

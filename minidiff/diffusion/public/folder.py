@@ -259,13 +259,13 @@ def schedule(c: dict) -> Schedule:
     start, end = float(c.get("beta_start", 1e-4)), float(c.get("beta_end", 0.02))
     if not 2 <= steps <= 100_000 or not 0 < start <= end < 1:
         raise ValueError(f"{steps} steps of beta from {start} to {end}")
-    if c.get("trained_betas") is None and kind == "scaled_linear":
-        made = Schedule.scaled_linear(start, end, steps)
-    elif c.get("trained_betas") is None and kind != "linear":
+    given = c.get("trained_betas")
+    if given is None and kind not in ("scaled_linear", "linear"):
         raise ValueError(f"beta_schedule {kind!r} is neither scaled_linear nor linear")
+    if given is None:
+        made = getattr(Schedule, kind)(start, end, steps)
     else:
-        betas = torch.as_tensor(c.get("trained_betas") or torch.linspace(
-            start, end, steps, dtype=torch.float64), dtype=torch.float64)
+        betas = torch.as_tensor(given, dtype=torch.float64)
         if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
             raise ValueError("trained_betas must lie between 0 and 1")
         made = Schedule((1 - betas).cumprod(0))
