@@ -82,6 +82,7 @@ class SampleConfig(Reading, Rooted):
     rescale: float = Recipe.rescale        # 0 … 1, share of the unguided contrast that is kept
     against: str = ""                      # run of a weaker model to guide by (autoguidance)
     eta: float = Recipe.eta                # fresh noise in ddim: 0 none, 1 as the forward process
+    churn: float = Recipe.churn            # noise renewed on the way in heun; 0 none, e.g. 40
     seed: int = 0                          # of the first image, counted up; and of drawn conditions
     batch: int = 50                        # images in one pass of the network
     keep: tuple[str, ...] = ()             # recognised (by --classifier), new: re-draw the others
@@ -288,7 +289,7 @@ def recipe_of(cfg: SampleConfig) -> Recipe:
                          ) from None
     return Recipe(cfg.sampler, cfg.ladder, cfg.steps, cfg.guidance, cfg.eta,
                   cfg.interval or EVERYWHERE, cfg.rescale, scales,
-                  strength=cfg.strength if cfg.origin else 1.0)
+                  strength=cfg.strength if cfg.origin else 1.0, churn=cfg.churn)
 
 
 VERBS = {"sample": (SampleConfig, sample), "verify": (VerifyConfig, verify),

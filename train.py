@@ -197,7 +197,7 @@ class Stage:
 
     def __init__(self, cfg: DiffusionConfig):
         distributed.start()
-        self.device = pick_device(cfg.device)
+        self.cfg, self.device = cfg, pick_device(cfg.device)
         self.precision = Precision(cfg.precision, self.device, deterministic=cfg.deterministic)
         var.check_names(cfg.condition)
         runs.refuse_other(cfg.out, cfg, "diffusion", (*FREE, "size", "condition"))
@@ -213,10 +213,10 @@ class Stage:
         rows = self.train.table.rows
         begin.check_vae(cfg.vae, cfg.init, cfg.root, self.train.hashes)
         names = var.usable(cfg.condition, rows, begin.known_conditions(cfg.init))
-        self.start = begin.start_diffusion(cfg.init, vae_run, cfg.architecture,
-                            {name: self.train.table.column(name) for name in names},
-                            None if cfg.prediction == "auto" else cfg.prediction, cfg.seed,
-                            cfg.unet, cfg.lora, cfg.null_context, cfg.schedule, cfg.shift)
+        columns = {name: self.train.table.column(name) for name in names}
+        self.start = begin.start_diffusion(
+            cfg.init, vae_run, cfg.architecture, columns, cfg.prediction, cfg.seed, cfg.unet,
+            cfg.lora, cfg.null_context, cfg.schedule, cfg.shift)
         self.start.vae.to(self.device)
         layout = torch.preserve_format if cfg.shard else torch.channels_last
         self.model = self.start.model.to(self.device, memory_format=layout)   # what is trained …
@@ -244,11 +244,10 @@ class Stage:
             self.run / "latents.safetensors", runs.json_key(**facts), encoder(self.start.vae),
             self.train.pixels, val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed,
             device=self.device)
-        held_out = val_means, var.encode(self.variables, val.table.rows)
-        self.probes = [watch.Probe.of(*part, min(len(val), watch.AT_MOST), len(self.start.schedule))
-                       for part in ((self.source.mean[0], self.labels), held_out)]
+        n, held_out = min(len(val), watch.AT_MOST), var.encode(self.variables, val.table.rows)
+        self.probes = [watch.Probe.of(*part, n, len(self.start.schedule)) for part in (
+            (self.source.mean[0], self.labels), (val_means, held_out))]
         self.pick = picker(self.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
-        self.cfg = cfg
 
     def spread(self, shard: bool) -> tuple[nn.Module, Callable]:
         """The model as several ranks train it, and the precision of its calls."""

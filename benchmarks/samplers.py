@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from minidiff.diffusion.samplers import NOISY, SAMPLERS, TABLE  # noqa: E402
 from minidiff.diffusion.schedule import Schedule  # noqa: E402
 
-CALLS, SPACINGS = (10, 20, 50), ("karras", "logsigma", "trailing")
+CALLS, SPACINGS = (10, 20, 50), ("karras", "logsigma", "ays", "trailing")
 WEIGHTS, MEANS, STDS = (torch.tensor(v, dtype=torch.float64)
                         for v in ([0.3, 0.5, 0.2], [-1.4, 0.2, 1.6], [0.1, 0.3, 0.2]))
 MEANS = MEANS - (WEIGHTS * MEANS).sum()

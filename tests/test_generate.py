@@ -68,6 +68,8 @@ def plain(pipeline: Pipeline, labels, seeds, recipe) -> torch.Tensor:
     noise = SeededNoise(seeds, (4, 8, 8))
     sigmas = schedule.ladder(recipe.steps, recipe.ladder)
     options = {"eta": recipe.eta, "noise": noise} if recipe.eta else {}
+    if recipe.churn:
+        options = {"churn": recipe.churn, "noise": noise}
     with torch.no_grad():
         x = noise() * (1 + sigmas[0] ** 2).sqrt().item()
         *_, (x, _) = SAMPLERS[recipe.sampler](denoise, x, sigmas, **options)
@@ -76,7 +78,7 @@ def plain(pipeline: Pipeline, labels, seeds, recipe) -> torch.Tensor:
 
 @pytest.mark.parametrize("recipe", [
     Recipe(guidance=1.0), Recipe(guidance=2.0, steps=6), Recipe("ddim", "leading", 5, 1.5, 1.0),
-    Recipe("heun", "karras", 4, 3.0),
+    Recipe("heun", "karras", 4, 3.0), Recipe("heun", "ays", 4, 3.0, churn=1.5),
 ])
 def test_images_are_those_of_the_plain_form_bit_for_bit(pipeline, labels, recipe):
     z = plain(pipeline, labels, SEEDS, recipe)
@@ -118,6 +120,8 @@ def test_a_recipe_is_plain_json_and_names_what_there_is():
     ({"rescale": -0.1}, "rescale -0.1"), ({"strength": 0.0}, "strength 0"),
     ({"strength": 1.1}, "strength 1.1"), ({"strength": float("nan")}, "strength nan"),
     ({"eta": 0.5}, "belongs to the sampler"), ({"eta": 2.0, "sampler": "ddim"}, "eta 2: 0 to 1"),
+    ({"churn": 9.0}, "belongs to the sampler heun"),
+    ({"churn": -1.0, "sampler": "heun"}, "churn -1: 0 or more"),
     ({"interval": (2.0, 1.0)}, "interval 2 to 1"), ({"interval": (-1.0, 1.0)}, "interval -1"),
     ({"scales": {"age": -2}}, "scale age=-2"), ({"scales": {"age": float("inf")}}, "scale age=inf"),
     ({"sampler": "plms"}, "sampler 'plms': choose one of ddim"),

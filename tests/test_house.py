@@ -30,7 +30,7 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
 DIFFUSION = {  # within diffusion
     "schedule": set(), "samplers": set(), "norm": set(), "unet": {"norm"}, "vae": {"norm"},
     "conditioning": set(),
-    "denoiser": {"schedule"},
+    "denoiser": {"schedule"}, "times": {"schedule"},
     "model": {"unet", "vae", "conditioning", "schedule"},
     "guidance": {"denoiser", "model"},
     "generate": {"conditioning", "denoiser", "guidance", "samplers", "schedule", "vae"},

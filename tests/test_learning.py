@@ -44,10 +44,11 @@ def recognised(judge, images: torch.Tensor, condition: str) -> float:
     return (found == torch.arange(len(names)).repeat_interleave(EACH)).float().mean().item()
 
 
-@pytest.mark.parametrize("prediction, min_snr", [("v", 0.0), ("eps", 5.0), ("eps", 0.0)])
+@pytest.mark.parametrize("prediction, min_snr", [("v", 0.0), ("eps", 5.0), ("flow", 0.0)])
 # v with 5 is the demo itself
 def test_conditions_are_learned(demo, judge, tmp_path, capsys, prediction, min_snr):
-    run = trained(demo, tmp_path / "run", prediction=prediction, min_snr=min_snr)
+    run = trained(demo, tmp_path / "run", prediction=prediction, min_snr=min_snr,
+                  times="logit-normal" if prediction == "flow" else "uniform")
     shares = {name: recognised(judge, samples(run, name, values), name)
               for name, values in (("view", ["AP", "PA"]), ("sex", ["F", "M"]))}
     with capsys.disabled():

@@ -21,6 +21,11 @@ from minidiff import config, runs
 from minidiff.data import images
 from minidiff.data.table import read_csv, write_table
 from minidiff.diffusion import store
+from minidiff.diffusion.generate import Recipe
+from minidiff.diffusion.public.export import export
+from minidiff.diffusion.schedule import Schedule
+from minidiff.errors import InputError
+from minidiff.sampling.plan import encode
 from minidiff.training import state
 
 ROOT = Path(__file__).parents[1]
@@ -351,6 +356,28 @@ def test_an_init_that_predicts_otherwise_is_refused(tiny, tmp_path, capsys):
     fails(capsys, ["diffusion", "--data", tiny / "data", "--init", tiny / "diffusion",
                    "--prediction", "eps", "--out", tmp_path / "x"],
           "predicts v; a run that begins there must, too")
+
+
+def test_flow_schedule_shift_and_times_reach_the_model(tiny, tmp_path, capsys, no_pictures):
+    """They are kept with it, so that sampling needs no word of them; nonsense is refused."""
+    run = tmp_path / "flow"
+    train.train_diffusion(diffusion_config(tiny, run, steps=4, prediction="flow", shift=0.5,
+                                           schedule="cosine", times="logit-normal"))
+    pipeline, facts = store.load_pipeline(run)
+    assert pipeline.denoiser.prediction == "flow"
+    assert torch.equal(pipeline.denoiser.schedule.sigmas_table,
+                       Schedule.cosine().shifted(0.5).sigmas_table)
+    labels = encode(pipeline.conditioner.variables, facts["rows"][:2])
+    made, = pipeline.images(labels, [0, 1], Recipe(steps=3))
+    assert made.shape == (2, 3, 32, 32)
+    assert {line["step"] for line in runs.read_log(run / "log.jsonl")} == {3, 4}
+    with pytest.raises(InputError, match="predicts flow; a file of Stable Diffusion can say eps"):
+        export(pipeline, "ldm", tmp_path / "ldm")
+    assert not (tmp_path / "ldm").exists()
+    common = ["diffusion", "--data", tiny / "data", "--vae", tiny / "vae", "--out", tmp_path / "x"]
+    fails(capsys, [*common, "--schedule", "zero-snr", "--prediction", "eps"], "v, x0 or flow")
+    fails(capsys, [*common, "--shift", "0"], "--shift 0: a factor of σ, above 0")
+    fails(capsys, [*common, "--times", "karras"], "uniform")
 
 
 def test_the_last_line_names_best_only_where_it_is(tiny, tmp_path, capsys, no_pictures):

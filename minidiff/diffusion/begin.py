@@ -33,13 +33,13 @@ class Start:
 
 
 def start_diffusion(init: str, vae: str, architecture: str, columns: Mapping[str, Sequence[str]],
-                    prediction: str | None, seed: int, unet: str = "",
+                    prediction: str, seed: int, unet: str = "",
                     lora: Sequence[str] = (), null_context: str = "tower", schedule: str = "auto",
                     shift: float = 1.0) -> Start:
     """A model conditioned on these columns of the training table, and all that goes with it.
 
     init: a public file or folder, a finished diffusion run, or "" for scratch. vae: a finished VAE
-    run or "" for init's own. prediction: a Prediction, or None for init's own, else v. unet: one in
+    run or "" for init's own. prediction: a Prediction, or auto for init's own, else v. unet: one in
     place of init's, e.g. a checkpoint-500 of diffusers' training. lora: files added to the UNet.
     null_context: see `load_sd`. schedule: one of SCHEDULES, or auto for init's own, else Stable
     Diffusion's; its σ are multiplied by `shift`.
@@ -48,7 +48,8 @@ def start_diffusion(init: str, vae: str, architecture: str, columns: Mapping[str
         raise InputError(f"--shift {shift:g}: a factor of σ, above 0")
     if lora and not init:
         raise InputError(f"--lora {lora[0]} is added to a trained model: name that by --init")
-    start = _start(init, vae, architecture, columns, prediction, seed, unet, null_context)
+    start = _start(init, vae, architecture, columns, None if prediction == "auto" else prediction,
+                   seed, unet, null_context)
     levels = start.schedule if schedule == "auto" else SCHEDULES[schedule]()
     start = replace(start, schedule=levels if shift == 1 else levels.shifted(shift))
     if start.prediction == "eps" and start.schedule.zero_snr:

@@ -42,6 +42,7 @@ class Recipe:
     rescale: float = 0.0                         # 0 … 1, how far guidance keeps the output's std
     scales: Mapping[str, float] = field(default_factory=dict, hash=False)  # guidance by variable
     strength: float = 1.0                        # above 0 … 1, share of steps from a real image
+    churn: float = 0.0                           # 0 or more, noise renewed in heun: EDM's S_churn
 
     def __post_init__(self):
         interval = tuple(min(float(s), EVERYWHERE[1]) for s in self.interval)
@@ -57,6 +58,9 @@ class Recipe:
             f"eta {self.eta:g}: 0 to 1": 0 <= self.eta <= 1,
             f"eta {self.eta:g}: it belongs to the sampler ddim, not {self.sampler}":
                 not self.eta or self.sampler == "ddim",
+            f"churn {self.churn:g}: 0 or more": 0 <= self.churn < math.inf,
+            f"churn {self.churn:g}: it belongs to the sampler heun, not {self.sampler}":
+                not self.churn or self.sampler == "heun",
             f"rescale {self.rescale:g}: 0 to 1": 0 <= self.rescale <= 1,
             f"interval {' to '.join(f'{s:g}' for s in interval)}: two noise levels, 0 or more, the "
             "lower one first": len(interval) == 2 and 0 <= interval[0] < interval[1],
@@ -142,9 +146,9 @@ class Pipeline:
             x = self.encode(origin) + noise * sigmas[0].item()
         else:
             x = self.encode(origin) * up
-        options = {"noise": fresh} if recipe.eta or recipe.sampler in NOISY else {}
-        if recipe.eta:
-            options["eta"] = recipe.eta
+        options = {name: share for name in ("eta", "churn") if (share := getattr(recipe, name))}
+        if options or recipe.sampler in NOISY:
+            options["noise"] = fresh
         denoise = self._guided(labels, len(seeds), recipe, arrows)
         steps = SAMPLERS[recipe.sampler](denoise, x, sigmas, **options)
         for x, denoised in steps:  # noqa: B007 (the last x is used below)
