@@ -107,7 +107,8 @@ def parse(verbs: Mapping[str, Verb], default: str | Sequence[str], doc: str,
     if " ".join(argv[:2]) in verbs:  # a verb of two words: readers make
         argv = [" ".join(argv[:2]), *argv[2:]]
     lines = [argv]
-    if not argv or argv[0].startswith("-"):
+    if not argv or argv[0].startswith("-") or (
+            argv[0] not in verbs and hasattr(verbs[defaults[0]][0], "positional")):
         _refuse_unshared(argv, {verb: typing.get_type_hints(verbs[verb][0]) for verb in defaults})
         lines = [[verb, *argv] for verb in defaults]
     chosen = []

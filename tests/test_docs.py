@@ -13,6 +13,7 @@ from minidiff.config import parse
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = {"-m minidiff.diffusion.public": "minidiff.diffusion.public.__main__",
+           "-m minidiff.data.volumes": "minidiff.data.volumes.__main__",
            "-m minidiff.data.dicom": "minidiff.data.dicom.__main__",
            **{f"{name}.py": name for name in ("train", "sample", "classify", "evaluate")}}
 DEFAULTS = {"train": ["vae", "diffusion"], "sample": "sample", "classify": "study",

@@ -22,7 +22,7 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "sampling": {"training", "data", "diffusion", "evaluation"},
     "evaluation": {"training", "data", "classification"},
     "public": {"diffusion"},
-    "dicom": {"data"},
+    "dicom": {"data"}, "volumes": {"data"},
     "matrix": {"training", "data", "classification", "evaluation"},
     **dict.fromkeys(("metrics", "features", "pages", "readers", "study"),
                     {"data", "classification", "evaluation"}),

@@ -89,7 +89,7 @@ def import_folder(cfg: ImportConfig) -> None:
     _check(cfg, source, out, salt_file)
     given = labels.read(cfg.labels, cfg.columns) if cfg.labels else labels.Labels()
     salt = tags.read_salt(salt_file)
-    facts = _claim(out, cfg.accept_burned_in, {
+    facts = claim(out, cfg.accept_burned_in, {
         "label": cfg.label, "label_from": list(cfg.label_from), "window": cfg.window,
         "frame": cfg.frame, "bits": int(cfg.bits),
         "source": tags.keyed(salt, "source", str(source.resolve())),
@@ -114,7 +114,7 @@ def import_folder(cfg: ImportConfig) -> None:
     table = [{key: cell for key, cell in row.items() if key not in ("name", "id")}
              for _, row in sorted(rows.items())]
     names = out.with_name(out.name + ".names.csv")
-    runs.write_atomic(names, csv_text([_named(file) for file in sorted(files)]), private=True)
+    runs.write_atomic(names, csv_text([named(file) for file in sorted(files)]), private=True)
     left_out = [file for file in files if file.key != "imported"]
     lines = sorted((tags.keyed(salt, "path", file.below), *REASONS[file.key]) for file in left_out)
     write_table(out / "not_imported.csv", [dict(zip(("source", "result", "reason"), line))
@@ -140,7 +140,7 @@ def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...],
         below = os.path.relpath(path, base)
         top = os.path.dirname(below).split(os.sep)[0]
         try:
-            name = tags.keyed(salt, "file", _content(path))
+            name = tags.keyed(salt, "file", content(path))
             if label_from and top not in label_from:
                 raise Refused("label")
             own = top if label_from else given.of_name(path)
@@ -168,7 +168,7 @@ def walk(source: Path, failed: Callable[[OSError], None]) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in sorted(files + links))
 
 
-def _content(path: str) -> str:
+def content(path: str) -> str:
     """sha256 of a file that may be an image. Raises Refused for others after reading their head."""
     try:
         status = os.lstat(path)
@@ -225,7 +225,7 @@ def _convert_all(todo: list[File], out: Path, how: reader.Options, workers: int,
 
 
 def _check(cfg: ImportConfig, source: Path, out: Path, salt: Path) -> None:
-    odd = [name for name in (cfg.label, *cfg.label_from) if name and not LABEL.fullmatch(name)]
+    check_labels(cfg.label, *cfg.label_from)
     for fault, text in (
         (not cfg.source or not cfg.out, "import needs a folder of DICOM files, and --out DATA"),
         (cfg.frame < 0 or cfg.workers < 1 or cfg.seconds <= 0,
@@ -235,8 +235,6 @@ def _check(cfg: ImportConfig, source: Path, out: Path, salt: Path) -> None:
         (sum(map(bool, (cfg.label, cfg.label_from, cfg.labels))) != 1, "import needs --label NAME "
          "for all images, or --label-from FOLDER FOLDER … of the source, or --labels CSV"),
         (cfg.columns and not cfg.labels, "--columns are those of the table of --labels"),
-        (odd, f"label {', '.join(map(repr, odd))}: allowed are letters, digits, space and "
-         ".+-_, to 64, a letter or digit first"),
         (set(cfg.accept_burned_in) - {"absent", "yes"},
          f"--accept-burned-in {' '.join(cfg.accept_burned_in)}: allowed are absent and yes"),
         (runs.nested(source, out), f"--out {out} and the source {source} lie within each other"),
@@ -247,7 +245,15 @@ def _check(cfg: ImportConfig, source: Path, out: Path, salt: Path) -> None:
             raise InputError(text)
 
 
-def _claim(out: Path, accept: tuple[str, ...], options: dict) -> dict:
+def check_labels(*named: str) -> None:
+    """Labels become names of folders."""
+    odd = [name for name in named if name and not LABEL.fullmatch(name)]
+    if odd:
+        raise InputError(f"label {', '.join(map(repr, odd))}: allowed are letters, digits, space "
+                         "and .+-_, to 64, a letter or digit first")
+
+
+def claim(out: Path, accept: tuple[str, ...], options: dict) -> dict:
     """Make the folder, or re-open one of the same settings; what is written down of it."""
     claim_out(out, RECORD, "import")
     before = runs.read_json(out / RECORD) if (out / RECORD).is_file() else {"options": options}
@@ -262,7 +268,7 @@ def _claim(out: Path, accept: tuple[str, ...], options: dict) -> dict:
     return facts
 
 
-def _named(file: File) -> dict[str, str]:
+def named(file: File) -> dict[str, str]:
     below, detail = (re.sub(r"[^\S ]+", " ", cell.encode("utf-8", "backslashreplace").decode())
                      for cell in (file.below, file.detail))
     result, reason = REASONS.get(file.key, ("imported", ""))

@@ -5,6 +5,7 @@ The process takes one file after another and is replaced when it dies or takes t
 back JSON and PNG, never a pickle.
 """
 
+import importlib
 import json
 import logging
 import multiprocessing
@@ -14,6 +15,7 @@ import warnings
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from minidiff.data.dicom import Refused, need_pydicom, reader
 
@@ -22,28 +24,35 @@ READY = b"ready"
 
 
 class Guard:
-    """Calls `reader.convert` in another process with limits of time and, on Linux, of memory."""
+    """Calls functions in another process with limits of time and, on Linux, of memory."""
 
     def __init__(self, seconds: float = 60, gigabytes: float = 6):
         self.seconds, self.gigabytes = seconds, gigabytes
         self.process, self.pipe = None, None
 
     def convert(self, path: str, options: reader.Options) -> tuple[bytes, dict[str, str]]:
-        """As `reader.convert`; a file that takes too much or kills the process is Refused, too."""
+        """As `reader.convert`."""
+        found, = self.call("minidiff.data.dicom.reader:convert", path, options)
+        return found
+
+    def call(self, function: str, *given: Any) -> list[tuple[bytes, dict[str, str]]]:
+        """What `module:function` gives for arguments of JSON: bytes and facts, or a list of them.
+        A file that takes too much or kills the process is Refused, too."""
         if self.process is None:
             self._start()
         try:
-            self.pipe.send_bytes(json.dumps([path, options]).encode())
+            self.pipe.send_bytes(json.dumps([function, given]).encode())
             if not self.pipe.poll(self.seconds):
                 self.stop()
                 raise Refused("time", f"{self.seconds:g} s")
-            answer, image = json.loads(self.pipe.recv_bytes()), self.pipe.recv_bytes()
+            answer = json.loads(self.pipe.recv_bytes())
+            found = [(self.pipe.recv_bytes(), facts) for facts in answer.get("found", [])]
         except (EOFError, OSError):
             self.stop()
             raise Refused("crash") from None
         if "refused" in answer:
             raise Refused(*answer["refused"])
-        return image, answer["row"]
+        return found
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
@@ -87,13 +96,16 @@ def _serve(pipe: Connection, gigabytes: float) -> None:
     pipe.send_bytes(READY)
     while True:
         try:
-            path, options = json.loads(pipe.recv_bytes())
+            name, given = json.loads(pipe.recv_bytes())
         except EOFError:  # the parent is gone
             return
+        module, name = name.split(":")
         try:
-            image, row = reader.convert(path, reader.Options(*options))
-            answer = {"row": row}
+            found = getattr(importlib.import_module(module), name)(*given)
+            found = found if isinstance(found, list) else [found]
+            answer = {"found": [facts for _, facts in found]}
         except Refused as refused:
-            image, answer = b"", {"refused": [refused.key, refused.detail]}
+            found, answer = [], {"refused": [refused.key, refused.detail]}
         pipe.send_bytes(json.dumps(answer).encode())
-        pipe.send_bytes(image)
+        for content, _ in found:
+            pipe.send_bytes(content)

@@ -43,6 +43,30 @@ def grey(ds: Dataset, *, frame: int = 0, window: str = "auto", bits: int = 8) ->
         if (pixels.max(2) - pixels.min(2)).max() > GREY_IN_FACT:
             raise Refused("colour", "its channels differ")
         return np.rint(pixels.mean(2)).astype(f"uint{bits}") * (1 if bits == 8 else 257)
+    places, counts, values, padding = _values(ds, pixels, frame)
+    rescaled, span = modality(ds, values)
+    shown = voi(ds, rescaled, span, counts, window)
+    if ds.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    shown[padding] = 0
+    return np.rint(shown * (2**bits - 1)).astype(f"uint{bits}")[places]
+
+
+def physical(ds: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """An image of one frame: rescaled values (H,W), float32, and where it is padding. Raises
+    Refused."""
+    pixels = _stored(ds, _check(ds, 0))
+    if pixels.ndim == 3:
+        raise Refused("colour")
+    places, _, values, padding = _values(ds, pixels, 0)
+    rescaled, _ = modality(ds, values)
+    return rescaled.astype(np.float32)[places], padding[places]
+
+
+def _values(ds: Dataset, pixels: np.ndarray,
+            frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The place of each pixel in a table of stored values; how often each occurs, padding apart;
+    these values; and which are padding."""
     _take_frame_groups(ds, frame)
     low = int(pixels.min())
     places = pixels.astype(np.int32) - low
@@ -50,12 +74,7 @@ def grey(ds: Dataset, *, frame: int = 0, window: str = "auto", bits: int = 8) ->
     values = low + np.arange(len(counts))
     padding = _padding(ds, values)
     counts[padding] = 0
-    physical, span = modality(ds, values)
-    shown = voi(ds, physical, span, counts, window)
-    if ds.PhotometricInterpretation == "MONOCHROME1":
-        shown = 1 - shown
-    shown[padding] = 0
-    return np.rint(shown * (2**bits - 1)).astype(f"uint{bits}")[places]
+    return places, counts, values, padding
 
 
 def modality(ds: Dataset, values: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:

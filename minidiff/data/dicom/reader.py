@@ -2,7 +2,8 @@
 
 import io
 import zlib
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,45 +30,60 @@ class Options(NamedTuple):
     columns: tuple[str, ...] = ()
 
 
+def refusing(convert: Callable) -> Callable:
+    """Whatever is wrong with a file, the function raises Refused."""
+    @wraps(convert)
+    def wrapped(*given):
+        try:
+            return convert(*given)
+        except Refused:
+            raise
+        except MemoryError:
+            raise Refused("memory") from None
+        except OSError as error:
+            raise Refused("damaged" if error.errno is None else "unreadable", str(error)) from None
+        except Exception as error:  # a parser of broken files raises whatever it met first
+            raise Refused("damaged", f"{type(error).__name__}: {error}") from None
+    return wrapped
+
+
+@refusing
 def convert(path: str, options: Options) -> tuple[bytes, dict[str, str]]:
     """A PNG without metadata, and the facts of `tags`; with a table of labels, also the label and
-    the id by which it was found. Raises Refused, whatever is wrong with the file."""
-    try:
-        ds, row = load(Path(path).read_bytes()), {}
-        if options.labels:
-            table = read_labels(options.labels, tuple(options.columns))
-            row = dict(zip(("id", "label"), labels.find(ds, path, table)))
-        stated = pixels.text(ds, "BurnedInAnnotation").upper()
-        burned = {"NO": "no", "YES": "yes"}.get(stated, "absent")
-        if burned not in ("no", *options.accept):
-            raise Refused(f"burned_{burned}")
-        row |= tags.facts(ds, bytes.fromhex(options.salt))
-        grey = pixels.grey(ds, frame=options.frame, window=options.window, bits=options.bits)
-        # a slice of a CT may be all air; a radiograph that its window makes one grey is no image
-        if np.ptp(grey) == 0 and row["modality"] != "CT" and np.ptp(
-                pixels.grey(ds, frame=options.frame, window="percentile")):
-            raise Refused("window_values", f"WindowCenter {pixels.text(ds, 'WindowCenter')}, "
-                          f"WindowWidth {pixels.text(ds, 'WindowWidth')}: all its values become "
-                          "one grey")
-        return images.png_bytes(grey), row
-    except Refused:
-        raise
-    except MemoryError:
-        raise Refused("memory") from None
-    except OSError as error:
-        raise Refused("damaged" if error.errno is None else "unreadable", str(error)) from None
-    except Exception as error:  # a parser of broken files raises whatever it met first
-        raise Refused("damaged", f"{type(error).__name__}: {error}") from None
+    the id by which it was found."""
+    options = Options(*options)
+    ds, row = load(Path(path).read_bytes()), {}
+    if options.labels:
+        table = read_labels(options.labels, tuple(options.columns))
+        row = dict(zip(("id", "label"), labels.find(ds, path, table)))
+    check_burned_in(ds, options.accept)
+    row |= tags.facts(ds, bytes.fromhex(options.salt))
+    grey = pixels.grey(ds, frame=options.frame, window=options.window, bits=options.bits)
+    # a slice of a CT may be all air; a radiograph that its window makes one grey is no image
+    if np.ptp(grey) == 0 and row["modality"] != "CT" and np.ptp(
+            pixels.grey(ds, frame=options.frame, window="percentile")):
+        raise Refused("window_values", f"WindowCenter {pixels.text(ds, 'WindowCenter')}, "
+                      f"WindowWidth {pixels.text(ds, 'WindowWidth')}: all its values become "
+                      "one grey")
+    return images.png_bytes(grey), row
 
 
-def load(data: bytes) -> Dataset:
-    """The pixels and the few elements that are read of a file. Raises Refused, and whatever pydicom
-    raises."""
+def check_burned_in(ds: Dataset, accept: Sequence[str]) -> None:
+    """Raises Refused for text in the pixels, stated or not ruled out, that is not accepted."""
+    stated = pixels.text(ds, "BurnedInAnnotation").upper()
+    burned = {"NO": "no", "YES": "yes"}.get(stated, "absent")
+    if burned not in ("no", *accept):
+        raise Refused(f"burned_{burned}")
+
+
+def load(data: bytes, more: Sequence[str] = ()) -> Dataset:
+    """The pixels and the few elements that are read of a file, and some more. Raises Refused, and
+    whatever pydicom raises."""
     from pydicom import dcmread, uid
 
     _check_deflated(data)
     ds = dcmread(io.BytesIO(data), force=data[128:132] != b"DICM",
-                 specific_tags=[*pixels.NEEDED, *tags.NEEDED, *labels.NEEDED, *IMAGE])
+                 specific_tags=[*pixels.NEEDED, *tags.NEEDED, *labels.NEEDED, *IMAGE, *more])
     kind = uid.UID(str(ds.file_meta.get("MediaStorageSOPClassUID", "")))
     if kind == uid.MediaStorageDirectoryStorage:
         raise Refused("dicomdir")

@@ -1,0 +1,190 @@
+"""A folder of NIfTI files and DICOM series → a data set of slices; the same command continues an
+import that was interrupted.
+
+A volume's name is a keyed hash of its content, and its slices are images/LABEL/NAME_0017.png. Which
+source became which volume is written beside the data set, for its owner's eyes.
+"""
+
+import os
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from tqdm import tqdm
+
+from minidiff import runs
+from minidiff.data.dicom import REASONS, Refused, need_pydicom, tags
+from minidiff.data.dicom.folder import File, check_labels, claim, content, named, walk
+from minidiff.data.dicom.guard import Guard
+from minidiff.data.table import csv_text, write_table
+from minidiff.data.volumes import MODALITIES, nifti
+from minidiff.data.volumes.slices import Cut
+from minidiff.download import home
+from minidiff.errors import InputError, count
+
+JOURNAL, RECORD = "import.jsonl", "import.json"
+DESCRIBE, CONVERT = (f"minidiff.data.volumes.convert:{name}" for name in ("describe", "convert"))
+ENDINGS = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class VolumesConfig:
+    positional: ClassVar[str] = "source"
+    source: str = ""                   # folder of NIfTI files and DICOM series, or one NIfTI file
+    out: str = ""                      # new folder of the data set
+    label: str = ""                    # label of all volumes
+    label_from: tuple[str, ...] = ()   # or: folders in the source whose names are labels
+    modality: Literal["", "CT", "MR"] = ""  # of NIfTI files, which do not say it
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    window: Literal["auto", "percentile", "lung", "soft", "bone"] = "auto"  # CT needs one
+    slices: int = 0                    # so many of each volume, evenly spaced; 0: all
+    between: tuple[float, ...] = (0.0, 1.0)  # share of the axis: from the feet, front or right
+    bits: Literal["8", "16"] = "8"     # of the PNG; training reads 8
+    frame: int = 0                     # which volume of 4-D files, from 1; 0 leaves such files out
+    accept_burned_in: tuple[str, ...] = ()  # absent, yes: DICOM that may have text in its pixels
+    salt: str = ""                     # secret file; none: ~/.config/minidiff/dicom.salt
+    seconds: float = 300               # for one volume
+
+
+def import_volumes(cfg: VolumesConfig) -> None:
+    """Make a data set of PNG and metadata.csv of the volumes in a folder.
+
+    Ends with exit status 1 if files were left out that may hold a volume. Raises InputError for
+    settings that are not allowed, and where not one slice is imported.
+    """
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config")
+    salt_file = Path(cfg.salt or config / "minidiff" / "dicom.salt")
+    source, out = Path(cfg.source), Path(os.path.abspath(cfg.out))
+    _check(cfg, source, out)
+    salt = tags.read_salt(salt_file)
+    how = Cut(cfg.plane, cfg.window, cfg.slices, *cfg.between, int(cfg.bits))
+    facts = claim(out, cfg.accept_burned_in, {
+        "label": cfg.label, "label_from": list(cfg.label_from), "modality": cfg.modality,
+        "frame": cfg.frame, "cut": list(how), "salt": tags.keyed(salt, "salt", ""),
+        "source": tags.keyed(salt, "source", str(source.resolve()))})
+    rows = defaultdict(list)
+    for row in runs.read_log(out / JOURNAL):
+        if (out / row["file_name"]).is_file():
+            rows[row["volume"]].append(row)
+    guard = Guard(cfg.seconds)
+    try:
+        files, volumes = sift(source, salt, cfg.label, cfg.label_from, guard)
+        for name, (kind, members) in tqdm(volumes.items(), "importing", unit=" volumes"):
+            label = members[0].label
+            try:
+                if name not in rows:
+                    found = guard.call(CONVERT, [file.path for file in members], kind, salt.hex(),
+                                       name, cfg.modality, cfg.frame, cfg.accept_burned_in, how)
+                    rows[name] = _write(out, name, label, found)
+                    for row in rows[name]:
+                        runs.append_log(out / JOURNAL, **row)
+                key = "imported" if rows[name] else "blank"
+            except Refused as refused:
+                key, detail = refused.args
+                members = [file._replace(detail=detail) for file in members]
+            files += [file._replace(key=key, name=name) for file in members]
+    finally:
+        guard.stop()
+    _finish(out, facts, files, [row for name in sorted(rows) for row in rows[name]])
+
+
+def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...],
+         guard: Guard) -> tuple[list[File], dict[str, tuple[str, list[File]]]]:
+    """Files that hold no volume, and name → kind and files of each volume."""
+    base = source if source.is_dir() else source.parent
+    files, series, volumes = [], defaultdict(dict), {}
+    for path in tqdm(walk(source, lambda error: None), "looking", unit=" files"):
+        below = os.path.relpath(path, base)
+        top = os.path.dirname(below).split(os.sep)[0]
+        file = File(below, "", path=path, label=label or top)
+        try:
+            if label_from and top not in label_from:
+                raise Refused("label")
+            if path.endswith(ENDINGS) and not os.path.islink(path):
+                name = tags.keyed(salt, "file", runs.sha256(path))
+                if not nifti.is_nifti(path):
+                    raise Refused("damaged", "no NIfTI file, though its name ends as one")
+                if name in volumes:
+                    raise Refused("duplicate")
+                volumes[name] = "nifti", [file]
+                continue
+            digest = content(path)
+            (_, found), = guard.call(DESCRIBE, path)
+            members = series[found["key"], file.label]
+            if digest in members:
+                raise Refused("duplicate")
+            members[digest] = file
+        except Refused as refused:
+            key, detail = refused.args
+            files.append(file._replace(key=key, detail=detail))
+        except OSError as error:
+            files.append(file._replace(key="unreadable", detail=str(error)))
+    for members in series.values():
+        name = tags.keyed(salt, "volume", " ".join(sorted(members)))
+        volumes[name] = "dicom", list(members.values())
+    return files, volumes
+
+
+def _write(out: Path, name: str, label: str, found: list[tuple[bytes, dict[str, str]]]
+           ) -> list[dict[str, str]]:
+    rows = []
+    for k, (png, row) in enumerate(found):
+        file_name = f"images/{label}/{name}_{k:04d}.png"
+        runs.write_atomic(out / file_name, png, durable=False)
+        rows.append({"file_name": file_name, "label": label, **row, "volume": name})
+    return rows
+
+
+def _check(cfg: VolumesConfig, source: Path, out: Path) -> None:
+    check_labels(cfg.label, *cfg.label_from)
+    low, high = (*cfg.between, 0.0, 0.0)[:2]
+    for fault, text in (
+        (not cfg.source or not cfg.out, "import needs a folder of volumes, and --out DATA"),
+        (not source.exists(), f"{source}: no such file or folder"),
+        (bool(cfg.label) == bool(cfg.label_from), "import needs --label NAME for all volumes, or "
+         "--label-from FOLDER FOLDER … of the source"),
+        (len(cfg.between) != 2 or not 0 <= low < high <= 1, "--between "
+         f"{' '.join(f'{x:g}' for x in cfg.between)}: two shares of the axis, 0 to 1, the lower "
+         "one first"),
+        (cfg.slices < 0 or cfg.frame < 0 or cfg.seconds <= 0, f"--slices {cfg.slices} --frame "
+         f"{cfg.frame} --seconds {cfg.seconds:g}: allowed are 0 or more, 0 or more, more than 0"),
+        (runs.nested(source, out), f"--out {out} and the source {source} lie within each other"),
+    ):
+        if fault:
+            raise InputError(text)
+    kinds = {str(path).endswith(ENDINGS) for path in walk(source, lambda error: None)}
+    if True in kinds:
+        if not cfg.modality:
+            raise InputError(f"{source} holds NIfTI files, which do not say what they are: give "
+                             f"--modality {' or '.join(MODALITIES)}")
+        try:
+            import nibabel  # noqa: F401
+        except ImportError:
+            raise InputError("NIfTI needs nibabel: pip install 'minidiff[volumes]'") from None
+    if False in kinds:
+        need_pydicom()
+
+
+def _finish(out: Path, facts: dict, files: list[File], rows: list[dict[str, str]]) -> None:
+    names = out.with_name(out.name + ".names.csv")
+    runs.write_atomic(names, csv_text([named(file) for file in sorted(files)]), private=True)
+    left = [file for file in files if file.key != "imported"]
+    counts = Counter(file.key for file in left)
+    details = {file.key: f" (e.g. {file.detail})" for file in reversed(left) if file.detail}
+    if counts:
+        print(f"not imported, file by file in {names}:",
+              *(f"  {n} {': '.join(REASONS[key])}{details.get(key, '')}"
+                for key, n in counts.most_common()), sep="\n", file=sys.stderr)
+    if not rows:
+        raise InputError(f"{out}: not one slice of {count(len(files), 'file')} was imported")
+    write_table(out / "metadata.csv", rows)
+    runs.write_json(out / RECORD, facts | {"images": len(rows),
+                                           "not_imported": dict(counts.most_common())})
+    patients, volumes = ({row[name] for row in rows} for name in ("patient", "volume"))
+    print(f"{out}: {count(len(rows), 'slice')} of {count(len(volumes), 'volume')} of "
+          f"{count(len(patients), 'patient')}\nkeep to yourself: {names} (which source became "
+          "which volume) and the salt")
+    if any(REASONS[key][0] != "ignored" for key in counts):
+        sys.exit(1)
