@@ -77,10 +77,9 @@ def changed(variables: Sequence[var.Variable], changes: Mapping[str, str],
             return None, f"of unknown {name}"
     after = {v.name: _applied(v, before[v.name], changes[v.name])
              for v in variables if v.name in changes}
-    for v in variables:  # 125 years, which no table may say
-        if not v.values and _step(v, changes.get(v.name, "")) and math.isnan(
-                v.encode(after[v.name])):
-            return None, f"whose {v.name} would be {after[v.name]}"
+    years = cells.to_number(after.get("age", ""))
+    if not math.isnan(years) and not 0 <= years <= cells.OLDEST:  # a table that says so is in error
+        return None, f"whose age would be {after['age']}"
     if after == before:
         return None, f"with {' '.join(f'{k}={v}' for k, v in before.items())} already"
     return {**row, **after, "change": " ".join(f"{k}={v}" for k, v in changes.items()),
