@@ -254,9 +254,9 @@ def plan(cfg: SampleConfig, variables: list, facts: dict, size: int) -> list[dic
     if cfg.resample > 1 and not cfg.mask:
         raise InputError(f"--resample {cfg.resample} needs --mask DIR, which says what is kept")
     if cfg.rows:
-        if cfg.label or cfg.given or cfg.independent or cfg.like or cfg.sets:
+        if cfg.label or cfg.given or cfg.independent or cfg.like or cfg.sets or cfg.origin:
             raise InputError("--rows says all about the images: leave out --label, --given, "
-                             "--independent, --like, --sets")
+                             "--independent, --like, --sets, --origin")
         return plans.plan_rows(cfg.rows, variables, facts["rows"], cfg.seed)
     if cfg.origin:
         if cfg.independent or cfg.given:

@@ -1,9 +1,10 @@
 """Edits of phantoms beside the images that they should be: what changed, what stayed, whose it is.
 
-    python benchmarks/counterfactuals.py --root runs/demo    its rows of counterfactuals.json
-    python benchmarks/counterfactuals.py --root runs/long    another model of the same phantoms
+    python benchmarks/counterfactuals.py                     the demo's rows of counterfactuals.json
+    python benchmarks/counterfactuals.py --run runs/long/diffusion/best --only label=covid
+                                                             those of another model
 
-The root holds diffusion/ and classifier/judge/ (`--judge` names another). Originals are phantoms of
+The judge is the demo's, trained on its real phantoms. Originals are phantoms of
 the demo's test patients, none of them a follow-up, whose age and sex the table tells. A phantom can
 be drawn again with one factor forced and all else as it was, noise included: its true
 counterfactual. Figures are [value, low, high] at 95 %: Wilson of shares, else normal, over
@@ -191,9 +192,10 @@ def picked(rows: list[dict], change: str, label: str, variables, n: int) -> list
     return [row for row in found if row and float(row["age"]) <= 90][:n]
 
 
-def pairs(pipeline: Pipeline, judge: Predictor, lungs: Lungs, rows: list[dict], n: int) -> list:
+def pairs(pipeline: Pipeline, judge: Predictor, lungs: Lungs, rows: list[dict], n: int,
+          only: list[str]) -> list:
     table = []
-    for change, label in CHANGES.items():
+    for change, label in ((k, v) for k, v in CHANGES.items() if k in only):
         chosen = picked(rows, change, label, pipeline.conditioner.variables, n)
         pixels = pictures([drawn(row) for row in chosen])
         done = {"none: the original": pixels,
@@ -218,9 +220,10 @@ def step_across(pixels: Tensor, mask: Tensor) -> np.ndarray:
     return (total / n.clamp(min=1)).sqrt().numpy()
 
 
-def inpainting(pipeline: Pipeline, judge: Predictor, rows: list[dict], n: int) -> list:
+def inpainting(pipeline: Pipeline, judge: Predictor, rows: list[dict], n: int,
+               only: list[str]) -> list:
     table = []
-    for task, (change, label, region) in PAINTED.items():
+    for task, (change, label, region) in ((k, v) for k, v in PAINTED.items() if k in only):
         chosen = picked(rows, change, label, pipeline.conditioner.variables, 2 * n)
         before, true = [drawn(row) for row in chosen], [counterfactual(row) for row in chosen]
         if region == "opacity":
@@ -249,20 +252,21 @@ def inpainting(pipeline: Pipeline, judge: Predictor, rows: list[dict], n: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", default="runs/demo", help="holds diffusion/")
+    parser.add_argument("--run", default="runs/demo/diffusion", help="or its best/")
     parser.add_argument("--table", default="runs/demo/phantom/metadata.csv", help="of the demo")
     parser.add_argument("--judge", default="runs/demo/classifier/judge")
+    parser.add_argument("--only", nargs="*", default=[*CHANGES, *PAINTED], help="what to measure")
     parser.add_argument("--n", type=int, default=100, help="originals of each change")
     args = parser.parse_args()
-    pipeline, facts = open_pipeline(f"{args.root}/diffusion", "cpu")
+    pipeline, facts = open_pipeline(args.run, "cpu")
     judge = Predictor.load(args.judge)
     training = [row | {"index": int(Path(row["file_name"]).stem)}
                 for row in read_csv(args.table, ("split",)) if row["split"] == "train"]
     lungs, rows = Lungs.trained(pipeline, training), originals(Path(args.table))
-    name = Path(args.root).name
-    found = [{"model": name, "steps": facts.get("step"), **row} for row in (
-        *pairs(pipeline, judge, lungs, rows, args.n),
-        *inpainting(pipeline, judge, rows, args.n))]
+    name = args.run.split("/diffusion")[0]
+    found = [{"model": name, "step": facts.get("step"), **row} for row in (
+        *pairs(pipeline, judge, lungs, rows, args.n, args.only),
+        *inpainting(pipeline, judge, rows, args.n, args.only))]
     kept = runs.read_json(SAVED)["rows"] if SAVED.is_file() else []
     runs.write_json(SAVED, {"rows": [row for row in kept if row["model"] != name] + found})
 
