@@ -6,6 +6,8 @@
     python sample.py --rows wanted.csv --out runs/demo/wanted    an image for each row of conditions
     python sample.py verify --out runs/demo/samples --k 8        make some of them again and compare
     python sample.py --origin DATA --strength .4 --out runs/x/like   begin at real images, near them
+    python sample.py --origin DATA --change sex=other age=+30 --invert --strength .7 --out runs/x/if
+    python sample.py --origin DATA --mask DIR --strength 1 --resample 4 --out runs/x/anew   in masks
     python sample.py trajectory --seed 17 --label covid --out way.png   one image's way from noise
     torchrun --nproc-per-node 8 -- sample.py --run runs/x/diffusion --sets 100 --out runs/x/samples
 
@@ -44,6 +46,7 @@ from minidiff.hashes import hashes_of
 from minidiff.overlap import Behind
 from minidiff.pixels import to_grey
 from minidiff.root import Reading, Rooted, then
+from minidiff.sampling import edits
 from minidiff.sampling import plan as plans
 from minidiff.sampling.again import VerifyConfig, verify
 from minidiff.sampling.finished_run import compiled, make_images, open_pipeline
@@ -72,7 +75,11 @@ class SampleConfig(Reading, Rooted):
     rows: str = ""                         # CSV of conditions, an image a row, in place of --label
     like: tuple[str, ...] = ()             # data sets to draw conditions from; none: training rows
     origin: tuple[str, ...] = ()           # data sets of real images to begin at, conditions too
+    change: tuple[str, ...] = ()           # of --origin's conditions: label=covid age=+30 sex=other
     strength: float = 0.5                  # share of the steps run from --origin; 1 keeps nothing
+    invert: bool = False                   # from the noise that ddim turns --origin into (docs)
+    mask: str = ""                         # folder of --origin's masks: only white is made anew
+    resample: int = Recipe.resample        # times each step is taken with --mask: fewer seams
     sampler: Sampler = Recipe.sampler      # docs/samplers.md compares them
     ladder: Ladder = Recipe.ladder         # spacing of the noise levels
     steps: int = Recipe.steps              # steps of the sampler
@@ -100,7 +107,7 @@ def sample(cfg: SampleConfig) -> None:
     cfg = replace(cfg, precision=precision.name)
     pipeline, facts = open_pipeline(cfg.run, precision.device, cfg.precision, cfg.against)
     variables, recipe, out = pipeline.conditioner.variables, recipe_of(cfg), Path(cfg.out)
-    rows = plan(cfg, variables, facts)
+    rows = plan(cfg, variables, facts, pipeline.size)
     recipe.scale([v.name for v in variables])
     recipe.require_levels(pipeline.denoiser.schedule)
     watch = watcher(cfg, pipeline.size)
@@ -123,7 +130,7 @@ def sample(cfg: SampleConfig) -> None:
     mine = missing[distributed.rank() :: distributed.world()]
     sets = {} if distributed.rank() else unfinished(out, rows, whole, watch)
     chroma, due, behind = [], set(sets), Behind(precision.device)
-    pipeline = compiled(pipeline, cfg.compile, len(mine) * recipe.taken)
+    pipeline = compiled(pipeline, cfg.compile, len(mine) * recipe.calls)
     steps = sum(map(len, mine)) * (recipe.taken + 1)  # images that are drawn again come on top
     with tqdm(total=steps, desc="sampling", unit="step", disable=bool(distributed.rank())) as bar:
         for batch in mine:
@@ -238,19 +245,31 @@ def finish(cfg: SampleConfig, rows: list[dict], variables: list, model: str, fac
               "(rejects-*.jsonl names them)")
 
 
-def plan(cfg: SampleConfig, variables: list, facts: dict) -> list[dict[str, str]]:
-    """The rows to make: of a CSV, or drawn."""
+def plan(cfg: SampleConfig, variables: list, facts: dict, size: int) -> list[dict[str, str]]:
+    """The rows to make: of a CSV, of real images, or drawn."""
+    edited = {"change": cfg.change, "invert": cfg.invert, "mask": cfg.mask,
+              "resample": cfg.resample > 1}
+    for name in edited:
+        if edited[name] and not cfg.origin:
+            raise InputError(f"--{name} needs --origin DATA, the real images to begin at")
+    if cfg.resample > 1 and not cfg.mask:
+        raise InputError(f"--resample {cfg.resample} needs --mask DIR, which says what is kept")
     if cfg.rows:
-        if cfg.label or cfg.given or cfg.independent or cfg.like or cfg.sets:
+        if cfg.label or cfg.given or cfg.independent or cfg.like or cfg.sets or cfg.origin:
             raise InputError("--rows says all about the images: leave out --label, --given, "
-                             "--independent, --like, --sets")
+                             "--independent, --like, --sets, --origin")
         return plans.plan_rows(cfg.rows, variables, facts["rows"], cfg.seed)
     if cfg.origin:
-        if cfg.independent:
+        if cfg.independent or cfg.given:
             raise InputError("--origin: each image keeps its own conditions; leave out "
-                             "--independent")
+                             f"--{'independent' if cfg.independent else 'given'}, and name what "
+                             "becomes another by --change")
         known = read_table(cfg.origin, cfg, split=False).rows
-        return plans.plan_origin(known, variables, cfg.label, cfg.per_label, cfg.seed)
+        rows, said = edits.plan(known, variables, cfg.label, cfg.per_label, change=cfg.change,
+                                mask=cfg.mask, size=size, seed=cfg.seed)
+        if said and not distributed.rank():
+            print(said, file=sys.stderr)
+        return rows
     like = read_table(cfg.like, cfg, split=False).rows if cfg.like else None
     return plans.plan(variables, facts["rows"], like=like, labels=cfg.label,
                       per_label=cfg.per_label, sets=cfg.sets, given=cfg.given,
@@ -289,7 +308,7 @@ def recipe_of(cfg: SampleConfig) -> Recipe:
                          ) from None
     return Recipe(cfg.sampler, cfg.ladder, cfg.steps, cfg.guidance, cfg.eta,
                   cfg.interval or EVERYWHERE, cfg.rescale, scales,
-                  strength=cfg.strength if cfg.origin else 1.0, churn=cfg.churn)
+                  cfg.strength if cfg.origin else 1.0, cfg.invert, cfg.resample, cfg.churn)
 
 
 VERBS = {"sample": (SampleConfig, sample), "verify": (VerifyConfig, verify),

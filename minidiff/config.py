@@ -33,7 +33,7 @@ from minidiff.runs import read_json
 
 BOUNDS = {  # a knob of one name has one range in all scripts; both ends are allowed
     **dict.fromkeys(("steps", "batch", "rank", "accumulate", "log_every", "save_every", "per_label",
-                     "k", "seeds", "repeats", "shown"), (1, math.inf)),
+                     "k", "seeds", "repeats", "shown", "resample"), (1, math.inf)),
     **dict.fromkeys(("kl", "edges", "augment", "min_snr", "views", "sets", "snapshots"), (0, 1e6)),
     **dict.fromkeys(("drop", "drop_each", "eta", "balance", "rescale"), (0, 1)),
     **dict.fromkeys(("lr", "clip", "alpha"), (1e-12, 1e6)),

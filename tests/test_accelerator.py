@@ -156,15 +156,21 @@ def test_no_sampler_waits_within_a_step(tiny, out):
     norm.LARGE = 0  # the norms of large tensors, for small ones
     pipeline, facts = open_pipeline(tiny / "diffusion", "sim", "bf16")
     labels = encode(pipeline.conditioner.variables, facts["rows"][:2])
-    for recipe in (*(Recipe(name, steps=4, rescale=0.5) for name in TABLE),
-                   Recipe("ddim", steps=4, eta=1.0, interval=(0.5, 4.0)),
-                   Recipe("euler", steps=4, scales={"label": 3.0})):
+    half = torch.zeros(2, 1, 32, 32, dtype=torch.bool)
+    half[..., 16:] = True
+    real = {"origin": torch.arange(6144).remainder(251).to(torch.uint8).view(2, 3, 32, 32)}
+    for recipe, given in (
+            *((Recipe(name, steps=4, rescale=0.5), {}) for name in TABLE),
+            (Recipe("ddim", steps=4, eta=1.0, interval=(0.5, 4.0)), {}),
+            (Recipe("euler", steps=4, scales={"label": 3.0}), {}),
+            (Recipe("ddim", steps=4, invert=True), real),
+            (Recipe("dpmpp_2m_sde", steps=4, resample=2), {**real, "mask": half})):
         found, before = [], simdev.waits.copy()
-        for z in pipeline.latents(labels, [0, 1], recipe):
+        for z in pipeline.latents(labels, [0, 1], recipe, **given):
             found.append(simdev.waits - before)
             assert z.device.type == "sim" and z.isfinite().all(), recipe
             before = simdev.waits.copy()
-        hold(found[1:], Counter())  # the first sends labels and noise
+        hold(found[1:], Counter())  # the first sends labels, noise and original
     before = simdev.waits.copy()
     made, = pipeline.images(labels, [0, 1], Recipe(steps=2), batch=2)
     assert made.device.type == "cpu"

@@ -32,6 +32,7 @@ def samples(tmp_path):
                      "seed": 100 + k, "sex": "FM"[k % 2], "age": ["", "69", "7.5", "90"][k],
                      "view": "PA", "finding": ["", "", "", "Fundé > 3 µm"][k],
                      "origin": ["", "", "", "/home/real.png"][k],
+                     "change": ["", "", "", "sex=other"][k], "before_sex": ["", "", "", "F"][k],
                      "sampler": "dpmpp_2m", "steps": 16, "guidance": 1.5})
         images.write(folder / rows[-1]["file_name"], image)
     write_table(folder / "metadata.csv", rows)
@@ -74,7 +75,8 @@ def test_pixels_come_back_and_every_file_says_what_it_is(samples, tmp_path):
     assert ages == ["", "069Y", "007Y", "090Y"]
     last = pydicom.dcmread(files(tmp_path / "out")[-1])
     assert "finding=Fundé > 3 µm" in last.ImageComments
-    assert "Drawn from a real image" in last.DerivationDescription
+    assert "Drawn from a real image, changed to sex=other, by" in last.DerivationDescription
+    assert "sex=M" in last.ImageComments and "before" not in last.ImageComments
     assert "Drawn from noise" in pydicom.dcmread(files(tmp_path / "out")[0]).DerivationDescription
 
 

@@ -147,11 +147,30 @@ def test_files_of_other_models(tmp_path, names, message):
     refused(small(tmp_path / "x.safetensors", names), message)
 
 
-def test_inpainting_and_foreign_widths(tmp_path):
-    state = state_of("ldm", "SD 1.x")
-    name = "model.diffusion_model.input_blocks.0.0.weight"
-    refused(sd.write_safetensors(tmp_path / "in.safetensors",
-                                 {**state, name: torch.zeros(32, 9, 3, 3)}), "9 input channels")
+@pytest.mark.parametrize("channels, task, instead", [
+    (9, "a UNet for inpainting", "--mask DIR`"), (8, "a UNet for editing", "--change`"),
+    (5, "a UNet for depth", "made from"), (7, "a UNet for enlarging", "made from"),
+])
+def test_unets_of_other_tasks_are_refused_with_what_does_that_here(tmp_path, channels, task,
+                                                                   instead):
+    """An LDM file, a diffusers folder by its config and by its weights, and a UNet on top."""
+    first, whole = torch.zeros(32, channels, 3, 3), sd.originals("SD 1.x")
+    ldm = {**state_of("ldm", "SD 1.x"), "model.diffusion_model.input_blocks.0.0.weight": first}
+    found = [refused(sd.write_safetensors(tmp_path / "in.safetensors", ldm))]
+    good = sd.write_folder(tmp_path / "f", *whole)
+    unet = sd.write_safetensors(tmp_path / "unet.safetensors",
+                                {**whole[0].state_dict(), "conv_in.weight": first})
+    with pytest.raises(InputError) as caught:
+        load_sd(good, unet=unet)
+    found.append(str(caught.value))
+    shutil.copy(unet, next((good / "unet").glob("*.safetensors")))
+    found.append(refused(good))
+    file = good / "unet/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "in_channels": channels}))
+    found.append(refused(good, str(file)))
+    for said in found:
+        assert f"{channels} input channels, {task}" in said and said.endswith(instead), said
+    assert str(unet) in found[1]
 
 
 def test_folders_of_other_models(tmp_path):
@@ -167,7 +186,7 @@ def test_folders_of_other_models(tmp_path):
     for change, message in (
             ({"addition_embed_type": "text_time"}, "addition_embed_type 'text_time' is not known"),
             ({"norm_eps": 1e-6}, "norm_eps 1e-06"),
-            ({"act_fn": "gelu"}, "act_fn 'gelu'"), ({"in_channels": 9}, "in_channels 9"),
+            ({"act_fn": "gelu"}, "act_fn 'gelu'"), ({"in_channels": 6}, "in_channels 6"),
             ({"block_out_channels": [10**9] * 3}, "not possible"),
             ({"layers_per_block": 10**6}, "not possible"),
             ({"block_out_channels": "x"}, "not possible"),

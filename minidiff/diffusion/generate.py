@@ -1,7 +1,8 @@
 """Labels + seeds → uint8 images, the one path of train.py, sample.py and evaluate.py; and back.
 
     latents, images   noise → z → pixels; with `origin` they begin at real images
-                      (SDEdit, Meng et al. 2022)
+                      (SDEdit, Meng et al. 2022), with `recipe.invert` at their own noise,
+                      with `mask` they are made anew in places only
     invert            real images → the noise that ddim leads back to them
                       (Song, Meng & Ermon 2021, section 4.3)
 """
@@ -11,13 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoise, Denoiser
 from minidiff.diffusion.guidance import EVERYWHERE, Arrows, guided
+from minidiff.diffusion.inpainting import keeping, resampled
 from minidiff.diffusion.samplers import NOISY, SAMPLERS, Sampler, SeededNoise, ddim
 from minidiff.diffusion.schedule import LADDERS, Ladder, Schedule
 from minidiff.diffusion.vae import VAE
@@ -42,6 +46,8 @@ class Recipe:
     rescale: float = 0.0                         # 0 … 1, how far guidance keeps the output's std
     scales: Mapping[str, float] = field(default_factory=dict, hash=False)  # guidance by variable
     strength: float = 1.0                        # above 0 … 1, share of steps from a real image
+    invert: bool = False                         # from the real image's own noise, not the seed's
+    resample: int = 1                            # 1 or more, times that each step is taken
     churn: float = 0.0                           # 0 or more, noise renewed in heun: EDM's S_churn
 
     def __post_init__(self):
@@ -65,6 +71,14 @@ class Recipe:
             f"interval {' to '.join(f'{s:g}' for s in interval)}: two noise levels, 0 or more, the "
             "lower one first": len(interval) == 2 and 0 <= interval[0] < interval[1],
             f"strength {self.strength:g}: above 0, 1 at the most": 0 < self.strength <= 1,
+            f"invert: {self.sampler}{f' of eta {self.eta:g}' * bool(self.eta)}"
+            f"{f' of churn {self.churn:g}' * bool(self.churn)} draws fresh noise, "
+            "which leads away from an image that was inverted; choose one of "
+            f"{', '.join(sorted(SAMPLERS.keys() - NOISY))}":
+                not (self.invert and (self.eta or self.churn or self.sampler in NOISY)),
+            f"resample {self.resample}: 1 or more": self.resample >= 1,
+            f"churn {self.churn:g}: a share of all steps, and resample {self.resample} takes each "
+            "by itself": not self.churn or self.resample == 1,
             **{f"scale {name}={scale:g}: 0 or more": 0 <= scale < math.inf
                for name, scale in scales.items()},
         }
@@ -76,6 +90,11 @@ class Recipe:
     def taken(self) -> int:
         """Steps that are run: the last ⌊steps·strength⌋ of the ladder, as in diffusers."""
         return int(self.steps * self.strength)
+
+    @property
+    def calls(self) -> int:
+        """Steps of the network for a batch: each as often as it is taken, and on the way up."""
+        return self.taken * (self.resample + self.invert)
 
     def require_levels(self, schedule: Schedule) -> None:
         if self.steps > len(schedule):
@@ -123,45 +142,57 @@ class Pipeline:
 
     @torch.no_grad()
     def latents(self, labels: Labels, seeds: Sequence[int], recipe: Recipe, *,
-                origin: Tensor | None = None, noise: Tensor | None = None,
+                origin: Tensor | None = None, before: Labels | None = None,
+                mask: Tensor | None = None, noise: Tensor | None = None,
                 arrows: Arrows | None = None) -> Iterator[Tensor]:
         """The denoised estimate after each of recipe.taken steps, then the finished latents.
 
         All are (N, 4, h, w); image k depends on its seed and labels alone. `origin` holds real
         images, uint8 (N, 3, size, size), or their latents: the ladder begins at recipe.strength, at
         z + σ·noise. Strength 1 keeps nothing of them; one that leaves no step gives them back.
-        `noise` (N, 4, h, w) replaces the seeds' own, e.g. by that of `invert`. `arrows`: see
-        `guided`.
+        `noise` (N, 4, h, w) replaces the seeds' own; `recipe.invert` that of `invert` under the
+        labels `before`. `mask`, bool (N, 1, size, size), says which pixels are made anew: a latent
+        cell is, if any of its pixels is, and the others stay. `arrows`: see `guided`.
         """
-        if origin is None and noise is None and recipe.strength < 1:
-            raise InputError(f"strength {recipe.strength:g} is the share of steps from a real "
-                             "image, and there is none")
+        self._check(recipe, origin, mask, noise)
         fresh = SeededNoise(seeds, self._shape, self._device)
         sigmas = self._sigmas(recipe)
+        known = None if origin is None else self.encode(origin)
+        if recipe.invert:
+            noise = self.invert(known, labels if before is None else before, recipe)
         noise = fresh() if noise is None else noise.to(self._device)
         up = (1 + sigmas[0] ** 2).sqrt().item()
-        if origin is None or recipe.strength == 1:
+        if origin is None or recipe.invert or recipe.strength == 1:
             x = noise * up
         elif recipe.taken:
-            x = self.encode(origin) + noise * sigmas[0].item()
+            x = known + noise * sigmas[0].item()
         else:
-            x = self.encode(origin) * up
+            x = known * up
         options = {name: share for name in ("eta", "churn") if (share := getattr(recipe, name))}
         if options or recipe.sampler in NOISY:
             options["noise"] = fresh
         denoise = self._guided(labels, len(seeds), recipe, arrows)
-        steps = SAMPLERS[recipe.sampler](denoise, x, sigmas, **options)
+        if mask is not None:
+            new = F.max_pool2d(send(mask.float(), self._device), self.vae.factor)
+            x = torch.lerp(known + noise * sigmas[0].item(), x, new)
+            denoise = keeping(denoise, known, new)
+        sampler = partial(SAMPLERS[recipe.sampler], denoise, **options)
+        steps = (sampler(x, sigmas) if recipe.resample == 1 else
+                 resampled(sampler, x, sigmas, recipe.resample, fresh))
         for x, denoised in steps:  # noqa: B007 (the last x is used below)
             yield denoised
-        yield x / (1 + sigmas[-1] ** 2).sqrt().item()  # the public ladder ends at σ(0) = .029
+        x = x / (1 + sigmas[-1] ** 2).sqrt().item()  # the public ladder ends at σ(0) = .029
+        yield x if mask is None else torch.lerp(known, x, new)
 
     @torch.no_grad()
     def images(self, labels: Labels, seeds: Sequence[int], recipe: Recipe, *, batch: int = 50,
                progress: Callable[[int], object] = lambda n: None, origin: Tensor | None = None,
+               before: Labels | None = None, mask: Tensor | None = None,
                noise: Tensor | None = None, decode_batch: int = 0,
                rejects: list[int] | None = None) -> Iterator[Tensor]:
         """Yield uint8 (n, 3, size, size) on the CPU, batch by batch; `progress(n)` after each step.
 
+        See `latents`. Pixels outside a mask are those of `origin`, which must hold images then.
         A non-finite image raises TrainingFault. With a list of `rejects`, its place in `seeds` is
         added there instead, before its batch is yielded; its pixels mean nothing then. A GPU is
         waited for once a batch, when all of it is under way.
@@ -170,10 +201,11 @@ class Pipeline:
             places = range(start, min(start + batch, len(seeds)))
             n = len(places)
             filled = [*places, *[places[-1]] * (batch - n if self.fill else 0)]
+            given = {"origin": origin, "mask": mask, "noise": noise}
             steps = self.latents({k: v[filled] for k, v in labels.items()},
                                  [seeds[i] for i in filled], recipe,
-                                 origin=None if origin is None else origin[filled],
-                                 noise=None if noise is None else noise[filled])
+                                 before=before and {k: v[filled] for k, v in before.items()},
+                                 **{k: v[filled] for k, v in given.items() if v is not None})
             for z in steps:  # noqa: B007 (the last z is used below)
                 progress(n)
             made, finite = [], []
@@ -186,7 +218,12 @@ class Pipeline:
                 require_finite(whole)
             else:
                 rejects += [i for i, good in zip(places, whole.tolist()) if not good]
-            yield torch.cat(made).cpu()
+            pixels = torch.cat(made).cpu()
+            if mask is not None:
+                assert origin.dtype == torch.uint8, "a mask keeps pixels, and latents have none"
+                pixels = torch.where(mask[places.start : places.stop].cpu(), pixels,
+                                     origin[places.start : places.stop].cpu())
+            yield pixels
 
     @torch.no_grad()
     def invert(self, origin: Tensor, labels: Labels, recipe: Recipe) -> Tensor:
@@ -198,8 +235,10 @@ class Pipeline:
         variance-preserving model, x/√(1+σ²).
         """
         sigmas = self._sigmas(recipe).flip(0)
-        x = self.encode(origin) * (1 + sigmas[0] ** 2).sqrt().item()
-        *_, (x, _) = ddim(self._guided(labels, len(x), Recipe(guidance=1.0)), x, sigmas)
+        start = x = self.encode(origin) * (1 + sigmas[0] ** 2).sqrt().item()
+        denoise = self._guided(labels, len(start), Recipe(guidance=1.0))
+        for x, _ in ddim(denoise, start, sigmas):  # noqa: B007 (the last x is used below)
+            pass
         return x / (1 + sigmas[-1] ** 2).sqrt().item()
 
     @torch.no_grad()
@@ -215,6 +254,22 @@ class Pipeline:
         parts = (to_float(part.to(self._device).expand(-1, 3, -1, -1))
                  for part in origin.split(min(DECODE, at_once(self.size))))
         return torch.cat([self.vae.encode(part).mean for part in parts])
+
+    def _check(self, recipe: Recipe, origin: Tensor | None, mask: Tensor | None,
+               noise: Tensor | None) -> None:
+        """What a recipe asks for must be there."""
+        missing = {
+            f"strength {recipe.strength:g} is the share of steps from a real image, and there is "
+            "none": recipe.strength < 1 and origin is None and noise is None,
+            "invert begins at a real image, and there is none": recipe.invert and origin is None,
+            "a mask says where a real image is made anew, and there is none":
+                mask is not None and origin is None,
+            f"resample {recipe.resample} joins what is new to what a mask keeps, and there is no "
+            "mask": recipe.resample > 1 and mask is None,
+        }
+        for what, absent in missing.items():
+            if absent:
+                raise InputError(what)
 
     def _guided(self, labels: Labels, n: int, recipe: Recipe,
                 arrows: Arrows | None = None) -> Denoise:

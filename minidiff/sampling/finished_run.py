@@ -11,6 +11,7 @@ from minidiff.data import images
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.names import on_disk
+from minidiff.sampling import edits
 from minidiff.sampling.plan import Row, encode
 from minidiff.training.compiling import Compile, wanted
 from minidiff.training.device import pick_device
@@ -57,10 +58,15 @@ def make_images(pipeline: Pipeline, rows: Sequence[Row], recipe: Recipe, *,
                 seeds: Sequence[int] | None = None, batch: int = 50,
                 progress: Callable[[int], object] = lambda n: None,
                 rejects: list[int] | None = None) -> Tensor:
-    """uint8 (n, 3, S, S), an image a row: by its seed, or one of `seeds`, and from its origin."""
-    squares = [torch.tensor(images.square(images.read(on_disk(row["origin"])), pipeline.size))
-               for row in rows if row.get("origin")]
-    origin = torch.stack([x.expand(3, -1, -1) for x in squares]) if squares else None
+    """uint8 (n, 3, S, S), an image a row: by its seed, or one of `seeds`, and from its origin, in
+    its mask where it has one."""
+    variables, size = pipeline.conditioner.variables, pipeline.size
+    origins = [images.read(on_disk(row["origin"])) for row in rows if row.get("origin")]
+    squares = [torch.tensor(images.square(origin, size)).expand(3, -1, -1) for origin in origins]
+    masks = [edits.read_mask(on_disk(row["mask"]), origin, size)
+             for row, origin in zip(rows, origins) if row.get("mask")]
     return torch.cat(list(pipeline.images(
-        encode(pipeline.conditioner.variables, rows), seeds or [int(row["seed"]) for row in rows],
-        recipe, batch=batch, origin=origin, progress=progress, rejects=rejects)))
+        encode(variables, rows), seeds or [int(row["seed"]) for row in rows], recipe, batch=batch,
+        origin=torch.stack(squares) if squares else None,
+        before=encode(variables, [edits.before(row) for row in rows]) if recipe.invert else None,
+        mask=torch.stack(masks) if masks else None, progress=progress, rejects=rejects)))

@@ -14,7 +14,7 @@ tells nothing about source, view or age.
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from math import lcm
 
@@ -76,17 +76,24 @@ def plan_rows(path: str, variables: Sequence[var.Variable], known: Sequence[Row]
 
 
 def plan_origin(known: Sequence[Row], variables: Sequence[var.Variable], labels: Sequence[str],
-                per_label: int, seed: int = 0) -> list[Row]:
-    """Up to `per_label` real images of each label to begin at, with their own conditions."""
+                per_label: int, seed: int = 0,
+                edit: Callable[[Row], Row | None] | None = None) -> list[Row]:
+    """Up to `per_label` real images of each label to begin at, with their own conditions, or with
+    those that `edit` makes of them; None leaves one out."""
+    def begun(row: Row) -> Row:
+        return {"label": row["label"], **_spelled(variables, row, row["file"]),
+                "origin": text(row["file"])}
+
     rows, there = [], sorted({row["label"] for row in known})
     for label in rejoined(labels, there.__contains__) or there:
         pool = [row for row in known if row["label"] == label]
         if not pool:
             raise InputError(f"--label {label}: the images of --origin have {', '.join(there)}")
+        if edit:
+            pool = [row for row in map(edit, map(begun, pool)) if row]
         n = min(per_label, len(pool))
-        rows += [{"label": label, **_spelled(variables, row, row["file"]),
-                  "origin": text(row["file"])}
-                 for row in (pool[i * len(pool) // n] for i in range(n))]
+        picked = [pool[i * len(pool) // n] for i in range(n)]
+        rows += picked if edit else map(begun, picked)
     return numbered(rows, seed)
 
 

@@ -32,7 +32,8 @@ NOTICE = "SYNTHETIC - NOT A PATIENT"
 LINES = (NOTICE, "SYNTHETIC -\nNOT A PATIENT", "SYNTHETIC\nNOT A\nPATIENT")  # the first that fits
 SPACE = uuid.UUID("5f0d5a9e-6f1f-4d55-9d0e-6d6e69646966")  # of our UIDs: any fixed one
 RECIPE = ("sampler", "steps", "guidance")  # columns that say how an image was drawn
-OTHER = (*RESERVED, *RECIPE, "source", "origin", "outside_training")  # not conditions
+OTHER = (*RESERVED, *RECIPE, "source", "origin", "mask", "change",
+         "outside_training")  # not conditions
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
 
     channels, height, width = pixels.shape
     conditions = "; ".join(f"{name}={cell}" for name, cell in row.items()
-                           if name not in (*OTHER, "file", "where") and cell)
+                           if name not in (*OTHER, "file", "where") and cell
+                           and not name.startswith("before_"))
     recipe = "; ".join(f"{name} {row[name]}" for name in ("seed", *RECIPE) if row.get(name))
     start = "from a real image, changed" if row.get("origin") else "from noise"
+    start += f" to {row['change']}" if row.get("change") else ""
     data = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
     elements = _identity(row, key=f"{model} {row.get('seed', '')} {row['file_name']} "
                          f"{uuid.uuid5(SPACE, pixels.tobytes().hex())}") | {

@@ -13,7 +13,7 @@ from minidiff.diffusion import clip as clips
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion import vae as vaes
 from minidiff.diffusion.public.ldm import SCALE, take_vae
-from minidiff.diffusion.public.reader import Contents, Reader, on_meta, possible
+from minidiff.diffusion.public.reader import Contents, Reader, on_meta, possible, require_plain
 from minidiff.diffusion.public.weights import Weights, read_file, read_json, read_weights, unwrapped
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError, first_few
@@ -78,6 +78,7 @@ def read_unet_folder(folder: Path, ema: str) -> Contents:
     described = read_json(path)
     if (kind := described.get("_class_name", "UNet2DConditionModel")) != "UNet2DConditionModel":
         raise InputError(f"{path} is of {kind!r}, not of a UNet")
+    require_plain(described.get("in_channels"), path)
     with possible(path):
         config = unet_config(described)
     net = on_meta(unets.UNet, config, path)

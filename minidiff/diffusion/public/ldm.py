@@ -89,10 +89,6 @@ def architecture(weights: Weights) -> tuple[str, tuple]:
     if first is None:
         what = "only a VAE" if vae_prefix(weights) is not None else "no Stable Diffusion UNet"
         raise InputError(f"{path} holds {what}; a model of SD 1.x or 2.x is needed")
-    conv_in = tensors.get(keys.UNET + "input_blocks.0.0.weight")
-    if conv_in is not None and conv_in.ndim == 4 and conv_in.shape[1] in (5, 7, 8, 9):
-        raise InputError(f"{path}: {conv_in.shape[1]} input channels (inpainting, depth or "
-                         "editing) are not supported; 4 are")
     width = tensors[first].shape[-1] if tensors[first].ndim else 0
     proj_in = tensors.get(first.split("transformer_blocks")[0] + "proj_in.weight")
     found = [name for name, (unet, *_) in PUBLIC.items() if unet.context_dim == width]

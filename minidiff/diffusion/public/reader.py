@@ -56,6 +56,12 @@ class Contents:
     prediction: str | None = None
     prediction_from: str = ""
 
+OTHER_TASKS = {  # input channels of a UNet: what it is for, and what does that here
+    5: ("depth", ""), 7: ("enlarging", ""),
+    8: ("editing by instructions", ", and edit by `sample.py --origin DATA --change`"),
+    9: ("inpainting", ", and inpaint by `sample.py --origin DATA --mask DIR`"),
+}
+
 
 class Reader:
     """The ledger of one file: `take` and `ignore` account for tensors, `finish` for the rest."""
@@ -83,6 +89,9 @@ class Reader:
         A name (n, i) stands for the i-th third of tensor n. With `matrices`, a weight (a, b) may
         lie there as (a, b, 1, 1).
         """
+        first = self.weights.tensors.get(names.get("conv_in.weight"))  # of a UNet
+        if first is not None and first.ndim == 4:
+            require_plain(first.shape[1], self.weights.path)
         filled, used = {}, {}
         for ours, expected in net.state_dict().items():
             name, third = names[ours] if isinstance(names[ours], tuple) else (names[ours], None)
@@ -128,6 +137,14 @@ class Reader:
         if faults:
             raise InputError(f"{self.weights.path}: the tensors are not those of this model; "
                              f"{'; '.join(faults)}")
+
+
+def require_plain(channels: object, path: Path) -> None:
+    """Refuse a UNet that is given more than the noisy latents: that of another task."""
+    for known, (task, instead) in OTHER_TASKS.items():
+        if channels == known:
+            raise InputError(f"{path}: {known} input channels, a UNet for {task}, are not "
+                             f"supported; name the model of 4 that it was made from{instead}")
 
 
 class Uninitialised(TorchFunctionMode):
