@@ -1,8 +1,10 @@
 """The report's page: every section with and without its input, and rendered again from files."""
 
+import base64
 import json
 import math
 import re
+import struct
 from html.parser import HTMLParser
 
 import numpy as np
@@ -158,6 +160,70 @@ def test_the_tiles_of_a_sheet_are_128_pixels_or_more(size, side, tmp_path):
     x = torch.randint(0, 255, (8, 3, size, size), dtype=torch.uint8)
     (tmp_path / "x.png").write_bytes(pictures.sheet(x))
     assert images.read(tmp_path / "x.png").shape[1:] == (2 * side + 4, 6 * side + 20)
+
+
+@pytest.mark.parametrize("size, shown", [(64, 64), (511, 511), (512, 256), (800, 266)])
+def test_images_of_512_pixels_and_more_are_shown_reduced(size, shown):
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8))
+    (pair,) = pictures.pairs([{"fake": 0, "train": 1}], {"synthetic": x, "train": x})
+    assert pair == tuple(images.png_bytes(pictures.reduced(image)) for image in x)
+    assert pictures.reduced(x).shape == (2, 3, shown, shown)
+    if size == shown:
+        assert pair == tuple(map(images.png_bytes, x))
+    else:
+        k = size // shown
+        assert float(pictures.reduced(x)[1, 2, 0, 1]) == round(x[1, 2, :k, k : 2 * k].double()
+                                                               .mean().item())
+
+
+def test_a_page_that_would_be_too_large_shows_all_its_images_at_one_smaller_scale_and_says_so():
+    rng = np.random.default_rng(0)
+    noise = [images.png_bytes(rng.integers(0, 256, shape, np.uint8))
+             for shape in ((64, 64), (3, 64, 64), (128, 40)) for _ in range(3)]
+    chart = images.png_bytes(np.repeat(np.arange(300, dtype=np.uint8)[None] // 2, 200, 0))
+    page = "<h1></h1><nav></nav>" + "".join(
+        f'<img alt="data:image/png;base64,A" src="{pages.data_uri(png)}">'
+        for png in [chart, *noise])
+    assert pages.fitted(page, len(page)) == page
+    for most in (len(page) * 9 // 10, len(page) // 2, len(page) // 6):
+        small = pages.fitted(page, most)
+        assert most / 2 < len(small.encode()) <= most
+        found = [base64.b64decode(text) for text in pages.PICTURE.findall(small)]
+        sides = np.array([struct.unpack(">II", png[16:24]) for png in found[1:]])
+        assert found[0] == chart and len(found) == 10
+        share = float(re.search(r"shown at ([\d.]+) % of\s+their width", small)[1]) / 100
+        assert np.abs(sides - share * np.array([(64, 64)] * 6 + [(40, 128)] * 3)).max() <= 1
+        assert small.index("shown at") < small.index("<nav>")
+
+
+def test_a_picture_with_equal_channels_is_made_smaller_in_grey():
+    grey = np.random.default_rng(0).integers(0, 256, (1, 32, 32), np.uint8)
+    small = images.smaller(images.png_bytes(grey.repeat(3, 0)), 0.5)
+    assert small == images.smaller(images.png_bytes(grey), 0.5)
+    assert struct.unpack(">IIBB", small[16:26]) == (16, 16, 8, 0)
+    page = f'<nav></nav><img src="{pages.data_uri(images.png_bytes(grey.repeat(3, 0)))}">'
+    found = pages.fitted(page, len(page) - 1)   # as large as before
+    assert found == f'<nav></nav><img src="{pages.data_uri(images.png_bytes(grey))}">'
+
+
+@pytest.mark.slow
+def test_the_page_of_noise_at_512_pixels_has_less_than_10_mb(tmp_path):
+    """Noise cannot be compressed: no real image takes more."""
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 3, 512, 512), np.uint8))
+    triples = 10 * pictures.pairs([{"fake": k, "train": k + 1, "heldout": k + 2} for k in range(5)],
+                                  dict.fromkeys(("synthetic", "train", "heldout"), x))
+    strip = {"condition": "sex", "value": "F", "n": 9, "m": 8, "shown": 16,
+             **dict.fromkeys(("heldout", "synthetic"), pictures.sheet(x))}
+    shot = {"png": triples[0][0], "label": "normal", "d": 1.0, "p": None}
+    result = bare()
+    result["data"]["size"] = 512
+    page = report.write(tmp_path, result, {
+        "labels": [strip] * 3, "grids": [strip] * 3, "pairs": triples[:20], "best": [shot] * 12,
+        "worst": [shot] * 12, "beside": triples[20:28], "collection": [strip] * 6,
+        "named": triples[28:40]})
+    assert (tmp_path / "pictures.json").stat().st_size > 5e7
+    assert 5e6 < page.stat().st_size < 1e7
+    assert "512 pixels a side and are shown with 256" in Page(page.read_text()).text
 
 
 def test_marks():

@@ -283,7 +283,8 @@ def test_quick_numbers_of_each_set(tiny, tmp_path):
     sample.sample(sample.SampleConfig(run=str(tiny / "diffusion"), out=str(out), per_label=8,
                                       steps=2))
     numbers = json.loads((out / "sheets" / "set_0001.json").read_text())
-    assert {"n", "n_real", "KD", "KD_floor_95", "nearest"} == set(numbers) and numbers["n"] == 24
+    assert {"n", "n_real", "KD", "KD_floor_95", "nearest", "of"} == set(numbers)
+    assert numbers["n"] == 24
     assert numbers["KD"] > numbers["KD_floor_95"]  # six steps of training make no phantoms
 
 

@@ -7,11 +7,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from minidiff import hashes
+from minidiff.classification.predictor import Predictor
 from minidiff.data import images
+from minidiff.data.dataset import Images
+from minidiff.data.table import Table
+from minidiff.evaluation.quick import Quick
 from minidiff.hashes import hashes_of
 from minidiff.sampling import sheets
+from minidiff.variables import Category
 
 
 @pytest.fixture
@@ -70,12 +76,51 @@ def test_the_set_of_an_image_that_changed_is_made_again(made, damage, left, ther
     assert set(sheets.unfinished(out, rows, whole, None)) == left
 
 
-def test_a_set_without_its_sheet_and_with_a_watch_every_set_is_made_again(made):
+def test_a_set_without_its_sheet_is_made_again(made):
     out, rows = made
     (out / "sheets/set_0003.png").unlink()
     whole = sheets.as_written(out, rows, rehash=False)
     assert set(sheets.unfinished(out, rows, whole, None)) == {"3"}
-    assert set(sheets.unfinished(out, rows, whole, object())) == {"1", "2", "3"}
+
+
+def watch(folder, judge=None, seed=0):
+    """Quick numbers against 24 real images of noise, half of them held out."""
+    x = np.random.default_rng(seed).integers(0, 256, (24, 8, 8), np.uint8)
+    rows = [{"file": str(folder / f"{seed}-{k}.png"), "label": "a", "patient": str(k),
+             "split": "train" if k % 2 else "test"} for k in range(24)]
+    for row, image in zip(rows, x):
+        images.write(row["file"], image)
+    pixels = torch.from_numpy(x)[:, None].expand(-1, 3, -1, -1)
+    return Quick(*(Images(Table(rows[k::2]), pixels[k::2]) for k in (1, 0)), judge)
+
+
+def test_quick_numbers_are_kept_until_what_they_depend_on_changes(made, tmp_path):
+    out, rows = made
+    real, every = watch(tmp_path / "real"), {"1", "2", "3"}
+    assert finish(out, rows, every, set(), real) == set()
+    numbers = json.loads((out / "sheets/set_0002.json").read_text())
+    assert numbers["n"] == 4 and len(numbers["of"]) == 64
+
+    def left(watch=real):
+        return set(sheets.unfinished(out, rows, set(), watch))
+
+    assert left() == left(watch(tmp_path / "moved")) == set()  # also before there is a manifest
+    assert left(watch(tmp_path / "real", seed=1)) == every
+    judge, other = (Predictor([Category("label", ("a", "b"))], width=8, size=8, seed=seed)
+                    for seed in range(2))
+    assert left(watch(tmp_path / "real", judge)) == every
+    assert finish(out, rows, every, set(), watch(tmp_path / "real", judge)) == set()
+    assert left(watch(tmp_path / "real", judge)) == set()
+    assert left(watch(tmp_path / "real", other)) == left() == every
+    finish(out, rows, every, set(), real)
+    for spoil, number in ((lambda: images.write(out / rows[5]["file_name"], np.eye(8, dtype="u1")),
+                           "2"), ((out / "sheets/set_0003.json").unlink, "3"),
+                          (lambda: (out / "sheets/set_0001.json").write_text("{"), "1"),
+                          ((out / "sheets/set_0001.png").unlink, "1"),
+                          ((out / rows[11]["file_name"]).unlink, "3")):
+        spoil()
+        assert left() == {number}
+        finish(out, rows, every, set(), real)
 
 
 def test_only_complete_sets_that_are_due_are_finished_each_once(made):

@@ -112,6 +112,14 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     return _channels_first(np.asarray(resized))
 
 
+def smaller(png: bytes, share: float) -> bytes:
+    """A PNG of grey or colour again, with both sides at this share of their pixels."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        size = [max(1, round(side * share)) for side in image.size]
+        small = _to_pil(_to_array(image, {}, 0)).resize(size, Image.Resampling.BICUBIC)
+    return png_bytes(_channels_first(np.asarray(small)))
+
+
 def grid(images: np.ndarray | Tensor, columns: int, pad: int = 2) -> np.ndarray:
     """uint8 (N,C,H,W) → a sheet of `columns` columns with white lines between: uint8 (C,H',W')."""
     images = np.asarray(images)

@@ -113,7 +113,7 @@ def run(cfg: MonitorConfig, rows: Sequence[Row], sample: Sample) -> dict:
     runs.write_atomic(out / "monitor.png", figures.course_chart(result, log))
     some = np.linspace(0, len(rows) - 1, min(10, len(rows))).astype(int)
     sheet = torch.cat([x[some] for x in made.values()])
-    images.write(out / "seeds.png", images.grid(sheet, columns=len(some)))
+    images.write(out / "seeds.png", images.grid(sheet, columns=len(some)), quick=True)
     print(table(result).text())
     print(f"{out}: {result['choice']['text']}. {said(result['test'])}")
     return result

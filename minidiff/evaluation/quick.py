@@ -11,17 +11,21 @@ real ones have some): that is the price of a filter that judges images one by on
 copying; whether a set holds copies is for `copying.memorisation` to say.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+import minidiff
+from minidiff import runs
 from minidiff.classification.predictor import Predictor
 from minidiff.data.dataset import Images
 from minidiff.errors import InputError
-from minidiff.evaluation.features.extractor import PixelPCA
+from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures
 from minidiff.evaluation.metrics.agreement import reads, recognised
 from minidiff.evaluation.metrics.copying import NEXT, calibrated
 from minidiff.evaluation.metrics.distances import floor, kid, matched
@@ -42,6 +46,7 @@ class Quick:
         self.train, self.held_out = equalised(train.pixels), equalised(held_out.pixels)
         self.usual = self._to_train(self.held_out)
         self.floors: dict[tuple, float] = {}
+        self.tables = train.table, held_out.table
 
     def __call__(self, pixels: Tensor, labels: Sequence[str]) -> dict[str, float]:
         """Numbers of uint8 (n, 3, H, W) and the labels asked for.
@@ -61,6 +66,17 @@ class Quick:
         if reads(self.judge, labels):
             numbers["recognised"] = recognised(self.judge, pixels, labels).float().mean().item()
         return numbers
+
+    def key(self, digests: Sequence[str]) -> str:
+        """SHA-256 of all that the numbers of images with these SHA-256 depend on."""
+        return hashlib.sha256(runs.json_key(
+            images=digests, minidiff=minidiff.__version__, **self._real_and_judge).encode()
+            ).hexdigest()
+
+    @cached_property
+    def _real_and_judge(self) -> dict[str, Any]:
+        return {"real": [table.fingerprint for table in self.tables],
+                "judge": self.judge and PredictorFeatures(self.judge).identity}
 
     def _to_train(self, images: Tensor) -> float:
         return distances(images, self.train).min(1).values.median().item()

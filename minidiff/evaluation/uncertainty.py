@@ -121,7 +121,8 @@ def run(cfg: UncertaintyConfig, sample: Sample) -> dict:
     ends = sorted({*range(len(u))[:5], *range(len(u))[-5:]})
     shown = np.argsort(u, kind="stable")[ends]
     sheet = torch.cat([x[torch.from_numpy(shown)] for x in made])
-    images.write(folder / "sheets" / "uncertainty.png", images.grid(sheet, columns=len(shown)))
+    images.write(folder / "sheets" / "uncertainty.png", images.grid(sheet, columns=len(shown)),
+                 quick=True)
     for c in result["correlations"]:
         print(f"uncertainty in {c['space']} and {c['with']}: rank correlation {num(c['r'])} "
               f"({span(c['low'], c['high'])}; n = {len(table)})")

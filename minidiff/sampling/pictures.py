@@ -64,11 +64,11 @@ def draw_pictures(run: Path, done: int, pipeline: Pipeline, train: Images, *, gu
     draw_losses(run, ["loss", "val_loss", *(f"val_loss_t{quarter}" for quarter in range(4))])
     if distributed.rank() == 0:
         name = f"step_{done:08d}.png"
-        images.write(run / "grids" / name, images.grid(made, columns=8))
+        images.write(run / "grids" / name, images.grid(made, columns=8), quick=True)
         some = made[torch.linspace(0, len(made) - 1, 8).long()]
         nearest = distances(equalised(some), equalised(train.pixels)).argmin(1)
         pairs = torch.cat([some, train.pixels[nearest]])
-        images.write(run / "strips" / name, images.grid(pairs, columns=8))
+        images.write(run / "strips" / name, images.grid(pairs, columns=8), quick=True)
 
 
 def draw_reconstructions(run: Path, real: Tensor, reconstructed: Tensor) -> None:

@@ -1,6 +1,8 @@
 """Sets of samples that are complete: their contact sheets and quick numbers, each made once."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,31 @@ def readable(path: str | Path) -> bool:
 
 def unfinished(out: Path, rows: list[dict], whole: set[str],
                watch: Quick | None) -> dict[str, list[dict]]:
-    """Number → rows of each set, but for those whose sheets are there, all images as they were
-    written; with a watch, of every set, for it may have other numbers now."""
+    """Number → rows of each set, but for those whose sheets are there, of the same images; with a
+    watch, also their numbers, of the same real images and judge."""
     sets: dict[str, list[dict]] = {}
     for row in rows:
         sets.setdefault(row["set"], []).append(row)
+    kept = _kept_numbers(out, sets, watch) if watch else {
+        number for number, of_set in sets.items()
+        if whole.issuperset(row["file_name"] for row in of_set)}
     return {number: of_set for number, of_set in sets.items()
-            if watch or not whole.issuperset(row["file_name"] for row in of_set)
+            if number not in kept
             or not all((out / "sheets" / f"{kind}_{int(number):04d}.png").exists()
                        for kind in ("set", *["pairs"] * ("origin" in of_set[0])))}
+
+
+def _kept_numbers(out: Path, sets: dict[str, list[dict]], watch: Quick) -> set[str]:
+    """The sets whose quick numbers are there and would be the same again."""
+    noted = {}
+    for number in sets:
+        with suppress(InputError):  # not there, or damaged
+            noted[number] = runs.read_json(out / "sheets" / f"set_{int(number):04d}.json").get("of")
+    files = {number: [str(out / row["file_name"]) for row in sets[number]] for number in noted}
+    files = {number: own for number, own in files.items() if all(map(os.path.exists, own))}
+    digests = hashes_of(file for own in files.values() for file in own)
+    return {number for number, own in files.items()
+            if noted[number] == watch.key([digests[file] for file in own])}
 
 
 def finish_sets(cfg: Any, sets: dict[str, list[dict]], due: set[str],
@@ -74,5 +92,7 @@ def finish_sets(cfg: Any, sets: dict[str, list[dict]], due: set[str],
             numbers = {name: value  # a filter's own share would be 100 %
                        for name, value in watch(pixels.expand(-1, 3, -1, -1), labels).items()
                        if name not in cfg.keep}
-            runs.write_json(out / "sheets" / f"set_{name}.json", numbers)
+            digests = [runs.sha256(out / row["file_name"]) for row in of_set]
+            runs.write_json(out / "sheets" / f"set_{name}.json",
+                            {**numbers, "of": watch.key(digests)})
             tqdm.write(f"set {number}: " + ", ".join(f"{k} {v:.3g}" for k, v in numbers.items()))

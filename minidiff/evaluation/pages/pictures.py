@@ -20,7 +20,7 @@ BESIDE = 8        # images beside their nearest real ones
 NAMED = 12        # copies beside the training image that they equal, the nearest
 STRIP = 6         # images in a row
 NEAREST = 5       # held-out images whose mean distance says how far an image lies
-TILE, LARGE = 128, 256   # pixels a side: the least of an image on a strip, and where it is reduced
+TILE, LARGE = 128, 256   # pixels a side: the least of an image on a strip, and of one reduced
 
 
 def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mapping[str, Side],
@@ -37,7 +37,7 @@ def draw(tables: Mapping[str, Table], pixels: Mapping[str, Tensor], sides: Mappi
     for key, way in (("best", order), ("worst", order[::-1])):
         own = [[i for i in way if facts[i]["label"] == name][: max(1, BEST // len(names))]
                for name in names]
-        sheets[key] = [{"png": images.png_bytes(pixels["synthetic"][i]), **facts[i]}
+        sheets[key] = [{"png": images.png_bytes(reduced(pixels["synthetic"][i])), **facts[i]}
                        for i in itertools.chain(*own)]
     labels = {"label": {name: np.array(tables[name].column("label")) for name in tables}}
     return {"labels": strips(labels, pixels, STRIP, seed),
@@ -90,10 +90,20 @@ def strips(groups: Mapping[str, Mapping[str, np.ndarray]], pixels: Mapping[str, 
 
 def sheet(x: Tensor) -> bytes:
     """PNG of uint8 (N,C,S,S) in rows of STRIP; small images are enlarged and large ones reduced."""
-    more, less = -(-TILE // x.shape[-1]), max(1, x.shape[-1] // LARGE)
-    x = F.avg_pool2d(x.float(), less).round().byte()
+    x, more = reduced(x), -(-TILE // x.shape[-1])
     x = x.repeat_interleave(more, -1).repeat_interleave(more, -2)
     return images.png_bytes(images.grid(x, STRIP, pad=4))
+
+
+def reduced(x: Tensor) -> Tensor:
+    """uint8 (…,S,S), of S ≥ 512 with 256 to 384 pixels a side: means of squares of pixels."""
+    less = reduction(x.shape[-1])
+    return x if less == 1 else F.avg_pool2d(x.float(), less).round().byte()
+
+
+def reduction(size: int) -> int:
+    """By how much an image of that side is reduced on a page."""
+    return max(1, size // LARGE)
 
 
 def beside(pixels: Mapping[str, Tensor], seed: int) -> list[tuple[bytes, bytes, bytes]]:
@@ -109,6 +119,6 @@ def beside(pixels: Mapping[str, Tensor], seed: int) -> list[tuple[bytes, bytes, 
 
 def pairs(rows: Sequence[dict], pixels: Mapping[str, Tensor]) -> list[tuple[bytes, ...]]:
     """Synthetic, training and, if it has one, held-out image of each row of numbers."""
-    return [tuple(images.png_bytes(pixels[name][p[key]]) for name, key in (
+    return [tuple(images.png_bytes(reduced(pixels[name][p[key]])) for name, key in (
         ("synthetic", "fake"), ("train", "train"), ("heldout", "heldout")) if key in p)
             for p in rows]

@@ -21,6 +21,7 @@ from minidiff.evaluation.format import distance_names, jsonable, num
 from minidiff.evaluation.metrics.copying import ALPHA, GATE, UNCLEAR
 from minidiff.evaluation.metrics.report_rows import AT_EQUAL_N, FEWEST, NEIGHBOUR
 from minidiff.evaluation.pages import charts
+from minidiff.evaluation.pages.pictures import reduction
 from minidiff.evaluation.verdicts import kind, verdicts
 from minidiff.root import Rooted
 
@@ -90,7 +91,7 @@ def render(result: dict, drawn: dict) -> str:
         result[name] = [{"too_few": r.get("small"), **r} for r in result[name]]
     measured = [r for r in result["distances"] if not r["too_few"]]
     return pages.render("report.html", **{
-        **result, **LIMITS, "with_floors": with_floors,
+        **result, **LIMITS, "with_floors": with_floors, "reduction": reduction,
         "matrix": drawn.get("matrix"), "matrix_maps": charts.matrix_maps,
         "equal": [name for name in AT_EQUAL_N if any(name in r for r in measured)],
         "answers": [{**v, "kind": kind(v)}
