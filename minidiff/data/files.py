@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from minidiff.data import images
 from minidiff.errors import InputError
+from minidiff.pixels import scratch
 
 THUMBNAIL, EDGE, RIM = 8, 64, 4  # px: side of the thumbnail; of an image and its border
 BINS = 64                        # of the histogram of greys
@@ -58,7 +59,7 @@ class Facts(NamedTuple):
 def read_facts(files: Sequence[str | Path], side: int) -> tuple[list[Facts], np.ndarray]:
     """Facts of each file, and the middle of each image as a grey square for the search of copies,
     uint8 (N,side,side); black where a file cannot be read."""
-    squares = np.zeros((len(files), side, side), np.uint8)
+    squares = scratch((len(files), side, side))
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(facts, files, squares), "reading images", len(files),
                          unit=" images", disable=len(files) < 200)), squares

@@ -57,6 +57,7 @@ from minidiff.evaluation.sets import (
     without_labels,
 )
 from minidiff.evaluation.verdicts import KINDS
+from minidiff.pixels import Gathered, Pictures, each
 from minidiff.root import DEMO, Reading, Rooted
 from minidiff.training.device import pick_device
 
@@ -220,9 +221,10 @@ def named(folder: str, among: Sequence[str]) -> str:
 
 def ordered(table: Table, pixels: Tensor) -> Images:
     """Images in the order of their content: the order of files must not reach a number."""
-    keys = [hashlib.sha256(image.tobytes()).digest() for image in pixels.numpy()]
+    keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in each(pixels)]
     order = sorted(range(len(keys)), key=lambda i: (keys[i], table.rows[i]["patient"]))
-    return Images(replace(table, rows=[table.rows[i] for i in order]), pixels[order])
+    return Images(replace(table, rows=[table.rows[i] for i in order]),
+                  Gathered(pixels, index=order))
 
 
 def of(images: Images, label: str, *splits: str) -> Images:
@@ -230,7 +232,7 @@ def of(images: Images, label: str, *splits: str) -> Images:
     index = [i for i, row in enumerate(images.table.rows)
              if row["label"] == label and row["split"] in splits]
     return Images(replace(images.table, rows=[images.table.rows[i] for i in index]),
-                  images.pixels[index])
+                  Gathered(images.pixels, index=index))
 
 
 def training_sources(real: Table) -> dict[str, list[str]]:
@@ -330,7 +332,7 @@ def distances(j: Standard, s: Subset, draws: Mapping) -> dict:
                      for space, (c, _) in own.items()}}
 
 
-def near_spaces(images: Tensor, judge: Predictor | None) -> dict[str, Tensor]:
+def near_spaces(images: Pictures, judge: Predictor | None) -> dict[str, Tensor]:
     """The spaces in which copies are searched for."""
     return pixel_spaces(images, *([PredictorFeatures(judge)] if judge else []))
 
