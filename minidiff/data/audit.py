@@ -43,16 +43,17 @@ COPIES = {                        # kind: level, text
 }
 
 
-def audit(table: Table, *, columns: Sequence[str] = COLUMNS) -> tuple[dict, list[Facts]]:
+def audit(table: Table, *, columns: Sequence[str] = COLUMNS,
+          folder: Path | None = None) -> tuple[dict, list[Facts]]:
     """Everything found about the images of a table (read with split=False, check=False), and the
-    facts of each file.
+    facts of each file, which are kept in `folder` meanwhile.
 
     The result is plain JSON: status ("ok", or "error" if there is a finding of that level),
     findings, files, pairs, tables, baselines, histograms. Images are given by place in the table.
     """
     files = table.column("file")
     side = typical_side(files, SIDE)
-    facts, squares = read_facts(files, side)
+    facts, squares = read_facts(files, side, folder)
     good = [i for i, f in enumerate(facts) if not f.fault]
     if not good:
         raise InputError(f"none of {len(files)} images can be read, e.g. "
