@@ -157,7 +157,7 @@ def test_sets_in_their_order_and_their_parts_share_the_pixels():
         assert len(pixels[:1]) == 1  # what is there counts as held from now on
         held.peak = before = held.now
         found = matrix.ordered(table, pixels)
-        parts = [matrix.of(found, "a", "train"), matrix.of(found, "b", "val", "test")]
+        parts = [found.part("train", label="a"), found.part("val", "test", label="b")]
     assert held.peak - before < 0.1 * pixels[:, :1].numel()
     for part in (found, *parts):
         own = [int(row["file"]) for row in part.table.rows]

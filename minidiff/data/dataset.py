@@ -50,9 +50,10 @@ class Images:
         """SHA-256 of each image: later stages refuse to test on what this one was trained on."""
         return sorted({self.table.hashes[row["file"]] for row in self.table.rows})
 
-    def part(self, *splits: str) -> "Images":
-        """The images of these splits."""
-        index = [i for i, row in enumerate(self.table.rows) if row["split"] in splits]
+    def part(self, *splits: str, label: str = "") -> "Images":
+        """The images of these splits, of one label or of all."""
+        index = [i for i, row in enumerate(self.table.rows)
+                 if row["split"] in splits and label in ("", row["label"])]
         start, stop = (index[0], index[-1] + 1) if index else (0, 0)
         pixels = Gathered(self.pixels, index=index)
         if isinstance(self.pixels, Tensor):  # mapped, a split is a slice; in memory it is copied

@@ -6,7 +6,6 @@ An audit reads every file once and keeps only these and a small square: 12 kB an
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from minidiff.data import images
 from minidiff.errors import InputError
 from minidiff.pixels import scratch
-from minidiff.runs import json_key, write_atomic
+from minidiff.runs import write_atomic
 
 THUMBNAIL, EDGE, RIM = 8, 64, 4  # px: side of the thumbnail; of an image and its border
 BINS = 64                        # of the histogram of greys
@@ -63,15 +62,14 @@ class Facts(NamedTuple):
 def read_facts(files: Sequence[str | Path], side: int,
                folder: Path | None = None) -> tuple[list[Facts], np.ndarray]:
     """Facts of each file, and the middle of each image as a grey square for the search of copies,
-    uint8 (N,side,side); black where a file cannot be read. What is read is kept in `folder`, so
-    that after a kill the same call goes on."""
+    uint8 (N,side,side); black where a file cannot be read. What is read is kept in `folder`, which
+    is of these files alone: after a kill the same call goes on."""
     squares, found = scratch((len(files), side, side)), []
     with ThreadPoolExecutor() as pool, tqdm(desc="reading images", total=len(files),
                                             unit=" images", disable=len(files) < 200) as bar:
         for k in range(0, len(files), SHARD):
             names, own = files[k : k + SHARD], squares[k : k + SHARD]
-            key = json_key(side=side, files=[(str(name), *_state(name)) for name in names])
-            path = folder and folder / hashlib.sha256(key.encode()).hexdigest()
+            path = folder and folder / str(k)
             some = _kept(path, own) if path and path.is_file() else [*pool.map(facts, names, own)]
             if path and not path.is_file():
                 rows = [[x.tolist() if isinstance(x, np.ndarray) else x for x in f] for f in some]
@@ -88,13 +86,6 @@ def _kept(path: Path, squares: np.ndarray) -> list[Facts]:
         squares[:] = np.frombuffer(file.read(), np.uint8).reshape(squares.shape)
     return [Facts(*((np.array if isinstance(usual, np.ndarray) else type(usual))(x)
                     for x, usual in zip(row, Facts()))) for row in rows]
-
-
-def _state(file: str | Path) -> tuple[int, ...]:
-    with suppress(OSError):
-        stat = os.stat(file)
-        return stat.st_size, stat.st_mtime_ns
-    return ()
 
 
 def typical_side(files: Iterable[str | Path], at_most: int) -> int:

@@ -227,14 +227,6 @@ def ordered(table: Table, pixels: Tensor) -> Images:
                   Gathered(pixels, index=order))
 
 
-def of(images: Images, label: str, *splits: str) -> Images:
-    """The images of a label in these splits."""
-    index = [i for i, row in enumerate(images.table.rows)
-             if row["label"] == label and row["split"] in splits]
-    return Images(replace(images.table, rows=[images.table.rows[i] for i in index]),
-                  Gathered(images.pixels, index=index))
-
-
 def training_sources(real: Table) -> dict[str, list[str]]:
     """Label → the sources of its training images."""
     return {label: real.select(split="train", label=label).column("source")
@@ -260,7 +252,7 @@ def arrange(cfg: MatrixConfig,
     made = [s for name, each in sets.items() if name not in REAL
             for s in synthetic_subsets(each, sources, name=name, by_set=cfg.by_set, n=cfg.n,
                                        seed=cfg.seed)]
-    found = [standard(label, rows, wide, made, of(real, label, "train").pixels, n=cfg.n,
+    found = [standard(label, rows, wide, made, real.part("train", label=label).pixels, n=cfg.n,
                       seed=cfg.seed) for label in real.table.labels]
     standards = [j for j in found if j]
     spoilt = [s for j in standards for s in j.candidates if s.kind == "control"]
@@ -295,7 +287,7 @@ def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping,
     sources, found = training_sources(real.table), []
     for j in standards:
         others = {s for label, own in sources.items() if label != j.label for s in own}
-        train, held = of(real, j.label, "train"), of(real, j.label, *HELD_OUT)
+        train, held = (real.part(*splits, label=j.label) for splits in (("train",), HELD_OUT))
         seen = judge and recognised(judge, held.pixels, [j.label] * len(held)).tolist()
         known = {"train": near_spaces(train.pixels, judge),
                  "heldout": near_spaces(held.pixels, judge), "pairs": 0, "seed": cfg.seed,
