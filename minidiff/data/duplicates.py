@@ -245,13 +245,15 @@ def laid_over(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
     result, rest, begun = torch.ones(len(x)), torch.arange(len(x)), maps
     if x.shape[-1] >= 64:
         half = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-        maps = _lay(*map(_detail, half), maps, ROUNDS[0])
-        keep = _apart(*half, maps) <= SAME_SMALL
+        details = [*map(_detail, half)]
+        maps = _lay(*details, maps, ROUNDS[0])
+        keep = _apart(*half, details[1], maps) <= SAME_SMALL
         x, y, maps, rest = x[keep], y[keep], maps[keep], rest[keep]
     if len(rest):
-        maps = _lay(_detail(x), _detail(y), maps, ROUNDS[1])
+        details = _detail(x), _detail(y)
+        maps = _lay(*details, maps, ROUNDS[1])
         near = (maps - begun[rest]).abs().flatten(1).amax(1) <= REACH
-        result[rest] = torch.where(near, _apart(x, y, maps), 1.0)
+        result[rest] = torch.where(near, _apart(x, y, details[1], maps), 1.0)
     return result
 
 
@@ -277,17 +279,18 @@ def _lay(x: Tensor, y: Tensor, maps: Tensor, rounds: int) -> Tensor:
     return maps
 
 
-def _apart(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
+def _apart(x: Tensor, y: Tensor, y_detail: Tensor, maps: Tensor) -> Tensor:
     """1 − correlation of detail where both have some: inside, and neither black nor white. Times
     the whole area over this part, since small parts are more easily alike; at most 1."""
-    x = _warp(x, maps)
-    inside = F.affine_grid(maps, x.shape, align_corners=False).abs().amax(-1)[:, None] < 0.97
+    places = F.affine_grid(maps, x.shape, align_corners=False)
+    x = F.grid_sample(x, places, padding_mode="border", align_corners=False)
+    inside = places.abs().amax(-1)[:, None] < 0.97
     inner = ((torch.arange(x.shape[-1]) + 0.5) / x.shape[-1] * 2 - 1).abs() < INNER
     use = inside & inner & inner[:, None] & (torch.minimum(x, y) > DARK) & (
         torch.maximum(x, y) < BRIGHT)
     n = use.sum((1, 2, 3)).clamp(min=1)
     a, b = (d - ((d * use).sum((1, 2, 3)) / n)[:, None, None, None]
-            for d in (_detail(x), _detail(y)))
+            for d in (_detail(x), y_detail))
     a, b = a * use, b * use
     alike = (a * b).sum((1, 2, 3)) / (
         a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3))).clamp(min=1e-12).sqrt()
