@@ -1,9 +1,16 @@
-"""Pixels: uint8 0 … 255 ⇄ floats in [-1, 1], and colour → grey."""
+"""Pixels: uint8 0 … 255 ⇄ floats in [-1, 1], colour → grey, and many that take little memory."""
 
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from minidiff.errors import TrainingFault
+
+SCRATCH = 2**30  # bytes of small images, beyond which they lie in a file
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -40,9 +47,67 @@ def within(side: int) -> int:
     return max(1, 2**23 // side**2 // at_once(side)) * at_once(side)
 
 
+def is_grey(images: Tensor) -> bool:
+    """One channel in memory, which may be expanded to three?"""
+    return images.shape[1] == 1 or images.stride(1) == 0
+
+
 def to_grey(images: Tensor) -> Tensor:
     """uint8 (N, C, H, W) → (N, 1, H, W), the rounded mean of the channels."""
-    if images.shape[1] == 1 or images.stride(1) == 0:  # an `.expand`ed grey image holds one channel
+    if is_grey(images):
         return images[:, :1]
     return torch.cat([  # a whole data set as floats would take four times its memory
         part.float().mean(1, keepdim=True).round().to(torch.uint8) for part in images.split(256)])
+
+
+class Gathered:
+    """Pictures of several tensors read as one, uint8 (N,C,S,S): a batch is copied when it is asked
+    for, the whole never is.
+
+    parts: uint8 (n,C,S,S) each, or one channel; index: places in the parts laid end to end, or all.
+    """
+
+    def __init__(self, *parts: "Pictures", index: Sequence[int] | None = None):
+        ends = np.cumsum([len(part) for part in parts]).tolist()
+        self.grey = all(is_grey(part[:1]) for part in parts)
+        # of a tensor that holds one channel no other is ever copied
+        self.parts = [(part[:, :1] if isinstance(part, Tensor) and self.grey else part, first, end)
+                      for part, first, end in zip(parts, [0, *ends], ends)]
+        self.places = torch.arange(ends[-1]) if index is None else torch.as_tensor(
+            index, dtype=torch.long)
+        self.shape = torch.Size((len(self.places), max(part.shape[1] for part in parts),
+                                 *parts[0].shape[2:]))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: "int | slice | Sequence[int] | Tensor") -> Tensor:
+        places = self.places[index]
+        if not places.ndim:
+            return self[[index]][0]
+        channels = 1 if self.grey else self.shape[1]
+        found = torch.empty(len(places), channels, *self.shape[2:], dtype=torch.uint8)
+        for part, first, end in self.parts:
+            own = ((places >= first) & (places < end)).nonzero()[:, 0]
+            if len(own):
+                found[own] = part[places[own] - first][:, :channels]
+        return found.expand(-1, self.shape[1], -1, -1)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Batches, one after another; of no pictures, an empty one."""
+        return (self[start : start + size] for start in range(0, max(1, len(self)), size))
+
+
+def each(pixels: "Pictures") -> Iterator[Tensor]:
+    """One picture after another; a loop over the tensor would begin with views of all."""
+    return (pixels[i] for i in range(len(pixels)))
+
+
+Pictures = Tensor | Gathered  # what has a length and a shape, and gives pictures by index
+
+
+def scratch(shape: tuple[int, ...]) -> np.ndarray:
+    """Black uint8 images; beyond SCRATCH in a nameless file of the temporary folder (TMPDIR)."""
+    if math.prod(shape) <= SCRATCH:
+        return np.zeros(shape, np.uint8)
+    return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)

@@ -59,8 +59,8 @@ def test_duplicates_are_real_ones_under_their_own_labels_in_rounds():
     light = [x for x in repeats if own[x] == 1]
     assert sorted(light.count(x) for x in set(light)) == [2, 2, 2, 3]          # 9 of 4
     again, other = (made("real+duplicates", real, synthetic, seed=s)[0] for s in (0, 1))
-    assert torch.equal(duplicates.pixels, again.pixels) and not torch.equal(duplicates.pixels,
-                                                                            other.pixels)
+    assert torch.equal(duplicates.pixels[:], again.pixels[:]) and not torch.equal(
+        duplicates.pixels[:], other.pixels[:])
 
 
 def test_subsets_are_whole_patients_and_one_inside_the_other():

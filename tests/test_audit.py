@@ -249,6 +249,7 @@ def test_page_json_and_exit_status(data, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run_audit(cfg)
     assert stop.value.code == 1 and "copy across splits" in capsys.readouterr().err
+    assert not (tmp_path / "b/facts").exists()  # they hold small pictures
     page = (tmp_path / "b/audit.html").read_text()
     assert "<b>again" not in page and "&lt;b&gt;again.png" in page and "http" not in page.split(
         "</style>")[1]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minidiff import pixels
 from minidiff.data import duplicates, phantom
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
@@ -146,8 +147,8 @@ def test_many_images_are_bytes_and_lie_in_a_file(monkeypatch):
     x = torch.cat([x, COPIES["cropped"](x)[:10]])
     whole = [(i, j) for i, j, _ in near_duplicates(x)]
     monkeypatch.setattr(duplicates, "FILTERED", 0)
-    monkeypatch.setattr(duplicates, "SCRATCH", 0)
-    assert isinstance(duplicates.scratch((1, 2)), np.memmap)
+    monkeypatch.setattr(pixels, "SCRATCH", 0)
+    assert isinstance(pixels.scratch((1, 2)), np.memmap)
     squares = duplicates._squares(x)
     assert squares.dtype == torch.uint8 and squares.shape == (40, 1, 96, 96)
     assert sorted((i, j) for i, j, _ in near_duplicates(x)) == sorted(whole) and len(whole) == 10

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from benchmarks.memory import Held
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import (
     PixelPCA,
@@ -38,6 +39,23 @@ def test_principal_axes_are_those_of_the_svd(n, d):
     v = torch.linalg.svd(x - x.mean(0)).Vh[:6].T
     assert torch.allclose(axes.T @ axes, torch.eye(6).double(), atol=1e-10)
     assert torch.allclose((axes * v).sum(0).abs(), torch.ones(6).double(), atol=1e-8)
+
+
+def test_many_images_take_one_small_grey_picture_each(monkeypatch):
+    """float32 of 16 × 16 px, 1 kB, and 8 coordinates; all else is of one block of rows."""
+    monkeypatch.setattr("minidiff.evaluation.features.extractor.SIDE", 16)
+    whole, most = PixelPCA(4).fit(images(1000)), []
+    monkeypatch.setattr("minidiff.evaluation.features.extractor.ROWS", 64)
+    for n in (600, 1000):
+        x = images(n)
+        with Held() as held:
+            assert len(x[:1]) == 1  # what is there counts as held from now on
+            held.peak = before = held.now
+            extractor = PixelPCA(4).fit(x)
+        most.append(held.peak - before)
+    assert (most[1] - most[0]) / 400 < 1300
+    torch.testing.assert_close(extractor.mean, whole.mean)
+    torch.testing.assert_close(extractor(x).norm(dim=1), whole(x).norm(dim=1), rtol=1e-4, atol=1e-5)
 
 
 def test_pixel_pca():

@@ -37,6 +37,45 @@ def test_facts_of_odd_files(tmp_path):
         64,)
 
 
+def test_what_was_read_before_a_kill_is_taken_as_it_was(tmp_path, monkeypatch):
+    rng, names = np.random.default_rng(0), [tmp_path / f"{k}.png" for k in range(8)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (40, 30), np.uint8)).save(name)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Patient", "somebody")
+    picture = Image.new("L", (256, 256), 20)
+    ImageDraw.Draw(picture).text((20, 20), "SMITH JOHN", 255, ImageFont.load_default(14))
+    picture.save(names[1], pnginfo=info)
+    names[2].write_bytes(b"no picture")
+    whole, squares = files.read_facts(names, 16)
+    assert whole[1].text and whole[1].carries and whole[2].fault
+    monkeypatch.setattr(files, "SHARD", 3)
+    facts, read = files.facts, []
+
+    def killed(name, square):
+        if name == names[4]:
+            raise KeyboardInterrupt
+        return facts(name, square)
+
+    def counted(name, square):
+        read.append(name)
+        return facts(name, square)
+
+    monkeypatch.setattr(files, "facts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        files.read_facts(names, 16, tmp_path / "kept")
+    monkeypatch.setattr(files, "facts", counted)
+    for again in (names[3:], []):  # after a kill, and once more
+        read.clear()
+        found, same = files.read_facts(names, 16, tmp_path / "kept")
+        assert sorted(read) == again and (same == squares).all()
+        found = [f._replace(text=tuple(map(tuple, f.text))) for f in found]
+        assert list(map(repr, found)) == list(map(repr, whole))
+        for one, other in zip(found, whole):
+            assert all(np.array_equal(a, b) for a, b in zip(one[-3:], other[-3:]))
+            assert list(map(type, one)) == list(map(type, other))
+
+
 def test_facts_of_tiff_and_of_a_hot_pixel(tmp_path):
     x = phantom.phantom(0, 0, SIDE).image
     wide = x.astype(np.uint16) * 16

@@ -1,5 +1,6 @@
 """The reference matrix from folders to page: its controls, its sets, its own faults."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 from test_report import Page, bare
 
+from benchmarks.memory import Held
 from minidiff import config as settings
 from minidiff.classification.predictor import Predictor, fit
 from minidiff.data import images, phantom
@@ -136,7 +138,7 @@ def test_neither_the_order_of_images_nor_their_packing_reaches_a_set(folders, tm
                     samples=(str(root / "samples"),))
         sets = matrix.read(cfg)
         _, standards, columns = matrix.arrange(cfg, sets)
-        found.append((sets["real"].table.fingerprint, sets["real"].part("train").pixels, columns,
+        found.append((sets["real"].table.fingerprint, sets["real"].part("train").pixels[:], columns,
                       [j.yardstick for j in standards]))
     (before, train, columns, far), (after, train2, columns2, far2) = found
     # other files, the same images
@@ -144,6 +146,24 @@ def test_neither_the_order_of_images_nor_their_packing_reaches_a_set(folders, tm
     for a, b in zip([*columns, *far], [*columns2, *far2], strict=True):
         assert (a.name, a.content, a.patients.tolist()) == (b.name, b.content, b.patients.tolist())
         assert torch.equal(a.pixels, b.pixels)
+
+
+def test_sets_in_their_order_and_their_parts_share_the_pixels():
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (90, 1, 32, 32), np.uint8))
+    pixels = pixels.expand(-1, 3, -1, -1)
+    table = Table([{"file": f"{k}", "label": "ab"[k % 2], "patient": f"{k}",
+                    "split": ("train", "val", "test")[k % 3]} for k in range(len(pixels))])
+    with Held() as held:
+        assert len(pixels[:1]) == 1  # what is there counts as held from now on
+        held.peak = before = held.now
+        found = matrix.ordered(table, pixels)
+        parts = [found.part("train", label="a"), found.part("val", "test", label="b")]
+    assert held.peak - before < 0.1 * pixels[:, :1].numel()
+    for part in (found, *parts):
+        own = [int(row["file"]) for row in part.table.rows]
+        assert torch.equal(part.pixels[:], pixels[own]) and len(set(own)) == len(part)
+    keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in found.pixels]
+    assert keys == sorted(keys) and [len(part) for part in parts] == [15, 30]
 
 
 def test_a_gate_that_lets_a_fraud_pass_ends_with_status_1_after_all_is_written(

@@ -19,6 +19,7 @@ from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.table import read_table, write_table
 from minidiff.download import CACHE
 from minidiff.errors import InputError
+from minidiff.pixels import is_grey
 
 N, SIDE = 40, 16
 
@@ -69,7 +70,7 @@ def test_the_map_holds_what_memory_holds_and_a_part_is_no_copy(folder, cache, mo
         assert by_file(part) == by_file(there.part(*splits))
     assert torch.equal(there.part("train").pixels, mapped.part("train").pixels)  # in one order
     (path,) = cache.glob("*.pixels")
-    assert path.stat().st_size == N * (SIDE**2 + 33)
+    assert path.stat().st_size == N * (SIDE**2 + 65)
     assert f"40 images in {path}" in capsys.readouterr().out
 
 
@@ -83,6 +84,28 @@ def test_it_is_made_once_and_parts_of_a_table_find_their_slices(folder, cache, m
         found = Images(*load_pixels(table.select(split=split), SIDE))
         assert by_file(found) == by_file(there.part(split))
     assert len(list(cache.glob("*.pixels"))) == 1
+
+
+def test_what_the_pictures_hold_is_kept_and_a_second_start_reads_none(folder, cache, monkeypatch):
+    """Copies and one grey among them; with colour, three channels are mapped."""
+    for colour in (False, True):
+        images.write(folder / "09.png", np.full((20, 18), 9, np.uint8))
+        shutil.copy(folder / "03.png", folder / "11.png")
+        if colour:
+            images.write(folder / "39.png", np.random.default_rng(1).integers(
+                0, 256, (3, 20, 18), np.uint8))
+        monkeypatch.delenv(CACHE, raising=False)
+        there = load_pixels(read_table(folder), SIDE, grey="no")
+        by_content = dict(zip(there[0].column("file"), pixel_map.contents(*there)))
+        assert list(by_content.values()).count(None) == 1 and len(set(by_content.values())) == N - 1
+        monkeypatch.setenv(CACHE, str(cache))
+        load_pixels(read_table(folder), SIDE, grey="no")  # makes the map
+        table, mapped = load_pixels(read_table(folder), SIDE, grey="no")
+        assert is_grey(mapped) is not colour
+        with monkeypatch.context() as patch:
+            patch.setattr(pixel_map, "content", lambda _: pytest.fail("pixels are read"))
+            kept = dict(zip(table.column("file"), pixel_map.contents(table, mapped)))
+        assert kept == by_content and list(kept) != list(by_content)  # a map is ordered by split
 
 
 def test_another_size_other_content_and_a_deleted_cache_are_read_anew(folder, cache, monkeypatch):

@@ -35,7 +35,7 @@ from torch import Tensor
 from minidiff.counted import order
 from minidiff.data.subset import first_patients
 from minidiff.errors import InputError
-from minidiff.pixels import to_grey
+from minidiff.pixels import Gathered, Pictures
 from minidiff.variables import AND
 
 REAL, DUPLICATES = "real", "duplicates"
@@ -46,9 +46,9 @@ FORM = re.compile(r"""(?:(?P<first>[A-Za-z]\w*)-then-)?
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Pictures of one set, in one order."""
+    """Pictures of one set, in one order; parts and sums of sets share theirs."""
 
-    pixels: Tensor             # uint8 (N,C,S,S)
+    pixels: Pictures           # uint8 (N,C,S,S)
     labels: Tensor             # int64 (N,), as `variables` encodes the target
     patients: list[str]
     rows: list[dict[str, str]]
@@ -59,16 +59,14 @@ class Images:
 
     def take(self, index: Sequence[int]) -> "Images":
         index = list(index)
-        return Images(self.pixels[index], self.labels[index],
+        return Images(Gathered(self.pixels, index=index), self.labels[index],
                       *([column[i] for i in index]
                         for column in (self.patients, self.rows, self.hashes)))
 
     def __add__(self, other: "Images") -> "Images":
-        # one channel each: a third of the memory
-        pixels = torch.cat([to_grey(self.pixels), to_grey(other.pixels)])
-        return Images(pixels, torch.cat([self.labels, other.labels]),
-                      self.patients + other.patients, self.rows + other.rows,
-                      self.hashes + other.hashes)
+        return Images(Gathered(self.pixels, other.pixels),
+                      torch.cat([self.labels, other.labels]), self.patients + other.patients,
+                      self.rows + other.rows, self.hashes + other.hashes)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from minidiff.counted import order
 from minidiff.data.dataset import load_pixels
 from minidiff.data.duplicates import SIDE, near_duplicates
 from minidiff.data.files import typical_side
+from minidiff.data.pixel_map import contents
 from minidiff.data.split import (
     HELD_OUT,
     SPLITS,
@@ -32,6 +33,7 @@ from minidiff.data.split import (
 )
 from minidiff.data.table import Table, read_external, read_table
 from minidiff.errors import InputError, count
+from minidiff.pixels import Gathered, Pictures
 from minidiff.root import AS_WE_NAME, Reading
 
 INTERNAL = ("train", "val", "test")
@@ -123,10 +125,9 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
                      for some in (tables, {(name, k): table for name, own in samples.items()
                                            for k, table in enumerate(own)}))
     # each file once: a held-out source may borrow test images
-    once = {row["file"]: ({**row, "split": name}, loaded[name][1], i) for name in tables
-            for i, row in enumerate(loaded[name][0].rows)}
-    check_pictures([row for row, *_ in once.values()],
-                   (pixels[i] for _, pixels, i in once.values()))
+    once = {row["file"]: ({**row, "split": name}, key) for name in tables
+            for row, key in zip(loaded[name][0].rows, contents(*loaded[name]))}
+    check_pictures(*zip(*once.values()))
     loaded |= _near_copies(loaded, near_copies)
     # once more, for images may have been left out
     variable = check_labels({name: loaded[name][0].column("label") for name in tables}, target)
@@ -214,7 +215,7 @@ def _synthetic(name: str, folder: str, train: Sequence[Row], unseen: Sequence[Ro
 
 
 def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
-                 what: str) -> dict[str, tuple[Table, torch.Tensor]]:
+                 what: str) -> dict[str, tuple[Table, Pictures]]:
     """Refuse test images that show a training or validation film again, or leave them out.
 
     Whatever the size of the study, they are compared at 96 px; files of fewer have too little
@@ -231,7 +232,7 @@ def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
     hashes = {file: digest for t, _ in loaded.values() for file, digest in t.hashes.items()}
     all_pixels = (load_pixels(Table(rows_by_set, hashes=hashes), SIDE)[1][:, :1]
                   if pixels.shape[-1] < SIDE
-                  else torch.cat([pixels[:, :1] for _, pixels in loaded.values()]))
+                  else Gathered(*(pixels[:, :1] for _, pixels in loaded.values())))
     seen = ("train", "val")
     pairs = [(i, j, d) for i, j, d in near_duplicates(all_pixels)
              if (names[i] in seen) != (names[j] in seen)]
@@ -248,8 +249,9 @@ def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
                           if row["file"] in gone)
             note = (f"{name}: {len(lost)} near copies of training or validation images are left "
                     f"out: {', '.join(lost)}")
-            left[name] = replace(table, rows=[table.rows[k] for k in index],
-                                 notes=[*table.notes, note]), pixels[index]
+            rows = [table.rows[k] for k in index]
+            left[name] = (replace(table, rows=rows, notes=[*table.notes, note]),
+                          Gathered(pixels, index=index))
     return left
 
 

@@ -25,7 +25,7 @@ from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
 from minidiff.data.augmentation import augment, vary
 from minidiff.errors import InputError
 from minidiff.overlap import ahead, send
-from minidiff.pixels import to_float, to_grey
+from minidiff.pixels import Gathered, Pictures, to_float, to_grey
 from minidiff.runs import in_its_place, read_json, write_atomic, write_json
 from minidiff.training.optim import cosine, set_lr
 from minidiff.training.precision import Precision
@@ -72,32 +72,32 @@ class Predictor(nn.Module):
                             for g in generators]) >= self.dropout
         return send(keep / (1 - self.dropout), self.net.fc.weight.device)
 
-    def predict(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
+    def predict(self, images: Pictures, batch: int = 256) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → probabilities (N,k) of a Category and of Findings, value (N,) of a
         Number in its own unit; float32, CPU."""
         out = self.logits(images, batch)
         return {v.name: v.read(out[v.name]) for v in self.variables}
 
-    def logits(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
+    def logits(self, images: Pictures, batch: int = 256) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → the outputs of `forward`; float32, CPU."""
         out = self._in_batches(self, images, batch)
         return {v.name: torch.cat([o[v.name] for o in out]).float().cpu() for v in self.variables}
 
     @torch.no_grad()
-    def under_dropout(self, images: Tensor, draws: int = 20, seed: int = 0) -> dict[str, Tensor]:
+    def under_dropout(self, images: Pictures, draws: int = 20, seed: int = 0) -> dict[str, Tensor]:
         """`predict` under each draw of dropout (Gal & Ghahramani 2016): (draws, N, …)."""
         features, fc = self.features(images), copy.deepcopy(self.net.fc).float().cpu()
         keep = self.mask([seeded(seed, k, DROPOUT) for k in range(draws)]).cpu()
         out = self._by_variable(torch.stack([fc(features * row) for row in keep]))
         return {v.name: v.read(out[v.name]) for v in self.variables}
 
-    def features(self, images: Tensor, batch: int = 256) -> Tensor:
+    def features(self, images: Pictures, batch: int = 256) -> Tensor:
         """uint8 (N,C,H,W) → what the last layer reads, float32 (N, 8·width), CPU."""
         return torch.cat(self._in_batches(lambda x: self.net.features((x - MEAN) / STD), images,
                                           batch)).float().cpu()
 
     @torch.no_grad()
-    def _in_batches(self, function: Callable, images: Tensor, batch: int) -> list:
+    def _in_batches(self, function: Callable, images: Pictures, batch: int) -> list:
         mode, device = self.training, next(self.parameters()).device
         self.eval()
         out = [function(prepare(send(chunk, device), self.size)) for chunk in images.split(batch)]
@@ -170,10 +170,10 @@ def balance(variable: Category, labels: Labels) -> dict[str, Tensor]:
         counts > 0, counts.sum() / counts.clamp(min=1) / (counts > 0).sum(), 0.0)}
 
 
-def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, batch: int = 64,
+def fit(predictor: Predictor, images: Pictures, labels: Labels, *, steps: int, batch: int = 64,
         lr: float = 3e-3, seed: int = 0, augment: str = "classic",
         weights: Mapping[str, Tensor] | None = None, sample_weight: Tensor | None = None,
-        validation: tuple[Tensor, Labels, Tensor | None] | None = None, progress: str = "",
+        validation: tuple[Pictures, Labels, Tensor | None] | None = None, progress: str = "",
         precision: str = "auto", start: int = 0) -> list[dict]:
     """Trains in place on uint8 images (N,C,S,S); returns a log of step, loss and lr.
 
@@ -185,16 +185,16 @@ def fit(predictor: Predictor, images: Tensor, labels: Labels, *, steps: int, bat
     `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
     fp32 on a CPU.
     """
-    images, device, change = to_grey(images), next(predictor.parameters()).device, AUGMENTS[augment]
-    amp, of_classes = Precision(precision, device), {k: send(w, device)
-                                                     for k, w in (weights or {}).items()}
+    device, change = next(predictor.parameters()).device, AUGMENTS[augment]
+    images, amp = Gathered(images), Precision(precision, device)
+    of_classes = {k: send(w, device) for k, w in (weights or {}).items()}
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=lr, weight_decay=DECAY, fused=True)
     predictor.train()
 
     def make(step: int) -> tuple[list[int], Tensor, Tensor | None, Labels, Tensor | None]:
         slots = range((start + step - 1) * batch, (start + step) * batch)
         rows = order(len(images), seed, slots)
-        x = prepare(send(images[rows], device), predictor.size)
+        x = prepare(send(to_grey(images[rows]), device), predictor.size)
         if change:
             x = change(x, generators(seed, slots, AUGMENT))
         return (rows, x.contiguous(memory_format=torch.channels_last),

@@ -32,7 +32,7 @@ from minidiff.data.baselines import FEWEST, THUMBNAIL, features, is_shortcut, ou
 from minidiff.data.files import read_facts
 from minidiff.data.split import Row
 from minidiff.errors import InputError
-from minidiff.pixels import to_grey
+from minidiff.pixels import Pictures, scratch, to_grey
 from minidiff.statistics import auroc_by_patient
 from minidiff.variables import Category
 
@@ -135,13 +135,15 @@ def lung_mask(row: Row) -> Path | None:
     return None
 
 
-def without_lungs(pixels: Tensor, masks: Sequence[Path] | None) -> Tensor:
+def without_lungs(pixels: Pictures, masks: Sequence[Path] | None) -> Tensor:
     """uint8 (N,C,S,S) → (N,1,S,S), black under the masks, or in the middle of all.
 
     Masks are grown a little.
     """
-    dark = to_grey(pixels).clone()
-    size = dark.shape[-1]
+    size, first = pixels.shape[-1], 0
+    dark = torch.from_numpy(scratch((len(pixels), 1, size, size)))
+    for part in pixels.split(256):
+        dark[first : (first := first + len(part))] = to_grey(part)
     if masks is None:
         rim = round(RIM * size)
         dark[:, :, rim : size - rim, rim : size - rim] = 0

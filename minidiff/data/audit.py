@@ -9,6 +9,7 @@ A finding has a level:
 """
 
 import bisect
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from minidiff.data.images import ENDINGS, EXTENSIONS
 from minidiff.data.split import Row, equal_pairs, group_images
 from minidiff.data.table import Table
 from minidiff.errors import InputError, count, first_few
+from minidiff.runs import json_key
 
 COLUMNS = ("sex", "age", "view")  # from which a classifier might predict the label
 LEVELS = ("error", "warning", "info")
@@ -43,16 +45,18 @@ COPIES = {                        # kind: level, text
 }
 
 
-def audit(table: Table, *, columns: Sequence[str] = COLUMNS) -> tuple[dict, list[Facts]]:
+def audit(table: Table, *, columns: Sequence[str] = COLUMNS,
+          folder: Path | None = None) -> tuple[dict, list[Facts]]:
     """Everything found about the images of a table (read with split=False, check=False), and the
-    facts of each file.
+    facts of each file, which are kept in `folder` meanwhile.
 
     The result is plain JSON: status ("ok", or "error" if there is a finding of that level),
     findings, files, pairs, tables, baselines, histograms. Images are given by place in the table.
     """
     files = table.column("file")
     side = typical_side(files, SIDE)
-    facts, squares = read_facts(files, side)
+    key = hashlib.sha256(json_key(files=files, digests=table.digests).encode()).hexdigest()
+    facts, squares = read_facts(files, side, folder and folder / key)
     good = [i for i, f in enumerate(facts) if not f.fault]
     if not good:
         raise InputError(f"none of {len(files)} images can be read, e.g. "

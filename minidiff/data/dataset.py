@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from minidiff.data.files import typical_side
 from minidiff.data.split import SPLITS, check_pictures
 from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError, count, first_few
+from minidiff.pixels import Gathered, Pictures, is_grey
 from minidiff.root import AS_WE_NAME, DEMO, Reading
 
 FEW_COLOUR = 0.05  # share of colour images up to which they are made grey like the rest
@@ -31,7 +32,7 @@ class Images:
     """Rows and, in the same order, their pixels: uint8 (N, 3, S, S)."""
 
     table: Table
-    pixels: Tensor
+    pixels: Pictures
 
     def __len__(self) -> int:
         return len(self.table)
@@ -42,22 +43,21 @@ class Images:
 
     @property
     def grey(self) -> bool:
-        return self.pixels.stride(1) == 0  # one channel in memory, expanded to three
+        return is_grey(self.pixels[:1])  # one channel in memory, expanded to three
 
     @property
     def hashes(self) -> list[str]:
         """SHA-256 of each image: later stages refuse to test on what this one was trained on."""
         return sorted({self.table.hashes[row["file"]] for row in self.table.rows})
 
-    def part(self, *splits: str) -> "Images":
-        """The images of these splits."""
-        index = [i for i, row in enumerate(self.table.rows) if row["split"] in splits]
+    def part(self, *splits: str, label: str = "") -> "Images":
+        """The images of these splits, of one label or of all."""
+        index = [i for i, row in enumerate(self.table.rows)
+                 if row["split"] in splits and label in ("", row["label"])]
         start, stop = (index[0], index[-1] + 1) if index else (0, 0)
-        if stop - start == len(index):
-            pixels = self.pixels[start:stop]  # no copy
-        else:
-            channels = 1 if self.grey else 3
-            pixels = self.pixels[:, :channels][index].expand(-1, 3, -1, -1)
+        pixels = Gathered(self.pixels, index=index)
+        if isinstance(self.pixels, Tensor):  # mapped, a split is a slice; in memory it is copied
+            pixels = self.pixels[start:stop] if stop - start == len(index) else pixels[:]
         return Images(replace(self.table, rows=[self.table.rows[i] for i in index]), pixels)
 
     def names(self, index: Sequence[int]) -> str:
@@ -85,7 +85,7 @@ def read_images(folders: Sequence[str], size: int, reading: Reading = AS_WE_NAME
             raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}; it "
                              f"has {found}")
     table, pixels = load_pixels(table, size, skip_bad=skip_bad, grey=grey)
-    check_pictures(table.rows, each(pixels))
+    check_pictures(table.rows, pixel_map.contents(table, pixels))
     return Images(table, pixels)
 
 
@@ -110,11 +110,6 @@ def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] 
         groups, shares = [*groups, others], [
             *shares, max(1, round(sum(shares) * prior_share / (1 - prior_share)))]
     return lambda slots: order_of_groups(groups, shares, seed, slots)
-
-
-def each(pixels: Tensor) -> Iterator[Tensor]:
-    """One picture after another; a loop over the tensor would begin with views of all."""
-    return (pixels[i] for i in range(len(pixels)))
 
 
 def _under(row: Row, folders: Sequence[str]) -> bool:

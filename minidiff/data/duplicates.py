@@ -17,7 +17,6 @@ of one grey has no detail: it is like no other here, and only `exact_duplicates`
 import hashlib
 import itertools
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -33,6 +32,7 @@ from minidiff.data import images
 from minidiff.data.files import typical_side
 from minidiff.data.split import connected, equal_pairs
 from minidiff.errors import InputError, count
+from minidiff.pixels import Pictures, scratch
 
 Pair = tuple[int, int, float]
 
@@ -46,17 +46,16 @@ SAME, SAME_SMALL = 0.04, 0.25      # greatest distance of a copy; of a candidate
 FINE, COARSE, LOCAL = 1.0, 3.0, 3.0  # px: detail lies between two blurs; a third evens its strength
 ROUNDS = 6, 4                      # of least squares, at half the side and at the side
 REACH = 0.15                       # how far its map may go from where it began
-SCRATCH = 2**30                    # bytes of small images, beyond which they lie in a file
 DARK, BRIGHT, INNER = 4, 250, 0.9  # grey values, and share of the half side, that are compared
 
 
-def exact_duplicates(images: Tensor) -> list[Pair]:
+def exact_duplicates(images: Pictures) -> list[Pair]:
     """Images of equal pixels (sha256): (first of its kind, later one, 0.0)."""
     keys = (hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images)
     return [(i, j, 0.0) for i, j in equal_pairs(keys)]
 
 
-def near_duplicates(images: Tensor, *, at_most: float = SAME) -> list[Pair]:
+def near_duplicates(images: Pictures, *, at_most: float = SAME) -> list[Pair]:
     """Pairs of copies: uint8 (N,3,H,W) → (i, j, distance), i < j, the nearest first.
 
     The distance is 0 for equal pixels, below .04 for a copy as described above, and greater for
@@ -115,21 +114,21 @@ def by_patient(pairs: Sequence[Pair], patients: Sequence[str]) -> dict:
             "across_patients": [(i, j, d) for i, j, d in pairs if patients[i] != patients[j]]}
 
 
-def small(images: Tensor, side: int = SIDE) -> Tensor:
+def small(images: Pictures, side: int = SIDE) -> Tensor:
     """uint8 (N,C,H,W) → grey of this side or less, by the mean over areas: float16 (N,1,side,side)
     in 0…255."""
     return torch.cat(list(_reduced(images, side))).half() if len(images) else torch.empty(
         0, 1, *[min(side, *images.shape[2:])] * 2, dtype=torch.float16)
 
 
-def _reduced(images: Tensor, side: int) -> Iterator[Tensor]:
+def _reduced(images: Pictures, side: int) -> Iterator[Tensor]:
     """Grey of this side or less, by the mean over areas: float32, 256 images at a time."""
     side = min(side, *images.shape[2:])
     for part in images.split(256):
         yield F.interpolate(part.float().mean(1, keepdim=True), (side, side), mode="area")
 
 
-def _squares(images: Tensor) -> Tensor:
+def _squares(images: Pictures) -> Pictures:
     """`small` images to compare: those given where they are such; rounded to bytes if they are
     many, for 400,000 in float16 are 7.4 GB."""
     if images.shape[1] == 1 and images.shape[2] == images.shape[3] <= SIDE:
@@ -141,13 +140,6 @@ def _squares(images: Tensor) -> Tensor:
     for part in _reduced(images, side):
         squares[first : (first := first + len(part))] = part.round()
     return squares
-
-
-def scratch(shape: tuple[int, ...]) -> np.ndarray:
-    """Black uint8 images; beyond SCRATCH in a nameless file of the temporary folder (TMPDIR)."""
-    if math.prod(shape) <= SCRATCH:
-        return np.zeros(shape, np.uint8)
-    return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
 
 
 def only(squares: np.ndarray, kept: Sequence[int]) -> np.ndarray:
@@ -196,7 +188,7 @@ def _versions(x: Tensor, starts: Tensor) -> Tensor:
     return _hash(every[:, rows, :, columns])
 
 
-def _candidates(x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _candidates(x: Pictures) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Pairs whose hashes correlate, by batches: (images of the batch, pairs (n,2), first maps
     (n,2,3)).
 
@@ -253,13 +245,15 @@ def laid_over(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
     result, rest, begun = torch.ones(len(x)), torch.arange(len(x)), maps
     if x.shape[-1] >= 64:
         half = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-        maps = _lay(*map(_detail, half), maps, ROUNDS[0])
-        keep = _apart(*half, maps) <= SAME_SMALL
+        details = [*map(_detail, half)]
+        maps = _lay(*details, maps, ROUNDS[0])
+        keep = _apart(*half, details[1], maps) <= SAME_SMALL
         x, y, maps, rest = x[keep], y[keep], maps[keep], rest[keep]
     if len(rest):
-        maps = _lay(_detail(x), _detail(y), maps, ROUNDS[1])
+        details = _detail(x), _detail(y)
+        maps = _lay(*details, maps, ROUNDS[1])
         near = (maps - begun[rest]).abs().flatten(1).amax(1) <= REACH
-        result[rest] = torch.where(near, _apart(x, y, maps), 1.0)
+        result[rest] = torch.where(near, _apart(x, y, details[1], maps), 1.0)
     return result
 
 
@@ -285,17 +279,18 @@ def _lay(x: Tensor, y: Tensor, maps: Tensor, rounds: int) -> Tensor:
     return maps
 
 
-def _apart(x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
+def _apart(x: Tensor, y: Tensor, y_detail: Tensor, maps: Tensor) -> Tensor:
     """1 − correlation of detail where both have some: inside, and neither black nor white. Times
     the whole area over this part, since small parts are more easily alike; at most 1."""
-    x = _warp(x, maps)
-    inside = F.affine_grid(maps, x.shape, align_corners=False).abs().amax(-1)[:, None] < 0.97
+    places = F.affine_grid(maps, x.shape, align_corners=False)
+    x = F.grid_sample(x, places, padding_mode="border", align_corners=False)
+    inside = places.abs().amax(-1)[:, None] < 0.97
     inner = ((torch.arange(x.shape[-1]) + 0.5) / x.shape[-1] * 2 - 1).abs() < INNER
     use = inside & inner & inner[:, None] & (torch.minimum(x, y) > DARK) & (
         torch.maximum(x, y) < BRIGHT)
     n = use.sum((1, 2, 3)).clamp(min=1)
     a, b = (d - ((d * use).sum((1, 2, 3)) / n)[:, None, None, None]
-            for d in (_detail(x), _detail(y)))
+            for d in (_detail(x), y_detail))
     a, b = a * use, b * use
     alike = (a * b).sum((1, 2, 3)) / (
         a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3))).clamp(min=1e-12).sqrt()

@@ -5,6 +5,7 @@ An audit reads every file once and keeps only these and a small square: 12 kB an
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,12 +19,15 @@ from tqdm import tqdm
 
 from minidiff.data import images
 from minidiff.errors import InputError
+from minidiff.pixels import scratch
+from minidiff.runs import write_atomic
 
 THUMBNAIL, EDGE, RIM = 8, 64, 4  # px: side of the thumbnail; of an image and its border
 BINS = 64                        # of the histogram of greys
 FLAT = 8                         # grey values within which a part of the image counts as constant
 LOOK = 640                       # px: longest side at which letters are looked for
 STROKE, PEAK = 45, 80            # grey values of contrast: of a letter's strokes, of their middle
+SHARD = 256                      # images that a kill loses
 LOOKED_AT = 5000                 # images whose side tells that of all
 LETTERS = 3                      # letters in a line make a text
 BITS = {"1": 1, "F": 32, **dict.fromkeys(("I", "I;16", "I;16B", "I;16L"), 16)}  # other modes: 8
@@ -55,13 +59,33 @@ class Facts(NamedTuple):
     border: np.ndarray = np.zeros(4 * EDGE // RIM)  # greys, clockwise: 4 × 4 of 64 × 64
 
 
-def read_facts(files: Sequence[str | Path], side: int) -> tuple[list[Facts], np.ndarray]:
+def read_facts(files: Sequence[str | Path], side: int,
+               folder: Path | None = None) -> tuple[list[Facts], np.ndarray]:
     """Facts of each file, and the middle of each image as a grey square for the search of copies,
-    uint8 (N,side,side); black where a file cannot be read."""
-    squares = np.zeros((len(files), side, side), np.uint8)
-    with ThreadPoolExecutor() as pool:
-        return list(tqdm(pool.map(facts, files, squares), "reading images", len(files),
-                         unit=" images", disable=len(files) < 200)), squares
+    uint8 (N,side,side); black where a file cannot be read. What is read is kept in `folder`, which
+    is of these files alone: after a kill the same call goes on."""
+    squares, found = scratch((len(files), side, side)), []
+    with ThreadPoolExecutor() as pool, tqdm(desc="reading images", total=len(files),
+                                            unit=" images", disable=len(files) < 200) as bar:
+        for k in range(0, len(files), SHARD):
+            names, own = files[k : k + SHARD], squares[k : k + SHARD]
+            path = folder and folder / str(k)
+            some = _kept(path, own) if path and path.is_file() else [*pool.map(facts, names, own)]
+            if path and not path.is_file():
+                rows = [[x.tolist() if isinstance(x, np.ndarray) else x for x in f] for f in some]
+                write_atomic(path, json.dumps(rows).encode() + b"\n" + own.tobytes())
+            found += some
+            bar.update(len(some))
+    return found, squares
+
+
+def _kept(path: Path, squares: np.ndarray) -> list[Facts]:
+    """Facts that `read_facts` has written, and their squares."""
+    with open(path, "rb") as file:
+        rows = json.loads(file.readline())
+        squares[:] = np.frombuffer(file.read(), np.uint8).reshape(squares.shape)
+    return [Facts(*((np.array if isinstance(usual, np.ndarray) else type(usual))(x)
+                    for x, usual in zip(row, Facts()))) for row in rows]
 
 
 def typical_side(files: Iterable[str | Path], at_most: int) -> int:

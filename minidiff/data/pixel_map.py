@@ -1,6 +1,6 @@
 """The pixels of a large data set as a mapped file: memory does not grow with the images.
 
-    DIR/64px-1-v1-0123456789abcdef.pixels     N squares, N kinds, N SHA-256 of the files
+    DIR/64px-1-v2-0123456789abcdef.pixels     N squares, N kinds, N SHA-256 of files, N of squares
 
 It is made once, a shard at a time, by as many processes as there are cores. The kind of an image is
 written when its square is on the disk, so that after a kill the next command goes on. Every command
@@ -36,12 +36,15 @@ from minidiff.data.split import Row
 from minidiff.data.table import Table
 from minidiff.download import CACHE, cache
 from minidiff.errors import InputError, count
+from minidiff.pixels import each, is_grey
 from minidiff.runs import replacing, sync
 
 LARGE = 2**30   # bytes of one channel from which on pixels are mapped
 SHARD = 256     # images that a process loses by a kill
-FORM = 1        # of the file, and of what `images` makes of an image: with another, another map
+FORM = 2        # of the file, and of what `images` makes of an image: with another, another map
 READ, COLOUR, CONSTANT, BAD = 1, 2, 4, 8  # the kind of an image; 0: not read yet
+MARKS = 1 + 32 + 32  # bytes of an image besides its square
+NONE = bytes(32)     # the `content` of one of one grey
 PACKAGE = Path(__file__).parents[2]
 
 
@@ -77,6 +80,27 @@ def channels_of(rows: Sequence[Row]) -> int:
     return 3 if rows and _square(rows[0]["file"], 32, 3)[1] & COLOUR else 1
 
 
+def content(picture: np.ndarray) -> bytes | None:
+    """SHA-256 of the pixels of uint8 (C,S,S), None of one grey; three equal channels are one."""
+    grey = not picture.strides[0] or (picture == picture[:1]).all()
+    data = picture[: 1 if grey else None].tobytes()
+    return None if data.count(data[:1]) == len(data) else sha256(data).digest()
+
+
+def contents(table: Table, pixels: Tensor) -> Iterator[bytes | None]:
+    """`content` of each picture of a table's pixels; where they are mapped, as it was kept when
+    they were read."""
+    size, channels = pixels.shape[-1], 1 if is_grey(pixels) else 3
+    known, start = None, 0
+    if is_mapped(len(table), size):
+        known, start, _ = _find([*map(bytes.fromhex, table.digests)], size, channels)
+    if not known:
+        return (content(picture.numpy()) for picture in each(pixels))
+    kept = known.digests[1, start : start + len(table)].tobytes()
+    keys = (kept[k : k + 32] for k in range(0, len(kept), 32))
+    return (None if key == NONE else key for key in keys)
+
+
 def _square(file: str, size: int, channels: int) -> tuple[np.ndarray | str, int]:
     """A picture and its kind; of a bad one what is wrong."""
     try:
@@ -107,7 +131,7 @@ class Map(NamedTuple):
 
     @property
     def n(self) -> int:
-        return len(self.data) // (self.item + 33)
+        return len(self.data) // (self.item + MARKS)
 
     @property
     def kinds(self) -> np.ndarray:
@@ -115,13 +139,14 @@ class Map(NamedTuple):
 
     @property
     def digests(self) -> np.ndarray:
-        """SHA-256 of the files, (n, 32)."""
-        return np.frombuffer(self.data, np.uint8, offset=self.n * (self.item + 1)).reshape(-1, 32)
+        """SHA-256 of the files and `content` of the squares, 0 for None: (2, n, 32)."""
+        end = self.n * (self.item + 1)
+        return np.frombuffer(self.data, np.uint8, offset=end).reshape(2, -1, 32)
 
     def find(self, digests: Sequence[bytes]) -> int:
         """Where these files stand one after another, or -1."""
         first = self.n * (self.item + 1)
-        return (self.data.find(b"".join(digests), first) - first) // 32
+        return (self.data.find(b"".join(digests), first, first + 32 * self.n) - first) // 32
 
 
 def _mapped(table: Table, size: int, channels: int) -> tuple[Tensor, np.ndarray, dict[str, str]]:
@@ -150,11 +175,11 @@ def _find(digests: Sequence[bytes], size: int,
     and the bad files that are known."""
     maps = [Map.open(path, channels * size**2)
             for path in sorted(_folder().glob(f"{size}px-{channels}-v{FORM}-*.pixels"))]
-    bad = {digest.tobytes() for each in maps for digest in each.digests[each.kinds == BAD]}
+    bad = {digest.tobytes() for one in maps for digest in one.digests[0, one.kinds == BAD]}
     good = [digest for digest in digests if digest not in bad]
-    for each in maps:
-        if (start := each.find(good)) >= 0:
-            return each, start, bad
+    for one in maps:
+        if (start := one.find(good)) >= 0:
+            return one, start, bad
     return None, 0, bad
 
 
@@ -172,7 +197,7 @@ def _make(table: Table, digests: Sequence[bytes], size: int, channels: int) -> N
         with replacing(known.path) as temporary, open(temporary, "wb") as file:
             for i in last.tolist():
                 file.write(known.data[i * known.item : (i + 1) * known.item])
-            file.write(known.kinds[last].tobytes() + known.digests[last].tobytes())
+            file.write(known.kinds[last].tobytes() + known.digests[:, last].tobytes())
     there = sum(path.stat().st_size for path in _folder().glob("*.pixels"))
     print(f"pixels: {count(known.n, 'image')} in {known.path}, {len(known.data) / 1e9:.2f} GB; all "
           f"maps there take {there / 1e9:.2f} GB, and may be deleted")
@@ -181,14 +206,15 @@ def _make(table: Table, digests: Sequence[bytes], size: int, channels: int) -> N
 def _begin(digests: Sequence[bytes], size: int, channels: int) -> Map:
     """A map in which nothing is read yet."""
     key, item = sha256(b"".join(digests)).hexdigest()[:16], channels * size**2
-    path, need = _folder() / f"{size}px-{channels}-v{FORM}-{key}.pixels", len(digests) * (item + 33)
+    path = _folder() / f"{size}px-{channels}-v{FORM}-{key}.pixels"
+    need = len(digests) * (item + MARKS)
     if (free := shutil.disk_usage(path.parent).free) < need:
         raise InputError(f"{path.parent} has {free / 1e9:.1f} GB free, and the pixels of "
                          f"{len(digests)} images take {need / 1e9:.1f}: name another folder by "
                          "--cache, or delete maps there")
     with replacing(path, durable=False) as temporary, open(temporary, "wb") as file:
-        file.truncate(need - 32 * len(digests))
-        file.seek(0, os.SEEK_END)
+        file.truncate(need)
+        file.seek(len(digests) * (item + 1))
         file.write(b"".join(digests))
     return Map.open(path, item)
 
@@ -231,15 +257,17 @@ def _write_shards(path: str | Path, size: int, channels: int,
     """Write shards into a map, the kinds of their images last; gives the images of each."""
     item = channels * size**2
     with open(path, "r+b") as file:
-        first = os.fstat(file.fileno()).st_size // (item + 33) * item
+        n = os.fstat(file.fileno()).st_size // (item + MARKS)
         for shard in shards:
             kinds = []
             for place, name in shard:
                 square, kind = _square(name, size, channels)
-                kinds.append((first + place, kind))
+                kinds.append((n * item + place, kind))
                 if kind != BAD:
                     whole = np.broadcast_to(square, (channels, size, size))
                     os.pwrite(file.fileno(), whole.tobytes(), place * item)
+                    os.pwrite(file.fileno(), content(square) or NONE,
+                              n * (item + 33) + 32 * place)
             sync(Path(path))
             for place, kind in kinds:
                 os.pwrite(file.fileno(), bytes([kind]), place)

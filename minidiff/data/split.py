@@ -1,13 +1,11 @@
 """Splits by patient: made where the data bring none, checked, and repaired where patients cross."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy
-from torch import Tensor
 
 from minidiff.errors import InputError, count
 from minidiff.runs import of_other_images, read_json
@@ -100,21 +98,15 @@ def check_leakage(rows: Sequence[Row], hashes: Mapping[str, str], hint: str = ""
     _refuse_differing(rows, contents, "an identical file")
 
 
-def check_pictures(rows: Sequence[Row], pictures: Iterable[Tensor]) -> None:
+def check_pictures(rows: Sequence[Row], contents: Iterable[bytes | None]) -> None:
     """Raise InputError if one picture, however encoded, lies in two splits or under two labels.
 
-    Compares what is trained on, uint8 (3,S,S) each, bit for bit: fast enough for the start of every
-    training. Altered copies are found by the audit only. Pictures of one grey are not compared.
+    Compares what is trained on, bit for bit, by `pixel_map.contents`: fast enough for the start of
+    every training. Altered copies are found by the audit only. Pictures of one grey are not
+    compared.
     """
-    _refuse_differing(rows, map(_content, pictures), "an identical picture",
+    _refuse_differing(rows, contents, "an identical picture",
                       hint="; evaluate.py audit looks for more")
-
-
-def _content(picture: Tensor) -> bytes | None:
-    """A key of its pixels; None for one grey. Three equal channels count as one."""
-    grey = not picture.stride(0) or (picture == picture[:1]).all()
-    data = picture[: 1 if grey else None].numpy().tobytes()
-    return None if data.count(data[:1]) == len(data) else hashlib.sha256(data).digest()
 
 
 def _refuse_differing(rows: Sequence[Row], keys: Iterable[Hashable], what: str,

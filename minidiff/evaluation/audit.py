@@ -6,6 +6,7 @@ audit.json holds every number, audit.html is for the reader. Exit status: 0 no e
 must be repaired first, 2 the folders are not laid out as a data set.
 """
 
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -45,10 +46,11 @@ def run_audit(cfg: AuditConfig) -> None:
     table = read_table(cfg.data, cfg, split=False, check=False)
     out = runs.open_run(cfg.out, cfg, "audit", free=("write_split", "shown"),
                         data=table.fingerprint)
-    result, facts = audit.audit(table, columns=cfg.shortcuts)
+    result, facts = audit.audit(table, columns=cfg.shortcuts, folder=out / "facts")
     result = jsonable({**result, "folders": list(cfg.data), "provenance": runs.provenance()})
     runs.write_json(out / "audit.json", {**result, "files_of": table.column("file")})
     runs.write_atomic(out / "audit.html", page(result, table.rows, facts, cfg.shown))
+    shutil.rmtree(out / "facts", ignore_errors=True)
     for f in result["findings"]:
         print(f"{f['level']:>7}  {f['text']}")
     if cfg.write_split:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.pixels import to_float, within
+from minidiff.pixels import Pictures, to_float, within
 from minidiff.runs import json_key
 
 SIDE, CELLS, RINGS = 32, 8, 32   # of PixelPCA and of VAEFeatures a side; of Spectrum
+ROWS = 2**14                     # images of which PixelPCA holds doubles at once
 
 
 class Extractor(Protocol):
@@ -44,18 +45,18 @@ class PixelPCA:
 
     def fit(self, images: Tensor) -> "PixelPCA":
         """Find the axes of real training images (N,3,H,W), N ≥ 2; up to 64 images give N − 1."""
-        x = self._pixels(images)
+        x = grey(images, SIDE).flatten(1)
         self.mean, self.axes = principal(x, self.k)
-        self.scale = ((x - self.mean) @ self.axes).var(0).mean().sqrt().clamp(min=1e-12)
+        self.scale = self._along(x).var(0).mean().sqrt().clamp(min=1e-12)
         self.identity = digest({"mean": self.mean, "axes": self.axes, "scale": self.scale},
                                name=self.name, side=SIDE, resize="area", channels="mean")
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
-        return ((self._pixels(images) - self.mean) @ self.axes / self.scale).float()
+        return (self._along(grey(images, SIDE).flatten(1)) / self.scale).float()
 
-    def _pixels(self, images: Tensor) -> Tensor:
-        return grey(images, SIDE).flatten(1).double()
+    def _along(self, x: Tensor) -> Tensor:
+        return torch.cat([(part.double() - self.mean) @ self.axes for part in x.split(ROWS)])
 
 
 class Spectrum:
@@ -165,21 +166,28 @@ def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
     return hashed.hexdigest()
 
 
-def grey(images: Tensor, side: int | None = None) -> Tensor:
+def grey(images: Pictures, side: int | None = None) -> Tensor:
     """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by means over areas; None: same size."""
-    x = torch.cat([part.float().mean(1, keepdim=True) for part in images.split(256)]) / 255
-    return (x if side is None else F.interpolate(x, size=(side, side), mode="area"))[:, 0]
+    found, first = torch.empty(len(images), *((side, side) if side else images.shape[2:])), 0
+    for part in images.split(256) if len(images) else ():
+        x = part.float().mean(1, keepdim=True) / 255
+        x = F.interpolate(x, size=(side, side), mode="area") if side else x
+        found[first : (first := first + len(x))] = x[:, 0]
+    return found
 
 
 def principal(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and first k principal axes (d,k) of the rows of x (n,d): smaller of XᵀX and XXᵀ."""
+    """Mean (d,) and first k principal axes (d,k) of the rows of x (n,d), in float64: the smaller of
+    XᵀX, which is summed over blocks of rows, and XXᵀ."""
     n, d = x.shape
     if n < 2:
         raise InputError(f"principal axes need at least 2 images, and there is {n}")
-    k, mean = min(k, n - 1, d), x.mean(0)
-    x = x - mean
+    k, mean = min(k, n - 1, d), sum(part.double().sum(0) for part in x.split(ROWS)) / n
+    centred = (part.double() - mean for part in x.split(ROWS))
     if d <= n:
-        return mean, torch.linalg.eigh(x.T @ x).eigenvectors[:, -k:].flip(1)
+        return mean, torch.linalg.eigh(sum(part.T @ part for part in centred)).eigenvectors[
+            :, -k:].flip(1)
+    x = torch.cat([*centred])
     axes = x.T @ torch.linalg.eigh(x @ x.T).eigenvectors[:, -k:].flip(1)
     return mean, axes / axes.norm(dim=0).clamp(min=1e-12)
 
@@ -196,7 +204,7 @@ def pca_psnr(train: Tensor, test: Tensor, k: int = 64, limit: int = 2000) -> flo
     (N,C,H,W) both; at most `limit` training images, evenly picked, are used.
     """
     step = -(-len(train) // limit)
-    mean, axes = principal(grey(train[::step]).flatten(1).double(), k)
+    mean, axes = principal(grey(train[::step]).flatten(1), k)
     parts = (grey(part).flatten(1).double() for part in test.split(within(test.shape[-1])))
     return torch.cat([psnr(y, (mean + (y - mean) @ axes @ axes.T).clamp(0, 1))
                       for y in parts]).mean().item()

@@ -57,6 +57,7 @@ from minidiff.evaluation.sets import (
     without_labels,
 )
 from minidiff.evaluation.verdicts import KINDS
+from minidiff.pixels import Gathered, Pictures, each
 from minidiff.root import DEMO, Reading, Rooted
 from minidiff.training.device import pick_device
 
@@ -220,17 +221,10 @@ def named(folder: str, among: Sequence[str]) -> str:
 
 def ordered(table: Table, pixels: Tensor) -> Images:
     """Images in the order of their content: the order of files must not reach a number."""
-    keys = [hashlib.sha256(image.tobytes()).digest() for image in pixels.numpy()]
+    keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in each(pixels)]
     order = sorted(range(len(keys)), key=lambda i: (keys[i], table.rows[i]["patient"]))
-    return Images(replace(table, rows=[table.rows[i] for i in order]), pixels[order])
-
-
-def of(images: Images, label: str, *splits: str) -> Images:
-    """The images of a label in these splits."""
-    index = [i for i, row in enumerate(images.table.rows)
-             if row["label"] == label and row["split"] in splits]
-    return Images(replace(images.table, rows=[images.table.rows[i] for i in index]),
-                  images.pixels[index])
+    return Images(replace(table, rows=[table.rows[i] for i in order]),
+                  Gathered(pixels, index=order))
 
 
 def training_sources(real: Table) -> dict[str, list[str]]:
@@ -258,7 +252,7 @@ def arrange(cfg: MatrixConfig,
     made = [s for name, each in sets.items() if name not in REAL
             for s in synthetic_subsets(each, sources, name=name, by_set=cfg.by_set, n=cfg.n,
                                        seed=cfg.seed)]
-    found = [standard(label, rows, wide, made, of(real, label, "train").pixels, n=cfg.n,
+    found = [standard(label, rows, wide, made, real.part("train", label=label).pixels, n=cfg.n,
                       seed=cfg.seed) for label in real.table.labels]
     standards = [j for j in found if j]
     spoilt = [s for j in standards for s in j.candidates if s.kind == "control"]
@@ -293,7 +287,7 @@ def judge_all(cfg: MatrixConfig, standards: Sequence[Standard], draws: Mapping,
     sources, found = training_sources(real.table), []
     for j in standards:
         others = {s for label, own in sources.items() if label != j.label for s in own}
-        train, held = of(real, j.label, "train"), of(real, j.label, *HELD_OUT)
+        train, held = (real.part(*splits, label=j.label) for splits in (("train",), HELD_OUT))
         seen = judge and recognised(judge, held.pixels, [j.label] * len(held)).tolist()
         known = {"train": near_spaces(train.pixels, judge),
                  "heldout": near_spaces(held.pixels, judge), "pairs": 0, "seed": cfg.seed,
@@ -330,7 +324,7 @@ def distances(j: Standard, s: Subset, draws: Mapping) -> dict:
                      for space, (c, _) in own.items()}}
 
 
-def near_spaces(images: Tensor, judge: Predictor | None) -> dict[str, Tensor]:
+def near_spaces(images: Pictures, judge: Predictor | None) -> dict[str, Tensor]:
     """The spaces in which copies are searched for."""
     return pixel_spaces(images, *([PredictorFeatures(judge)] if judge else []))
 

@@ -150,7 +150,7 @@ def gallery(data: Inputs, summary: Mapping, out: Path) -> dict[str, list[dict]]:
 
 def _card(image: Images, predictor: Predictor, place: int, lines: list[str]) -> dict:
     """The picture with its Grad-CAM below."""
-    warm = overlay(image.pixels, gradcam(predictor, image.pixels, place))[0].transpose(2, 0, 1)
-    row = image.rows[0]
-    return {"shots": [png_bytes(image.pixels[0, 0]), png_bytes(warm)],
+    row, pixels = image.rows[0], image.pixels[:]
+    warm = overlay(pixels, gradcam(predictor, pixels, place))[0].transpose(2, 0, 1)
+    return {"shots": [png_bytes(pixels[0, 0]), png_bytes(warm)],
             "lines": [row["label"], row["file_name"], *lines]}
