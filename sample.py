@@ -129,6 +129,8 @@ def sample(cfg: SampleConfig) -> None:
     missing = [batch for batch in batches if any(row["file_name"] in absent for row in batch)]
     mine = missing[distributed.rank() :: distributed.world()]
     sets = {} if distributed.rank() else unfinished(out, rows, whole, watch)
+    if watch and sets:
+        watch.real  # noqa: B018 (now, so that a fault of the real data comes before any image)
     chroma, due, behind = [], set(sets), Behind(precision.device)
     pipeline = compiled(pipeline, cfg.compile, len(mine) * recipe.calls)
     steps = sum(map(len, mine)) * (recipe.taken + 1)  # images that are drawn again come on top

@@ -4,6 +4,7 @@ images are copies; the table of the docs.
     python benchmarks/memorisation.py                        phantoms of 64 px
     python benchmarks/memorisation.py --data DIR [DIR …]     real X-rays of a data set
     python benchmarks/memorisation.py --fixed                the small part that a slow test repeats
+    python benchmarks/memorisation.py --many 20000           a few copies among so many images
 
 Each writes its part of memorisation.json. Each repeat draws three sets of images, no patient in two
 of them: training, held-out and "synthetic" images, of which none has been copied. Some of the last
@@ -178,6 +179,42 @@ def fixed() -> list[dict]:
                  FIXED["kinds"], FIXED["shares"], FIXED["repeats"])
 
 
+def fields(n: int, seed: int, side: int = 16) -> Tensor:
+    """Smooth noise, no two alike: uint8 (n,3,side,side)."""
+    x = np.random.default_rng(seed).standard_normal((n, side, side))
+    x = ndimage.gaussian_filter(x, (0, 1, 1), mode="wrap")
+    x = (x - x.mean((1, 2), keepdims=True)) / x.std((1, 2), keepdims=True)
+    x = np.clip(np.rint(128 + 45 * x), 0, 255).astype(np.uint8)
+    return torch.from_numpy(x)[:, None].expand(-1, 3, -1, -1)
+
+
+def many(n: int, train: int = 1000, heldout: int = 500, each: int = 4) -> list[dict]:
+    """`each` copies of every kind among n fields: who is named, and what all images together
+    (equalised pixels) say of all and of draws of a half and a quarter."""
+    real, held = fields(train, 0), fields(heldout, 1)
+    planted = torch.cat([copies(real[each * k :][:each], kind) for k, kind in enumerate(KINDS)])
+    made = pixel_spaces(torch.cat([planted, fields(n - len(planted), 2)]))
+    real, held, k = pixel_spaces(real), pixel_spaces(held), len(planted)
+    most = limit(overlaid(held["pixels, moved"], real["pixels, moved"]))
+    parts = made["pixels, moved"].split(500)
+    near = torch.cat([overlaid(x, real["pixels, moved"]).amin(1) for x in tqdm(parts, "naming")])
+    rows = [{"n": n, "train": train, "heldout": heldout, "limit": most,
+             "named": dict(zip(KINDS, (near[:k] < most).view(-1, each).sum(1).tolist())),
+             "others_named": int((near[k:] < most).sum()), "nearest_other": float(near[k:].min())}]
+    own, other, of_held = (distances(a["pixels"], b["pixels"]) for a, b in (
+        (made, real), (made, held), (held, real)))
+    among = distances(real["pixels"], real["pixels"]).fill_diagonal_(torch.inf).amin(1)
+    for size in (n, n // 2, n // 4):
+        some = torch.from_numpy(np.sort(np.random.default_rng(0).permutation(n)[:size]))
+        found = copy_verdict({"pixels": Space(own[some], other[some], of_held, among)}, pairs=k)
+        space = found["spaces"][0]
+        rows.append({"seen": size, "copies": int((some < k).sum()), "verdict": found["verdict"],
+                     "copies_among_nearest": sum(int(some[p["fake"]]) < k
+                                                 for p in found["closest"]),
+                     **{name: space[name] for name in ("near_p", "copying_p", "closest_p")}})
+    return rows
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -185,11 +222,15 @@ def main() -> None:
                    help=f"real data sets, of which {POOL} images are used; without: as many "
                         "phantoms")
     p.add_argument("--fixed", action="store_true")
+    p.add_argument("--many", type=int, metavar="N")
     p.add_argument("--repeats", type=int, default=100)
     a = p.parse_args()
     began = time.time()
     if a.fixed:
         name, rows = "fixed", fixed()
+    elif a.many:
+        name, rows = "many", many(a.many)
+        print(json.dumps(rows, indent=1))
     else:
         if a.data:
             name, (read, pixels) = "X-rays", load_pixels(read_table(a.data), 64)

@@ -110,3 +110,13 @@ def test_at_most_one_of_1000_other_patients_is_named_mirrored_and_moved_ones_amo
     found = named(distances(copies, x), between, x)
     assert len(found["images"]) >= 80                            # noisy and moved: .89
     assert {i["fake"] == i["train"] for i in found["images"]} == {True}
+
+
+@pytest.mark.slow
+def test_a_few_copies_among_many_images_are_named_and_no_other():
+    """And a draw sees the copies that are in it: docs/memorisation.md has 20 of 20,000."""
+    named, every, half, quarter = bench.many(200)
+    assert set(named["named"].values()) == {4} and named["others_named"] == 0
+    assert named["nearest_other"] > named["limit"]
+    assert every["copies"] == 20 and 20 > half["copies"] > quarter["copies"] > 0
+    assert all(row["copies"] >= row["copies_among_nearest"] > 0 for row in (every, half, quarter))

@@ -104,7 +104,9 @@ def test_quick_numbers_are_kept_until_what_they_depend_on_changes(made, tmp_path
     def left(watch=real):
         return set(sheets.unfinished(out, rows, set(), watch))
 
-    assert left() == left(watch(tmp_path / "moved")) == set()  # also before there is a manifest
+    moved = watch(tmp_path / "moved")
+    assert left() == left(moved) == set()  # also before there is a manifest
+    assert "real" in vars(real) and "real" not in vars(moved)  # and nothing was measured
     assert left(watch(tmp_path / "real", seed=1)) == every
     judge, other = (Predictor([Category("label", ("a", "b"))], width=8, size=8, seed=seed)
                     for seed in range(2))

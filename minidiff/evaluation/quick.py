@@ -15,9 +15,10 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 import minidiff
@@ -29,24 +30,41 @@ from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures
 from minidiff.evaluation.metrics.agreement import reads, recognised
 from minidiff.evaluation.metrics.copying import NEXT, calibrated
 from minidiff.evaluation.metrics.distances import floor, kid, matched
-from minidiff.evaluation.metrics.pairwise import distances, equalised
+from minidiff.evaluation.metrics.pairwise import blocks, distances, equalised, nearest
 from minidiff.evaluation.metrics.report_rows import FEWEST
 
 QUANTILE = 0.01     # of held-out images, that lie as near to training images as a near-copy
+
+
+class Real(NamedTuple):
+    """What a set is compared with."""
+
+    pca: PixelPCA
+    features: np.ndarray   # (H,64) of held-out images
+    train: Tensor          # (T,s²), equalised
+    held_out: Tensor       # (H,s²), equalised
+    usual: float           # median distance of held-out images to the nearest training image
 
 
 class Quick:
     """Held-out real images, and training images to look for copies of; `judge` reads labels."""
 
     def __init__(self, train: Images, held_out: Images, judge: Predictor | None = None):
-        self.pca, self.judge = PixelPCA().fit(train.pixels), judge
+        self.judge, self.tables = judge, (train.table, held_out.table)
+        self.pixels = [train.pixels, held_out.pixels]
         self.labels, self.patients = (np.array(held_out.table.column(name))
                                       for name in ("label", "patient"))
-        self.features = self.pca(held_out.pixels).double().numpy()
-        self.train, self.held_out = equalised(train.pixels), equalised(held_out.pixels)
-        self.usual = self._to_train(self.held_out)
         self.floors: dict[tuple, float] = {}
-        self.tables = train.table, held_out.table
+
+    @cached_property
+    def real(self) -> Real:
+        """Measured when it is first asked for: where every set has its numbers, nothing is."""
+        pca = PixelPCA().fit(self.pixels[0])
+        features = pca(self.pixels[1]).double().numpy()
+        train, held_out = map(equalised, self.pixels)
+        self.pixels.clear()  # the memory is for sampling
+        return Real(pca, features, train, held_out,
+                    nearest(held_out, train, 1).median().item())
 
     def __call__(self, pixels: Tensor, labels: Sequence[str]) -> dict[str, float]:
         """Numbers of uint8 (n, 3, H, W) and the labels asked for.
@@ -58,11 +76,12 @@ class Quick:
         rows, own = matched(self.labels.tolist(), labels)
         numbers = {"n": len(own), "n_real": len(rows)}
         if min(len(own), len(rows)) >= FEWEST:
-            numbers["KD"] = kid(real=self.features[rows],
-                                fake=self.pca(pixels[own]).double().numpy(),
+            numbers["KD"] = kid(real=self.real.features[rows],
+                                fake=self.real.pca(pixels[own]).double().numpy(),
                                 real_patients=self.patients[rows])
             numbers["KD_floor_95"] = self.floor(len(rows), len(own))
-        numbers["nearest"] = self._to_train(equalised(pixels)) / self.usual
+        to_train = nearest(equalised(pixels), self.real.train, 1).median().item()
+        numbers["nearest"] = to_train / self.real.usual
         if reads(self.judge, labels):
             numbers["recognised"] = recognised(self.judge, pixels, labels).float().mean().item()
         return numbers
@@ -78,14 +97,11 @@ class Quick:
         return {"real": [table.fingerprint for table in self.tables],
                 "judge": self.judge and PredictorFeatures(self.judge).identity}
 
-    def _to_train(self, images: Tensor) -> float:
-        return distances(images, self.train).min(1).values.median().item()
-
     def floor(self, n_real: int, n: int) -> float:
         """95 % point of the KD between two draws of held-out patients, half of them at most."""
-        n, m = (min(size, len(self.features) // 2) for size in (n, n_real))
+        n, m = (min(size, len(self.patients) // 2) for size in (n, n_real))
         if (n, m) not in self.floors:
-            found = floor(kid, real=self.features, patients=self.patients, n=m, m=n)
+            found = floor(kid, real=self.real.features, patients=self.patients, n=m, m=n)
             self.floors[n, m] = found.high if found else math.inf   # too few patients
         return self.floors[n, m]
 
@@ -94,13 +110,15 @@ class Quick:
         """The calibrated distance below which an image is a near-copy; InputError where there are
         too few images to set it."""
         fewest = round(1 / QUANTILE)   # with fewer, the nearest 1 % of them is none
-        if len(self.held_out) < fewest or len(self.train) <= NEXT:
-            raise InputError(f"near-copies cannot be told apart with {len(self.held_out)} held-out "
-                             f"and {len(self.train)} training images: needed are {fewest} and "
-                             f"{NEXT + 1} or more")
-        limit = calibrated(distances(self.held_out, self.train))[0].quantile(QUANTILE).item()
-        return max(limit, 1e-12)
+        n, m = map(len, self.tables)
+        if m < fewest or n <= NEXT:
+            raise InputError(f"near-copies cannot be told apart with {m} held-out and {n} training "
+                             f"images: needed are {fewest} and {NEXT + 1} or more")
+        train, held_out = self.real.train, self.real.held_out
+        near = torch.cat([calibrated(distances(held_out[rows], train))[0]
+                          for rows in blocks(m, n)])
+        return max(near.quantile(QUANTILE).item(), 1e-12)
 
     def near_copies(self, pixels: Tensor) -> Tensor:
         """Is each image a near-copy of a training image? (n,) bool."""
-        return calibrated(distances(equalised(pixels), self.train))[0] < self.near_limit
+        return calibrated(distances(equalised(pixels), self.real.train))[0] < self.near_limit

@@ -38,8 +38,8 @@ def record(keep: Iterable[str], rejects: Mapping[str, int], classifier: str,
                     "gate": "the most probable label is the one asked for", "held_out": 0,
                     "train": len(runs.read_json(known)) if known.is_file() else None}
         else:
-            own |= {"judge": None, "gate": watch.near_limit, "train": len(watch.train),
-                    "held_out": len(watch.held_out)}
+            own |= {"judge": None, "gate": watch.near_limit,
+                    **dict(zip(("train", "held_out"), map(len, watch.tables)))}
         found.append(own)
     return found
 
