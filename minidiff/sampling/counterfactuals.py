@@ -7,6 +7,7 @@
     VAE          encoded and decoded: the baseline of both
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -52,7 +53,8 @@ class Counterfactuals:
     def __call__(self, images: Tensor, rows: Sequence[dict[str, str]], normal_label: str,
                  seeds: Sequence[int]) -> dict[str, Tensor]:
         """uint8 (n, 3, S, S) → counterfactuals, uint8 (n, 1 or 3, S, S); the feature map of each,
-        float16 (n, S, S); "bits" a number of the latents and "error" of denoising, (n,)."""
+        float16 (n, S, S); "bits" a number of the latents and "error" of denoising, (n,), of the
+        images and of blurred normal ones."""
         pipeline, n = self.pipeline, len(images)
         labels = self.labels(rows, normal_label)
         z = pipeline.encode(images)
@@ -70,7 +72,8 @@ class Counterfactuals:
             here, layers(pipeline, c), images.shape[-1]).half() for name, c in made.items()}
         if self.facts["grey"]:
             made = {name: to_grey(c) for name, c in made.items()}
-        return made | features | self.densities(z, labels, seeds)
+        return made | features | self.densities(z, labels, seeds) | self.control(
+            images, [row["label"] == normal_label for row in rows], labels, seeds)
 
     def labels(self, rows: Sequence[dict[str, str]], normal_label: str) -> Labels:
         """The conditions of the images, but normal; what the model does not know is unknown."""
@@ -84,6 +87,22 @@ class Counterfactuals:
         healthy = [{**row, "label": normal_label} for row in rows]
         return var.encode(self.variables, [{v.name: cell(v, row) for v in self.variables}
                                            for row in healthy])
+
+    def control(self, images: Tensor, chosen: Sequence[bool], labels: Labels,
+                seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Densities of the chosen images without their noise; NaN of the others."""
+        index = [i for i, own in enumerate(chosen) if own]
+        dull = maps.blurred(images[index].flatten(0, 1).float().numpy(), maps.FAINT)
+        dull = torch.from_numpy(dull).round().to(torch.uint8).view(-1, *images.shape[1:])
+        found = self.densities(self.pipeline.encode(dull),
+                               {name: cells[index] for name, cells in labels.items()},
+                               [seeds[i] for i in index]) if index else {}
+        names = ("error", "bits") if self.cfg.likelihood else ("error",)
+        every = {maps.BLURRED + name: torch.full((len(images),), math.nan, dtype=torch.float64)
+                 for name in names}
+        for name, own in found.items():
+            every[maps.BLURRED + name][index] = own.cpu()
+        return every
 
     def densities(self, z: Tensor, labels: Labels, seeds: Sequence[int]) -> dict[str, Tensor]:
         pipeline, cfg = self.pipeline, self.cfg

@@ -7,7 +7,7 @@
                       strength sees something
 
 Beside them maps for which no model is needed, or the autoencoder alone. A method that does not
-beat these has found edges and bright pixels (Meissen et al. 2022).
+beat these has found edges and bright pixels, or owes nothing to diffusion (Meissen et al. 2022).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +20,14 @@ from torch import Tensor
 from minidiff.evaluation.features.extractor import grey
 
 VAE, SDEDIT, INVERSION = "VAE", "SDEdit", "inversion"   # what made a counterfactual
-BASELINES = ("intensity", "blur residual", "distance from the mean", "VAE error")
+BASELINES = ("intensity", "blur residual", "distance from the mean", f"{VAE}, pixel",
+             f"{VAE}, pixel × feature")
 PRIMARY = f"{SDEDIT} harmonic, pixel × feature"  # the method that is judged, named before any look
 SMOOTH, WIDE = 1 / 64, 1 / 16   # σ of the blurs, shares of the side: of every map; of the residual
+FAINT = 1 / 128                 # σ of the blur that takes only the noise out of an image
 TOP = 0.05                      # share of the pixels whose mean is the score of an image
 FEATURE = "feature of "         # where a part holds the feature map of a counterfactual
+BLURRED = "blurred: "           # where a part holds the density of a blurred normal image
 FLOOR = 1e-6                    # added to what a harmonic mean is taken of
 
 Maps = dict[str, np.ndarray]    # method → float32 (N, S, S)
@@ -58,10 +61,7 @@ def smoothed(x: np.ndarray) -> np.ndarray:
 
 
 def model_maps(images: Tensor, part: Mapping[str, Tensor]) -> Maps:
-    """Maps of uint8 (N,3,S,S) by their counterfactuals: `part` as `Counterfactuals` makes it.
-
-    VAE error is the pixel map of the autoencoder.
-    """
+    """Maps of uint8 (N,3,S,S) by their counterfactuals: `part` is what a `Maker` made of them."""
     x, found = grey(images), {}
     makers = [name for name in part if part[name].ndim == 4]
     for name in makers:
@@ -73,7 +73,6 @@ def model_maps(images: Tensor, part: Mapping[str, Tensor]) -> Maps:
     for kind in ("pixel", "feature", "pixel × feature"):
         levels = np.stack([found[f"{name}, {kind}"] for name in strengths])
         found |= {f"{SDEDIT} {how}, {kind}": over(levels) for how, over in MEANS.items()}
-    found["VAE error"] = found.pop(f"{VAE}, pixel")
     return found
 
 

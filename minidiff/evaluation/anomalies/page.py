@@ -8,21 +8,22 @@ from torch import Tensor
 
 from minidiff.data import images
 from minidiff.evaluation.anomalies import maps
+from minidiff.evaluation.anomalies.collect import DENSITIES, Found
 from minidiff.evaluation.format import Row, Table, area, delta, num
 from minidiff.evaluation.pages import render
 from minidiff.pixels import to_grey
 
-BRIGHT = 0.999    # quantile of a map that is white, one for all images
-
 
 def said(result: dict) -> str:
-    """The answers and the figures of the primary method and of the baselines, as text."""
-    short = (result["primary"], *maps.BASELINES)
-    lines = [f"{a['answer']} than {a['baseline']}" if a["answer"] != "not resolved" else
-             f"not resolved against {a['baseline']}" for a in result["pixels_against"]]
-    text = [f"pixels, {result['primary']}: {'; '.join(lines)}",
-            pixel_table(result, short).text()] if lines else []
-    return "\n".join([*text, image_table(result, short).text()])
+    """The answers and the figures of the primary method, the baselines and the densities, as
+    text."""
+    short = (result["primary"], *maps.BASELINES, *DENSITIES.values())
+    parts = [f"{result['primary']}, average precision of pixels: "
+             + "; ".join(f"{a['answer']} {'than' if a['answer'] != 'not resolved' else 'against'} "
+                         f"{a['baseline']}" for a in result["pixels_against"]),
+             pixel_table(result, short).text()] if result["pixels"] else []
+    parts += [image_table(result, short).text()]
+    return "\n".join(parts + ([blurred_table(result).text()] if result["blurred"] else []))
 
 
 def pixel_table(result: dict, only: Sequence[str] = ()) -> Table:
@@ -49,6 +50,12 @@ def image_table(result: dict, only: Sequence[str] = ()) -> Table:
         if not only or method in only])
 
 
+def blurred_table(result: dict) -> Table:
+    return Table(("AUROC of blurred normal images by", "", "n"), [
+        (row["method"], area(row["auroc"], row["interval"]), row["n"])
+        for row in result["blurred"]])
+
+
 def kind(row: Mapping, result: Mapping) -> str:
     return "own" if row["method"] == result["primary"] else ""
 
@@ -64,37 +71,35 @@ def against(rows: Sequence[Mapping]) -> list[dict]:
 
 
 def page(result: dict, rows: Sequence[Mapping[str, str]], pixels: Tensor,
-         parts: Mapping[str, Tensor], found: maps.Maps, masks: np.ndarray | None, *,
-         shown: int) -> str:
-    """The page; of each label at most `shown` images, evenly picked."""
-    labels = sorted({row["label"] for row in rows})
+         found: Found, masks: np.ndarray | None) -> str:
+    """The page, with the images that `found` has kept pictures of."""
     trays = []
-    for label in labels:
+    for label in sorted({row["label"] for row in rows}):
         own = [i for i, row in enumerate(rows) if row["label"] == label]
-        index = [own[k] for k in np.unique(np.linspace(0, len(own) - 1, shown).round().astype(int))]
-        trays.append((label, len(own), *columns(index, pixels, parts, found, masks)))
+        index = [i for i in own if i in found.kept]
+        trays.append((label, len(own), *columns(index, pixels, found, masks)))
     return render("anomalies.html", result=result, trays=trays,
                   pixel_answers=against(result["pixels_against"]),
                   image_answers=against(result["images_against"]),
                   pixel_figures=pixel_table(result), image_figures=image_table(result),
+                  blurred=blurred_table(result),
                   shortcuts=Table(("label", "predicted from", "AUROC", "n", "n of normal"), [
                       (row["label"], row["features"], area(row["auroc"], (row["low"], row["high"])),
                        *((row["n"], row["n_rest"]))) for row in result["shortcuts"]]))
 
 
-def columns(index: Sequence[int], pixels: Tensor, parts: Mapping[str, Tensor], found: maps.Maps,
+def columns(index: Sequence[int], pixels: Tensor, found: Found,
             masks: np.ndarray | None) -> tuple[list[str], list[list[bytes]]]:
     """Names of the rows of pictures, and for each image its pictures, PNG."""
-    made = [name for name in parts if parts[name].ndim == 4]
-    white = {name: max(np.quantile(found[name], BRIGHT), 1e-9)
-             for name in (maps.PRIMARY, "VAE error", "blur residual")}
-    names = ["image", *made, *(f"map: {name}" for name in white),
+    made, heat = found.kept[index[0]]
+    names = ["image", *made, *(f"map: {name}" for name in heat),
              *(["mask"] if masks is not None else [])]
     tiles = []
     for i in index:
-        heat = [torch.from_numpy((found[name][i] / top).clip(0, 1) * 255).to(torch.uint8)[None]
-                for name, top in white.items()]
+        made, heat = found.kept[i]
+        lit = [torch.from_numpy((own / found.white[name]).clip(0, 1) * 255).to(torch.uint8)[None]
+               for name, own in heat.items()]
         mask = [] if masks is None else [torch.from_numpy(masks[i] * np.uint8(255))[None]]
-        shots = [to_grey(pixels[i : i + 1])[0], *(parts[name][i] for name in made), *heat, *mask]
+        shots = [to_grey(pixels[i : i + 1])[0], *made.values(), *lit, *mask]
         tiles.append([images.png_bytes(shot) for shot in shots])
     return names, tiles

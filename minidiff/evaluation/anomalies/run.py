@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import safetensors.torch
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,12 +26,12 @@ from minidiff.data.split import check_unseen
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
 from minidiff.evaluation.anomalies import maps, truth
+from minidiff.evaluation.anomalies.collect import Batch, collect
 from minidiff.evaluation.anomalies.page import page, said
 from minidiff.evaluation.format import jsonable
 from minidiff.root import Reading, Rooted
 
-DENSITIES = {"bits": "likelihood", "error": "denoising error"}   # of a part; high is abnormal
-FREE = ("device", "shown", "masks", "within", "batch")           # change no counterfactual
+FREE = ("device", "shown", "masks", "within")   # change no counterfactual
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,13 @@ def run(cfg: AnomaliesConfig, open_maker: Callable[[AnomaliesConfig], Maker]) ->
     masks = truth.read_masks(cfg.masks, some.rows, normal, size) if cfg.masks else None
     out = runs.open_run(cfg.out, cfg, "anomalies", free=FREE, data=some.fingerprint,
                         model=maker.facts["sha256"])
-    parts = made(out / "parts", maker, pixels, some.rows, normal, cfg)
+    batches = made(out / "parts", maker, pixels, some.rows, normal, cfg)
     train = table.select(split="train", label=normal)
     atlas = maps.Normal(load_pixels(train, size, skip_bad=True, grey=grey)[1]) if len(
         train) > 1 else None
-    found = {**maps.baseline_maps(pixels, atlas), **maps.model_maps(pixels, parts)}
-    scores = {**{name: maps.image_scores(own) for name, own in found.items()},
-              **{name: parts[key].double().numpy() for key, name in DENSITIES.items()
-                 if key in parts}}
-    patients = some.column("patient")
-    by_pixel, pixel_answers = (truth.pixels_of(found, masks, patients, cfg.seed)
-                               if masks is not None else ([], []))
+    found = collect(batches, atlas, masks, shown(some, cfg.shown))
+    patients, scores = some.column("patient"), found.scores
+    by_pixel, pixel_answers = truth.pixels_of(found.counts, patients, cfg.seed)
     result = jsonable({
         "data": {"folders": list(cfg.data), "split": list(cfg.split), "normal": normal,
                  "n": {name: some.column("label").count(name) for name in some.labels},
@@ -112,14 +108,14 @@ def run(cfg: AnomaliesConfig, open_maker: Callable[[AnomaliesConfig], Maker]) ->
         "pixels": by_pixel, "pixels_against": pixel_answers,
         "images": truth.images_of(scores, some.rows, normal, cfg.within, cfg.seed),
         "images_against": truth.images_against(scores, some.rows, normal, cfg.within, cfg.seed),
+        "blurred": truth.blurred_against(found.blurred, scores, some.rows, normal, cfg.seed),
         "shortcuts": shortcuts(some, normal),
         "provenance": runs.provenance()})
     runs.write_json(out / "anomalies.json", result | {
         "scores": [{"file": row["file"], "label": row["label"],
                     **{name: float(own[k]) for name, own in scores.items()}}
                    for k, row in enumerate(some.rows)]})
-    runs.write_atomic(out / "anomalies.html", page(result, some.rows, pixels, parts, found, masks,
-                                                   shown=cfg.shown))
+    runs.write_atomic(out / "anomalies.html", page(result, some.rows, pixels, found, masks))
     print(said(result))
     print(out / "anomalies.html")
     return result
@@ -136,6 +132,8 @@ def normal_label(cfg: AnomaliesConfig, trained: Sequence[dict[str, str]], table:
     if normal not in labels or len(labels) < 2:
         raise InputError(f"--normal {normal}: the data have the labels {', '.join(labels)}; needed "
                          "are this one and another")
+    if cfg.within not in ("", "source") and not any(table.column(cfg.within)):
+        raise InputError(f"--within {cfg.within}: the data have no such column, or no value in it")
     return normal
 
 
@@ -156,21 +154,36 @@ def chosen(table: Table, cfg: AnomaliesConfig, normal: str) -> Table:
     return replace(table, rows=rows)
 
 
+def shown(table: Table, n: int) -> list[int]:
+    """Places of n images of each label, evenly picked."""
+    found = []
+    for label in table.labels:
+        own = [i for i, row in enumerate(table.rows) if row["label"] == label]
+        found += [own[k] for k in np.unique(np.linspace(0, len(own) - 1, n).round().astype(int))]
+    return found
+
+
 def made(folder: Path, maker: Maker, pixels: Tensor, rows: Sequence[dict[str, str]], normal: str,
-         cfg: AnomaliesConfig) -> dict[str, Tensor]:
-    """What the model makes of all images, from the files of the batches that are there already."""
+         cfg: AnomaliesConfig) -> list[Batch]:
+    """What the model makes of all images, a file a batch; those that are there already are kept."""
     folder.mkdir(exist_ok=True)
-    starts, parts = range(0, len(rows), cfg.batch), []
+    batches: list[Batch] = []
+
+    def loader(places: range, path: Path) -> Batch:
+        return lambda: (places, pixels[places.start : places.stop],
+                        safetensors.torch.load_file(path))
+
     with tqdm(total=len(rows), desc="counterfactuals", unit=" images") as bar:
-        for start in starts:
-            few = slice(start, min(start + cfg.batch, len(rows)))
-            path = folder / f"{few.start:06d}-{few.stop:06d}.safetensors"
+        for start in range(0, len(rows), cfg.batch):
+            places = range(start, min(start + cfg.batch, len(rows)))
+            path = folder / f"{places.start:06d}-{places.stop:06d}.safetensors"
             if not path.is_file():
-                seeds = [cfg.seed * 10**6 + i for i in range(few.start, few.stop)]
-                runs.save_tensors(path, maker(pixels[few], rows[few], normal, seeds))
-            parts.append(safetensors.torch.load_file(path))
-            bar.update(few.stop - few.start)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                few = slice(places.start, places.stop)
+                runs.save_tensors(path, maker(pixels[few], rows[few], normal,
+                                              [cfg.seed * 10**6 + i for i in places]))
+            batches.append(loader(places, path))
+            bar.update(len(places))
+    return batches
 
 
 def shortcuts(table: Table, normal: str) -> list[dict]:

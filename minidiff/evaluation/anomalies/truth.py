@@ -22,7 +22,7 @@ from minidiff.statistics import (
     weighted_precision,
 )
 
-LEVELS = np.r_[np.linspace(0, 0.99, 991), 1 - np.geomspace(0.01, 1e-6, 500)[1:]]
+QUANTILES = np.r_[np.linspace(0, 0.99, 991)[1:], 1 - np.geomspace(0.01, 1e-6, 500)[1:]]
 SEEN = 4_000_000    # pixels whose quantiles are the levels, at most
 RESAMPLES = 500
 FEWEST = 5          # images on each side of an image's AUROC
@@ -52,13 +52,20 @@ def read_masks(folder: str, rows: Sequence[Mapping[str, str]], normal: str,
     return found
 
 
-def by_level(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Maps and masks (N, S, S) → counts (N, 2, L) of pixels at each of L levels of the map: under
-    the mask, and elsewhere. A level is a range between two quantiles, the highest ones narrow."""
+def levels_of(maps: np.ndarray) -> np.ndarray:
+    """Values between which pixels count as equal: quantiles of some maps, the highest ones close.
+
+    The order of two pixels is lost only where no quantile lies between them.
+    """
     step = max(1, maps.size // SEEN)
-    edges = np.unique(np.quantile(maps.ravel()[::step], LEVELS[1:]))
-    n = len(edges) + 1
-    return np.stack([[np.bincount(np.searchsorted(edges, own[side], "right"), minlength=n)
+    return np.unique(np.quantile(maps.ravel()[::step], QUANTILES))
+
+
+def by_level(maps: np.ndarray, masks: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Maps and masks (N, S, S) → counts (N, 2, L) of pixels at each level: under the mask, and
+    elsewhere."""
+    n = len(levels) + 1
+    return np.stack([[np.bincount(np.searchsorted(levels, own[side], "right"), minlength=n)
                       for side in (mask, ~mask)] for own, mask in zip(maps, masks)])
 
 
@@ -118,12 +125,11 @@ def ends(values: np.ndarray) -> list[float] | None:
     return list(percentile(known)) if len(known) else None
 
 
-def pixels_of(maps: Mapping[str, np.ndarray], masks: np.ndarray, patients: Sequence,
+def pixels_of(counts: Mapping[str, np.ndarray], patients: Sequence,
               seed: int) -> tuple[list[dict], list[dict]]:
-    """Figures of each method, and the primary one against each baseline: difference of average
-    precision with its interval, of the same resamples of patients."""
-    found = {name: pixel_figures(by_level(own, masks), patients, seed)
-             for name, own in maps.items()}
+    """Figures of each method from its counts `by_level`; and the primary one against each baseline:
+    difference of average precision with its interval, of the same resamples of patients."""
+    found = {name: pixel_figures(own, patients, seed) for name, own in counts.items()}
     against = []
     for name in BASELINES:
         if name in found:
@@ -147,13 +153,13 @@ def compared(difference: float, resampled: np.ndarray) -> dict:
 def strata(rows: Sequence[Mapping[str, str]], normal: str,
            column: str) -> list[tuple[str, str, list[int]]]:
     """(label, value of the column or "", images) of each comparison of a label with normal: of all
-    images, and within each value of the column that has both."""
+    images, and within each of several values of the column that has both."""
     found = []
     for label in sorted({row["label"] for row in rows} - {normal}):
         both = [i for i, row in enumerate(rows) if row["label"] in (label, normal)]
         found.append((label, "", both))
         values = sorted({rows[i].get(column, "") for i in both} - {""})
-        for value in values:
+        for value in values if len(values) > 1 else ():
             own = [i for i in both if rows[i].get(column, "") == value]
             n = sum(rows[i]["label"] == label for i in own)
             if min(n, len(own) - n) >= FEWEST:
@@ -193,3 +199,17 @@ def images_against(scores: Mapping[str, np.ndarray], rows: Sequence[Mapping[str,
                           **compared(ours[0][0] - theirs[0][0], ours[1] - theirs[1])})
     return found
 
+
+def blurred_against(blurred: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray],
+                    rows: Sequence[Mapping[str, str]], normal: str, seed: int) -> list[dict]:
+    """AUROC of normal images that are blurred a little, so that their noise is gone, against the
+    same images as they are, by each density. No such images were trained on; below .5 the model
+    holds them for the more normal ones."""
+    found, index = [], [i for i, row in enumerate(rows) if row["label"] == normal]
+    patients = [rows[i]["patient"] for i in index] * 2
+    for name, own in blurred.items():
+        both = np.concatenate([own[index], scores[name][index]])
+        area, interval = auroc_by_patient(both, np.arange(len(both)) < len(index), patients,
+                                          resamples=RESAMPLES, seed=seed)
+        found.append({"method": name, "auroc": area, "interval": list(interval), "n": len(index)})
+    return found
