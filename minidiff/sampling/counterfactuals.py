@@ -25,7 +25,7 @@ from minidiff.errors import InputError
 from minidiff.evaluation.anomalies import maps
 from minidiff.evaluation.anomalies.run import AnomaliesConfig
 from minidiff.evaluation.metrics.membership import denoising_errors
-from minidiff.pixels import rounded, to_float, to_grey
+from minidiff.pixels import at_once, rounded, to_float, to_grey
 from minidiff.sampling.finished_run import open_pipeline
 from minidiff.variables import Labels
 
@@ -38,8 +38,7 @@ class Counterfactuals:
         self.pipeline, self.facts = open_pipeline(cfg.run, cfg.device)
         self.facts["sha256"] = runs.sha256(f"{cfg.run}/model.safetensors")
         self.variables = self.pipeline.conditioner.variables
-        self.by_name = {v.name: v for v in self.variables}
-        self.guides = "label" in self.by_name
+        self.guides = any(v.name == "label" for v in self.variables)
         usual = Recipe(steps=cfg.steps, guidance=1.0,
                        scales={"label": cfg.guidance} if self.guides else {})
         usual.require_levels(self.pipeline.denoiser.schedule)
@@ -58,7 +57,8 @@ class Counterfactuals:
         pipeline, n = self.pipeline, len(images)
         labels = self.labels(rows, normal_label)
         z = pipeline.encode(images)
-        decoded = [rounded(pipeline.vae.decode(few)).cpu() for few in z.split(DECODE)]
+        decoded = [rounded(pipeline.vae.decode(few)).cpu()
+                   for few in z.split(min(DECODE, at_once(pipeline.size)))]
         made = {maps.VAE: torch.cat(decoded)}
         for name, recipe in self.recipes.items():
             made[name], = pipeline.images(labels, seeds, recipe, batch=n, origin=z)
@@ -67,9 +67,7 @@ class Counterfactuals:
             noise = pipeline.invert(z, blind, self.inversion)
             made[maps.INVERSION], = pipeline.images(labels, seeds, self.inversion, batch=n,
                                                     noise=noise)
-        here = layers(pipeline, images)
-        features = {maps.FEATURE + name: maps.feature_map(
-            here, layers(pipeline, c), images.shape[-1]).half() for name, c in made.items()}
+        features = self.features(images, made)
         if self.facts["grey"]:
             made = {name: to_grey(c) for name, c in made.items()}
         return made | features | self.densities(z, labels, seeds) | self.control(
@@ -87,6 +85,16 @@ class Counterfactuals:
         healthy = [{**row, "label": normal_label} for row in rows]
         return var.encode(self.variables, [{v.name: cell(v, row) for v in self.variables}
                                            for row in healthy])
+
+    def features(self, images: Tensor, made: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The feature map of each counterfactual, float16 (n, S, S)."""
+        found: dict[str, list[Tensor]] = {name: [] for name in made}
+        for few in torch.arange(len(images)).split(at_once(self.pipeline.size)):
+            here = layers(self.pipeline, images[few])
+            for name, c in made.items():
+                there = layers(self.pipeline, c[few])
+                found[name].append(maps.feature_map(here, there, images.shape[-1]).half().cpu())
+        return {maps.FEATURE + name: torch.cat(parts) for name, parts in found.items()}
 
     def control(self, images: Tensor, chosen: Sequence[bool], labels: Labels,
                 seeds: Sequence[int]) -> dict[str, Tensor]:

@@ -78,14 +78,16 @@ def page(result: dict, rows: Sequence[Mapping[str, str]], pixels: Tensor,
         own = [i for i, row in enumerate(rows) if row["label"] == label]
         index = [i for i in own if i in found.kept]
         trays.append((label, len(own), *columns(index, pixels, found, masks)))
-    return render("anomalies.html", result=result, trays=trays,
+    within = {row["label"] for row in result["images"] if row["within"]}
+    apart = sorted({row["label"] for row in result["images"]} - within)
+    return render("anomalies.html", result=result, trays=trays, apart=apart,
                   pixel_answers=against(result["pixels_against"]),
                   image_answers=against(result["images_against"]),
                   pixel_figures=pixel_table(result), image_figures=image_table(result),
                   blurred=blurred_table(result),
                   shortcuts=Table(("label", "predicted from", "AUROC", "n", "n of normal"), [
                       (row["label"], row["features"], area(row["auroc"], (row["low"], row["high"])),
-                       *((row["n"], row["n_rest"]))) for row in result["shortcuts"]]))
+                       row["n"], row["n_rest"]) for row in result["shortcuts"]]))
 
 
 def columns(index: Sequence[int], pixels: Tensor, found: Found,

@@ -105,6 +105,7 @@ def run(cfg: AnomaliesConfig, open_maker: Callable[[AnomaliesConfig], Maker]) ->
         "run": {"folder": cfg.run, "sha256": maker.facts["sha256"],
                 "n_train": len(maker.facts.get("trained_on", ())), "size": size},
         "primary": maps.PRIMARY, "within": cfg.within,
+        "places": sorted(set(some.column(cfg.within)) - {""}),
         "pixels": by_pixel, "pixels_against": pixel_answers,
         "images": truth.images_of(scores, some.rows, normal, cfg.within, cfg.seed),
         "images_against": truth.images_against(scores, some.rows, normal, cfg.within, cfg.seed),

@@ -154,11 +154,10 @@ def strata(rows: Sequence[Mapping[str, str]], normal: str,
            column: str) -> list[tuple[str, str, list[int]]]:
     """(label, value of the column or "", images) of each comparison of a label with normal: of all
     images, and within each of several values of the column that has both."""
-    found = []
+    found, values = [], sorted({row.get(column, "") for row in rows} - {""})
     for label in sorted({row["label"] for row in rows} - {normal}):
         both = [i for i, row in enumerate(rows) if row["label"] in (label, normal)]
         found.append((label, "", both))
-        values = sorted({rows[i].get(column, "") for i in both} - {""})
         for value in values if len(values) > 1 else ():
             own = [i for i in both if rows[i].get(column, "") == value]
             n = sum(rows[i]["label"] == label for i in own)
