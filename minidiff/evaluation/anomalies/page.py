@@ -65,7 +65,7 @@ def against(rows: Sequence[Mapping]) -> list[dict]:
     chips = {"better": "yes", "worse": "no", "not resolved": "open"}
     return [{"kind": chips[row["answer"]], "answer": row["answer"],
              "question": " ".join(filter(None, (
-                 f"than {row['baseline']}", f"on {row['label']}" if "label" in row else "",
+                 f"against {row['baseline']}", f"on {row['label']}" if "label" in row else "",
                  f"within {row['within']}" if row.get("within") else ""))),
              "text": delta(row["difference"], row["interval"])} for row in rows]
 
