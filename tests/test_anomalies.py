@@ -252,7 +252,20 @@ def test_maps_in_closed_form():
     found = maps.feature_map(h, other, 4)
     assert found[0, 0, 0] == pytest.approx(2.0) and found.sum() == pytest.approx(2.0)
     grey = torch.full((3, 3, 8, 8), 100, dtype=torch.uint8)
-    assert maps.baseline_maps(grey, maps.Normal(grey))["distance from the mean"].max() < 1e-6
+    assert maps.baseline_maps(grey, maps.Normal(grey))[maps.MEAN].max() < 1e-6
+    assert set(maps.baseline_maps(grey, None)) == {"intensity", "blur residual"}
+
+
+def test_principal_components_rebuild_what_lies_in_their_span():
+    g = torch.Generator().manual_seed(0)
+    train = torch.randint(0, 256, (9, 1, 8, 8), generator=g).to(torch.uint8).expand(-1, 3, -1, -1)
+    normal = maps.Normal(train)
+    assert maps.baseline_maps(train, normal)[maps.LINEAR].max() < 1e-5   # 8 axes hold 9 images
+    other = train.clone()
+    other[:, :, 2, 3] = 255 - other[:, :, 2, 3]
+    found = maps.baseline_maps(other, normal)[maps.LINEAR]
+    changed = (other != train)[:, 0].flatten(1).any(1).numpy()
+    assert (found[changed].reshape(changed.sum(), -1).argmax(1) == 2 * 8 + 3).mean() > 0.8
 
 
 def test_a_real_model_end_to_end(tiny, tmp_path):

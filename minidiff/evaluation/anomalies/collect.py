@@ -10,7 +10,7 @@ from minidiff.evaluation.anomalies import maps
 from minidiff.evaluation.anomalies.truth import by_level, levels_of
 
 DENSITIES = {"bits": "likelihood", "error": "denoising error"}   # of a part; high is abnormal
-SHOWN = (maps.PRIMARY, f"{maps.VAE}, pixel × feature", "blur residual")   # maps on the page
+SHOWN = (maps.PRIMARY, f"{maps.VAE}, pixel × feature")   # maps on the page, and after them …
 BRIGHT = 0.999      # quantile of a map that is white, one for all images
 LOOKED_AT = 8       # batches, evenly picked, that say which values a map has
 
@@ -36,8 +36,9 @@ def collect(batches: Sequence[Batch], atlas: maps.Normal | None, masks: np.ndarr
     some = np.unique(np.linspace(0, len(batches) - 1, LOOKED_AT).round().astype(int))
     seen = [all_maps(*batches[k]()[1:]) for k in some]
     levels = {name: levels_of(np.concatenate([own[name] for own in seen])) for name in seen[0]}
+    shown = (*SHOWN, maps.LINEAR if atlas else "blur residual")
     found = Found(white={name: max(float(np.quantile(np.concatenate([own[name] for own in seen]),
-                                                     BRIGHT)), 1e-9) for name in SHOWN})
+                                                     BRIGHT)), 1e-9) for name in shown})
     scores: list[dict[str, np.ndarray]] = []
     counts: list[dict[str, np.ndarray]] = []
     for load in batches:
@@ -51,7 +52,7 @@ def collect(batches: Sequence[Batch], atlas: maps.Normal | None, masks: np.ndarr
         for k, i in enumerate(places):
             if i in keep:
                 found.kept[i] = ({name: part[name][k] for name in part if part[name].ndim == 4},
-                                 {name: own[name][k] for name in SHOWN})
+                                 {name: own[name][k] for name in shown})
     joined = {name: np.concatenate([each[name] for each in scores]) for name in scores[0]}
     found.scores = {DENSITIES.get(name, name): own for name, own in joined.items()
                     if not name.startswith(maps.BLURRED)}

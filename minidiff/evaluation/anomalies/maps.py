@@ -6,7 +6,7 @@
     mean, harmonic    over the strengths of SDEdit; the harmonic mean is high only where every
                       strength sees something
 
-Beside them maps for which no model is needed, or the autoencoder alone. A method that does not
+Beside them maps for which no network is needed, or the autoencoder alone. A method that does not
 beat these has found edges and bright pixels, or owes nothing to diffusion (Meissen et al. 2022).
 """
 
@@ -17,28 +17,38 @@ import scipy
 import torch
 from torch import Tensor
 
-from minidiff.evaluation.features.extractor import grey
+from minidiff.evaluation.features.extractor import grey, principal
 
 VAE, SDEDIT, INVERSION = "VAE", "SDEdit", "inversion"   # what made a counterfactual
-BASELINES = ("intensity", "blur residual", "distance from the mean", f"{VAE}, pixel",
-             f"{VAE}, pixel × feature")
+MEAN, LINEAR = "distance from the mean", "64 principal components"   # of normal training images
+BASELINES = ("intensity", "blur residual", MEAN, LINEAR, f"{VAE}, pixel", f"{VAE}, pixel × feature")
 PRIMARY = f"{SDEDIT} harmonic, pixel × feature"  # the method that is judged, named before any look
-SMOOTH, WIDE = 1 / 64, 1 / 16   # σ of the blurs, shares of the side: of every map; of the residual
-FAINT = 1 / 128                 # σ of the blur that takes only the noise out of an image
+SMOOTH = 1 / 64                 # σ of the blur of every map and of the residual, share of the side
+FAINT = 1 / 128                 # of the blur that takes only the noise out of an image
+AXES, AT_MOST = 64, 2**27       # principal components; pixels of normal images that they are of
 TOP = 0.05                      # share of the pixels whose mean is the score of an image
 FEATURE = "feature of "         # where a part holds the feature map of a counterfactual
 BLURRED = "blurred: "           # where a part holds the density of a blurred normal image
 FLOOR = 1e-6                    # added to what a harmonic mean is taken of
 
-Maps = dict[str, np.ndarray]    # method → float32 (N, S, S)
+Maps = dict[str, np.ndarray]    # method → (N, S, S)
 
 
 class Normal:
-    """The mean and the spread of normal training images at each pixel: an atlas, and no model."""
+    """Normal training images, uint8 (N,3,S,S), without a network: their mean and spread at each
+    pixel, and their principal components."""
 
     def __init__(self, images: Tensor):
-        x = grey(images).double()
+        x = grey(images[:: -(-images[:, 0].numel() // AT_MOST)]).double()
         self.mean, self.std = x.mean(0).numpy(), x.std(0).numpy() + 0.01
+        self.centre, self.axes = principal(x.flatten(1), AXES)
+
+    def maps(self, x: Tensor) -> Maps:
+        """Of grey float (N,S,S): standard deviations from the mean, and what the components lack.
+        """
+        off = x.flatten(1).double() - self.centre
+        left = (off - off @ self.axes @ self.axes.T).view_as(x)
+        return {MEAN: np.abs(x.numpy() - self.mean) / self.std, LINEAR: left.abs().numpy()}
 
 
 def blurred(x: np.ndarray, share: float) -> np.ndarray:
@@ -48,11 +58,10 @@ def blurred(x: np.ndarray, share: float) -> np.ndarray:
 
 
 def baseline_maps(images: Tensor, normal: Normal | None) -> Maps:
-    """Maps of uint8 (N,3,S,S) that need no model; `normal` None leaves out the distance from it."""
+    """Maps of uint8 (N,3,S,S) that need no model, nor, where `normal` is None, normal images."""
     x = grey(images).numpy()
-    found = {"intensity": x, "blur residual": np.abs(x - blurred(x, WIDE))}
-    if normal:
-        found["distance from the mean"] = np.abs(x - normal.mean) / normal.std
+    found = {"intensity": x, "blur residual": np.abs(x - blurred(x, SMOOTH))}
+    found |= normal.maps(torch.from_numpy(x)) if normal else {}
     return {name: smoothed(each) for name, each in found.items()}
 
 
