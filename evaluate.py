@@ -12,6 +12,7 @@
     python evaluate.py uncertainty --samples runs/x/samples   how far the last checkpoints disagree
     python evaluate.py verify --folder runs/x/report       do samples, model and data still match?
     python evaluate.py audit --data DIR --out runs/x/audit   what is wrong with a data set
+    python evaluate.py anomalies --run runs/normal/diffusion --data DIR --masks DIR/masks/opacity
     python evaluate.py card --root runs/x                  model card and datasheet from its runs
     python evaluate.py readers plan --good .68             how many images a reading study needs
     python evaluate.py readers make --out runs/x/readers --key runs/x/readers-key
@@ -35,7 +36,6 @@ from tqdm import tqdm
 
 from minidiff import config, runs
 from minidiff import variables as var
-from minidiff.counted import VALIDATE, normal
 from minidiff.data.compression import compression
 from minidiff.data.dataset import glance, load_pixels
 from minidiff.data.duplicates import by_patient, exact_duplicates, near_duplicates
@@ -44,6 +44,7 @@ from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
 from minidiff.evaluation import judges, monitor, selection, sets, uncertainty
 from minidiff.evaluation import verify as chain
+from minidiff.evaluation.anomalies import run as anomalies
 from minidiff.evaluation.audit import AuditConfig, run_audit
 from minidiff.evaluation.cards import CardConfig, run_card
 from minidiff.evaluation.features.build import FeatureCache, build, describe
@@ -62,6 +63,7 @@ from minidiff.evaluation.sets import Config
 from minidiff.pixels import to_float, to_grey
 from minidiff.sampling import plan as plans
 from minidiff.sampling.again import make_again
+from minidiff.sampling.counterfactuals import Counterfactuals, losses
 from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.training.device import pick_device
 from minidiff.training.precision import measure_exactly
@@ -195,14 +197,7 @@ def losses_of(run: str, device: str) -> Callable[[Table], Losses]:
         labels = var.encode(pipeline.conditioner.variables, table.rows)
         z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float()
                        for part in load_pixels(table, facts["size"])[1].split(16)])
-
-        def losses(index: Tensor, t: int, seed: int) -> Tensor:   # images by their number
-            noise = normal(seed, [0], VALIDATE, z.shape[1:]).to(device)
-            own = {name: cells[index].to(device) for name, cells in labels.items()}
-            return pipeline.denoiser.loss(z[index], torch.full((len(index),), t),
-                                          noise.expand(len(index), -1, -1, -1), own)
-
-        return losses
+        return losses(pipeline, z, labels)
 
     return of
 
@@ -213,6 +208,11 @@ def run_monitor(cfg: monitor.MonitorConfig) -> None:
     rows = plans.plan(pipeline.conditioner.variables, facts["rows"], per_label=cfg.per_label,
                       seed=cfg.seed)
     monitor.run(cfg, rows, sampler(Recipe(steps=cfg.steps, guidance=cfg.guidance), cfg.device))
+
+
+def run_anomalies(cfg: anomalies.AnomaliesConfig) -> None:
+    """Where do images differ from what a model of normal images makes of them?"""
+    anomalies.run(cfg, Counterfactuals)
 
 
 def run_uncertainty(cfg: uncertainty.UncertaintyConfig) -> None:
@@ -254,6 +254,7 @@ VERBS = {"report": (Config, run_report), "page": (report.PageConfig, report.run_
          "monitor": (monitor.MonitorConfig, run_monitor),
          "uncertainty": (uncertainty.UncertaintyConfig, run_uncertainty),
          "verify": (chain.VerifyConfig, run_verify), "audit": (AuditConfig, run_audit),
+         "anomalies": (anomalies.AnomaliesConfig, run_anomalies),
          "card": (CardConfig, run_card),
          "fid": (FIDConfig, run_fid), "readers plan": (plan.Config, plan.run),
          "readers make": (make.Config, make.run), "readers score": (score.Config, score.run)}

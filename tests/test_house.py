@@ -24,7 +24,7 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "public": {"diffusion"},
     "dicom": {"data"}, "volumes": {"data"},
     "matrix": {"training", "data", "classification", "evaluation"},
-    **dict.fromkeys(("metrics", "features", "pages", "readers", "study"),
+    **dict.fromkeys(("metrics", "features", "pages", "readers", "study", "anomalies"),
                     {"data", "classification", "evaluation"}),
 }
 DIFFUSION = {  # within diffusion
@@ -37,7 +37,7 @@ DIFFUSION = {  # within diffusion
     "generate": {"conditioning", "denoiser", "guidance", "inpainting", "samplers", "schedule",
                  "vae"},
     "store": {"denoiser", "generate", "model", "schedule", "vae"},
-    "watch": {"denoiser"},
+    "watch": {"denoiser"}, "likelihood": {"denoiser"},
     "clip": set(), "lora": set(),
     "lpips": {"public"},
     "begin": {"lora", "model", "public", "schedule", "store", "vae"},
