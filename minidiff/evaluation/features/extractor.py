@@ -46,13 +46,17 @@ class PixelPCA:
         """Find the axes of real training images (N,3,H,W), N ≥ 2; up to 64 images give N − 1."""
         x = self._pixels(images)
         self.mean, self.axes = principal(x, self.k)
-        self.scale = ((x - self.mean) @ self.axes).var(0).mean().sqrt().clamp(min=1e-12)
+        self.scale = self._along(x).var(0).mean().sqrt().clamp(min=1e-12)
         self.identity = digest({"mean": self.mean, "axes": self.axes, "scale": self.scale},
                                name=self.name, side=SIDE, resize="area", channels="mean")
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
-        return ((self._pixels(images) - self.mean) @ self.axes / self.scale).float()
+        parts = images.split(within(SIDE))
+        return torch.cat([self._along(self._pixels(part)) / self.scale for part in parts]).float()
+
+    def _along(self, x: Tensor) -> Tensor:
+        return torch.cat([(part - self.mean) @ self.axes for part in x.split(within(SIDE))])
 
     def _pixels(self, images: Tensor) -> Tensor:
         return grey(images, SIDE).flatten(1).double()
@@ -167,8 +171,9 @@ def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
 
 def grey(images: Tensor, side: int | None = None) -> Tensor:
     """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by means over areas; None: same size."""
-    x = torch.cat([part.float().mean(1, keepdim=True) for part in images.split(256)]) / 255
-    return (x if side is None else F.interpolate(x, size=(side, side), mode="area"))[:, 0]
+    parts = (part.float().mean(1, keepdim=True) / 255 for part in images.split(256))
+    return torch.cat([x if side is None else F.interpolate(x, size=(side, side), mode="area")
+                      for x in parts])[:, 0]
 
 
 def principal(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -177,9 +182,10 @@ def principal(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if n < 2:
         raise InputError(f"principal axes need at least 2 images, and there is {n}")
     k, mean = min(k, n - 1, d), x.mean(0)
+    if d <= n:  # in parts, for many images centred are as many again
+        products = sum(part.T @ part for part in (p - mean for p in x.split(within(SIDE))))
+        return mean, torch.linalg.eigh(products).eigenvectors[:, -k:].flip(1)
     x = x - mean
-    if d <= n:
-        return mean, torch.linalg.eigh(x.T @ x).eigenvectors[:, -k:].flip(1)
     axes = x.T @ torch.linalg.eigh(x @ x.T).eigenvectors[:, -k:].flip(1)
     return mean, axes / axes.norm(dim=0).clamp(min=1e-12)
 
