@@ -24,7 +24,7 @@ from minidiff.data.table import Table, read_csv, write_table
 from minidiff.diffusion import store
 from minidiff.diffusion.model import VAES
 from minidiff.diffusion.vae import VAE
-from minidiff.sampling import finished_vae
+from minidiff.sampling import finished_vae, pictures
 from minidiff.training import state
 
 ROOT = Path(__file__).parents[1]
@@ -390,3 +390,12 @@ def test_of_many_images_some_are_reconstructed_at_the_end(tmp_path, monkeypatch)
     assert [every[name] for name in ("scale", "psnr", "psnr_pca64")] == [
         third[name] for name in ("scale", "psnr", "psnr_pca64")]
     assert len(every["trained_on"]) == 24
+
+
+def test_the_nearest_training_image_is_found_in_whatever_parts(monkeypatch):
+    pixels = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(1))
+    some = (pixels[[17, 3, 8]] * 0.9 + 10).byte()
+    for at_once in (2048, 8, 1):
+        monkeypatch.setattr(pictures, "within", lambda side, n=at_once: n)
+        assert pictures.nearest(some, pixels).tolist() == [17, 3, 8]
