@@ -12,6 +12,7 @@ from torchvision_peer import torchvision
 
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics import neighbours as module
+from minidiff.evaluation.metrics import pairwise
 from minidiff.evaluation.metrics.neighbours import c2st, neighbours, prdc
 
 
@@ -205,3 +206,11 @@ def test_the_interval_covers_the_expected_accuracy(patients, shift):
     found = simulate(400, 50, shift, patients)
     truth = np.mean([r.accuracy for r in found])
     assert np.mean([r.low <= truth <= r.high for r in found]) >= 0.9
+
+
+def test_the_nearest_are_those_of_all_pairs_in_whatever_parts(monkeypatch):
+    x, y = torch.randn(2, 300, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    whole = torch.cdist(x.double(), y.double()).sort(1).values
+    for cells in (2**24, 1000, 40):  # 40: parts of y are smaller than k
+        monkeypatch.setattr(pairwise, "CELLS", cells)
+        torch.testing.assert_close(pairwise.nearest(x[:50], y, 7), whole[:50, :7])

@@ -47,3 +47,11 @@ def test_a_floor_of_too_few_patients_is_infinite():
     held_out = Images(Table([{"label": "a", "patient": "1"}] * 40), HELDOUT[:40])
     train = Images(Table([{"label": "a", "patient": str(i)} for i in range(60)]), TRAIN[:60])
     assert Quick(train, held_out).floor(20, 20) == float("inf")
+
+
+def test_of_many_held_out_images_some_are_looked_at(monkeypatch):
+    """Every third where a third are enough; the whole matrix of distances would be held else."""
+    monkeypatch.setattr("minidiff.evaluation.quick.ENOUGH", 40)
+    watch, every_third = quick(), quick(held_out=HELDOUT[:120:3])
+    assert len(watch.held_out) == len(watch.features) == len(watch.labels) == 40
+    assert watch.usual == every_third.usual and watch(TRAIN[:20], ["a"] * 20)["n_real"] == 40

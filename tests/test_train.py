@@ -19,12 +19,16 @@ from safetensors.torch import load_file
 import train
 from minidiff import config, runs
 from minidiff.data import images
-from minidiff.data.table import read_csv, write_table
+from minidiff.data.dataset import Images
+from minidiff.data.table import Table, read_csv, write_table
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Recipe
+from minidiff.diffusion.model import VAES
 from minidiff.diffusion.public.export import export
 from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
+from minidiff.sampling import finished_vae, pictures
 from minidiff.sampling.plan import encode
 from minidiff.training import state
 
@@ -393,3 +397,32 @@ def test_the_last_line_names_best_only_where_it_is(tiny, tmp_path, capsys, no_pi
     train.train_diffusion(replace(cfg, data=(str(tmp_path / "data"),)))
     said = capsys.readouterr().out
     assert "finished" in said and "best/" not in said
+
+
+def test_of_many_images_some_are_reconstructed_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(finished_vae, "ENOUGH", 8)
+    pixels = torch.randint(0, 256, (24, 1, 32, 32), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    found = []
+    for step in (1, 3):
+        rows = [{"file": str(i)} for i in range(24)][::step]
+        some = Images(Table(rows, hashes={row["file"]: row["file"] for row in rows}),
+                      pixels[::step])
+        torch.manual_seed(0)
+        vae = VAE(VAES["TINY"]).eval()
+        finished_vae.finish_vae(tmp_path / str(step), vae, some, some, [], False)
+        found.append(runs.read_json(tmp_path / str(step) / "vae.json"))
+    every, third = found
+    assert every["n_held_out"] == third["n_held_out"] == 8
+    assert [every[name] for name in ("scale", "psnr", "psnr_pca64")] == [
+        third[name] for name in ("scale", "psnr", "psnr_pca64")]
+    assert len(every["trained_on"]) == 24
+
+
+def test_the_nearest_training_image_is_found_in_whatever_parts(monkeypatch):
+    pixels = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(1))
+    some = (pixels[[17, 3, 8]] * 0.9 + 10).byte()
+    for at_once in (2048, 8, 1):
+        monkeypatch.setattr(pictures, "within", lambda side, n=at_once: n)
+        assert pictures.nearest(some, pixels).tolist() == [17, 3, 8]

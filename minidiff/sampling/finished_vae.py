@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minidiff import runs
 from minidiff.data import latents
@@ -13,7 +14,8 @@ from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
 from minidiff.pixels import at_once, to_uint8, within
 from minidiff.sampling.pictures import draw_reconstructions
 
-ENOUGH = 4096  # training images, evenly picked, for the latent scale: within a thousandth
+ENOUGH = 4096  # images, evenly picked: for the latent scale, which they give within a thousandth,
+               # and of the held-out ones for the reconstructions
 
 
 @torch.no_grad()
@@ -28,11 +30,11 @@ def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, seen: list[
         vae.scale.fill_(runs.read_json(saved)["scale"])
     elif not frozen:
         vae.scale.fill_(1.0)
-        some = train.pixels[:: -(-len(train) // ENOUGH)]
-        moments = latents.moments(some, encoder(vae), text="latent scale", device=device)
+        moments = latents.moments(_some(train.pixels), encoder(vae), text="latent scale",
+                                  device=device)
         vae.scale.fill_(latent_scale(Moments(*moments[:, 0])))
-    qualities = []
-    for real in held_out.pixels.split(within(train.size)):
+    qualities, looked_at = [], _some(held_out.pixels)
+    for real in looked_at.split(within(train.size)):
         means = latents.moments(real, encoder(vae), text="held-out images", device=device)
         decoded = torch.cat([to_uint8(vae.decode(part.to(device))).cpu()
                              for part in means[0, 0].split(at_once(train.size))])
@@ -40,8 +42,12 @@ def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, seen: list[
             draw_reconstructions(run, real, decoded)
         qualities.append(psnr(grey(real), grey(decoded)))
     quality = torch.cat(qualities).mean().item()
-    baseline = pca_psnr(train.pixels, held_out.pixels)
+    baseline = pca_psnr(train.pixels, looked_at)
     store.save_vae(run, vae, trained_on=sorted({*seen, *train.hashes}), psnr=quality,
-                   psnr_pca64=baseline, n_held_out=len(held_out), size=train.size)
-    print(f"{run}: PSNR {quality:.2f} dB on {len(held_out)} held-out images (64 principal "
+                   psnr_pca64=baseline, n_held_out=len(looked_at), size=train.size)
+    print(f"{run}: PSNR {quality:.2f} dB on {len(looked_at)} held-out images (64 principal "
           f"components: {baseline:.2f} dB); latent scale {vae.scale.item():.4f}")
+
+
+def _some(pixels: Tensor) -> Tensor:
+    return pixels[:: -(-len(pixels) // ENOUGH)]

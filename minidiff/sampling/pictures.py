@@ -15,6 +15,7 @@ from minidiff.data.dataset import Images
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.evaluation.metrics.pairwise import distances, equalised
 from minidiff.names import text
+from minidiff.pixels import within
 
 
 def draw_losses(run: Path, names: Sequence[str]) -> None:
@@ -66,9 +67,17 @@ def draw_pictures(run: Path, done: int, pipeline: Pipeline, train: Images, *, gu
         name = f"step_{done:08d}.png"
         images.write(run / "grids" / name, images.grid(made, columns=8), quick=True)
         some = made[torch.linspace(0, len(made) - 1, 8).long()]
-        nearest = distances(equalised(some), equalised(train.pixels)).argmin(1)
-        pairs = torch.cat([some, train.pixels[nearest]])
+        pairs = torch.cat([some, train.pixels[nearest(some, train.pixels)]])
         images.write(run / "strips" / name, images.grid(pairs, columns=8), quick=True)
+
+
+def nearest(some: Tensor, pixels: Tensor) -> Tensor:
+    """Which of the images (N,3,S,S) is nearest to each of some (n,3,S,S), after equalisation: (n,).
+
+    They come in parts, for 100,000 equalised images take 5 GB on the way.
+    """
+    own, parts = equalised(some), pixels.split(within(pixels.shape[-1]))
+    return torch.cat([distances(own, equalised(part)) for part in parts], 1).argmin(1)
 
 
 def draw_reconstructions(run: Path, real: Tensor, reconstructed: Tensor) -> None:

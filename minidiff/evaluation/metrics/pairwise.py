@@ -93,9 +93,14 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def nearest(x: Tensor, y: Tensor, k: int) -> Tensor:
-    """Distances of each of x to the k nearest of y, from near to far: (n, k)."""
-    return torch.cat([distances(x[rows], y).topk(k, largest=False).values
-                      for rows in blocks(len(x), len(y))])
+    """Distances of each of x (n,d) to the k nearest of y (m,d), from near to far: (n, k).
+
+    y is taken in parts, which as doubles hold CELLS numbers, too."""
+    def of(part: Tensor) -> Tensor:
+        return torch.cat([distances(x[rows], part).topk(min(k, len(part)), largest=False).values
+                          for rows in blocks(len(x), len(part))])
+    return torch.cat([*map(of, y.split(max(1, CELLS // y.shape[1])))], 1).topk(
+        k, largest=False).values
 
 
 def to_others(x: Tensor, group: Tensor | None = None) -> Iterator[Tensor]:
