@@ -53,5 +53,6 @@ def test_of_many_held_out_images_some_are_looked_at(monkeypatch):
     """Every third where a third are enough; the whole matrix of distances would be held else."""
     monkeypatch.setattr("minidiff.evaluation.quick.ENOUGH", 40)
     watch, every_third = quick(), quick(held_out=HELDOUT[:120:3])
-    assert len(watch.held_out) == len(watch.features) == len(watch.labels) == 40
-    assert watch.usual == every_third.usual and watch(TRAIN[:20], ["a"] * 20)["n_real"] == 40
+    real = watch.real
+    assert len(real.held_out) == len(real.features) == len(watch.labels) == 40
+    assert real.usual == every_third.real.usual and watch(TRAIN[:20], ["a"] * 20)["n_real"] == 40
