@@ -171,9 +171,12 @@ def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
 
 def grey(images: Tensor, side: int | None = None) -> Tensor:
     """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by means over areas; None: same size."""
-    parts = (part.float().mean(1, keepdim=True) / 255 for part in images.split(256))
-    return torch.cat([x if side is None else F.interpolate(x, size=(side, side), mode="area")
-                      for x in parts])[:, 0]
+    shape = images.shape[2:] if side is None else (side, side)
+    found = images.new_empty((len(images), *shape), dtype=torch.float32)
+    for part, place in zip(images.split(256), found.split(256)):
+        x = part.float().mean(1, keepdim=True) / 255
+        place[:] = (x if side is None else F.interpolate(x, size=shape, mode="area"))[:, 0]
+    return found
 
 
 def principal(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
