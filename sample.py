@@ -77,7 +77,7 @@ class SampleConfig(Reading, Rooted):
     origin: tuple[str, ...] = ()           # data sets of real images to begin at, conditions too
     change: tuple[str, ...] = ()           # of --origin's conditions: label=covid age=+30 sex=other
     strength: float = 0.5                  # share of the steps run from --origin; 1 keeps nothing
-    invert: bool = False                   # from the noise that ddim turns --origin into (docs)
+    invert: bool = False                   # from the noise that ddim turns --origin into, backwards
     mask: str = ""                         # folder of --origin's masks: only white is made anew
     resample: int = Recipe.resample        # times each step is taken with --mask: fewer seams
     sampler: Sampler = Recipe.sampler      # docs/samplers.md compares them
