@@ -6,7 +6,7 @@
     python sample.py --rows wanted.csv --out runs/demo/wanted    an image for each row of conditions
     python sample.py verify --out runs/demo/samples --k 8        make some of them again and compare
     python sample.py --origin DATA --strength .4 --out runs/x/like   begin at real images, near them
-    python sample.py --origin DATA --change sex=other age=+30 --invert --strength .7 --out runs/x/if
+    python sample.py --origin DATA --change sex=other age=+30 --invert --strength 1 --out runs/x/if
     python sample.py --origin DATA --mask DIR --strength 1 --resample 4 --out runs/x/anew   in masks
     python sample.py trajectory --seed 17 --label covid --out way.png   one image's way from noise
     torchrun --nproc-per-node 8 -- sample.py --run runs/x/diffusion --sets 100 --out runs/x/samples
@@ -77,7 +77,7 @@ class SampleConfig(Reading, Rooted):
     origin: tuple[str, ...] = ()           # data sets of real images to begin at, conditions too
     change: tuple[str, ...] = ()           # of --origin's conditions: label=covid age=+30 sex=other
     strength: float = 0.5                  # share of the steps run from --origin; 1 keeps nothing
-    invert: bool = False                   # from the noise that ddim turns --origin into (docs)
+    invert: bool = False                   # from the noise that ddim turns --origin into, backwards
     mask: str = ""                         # folder of --origin's masks: only white is made anew
     resample: int = Recipe.resample        # times each step is taken with --mask: fewer seams
     sampler: Sampler = Recipe.sampler      # docs/samplers.md compares them

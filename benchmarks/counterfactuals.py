@@ -18,7 +18,8 @@ patients.
                  error    rms difference from the true counterfactual without noise, grey levels
                  lungs    Dice of the lungs found and the true counterfactual's
                  edges    px by which the lungs' apex, base and outer walls are off, on average
-    inpainting   outside  share of pixels outside the mask that are the original's
+    inpainting   asked    share read as the label asked for; in the control as normal
+                 outside  share of pixels outside the mask that are the original's
                  inside   rms difference from the true counterfactual within the mask, grey levels
                  seam     rms step across the mask's edge, less that of the true counterfactual
 """
@@ -53,9 +54,10 @@ METHODS = {
     **{f"inversion {s:g}": replace(INVERTED, strength=s) for s in (0.5, 0.7, 1.0)},
 }
 CHANGES = {"label=covid": "normal", "sex=other": "", "age=+30": ""}  # and labels of originals
-PAINTED = {  # change, labels of originals, whose region is the mask
-    "remove: opacity, label=normal": ("label=normal", "covid", "opacity"),
-    "put: a lung, label=pneumonia": ("label=pneumonia", "normal", "lung"),
+PAINTED = {  # change, label of originals, what is made anew, label that is asked for
+    "remove: opacity, label=normal": ("label=normal", "covid", "opacity", "normal"),
+    "control: opacity, no change": ("", "covid", "opacity", "normal"),
+    "put: a lung, label=pneumonia": ("label=pneumonia", "normal", "lung", "pneumonia"),
 }
 PAINTS = {f"strength {s:g}, resample {r}": Recipe(strength=s, resample=r)
           for s, r in ((0.5, 1), (1.0, 1), (1.0, 5))}
@@ -186,9 +188,9 @@ def measured(found: Tensor, rows: list[dict], judge: Predictor, lungs: Lungs,
 
 def picked(rows: list[dict], change: str, label: str, variables, n: int) -> list[dict]:
     """The first n originals of this label that have something to change, at ages that are drawn."""
-    changes = edits.read_changes([change], variables)
-    found = [edits.changed(variables, changes, row)[0] for row in rows
-             if not label or row["label"] == label]
+    changes = edits.read_changes([change] if change else [], variables)
+    rows = [row for row in rows if not label or row["label"] == label]
+    found = [edits.changed(variables, changes, row)[0] for row in rows] if change else rows
     return [row for row in found if row and float(row["age"]) <= 90][:n]
 
 
@@ -223,7 +225,8 @@ def step_across(pixels: Tensor, mask: Tensor) -> np.ndarray:
 def inpainting(pipeline: Pipeline, judge: Predictor, rows: list[dict], n: int,
                only: list[str]) -> list:
     table = []
-    for task, (change, label, region) in ((k, v) for k, v in PAINTED.items() if k in only):
+    for task, (change, label, region, asked) in (
+            (k, v) for k, v in PAINTED.items() if k in only):
         chosen = picked(rows, change, label, pipeline.conditioner.variables, 2 * n)
         before, true = [drawn(row) for row in chosen], [counterfactual(row) for row in chosen]
         if region == "opacity":
@@ -243,7 +246,7 @@ def inpainting(pipeline: Pipeline, judge: Predictor, rows: list[dict], n: int,
             off = (found - 0.0 - aim).square() * mask
             table.append({
                 "change": task, "method": method, "n": len(chosen),
-                "asked": share(read(judge, found)["label"] == [row["label"] for row in chosen]),
+                "asked": share(read(judge, found)["label"] == asked),
                 "outside": share(((found == pixels) | mask)[~mask].numpy()),
                 "inside": mean((off.flatten(1).sum(1) / mask.flatten(1).sum(1)).sqrt().numpy()),
                 "seam": mean(step_across(found, mask.int()) - step_across(aim, mask.int()))})
@@ -268,7 +271,9 @@ def main() -> None:
         *pairs(pipeline, judge, lungs, rows, args.n, args.only),
         *inpainting(pipeline, judge, rows, args.n, args.only))]
     kept = runs.read_json(SAVED)["rows"] if SAVED.is_file() else []
-    runs.write_json(SAVED, {"rows": [row for row in kept if row["model"] != name] + found})
+    measured = {(row["model"], row["change"]) for row in found}
+    runs.write_json(SAVED, {"rows": [row for row in kept
+                                     if (row["model"], row["change"]) not in measured] + found})
 
 
 if __name__ == "__main__":
