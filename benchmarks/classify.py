@@ -31,7 +31,7 @@ from torch import Tensor
 
 # isort: split
 from minidiff.classification.predictor import DECAY, Predictor, fit
-from minidiff.data.dataset import BIAS, GAIN, ROTATION, SCALE, SHIFT
+from minidiff.data.augmentation import BIAS, GAIN, ROTATION, SCALE, SHIFT
 from minidiff.training.device import pick_device
 from minidiff.training.precision import Precision
 from minidiff.variables import Category

@@ -88,11 +88,12 @@ def start(place: Place) -> Facts:
     begin = time.perf_counter()
     table = place.table()
     read = time.perf_counter() - begin
-    from minidiff.data.dataset import each, load_pixels
+    from minidiff.data import pixel_map
+    from minidiff.data.dataset import load_pixels
     from minidiff.data.split import check_pictures
     table, pixels = load_pixels(table, SIDE)
     found = time.perf_counter() - begin - read
-    check_pictures(table.rows, each(pixels))
+    check_pictures(table.rows, pixel_map.contents(table, pixels))
     return {"table_s": read, "map_s": found,
             "compared_s": time.perf_counter() - begin - read - found}
 

@@ -3,6 +3,7 @@ exist.
 """
 
 import ast
+import importlib.util
 import os
 import re
 import shlex
@@ -191,3 +192,13 @@ def test_the_commands_in_the_docstrings_parse(script, tmp_path, monkeypatch):
             "vae", "diffusion"]
         assert all(callable(run) and cfg is not None
                    for run, cfg in parse(module.VERBS, default, "", words))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+def test_what_a_benchmark_imports_of_ours_is_there(path):
+    """Also inside functions: no test runs all of them to their end."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "minidiff":
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}")
