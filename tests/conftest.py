@@ -37,6 +37,13 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_cache_left():
+    """--cache of a command that runs in this process is none of the next test's."""
+    yield
+    os.environ.pop("MINIDIFF_CACHE", None)
+
+
 @pytest.fixture(scope="session")
 def cxr() -> Path:
     """Real chest X-rays, where this machine has them."""

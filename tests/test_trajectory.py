@@ -189,7 +189,7 @@ def test_it_ends_at_the_image_that_sample_makes(tiny, tmp_path, monkeypatch):
     cfg = sample.SampleConfig(run=str(tiny / "diffusion"), label=("covid",), per_label=1, seed=17,
                               steps=4, device="cpu")
     pipeline, facts = open_pipeline(cfg.run, cfg.device)
-    rows = sample.plan(cfg, pipeline.conditioner.variables, facts)
+    rows = sample.plan(cfg, pipeline.conditioner.variables, facts, pipeline.size)
     pixels, _ = sample.make(cfg, pipeline, rows, [int(row["seed"]) for row in rows])
     (title, image), = ends
     assert f"sex {rows[0]['sex'] or 'unknown'}, age {rows[0]['age'] or 'unknown'}" in title

@@ -129,7 +129,7 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
     """
     if pixel_map.is_mapped(len(table), size):
         table = replace(table, rows=sorted(table.rows, key=lambda row: (
-            SPLITS.index(row["split"]) if row["split"] in SPLITS else len(SPLITS))))
+            SPLITS.index(row["split"]) if row.get("split") in SPLITS else len(SPLITS))))
     channels = 1 if grey == "yes" else pixel_map.channels_of(table.rows)
     pixels, kinds, bad = pixel_map.read(table, size, channels)
     if bad and (not skip_bad or len(bad) == len(table)):
