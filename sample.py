@@ -254,6 +254,9 @@ def plan(cfg: SampleConfig, variables: list, facts: dict, size: int) -> list[dic
     for name in edited:
         if edited[name] and not cfg.origin:
             raise InputError(f"--{name} needs --origin DATA, the real images to begin at")
+    if cfg.invert and cfg.keep and cfg.resample == 1:
+        raise InputError("--keep draws an image again, and one of --invert has nothing to draw; "
+                         "leave out one of them")
     if cfg.resample > 1 and not cfg.mask:
         raise InputError(f"--resample {cfg.resample} needs --mask DIR, which says what is kept")
     if cfg.rows:

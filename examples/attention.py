@@ -13,7 +13,7 @@ from minidiff.sampling.plan import encode
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--run", default="runs/demo/diffusion")
-pipeline, facts = open_pipeline(parser.parse_args().run)
+pipeline, facts = open_pipeline(parser.parse_args().run, "cpu")
 model = pipeline.denoiser.net
 found = {}
 
@@ -34,7 +34,7 @@ x = torch.randn(1, 4, *[pipeline.size // pipeline.vae.factor] * 2,
                 generator=torch.Generator().manual_seed(0))
 for sigma in (10.0, 1.0, 0.1):
     with torch.no_grad():
-        pipeline.denoiser((x * sigma).to(pipeline.vae.scale.device), sigma, labels)
+        pipeline.denoiser((x * sigma), sigma, labels)
     for name, weights in found.items():
         shares = " ".join(f"{share:.2f}" for share in weights.mean((0, 1, 2)).tolist())
         print(f"σ {sigma:4g}  {name:48} {shares}")

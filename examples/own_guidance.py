@@ -17,7 +17,7 @@ parser.add_argument("--run", default="runs/demo/diffusion")
 parser.add_argument("--brightness", type=float, default=0.5, help="0 black … 1 white")
 parser.add_argument("--strength", type=float, default=3.0, help="0: none")
 args = parser.parse_args()
-pipeline, facts = open_pipeline(args.run)
+pipeline, facts = open_pipeline(args.run, "cpu")
 labels = encode(pipeline.conditioner.variables, facts["rows"][:4])
 
 

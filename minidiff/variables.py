@@ -48,7 +48,8 @@ MOST_FINDINGS = 60      # bits of an int64, and some to spare
 NONE = "none"           # no finding is present
 USUAL = ("label", "sex", "age", "view")  # conditions if none are named, and if the data have them
 ANY = "any"            # the label of images that have none
-RESERVED = ("file", "where", "file_name", "split", "patient", "seed", "set")
+RESERVED = ("file", "where", "file_name", "split", "patient", "seed", "set", "origin", "change",
+            "mask")
 
 
 @dataclass(frozen=True)

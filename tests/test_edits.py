@@ -33,7 +33,8 @@ def change(*items, **cells):
     ("sex=other", "sex", "M"), ("age=+30", "age", "75"), ("age=-2.5", "age", "42.5"),
     ("age=60", "age", "60"), ("age=", "age", ""), ("age=null", "age", "null"),
     ("label=any", "label", "any"), ("view=other", "view", "other"),
-    ("finding=+Effusion", "finding", "Edema|Effusion|Mass"), ("finding=-Edema", "finding", "Mass"),
+    ("finding=+Effusion", "finding", "Edema|Effusion|Mass"), ("finding=-edema", "finding", "Mass"),
+    ("finding=+effusion", "finding", "Edema|Effusion|Mass"), ("finding=-Edema", "finding", "Mass"),
     ("finding=-Edema|Mass", "finding", "none"), ("finding=Effusion", "finding", "Effusion"),
 ])
 def test_a_change_and_what_is_kept(item, name, after):
@@ -65,7 +66,9 @@ def test_two_changes_of_which_one_is_there_already():
     (["weight=3"], "--change weight=3: the model has no such condition; it has label, sex, age"),
     (["sex=F", "sex=M"], "--change sex=M: sex is changed twice"),
     (["sex=X"], "--change sex=X: sex 'X' is not one of F, M"),
-    (["age=+x"], r"--change age=\+x: age 'x' is not a number"), (["age=+"], "write how much, age="),
+    *((["age=" + by], "write a number after the sign, e.g. age=.30")
+      for by in ("+x", "+nan", "-inf", "++3", "+-3")), (["age=+"], "write how much, age="),
+    (["label="], "an image needs a label; allowed are covid, normal, a,b, and null"),
     (["label=other"], "label covid, normal, a,b is no choice of two; name the value"),
     (["finding=+Edma"], "finding 'Edma' is not one of Edema, .*; nearest: Edema"),
 ])

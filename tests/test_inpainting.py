@@ -141,6 +141,25 @@ def test_an_inverted_original_comes_back_under_its_own_conditions_and_not_under_
                                              noise=by_hand)))
 
 
+@pytest.mark.parametrize("strength", [0.5, 0.7, 1.0])
+def test_a_mask_leaves_an_inverted_original_on_its_way(ideal, known, strength):
+    """Nothing is changed, so that inside the mask the original comes back as without one."""
+    recipe = Recipe("ddim", "logsigma", 32, 1.0, strength=strength, invert=True)
+    z, mask = known[0].float(), known[1][:1]
+
+    def far(**given):
+        made = last(ideal.latents({}, [0], recipe, origin=z, before={}, **given))
+        return (made - z)[..., 4:].square().mean().sqrt().item()
+
+    assert far(mask=mask) < 1.2 * far()
+
+
+def test_a_strength_that_leaves_no_step_gives_the_original_back(ideal, known):
+    recipe = Recipe(steps=12, strength=0.05, resample=2)
+    made = last(ideal.latents({}, [0], recipe, origin=known[0].float(), mask=known[1][:1]))
+    assert (made - known[0]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("recipe, given, said", [
     (Recipe(invert=True), {}, "invert begins at a real image"),
     (Recipe(), {"mask": torch.ones(3, 1, SIZE, SIZE, dtype=torch.bool)}, "a mask says where"),

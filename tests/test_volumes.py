@@ -4,6 +4,7 @@ set, and what is no volume is named.
 
 import csv
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -86,8 +87,9 @@ def pictures(out: Path, rows: list[dict[str, str]]) -> list[np.ndarray]:
 @pytest.mark.parametrize("signs", itertools.product((1, -1), repeat=3))
 def test_every_orientation_is_turned_to_the_patient(axes, signs):
     stored = np.flip(body().transpose(axes), [k for k in range(3) if signs[k] < 0])
-    found, spacing = in_lps(stored, LPS @ affine(axes, signs)[:3, :3])
+    found, spacing, was = in_lps(stored, LPS @ affine(axes, signs)[:3, :3])
     assert np.array_equal(found, body()) and spacing == MM
+    assert [axes[k] for k in was] == [0, 1, 2]
 
 
 def test_a_volume_is_the_same_from_nifti_and_from_dicom(tmp_path):
@@ -250,6 +252,8 @@ def test_an_import_goes_on_and_leaves_no_name_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize("spoil, said", [
     (lambda data: data[:-200], "damaged"), (lambda data: b"\x1f\x8b" + b"\0" * 60, "damaged"),
     (lambda data: data[:40], "damaged"),
+    (lambda data: b"\x1f\x8b\x08\0\0\0\0\0\0\0" + b"\xff" * 400, "damaged"),  # no deflate
+    (lambda data: data[:-8] + b"\0\0\0\0" + data[-4:], "damaged"),          # its checksum
 ])
 def test_damaged_files_are_named_and_the_rest_comes_in(tmp_path, capsys, spoil, said):
     save(tmp_path / "n/good.nii.gz", body(), affine())
@@ -259,10 +263,78 @@ def test_damaged_files_are_named_and_the_rest_comes_in(tmp_path, capsys, spoil, 
     with pytest.raises(SystemExit) as ended:
         run(tmp_path / "n", tmp_path / "out", tmp_path)
     assert ended.value.code == 1 and said in capsys.readouterr().err
-    assert len(runs.read_log(tmp_path / "out/import.jsonl")) == 8
+    assert [len(line["rows"]) for line in runs.read_log(tmp_path / "out/import.jsonl")] == [8]
+
+
+def test_a_pipe_is_not_opened_and_one_content_under_two_labels_is_left_out(tmp_path, capsys):
+    save(tmp_path / "n/a/x.nii.gz", body(), affine())
+    shutil.copytree(tmp_path / "n/a", tmp_path / "n/b")
+    save(tmp_path / "n/b/y.nii.gz", body() + 1, affine())
+    os.mkfifo(tmp_path / "n/b/z.nii")
+    dicoms(tmp_path / "n/a/series", body())
+    shutil.copytree(tmp_path / "n/a/series", tmp_path / "n/b/series")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "n", tmp_path / "out", tmp_path, label="", label_from=("a", "b"))
+    with open(tmp_path / "out/metadata.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8 and {row["label"] for row in rows} == {"b"}
+    said = capsys.readouterr().err
+    assert f"18 skipped: {REASONS['conflict'][1]}" in said and REASONS["link"][1] in said
+
+
+@pytest.mark.parametrize("one, two, volumes", [
+    ({"PatientID": "1"}, {"PatientID": "2"}, 2),             # two patients, one series
+    ({"ImageOrientationPatient": [1, 1e-5, 0, 0, 1, 0]},
+     {"ImageOrientationPatient": [1, -1e-5, 0, 0, 1, 0]}, 1)])
+def test_a_volume_is_of_one_patient_and_one_orientation_but_for_rounding(tmp_path, one, two,
+                                                                         volumes):
+    dicoms(tmp_path / "d/one", body()[:, :, :4], **one)
+    dicoms(tmp_path / "d/two", body()[:, :, :4], **two, ImagePositionPatient=lambda k: [
+        -20, -20, 20 + 5.0 * k])
+    rows = run(tmp_path / "d", tmp_path / "out", tmp_path)
+    assert len(rows) == 8 and len({row["volume"] for row in rows}) == volumes
+
+
+def test_without_a_patient_a_volume_is_one_and_grey_is_bright_where_the_file_means_it(tmp_path):
+    def volume(name, **elements) -> Volume:
+        folder = dicoms(tmp_path / name, body(), **elements)
+        return series.read([str(path) for path in folder.glob("*.dcm")], b"s")
+
+    nobody = volume("none", PatientID=None, StudyInstanceUID=None)
+    assert nobody.facts["patient"] == "v" + nobody.facts["volume"]
+    for fault in ({"RescaleIntercept": None}, {"RescaleType": "US"}):
+        with pytest.raises(Refused) as found:
+            volume(f"no {fault}", **fault)
+        assert found.value.key == "scale"
+    plain, turned = (next(slices.cut(volume(kind, Modality="MR", photometric=kind), slices.Cut()))
+                     [0].astype(int) for kind in ("MONOCHROME2", "MONOCHROME1"))
+    assert np.abs(plain + turned - 255).max() <= 1
+
+
+def test_a_kill_within_a_volume_and_a_series_that_grows(tmp_path, monkeypatch):
+    """What was half written is written again; the volume of fewer slices is gone."""
+    whole, late = dicoms(tmp_path / "d", body()), tmp_path / "7.dcm"
+    shutil.move(whole / "7.dcm", late)
+    real, written = runs.write_atomic, []
+
+    def write(path, *given, **knobs):
+        written.append(path)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        real(path, *given, **knobs)
+
+    monkeypatch.setattr(runs, "write_atomic", write)
+    with pytest.raises(KeyboardInterrupt):
+        run(whole, tmp_path / "out", tmp_path)
+    assert len(run(whole, tmp_path / "out", tmp_path)) == 7
+    shutil.move(late, whole / "7.dcm")
+    rows = run(whole, tmp_path / "out", tmp_path)
+    assert len(rows) == 8 == len([*(tmp_path / "out/images").rglob("*.png")])
 
 
 @pytest.mark.parametrize("knobs, said", [
+    ({"window": "auto"}, "--window auto: CT needs lung, soft or bone"),
+    ({"accept_burned_in": ("maybe",)}, "allowed are absent and yes"),
     ({"label": ""}, "--label NAME"), ({"between": (0.5, 0.2)}, "--between 0.5 0.2"),
     ({"slices": -1}, "--slices -1"), ({"modality": ""}, "--modality CT or MR"),
 ])

@@ -52,9 +52,10 @@ def start_diffusion(init: str, vae: str, architecture: str, columns: Mapping[str
                    seed, unet, null_context)
     levels = start.schedule if schedule == "auto" else SCHEDULES[schedule]()
     start = replace(start, schedule=levels if shift == 1 else levels.shifted(shift))
-    if start.prediction == "eps" and start.schedule.zero_snr:
-        raise InputError("--schedule zero-snr ends in pure noise, where eps tells nothing about "
-                         "the image: --prediction v, x0 or flow")
+    if start.prediction == "eps" and levels.zero_snr:
+        named = "the schedule of --init" if schedule == "auto" else f"--schedule {schedule}"
+        raise InputError(f"{named} ends in pure noise, where eps tells nothing about the image: "
+                         "--prediction v, x0 or flow")
     adapters = [read_lora(file, start.model.unet) for file in lora]
     for each in adapters:
         loras.put_on(start.model.unet, each.adapters)

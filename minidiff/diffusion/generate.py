@@ -174,7 +174,8 @@ class Pipeline:
         denoise = self._guided(labels, len(seeds), recipe, arrows)
         if mask is not None:
             new = F.max_pool2d(send(mask.float(), self._device), self.vae.factor)
-            x = torch.lerp(known + noise * sigmas[0].item(), x, new)
+            if not recipe.invert:  # then x is on the way of the known z already
+                x = torch.lerp(known + noise * sigmas[0].item(), x, new)
             denoise = keeping(denoise, known, new)
         sampler = partial(SAMPLERS[recipe.sampler], denoise, **options)
         steps = (sampler(x, sigmas) if recipe.resample == 1 else

@@ -27,7 +27,7 @@ def resampled(step: Callable[..., Steps], x: Tensor, sigmas: Tensor, times: int,
 
     Each is a run of its own: samplers that look back a step are of first order then.
     """
-    for pair in sigmas.unfold(0, 2, 1):
+    for pair in map(torch.stack, zip(sigmas, sigmas[1:])):
         again = (pair[0] ** 2 - pair[1] ** 2).sqrt().item()
         for k in range(times):
             *_, (x, denoised) = step(x + noise() * again if k else x, pair)

@@ -112,7 +112,7 @@ class Quick:
         """The calibrated distance below which an image is a near-copy; InputError where there are
         too few images to set it."""
         fewest = round(1 / QUANTILE)   # with fewer, the nearest 1 % of them is none
-        n, m = map(len, self.tables)
+        n, m = len(self.tables[0]), len(self.patients)
         if m < fewest or n <= NEXT:
             raise InputError(f"near-copies cannot be told apart with {m} held-out and {n} training "
                              f"images: needed are {fewest} and {NEXT + 1} or more")

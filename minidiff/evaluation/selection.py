@@ -39,7 +39,7 @@ def record(keep: Iterable[str], rejects: Mapping[str, int], classifier: str,
                     "train": len(runs.read_json(known)) if known.is_file() else None}
         else:
             own |= {"judge": None, "gate": watch.near_limit,
-                    **dict(zip(("train", "held_out"), map(len, watch.tables)))}
+                    "train": len(watch.tables[0]), "held_out": len(watch.patients)}
         found.append(own)
     return found
 

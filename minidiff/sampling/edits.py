@@ -157,6 +157,12 @@ def _check(flag: str, variable: var.Variable, to: str) -> None:
     elif _step(variable, to) and not to[1:]:
         raise InputError(f"{flag}: write how much, {variable.name}=+30, or which, "
                          f"{variable.name}=+Edema")
+    elif _step(variable, to) and not variable.values and (
+            to[1:2] in "+-" or math.isnan(cells.to_number(to[1:]))):
+        raise InputError(f"{flag}: write a number after the sign, e.g. {variable.name}=+30")
+    elif variable.name == "label" and not to:
+        raise InputError(f"{flag}: an image needs a label; allowed are "
+                         f"{', '.join(variable.values)}, and {NULL}")
     elif to not in (NULL, var.ANY):
         variable.encode(to[1:] if _step(variable, to) else to, flag)
 
@@ -171,6 +177,7 @@ def _applied(variable: var.Variable, cell: str, to: str) -> str:
     if not variable.values:
         by = variable.encode(to[1:])
         return f"{variable.encode(cell) + (by if step == '+' else -by):.6g}"
-    there, named = (var.present(variable.name, each) for each in (cell, to[1:]))
-    there = there | named if step == "+" else there - named
-    return cells.AND.join(value for value in variable.values if value in there) or var.NONE
+    there, named = variable.encode(cell), variable.encode(to[1:])
+    there = there | named if step == "+" else there & ~named
+    return cells.AND.join(value for i, value in enumerate(variable.values)
+                          if there >> i & 1) or var.NONE

@@ -1,6 +1,6 @@
 """One image's way from noise, on one sheet: `python sample.py trajectory`.
 
-    strip      row 1   x/√(1+σ²), the noisy latents as the network sees them, decoded
+    strip      row 1   c_in·x, the noisy latents as the network sees them (but for flow: x/√(1+σ²))
                row 2   D(x; σ), the guided estimate of the clean image at that level, decoded
     arrow      how far guidance moved that estimate, level by level: root mean square in units of z
     attention  at three of these levels, in the conditional call, of one layer, averaged over its

@@ -61,7 +61,7 @@ _REASONS = {
         "tilted": "its axes are not at right angles",
         "labels": "a segmentation: its values are names of tissues, not grey levels",
         "complex": "complex numbers, which are no grey levels",
-        "scale": "its scale of values is not a number",
+        "scale": "its scale of values is not a number, or that of a CT not Hounsfield's",
         "sense": "MONOCHROME2 and INVERSE contradict each other: is bright dense or not?",
         "codec": "compressed in a way for which no decoder is installed",
         "mismatch": "its compressed image has another size than its header says",

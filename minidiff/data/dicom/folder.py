@@ -43,7 +43,8 @@ BARE = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # first group of a file without 
 PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!",
           b"\x28\xb5\x2f\xfd")  # archives
 # The detail of these is a number or a word of ours: it may be printed, others may hold a name.
-PLAIN = ("bits", "frames", "size", "stretched", "window", "window_values", "codec", "mismatch")
+PLAIN = ("bits", "frames", "size", "stretched", "window", "window_values", "codec", "mismatch",
+         "gap", "doubled", "geometry", "scale")
 LABEL = re.compile(r"[^\W_][\w .+-]{0,63}")
 
 

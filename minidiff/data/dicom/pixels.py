@@ -96,10 +96,7 @@ def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np
         window: str) -> np.ndarray:
     """Physical values → 0…1; `counts` says how often each occurs."""
     kind = text(ds, "Modality")
-    hounsfield = (kind == "CT" and text(ds, "RescaleType") in ("", "HU")
-                  and ds.get("RescaleIntercept") is not None
-                  and "LOCALIZER" not in str(ds.get("ImageType")))  # a scout has other units
-    if (window in PRESETS and not hounsfield) or (window == "auto" and kind == "CT"):
+    if (window in PRESETS and not in_hounsfield(ds)) or (window == "auto" and kind == "CT"):
         raise Refused("window", f"window {window}, Modality {kind}")
     if window in PRESETS:
         return windowed(physical, *PRESETS[window])
@@ -122,6 +119,13 @@ def voi(ds: Dataset, physical: np.ndarray, span: tuple[float, float], counts: np
         raise Refused("window", "nothing but padding")
     low, high = np.percentile(np.repeat(physical, counts), PERCENTILES, method="inverted_cdf")
     return np.clip((physical - low) / max(high - low, np.finfo(float).tiny), 0, 1)
+
+
+def in_hounsfield(ds: Dataset) -> bool:
+    """A CT whose rescaled values are Hounsfield units."""
+    return (text(ds, "Modality") == "CT" and text(ds, "RescaleType") in ("", "HU")
+            and ds.get("RescaleIntercept") is not None
+            and "LOCALIZER" not in str(ds.get("ImageType")))  # a scout has other units
 
 
 def windowed(x: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:

@@ -27,8 +27,10 @@ class Volume(NamedTuple):
     only: int | None = None              # the axis across which alone it may be cut; None: any
 
 
-def in_lps(values: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """An array in any orientation → one in LPS, and its spacing in mm.
+def in_lps(values: np.ndarray, steps: np.ndarray
+           ) -> tuple[np.ndarray, tuple[float, float, float], list[int]]:
+    """An array in any orientation → one in LPS, its spacing in mm, and the array axis that each of
+    the patient's was.
 
     steps (3, 3): column k is the way in mm, in LPS, from one cell to the next of array axis k. Axes
     are turned to the patient's nearest; nothing is resampled. Raises Refused for axes that are not
@@ -43,4 +45,4 @@ def in_lps(values: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, tuple[flo
     _, order = linear_sum_assignment(-np.abs(directions))  # patient axis → array axis
     backwards = [axis for axis, k in enumerate(order) if directions[axis, k] < 0]
     turned = np.flip(values.transpose(order), backwards)
-    return turned, tuple(float(spacing[k]) for k in order)
+    return turned, tuple(float(spacing[k]) for k in order), order.tolist()

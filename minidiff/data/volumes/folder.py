@@ -6,6 +6,7 @@ source became which volume is written beside the data set, for its owner's eyes.
 """
 
 import os
+import stat
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from tqdm import tqdm
 
 from minidiff import runs
 from minidiff.data.dicom import REASONS, Refused, need_pydicom, tags
-from minidiff.data.dicom.folder import File, check_labels, claim, content, named, walk
+from minidiff.data.dicom.folder import PLAIN, File, check_labels, claim, content, named, walk
 from minidiff.data.dicom.guard import Guard
 from minidiff.data.table import csv_text, write_table
 from minidiff.data.volumes import MODALITIES, nifti
 from minidiff.data.volumes.slices import Cut
 from minidiff.download import home
 from minidiff.errors import InputError, count
+from minidiff.names import folders
 
 JOURNAL, RECORD = "import.jsonl", "import.json"
 DESCRIBE, CONVERT = (f"minidiff.data.volumes.convert:{name}" for name in ("describe", "convert"))
@@ -57,17 +59,17 @@ def import_volumes(cfg: VolumesConfig) -> None:
     config = Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config")
     salt_file = Path(cfg.salt or config / "minidiff" / "dicom.salt")
     source, out = Path(cfg.source), Path(os.path.abspath(cfg.out))
-    _check(cfg, source, out)
+    _check(cfg, source, out, salt_file)
     salt = tags.read_salt(salt_file)
     how = Cut(cfg.plane, cfg.window, cfg.slices, *cfg.between, int(cfg.bits))
     facts = claim(out, cfg.accept_burned_in, {
         "label": cfg.label, "label_from": list(cfg.label_from), "modality": cfg.modality,
         "frame": cfg.frame, "cut": list(how), "salt": tags.keyed(salt, "salt", ""),
         "source": tags.keyed(salt, "source", str(source.resolve()))})
-    rows = defaultdict(list)
-    for row in runs.read_log(out / JOURNAL):
-        if (out / row["file_name"]).is_file():
-            rows[row["volume"]].append(row)
+    rows: dict[str, list[dict[str, str]]] = {}
+    for volume in runs.read_log(out / JOURNAL):
+        if all((out / row["file_name"]).is_file() for row in volume["rows"]):
+            rows[volume["name"]] = volume["rows"]
     guard = Guard(cfg.seconds)
     try:
         files, volumes = sift(source, salt, cfg.label, cfg.label_from, guard)
@@ -78,8 +80,7 @@ def import_volumes(cfg: VolumesConfig) -> None:
                     found = guard.call(CONVERT, [file.path for file in members], kind, salt.hex(),
                                        name, cfg.modality, cfg.frame, cfg.accept_burned_in, how)
                     rows[name] = _write(out, name, label, found)
-                    for row in rows[name]:
-                        runs.append_log(out / JOURNAL, **row)
+                    runs.append_log(out / JOURNAL, name=name, rows=rows[name])
                 key = "imported" if rows[name] else "blank"
             except Refused as refused:
                 key, detail = refused.args
@@ -87,6 +88,9 @@ def import_volumes(cfg: VolumesConfig) -> None:
             files += [file._replace(key=key, name=name) for file in members]
     finally:
         guard.stop()
+    for name in rows.keys() - volumes.keys():  # of a series that has more slices now
+        for row in rows.pop(name):
+            (out / row["file_name"]).unlink()
     _finish(out, facts, files, [row for name in sorted(rows) for row in rows[name]])
 
 
@@ -94,7 +98,7 @@ def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...],
          guard: Guard) -> tuple[list[File], dict[str, tuple[str, list[File]]]]:
     """Files that hold no volume, and name → kind and files of each volume."""
     base = source if source.is_dir() else source.parent
-    files, series, volumes = [], defaultdict(dict), {}
+    files, series, volumes, labels = [], defaultdict(dict), {}, defaultdict(set)
     for path in tqdm(walk(source, lambda error: None), "looking", unit=" files"):
         below = os.path.relpath(path, base)
         top = os.path.dirname(below).split(os.sep)[0]
@@ -102,16 +106,20 @@ def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...],
         try:
             if label_from and top not in label_from:
                 raise Refused("label")
-            if path.endswith(ENDINGS) and not os.path.islink(path):
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                raise Refused("link")
+            if path.endswith(ENDINGS):
                 name = tags.keyed(salt, "file", runs.sha256(path))
                 if not nifti.is_nifti(path):
                     raise Refused("damaged", "no NIfTI file, though its name ends as one")
+                labels[name].add(file.label)
                 if name in volumes:
-                    raise Refused("duplicate")
+                    raise Refused("conflict" if len(labels[name]) > 1 else "duplicate")
                 volumes[name] = "nifti", [file]
                 continue
             digest = content(path)
             (_, found), = guard.call(DESCRIBE, path)
+            labels[digest].add(file.label)
             members = series[found["key"], file.label]
             if digest in members:
                 raise Refused("duplicate")
@@ -123,21 +131,27 @@ def sift(source: Path, salt: bytes, label: str, label_from: tuple[str, ...],
             files.append(file._replace(key="unreadable", detail=str(error)))
     for members in series.values():
         name = tags.keyed(salt, "volume", " ".join(sorted(members)))
-        volumes[name] = "dicom", list(members.values())
+        if any(len(labels[digest]) > 1 for digest in members):
+            files += [file._replace(key="conflict") for file in members.values()]
+        else:
+            volumes[name] = "dicom", list(members.values())
+    for name in [name for name in volumes if len(labels[name]) > 1]:
+        files += [file._replace(key="conflict") for file in volumes.pop(name)[1]]
     return files, volumes
 
 
 def _write(out: Path, name: str, label: str, found: list[tuple[bytes, dict[str, str]]]
            ) -> list[dict[str, str]]:
     rows = []
+    folder = folders([label])[label]
     for k, (png, row) in enumerate(found):
-        file_name = f"images/{label}/{name}_{k:04d}.png"
+        file_name = f"images/{folder}/{name}_{k:04d}.png"
         runs.write_atomic(out / file_name, png, durable=False)
         rows.append({"file_name": file_name, "label": label, **row, "volume": name})
     return rows
 
 
-def _check(cfg: VolumesConfig, source: Path, out: Path) -> None:
+def _check(cfg: VolumesConfig, source: Path, out: Path, salt: Path) -> None:
     check_labels(cfg.label, *cfg.label_from)
     low, high = (*cfg.between, 0.0, 0.0)[:2]
     for fault, text in (
@@ -150,6 +164,12 @@ def _check(cfg: VolumesConfig, source: Path, out: Path) -> None:
          "one first"),
         (cfg.slices < 0 or cfg.frame < 0 or cfg.seconds <= 0, f"--slices {cfg.slices} --frame "
          f"{cfg.frame} --seconds {cfg.seconds:g}: allowed are 0 or more, 0 or more, more than 0"),
+        (set(cfg.accept_burned_in) - {"absent", "yes"},
+         f"--accept-burned-in {' '.join(cfg.accept_burned_in)}: allowed are absent and yes"),
+        (cfg.modality == "CT" and cfg.window in ("auto", "percentile"),
+         f"--window {cfg.window}: CT needs lung, soft or bone"),
+        (out.resolve() in salt.resolve().parents, f"--salt {salt} lies in --out {out}: whoever "
+         "gets the images could find out the patients"),
         (runs.nested(source, out), f"--out {out} and the source {source} lie within each other"),
     ):
         if fault:
@@ -172,7 +192,8 @@ def _finish(out: Path, facts: dict, files: list[File], rows: list[dict[str, str]
     runs.write_atomic(names, csv_text([named(file) for file in sorted(files)]), private=True)
     left = [file for file in files if file.key != "imported"]
     counts = Counter(file.key for file in left)
-    details = {file.key: f" (e.g. {file.detail})" for file in reversed(left) if file.detail}
+    details = {file.key: f" (e.g. {file.detail})" for file in reversed(left)
+               if file.detail and file.key in PLAIN}
     if counts:
         print(f"not imported, file by file in {names}:",
               *(f"  {n} {': '.join(REASONS[key])}{details.get(key, '')}"

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from minidiff.data.dicom.tags import keyed
 from minidiff.data.volumes import MAX_VOXELS, Volume, in_lps
 
 MAGIC = {b"n+1\0": 344, b"n+2\0": 4}  # of a single file, and where it stands
+MAX_BYTES = 16 * MAX_VOXELS           # of a file, unpacked
 LABEL_INTENT = 1002                   # of a header: its values are names of tissues
 FEW = 16                              # distinct whole numbers, at most, that are taken for names
 SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(?=[_.])")  # how BIDS begins a file's name
@@ -23,7 +25,7 @@ def is_nifti(path: str | Path) -> bool:
     try:
         with (gzip.open if head == b"\x1f\x8b" else open)(path, "rb") as file:
             head = file.read(348)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
     return any(head[at : at + 4] == magic for magic, at in MAGIC.items())
 
@@ -58,7 +60,7 @@ def read(path: str, modality: str, salt: bytes, name: str, frame: int = 0) -> Vo
         raise Refused("damaged", "not one value is a number")
     values = np.where(finite, values, values[finite].min()).astype(np.float32)
     ras_to_lps = np.diag([-1.0, -1.0, 1.0])
-    turned, spacing = in_lps(values, ras_to_lps @ image.affine[:3, :3])
+    turned, spacing, _ = in_lps(values, ras_to_lps @ image.affine[:3, :3])
     subject = SUBJECT.match(Path(path).name)
     patient = "p" + keyed(salt, "patient", subject[1]) if subject else "v" + name
     return Volume(turned, spacing, {"patient": patient, "volume": name, "modality": modality})
@@ -68,6 +70,9 @@ def _check_scale(path: str, header: type) -> None:
     """As it stands in the file: a slope of 0 means none; one that is no number means nothing."""
     with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as file:
         raw = header.from_fileobj(file, check=False)
+        while file.read(2**24):  # to its end, where gzip's checksum stands
+            if file.tell() > MAX_BYTES:
+                raise Refused("huge")
     scale = float(raw["scl_slope"]), float(raw["scl_inter"])
     if not np.isfinite(scale).all():
         raise Refused("scale", f"scl_slope {scale[0]}, scl_inter {scale[1]}")

@@ -9,8 +9,8 @@ from minidiff.data.dicom.pixels import text
 from minidiff.data.volumes import MAX_VOXELS, MODALITIES, TILT, Volume, in_lps
 
 # Files that differ in one of these are of different volumes, though of one series.
-APART = ("SeriesInstanceUID", "EchoNumbers", "EchoTime", "TemporalPositionIdentifier", "Rows",
-         "Columns", "ImageOrientationPatient")
+APART = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "EchoNumbers", "EchoTime",
+         "TemporalPositionIdentifier", "Rows", "Columns", "ImageOrientationPatient")
 NEEDED = (*APART, "ImagePositionPatient", "ImageType", "SliceThickness")
 SAME = 0.01   # mm between slices that are one
 EVEN = 0.1    # share of the usual step by which a step may differ
@@ -29,7 +29,8 @@ def describe(path: str) -> str:
     if not text(ds, "SeriesInstanceUID") or len(_numbers(ds, "ImageOrientationPatient")) != 6 \
             or len(_numbers(ds, "ImagePositionPatient")) != 3:
         raise Refused("geometry", "no series, orientation or position")
-    turned = " ".join(f"{x:.3f}" for x in _numbers(ds, "ImageOrientationPatient"))
+    turned = " ".join(f"{round(x, 2) + 0.0:.2f}"  # no −0.00
+                      for x in _numbers(ds, "ImageOrientationPatient"))
     return "\n".join([*(text(ds, name) for name in APART[:-1]), turned])
 
 
@@ -42,6 +43,8 @@ def read(paths: list[str], salt: bytes, accept: tuple[str, ...] = ()) -> Volume:
     found = [reader.load(Path(path).read_bytes(), NEEDED) for path in paths]
     for ds in found:
         reader.check_burned_in(ds, accept)
+        if text(ds, "Modality") == "CT" and not pixels.in_hounsfield(ds):
+            raise Refused("scale", "not in Hounsfield units")
     first = found[0]
     rows, columns = first.Rows, first.Columns
     if rows * columns * len(found) > MAX_VOXELS:
@@ -63,16 +66,20 @@ def read(paths: list[str], salt: bytes, accept: tuple[str, ...] = ()) -> Volume:
     if len(spacing) != 2:
         raise Refused("geometry", "no PixelSpacing")
     ways = np.stack([along_row * spacing[1], along_column * spacing[0], normal * usual], 1)
-    turned, mm = in_lps(values, ways)
-    facts = tags.facts(first, salt) | {"volume": tags.keyed(salt, "series",
-                                                            text(first, "SeriesInstanceUID"))}
-    only = int(np.abs(normal).argmax()) if uneven or tilted or len(found) == 1 else None
+    turned, mm, was = in_lps(values, ways)
+    facts, name = tags.facts(first, salt), tags.keyed(salt, "series", text(first,
+                                                                           "SeriesInstanceUID"))
+    facts |= {"patient": facts["patient"] or "v" + name, "volume": name}
+    only = was.index(2) if uneven or tilted or len(found) == 1 else None
     return Volume(turned, mm, facts, only)
 
 
 def physical(ds: Dataset) -> np.ndarray:
-    """(H,W) float32 after the rescale; padding has the least value beside it."""
+    """(H,W) float32 after the rescale; padding has the least value beside it. Of a MONOCHROME1 of
+    other than Hounsfield units, negative: what is high there is dark."""
     values, padding = pixels.physical(ds)
+    if ds.PhotometricInterpretation == "MONOCHROME1" and text(ds, "Modality") != "CT":
+        values = -values
     if padding.any() and not padding.all():
         values[padding] = values[~padding].min()
     return values

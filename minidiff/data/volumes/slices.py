@@ -59,7 +59,7 @@ def limits(volume: Volume, window: str) -> tuple[float, float]:
         centre, width = PRESETS[window]
         return centre - width / 2, centre + width / 2
     low, high = np.percentile(volume.values, images.PERCENTILES)
-    return float(low), float(max(high, np.nextafter(low, np.inf)))
+    return float(low), float(max(high, low + 1e-6))
 
 
 def shown(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -8,6 +8,7 @@ what the model made of each batch of images: a run that was stopped goes on afte
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ def run(cfg: AnomaliesConfig, open_maker: Callable[[AnomaliesConfig], Maker]) ->
     some, pixels = load_pixels(some, size, skip_bad=cfg.skip_bad, grey=grey)
     masks = truth.read_masks(cfg.masks, some.rows, normal, size) if cfg.masks else None
     out = runs.open_run(cfg.out, cfg, "anomalies", free=FREE, data=some.fingerprint,
-                        model=maker.facts["sha256"])
+                        model=maker.facts["sha256"], images=in_order(some))
     batches = made(out / "parts", maker, pixels, some.rows, normal, cfg)
     train = table.select(split="train", label=normal)
     atlas = maps.Normal(load_pixels(train, size, skip_bad=True, grey=grey)[1]) if len(
@@ -162,6 +163,13 @@ def shown(table: Table, n: int) -> list[int]:
         own = [i for i, row in enumerate(table.rows) if row["label"] == label]
         found += [own[k] for k in np.unique(np.linspace(0, len(own) - 1, n).round().astype(int))]
     return found
+
+
+def in_order(table: Table) -> str:
+    """SHA-256 of the images and their cells one after another, for parts are named by place."""
+    cells = [{k: v for k, v in row.items() if k not in ("file", "where", "file_name")}
+             for row in table.rows]
+    return sha256(runs.json_key(images=table.digests, rows=cells).encode()).hexdigest()
 
 
 def made(folder: Path, maker: Maker, pixels: Tensor, rows: Sequence[dict[str, str]], normal: str,
