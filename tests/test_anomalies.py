@@ -3,7 +3,10 @@ phantom without its disease.
 """
 
 import json
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +130,19 @@ def test_a_stopped_run_goes_on_and_ends_the_same(known, data, tmp_path):
     maker = Known(data)
     anomalies.run(config(data, tmp_path / "out", shown=1), lambda cfg: maker)
     assert maker.batches == 0
+
+
+def test_parts_belong_to_their_images_in_their_order_and_to_what_is_known_of_them(data, tmp_path):
+    """The same rows in another order, or another age: the kept parts are of other images."""
+    moved = Path(shutil.copytree(data, tmp_path / "data"))
+    anomalies.run(config(moved, tmp_path / "out"), lambda cfg: Known(data))
+    table = (moved / "metadata.csv").read_text()
+    head, *rows = table.splitlines()
+    for changed in ("\n".join([head, *rows[::-1]]), re.sub(r",(F|M),", ",,", table)):
+        assert changed != table
+        (moved / "metadata.csv").write_text(changed)
+        with pytest.raises(InputError, match="images"):
+            anomalies.run(config(moved, tmp_path / "out"), lambda cfg: Known(data))
 
 
 def test_training_patients_are_refused(data, tmp_path):
