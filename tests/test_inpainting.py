@@ -99,7 +99,8 @@ def test_keeping_is_a_closure_and_what_is_all_new_is_the_usual_sample(ideal, kno
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_keeps_what_is_outside_the_mask(pipeline, labels, pictures, name):  # noqa: F811
+def test_every_sampler_keeps_what_is_outside_the_mask(
+        pipeline, labels, pictures, name):  # noqa: F811
     """With guidance, part of the steps, resampling and an inversion; whatever the batch."""
     mask = torch.zeros(3, 1, SIZE, SIZE, dtype=torch.bool)
     mask[0, :, 3:9, 5:6] = mask[1, :, 20:] = mask[2, :, 31:, 31:] = True

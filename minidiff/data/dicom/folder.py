@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -34,7 +34,6 @@ from minidiff.data.dicom import (
 )
 from minidiff.data.dicom.guard import Guard
 from minidiff.data.table import csv_text, write_table
-from minidiff.download import home
 from minidiff.errors import InputError
 from minidiff.names import folders
 
@@ -84,8 +83,7 @@ def import_folder(cfg: ImportConfig) -> None:
     that are not allowed, for another import in `out`, and where not one image is imported.
     """
     need_pydicom()
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config")
-    salt_file = Path(cfg.salt or config / "minidiff" / "dicom.salt")
+    salt_file = tags.salt_file(cfg.salt)
     source, out = Path(cfg.source), Path(os.path.abspath(cfg.out))
     _check(cfg, source, out, salt_file)
     given = labels.read(cfg.labels, cfg.columns) if cfg.labels else labels.Labels()
@@ -236,14 +234,21 @@ def _check(cfg: ImportConfig, source: Path, out: Path, salt: Path) -> None:
         (sum(map(bool, (cfg.label, cfg.label_from, cfg.labels))) != 1, "import needs --label NAME "
          "for all images, or --label-from FOLDER FOLDER … of the source, or --labels CSV"),
         (cfg.columns and not cfg.labels, "--columns are those of the table of --labels"),
+        *of_every_import(cfg, source, out, salt),
+    ):
+        if fault:
+            raise InputError(text)
+
+
+def of_every_import(cfg: Any, source: Path, out: Path, salt: Path) -> list[tuple[Any, str]]:
+    """Faults, and what is said of them, of the knobs that all imports have."""
+    return [
         (set(cfg.accept_burned_in) - {"absent", "yes"},
          f"--accept-burned-in {' '.join(cfg.accept_burned_in)}: allowed are absent and yes"),
         (runs.nested(source, out), f"--out {out} and the source {source} lie within each other"),
         (out.resolve() in salt.resolve().parents, f"--salt {salt} lies in --out {out}: whoever "
          "gets the images could find out the patients"),
-    ):
-        if fault:
-            raise InputError(text)
+    ]
 
 
 def check_labels(*named: str) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from minidiff import cells
 from minidiff.data.dicom import Dataset, Refused
 from minidiff.data.dicom.pixels import text
+from minidiff.download import home
 from minidiff.errors import InputError
 
 OLDEST = 90  # years; higher ages are few enough to name a person (45 CFR 164.514(b)(2)(i)(C))
@@ -112,6 +113,12 @@ def keyed(salt: bytes, what: str, value: str | bytes) -> str:
     """64 bits in hexadecimal that name a value to those who have the salt alone (RFC 2104)."""
     value = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     return hmac.new(salt, what.encode() + b"\0" + value, hashlib.sha256).hexdigest()[:16]
+
+
+def salt_file(named: str) -> Path:
+    """The file of the secret: the one that is named, else that of this user."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config")
+    return Path(named or config / "minidiff" / "dicom.salt")
 
 
 def read_salt(path: Path) -> bytes:

@@ -17,12 +17,20 @@ from tqdm import tqdm
 
 from minidiff import runs
 from minidiff.data.dicom import REASONS, Refused, need_pydicom, tags
-from minidiff.data.dicom.folder import PLAIN, File, check_labels, claim, content, named, walk
+from minidiff.data.dicom.folder import (
+    PLAIN,
+    File,
+    check_labels,
+    claim,
+    content,
+    named,
+    of_every_import,
+    walk,
+)
 from minidiff.data.dicom.guard import Guard
 from minidiff.data.table import csv_text, write_table
 from minidiff.data.volumes import MODALITIES, nifti
 from minidiff.data.volumes.slices import Cut
-from minidiff.download import home
 from minidiff.errors import InputError, count
 from minidiff.names import folders
 
@@ -56,8 +64,7 @@ def import_volumes(cfg: VolumesConfig) -> None:
     Ends with exit status 1 if files were left out that may hold a volume. Raises InputError for
     settings that are not allowed, and where not one slice is imported.
     """
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config")
-    salt_file = Path(cfg.salt or config / "minidiff" / "dicom.salt")
+    salt_file = tags.salt_file(cfg.salt)
     source, out = Path(cfg.source), Path(os.path.abspath(cfg.out))
     _check(cfg, source, out, salt_file)
     salt = tags.read_salt(salt_file)
@@ -164,13 +171,9 @@ def _check(cfg: VolumesConfig, source: Path, out: Path, salt: Path) -> None:
          "one first"),
         (cfg.slices < 0 or cfg.frame < 0 or cfg.seconds <= 0, f"--slices {cfg.slices} --frame "
          f"{cfg.frame} --seconds {cfg.seconds:g}: allowed are 0 or more, 0 or more, more than 0"),
-        (set(cfg.accept_burned_in) - {"absent", "yes"},
-         f"--accept-burned-in {' '.join(cfg.accept_burned_in)}: allowed are absent and yes"),
         (cfg.modality == "CT" and cfg.window in ("auto", "percentile"),
          f"--window {cfg.window}: CT needs lung, soft or bone"),
-        (out.resolve() in salt.resolve().parents, f"--salt {salt} lies in --out {out}: whoever "
-         "gets the images could find out the patients"),
-        (runs.nested(source, out), f"--out {out} and the source {source} lie within each other"),
+        *of_every_import(cfg, source, out, salt),
     ):
         if fault:
             raise InputError(text)
