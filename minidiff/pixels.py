@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -104,6 +104,14 @@ def each(pixels: "Pictures") -> Iterator[Tensor]:
 
 
 Pictures = Tensor | Gathered  # what has a length and a shape, and gives pictures by index
+
+
+def laid_in(found: Tensor, parts: Iterable[Tensor]) -> Tensor:
+    """Parts, written one after another into a tensor: `torch.cat` would hold all of them twice."""
+    first = 0
+    for part in parts if len(found) else ():
+        found[first : (first := first + len(part))] = part
+    return found
 
 
 def scratch(shape: tuple[int, ...]) -> np.ndarray:

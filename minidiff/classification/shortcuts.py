@@ -32,7 +32,7 @@ from minidiff.data.baselines import FEWEST, THUMBNAIL, features, is_shortcut, ou
 from minidiff.data.files import read_facts
 from minidiff.data.split import Row
 from minidiff.errors import InputError
-from minidiff.pixels import Pictures, scratch, to_grey
+from minidiff.pixels import Pictures, laid_in, scratch, to_grey
 from minidiff.statistics import auroc_by_patient
 from minidiff.variables import Category
 
@@ -140,10 +140,9 @@ def without_lungs(pixels: Pictures, masks: Sequence[Path] | None) -> Tensor:
 
     Masks are grown a little.
     """
-    size, first = pixels.shape[-1], 0
-    dark = torch.from_numpy(scratch((len(pixels), 1, size, size)))
-    for part in pixels.split(256):
-        dark[first : (first := first + len(part))] = to_grey(part)
+    size = pixels.shape[-1]
+    dark = laid_in(torch.from_numpy(scratch((len(pixels), 1, size, size))),
+                   map(to_grey, pixels.split(256)))
     if masks is None:
         rim = round(RIM * size)
         dark[:, :, rim : size - rim, rim : size - rim] = 0

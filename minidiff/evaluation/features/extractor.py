@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.pixels import Pictures, to_float, within
+from minidiff.pixels import Pictures, laid_in, to_float, within
 from minidiff.runs import json_key
 
 SIDE, CELLS, RINGS = 32, 8, 32   # of PixelPCA and of VAEFeatures a side; of Spectrum
@@ -168,12 +168,10 @@ def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
 
 def grey(images: Pictures, side: int | None = None) -> Tensor:
     """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by means over areas; None: same size."""
-    found, first = torch.empty(len(images), *((side, side) if side else images.shape[2:])), 0
-    for part in images.split(256) if len(images) else ():
-        x = part.float().mean(1, keepdim=True) / 255
-        x = F.interpolate(x, size=(side, side), mode="area") if side else x
-        found[first : (first := first + len(x))] = x[:, 0]
-    return found
+    parts = (part.float().mean(1, keepdim=True) / 255 for part in images.split(256))
+    return laid_in(torch.empty(len(images), *((side, side) if side else images.shape[2:])),
+                   ((F.interpolate(x, size=(side, side), mode="area") if side else x)[:, 0]
+                    for x in parts))
 
 
 def principal(x: Tensor, k: int) -> tuple[Tensor, Tensor]:

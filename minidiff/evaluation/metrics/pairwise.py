@@ -20,6 +20,7 @@ from tqdm import tqdm
 from minidiff.data.duplicates import laid_over, small
 from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import Extractor, grey
+from minidiff.pixels import laid_in
 from minidiff.statistics import group_ids
 
 ROWS = 1024                 # of a matrix of all pairs at a time: that of 50,000 images is 20 GB
@@ -130,10 +131,8 @@ def equalised(images: Tensor, side: int = SIDE) -> Tensor:
     hides a copy. Mean 0, variance 1.
     """
     side = min(side, *images.shape[2:])
-    found, first = torch.empty(len(images), side**2), 0
-    for part in images.split(ROWS) if len(images) else ():
-        found[first : (first := first + len(part))] = _equalised(part, side)
-    return found
+    return laid_in(torch.empty(len(images), side**2),
+                   (_equalised(part, side) for part in images.split(ROWS)))
 
 
 def _equalised(images: Tensor, side: int) -> Tensor:
