@@ -102,6 +102,9 @@ class DiffusionConfig(Reading, Rooted):
     shift: float = 1.0               # σ of its levels times this; few cells: their side / 64
     times: Times = "uniform"         # how often each of its levels is trained
     min_snr: float = 5.0             # γ of the min-SNR loss weights (Hang et al. 2023); 0: none
+    bands: tuple[float, ...] = ()    # loss weights of octaves of the latents, the finest first
+    offset: float = 0.0              # offset noise: what a whole channel shares, e.g. .1; 0: none
+    dropout: float = 0.0             # share of each ResBlock's channels left out; few images: .1
     steps: int = 650                 # optimiser steps
     batch: int = 16                  # images a step, on all GPUs together
     accumulate: int = 1              # micro-batches a step: less memory, the same result
@@ -260,14 +263,19 @@ class Stage:
 
     def batch(self, step: int) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor, var.Labels]:
         """Which images; the times t of all ranks and (n,) of this one, on the CPU; and its latents
-        z (n, 4, h, w), noise and labels on the device. A function of the step's slots alone."""
+        z (n, 4, h, w), noise, labels and mask of dropout, if any, on the device. A function of the
+        step's slots alone."""
         cfg, u = self.cfg, counted.stratified(self.cfg.seed, step, self.cfg.batch)
         slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
         index, times = self.pick(slots), TIMES[cfg.times](u, self.start.schedule)
         drops = counted.drops(cfg.seed, slots, len(self.variables), cfg.drop, cfg.drop_each)
         labels = var.drop(self.variables, {k: v[index] for k, v in self.labels.items()}, drops)
-        return (index, times, distributed.rank_slice(times), *self.source.draw(index, slots),
-                {name: send(cells, self.device) for name, cells in labels.items()})
+        keep = [send(counted.dropout(counted.generators(cfg.seed, slots, counted.DROPOUT),
+                                     sum(self.model.unet.widths), cfg.dropout), self.device)
+                ] if cfg.dropout else []
+        return (index, times, distributed.rank_slice(times),
+                *self.source.draw(index, slots, cfg.offset),
+                {name: send(cells, self.device) for name, cells in labels.items()}, *keep)
 
 
 def train_diffusion(cfg: DiffusionConfig) -> None:
@@ -285,13 +293,14 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
         choice = "no" if cfg.compile == "auto" and (cfg.checkpointing or cfg.shard) else cfg.compile
         net = compiling.compiled(s.net, choice, device, cfg.steps - checkpointer.start, PAYS)
         denoiser = Denoiser(net, schedule, s.start.prediction)
-        for step, (index, times, t, z, noise, y) in checkpointer.steps(s.batch):
+        for step, (index, times, t, z, noise, y, *keep) in checkpointer.steps(s.batch):
             lr = set_lr(s.optimizer, SCHEDULES[cfg.decay](step, cfg.steps, cfg.lr, cfg.steps // 20))
             losses = []
             for micro in distributed.micro_batches(n, cfg.accumulate):
                 with s.autocast(), distributed.unsynced(s.net, micro.stop == n):
                     loss = denoiser.loss(z[micro], t[micro], noise[micro],
-                                         {k: v[micro] for k, v in y.items()}, cfg.min_snr)
+                                         {k: v[micro] for k, v in y.items()}, cfg.min_snr,
+                                         cfg.bands, *(mask[micro] for mask in keep))
                 s.precision.backward(loss.sum() / n)
                 losses.append(loss.detach())
             s.precision.update(s.optimizer, s.model.parameters(), cfg.clip)

@@ -34,10 +34,12 @@ from minidiff.runs import read_json
 BOUNDS = {  # a knob of one name has one range in all scripts; both ends are allowed
     **dict.fromkeys(("steps", "batch", "rank", "accumulate", "log_every", "save_every", "per_label",
                      "k", "seeds", "repeats", "shown", "resample"), (1, math.inf)),
-    **dict.fromkeys(("kl", "edges", "augment", "min_snr", "views", "sets", "snapshots"), (0, 1e6)),
+    **dict.fromkeys(("kl", "edges", "augment", "min_snr", "views", "sets", "snapshots",
+                     "bands", "offset"), (0, 1e6)),
     **dict.fromkeys(("drop", "drop_each", "eta", "balance", "rescale"), (0, 1)),
     **dict.fromkeys(("lr", "clip", "alpha"), (1e-12, 1e6)),
     "prior_share": (0.01, 0.99),
+    "dropout": (0, 0.9),
     "strength": (0.01, 1),  # at 0 no step is run
     "width": (8, math.inf),  # see minidiff/convolution.py
     "guidance": (0, 100),

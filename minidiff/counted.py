@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # Purposes: two draws of one slot for different purposes are independent.
-ORDER, AUGMENT, NOISE, TIME, DROP, VIEW, VALIDATE, ROWS, DROPOUT = range(9)
+ORDER, AUGMENT, NOISE, TIME, DROP, VIEW, VALIDATE, ROWS, DROPOUT, OFFSET = range(10)
 
 
 def seeded(*key: int) -> torch.Generator:
@@ -58,6 +58,12 @@ def drops(seed: int, slots: Sequence[int], n: int, together: float, alone: float
     """
     u = uniform(seed, slots, DROP, 1 + n)
     return (u[:, :1] < together) | (u[:, 1:] < alone)
+
+
+def dropout(generators: Sequence[torch.Generator], n: int, share: float) -> Tensor:
+    """What each of n features is multiplied by, a row for each generator: 0 for this share of them,
+    1/(1−share) for the others (Srivastava et al. 2014)."""
+    return (torch.stack([torch.rand(n, generator=g) for g in generators]) >= share) / (1 - share)
 
 
 def order(n: int, seed: int, slots: Sequence[int]) -> list[int]:

@@ -1,8 +1,11 @@
+from itertools import combinations
+
 import pytest
 import torch
 
-from minidiff.diffusion.denoiser import TABLE, Denoiser
+from minidiff.diffusion.denoiser import TABLE, Denoiser, octaves
 from minidiff.diffusion.schedule import Schedule
+from minidiff.errors import InputError
 
 schedule = Schedule.scaled_linear()
 PREDICTIONS = [*TABLE]
@@ -111,3 +114,23 @@ def test_the_target_is_what_gives_z_back(prediction):
 def test_unknown_prediction_is_refused():
     with pytest.raises(ValueError, match="'score' is not one of eps, v, x0, flow"):
         Denoiser(lambda x, t, y: x, schedule, "score")
+
+
+def test_octaves_are_orthogonal_add_up_and_weigh_the_loss():
+    g = torch.Generator().manual_seed(4)
+    z, noise = torch.randn(2, 3, 4, 8, 8, generator=g, dtype=torch.float64)
+    parts = octaves(z, 4)
+    assert torch.allclose(sum(parts), z)
+    assert all(abs((a * b).sum()) < 1e-12 for a, b in combinations(parts, 2))
+    assert parts[-1].std((2, 3)).max() < 1e-12  # the mean, which is the offset of offset noise
+    checkers = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4).expand(1, 1, 8, 8)
+    assert torch.equal(octaves(checkers, 2)[0], checkers)
+
+    t, silent = torch.tensor([3, 400, 999]), Denoiser(lambda x, t, y: 0 * x, schedule, "eps")
+    plain = silent.loss(z, t, noise)
+    assert torch.allclose(silent.loss(z, t, noise, bands=(1, 1, 1)), plain)
+    each = [silent.loss(z, t, noise, bands=weights) for weights in ((1, 0), (0, 1))]
+    assert torch.allclose(sum(each), plain)
+    assert torch.allclose(silent.loss(z, t, noise, bands=(2, 5)), 2 * each[0] + 5 * each[1])
+    with pytest.raises(InputError, match="5 octaves"):
+        silent.loss(z, t, noise, bands=(1,) * 5)

@@ -9,7 +9,7 @@ from minidiff import variables as var
 from minidiff.diffusion import model as models
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion.denoiser import TABLE, Denoiser
-from minidiff.diffusion.guidance import conditioned, guided, nested_sets, rescaled
+from minidiff.diffusion.guidance import by_classifier, conditioned, guided, nested_sets, rescaled
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError
@@ -216,3 +216,25 @@ def test_a_wrapped_model_is_called_whole(wrap):
     assert torch.allclose(guided(Denoiser(net, schedule), labels, null, 2.0)(noise, 5.0), expected,
                           atol=1e-6)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_a_linear_classifier_on_gaussian_data_is_exact(scale):
+    """p(z)·exp(s·a·Wz) of z ~ N(0, C) is N(s·C·Wᵀa, C), whose denoiser is known."""
+    g = torch.Generator().manual_seed(0)
+    root, decoder = torch.randn(2, 6, 6, generator=g, dtype=torch.float64)
+    C, a = root @ root.T, torch.randn(6, generator=g, dtype=torch.float64)
+    mean = scale * C @ decoder.T @ a
+
+    def ideal(x, sigma, mean):
+        gain = C @ torch.linalg.inv(C + sigma**2 * torch.eye(6, dtype=torch.float64))
+        return mean.view(6, 1, 1) + torch.einsum("ij,njhw->nihw", gain, x - mean.view(6, 1, 1))
+
+    moved = by_classifier(lambda x, sigma: ideal(x, sigma, 0 * mean),
+                          lambda z: torch.einsum("i,ij,njhw->n", a, decoder, z), scale)
+    points = torch.randn(4, 6, 1, 1, generator=g, dtype=torch.float64)
+    for sigma in (0.03, 1.0, 14.6):
+        with torch.no_grad():
+            found = moved(points, torch.tensor(sigma, dtype=torch.float64))
+        assert not found.requires_grad
+        assert torch.allclose(found, ideal(points, sigma, mean), rtol=1e-9)

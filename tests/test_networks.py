@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minidiff.counted import DROPOUT, dropout, generators
 from minidiff.diffusion import unet, vae
 from minidiff.diffusion.model import vae_from_scratch
 from minidiff.diffusion.norm import GroupNorm
@@ -44,7 +45,7 @@ def test_context_is_required_and_matters():
     assert not torch.allclose(net(x, t, torch.zeros(1, 8, 64)), net(x, t, torch.ones(1, 8, 64)))
 
 
-def gradients(net, x, t, context, checkpointing):
+def gradients(net, x, t, context, checkpointing, *keep):
     """Gradients of all parameters, and the bytes that are held for the way back (weights aside)."""
     net.checkpointing, held = checkpointing, {}
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
@@ -56,7 +57,7 @@ def gradients(net, x, t, context, checkpointing):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = net(x, t, context).square().mean()
+        loss = net(x, t, context, *keep).square().mean()
     size = sum(held.values())  # before the way back, which saves again what it computes again
     return torch.autograd.grad(loss, list(net.parameters())), size
 
@@ -75,6 +76,31 @@ def test_checkpointing_gives_the_same_gradients_and_holds_less(config):
         shown = net(x, t, context)
         net.checkpointing = False
         assert torch.equal(net(x, t, context), shown)
+
+
+@pytest.mark.parametrize("config", [unet.TINY, unet.SMALL])
+def test_dropout_leaves_out_counted_channels_also_under_checkpointing(config):
+    torch.manual_seed(0)
+    net, inputs = unet.UNet(config), {}
+    x, t, context = torch.randn(3, 4, 8, 8), torch.tensor([20.0, 700.0, 700.0]), torch.randn(
+        3, 8, config.context_dim)
+    blocks = [block for block in net.modules() if isinstance(block, unet.ResBlock)]
+    assert sorted(net.widths) == sorted(block.conv2.in_channels for block in blocks)
+    keep = dropout(generators(0, [5, 6, 7], DROPOUT), sum(net.widths), 0.25)
+    assert keep.unique().tolist() == [0, pytest.approx(4 / 3)] and 0.2 < (keep == 0).float(
+        ).mean() < 0.3
+    plain, _ = gradients(net, x, t, context, False, keep)
+    again, _ = gradients(net, x, t, context, True, keep)
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(plain, again))
+    net.checkpointing = False
+    for block in blocks:
+        block.conv2.register_forward_pre_hook(lambda conv, args: inputs.update({conv: args[0]}))
+    with torch.no_grad():
+        out = net(x, t, context, keep)
+        places = torch.cat([(h == 0).flatten(2).all(2) for h in inputs.values()], 1)
+        assert torch.equal(places, keep == 0) and len(inputs) == len(blocks)
+        assert torch.allclose(net(x, t, context, torch.ones_like(keep)), net(x, t, context))
+        assert torch.allclose(net(x[1:], t[1:], context[1:], keep[1:]), out[1:], atol=1e-5)
 
 
 def test_memory_format_changes_neither_names_nor_values():

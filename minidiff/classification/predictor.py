@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minidiff.classification.resnet import ResNet, load_torchvision
-from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
+from minidiff.counted import AUGMENT, DROPOUT, dropout, generators, order, seeded
 from minidiff.data.augmentation import augment, vary
 from minidiff.errors import InputError
 from minidiff.overlap import ahead, send
@@ -67,10 +67,9 @@ class Predictor(nn.Module):
         return dict(zip(self.outputs, y.split(list(self.outputs.values()), -1)))
 
     def mask(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Dropout, a row for each generator: 0 for a feature left out, 1/(1−p) for the others."""
-        keep = torch.stack([torch.rand(self.net.fc.in_features, generator=g)
-                            for g in generators]) >= self.dropout
-        return send(keep / (1 - self.dropout), self.net.fc.weight.device)
+        """Dropout of the features, a row for each generator: see `counted.dropout`."""
+        return send(dropout(generators, self.net.fc.in_features, self.dropout),
+                    self.net.fc.weight.device)
 
     def predict(self, images: Pictures, batch: int = 256) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → probabilities (N,k) of a Category and of Findings, value (N,) of a

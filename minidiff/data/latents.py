@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minidiff import distributed
-from minidiff.counted import AUGMENT, NOISE, VIEW, generators, normal, uniform
+from minidiff.counted import AUGMENT, NOISE, OFFSET, VIEW, generators, normal, uniform
 from minidiff.data.augmentation import augment
 from minidiff.data.pixel_map import LARGE
 from minidiff.overlap import send
@@ -48,9 +48,11 @@ class Source:
     seed: int
     device: torch.device | str = "cpu"  # of `encode` and of what is drawn
 
-    def draw(self, index: Sequence[int], slots: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def draw(self, index: Sequence[int], slots: Sequence[int],
+             offset: float = 0.0) -> tuple[Tensor, Tensor]:
         """Latents of the indexed images and the noise to put on them, (slots, 4, h, w) each:
-        functions of the slots.
+        functions of the slots. `offset` is the standard deviation of what all cells of a channel
+        share besides (offset noise, Guttenberg 2023).
         """
         within, noise = send(normal(self.seed, slots, NOISE, (2, *self.mean.shape[2:])),
                              self.device).unbind(1)
@@ -61,6 +63,9 @@ class Source:
         else:
             view = (uniform(self.seed, slots, VIEW, 1)[:, 0] * len(self.mean)).long()
             mean, std = (send(m[view, index].float(), self.device) for m in (self.mean, self.std))
+        if offset:
+            shared = normal(self.seed, slots, OFFSET, (noise.shape[1], 1, 1))
+            noise = noise + offset * send(shared, self.device)
         return mean + std * within, noise
 
 

@@ -16,14 +16,16 @@ the time of Esser et al. 2024, where c_in·x = (1−s)·z + s·noise, s = σ/(1+
 network and the loss of EDM (Karras et al. 2022) for data of standard deviation 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.diffusion.schedule import Schedule
+from minidiff.errors import InputError
 from minidiff.overlap import send
 from minidiff.variables import Labels
 
@@ -95,13 +97,14 @@ class Denoiser:
         return self.row.c_skip(_column(_levels(sigma), x)) * x.to(_wide(x))
 
     def loss(self, z: Tensor, t: Tensor, noise: Tensor, labels: Labels | None = None,
-             min_snr: float = 0.0) -> Tensor:
+             min_snr: float = 0.0, bands: Sequence[float] = (), *keep: Tensor) -> Tensor:
         """Mean squared error of F per image, (N,); z and noise (N, C, h, w), t (N,) on the CPU, of
         the schedule.
 
         t and noise are arguments: nothing random happens here. The forward process runs in float32
         or better under any autocast. min_snr is the γ of the min-SNR weights, min(1/σ², γ) of D's
-        error (Hang et al. 2023, section 3.4), 0 for none.
+        error (Hang et al. 2023, section 3.4), 0 for none. bands weigh the octaves of F's error, the
+        finest first (see `octaves`); none: all alike. keep is the network's mask of dropout.
         """
         row, sigma = self.row, self.schedule.sigma(t)
         a = 1 / row.over(sigma)
@@ -111,8 +114,25 @@ class Denoiser:
         a, b, weight, t = send(numbers.to(_wide(z)), z.device)
         a, b = a[:, None, None, None], b[:, None, None, None]
         z, noise = z.to(a.dtype), noise.to(a.dtype)
-        F = self.net(a * z + b * noise, t.float(), labels).to(a.dtype)
-        return (F - row.target(z, noise, a, b)).square().flatten(1).mean(1) * weight
+        out = self.net(a * z + b * noise, t.float(), labels, *keep).to(a.dtype)
+        error = out - row.target(z, noise, a, b)
+        if bands:
+            error = sum(w**0.5 * part for w, part in zip(bands, octaves(error, len(bands))))
+        return error.square().flatten(1).mean(1) * weight
+
+
+def octaves(x: Tensor, n: int) -> list[Tensor]:
+    """x (N, C, h, w) as a sum of n orthogonal parts, the finest first: what means over squares of
+    1, 2, 4 … cells lose in the next step (Haar), and what is left.
+
+    Raises InputError where h or w is no multiple of 2ⁿ⁻¹.
+    """
+    if x.shape[2] % 2 ** (n - 1) or x.shape[3] % 2 ** (n - 1):
+        raise InputError(f"--bands has {n} octaves; latents of {x.shape[2]} × {x.shape[3]} cells "
+                         f"would have to be multiples of {2 ** (n - 1)}")
+    means = [x] + [F.avg_pool2d(x, 2**k).repeat_interleave(2**k, 2).repeat_interleave(2**k, 3)
+                   for k in range(1, n)]
+    return [fine - coarse for fine, coarse in zip(means, means[1:])] + means[-1:]
 
 
 def _levels(sigma: Tensor | float) -> Tensor:

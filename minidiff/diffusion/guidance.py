@@ -6,6 +6,8 @@
     by a weaker  W(y) + w·(D(y) − W(y))                            Karras et al. 2024
                  model W (autoguidance)
     interval     w = 1 unless low < σ ≤ high                       Kynkäänniemi et al. 2024
+    by a         D + s·σ²·∇ₓ log p(y | D(x))                       Dhariwal & Nichol 2021; of D(x)
+    classifier                                                     in place of x: Chung et al. 2023
     rescaled     std(F) is drawn towards that of the unguided F    Lin et al. 2023 (2305.08891),
                                                                    eq. 15 and 16
 
@@ -73,6 +75,24 @@ def guided(denoiser: Denoiser, labels: Labels, null: Labels,
         return out
 
     return denoise
+
+
+def by_classifier(denoise: Denoise, log_p: Callable[[Tensor], Tensor], scale: float) -> Denoise:
+    """A denoiser of p(z)·p(y|z)ˢ: `denoise` moved by the gradient of log_p (N, C, h, w) → (N,).
+
+    By Tweedie's formula the estimate is x + σ²·∇ₓ log p(x). A classifier of clean images knows
+    p(y|z) alone, so that of the estimate stands for p(y|x): exact for a log_p that is linear in z
+    on Gaussian data, and the worse the wider p(z|x) is. It costs a way back through the network,
+    and through all that log_p does: as a rule the VAE's decoder and the classifier.
+    """
+    def guided(x: Tensor, sigma: Tensor | float) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            out = denoise(x, sigma)
+            gradient, = torch.autograd.grad(log_p(out).sum(), x)
+        return out.detach() + scale * float(sigma) ** 2 * gradient
+
+    return guided
 
 
 def nested_sets(labels: Labels, null: Labels,

@@ -18,14 +18,14 @@ CONTEXT_TOKENS = 8  # of a model trained from scratch; the public ones have 77
 
 
 class Model(nn.Module):
-    """F(x_in, t, labels): the UNet with the conditioner's context."""
+    """F(x_in, t, labels): the UNet with the conditioner's context, and `keep` for its dropout."""
 
     def __init__(self, unet: unets.UNet, conditioner: Conditioner):
         super().__init__()
         self.unet, self.conditioner = unet, conditioner
 
-    def forward(self, x: Tensor, t: Tensor, labels: Labels) -> Tensor:
-        return self.unet(x, t, self.conditioner(labels))
+    def forward(self, x: Tensor, t: Tensor, labels: Labels, keep: Tensor | None = None) -> Tensor:
+        return self.unet(x, t, self.conditioner(labels), keep)
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,17 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNorm(c.groups, width, eps=1e-5)
         self.conv_out = nn.Conv2d(width, c.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N or 1, K, d) → (N, 4, h, w)."""
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each ResBlock, in the order in which they run."""
+        parts = (*self.down_blocks, self.mid_block, *self.up_blocks)
+        return [block.conv2.in_channels for part in parts for block in part.resnets]
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N or 1, K, d) → (N, 4, h, w).
+
+        `keep` (N, Σ `widths`) is what the channels of each ResBlock are multiplied by.
+        """
         dtype = self.conv_in.weight.dtype                    # 16 bits, if all weights have them
         x, context = x.to(dtype), context.to(dtype).expand(len(x), -1, -1)
         emb = timestep_embedding(t, self.config.channels[0]).to(x.dtype)
@@ -92,18 +101,20 @@ class UNet(nn.Module):
         emb = F.silu(emb)                                    # (N, 4·width); ResBlocks begin with it
         h = self.conv_in(x)                                  # (N, width, h, w)
         skips = [h]
+        keeps = ([None] * len(self.widths) if keep is None else
+                 [*keep.to(h.dtype).split(self.widths, 1)])
         run = recomputed if self.checkpointing and torch.is_grad_enabled() else direct
         for level in self.down_blocks:
             for i in range(len(level.resnets)):
-                h = run(level.block, i, h, emb, context)
+                h = run(level.block, i, h, emb, context, None, keeps.pop(0))
                 skips.append(h)
             if level.resample:
                 h = level.downsamplers[0]["conv"](h)
                 skips.append(h)
-        h = run(self.mid_block, h, emb, context)
+        h = run(self.mid_block, h, emb, context, keeps.pop(0), keeps.pop(0))
         for level in self.up_blocks:
             for i in range(len(level.resnets)):
-                h = run(level.block, i, h, emb, context, skips.pop())
+                h = run(level.block, i, h, emb, context, skips.pop(), keeps.pop(0))
             if level.resample:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
                 h = level.upsamplers[0]["conv"](h)
@@ -115,7 +126,8 @@ def direct(block: Callable[..., Tensor], *inputs) -> Tensor:
 
 
 def recomputed(block: Callable[..., Tensor], *inputs) -> Tensor:
-    """Activation checkpointing (Chen et al. 2016); no dropout, so no random state to keep."""
+    """Activation checkpointing (Chen et al. 2016); dropout's masks are inputs, so no random state
+    has to be kept."""
     return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
@@ -136,8 +148,8 @@ class Level(nn.Module):
         self.resample = resample
 
     def block(self, i: int, h: Tensor, emb: Tensor, context: Tensor,
-              skip: Tensor | None = None) -> Tensor:
-        h = self.resnets[i](h if skip is None else torch.cat([h, skip], 1), emb)
+              skip: Tensor | None, keep: Tensor | None) -> Tensor:
+        h = self.resnets[i](h if skip is None else torch.cat([h, skip], 1), emb, keep)
         return h if self.attentions is None else self.attentions[i](h, context)
 
 
@@ -147,13 +159,16 @@ class Middle(nn.Module):
         self.resnets = nn.ModuleList([ResBlock(c, channels, channels, time_dim) for _ in range(2)])
         self.attentions = nn.ModuleList([Transformer(c, channels)])
 
-    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        h = self.attentions[0](self.resnets[0](h, emb), context)
-        return self.resnets[1](h, emb)
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor, *keep: Tensor | None) -> Tensor:
+        h = self.attentions[0](self.resnets[0](h, emb, keep[0]), context)
+        return self.resnets[1](h, emb, keep[1])
 
 
 class ResBlock(nn.Module):
-    """h + conv2(act(norm2(conv1(act(norm1(h))) + time))); `emb` has been through SiLU already."""
+    """h + conv2(keep·act(norm2(conv1(act(norm1(h))) + time))); `emb` has been through SiLU already.
+
+    Dropout where Ho et al. 2020 have it, but of whole channels.
+    """
 
     def __init__(self, c: UNetConfig, inputs: int, channels: int, time_dim: int):
         super().__init__()
@@ -164,10 +179,12 @@ class ResBlock(nn.Module):
         self.conv2 = Conv3x3(channels, channels)
         self.conv_shortcut = nn.Conv2d(inputs, channels, 1) if inputs != channels else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, keep: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time_emb_proj(emb)[:, :, None, None]
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        h = F.silu(self.norm2(h))
+        h = h if keep is None else h * keep[:, :, None, None]
+        return self.conv_shortcut(x) + self.conv2(h)
 
 
 class Transformer(nn.Module):
