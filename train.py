@@ -6,15 +6,14 @@
     python train.py vae --root runs/x --data DIR --size 512 --init sd15.safetensors --lr 1e-5
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lr 1e-4
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lora a.safetensors
+    python train.py average --run runs/x/diffusion --std .15 --out runs/x/wide   after --post-hoc
     python train.py diffusion --data OTHER --init runs/x/diffusion --train all --out runs/x/stage-2
     torchrun --nproc-per-node 8 train.py diffusion …
 
 Ctrl-C and SIGTERM finish the step, save and stop; the same command resumes.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,23 +24,22 @@ from torch import Tensor, nn
 
 from minidiff import config, counted, distributed, runs
 from minidiff import variables as var
-from minidiff.data import latents
 from minidiff.data.augmentation import augment
 from minidiff.data.dataset import picker, read_training_set
-from minidiff.diffusion import begin, lora, store, unet, watch
+from minidiff.diffusion import begin, lora, store, watch
 from minidiff.diffusion.denoiser import Denoiser, Prediction
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.diffusion.lpips import load_lpips
-from minidiff.diffusion.public.lora import write_lora
 from minidiff.diffusion.schedule import ScheduleName
-from minidiff.diffusion.times import TIMES, Times
-from minidiff.diffusion.vae import TERMS, encoder, training_terms
-from minidiff.errors import InputError
+from minidiff.diffusion.times import Times
+from minidiff.diffusion.vae import TERMS, training_terms
 from minidiff.overlap import send
 from minidiff.pixels import to_float
 from minidiff.root import Reading, Rooted, then
-from minidiff.sampling.finished_vae import finish_vae
-from minidiff.sampling.pictures import draw_losses, draw_pictures
+from minidiff.stages.average import AverageConfig, average
+from minidiff.stages.diffusion import Stage, save_model
+from minidiff.stages.finished_vae import finish_vae
+from minidiff.stages.pictures import draw_losses, draw_pictures
 from minidiff.training import compiling, state
 from minidiff.training.checkpointer import Checkpointer
 from minidiff.training.compiling import Compile
@@ -129,6 +127,7 @@ class DiffusionConfig(Reading, Rooted):
     grey: Literal["auto", "yes", "no"] = "auto"  # colour images to grey; auto: if they are ≤ 5 %
     log_every: int = 20              # steps between lines of log.jsonl
     save_every: int = 325            # steps between validation losses, grids and states (see vae)
+    post_hoc: bool = False           # keep two more averages: `train.py average` then makes any
     snapshots: int = 7               # models saved on the way, for evaluate.py monitor, uncertainty
     device: str = "auto"             # auto, cpu, cuda, cuda:1 …
 
@@ -195,92 +194,9 @@ def train_vae(cfg: VAEConfig) -> None:
     distributed.wait()  # the next stage reads what was saved
 
 
-class Stage:
-    """All that the diffusion stage works with: read, checked, built and encoded."""
-
-    def __init__(self, cfg: DiffusionConfig):
-        distributed.start()
-        self.cfg, self.device = cfg, pick_device(cfg.device)
-        self.precision = Precision(cfg.precision, self.device, deterministic=cfg.deterministic)
-        var.check_names(cfg.condition)
-        runs.refuse_other(cfg.out, cfg, "diffusion", (*FREE, "size", "condition"))
-        distributed.require_equal_slices(cfg.batch, cfg.accumulate)
-        scope = ("lora" if cfg.init else "all") if cfg.train == "auto" else cfg.train
-        if cfg.shard and (scope != "all" or self.precision.name == "fp16" or cfg.compile == "yes"):
-            compiled = ", compiled" if cfg.compile == "yes" else ""
-            raise InputError(f"--shard spreads --train all in fp32 or bf16, not {scope} in "
-                             f"{self.precision.name}{compiled}")
-        vae_run = cfg.vae or ("" if cfg.init else f"{cfg.root}/vae")
-        self.data = read_training_set(cfg, begin.known_size(cfg.init, vae_run, cfg.size), cfg.prior)
-        self.train, val = self.data.part("train"), self.data.part("val")
-        rows = self.train.table.rows
-        begin.check_vae(cfg.vae, cfg.init, cfg.root, self.train.hashes)
-        names = var.usable(cfg.condition, rows, begin.known_conditions(cfg.init))
-        columns = {name: self.train.table.column(name) for name in names}
-        self.start = begin.start_diffusion(
-            cfg.init, vae_run, cfg.architecture, columns, cfg.prediction, cfg.seed, cfg.unet,
-            cfg.lora, cfg.null_context, cfg.schedule, cfg.shift)
-        self.start.vae.to(self.device)
-        layout = torch.preserve_format if cfg.shard else torch.channels_last
-        self.model = self.start.model.to(self.device, memory_format=layout)   # what is trained …
-        self.variables = self.model.conditioner.variables
-        self.labels = var.encode(self.variables, rows)          # of the training images
-        lone = {"label"} & {*cfg.condition} - {*names}  # one label: the other splits have it, too
-        var.encode([*self.variables, *(var.Category(v, (rows[0][v],)) for v in lone)],
-                   self.data.table.rows)  # refuses a bad cell of any split now
-        lora.set_trainable(self.model, scope, cfg.rank, cfg.alpha, counted.seeded(cfg.seed))
-        self.model.unet.checkpointing = cfg.checkpointing
-        self.base = " + ".join(filter(None, (cfg.unet or cfg.init, *cfg.lora)))  # of the adapters
-        self.ema = EMA(self.model, cfg.steps / 10)
-        self.run = Path(cfg.out)
-        facts = {"data": self.data.table.fingerprint, **self.start.origin}
-        if distributed.rank() == 0:
-            runs.open_run(self.run, replace(cfg, size=self.data.size, condition=names), "diffusion",
-                          free=FREE, notes=self.data.table.notes, n_train=len(rows), **facts,
-                          **self.precision.facts(),
-                          conditions={v.name: list(v.values) for v in self.variables})
-            state.require_space(self.run, self.model, cfg.snapshots)
-        distributed.require_shared(self.run / "run.json")
-        self.net, self.autocast = self.spread(cfg.shard)
-        self.optimizer = adamw(self.model, cfg.lr, weight_decay=1e-2)
-        self.source, val_means = latents.encoded(
-            self.run / "latents.safetensors", runs.json_key(**facts), encoder(self.start.vae),
-            self.train.pixels, val.pixels, views=cfg.views, strength=cfg.augment, seed=cfg.seed,
-            device=self.device)
-        n, held_out = min(len(val), watch.AT_MOST), var.encode(self.variables, val.table.rows)
-        self.probes = [watch.Probe.of(*part, n, len(self.start.schedule)) for part in (
-            (self.source.mean[0], self.labels), (val_means, held_out))]
-        self.pick = picker(self.train, cfg.seed, cfg.balance, cfg.prior, cfg.prior_share)
-
-    def spread(self, shard: bool) -> tuple[nn.Module, Callable]:
-        """The model as several ranks train it, and the precision of its calls."""
-        if shard and distributed.world() > 1:  # the weights are gathered in that precision
-            distributed.shard((self.model, self.ema.model), (unet.ResBlock, unet.Transformer),
-                              self.device, self.precision.dtype)
-            return self.model, nullcontext
-        net = self.model if shard else distributed.parallel(self.model, self.device)
-        return net, self.precision.autocast
-
-    def batch(self, step: int) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor, var.Labels]:
-        """Which images; the times t of all ranks and (n,) of this one, on the CPU; and its latents
-        z (n, 4, h, w), noise, labels and mask of dropout, if any, on the device. A function of the
-        step's slots alone."""
-        cfg, u = self.cfg, counted.stratified(self.cfg.seed, step, self.cfg.batch)
-        slots = distributed.rank_slice(range(step * cfg.batch, (step + 1) * cfg.batch))
-        index, times = self.pick(slots), TIMES[cfg.times](u, self.start.schedule)
-        drops = counted.drops(cfg.seed, slots, len(self.variables), cfg.drop, cfg.drop_each)
-        labels = var.drop(self.variables, {k: v[index] for k, v in self.labels.items()}, drops)
-        keep = [send(counted.dropout(counted.generators(cfg.seed, slots, counted.DROPOUT),
-                                     sum(self.model.unet.widths), cfg.dropout), self.device)
-                ] if cfg.dropout else []
-        return (index, times, distributed.rank_slice(times),
-                *self.source.draw(index, slots, cfg.offset),
-                {name: send(cells, self.device) for name, cells in labels.items()}, *keep)
-
-
 def train_diffusion(cfg: DiffusionConfig) -> None:
     """Train the text-free denoiser on latents."""
-    s = Stage(cfg)
+    s = Stage(cfg, FREE)
     schedule, device, n = s.start.schedule, s.device, cfg.batch // distributed.world()
     averaged = Denoiser(s.ema.model, schedule, s.start.prediction)
     pipeline = Pipeline(averaged, s.ema.model.conditioner, s.start.vae, s.data.size,
@@ -288,7 +204,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
     snapshot_steps = {cfg.steps * k // (cfg.snapshots + 1) for k in range(1, cfg.snapshots + 1)}
     with Checkpointer(s.run, device, steps=cfg.steps, every=cfg.save_every, text="diffusion",
                       model=Trained(s.model), ema=s.ema, optimizer=s.optimizer,
-                      precision=s.precision) as checkpointer:
+                      precision=s.precision, **s.averages) as checkpointer:
         # what is computed twice, or gathered block by block, breaks the graph
         choice = "no" if cfg.compile == "auto" and (cfg.checkpointing or cfg.shard) else cfg.compile
         net = compiling.compiled(s.net, choice, device, cfg.steps - checkpointer.start, PAYS)
@@ -304,7 +220,8 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
                 s.precision.backward(loss.sum() / n)
                 losses.append(loss.detach())
             s.precision.update(s.optimizer, s.model.parameters(), cfg.clip)
-            s.ema.update(s.model, step)
+            for average in (s.ema, *s.averages.values()):
+                average.update(s.model, step)
 
             # until here nothing has waited for a GPU
             losses = s.precision.read(torch.cat(losses), s.train.names(index))
@@ -337,22 +254,8 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
               f"{best if (s.run / 'best').exists() else ''}\n{then('sample', cfg, 'diffusion')}")
 
 
-def save_model(folder: Path, s: Stage, **facts) -> None:
-    """Save the EMA weights with adapters merged, the adapters alone, and facts for later stages."""
-    model = s.ema.model
-    if adapters := lora.adapters(model.unet):
-        model = lora.merge(model)
-        if distributed.rank() == 0:
-            write_lora(folder / "lora.safetensors", adapters, "diffusers", s.base)
-    store.save_model(
-        folder, model, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
-        data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
-        rows=[{name: row.get(name, "") for name in ("label", *(v.name for v in s.variables))}
-              for row in s.train.table.rows],
-        **facts)
-
-
-VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_diffusion)}
+VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_diffusion),
+         "average": (AverageConfig, average)}
 
 if __name__ == "__main__":
     config.main(VERBS, default=["vae", "diffusion"], doc=__doc__)

@@ -137,7 +137,7 @@ def vae(place: Place) -> Facts:
 def latents(place: Place) -> Facts:
     import train
     shutil.rmtree(place.root / "diffusion", ignore_errors=True)
-    train.Stage(diffusion_of(place))
+    train.Stage(diffusion_of(place), train.FREE)
     return {"bytes": (place.root / "diffusion" / "latents.safetensors").stat().st_size}
 
 
@@ -155,7 +155,7 @@ def diffusion_of(place: Place):
 def second(place: Place) -> Facts:
     """From the command to the first batch of a diffusion training whose latents are there."""
     import train
-    train.Stage(diffusion_of(place)).batch(0)
+    train.Stage(diffusion_of(place), train.FREE).batch(0)
     return {}
 
 

@@ -30,7 +30,7 @@ import torch
 import train
 from minidiff import config, distributed
 from minidiff.diffusion import unet
-from minidiff.sampling import pictures
+from minidiff.stages import pictures
 
 
 def embedding(t, width, embed=unet.timestep_embedding):

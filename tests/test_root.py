@@ -159,10 +159,10 @@ def test_the_vae_of_the_root_must_be_of_the_same_images(tiny, tmp_path):
     train.train_vae(train.VAEConfig(data=(str(tiny / "data"),), size=32, steps=2, batch=4,
                                     root="runs/mix"))
     with pytest.raises(InputError, match="runs/mix/vae was trained on other images than these"):
-        train.Stage(train.DiffusionConfig(data=("other",), **knobs))
+        train.Stage(train.DiffusionConfig(data=("other",), **knobs), train.FREE)
     # named
     assert train.Stage(train.DiffusionConfig(data=("other",), vae="runs/mix/vae",
-                                               **knobs)).data.size == 32
+                                               **knobs), train.FREE).data.size == 32
 
 
 def test_a_run_from_before_a_knob_was_there_goes_on(tiny, no_pictures):

@@ -28,8 +28,8 @@ from minidiff.diffusion.public.export import export
 from minidiff.diffusion.schedule import Schedule
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
-from minidiff.sampling import finished_vae, pictures
 from minidiff.sampling.plan import encode
+from minidiff.stages import finished_vae, pictures
 from minidiff.training import state
 
 ROOT = Path(__file__).parents[1]

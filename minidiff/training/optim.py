@@ -81,9 +81,12 @@ class EMA(Trained):
         self.horizon = max(1.0, horizon)
         self.pairs: tuple | None = None  # the model last averaged, the averages and its weights
 
+    def decay(self, step: int) -> float:
+        return min(1 - 1 / self.horizon, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        decay = min(1 - 1 / self.horizon, (1 + step) / (10 + step))
+        decay = self.decay(step)
         if self.pairs is None or self.pairs[0] is not model:  # to look them up takes milliseconds
             new = dict(model.named_parameters())
             self.pairs = (model, [*self.state_dict().values()], [new[name] for name in self.names])

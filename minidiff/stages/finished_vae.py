@@ -12,7 +12,7 @@ from minidiff.diffusion import store
 from minidiff.diffusion.vae import VAE, Moments, encoder, latent_scale
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
 from minidiff.pixels import at_once, to_uint8, within
-from minidiff.sampling.pictures import draw_reconstructions
+from minidiff.stages.pictures import draw_reconstructions
 
 ENOUGH = 4096  # images, evenly picked: for the latent scale, which they give within a thousandth,
                # and of the held-out ones for the reconstructions

@@ -1,0 +1,1 @@
+"""What the two stages of train.py are built of: here data, networks and training meet."""
