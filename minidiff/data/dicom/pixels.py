@@ -14,7 +14,8 @@ from scipy.special import expit
 from minidiff.data.dicom import MAX_FRAMES, Dataset, Refused
 from minidiff.data.images import MAX_PIXELS, MAX_SIDE, PERCENTILES
 
-PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800)}  # centre, width in HU
+PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800),  # centre, width in HU
+           "wide": (0, 2000)}  # for 16 bits, of which any of the others is cut later
 GREY_IN_FACT = 2  # grey levels by which channels of grey may differ after lossy compression
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
 NEEDED = (  # the elements, besides the pixels, that this module reads
