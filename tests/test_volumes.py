@@ -333,7 +333,7 @@ def test_a_kill_within_a_volume_and_a_series_that_grows(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("knobs, said", [
-    ({"window": "auto"}, "--window auto: CT needs lung, soft or bone"),
+    ({"window": "auto"}, "--window auto: CT needs lung, soft, bone or wide"),
     ({"accept_burned_in": ("maybe",)}, "allowed are absent and yes"),
     ({"label": ""}, "--label NAME"), ({"between": (0.5, 0.2)}, "--between 0.5 0.2"),
     ({"slices": -1}, "--slices -1"), ({"modality": ""}, "--modality CT or MR"),

@@ -49,10 +49,10 @@ def read(path: str | Path, *, deep: bool = False) -> np.ndarray:
 
     Grey of more than 8 bits is scaled by its own `grey_range` to 0…255. 16 bits that we wrote, of
     which the range is WHOLE, become the nearest of 256 over that, or with `deep` stay uint16
-    (1,H,W). Colour of 16 bits keeps its upper 8. EXIF orientation is applied. Alpha is dropped where it is opaque,
-    else the image is laid on black. A constant image is not a fault here. Raises InputError for a
-    file that is missing, empty, truncated, corrupt, animated, of several pages, CMYK, too large or
-    not of these.
+    (1,H,W). Colour of 16 bits keeps its upper 8. EXIF orientation is applied. Alpha is dropped
+    where it is opaque, else the image is laid on black. A constant image is not a fault here.
+    Raises InputError for a file that is missing, empty, truncated, corrupt, animated, of several
+    pages, CMYK, too large or not of these.
     """
     path = Path(path)
     if not path.is_file():

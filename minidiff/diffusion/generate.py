@@ -151,9 +151,10 @@ class Pipeline:
         All are (N, 4, h, w); image k depends on its seed and labels alone. `origin` holds real
         images, uint8 or uint16 (N, 3, size, size), or latents: the ladder begins at
         recipe.strength, at z + σ·noise. Strength 1 keeps nothing of them; one that leaves no step
-        gives them back. `noise` (N, 4, h, w) replaces the seeds' own; `recipe.invert` that of `invert` under the
-        labels `before`. `mask`, bool (N, 1, size, size), says which pixels are made anew: a latent
-        cell is, if any of its pixels is, and the others stay. `arrows`: see `guided`.
+        gives them back. `noise` (N, 4, h, w) replaces the seeds' own; `recipe.invert` that of
+        `invert` under the labels `before`. `mask`, bool (N, 1, size, size), says which pixels are
+        made anew: a latent cell is, if any of its pixels is, and the others stay. `arrows`: see
+        `guided`.
         """
         self._check(recipe, origin, mask, noise)
         fresh = SeededNoise(seeds, self._shape, self._device)
