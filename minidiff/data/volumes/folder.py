@@ -207,6 +207,9 @@ def _finish(out: Path, facts: dict, files: list[File], rows: list[dict[str, str]
     runs.write_json(out / RECORD, facts | {"images": len(rows),
                                            "not_imported": dict(counts.most_common())})
     patients, volumes = ({row[name] for row in rows} for name in ("patient", "volume"))
+    if assumed := {row["volume"] for row in rows if row.get("unit")}:
+        print(f"{count(len(assumed), 'volume')} of a header that names no unit of length: mm is "
+              "assumed, as the column unit says")
     print(f"{out}: {count(len(rows), 'slice')} of {count(len(volumes), 'volume')} of "
           f"{count(len(patients), 'patient')}\nkeep to yourself: {names} (which source became "
           "which volume) and the salt")
