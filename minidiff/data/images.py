@@ -108,7 +108,9 @@ def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None,
 
 def in_depth(image: np.ndarray, bits: int) -> np.ndarray:
     """uint8 or uint16 → the same greys in 8 or 16 bits."""
-    return to_depth(torch.from_numpy(image), getattr(torch, f"uint{bits}")).numpy()
+    if image.dtype == f"uint{bits}":
+        return image
+    return to_depth(torch.tensor(image), getattr(torch, f"uint{bits}")).numpy()
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
