@@ -27,7 +27,7 @@ from minidiff.diffusion.schedule import LADDERS, Ladder, Schedule
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
 from minidiff.overlap import send
-from minidiff.pixels import TOP, at_once, require_finite, rounded, to_depth, to_float
+from minidiff.pixels import TOP, at_once, laid_in, require_finite, rounded, to_depth, to_float
 from minidiff.variables import Labels
 
 DECODE = 8  # images in one pass of the VAE, at most: it takes far more memory than the UNet
@@ -223,7 +223,7 @@ class Pipeline:
                 require_finite(whole)
             else:
                 rejects += [i for i, good in zip(places, whole.tolist()) if not good]
-            pixels = torch.cat(made).cpu()
+            pixels = laid_in(made[0].new_empty(n, *made[0].shape[1:]), made).cpu()
             if mask is not None:
                 assert origin.dtype in TOP, "a mask keeps pixels, and latents have none"
                 pixels = torch.where(mask[places.start : places.stop].cpu(), pixels,
