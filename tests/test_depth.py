@@ -17,6 +17,7 @@ from minidiff.data.dataset import load_pixels, read_training_set
 from minidiff.data.table import read_table, write_table
 from minidiff.download import CACHE
 from minidiff.evaluation.features.extractor import grey
+from minidiff.evaluation.fid import files, load
 from minidiff.sampling import plan
 from minidiff.sampling.again import VerifyConfig, levels_apart, make_again
 
@@ -90,9 +91,11 @@ def test_a_set_is_of_16_bits_where_all_are_and_who_asks_for_8_is_told(tmp_path, 
     assert mixed.dtype == torch.uint8 and f"{N - 1} images of 16 bits" in table.notes[-1]
 
 
-def test_what_measures_takes_both_depths(tmp_path):
+def test_what_measures_takes_both_depths(tmp_path, capsys):
     truth = torch.from_numpy(write_set(tmp_path / "d"))[:, None]
     assert torch.allclose(grey(truth), truth[:, 0].float() / 65535)
+    load(tmp_path / "d", files(tmp_path / "d"))
+    assert f"{N} images {images.AS_EIGHT}" in capsys.readouterr().err
     some = pixels.Gathered(truth[:10], truth[10:], index=[3, 29, 11])
     assert torch.equal(some[:], truth[[3, 29, 11]]) and some[:].dtype == torch.uint16
     assert torch.equal(pixels.to_grey(truth.expand(-1, 3, -1, -1).contiguous()), truth)

@@ -15,6 +15,7 @@ from minidiff import distributed
 from minidiff.counted import order, order_of_groups
 from minidiff.data import phantom, pixel_map
 from minidiff.data.files import typical_side
+from minidiff.data.images import AS_EIGHT
 from minidiff.data.split import SPLITS, check_pictures
 from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError, count, first_few
@@ -170,8 +171,7 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
     wanted = (3 if not rows or (colour and grey != "yes") else
               2 if deep and len(fine) == len(rows) else 1)
     if fine and wanted != 2:
-        notes += [f"{count(len(fine), 'image')} of 16 bits, read here as 8: the nearest of 256 "
-                  "greys over the whole range"]
+        notes += [f"{count(len(fine), 'image')} {AS_EIGHT}"]
     table = replace(table, rows=rows, notes=notes)
     if wanted != form:
         pixels = pixel_map.read(table, size, wanted)[0]

@@ -36,6 +36,7 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how one begins, whether it ca
 COMPRESSIONS = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg",
                 "tiff_ccitt", "group3", "group4")  # of a TIFF, in Pillow's names
 WHOLE = "grey range", "0 to 65535"  # text of a PNG of ours: black and white are these, in all files
+AS_EIGHT = "of 16 bits, read here as 8: the nearest of 256 greys over the whole range"  # a note
 PHOTOMETRIC, SAMPLE_FORMAT, TILE_SIDES = 262, 339, (322, 323)  # tags of a TIFF
 
 # Pillow warns from 89 megapixels on. Set here once, because warnings.catch_warnings is not safe in
