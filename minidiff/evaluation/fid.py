@@ -176,7 +176,8 @@ def load(images_or_folder, named: Sequence[tuple[str, str]]) -> tuple[list[Tenso
         pixels[image.shape].append(images.in_depth(image, 8))
         patients[image.shape].append(patient)
     if deep:
-        print(f"note: {images_or_folder}: {count(deep, 'image')} {images.AS_EIGHT}", file=sys.stderr)
+        print(f"note: {images_or_folder}: {count(deep, 'image')} {images.AS_EIGHT}",
+              file=sys.stderr)
     # a grey stack stays one channel in memory
     stacks = [torch.from_numpy(np.stack(own)).expand(-1, 3, -1, -1) for own in pixels.values()]
     return stacks, [patient for own in patients.values() for patient in own]
