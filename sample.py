@@ -44,7 +44,7 @@ from minidiff.evaluation.quick import Quick, recognised
 from minidiff.evaluation.selection import REASONS
 from minidiff.hashes import hashes_of
 from minidiff.overlap import Behind
-from minidiff.pixels import to_grey
+from minidiff.pixels import to_depth, to_grey
 from minidiff.root import Reading, Rooted, then
 from minidiff.sampling import edits
 from minidiff.sampling import plan as plans
@@ -105,9 +105,10 @@ def sample(cfg: SampleConfig) -> None:
     distributed.start()
     precision = Precision(cfg.precision, pick_device(cfg.device))
     cfg = replace(cfg, precision=precision.name)
-    pipeline, facts = open_pipeline(cfg.run, precision.device, cfg.precision, cfg.against)
+    pipeline, facts = open_pipeline(cfg.run, precision.device, cfg.precision, cfg.against,
+                                    deep=True)
     variables, recipe, out = pipeline.conditioner.variables, recipe_of(cfg), Path(cfg.out)
-    rows = plan(cfg, variables, facts, pipeline.size)
+    rows = plans.in_windows(plan(cfg, variables, facts, pipeline.size), facts.get("windows", {}))
     recipe.scale([v.name for v in variables])
     recipe.require_levels(pipeline.denoiser.schedule)
     watch = watcher(cfg, pipeline.size)
@@ -165,8 +166,9 @@ def make_batch(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], grey: bo
     for attempt in range(TRIES):
         seeds = [int(row["seed"]) + attempt * RETRY for row in rows]
         pixels, finite = make(cfg, pipeline, rows, seeds, progress)
-        reasons = check(cfg, pixels, finite, rows, watch)
-        chroma += (pixels.amax(1) - pixels.amin(1)).float().mean((1, 2)).tolist()
+        seen = to_depth(pixels, torch.uint8)
+        reasons = check(cfg, seen, finite, rows, watch)
+        chroma += (seen.amax(1) - seen.amin(1)).float().mean((1, 2)).tolist()
         found = to_grey(pixels) if grey else pixels
         files = []
         for row, seed, image, reason in zip(rows, seeds, found, reasons):
@@ -193,7 +195,7 @@ def write_files(files: Sequence[tuple[Path, Tensor, dict]], threaded: bool) -> N
 
 def make(cfg: SampleConfig, pipeline: Pipeline, rows: list[dict], seeds: list[int],
          progress: Callable[[int], object] = lambda n: None) -> tuple[Tensor, Tensor]:
-    """uint8 (n, 3, S, S), and which of them are finite (n,)."""
+    """Pixels (n, 3, S, S), and which of them are finite (n,)."""
     rejects: list[int] = []
     pixels = make_images(pipeline, rows, recipe_of(cfg), seeds=seeds, batch=cfg.batch,
                          progress=progress, rejects=rejects)

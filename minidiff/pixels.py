@@ -1,4 +1,6 @@
-"""Pixels: uint8 0 … 255 ⇄ floats in [-1, 1], colour → grey, and many that take little memory."""
+"""Pixels: 0 … 255 (uint8) or 0 … 65535 (uint16) ⇄ floats in [-1, 1], colour → grey, and many that
+take little memory.
+"""
 
 import math
 import tempfile
@@ -11,17 +13,31 @@ from torch import Tensor
 from minidiff.errors import TrainingFault
 
 SCRATCH = 2**30  # bytes of small images, beyond which they lie in a file
+TOP = {torch.uint8: 255, torch.uint16: 65535}  # white, by the type of the pixels
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """0 … 255 → [-1, 1], float32."""
-    return pixels.float() / 127.5 - 1
+    """0 … 255, or 0 … 65535 of uint16, → [-1, 1], float32."""
+    return pixels.float() / (TOP[pixels.dtype] / 2) - 1
+
+
+def to_depth(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 or uint16 → the same greys in uint8, to the nearest of 256, or in uint16, exactly."""
+    if pixels.dtype == dtype:
+        return pixels
+    scaled = pixels.float() / 257 if dtype == torch.uint8 else pixels.float() * 257
+    return scaled.round().to(dtype)
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] → 0 … 255, rounded; a non-finite pixel is refused, not written as a black one."""
+    return to_pixels(images, torch.uint8)
+
+
+def to_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same in uint8 or uint16."""
     require_finite(images.isfinite().all())
-    return rounded(images)
+    return rounded(images, dtype)
 
 
 def require_finite(finite: Tensor) -> None:
@@ -31,9 +47,9 @@ def require_finite(finite: Tensor) -> None:
                             "or --guidance too high")
 
 
-def rounded(images: Tensor) -> Tensor:
-    """[-1, 1] → 0 … 255 of pixels that are finite; asks a GPU nothing."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def rounded(images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """[-1, 1] → 0 … 255 of pixels that are finite, or 0 … 65535; asks a GPU nothing."""
+    return ((images.clamp(-1, 1) + 1) * (TOP[dtype] / 2)).round().to(dtype)
 
 
 def at_once(side: int) -> int:
@@ -53,18 +69,18 @@ def is_grey(images: Tensor) -> bool:
 
 
 def to_grey(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) → (N, 1, H, W), the rounded mean of the channels."""
+    """uint8 or uint16 (N, C, H, W) → (N, 1, H, W), the rounded mean of the channels."""
     if is_grey(images):
         return images[:, :1]
     return torch.cat([  # a whole data set as floats would take four times its memory
-        part.float().mean(1, keepdim=True).round().to(torch.uint8) for part in images.split(256)])
+        part.float().mean(1, keepdim=True).round().to(images.dtype) for part in images.split(256)])
 
 
 class Gathered:
-    """Pictures of several tensors read as one, uint8 (N,C,S,S): a batch is copied when it is asked
-    for, the whole never is.
+    """Pictures of several tensors read as one, uint8 (N,C,S,S), or uint16 if all are: a batch is
+    copied when it is asked for, the whole never is.
 
-    parts: uint8 (n,C,S,S) each, or one channel; index: places in the parts laid end to end, or all.
+    parts: (n,C,S,S) each, or one channel; index: places in the parts laid end to end, or all.
     """
 
     def __init__(self, *parts: "Pictures", index: Sequence[int] | None = None):
@@ -73,6 +89,7 @@ class Gathered:
         # of a tensor that holds one channel no other is ever copied
         self.parts = [(part[:, :1] if isinstance(part, Tensor) and self.grey else part, first, end)
                       for part, first, end in zip(parts, [0, *ends], ends)]
+        self.dtype = parts[0].dtype
         self.places = torch.arange(ends[-1]) if index is None else torch.as_tensor(
             index, dtype=torch.long)
         self.shape = torch.Size((len(self.places), max(part.shape[1] for part in parts),
@@ -86,11 +103,11 @@ class Gathered:
         if not places.ndim:
             return self[[index]][0]
         channels = 1 if self.grey else self.shape[1]
-        found = torch.empty(len(places), channels, *self.shape[2:], dtype=torch.uint8)
+        found = torch.empty(len(places), channels, *self.shape[2:], dtype=self.dtype)
         for part, first, end in self.parts:
             own = ((places >= first) & (places < end)).nonzero()[:, 0]
             if len(own):
-                found[own] = part[places[own] - first][:, :channels]
+                found.numpy()[own] = part[places[own] - first][:, :channels]  # torch: no uint16
         return found.expand(-1, self.shape[1], -1, -1)
 
     def split(self, size: int) -> Iterator[Tensor]:

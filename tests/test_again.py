@@ -131,8 +131,8 @@ def test_it_checks_as_they_were_made_and_says_where(made, tmp_path, monkeypatch,
     assert manifest.pop("made_on")["precision"] == "fp32"
     runs.write_json(out / "manifest.json", manifest | ({"made_on": made_on} if made_on else {}))
     calls, really = [], again.open_pipeline
-    monkeypatch.setattr(again, "open_pipeline", lambda run, *how: calls.append(how) or really(
-        run, "cpu", *how[1:]))
+    monkeypatch.setattr(again, "open_pipeline", lambda run, *how, **more: (
+        calls.append(how) or really(run, "cpu", *how[1:], **more)))
     found = make_again(out, VerifyConfig(k=1, device=device))
     assert calls == [(*asked, "")] and found.limit == limit
     assert found.where == f"made in {said}, checked on {runs.machine()['machine']}"

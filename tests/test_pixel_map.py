@@ -77,7 +77,7 @@ def test_the_map_holds_what_memory_holds_and_a_part_is_no_copy(folder, cache, mo
 def test_it_is_made_once_and_parts_of_a_table_find_their_slices(folder, cache, monkeypatch):
     there, mapped = both(folder, cache, monkeypatch)
     monkeypatch.setattr(pixel_map, "_fill", lambda *_: pytest.fail("read again"))
-    monkeypatch.setattr(images, "read", lambda file: np.zeros((1, 20, 18), np.uint8))
+    monkeypatch.setattr(images, "read", lambda file, **_: np.zeros((1, 20, 18), np.uint8))
     table = read_table(folder)
     assert by_file(Images(*load_pixels(table, SIDE))) == by_file(there)
     for split in ("train", "val", "test"):  # as a study of classifiers reads them
@@ -183,7 +183,7 @@ from minidiff.data.dataset import load_pixels
 from minidiff.data.table import read_table
 pixel_map.SHARD, pixel_map.cores = 4, lambda: {CORES}
 read = images.read
-images.read = lambda file: (time.sleep(0.05), read(file))[1]
+images.read = lambda file, **how: (time.sleep(0.05), read(file, **how))[1]
 if not WORKERS:  # in this process, slowly
     pixel_map._fill = lambda path, size, channels, todo: list(pixel_map._write_shards(
         path, size, channels, [todo[i : i + 4] for i in range(0, len(todo), 4)]))

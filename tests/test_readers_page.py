@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minidiff.data import images
+from minidiff.data.table import read_csv, write_table
 from minidiff.evaluation.readers import answers, make, score
 
 SECRET = bytes(range(32))
@@ -262,3 +264,60 @@ def test_part_one_is_closed_once_part_two_began(browser, study):
     assert {name for name in stored
             if name.startswith(slot)} == {slot + str(k) for k in (*range(1, n + 1), "undone")}
     assert json.loads(stored[slot + "undone"]) == {str(n): 1}
+
+
+def test_a_window_is_cut_from_all_of_16_bits(browser, tmp_path):
+    """The values that 16 bits have and 8 do not are on the page, and a narrow window shows them."""
+    from readers_data import write_sets
+    write_sets(tmp_path, n=3, labels=("a",))
+    rng, whole = np.random.default_rng(1), []
+    for name in ("real", "made"):
+        rows = read_csv(tmp_path / name / "metadata.csv", ("file_name",))
+        for row in rows:
+            picture = rng.integers(30000, 34000, (48, 48)).astype(np.uint16)
+            images.write(tmp_path / name / row["file_name"], picture)
+            whole += [] if row.get("split") == "train" else [picture]
+        write_table(tmp_path / name / "metadata.csv",
+                    [{**row, "window": "-1000 1000 HU"} for row in rows])
+    cfg = make.Config(data=(str(tmp_path / "real"),), samples=(str(tmp_path / "made"),),
+                      out=str(tmp_path / "out"), key=str(tmp_path / "key"), per_label=3, readers=1,
+                      repeat=0, controls=0)
+    path, _ = make.make(cfg, SECRET)
+    context = browser.fresh(device_scale_factor=1, viewport={"width": 900, "height": 700})
+    page = context.new_page()
+    page.goto(path.as_uri() + "?reader=1")
+    page.click("#go")
+    page.wait_for_timeout(200)
+    study = json.loads(re.search(r'id="study">(.*?)</script>', path.read_text(), re.S)[1])
+    rows = np.array(Image.open(io.BytesIO(base64.b64decode(
+        study["items"][study["orders"][0]["quality"][0]]["png"]))), int)
+    shown = 256 * rows[:48] + rows[48:]
+    assert any(np.array_equal(shown, picture) for picture in whole)
+    film = "document.getElementById('film')"
+    page.evaluate(f"{film}.style.width = {film}.style.height = '48px'; "
+                  "window.dispatchEvent(new Event('resize'))")
+    read = (f"Array.from({film}.getContext('2d').getImageData(0, 0, 48, 48).data)"
+            ".filter((_, i) => i % 4 == 0)")
+    assert page.inner_text("#scale") == "Centre 0, width 2000 HU"
+    for steps, times, greys in ((0, 1, 16), (12, 8, 120)):  # as many greys as the window can show
+        for _ in range(steps):
+            page.keyboard.press("ArrowRight")
+        assert page.inner_text("#scale").endswith(f"width {2000 // times} HU")
+        found = np.reshape(page.evaluate(read), (48, 48))
+        wanted = np.clip((shown / 257 - 127.5) * times + 127.5, 0, 255)
+        assert np.abs(found - wanted).max() <= 0.51 and len(np.unique(found)) >= greys
+    context.close()
+
+
+def test_one_set_of_8_bits_makes_all_8(tmp_path):
+    from readers_data import write_sets
+    write_sets(tmp_path, n=3, labels=("a",))
+    for row in read_csv(tmp_path / "real/metadata.csv", ("file_name",)):
+        image = images.read(tmp_path / "real" / row["file_name"])
+        images.write(tmp_path / "real" / row["file_name"], images.in_depth(image, 16))
+    cfg = make.Config(data=(str(tmp_path / "real"),), samples=(str(tmp_path / "made"),),
+                      out=str(tmp_path / "out"), key=str(tmp_path / "key"), per_label=3, readers=1)
+    path, key = make.make(cfg, SECRET)
+    study = json.loads(re.search(r'id="study">(.*?)</script>', path.read_text(), re.S)[1])
+    sizes = {Image.open(io.BytesIO(base64.b64decode(it["png"]))).size for it in study["items"]}
+    assert study["bits"] == 8 and sizes == {(48, 48)} and study["window"] == ""

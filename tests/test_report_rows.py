@@ -46,6 +46,34 @@ def test_the_band_of_the_curve_is_that_of_new_images_up_to_its_end():
         assert 0.6 < (last[name]["high"] - last[name]["low"]) / width < 1.7
 
 
+def volumes(seed, n, slices=6, d=6) -> Side:
+    """n volumes of a few slices each, which differ far less within a volume than between them."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 1, d)) + 0.1 * rng.normal(size=(n, slices, d))
+    return Side(x.reshape(-1, d), np.array(["a"] * n * slices),
+                np.repeat([f"{seed}-{k}" for k in range(n)], slices))
+
+
+def test_floors_of_slices_are_those_of_new_volumes():
+    """Patient = volume: the floor is what two sets of other volumes score. Were each slice a
+    patient, a volume would stand on both sides, and the floor would be far too low.
+    """
+    train, held, made = volumes(0, 40), volumes(1, 10), volumes(2, 10)
+    row, = report_rows.by_label("x", synthetic=made, train=train, heldout=held, labels=["a"],
+                                repeats=40)[:1]
+    strangers = [(volumes(100 + k, 10), volumes(200 + k, 10)) for k in range(40)]
+    truth = np.median([fid(real=a.features, fake=b.features) for a, b in strangers])
+    equal = [report_rows._at_equal_n(a, b, 0, floor=True) for a, b in strangers]
+    assert 0.7 < row["FD_floor"]["median"] / truth < 1.4
+    reach = np.median([found["coverage"] for found in equal])
+    assert abs(row["coverage_floor"]["median"] - reach) < 0.15
+    singly = report_rows.joined(train, held)
+    singly = singly._replace(patients=np.arange(singly.n).astype(str))
+    naive = report_rows._floors(singly, 60, 60, 40, 0)
+    assert naive["FD_floor"]["median"] < 0.5 * truth
+    assert naive["coverage_floor"]["median"] > reach + 0.3
+
+
 def test_what_cannot_be_broken_down_is_a_grey_row_with_its_reason():
     """A cell that training's kind does not know, and images that are all of one patient."""
     ages = [str(k) for k in range(20, 80)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import encode, make
+from dicom_files import encode, item, make
 from PIL import Image
 from pydicom import uid
 
@@ -249,6 +249,64 @@ def test_an_import_goes_on_and_leaves_no_name_behind(tmp_path, monkeypatch):
         run(tmp_path / "n", tmp_path / "out", tmp_path, window="lung")
 
 
+def test_a_unit_of_length_is_that_of_the_header(tmp_path, capsys):
+    """In metres, microns and millimetres the same volume; without a unit mm is assumed, and said.
+    """
+    for unit, of_mm in (("meter", 0.001), ("mm", 1.0), ("micron", 1000.0), ("unknown", 1.0)):
+        image = nib.Nifti1Image(body(), np.diag([of_mm] * 3 + [1]) @ affine())
+        image.header.set_xyzt_units(unit)
+        (path := tmp_path / f"{unit}/x.nii").parent.mkdir()
+        image.to_filename(path)
+        found = nifti.read(str(path), "CT", b"s", "0")
+        assert np.allclose(found.spacing, MM) and np.array_equal(found.values, body())
+        assert found.facts.get("unit") == ("mm assumed" if unit == "unknown" else None)
+    rows = run(tmp_path / "unknown", tmp_path / "out", tmp_path)
+    assert {(row["unit"], row["spacing"]) for row in rows} == {("mm assumed", "2.000")}
+    assert "1 volume of a header that names no unit of length" in capsys.readouterr().out
+    data = bytearray((tmp_path / "mm/x.nii").read_bytes())
+    data[123] = 5  # xyzt_units
+    (tmp_path / "bad.nii").write_bytes(data)
+    with pytest.raises(Refused, match="geometry"):
+        nifti.read(str(tmp_path / "bad.nii"), "CT", b"s", "0")
+
+
+def enhanced(path: Path, values: np.ndarray, orientations=((1, 0, 0, 0, 1, 0),), z=5.0, **elements):
+    """One enhanced CT of HU in LPS: frames in no order, each with a rescale of its own."""
+    order = np.random.default_rng(0).permutation(values.shape[2])
+    ds = make(values[:, :, 0].T, stored=16, signed=True, **{
+        "Modality": "CT", "SOPClassUID": uid.EnhancedCTImageStorage, "SOPInstanceUID": "2.25.9",
+        "SeriesInstanceUID": "2.25.7", "NumberOfFrames": len(order), **elements})
+    ds.SharedFunctionalGroupsSequence = [item(PixelMeasuresSequence=[
+        item(PixelSpacing=[2, 2], SliceThickness=5)])]
+    ds.PerFrameFunctionalGroupsSequence = [item(
+        PlanePositionSequence=[item(ImagePositionPatient=[-20, -20, z * float(k)])],
+        PlaneOrientationSequence=[item(ImageOrientationPatient=list(
+            orientations[n % len(orientations)]))],
+        PixelValueTransformationSequence=[item(RescaleSlope=1, RescaleIntercept=int(k),
+                                               RescaleType="HU")]) for n, k in enumerate(order)]
+    ds.PixelData = np.stack([values[:, :, k].T - k for k in order]).astype("<i2").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode(ds))
+    return path
+
+
+def test_an_enhanced_file_is_the_volume_of_its_frames(tmp_path):
+    plain = dicoms(tmp_path / "plain", body())
+    whole = enhanced(tmp_path / "many/one.dcm", body())
+    one, two = (series.read([str(path) for path in sorted(folder.glob("*.dcm"))], b"s")
+                for folder in (plain, whole.parent))
+    assert np.array_equal(one.values, two.values) and np.array_equal(two.values, body())
+    assert (one.spacing, one.only, one.facts["patient"]) == (MM, None, two.facts["patient"])
+    assert two.spacing == MM and two.only is None
+    rows = run(whole.parent, tmp_path / "out", tmp_path)
+    assert [row["position"] for row in rows] == [f"{(k + 0.5) / 8:.4f}" for k in range(8)]
+    turned = enhanced(tmp_path / "t.dcm", body(), ((1, 0, 0, 0, 1, 0), (0, 1, 0, 0, 0, -1)))
+    with pytest.raises(Refused, match="frames of 2 orientations"):
+        series.describe(str(turned))
+    with pytest.raises(Refused, match="doubled"):
+        series.read([str(enhanced(tmp_path / "d.dcm", body(), z=0.0))], b"s")
+
+
 @pytest.mark.parametrize("spoil, said", [
     (lambda data: data[:-200], "damaged"), (lambda data: b"\x1f\x8b" + b"\0" * 60, "damaged"),
     (lambda data: data[:40], "damaged"),
@@ -333,7 +391,7 @@ def test_a_kill_within_a_volume_and_a_series_that_grows(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("knobs, said", [
-    ({"window": "auto"}, "--window auto: CT needs lung, soft or bone"),
+    ({"window": "auto"}, "--window auto: CT needs lung, soft, bone or wide"),
     ({"accept_burned_in": ("maybe",)}, "allowed are absent and yes"),
     ({"label": ""}, "--label NAME"), ({"between": (0.5, 0.2)}, "--between 0.5 0.2"),
     ({"slices": -1}, "--slices -1"), ({"modality": ""}, "--modality CT or MR"),

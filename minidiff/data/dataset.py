@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from minidiff import distributed
 from minidiff.counted import order, order_of_groups
 from minidiff.data import phantom, pixel_map
 from minidiff.data.files import typical_side
+from minidiff.data.images import AS_EIGHT
 from minidiff.data.split import SPLITS, check_pictures
 from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError, count, first_few
@@ -29,7 +31,7 @@ Grey = Literal["auto", "yes", "no"]
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Rows and, in the same order, their pixels: uint8 (N, 3, S, S)."""
+    """Rows and, in the same order, their pixels: uint8 or uint16 (N, 3, S, S)."""
 
     table: Table
     pixels: Pictures
@@ -44,6 +46,20 @@ class Images:
     @property
     def grey(self) -> bool:
         return is_grey(self.pixels[:1])  # one channel in memory, expanded to three
+
+    @property
+    def bits(self) -> int:
+        return 16 if self.pixels.dtype == torch.uint16 else 8
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model saw: side, colour, depth; and of each modality, or else label, the window
+        that all its images share, or ""."""
+        seen: dict[str, set[str]] = {}
+        for row in self.table.rows:
+            seen.setdefault(row.get("modality") or row["label"], set()).add(row.get("window", ""))
+        shared = {name: next(iter(each)) if len(each) == 1 else "" for name, each in seen.items()}
+        return {"size": self.size, "grey": self.grey, "bits": self.bits, "windows": shared}
 
     @property
     def hashes(self) -> list[str]:
@@ -67,9 +83,9 @@ class Images:
 
 def read_images(folders: Sequence[str], size: int, reading: Reading = AS_WE_NAME, *, seed: int,
                 split_dir: Path, skip_bad: bool, prior: Sequence[str] = (),
-                grey: Grey = "auto") -> Images:
+                grey: Grey = "auto", deep: bool = False) -> Images:
     """The images of data folders, and of the training split of `prior` folders; leaks are checked
-    over all.
+    over all. deep: see `load_pixels`.
 
     Raises InputError where there is nothing to train on or nothing held out.
     """
@@ -84,7 +100,7 @@ def read_images(folders: Sequence[str], size: int, reading: Reading = AS_WE_NAME
             found = ", ".join(sorted(set(table.column("split")))) or "none of train, val, test"
             raise InputError(f"{' '.join(folders)} has no image in split {' or '.join(splits)}; it "
                              f"has {found}")
-    table, pixels = load_pixels(table, size, skip_bad=skip_bad, grey=grey)
+    table, pixels = load_pixels(table, size, skip_bad=skip_bad, grey=grey, deep=deep)
     check_pictures(table.rows, pixel_map.contents(table, pixels))
     return Images(table, pixels)
 
@@ -118,8 +134,9 @@ def _under(row: Row, folders: Sequence[str]) -> bool:
 
 
 def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
-                grey: Grey = "auto") -> tuple[Table, Tensor]:
-    """Read all images of a table as squares: (table, uint8 (N,3,size,size)).
+                grey: Grey = "auto", deep: bool = False) -> tuple[Table, Tensor]:
+    """Read all images of a table as squares: (table, uint8 (N,3,size,size)); with `deep` uint16,
+    where all are grey of 16 bits over the whole range, else these become 8 and a note says so.
 
     Where all are grey, one channel is kept and expanded to three. `grey` yes takes the mean of the
     channels of colour images, no leaves them, auto takes it where they are few among grey ones,
@@ -130,8 +147,8 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
     if pixel_map.is_mapped(len(table), size):
         table = replace(table, rows=sorted(table.rows, key=lambda row: (
             SPLITS.index(row["split"]) if row.get("split") in SPLITS else len(SPLITS))))
-    channels = 1 if grey == "yes" else pixel_map.channels_of(table.rows)
-    pixels, kinds, bad = pixel_map.read(table, size, channels)
+    form = pixel_map.form_of(table.rows, grey == "yes", deep)
+    pixels, kinds, bad = pixel_map.read(table, size, form)
     if bad and (not skip_bad or len(bad) == len(table)):
         raise InputError(f"{len(bad)} of {len(table)} images cannot be read (--skip-bad drops "
                          f"them): {first_few(bad.values(), 5, '; ')}")
@@ -141,8 +158,8 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
               f"{first_few(bad)}", file=sys.stderr)
         notes += [f"{len(bad)} of {len(table)} images could not be read and were dropped: "
                   f"{'; '.join(bad.values())}"]
-    constant, colour = ([row["file"] for row, kind in zip(table.rows, kinds) if kind & each]
-                        for each in (pixel_map.CONSTANT, pixel_map.COLOUR))
+    constant, colour, fine = ([row["file"] for row, kind in zip(table.rows, kinds) if kind & each]
+                              for each in (pixel_map.CONSTANT, pixel_map.COLOUR, pixel_map.DEEP))
     rows = [row for row in table.rows if row["file"] not in bad]
     if constant:
         notes += [f"{count(len(constant), 'image')} of one grey throughout: {', '.join(constant)}"]
@@ -151,9 +168,12 @@ def load_pixels(table: Table, size: int, *, skip_bad: bool = False,
         notes += [f"{len(colour)} of {len(rows)} images are in colour, the others grey; these were "
                   f"{'made grey' if turned else 'left so'}: {first_few(colour)}"]
         grey = "yes" if turned else grey
-    wanted = 3 if not rows or (colour and grey != "yes") else 1
+    wanted = (3 if not rows or (colour and grey != "yes") else
+              2 if deep and len(fine) == len(rows) else 1)
+    if fine and wanted != 2:
+        notes += [f"{count(len(fine), 'image')} {AS_EIGHT}"]
     table = replace(table, rows=rows, notes=notes)
-    if wanted != channels:
+    if wanted != form:
         pixels = pixel_map.read(table, size, wanted)[0]
     return table, pixels.expand(-1, 3, -1, -1)
 
@@ -164,15 +184,15 @@ def read_training_set(cfg: Any, size: int, prior: tuple[str, ...] = ()) -> Image
         if cfg.data == (PHANTOM,):
             phantom.write(PHANTOM, scarce=phantom.SCARCE)
         data = read_images(cfg.data, size, cfg, seed=cfg.seed, split_dir=Path(cfg.root),
-                           skip_bad=cfg.skip_bad, prior=prior, grey=cfg.grey)
+                           skip_bad=cfg.skip_bad, prior=prior, grey=cfg.grey, deep=True)
     if distributed.rank() == 0:
-        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, size=size,
-                     root=cfg.root))
+        print(glance((*cfg.data, *prior), by_split(data.table), grey=data.grey, bits=data.bits,
+                     size=size, root=cfg.root))
     return data
 
 
 def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | None = None,
-           size: int = 0, root: str | Path = "") -> str:
+           bits: int = 8, size: int = 0, root: str | Path = "") -> str:
     """Images of each set by label, patients, colour, and the notes of reading them.
 
     tables: set → its rows; size: the side to which they are resized, px; root: the folder in which
@@ -194,7 +214,7 @@ def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | 
     text += ["  " + "  ".join(cell.rjust(w) for cell, w in zip(line, wide)).rstrip()
              for line in lines]
     assumed = any(table.patients_assumed for name, table in tables.items() if name != "synthetic")
-    colour = {None: [], True: ["grey"], False: ["colour"]}[grey]
+    colour = {None: [], True: [f"grey{f' of {bits} bits' * (bits > 8)}"], False: ["colour"]}[grey]
     text += ["  " + "; ".join(["patients assumed: one image, one patient" if assumed
                                else "patients known", *colour])]
     side = typical_side((row["file"] for row in rows), size) if size else 0

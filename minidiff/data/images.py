@@ -1,4 +1,5 @@
-"""The only reader and the only writer of image files: whatever came in, uint8 (C,H,W) comes out.
+"""The only reader and the only writer of image files: whatever came in, uint8 (C,H,W) comes out,
+or, where it is asked for and there, grey of 16 bits.
 
 A file is untrusted: only the decoders of FORMATS open it, its size is checked in the header before
 a pixel is decoded, and every fault becomes one `InputError` that names the file. Metadata (EXIF,
@@ -12,10 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from minidiff.errors import InputError
+from minidiff.pixels import to_depth
 from minidiff.runs import what_it_is, write_atomic
 
 # Format: its endings. More decoders are more risk: EPS calls Ghostscript, FITS unpacks gzip.
@@ -32,6 +35,8 @@ PERCENTILES = (0.5, 99.5)  # between them lies the middle 99 % of the pixels
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how one begins, whether it can be read or not
 COMPRESSIONS = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg",
                 "tiff_ccitt", "group3", "group4")  # of a TIFF, in Pillow's names
+WHOLE = "grey range", "0 to 65535"  # text of a PNG of ours: black and white are these, in all files
+AS_EIGHT = "of 16 bits, read here as 8: the nearest of 256 greys over the whole range"  # a note
 PHOTOMETRIC, SAMPLE_FORMAT, TILE_SIDES = 262, 339, (322, 323)  # tags of a TIFF
 
 # Pillow warns from 89 megapixels on. Set here once, because warnings.catch_warnings is not safe in
@@ -39,14 +44,16 @@ PHOTOMETRIC, SAMPLE_FORMAT, TILE_SIDES = 262, 339, (322, 323)  # tags of a TIFF
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def read(path: str | Path) -> np.ndarray:
+def read(path: str | Path, *, deep: bool = False) -> np.ndarray:
     """Read an image of FORMATS as uint8 (C,H,W): C = 1 if it is grey in fact (three equal channels
     count), else 3.
 
-    Grey of more than 8 bits is scaled by its own `grey_range` to 0…255; colour of 16 bits keeps its
-    upper 8. EXIF orientation is applied. Alpha is dropped where it is opaque, else the image is
-    laid on black. A constant image is not a fault here. Raises InputError for a file that is
-    missing, empty, truncated, corrupt, animated, of several pages, CMYK, too large or not of these.
+    Grey of more than 8 bits is scaled by its own `grey_range` to 0…255. 16 bits that we wrote, of
+    which the range is WHOLE, become the nearest of 256 over that, or with `deep` stay uint16
+    (1,H,W). Colour of 16 bits keeps its upper 8. EXIF orientation is applied. Alpha is dropped
+    where it is opaque, else the image is laid on black. A constant image is not a fault here.
+    Raises InputError for a file that is missing, empty, truncated, corrupt, animated, of several
+    pages, CMYK, too large or not of these.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,7 +66,8 @@ def read(path: str | Path) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()  # raises on a truncated file; ImageFile.LOAD_TRUNCATED_IMAGES stays False
             tags, slack = dict(getattr(image, "tag_v2", {})), WEBP_GREY * (image.format == "WEBP")
-            return _to_array(ImageOps.exif_transpose(image), tags, slack)
+            found = _to_array(ImageOps.exif_transpose(image), tags, slack)
+            return found if deep else in_depth(found, 8)
     except InputError:
         raise
     except Image.UnidentifiedImageError:
@@ -76,7 +84,8 @@ def read(path: str | Path) -> np.ndarray:
 
 def write(path: str | Path, image: np.ndarray | Tensor,
           text: Mapping[str, str] | None = None, *, quick: bool = False) -> None:
-    """Write uint8 (H,W) or (C,H,W), C = 1 or 3, as a PNG; the file appears whole or not at all.
+    """Write uint8 (H,W) or (C,H,W), C = 1 or 3, or uint16 of one channel, as a PNG; the file is
+    there whole or not at all.
 
     `quick`: a fifth of the time, an eighth larger; for a sheet of many images, which takes seconds.
     """
@@ -86,10 +95,11 @@ def write(path: str | Path, image: np.ndarray | Tensor,
 
 def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None,
               level: int = 6) -> bytes:
-    """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 (H,W), with text chunks; zlib's level.
+    """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 of one channel, which says that its
+    range is WHOLE; with text chunks; zlib's level.
     """
-    info = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
+    info, image = PngImagePlugin.PngInfo(), np.asarray(image)
+    for key, value in {**(text or {}), **dict([WHOLE] * (image.dtype == np.uint16))}.items():
         # a keyword of PNG is short and Latin-1
         info.add_text(key.encode("latin-1", "backslashreplace").decode("latin-1")[:79], str(value))
     buffer = io.BytesIO()
@@ -97,9 +107,16 @@ def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None,
     return buffer.getvalue()
 
 
+def in_depth(image: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 or uint16 → the same greys in 8 or 16 bits."""
+    if image.dtype == f"uint{bits}":
+        return image
+    return to_depth(torch.tensor(image), getattr(torch, f"uint{bits}")).numpy()
+
+
 def square(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 (C,H,W) so that its shorter side is `size`, and keep the central square: uint8
-    (C,size,size).
+    """Resize uint8 (C,H,W) or uint16 (1,H,W) so that its shorter side is `size`, and keep the
+    central square: (C,size,size).
 
     Never padded: a border would show the aspect ratio, from which the label of public collections
     can be predicted.
@@ -116,7 +133,7 @@ def smaller(png: bytes, share: float) -> bytes:
     """A PNG of grey or colour again, with both sides at this share of their pixels."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         size = [max(1, round(side * share)) for side in image.size]
-        small = _to_pil(_to_array(image, {}, 0)).resize(size, Image.Resampling.BICUBIC)
+        small = _to_pil(in_depth(_to_array(image, {}, 0), 8)).resize(size, Image.Resampling.BICUBIC)
     return png_bytes(_channels_first(np.asarray(small)))
 
 
@@ -171,6 +188,8 @@ def _check_header(path: Path, data: bytes) -> None:
 def _to_array(image: Image.Image, tags: Mapping[int, object], slack: int) -> np.ndarray:
     if image.mode in WIDE:
         grey = np.asarray(image)
+        if image.info.get(WHOLE[0]) == WHOLE[1]:
+            return grey[None].astype(np.uint16)
         if image.mode == "I" and tags.get(SAMPLE_FORMAT, (1,)) == (1,):
             grey = grey.view(np.uint32)  # it has no sign, but Pillow gives it one
         if not np.isfinite(grey).all():

@@ -42,7 +42,8 @@ from minidiff.runs import replacing, sync
 LARGE = 2**30   # bytes of one channel from which on pixels are mapped
 SHARD = 256     # images that a process loses by a kill
 FORM = 2        # of the file, and of what `images` makes of an image: with another, another map
-READ, COLOUR, CONSTANT, BAD = 1, 2, 4, 8  # the kind of an image; 0: not read yet
+READ, COLOUR, CONSTANT, BAD, DEEP = 1, 2, 4, 8, 16  # the kind of an image; 0: not read yet
+FORMS = {1: (1, "uint8"), 2: (1, "uint16"), 3: (3, "uint8")}  # bytes a pixel: channels, their type
 MARKS = 1 + 32 + 32  # bytes of an image besides its square
 NONE = bytes(32)     # the `content` of one of one grey
 PACKAGE = Path(__file__).parents[2]
@@ -54,16 +55,17 @@ def is_mapped(n: int, size: int) -> bool:
     return n > 0 and (n * size**2 >= LARGE or CACHE in os.environ)
 
 
-def read(table: Table, size: int, channels: int) -> tuple[Tensor, np.ndarray, dict[str, str]]:
-    """Squares (n, channels, size, size), uint8, of the rows that can be read; the kinds of all
-    (N,); and what is wrong with the others, by file."""
+def read(table: Table, size: int, form: int) -> tuple[Tensor, np.ndarray, dict[str, str]]:
+    """Squares (n, channels, size, size), in one of FORMS, of the rows that can be read; the kinds
+    of all (N,); and what is wrong with the others, by file."""
     if is_mapped(len(table), size):
-        return _mapped(table, size, channels)
-    pixels = np.empty((len(table), channels, size, size), np.uint8)
+        return _mapped(table, size, form)
+    channels, dtype = FORMS[form]
+    pixels = np.empty((len(table), channels, size, size), dtype)
     kinds = np.zeros(len(table), np.uint8)
 
     def load(i: int) -> str | None:
-        item, kinds[i] = _square(table.rows[i]["file"], size, channels)
+        item, kinds[i] = _square(table.rows[i]["file"], size, form)
         if kinds[i] == BAD:
             return _named(table.rows[i], item)
         pixels[i] = item  # grey is repeated
@@ -75,25 +77,26 @@ def read(table: Table, size: int, channels: int) -> tuple[Tensor, np.ndarray, di
     return torch.from_numpy(pixels[kinds != BAD] if faults else pixels), kinds, faults
 
 
-def channels_of(rows: Sequence[Row]) -> int:
-    """Those of the first image: a guess at what the others have."""
-    return 3 if rows and _square(rows[0]["file"], 32, 3)[1] & COLOUR else 1
+def form_of(rows: Sequence[Row], grey: bool, deep: bool) -> int:
+    """That of the first image: a guess at what the others have."""
+    kind = _square(rows[0]["file"], 32, 3)[1] if rows else 0
+    return 3 if kind & COLOUR and not grey else 2 if kind & DEEP and deep else 1
 
 
 def content(picture: np.ndarray) -> bytes | None:
     """SHA-256 of the pixels of uint8 (C,S,S), None of one grey; three equal channels are one."""
     grey = not picture.strides[0] or (picture == picture[:1]).all()
-    data = picture[: 1 if grey else None].tobytes()
-    return None if data.count(data[:1]) == len(data) else sha256(data).digest()
+    return None if picture.min() == picture.max() else sha256(
+        picture[: 1 if grey else None].tobytes()).digest()
 
 
 def contents(table: Table, pixels: Tensor) -> Iterator[bytes | None]:
     """`content` of each picture of a table's pixels; where they are mapped, as it was kept when
     they were read."""
-    size, channels = pixels.shape[-1], 1 if is_grey(pixels) else 3
+    size, form = pixels.shape[-1], pixels.element_size() if is_grey(pixels) else 3
     known, start = None, 0
     if is_mapped(len(table), size):
-        known, start, _ = _find([*map(bytes.fromhex, table.digests)], size, channels)
+        known, start, _ = _find([*map(bytes.fromhex, table.digests)], size, form)
     if not known:
         return (content(picture.numpy()) for picture in each(pixels))
     kept = known.digests[1, start : start + len(table)].tobytes()
@@ -101,15 +104,17 @@ def contents(table: Table, pixels: Tensor) -> Iterator[bytes | None]:
     return (None if key == NONE else key for key in keys)
 
 
-def _square(file: str, size: int, channels: int) -> tuple[np.ndarray | str, int]:
+def _square(file: str, size: int, form: int) -> tuple[np.ndarray | str, int]:
     """A picture and its kind; of a bad one what is wrong."""
     try:
-        item = images.square(images.read(file), size)
+        whole = images.read(file, deep=True)
     except InputError as error:
         return str(error), BAD
-    kind = READ | COLOUR * (len(item) == 3) | CONSTANT * bool(item.min() == item.max())
-    if len(item) > channels:
-        item = item.mean(0, keepdims=True).round().astype(np.uint8)
+    item = images.square(images.in_depth(whole, 16 if form == 2 else 8), size)
+    kind = (READ | COLOUR * (len(item) == 3) | CONSTANT * bool(item.min() == item.max())
+            | DEEP * (whole.dtype == np.uint16))
+    if len(item) > FORMS[form][0]:
+        item = item.mean(0, keepdims=True).round().astype(item.dtype)
     return item, kind
 
 
@@ -149,32 +154,33 @@ class Map(NamedTuple):
         return (self.data.find(b"".join(digests), first, first + 32 * self.n) - first) // 32
 
 
-def _mapped(table: Table, size: int, channels: int) -> tuple[Tensor, np.ndarray, dict[str, str]]:
+def _mapped(table: Table, size: int, form: int) -> tuple[Tensor, np.ndarray, dict[str, str]]:
     digests = [*map(bytes.fromhex, table.digests)]
-    known, start, bad = _find(digests, size, channels)
+    known, start, bad = _find(digests, size, form)
     is_good = np.array([digest not in bad for digest in digests])
     end = start + is_good.sum()
     if not known or not known.kinds[start:end].all():
         with _alone(_folder()):  # another process may have made it meanwhile
-            _make(table, digests, size, channels)
-        return _mapped(table, size, channels)
+            _make(table, digests, size, form)
+        return _mapped(table, size, form)
     kinds = np.full(len(table), BAD, np.uint8)
     kinds[is_good] = known.kinds[start:end]
-    faults = {row["file"]: _named(row, _square(row["file"], size, channels)[0])
+    faults = {row["file"]: _named(row, _square(row["file"], size, form)[0])
               for row, good in zip(table.rows, is_good) if not good}
     with warnings.catch_warnings():  # of torch: nobody may write into the map, nor does
         warnings.simplefilter("ignore")
         pixels = torch.from_numpy(np.frombuffer(known.data, np.uint8, len(known.data)))
-    pixels = pixels[start * known.item : end * known.item]
+    channels, dtype = FORMS[form]
+    pixels = pixels[start * known.item : end * known.item].view(getattr(torch, dtype))
     return pixels.view(-1, channels, size, size), kinds, faults
 
 
 def _find(digests: Sequence[bytes], size: int,
-          channels: int) -> tuple[Map | None, int, set[bytes]]:
+          form: int) -> tuple[Map | None, int, set[bytes]]:
     """The map that holds these files one after another, bad ones apart; the place of the first;
     and the bad files that are known."""
-    maps = [Map.open(path, channels * size**2)
-            for path in sorted(_folder().glob(f"{size}px-{channels}-v{FORM}-*.pixels"))]
+    maps = [Map.open(path, form * size**2)
+            for path in sorted(_folder().glob(f"{size}px-{form}-v{FORM}-*.pixels"))]
     bad = {digest.tobytes() for one in maps for digest in one.digests[0, one.kinds == BAD]}
     good = [digest for digest in digests if digest not in bad]
     for one in maps:
@@ -183,14 +189,14 @@ def _find(digests: Sequence[bytes], size: int,
     return None, 0, bad
 
 
-def _make(table: Table, digests: Sequence[bytes], size: int, channels: int) -> None:
+def _make(table: Table, digests: Sequence[bytes], size: int, form: int) -> None:
     """Make the map of these files, or go on with it; bad files are brought to its end."""
-    known, start, bad = _find(digests, size, channels)
+    known, start, bad = _find(digests, size, form)
     good = [digest for digest in digests if digest not in bad]
-    known = known or _begin(good, size, channels)
+    known = known or _begin(good, size, form)
     files = [file for file, digest in zip(table.column("file"), digests) if digest not in bad]
     kinds = known.kinds[start : start + len(files)]
-    _fill(known.path, size, channels, [(start + i, files[i])
+    _fill(known.path, size, form, [(start + i, files[i])
                                        for i in np.flatnonzero(kinds == 0).tolist()])
     if (kinds == BAD).any():
         last = np.argsort(known.kinds == BAD, kind="stable")
@@ -203,10 +209,10 @@ def _make(table: Table, digests: Sequence[bytes], size: int, channels: int) -> N
           f"maps there take {there / 1e9:.2f} GB, and may be deleted")
 
 
-def _begin(digests: Sequence[bytes], size: int, channels: int) -> Map:
+def _begin(digests: Sequence[bytes], size: int, form: int) -> Map:
     """A map in which nothing is read yet."""
-    key, item = sha256(b"".join(digests)).hexdigest()[:16], channels * size**2
-    path = _folder() / f"{size}px-{channels}-v{FORM}-{key}.pixels"
+    key, item = sha256(b"".join(digests)).hexdigest()[:16], form * size**2
+    path = _folder() / f"{size}px-{form}-v{FORM}-{key}.pixels"
     need = len(digests) * (item + MARKS)
     if (free := shutil.disk_usage(path.parent).free) < need:
         raise InputError(f"{path.parent} has {free / 1e9:.1f} GB free, and the pixels of "
@@ -219,12 +225,12 @@ def _begin(digests: Sequence[bytes], size: int, channels: int) -> Map:
     return Map.open(path, item)
 
 
-def _fill(path: Path, size: int, channels: int, todo: Sequence[tuple[int, str]]) -> None:
+def _fill(path: Path, size: int, form: int, todo: Sequence[tuple[int, str]]) -> None:
     """Read the files into their places, shard by shard."""
     shards = [todo[i : i + SHARD] for i in range(0, len(todo), SHARD)]
     share = min(len(shards) - 1, len(cores()))
     if share < 1:
-        list(_write_shards(path, size, channels, shards))
+        list(_write_shards(path, size, form, shards))
         return
     read_end, write_end = os.pipe()
     words = [sys.executable, "-m", "minidiff.data.pixel_map"]
@@ -234,7 +240,7 @@ def _fill(path: Path, size: int, channels: int, todo: Sequence[tuple[int, str]])
     os.close(write_end)
     try:
         for k, worker in enumerate(workers):
-            worker.stdin.write(json.dumps([str(path), size, channels, shards[k::share]]).encode())
+            worker.stdin.write(json.dumps([str(path), size, form, shards[k::share]]).encode())
             worker.stdin.close()
         with open(read_end) as done, tqdm(desc="reading images", total=len(todo),
                                           unit=" images") as bar:
@@ -252,19 +258,19 @@ def _fill(path: Path, size: int, channels: int, todo: Sequence[tuple[int, str]])
                          "above; the same command goes on")
 
 
-def _write_shards(path: str | Path, size: int, channels: int,
+def _write_shards(path: str | Path, size: int, form: int,
                   shards: Sequence[Sequence[tuple[int, str]]]) -> Iterator[int]:
     """Write shards into a map, the kinds of their images last; gives the images of each."""
-    item = channels * size**2
+    item = form * size**2
     with open(path, "r+b") as file:
         n = os.fstat(file.fileno()).st_size // (item + MARKS)
         for shard in shards:
             kinds = []
             for place, name in shard:
-                square, kind = _square(name, size, channels)
+                square, kind = _square(name, size, form)
                 kinds.append((n * item + place, kind))
                 if kind != BAD:
-                    whole = np.broadcast_to(square, (channels, size, size))
+                    whole = np.broadcast_to(square, (FORMS[form][0], size, size))
                     os.pwrite(file.fileno(), whole.tobytes(), place * item)
                     os.pwrite(file.fileno(), content(square) or NONE,
                               n * (item + 33) + 32 * place)

@@ -27,7 +27,7 @@ from minidiff.diffusion.schedule import LADDERS, Ladder, Schedule
 from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
 from minidiff.overlap import send
-from minidiff.pixels import at_once, require_finite, rounded, to_float
+from minidiff.pixels import TOP, at_once, laid_in, require_finite, rounded, to_depth, to_float
 from minidiff.variables import Labels
 
 DECODE = 8  # images in one pass of the VAE, at most: it takes far more memory than the UNet
@@ -126,6 +126,7 @@ class Pipeline:
     against: Denoiser | None = None                             # a weaker model to guide by
     autocast: Callable[[], AbstractContextManager] = nullcontext  # round calls of the UNet alone
     fill: bool = False        # a last batch, up to the others: compile and cuDNN see one shape
+    dtype: torch.dtype = torch.uint8                            # of the pixels made; or uint16
 
     def guided_by(self, weaker: "Pipeline") -> "Pipeline":
         """The same with a weaker model to guide by, of the same conditions and latents."""
@@ -148,11 +149,12 @@ class Pipeline:
         """The denoised estimate after each of recipe.taken steps, then the finished latents.
 
         All are (N, 4, h, w); image k depends on its seed and labels alone. `origin` holds real
-        images, uint8 (N, 3, size, size), or their latents: the ladder begins at recipe.strength, at
-        z + σ·noise. Strength 1 keeps nothing of them; one that leaves no step gives them back.
-        `noise` (N, 4, h, w) replaces the seeds' own; `recipe.invert` that of `invert` under the
-        labels `before`. `mask`, bool (N, 1, size, size), says which pixels are made anew: a latent
-        cell is, if any of its pixels is, and the others stay. `arrows`: see `guided`.
+        images, uint8 or uint16 (N, 3, size, size), or latents: the ladder begins at
+        recipe.strength, at z + σ·noise. Strength 1 keeps nothing of them; one that leaves no step
+        gives them back. `noise` (N, 4, h, w) replaces the seeds' own; `recipe.invert` that of
+        `invert` under the labels `before`. `mask`, bool (N, 1, size, size), says which pixels are
+        made anew: a latent cell is, if any of its pixels is, and the others stay. `arrows`: see
+        `guided`.
         """
         self._check(recipe, origin, mask, noise)
         fresh = SeededNoise(seeds, self._shape, self._device)
@@ -191,7 +193,8 @@ class Pipeline:
                before: Labels | None = None, mask: Tensor | None = None,
                noise: Tensor | None = None, decode_batch: int = 0,
                rejects: list[int] | None = None) -> Iterator[Tensor]:
-        """Yield uint8 (n, 3, size, size) on the CPU, batch by batch; `progress(n)` after each step.
+        """Yield pixels (n, 3, size, size) of `dtype` on the CPU, batch by batch; `progress(n)`
+        after each step.
 
         See `latents`. Pixels outside a mask are those of `origin`, which must hold images then.
         A non-finite image raises TrainingFault. With a list of `rejects`, its place in `seeds` is
@@ -213,17 +216,18 @@ class Pipeline:
             for few in z[:n].split(decode_batch or min(DECODE, at_once(self.size))):
                 pixels = self.vae.decode(few)
                 finite.append(pixels.isfinite().flatten(1).all(1))
-                made.append(rounded(torch.where(finite[-1][:, None, None, None], pixels, 0)))
+                made.append(rounded(torch.where(finite[-1][:, None, None, None], pixels, 0),
+                                    self.dtype))
             whole = torch.cat(finite).cpu()
             if rejects is None:
                 require_finite(whole)
             else:
                 rejects += [i for i, good in zip(places, whole.tolist()) if not good]
-            pixels = torch.cat(made).cpu()
+            pixels = laid_in(made[0].new_empty(n, *made[0].shape[1:]), made).cpu()
             if mask is not None:
-                assert origin.dtype == torch.uint8, "a mask keeps pixels, and latents have none"
+                assert origin.dtype in TOP, "a mask keeps pixels, and latents have none"
                 pixels = torch.where(mask[places.start : places.stop].cpu(), pixels,
-                                     origin[places.start : places.stop].cpu())
+                                     to_depth(origin[places.start : places.stop], self.dtype).cpu())
             yield pixels
 
     @torch.no_grad()
@@ -244,9 +248,10 @@ class Pipeline:
 
     @torch.no_grad()
     def encode(self, origin: Tensor) -> Tensor:
-        """uint8 images (N, 3 or 1, size, size) → their mean latents (N, 4, h, w); latents stay."""
+        """uint8 or uint16 images (N, 3 or 1, size, size) → their mean latents (N, 4, h, w); latents
+        stay."""
         shape = tuple(origin.shape[1:])
-        if origin.dtype != torch.uint8:
+        if origin.dtype not in TOP:
             if shape != self._shape:
                 raise InputError(f"latents of {shape}: the model takes {self._shape}")
             return origin.to(self._device)

@@ -9,6 +9,7 @@ sides, the extractor, and its floor: what two disjoint parts of the real images 
 1/n, so that beside its floor stands what it is between parts as small as those.
 """
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,12 +168,16 @@ def load(images_or_folder, named: Sequence[tuple[str, str]]) -> tuple[list[Tenso
     if not isinstance(images_or_folder, (str, Path)):
         array = _array(images_or_folder)
         return [array], [str(k) for k in range(len(array))]
-    pixels, patients = defaultdict(list), defaultdict(list)
+    pixels, patients, deep = defaultdict(list), defaultdict(list), 0
     for file, patient in tqdm(named, f"reading {images_or_folder}", unit=" images",
                               disable=len(named) < 200):
-        image = images.read(file)
-        pixels[image.shape].append(image)
+        image = images.read(file, deep=True)
+        deep += image.dtype == np.uint16
+        pixels[image.shape].append(images.in_depth(image, 8))
         patients[image.shape].append(patient)
+    if deep:
+        print(f"note: {images_or_folder}: {count(deep, 'image')} {images.AS_EIGHT}",
+              file=sys.stderr)
     # a grey stack stays one channel in memory
     stacks = [torch.from_numpy(np.stack(own)).expand(-1, 3, -1, -1) for own in pixels.values()]
     return stacks, [patient for own in patients.values() for patient in own]

@@ -52,7 +52,7 @@ class Link(NamedTuple):
 class Again(NamedTuple):
     """Images made again beside those of a folder of samples."""
 
-    apart: dict[str, int]        # file name → grey levels, the largest of the image
+    apart: dict[str, float]      # file name → grey levels of 255, the largest of the image
     limit: int                   # of what rounding explains
     where: str                   # how and where they were made and are checked
 
@@ -189,10 +189,10 @@ def samples(folder: Path, cfg: VerifyConfig, remake: Remake) -> Iterator[Link | 
         yield compared(f"{folder / 'manifest.json'}: trained on", manifest["trained_on"],
                        runs.read_json(run / "model.json").get("trained_on", []))
         again = remake(folder, cfg)
-        far = {name: f"{d} levels" for name, d in again.apart.items() if d > again.limit}
+        far = {name: f"{d:g} levels" for name, d in again.apart.items() if d > again.limit}
         yield compared(what, dict.fromkeys(far, f"at most {again.limit}"), far,
-                       f"{len(again.apart)}, largest difference {max(again.apart.values())} of 255 "
-                       f"grey levels, allowed {again.limit} ({again.where})")
+                       f"{len(again.apart)}, largest difference {max(again.apart.values()):g} of "
+                       f"255 grey levels, allowed {again.limit} ({again.where})")
     else:
         yield Link(MISSING, what, f"not tried: {run} is not the model that made them")
 

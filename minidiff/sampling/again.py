@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from minidiff import runs
 from minidiff.counted import seeded
@@ -53,10 +55,10 @@ def verify(cfg: VerifyConfig) -> None:
     again = make_again(out, cfg)
     name, worst = max(again.apart.items(), key=lambda item: item[1])
     if worst > again.limit:
-        raise InputError(f"{out / name} differs by {worst} grey levels from what its seed gives "
+        raise InputError(f"{out / name} differs by {worst:g} grey levels from what its seed gives "
                          f"now, allowed are {again.limit} ({again.where})")
     print(f"{out}: {count(len(hashes), 'file')} as written; {count(len(again.apart), 'image')} "
-          f"made again in whole batches, largest difference {worst} of 255 grey levels, allowed "
+          f"made again in whole batches, largest difference {worst:g} of 255 grey levels, allowed "
           f"{again.limit} ({again.where})")
 
 
@@ -73,7 +75,7 @@ def make_again(folder: Path, cfg: VerifyConfig | chain.VerifyConfig) -> chain.Ag
     with chain.inside(root):  # paths in its config and its table are relative to this
         pipeline, facts = open_pipeline(
             saved["run"], auto if cfg.device == "auto" else cfg.device, made_on["precision"],
-            saved.get("against", ""))
+            saved.get("against", ""), deep=True)
         for i in torch.randperm(len(cells), generator=seeded(cfg.seed)).tolist():
             rows, seeds = cells[i]
             if len(apart) >= cfg.k:
@@ -81,12 +83,18 @@ def make_again(folder: Path, cfg: VerifyConfig | chain.VerifyConfig) -> chain.Ag
             found = make_images(pipeline, rows, Recipe(**manifest["recipe"]), seeds=seeds,
                                 batch=size, rejects=[])
             found = to_grey(found) if facts["grey"] else found
-            apart |= {row["file_name"]: (image.int() - torch.tensor(images.read(row["file"])).int())
-                      .abs().max().item()
+            apart |= {row["file_name"]: levels_apart(image, images.read(row["file"], deep=True))
                       for row, image, seed in zip(rows, found, seeds) if int(row["seed"]) == seed}
     return chain.Again(apart, TOLERANCE[made_on["precision"]], "made in {} on {}, checked on {}"
                        .format(made_on["precision"], made_on.get("machine", "an unknown machine"),
                                runs.machine()["machine"]))
+
+
+def levels_apart(image: Tensor, file: np.ndarray) -> float:
+    """The largest difference of two images of one depth, in grey levels of 255."""
+    assert image.dtype == torch.from_numpy(file).dtype, (image.dtype, file.dtype)
+    worst = np.abs(image.numpy().astype(int) - file.astype(int)).max()
+    return worst / (257 if file.dtype == np.uint16 else 1)
 
 
 def batches(folder: Path, plan: Sequence[Row], size: int) -> list[tuple[list[Row], list[int]]]:

@@ -11,6 +11,7 @@ from minidiff.data import images
 from minidiff.diffusion import store
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.names import on_disk
+from minidiff.pixels import to_depth
 from minidiff.sampling import edits
 from minidiff.sampling.plan import Row, encode
 from minidiff.training.compiling import Compile, wanted
@@ -21,8 +22,10 @@ WORTH = 500  # calls of the UNet that a minute of compiling is worth
 
 
 def open_pipeline(run: str | Path, device: str | torch.device = "auto", precision: str = "",
-                  against: str | Path = "") -> tuple[Pipeline, dict]:
+                  against: str | Path = "", deep: bool = False) -> tuple[Pipeline, dict]:
     """The model of a run on its device, with the weaker run to guide by; and the facts beside it.
+
+    It makes pixels of 8 bits, or with `deep` of as many as those that it was trained on.
 
     `precision`: "" for float32 with the process left as it is. In bf16 and fp16 the UNet's weights
     are cast once: autocast would cast them in each call, and lift every norm to float32. The
@@ -41,7 +44,8 @@ def open_pipeline(run: str | Path, device: str | torch.device = "auto", precisio
         dtype = Precision(precision, place).dtype
         for model in models:
             model.unet.to(dtype)
-    return replace(pipeline, fill=place.type != "cpu"), facts
+    return replace(pipeline, fill=place.type != "cpu", dtype=getattr(
+        torch, f"uint{facts.get('bits', 8) if deep else 8}")), facts
 
 
 def compiled(pipeline: Pipeline, choice: Compile, calls: int) -> Pipeline:
@@ -58,11 +62,12 @@ def make_images(pipeline: Pipeline, rows: Sequence[Row], recipe: Recipe, *,
                 seeds: Sequence[int] | None = None, batch: int = 50,
                 progress: Callable[[int], object] = lambda n: None,
                 rejects: list[int] | None = None) -> Tensor:
-    """uint8 (n, 3, S, S), an image a row: by its seed, or one of `seeds`, and from its origin, in
+    """Pixels (n, 3, S, S), an image a row: by its seed, or one of `seeds`, and from its origin, in
     its mask where it has one."""
     variables, size = pipeline.conditioner.variables, pipeline.size
-    origins = [images.read(on_disk(row["origin"])) for row in rows if row.get("origin")]
-    squares = [torch.tensor(images.square(origin, size)).expand(3, -1, -1) for origin in origins]
+    origins = [images.read(on_disk(row["origin"]), deep=True) for row in rows if row.get("origin")]
+    squares = [to_depth(torch.tensor(images.square(origin, size)), pipeline.dtype).expand(3, -1, -1)
+               for origin in origins]
     masks = [edits.read_mask(on_disk(row["mask"]), origin, size)
              for row, origin in zip(rows, origins) if row.get("mask")]
     return torch.cat(list(pipeline.images(

@@ -161,6 +161,14 @@ def encode(variables: Sequence[var.Variable], rows: Sequence[Row]) -> var.Labels
     return var.drop(variables, var.encode(variables, plain), mask)
 
 
+def in_windows(rows: Sequence[Row], windows: Mapping[str, str]) -> list[Row]:
+    """Rows with the window of their modality, or of their label, that is of all training images."""
+    common = next(iter(windows.values())) if len({*windows.values()}) == 1 else ""
+    known = [windows.get(row.get("modality"), windows.get(row.get("label"), common))
+             for row in rows]
+    return [{**row, **({"window": window} if window else {})} for row, window in zip(rows, known)]
+
+
 def outside(variables: Sequence[var.Variable], row: Row) -> list[str]:
     """Numbers of a row that lie outside what training saw."""
     asked = ((v, row.get(v.name, "")) for v in variables if not v.values)

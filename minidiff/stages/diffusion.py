@@ -129,7 +129,7 @@ def save_model(folder: Path, s: Stage, **facts) -> None:
             for name, x in average.state_dict().items()},
             {"step": str(facts.get("step", s.cfg.steps))})
     store.save_model(
-        folder, model, s.start.schedule, s.start.prediction, size=s.data.size, grey=s.data.grey,
+        folder, model, s.start.schedule, s.start.prediction, **s.data.facts,
         data=s.data.table.fingerprint, trained_on=sorted({*s.train.hashes, *s.start.trained_on}),
         rows=[{name: row.get(name, "") for name in ("label", *(v.name for v in s.variables))}
               for row in s.train.table.rows],

@@ -11,7 +11,7 @@ from minidiff.data.dataset import Images
 from minidiff.diffusion import store
 from minidiff.diffusion.vae import VAE, Moments, encoder, latent_scale
 from minidiff.evaluation.features.extractor import grey, pca_psnr, psnr
-from minidiff.pixels import at_once, to_uint8, within
+from minidiff.pixels import at_once, to_pixels, within
 from minidiff.stages.pictures import draw_reconstructions
 
 ENOUGH = 4096  # images, evenly picked: for the latent scale, which they give within a thousandth,
@@ -36,7 +36,7 @@ def finish_vae(run: Path, vae: VAE, train: Images, held_out: Images, seen: list[
     qualities, looked_at = [], _some(held_out.pixels)
     for real in looked_at.split(within(train.size)):
         means = latents.moments(real, encoder(vae), text="held-out images", device=device)
-        decoded = torch.cat([to_uint8(vae.decode(part.to(device))).cpu()
+        decoded = torch.cat([to_pixels(vae.decode(part.to(device)), real.dtype).cpu()
                              for part in means[0, 0].split(at_once(train.size))])
         if not qualities:
             draw_reconstructions(run, real, decoded)

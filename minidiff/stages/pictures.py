@@ -15,7 +15,7 @@ from minidiff.data.dataset import Images
 from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.evaluation.metrics.pairwise import distances, equalised
 from minidiff.names import text
-from minidiff.pixels import within
+from minidiff.pixels import to_depth, within
 
 
 def draw_losses(run: Path, names: Sequence[str]) -> None:
@@ -67,7 +67,8 @@ def draw_pictures(run: Path, done: int, pipeline: Pipeline, train: Images, *, gu
         name = f"step_{done:08d}.png"
         images.write(run / "grids" / name, images.grid(made, columns=8), quick=True)
         some = made[torch.linspace(0, len(made) - 1, 8).long()]
-        pairs = torch.cat([some, train.pixels[nearest(some, train.pixels)]])
+        real = to_depth(train.pixels[nearest(some, train.pixels)], torch.uint8)
+        pairs = torch.cat([some, real])
         images.write(run / "strips" / name, images.grid(pairs, columns=8), quick=True)
 
 
@@ -82,5 +83,5 @@ def nearest(some: Tensor, pixels: Tensor) -> Tensor:
 
 def draw_reconstructions(run: Path, real: Tensor, reconstructed: Tensor) -> None:
     """reconstructions.png: eight images above what the autoencoder makes of them."""
-    pairs = torch.cat([real[:8], reconstructed[:8]])
+    pairs = to_depth(torch.cat([real[:8], reconstructed[:8]]), torch.uint8)
     images.write(run / "reconstructions.png", images.grid(pairs, len(reconstructed[:8])))

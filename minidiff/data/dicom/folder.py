@@ -56,7 +56,7 @@ class ImportConfig:
     label_from: tuple[str, ...] = ()   # or: folders in the source whose names are labels
     labels: str = ""                   # or: a CSV table of labels by patient, study, series, image
     columns: tuple[str, ...] = ()      # of that table, e.g. patient=patientId label=Target
-    window: Literal["auto", "file", "percentile", "lung", "soft", "bone"] = "auto"  # CT needs one
+    window: Literal["auto", "file", "percentile", "lung", "soft", "bone", "wide"] = "auto"  # of CT
     frame: int = 0                     # which of several frames, from 1; 0 leaves such files out
     bits: Literal["8", "16"] = "8"     # of the PNG; training reads 8
     accept_burned_in: tuple[str, ...] = ()  # absent, yes: files that may have text in the pixels

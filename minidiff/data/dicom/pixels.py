@@ -14,7 +14,8 @@ from scipy.special import expit
 from minidiff.data.dicom import MAX_FRAMES, Dataset, Refused
 from minidiff.data.images import MAX_PIXELS, MAX_SIDE, PERCENTILES
 
-PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800)}  # centre, width in HU
+PRESETS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800),  # centre, width in HU
+           "wide": (0, 2000)}  # for 16 bits, of which any of the others is cut later
 GREY_IN_FACT = 2  # grey levels by which channels of grey may differ after lossy compression
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
 NEEDED = (  # the elements, besides the pixels, that this module reads
@@ -52,13 +53,14 @@ def grey(ds: Dataset, *, frame: int = 0, window: str = "auto", bits: int = 8) ->
     return np.rint(shown * (2**bits - 1)).astype(f"uint{bits}")[places]
 
 
-def physical(ds: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """An image of one frame: rescaled values (H,W), float32, and where it is padding. Raises
-    Refused."""
-    pixels = _stored(ds, _check(ds, 0))
+def physical(ds: Dataset, frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """An image of one frame, or one of its frames, from 1: rescaled values (H,W), float32, and
+    where it is padding. The dataset gets the rescale of that frame. Raises Refused."""
+    frame = _check(ds, frame)
+    pixels = _stored(ds, frame)
     if pixels.ndim == 3:
         raise Refused("colour")
-    places, _, values, padding = _values(ds, pixels, 0)
+    places, _, values, padding = _values(ds, pixels, frame)
     rescaled, _ = modality(ds, values)
     return rescaled.astype(np.float32)[places], padding[places]
 

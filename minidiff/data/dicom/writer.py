@@ -32,7 +32,7 @@ NOTICE = "SYNTHETIC - NOT A PATIENT"
 LINES = (NOTICE, "SYNTHETIC -\nNOT A PATIENT", "SYNTHETIC\nNOT A\nPATIENT")  # the first that fits
 SPACE = uuid.UUID("5f0d5a9e-6f1f-4d55-9d0e-6d6e69646966")  # of our UIDs: any fixed one
 RECIPE = ("sampler", "steps", "guidance")  # columns that say how an image was drawn
-OTHER = (*RESERVED, *RECIPE, "source", "origin", "mask", "change",
+OTHER = (*RESERVED, *RECIPE, "source", "origin", "mask", "change", "window",
          "outside_training")  # not conditions
 
 
@@ -71,7 +71,7 @@ def export_samples(cfg: ExportConfig) -> None:
               "burned_in": cfg.burn_in} for row in rows]
     write_table(out / "export.csv", index)  # first: its presence says whose folder it is
     for row, line in zip(tqdm(rows, "exporting", unit=" images"), index):
-        pixels = images.read(row["file"])
+        pixels = images.read(row["file"], deep=True)
         ds = dataset(burn(pixels) if cfg.burn_in else pixels, row, model=model,
                      burned_in=cfg.burn_in)
         line["sop_instance_uid"] = ds.SOPInstanceUID
@@ -83,8 +83,8 @@ def export_samples(cfg: ExportConfig) -> None:
 
 
 def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in: bool) -> Dataset:
-    """Secondary Capture of uint8 (C,H,W), C = 1 or 3; `row` is that of metadata.csv, `model` the
-    sha256 of its weights."""
+    """Secondary Capture of uint8 (C,H,W), C = 1 or 3, or uint16 (1,H,W); `row` is that of
+    metadata.csv, `model` the sha256 of its weights."""
     from pydicom import uid
     from pydicom.dataset import Dataset, FileMetaDataset
 
@@ -95,7 +95,8 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
     recipe = "; ".join(f"{name} {row[name]}" for name in ("seed", *RECIPE) if row.get(name))
     start = "from a real image, changed" if row.get("origin") else "from noise"
     start += f" to {row['change']}" if row.get("change") else ""
-    data = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
+    bits = 8 * pixels.itemsize
+    data = pixels.transpose(1, 2, 0).astype(pixels.dtype.newbyteorder("<")).tobytes()
     elements = _identity(row, key=f"{model} {row.get('seed', '')} {row['file_name']} "
                          f"{uuid.uuid5(SPACE, pixels.tobytes().hex())}") | {
         "SpecificCharacterSet": "ISO_IR 192",
@@ -109,11 +110,12 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
         "SamplesPerPixel": channels,
         "PhotometricInterpretation": "MONOCHROME2" if channels == 1 else "RGB",
         **({"PlanarConfiguration": 0} if channels == 3 else {}),
-        "Rows": height, "Columns": width, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7,
-        "PixelRepresentation": 0, "PixelData": data + b"\0" * (len(data) % 2),
+        **(_scale(row["window"], 2**bits - 1) if row.get("window") and channels == 1 else {}),
+        "Rows": height, "Columns": width, "BitsAllocated": bits, "BitsStored": bits,
+        "HighBit": bits - 1, "PixelRepresentation": 0, "PixelData": data + b"\0" * (len(data) % 2),
     }
     ds = _filled(Dataset(), elements)
-    ds["PixelData"].VR = "OB"
+    ds["PixelData"].VR = "OB" if bits == 8 else "OW"
     ds.file_meta = _filled(FileMetaDataset(), {
         "TransferSyntaxUID": uid.ExplicitVRLittleEndian,
         "MediaStorageSOPClassUID": uid.SecondaryCaptureImageStorage,
@@ -123,6 +125,17 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
     })
     ds.SOPClassUID = uid.SecondaryCaptureImageStorage
     return ds
+
+
+def _scale(window: str, top: int) -> dict[str, str]:
+    """From 0 … top to the values of black and white in a window such as "-1350 150 HU"; and that
+    window itself (PS3.3 C.11.1, C.11.2)."""
+    low, high, *unit = window.split()
+    low, high = float(low), float(high)
+    return {"RescaleIntercept": f"{low:.10g}", "RescaleSlope": f"{(high - low) / top:.10g}",
+            "RescaleType": unit[0] if unit else "US",  # unspecified
+            "WindowCenter": f"{(low + high) / 2:.10g}", "WindowWidth": f"{high - low:.10g}",
+            "VOILUTFunction": "LINEAR_EXACT"}
 
 
 def _filled(ds: Dataset, elements: Mapping[str, object]) -> Dataset:
@@ -156,7 +169,8 @@ def _identity(row: Mapping[str, str], key: str) -> dict[str, str | None]:
 
 
 def burn(pixels: np.ndarray) -> np.ndarray:
-    """Write the notice into the lower left corner, white on black; a copy of uint8 (C,H,W)."""
+    """Write the notice into the lower left corner, white on black; a copy of uint8 or uint16
+    (C,H,W)."""
     channels, height, width = pixels.shape
     sheet = Image.fromarray(np.zeros((height, width), np.uint8))
     draw = ImageDraw.Draw(sheet)
@@ -170,6 +184,6 @@ def burn(pixels: np.ndarray) -> np.ndarray:
                          f"x {height}")
     box_top, box_right = height - int(bottom - top) - 4, int(right - left) + 4
     draw.multiline_text((2 - left, box_top + 2 - top), words, 255, font, spacing=1)
-    burned = pixels.copy()
-    burned[:, box_top:, :box_right] = np.asarray(sheet)[None, box_top:, :box_right]
+    burned, notice = pixels.copy(), images.in_depth(np.array(sheet), 8 * pixels.itemsize)
+    burned[:, box_top:, :box_right] = notice[None, box_top:, :box_right]
     return burned

@@ -48,10 +48,10 @@ class VolumesConfig:
     label_from: tuple[str, ...] = ()   # or: folders in the source whose names are labels
     modality: Literal["", "CT", "MR"] = ""  # of NIfTI files, which do not say it
     plane: Literal["axial", "coronal", "sagittal"] = "axial"
-    window: Literal["auto", "percentile", "lung", "soft", "bone"] = "auto"  # CT needs one
+    window: Literal["auto", "percentile", "lung", "soft", "bone", "wide"] = "auto"  # of CT
     slices: int = 0                    # so many of each volume, evenly spaced; 0: all
     between: tuple[float, ...] = (0.0, 1.0)  # share of the axis: from the feet, front or right
-    bits: Literal["8", "16"] = "8"     # of the PNG; training reads 8
+    bits: Literal["8", "16"] = "8"     # of the PNG, hence of training and samples
     frame: int = 0                     # which volume of 4-D files, from 1; 0 leaves such files out
     accept_burned_in: tuple[str, ...] = ()  # absent, yes: DICOM that may have text in its pixels
     salt: str = ""                     # secret file; none: ~/.config/minidiff/dicom.salt
@@ -172,7 +172,7 @@ def _check(cfg: VolumesConfig, source: Path, out: Path, salt: Path) -> None:
         (cfg.slices < 0 or cfg.frame < 0 or cfg.seconds <= 0, f"--slices {cfg.slices} --frame "
          f"{cfg.frame} --seconds {cfg.seconds:g}: allowed are 0 or more, 0 or more, more than 0"),
         (cfg.modality == "CT" and cfg.window in ("auto", "percentile"),
-         f"--window {cfg.window}: CT needs lung, soft or bone"),
+         f"--window {cfg.window}: CT needs lung, soft, bone or wide"),
         *of_every_import(cfg, source, out, salt),
     ):
         if fault:
@@ -207,6 +207,9 @@ def _finish(out: Path, facts: dict, files: list[File], rows: list[dict[str, str]
     runs.write_json(out / RECORD, facts | {"images": len(rows),
                                            "not_imported": dict(counts.most_common())})
     patients, volumes = ({row[name] for row in rows} for name in ("patient", "volume"))
+    if assumed := {row["volume"] for row in rows if row.get("unit")}:
+        print(f"{count(len(assumed), 'volume')} of a header that names no unit of length: mm is "
+              "assumed, as the column unit says")
     print(f"{out}: {count(len(rows), 'slice')} of {count(len(volumes), 'volume')} of "
           f"{count(len(patients), 'patient')}\nkeep to yourself: {names} (which source became "
           "which volume) and the salt")

@@ -15,6 +15,7 @@ MAGIC = {b"n+1\0": 344, b"n+2\0": 4}  # of a single file, and where it stands
 MAX_BYTES = 16 * MAX_VOXELS           # of a file, unpacked
 LABEL_INTENT = 1002                   # of a header: its values are names of tissues
 FEW = 16                              # distinct whole numbers, at most, that are taken for names
+MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # of the units of a header: none named, m, mm, μm
 SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(?=[_.])")  # how BIDS begins a file's name
 
 
@@ -49,6 +50,8 @@ def read(path: str, modality: str, salt: bytes, name: str, frame: int = 0) -> Vo
         raise Refused("size", " x ".join(map(str, shape)))
     if header["qform_code"] <= 0 and header["sform_code"] <= 0:
         raise Refused("geometry", "qform_code and sform_code are 0: left or right is not known")
+    if (unit := int(header["xyzt_units"]) & 7) not in MM:
+        raise Refused("geometry", f"xyzt_units names the unit of length {unit}, which is none")
     _check_scale(path, type(header))
     index = np.unravel_index(max(frame, 1) - 1, shape[3:]) if volumes > 1 else (0,) * len(shape[3:])
     values = np.asarray(image.dataobj[(..., *index)] if len(image.shape) > 3 else image.dataobj)
@@ -60,10 +63,11 @@ def read(path: str, modality: str, salt: bytes, name: str, frame: int = 0) -> Vo
         raise Refused("damaged", "not one value is a number")
     values = np.where(finite, values, values[finite].min()).astype(np.float32)
     ras_to_lps = np.diag([-1.0, -1.0, 1.0])
-    turned, spacing, _ = in_lps(values, ras_to_lps @ image.affine[:3, :3])
+    turned, spacing, _ = in_lps(values, MM[unit] * ras_to_lps @ image.affine[:3, :3])
     subject = SUBJECT.match(Path(path).name)
     patient = "p" + keyed(salt, "patient", subject[1]) if subject else "v" + name
-    return Volume(turned, spacing, {"patient": patient, "volume": name, "modality": modality})
+    return Volume(turned, spacing, {"patient": patient, "volume": name, "modality": modality,
+                                    **({} if unit else {"unit": "mm assumed"})})
 
 
 def _check_scale(path: str, header: type) -> None:

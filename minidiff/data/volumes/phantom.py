@@ -82,5 +82,6 @@ def write(cfg: PhantomConfig) -> None:
         values, label = volume(index, cfg.seed, cfg.modality)
         spacing = [side / (k - 1) for side, k in zip(SIDES, values.shape)]
         image = nibabel.Nifti1Image(values, np.diag([-spacing[0], -spacing[1], spacing[2], 1]))
+        image.header.set_xyzt_units("mm")
         packed = gzip.compress(image.to_bytes(), 1, mtime=0)
         write_atomic(Path(cfg.out) / label / f"patient_{index:04d}.nii.gz", packed, durable=False)

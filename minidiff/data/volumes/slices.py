@@ -33,6 +33,7 @@ def cut(volume: Volume, how: Cut) -> Iterator[tuple[np.ndarray, dict[str, str]]]
         whole = next(plane for plane, k in PLANES.items() if k == volume.only)
         raise Refused("gap", f"its slices are {whole}")
     low, high = limits(volume, how.window)
+    window = f"{low:.6g} {high:.6g}" + " HU" * (volume.facts["modality"] == "CT")
     n, (across, down) = volume.values.shape[axis], (k for k in range(3) if k != axis)
     places = [k for k in range(n) if how.low <= (k + 0.5) / n <= how.high]
     if 0 < how.slices < len(places):
@@ -47,7 +48,7 @@ def cut(volume: Volume, how: Cut) -> Iterator[tuple[np.ndarray, dict[str, str]]]
         grey = np.rint(grey * (2**how.bits - 1)).astype(f"uint{how.bits}")
         if np.ptp(grey):
             yield grey, volume.facts | {"plane": how.plane, "position": f"{(k + 0.5) / n:.4f}",
-                                        "spacing": f"{mm:.3f}"}
+                                        "spacing": f"{mm:.3f}", "window": window}
 
 
 def limits(volume: Volume, window: str) -> tuple[float, float]:

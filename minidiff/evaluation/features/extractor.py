@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.errors import InputError
-from minidiff.pixels import Pictures, laid_in, to_float, within
+from minidiff.pixels import TOP, Pictures, laid_in, to_float, within
 from minidiff.runs import json_key
 
 SIDE, CELLS, RINGS = 32, 8, 32   # of PixelPCA and of VAEFeatures a side; of Spectrum
@@ -167,8 +167,9 @@ def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
 
 
 def grey(images: Pictures, side: int | None = None) -> Tensor:
-    """uint8 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by means over areas; None: same size."""
-    parts = (part.float().mean(1, keepdim=True) / 255 for part in images.split(256))
+    """uint8 or uint16 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by means over areas; None:
+    same size."""
+    parts = (part.float().mean(1, keepdim=True) / TOP[part.dtype] for part in images.split(256))
     return laid_in(torch.empty(len(images), *((side, side) if side else images.shape[2:])),
                    ((F.interpolate(x, size=(side, side), mode="area") if side else x)[:, 0]
                     for x in parts))

@@ -19,22 +19,20 @@ import itertools
 import json
 import re
 import secrets
-import struct
 import time
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import scipy
 
 from minidiff import runs
 from minidiff.data import images
 from minidiff.data.split import trained_on
 from minidiff.data.table import Table, read_table
 from minidiff.errors import InputError
+from minidiff.evaluation.readers.film import SPOIL, generator, render, stored_png
 from minidiff.evaluation.sets import HELD_OUT, alike, check_origin, read_synthetic
 from minidiff.root import Reading, Rooted
 
@@ -43,7 +41,6 @@ GAP = 50          # places between an image and its repeat, where the list is lo
 ATTENTIVE = 0.8   # share of the controls that a reader must call Bad to be pooled
 TRIES = 200       # to keep that gap
 HEAVY = 150e6     # bytes of a page at which a tablet struggles
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 RULES = (
     "Good-rates with Wilson's interval for each reader; difference synthetic − real with "
     "Newcombe's.",
@@ -95,14 +92,17 @@ def make(cfg: Config, secret: bytes) -> tuple[Path, Path]:
     out, key = check(cfg)
     words = texts(cfg.text)
     items, notes = choose(cfg, secret, *read(cfg))
-    raw = [images.read(it["file"]) for it in items]
+    raw = [images.read(it["file"], deep=True) for it in items]
+    # one depth, one scale: a difference would show what is real
+    bits = min(8 * image.itemsize for image in raw)
+    windows = {it.pop("window") for it in items}
     sides = [min(image.shape[1:]) for image in raw]
     size = cfg.size or min(side for side, it in zip(sides, items) if it["kind"] == "synthetic")
     small = Counter(it["kind"] for side, it in zip(sides, items)
                     if side < size and "twin" not in it)
     notes += [f"{n} {kind} images, smaller than {size} px, were enlarged, which may show"
               for kind, n in small.items()]
-    pixels = render(raw, items, size, secret)
+    pixels = render(raw, items, size, bits, secret)
     # the page lists its items by their random names
     ids = [hmac.digest(secret, f"item {k}".encode(), "sha256").hex()[:32]
            for k in range(len(items))]
@@ -111,7 +111,7 @@ def make(cfg: Config, secret: bytes) -> tuple[Path, Path]:
     listed = [{"id": ids[k], **{c: v for c, v in items[k].items() if c not in ("file", "twin")},
                **({"repeat_of": ids[items[k]["twin"]]} if "twin" in items[k] else {})}
               for k in places]
-    design = {"size": size, "margin": cfg.margin, "attentive": ATTENTIVE, "gap": gap,
+    design = {"size": size, "bits": bits, "margin": cfg.margin, "attentive": ATTENTIVE, "gap": gap,
               "origin": cfg.origin, "show_label": cfg.show_label, "controls": cfg.controls,
               "readers": cfg.readers}
     sealed = json.dumps({"secret": secret.hex(), "design": design, "items": listed,
@@ -119,8 +119,9 @@ def make(cfg: Config, secret: bytes) -> tuple[Path, Path]:
     digest = hashlib.sha256(sealed).hexdigest()
     shown = [{"id": ids[k], "png": base64.b64encode(stored_png(pixels[k])).decode(),
               **({"label": items[k]["label"]} if cfg.show_label else {})} for k in places]
-    page = build_page({"id": digest[:16], "key": digest, "labelled": cfg.show_label,
-                       "orders": orders, "items": shown, "text": words})
+    page = build_page({"id": digest[:16], "key": digest, "labelled": cfg.show_label, "bits": bits,
+                       "window": windows.pop() if len(windows) == 1 else "", "orders": orders,
+                       "items": shown, "text": words})
     if len(page) > HEAVY:
         notes.append(f"the page has {len(page) / 1e6:.0f} MB, too many for a tablet; lower --size "
                      "or --per-label")
@@ -192,8 +193,8 @@ def choose(cfg: Config, secret: bytes, real: Table,
            made: Sequence[Table]) -> tuple[list[dict], list[str]]:
     """Equally many real and synthetic items of each label, then repeats, then controls; and notes.
 
-    An item is {kind, label, set, file_name, sha256, file}; a repeat also has "twin", the place of
-    its first showing.
+    An item is {kind, label, set, file_name, sha256, file, window}; a repeat also has "twin", the
+    place of its first showing.
     """
     rng = generator(secret, "draw")
     labels = sorted({label for table in made for label in table.labels})
@@ -203,7 +204,8 @@ def choose(cfg: Config, secret: bytes, real: Table,
     taken, spare = [], []
     for kind, label in itertools.product(pools, labels):
         own = [{"kind": kind, "label": label, "set": folder, "file_name": row["file_name"],
-                "sha256": hashes[row["file"]], "file": row["file"]} for folder, hashes, row
+                "sha256": hashes[row["file"]], "file": row["file"],
+                "window": row.get("window", "")} for folder, hashes, row
                in spread([entry for entry in pools[kind] if entry[2]["label"] == label], rng)]
         if len(own) < cfg.per_label:
             where = "held-out (val and test)" if kind == "real" else "synthetic"
@@ -251,11 +253,6 @@ def draw_orders(cfg: Config, secret: bytes, items: Sequence[dict],
     return orders, min(gaps)
 
 
-def generator(secret: bytes, purpose: str) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(hmac.digest(secret, purpose.encode(), "sha256"),
-                                                "big"))
-
-
 def spaced_order(n: int, pairs: Sequence[tuple[int, int]], gap: int,
                  rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """(order, gap): 0 … n − 1 in random order, the two of each pair at least a gap apart.
@@ -277,52 +274,6 @@ def spaced_order(n: int, pairs: Sequence[tuple[int, int]], gap: int,
                 order[order < 0] = rng.permutation(np.setdiff1d(np.arange(n), order))
                 return order, kept
     raise AssertionError("a gap of 0 is always possible")
-
-
-# --- pixels
-
-
-def render(raw: list[np.ndarray], items: list[dict], size: int, secret: bytes) -> np.ndarray:
-    """Every item as uint8 (N,size,size), grey; controls spoilt."""
-    out = np.empty((len(raw), size, size), np.uint8)
-    for k, (image, it) in enumerate(zip(raw, items)):
-        square = images.square(image, size).astype(np.float64)
-        grey = np.tensordot(LUMA, square, 1) if len(square) == 3 else square[0]
-        if it["kind"] == "control":
-            grey = SPOIL[it["control"]](grey, generator(secret, f"control {k}"))
-        out[k] = np.clip(np.rint(grey), 0, 255)
-    return out
-
-
-def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return image + rng.normal(0, 110, image.shape)
-
-
-def blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return scipy.ndimage.gaussian_filter(image, image.shape[0] / 14, mode="nearest")
-
-
-def tiles(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Its sixteen tiles, each in the place of another; the rest at the right and below stays."""
-    side, out, order = image.shape[0] // 4, image.copy(), rng.permutation(16)
-    for to, of in zip(order, np.roll(order, 1)):
-        (y, x), (v, u) = (tuple(side * np.array(divmod(int(k), 4))) for k in (to, of))
-        out[y : y + side, x : x + side] = image[v : v + side, u : u + side]
-    return out
-
-
-SPOIL = {"noise": noise, "blur": blur, "tiles": tiles}
-
-
-def stored_png(image: np.ndarray) -> bytes:
-    """The PNG of uint8 (H,W), stored without compression: of one length for all of one size."""
-    height, width = image.shape
-    # each row says "no filter" first
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), image], 1).tobytes()
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
-              (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(
-        ">I", zlib.crc32(kind + data)) for kind, data in chunks)
 
 
 # --- the page

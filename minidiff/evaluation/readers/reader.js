@@ -2,7 +2,7 @@
 // One reader's way through the study: an image, an answer, a confidence; kept in the browser, exported by hand.
 (() => {
 const $ = id => document.getElementById(id);
-const study = JSON.parse($("study").textContent), text = study.text;
+const study = JSON.parse($("study").textContent), text = study.text, deep = study.bits === 16;
 const say = (key, values = {}) => text[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
 const ANSWERS = {quality: ["good", "bad"], origin: ["real", "generated"]};
 const REASONS = {anatomy: "a", disease: "d", artefact: "r", text_marker: "t", other: "o"};
@@ -112,7 +112,11 @@ async function decode(place) {
   [canvas.width, canvas.height] = [image.width, image.height];
   const context = canvas.getContext("2d", {willReadFrequently: true});
   context.drawImage(image, 0, 0);
-  return {canvas, context, pixels: context.getImageData(0, 0, image.width, image.height).data};
+  const bytes = context.getImageData(0, 0, image.width, image.height).data, n = bytes.length / (deep ? 8 : 4);
+  const greys = new Float32Array(n);                           // 0 to 255, of 16 bits in steps of 1/257
+  for (let i = 0; i < n; i++) greys[i] = deep ? (256 * bytes[4 * i] + bytes[4 * (n + i)]) / 257 : bytes[4 * i];
+  if (deep) canvas.height /= 2;                                // the lower bytes stood below the upper ones
+  return {canvas, context, greys};
 }
 function stop() {
   if (since !== null) spent += performance.now() - since;
@@ -249,12 +253,16 @@ function draw() {
   const film = $("film"), side = Math.max(1, Math.round(film.clientWidth * devicePixelRatio));
   film.width = film.height = side;                             // which also clears it
   if (!bitmap) return;
-  const {canvas, context, pixels} = bitmap, out = context.createImageData(canvas.width, canvas.height);
-  const level = 255.5 - $("level").value, width = 255 * 2 ** ((128 - $("window").value) / 48);
-  for (let i = 0; i < pixels.length; i += 4) {
-    const grey = (pixels[i] - level) / width * 255 + 127.5, value = view.invert ? 255 - grey : grey;
-    out.data[i] = out.data[i + 1] = out.data[i + 2] = value;   // Uint8ClampedArray rounds and clips
-    out.data[i + 3] = 255;
+  const {canvas, context, greys} = bitmap, out = context.createImageData(canvas.width, canvas.height);
+  const level = 255.5 - $("level").value, width = 255 * 2 ** ((128 - $("window").value) / (deep ? 24 : 48));
+  for (let i = 0; i < greys.length; i++) {
+    const grey = (greys[i] - level) / width * 255 + 127.5, value = view.invert ? 255 - grey : grey;
+    out.data[4 * i] = out.data[4 * i + 1] = out.data[4 * i + 2] = value;   // Uint8ClampedArray rounds and clips
+    out.data[4 * i + 3] = 255;
+  }
+  if (study.window) {
+    const [low, high, unit = ""] = study.window.split(" "), step = (high - low) / 255;
+    $("scale").textContent = say("scale", {centre: Math.round(+low + level * step), width: Math.round(width * step), unit});
   }
   context.putImageData(out, 0, 0);
   const half = 0.5 / view.zoom, within = v => Math.min(1 - half, Math.max(half, v));
