@@ -60,8 +60,10 @@ def test_what_is_inferred_and_what_is_refused():
     assert isinstance(var.infer("seen", ["edema", "mass"]), Category)
     assert var.infer("seen", ["edema", "mass"], SEEN) == Findings("seen", ("edema", "mass"))
     assert var.infer("seen", ["", ""], SEEN) == SEEN
-    # a label names a folder
-    assert var.infer("label", ["a|b", "a"]) == Category("label", ("a", "a|b"))
+    assert var.infer("label", ["a|b", "a"]) == Findings("label", ("a", "b"))
+    # of a model that took them for classes
+    old = Category("label", ("a", "a|b"))
+    assert var.infer("label", ["a|b", "a"], old) == old
     for cells, said in ((["a|b", "b|a", ""], "one value only, 'a|b'"),
                         (["a|", "b"], "seen 'a|' has an empty finding"),
                         (["none|a", "b"], "seen 'none|a' says none and a finding")):

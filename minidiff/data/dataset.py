@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from minidiff import distributed
+from minidiff.balance import turns
 from minidiff.counted import order, order_of_groups
 from minidiff.data import phantom, pixel_map
 from minidiff.data.files import typical_side
@@ -19,6 +20,7 @@ from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError, count, first_few
 from minidiff.pixels import Gathered, Pictures, is_grey
 from minidiff.root import AS_WE_NAME, DEMO, Reading
+from minidiff.variables import AND
 
 FEW_COLOUR = 0.05  # share of colour images up to which they are made grey like the rest
 LONGEST = 30  # characters of a label at a glance
@@ -93,7 +95,8 @@ def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] 
            prior_share: float = 0.0) -> Callable[[Sequence[int]], list[int]]:
     """slots → which training image fills each.
 
-    balance: 0 leaves labels as frequent as they are, 1 makes all equally frequent. `prior_share` of
+    balance: 0 leaves labels and findings as frequent as they are, 1 makes all equally frequent (see
+    `balance.turns`). `prior_share` of
     the slots is filled from the prior folders: images of the same kind that keep a model from
     forgetting the rest (class-prior preservation of Ruiz et al. 2023, with real images).
     """
@@ -102,10 +105,10 @@ def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] 
     if not balance and not others:
         return lambda slots: order(len(rows), seed, slots)
     own = sorted(set(range(len(rows))) - set(others))
-    groups = [[i for i in own if rows[i]["label"] == label]
-              for label in sorted({rows[i]["label"] for i in own})]
-    most = max(map(len, groups))
-    shares = [round(len(group) ** (1 - balance) * most**balance) for group in groups]
+    cells = sorted({rows[i]["label"] for i in own})
+    groups = [[i for i in own if rows[i]["label"] == cell] for cell in cells]
+    counts = dict(zip(cells, map(len, groups)))
+    shares = [*turns(counts, balance, any(AND in cell for cell in cells)).values()]
     if others:
         groups, shares = [*groups, others], [
             *shares, max(1, round(sum(shares) * prior_share / (1 - prior_share)))]
