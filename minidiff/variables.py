@@ -286,6 +286,14 @@ def present(name: str, cell: str, where: str = "") -> frozenset[str]:
     return found
 
 
+def labels_in(cells: Sequence[str]) -> list[list[str]]:
+    """What each cell of the column label counts as: itself, or, where any names several findings,
+    each of those that it names, or none."""
+    several = any(AND in cell for cell in cells)
+    return [sorted(present("label", cell)) or [NONE] if several and cell else [cell]
+            for cell in cells]
+
+
 def merge(old: Sequence[Variable], new: Sequence[Variable]) -> list[Variable]:
     """The new variables, in their order, such that a model trained on the old ones can go on.
 

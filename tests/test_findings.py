@@ -1,6 +1,8 @@
 """Findings: several of a column at once, from the cell of a table to what a report says of them."""
 
 import math
+import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,13 +10,15 @@ import torch
 
 from minidiff import variables as var
 from minidiff.classification.judge_agreement import judge_agreement
-from minidiff.data import baselines
+from minidiff.data import baselines, phantom
+from minidiff.data.dataset import glance
 from minidiff.data.table import Table, read_table
 from minidiff.diffusion import unet
 from minidiff.diffusion.model import from_model, from_scratch
 from minidiff.diffusion.public.export import finished_contexts
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics import by_condition
+from minidiff.evaluation import verdicts
+from minidiff.evaluation.metrics import agreement, by_condition
 from minidiff.sampling import plan
 from minidiff.statistics import auroc
 from minidiff.variables import Category, Findings
@@ -134,6 +138,116 @@ def test_plans_draw_fix_and_drop_them():
         assert plan.encode([LABEL, SEEN], rows)["seen"].tolist() == [code] * 6
     with pytest.raises(InputError, match="--given: seen 'oedema' is not one of"):
         plan.plan([LABEL, SEEN], known, given=("seen=mass|oedema",))
+
+
+LABELS = Findings("label", ("edema", "effusion", "mass"))
+
+
+def known_labels(n=400):
+    rng = np.random.default_rng(1)
+    cells = ["none", "edema", "effusion|edema", "mass", "mass|effusion"]
+    return [{"label": cell, "seen": ""} for cell in rng.choice(cells, n, p=[.4, .3, .2, .05, .05])]
+
+
+def test_labels_that_are_findings_are_drawn_as_often_as_they_are_or_balanced():
+    known = known_labels()
+    rows = plan.plan([LABELS], known, per_label=400)
+    assert len(rows) == 1200
+    times = Counter(row["label"] for row in known)
+    assert Counter(row["label"] for row in rows) == {cell: 3 * n for cell, n in times.items()}
+    assert {row["file_name"].split("/")[1] for row in rows} >= {"none", "effusion%7Cedema"}
+    for sets in (rows[:100], rows[100:200]):  # every set has them all
+        assert {row["label"] for row in sets} == set(times)
+    even = plan.plan([LABELS], known, sets=6, balance=1.0)
+    bits = LABELS.bits(plan.encode([LABELS], even)["label"]).float().mean(0)
+    before = LABELS.bits(plan.encode([LABELS], known)["label"]).float().mean(0)
+    assert len(even) == 600 and (bits - before.mean()).abs().max() < 0.01
+    assert before.max() > 4 * before.min()
+    with_sex = plan.plan([LABELS, Category("sex", ("F", "M"))],
+                         [{**row, "sex": "FM"[k % 2]} for k, row in enumerate(known)],
+                         per_label=20, independent=["sex"])
+    assert Counter(row["sex"] for row in with_sex) == {"F": 30, "M": 30}
+
+
+def test_combinations_are_asked_for_by_name_also_those_that_training_never_had():
+    known = known_labels()
+    rows = plan.plan([LABELS], known, per_label=5, labels=["edema|effusion", "edema|mass", "none"])
+    # the first as the rows spell it
+    assert Counter(row["label"] for row in rows) == {"effusion|edema": 5, "edema|mass": 5,
+                                                     "none": 5}
+    for labels, balance, said in (
+            (["edema|oedema"], 0, "--label: label 'oedema' is not one of edema, effusion, mass"),
+            (["edema|none"], 0, "says none and a finding"),
+            (["edema|effusion", "effusion|edema"], 0, "one is named twice"),
+            (["edema"], 1, "--balance 1: it is for findings that are drawn, and --label names")):
+        with pytest.raises(InputError, match=re.escape(said)):
+            plan.plan([LABELS], known, labels=labels, balance=balance)
+    with pytest.raises(InputError, match="labels that exclude each other get --per-label images"):
+        plan.plan([LABEL], [{"label": "covid"}], balance=1)
+
+
+def test_a_judge_reads_every_finding_and_the_answer_needs_each():
+    class Judge:
+        variables = [LABELS]
+
+        def __init__(self, p):
+            self.p = torch.tensor(p)
+
+        def predict(self, images):
+            return {"label": self.p}
+
+    labels = ["edema", "mass|edema", "none", "none"]
+    judge = Judge([[.9, .1, .1], [.9, .2, .3], [.4, .4, .2], [.6, .1, .1]])
+    assert agreement.recognised(judge, None, labels).tolist() == [True, False, True, False]
+    assert agreement.certainty(judge, labels, None) == pytest.approx(
+        [.9 * .9 * .9, .9 * .8 * .3, .6 * .6 * .8, .4 * .9 * .9], rel=1e-5)
+    assert agreement.reads(judge, labels) and not agreement.reads(judge, ["edema|air"])
+    with pytest.raises(InputError, match="knows edema, effusion, mass, not air"):
+        agreement.recognised(judge, None, ["edema|air"])
+
+    cells = torch.arange(400) % 8
+
+    def verdict(made):
+        read = [judge_agreement(Judge(p.tolist()), cells, {"label": cells}, which)[0]
+                for p, which in ((blind, "held-out real"), (made, "synthetic"))]
+        return next(v["answer"] for v in verdicts._agreement(read, {}) if v["about"] == "label")
+
+    # a judge that sees nothing is right as often on either side, and that is no yes
+    blind = torch.rand(400, 3, generator=torch.Generator().manual_seed(0)) / 2.1
+    assert verdict(blind) == "not resolved"
+    assert verdict(LABELS.bits(cells).float()) == "yes"
+    one_absent = torch.where(torch.tensor([True, True, False]), LABELS.bits(cells).float(), blind)
+    assert verdict(one_absent) == "not resolved"
+    (row,) = judge_agreement(Judge(one_absent.tolist()), cells, {"label": cells}, "synthetic")
+    assert [(v["accuracy"], v["without"], v["n_without"]) for v in row["by_value"]] == [
+        (1, 0, 200), (1, 0, 200), (0, 0, 200)]
+
+
+def test_labels_count_by_finding():
+    assert var.labels_in(["b|a", "No Finding", "b"]) == [["a", "b"], ["none"], ["b"]]
+    assert var.labels_in(["b", "No Finding"]) == [["b"], ["No Finding"]]
+    x, labels = np.zeros((80, 1)), ["a|b", "a", "none", "b"] * 20
+    x[::4] = x[1::4] = 1   # tells a
+    found = baselines.baselines({"header": x}, labels, [str(k) for k in range(80)])
+    assert {b["label"]: (b["n"], b["auroc"]) for b in found} == {
+        "a": (40, 1.0), "b": (40, pytest.approx(.5, abs=.1)), "none": (20, found[2]["auroc"])}
+    table = {"train": Table([{"label": "a|b", "patient": "p", "file": "f"}])}
+    assert "a  b  images" in glance(["d"], table)
+
+
+def test_phantoms_have_findings_as_often_as_asked_and_each_by_itself(tmp_path):
+    asked = {"nodule": 0.5, "covid": 0.25}
+    rows = read_table(phantom.write(tmp_path / "p", n=400, size=32, findings=asked)).rows
+    v = var.infer("label", [row["label"] for row in rows])
+    assert v == Findings("label", ("covid", "nodule"))
+    there = v.bits(var.encode([v], rows)["label"]).double()
+    for share, p in zip(there.mean(0), (0.25, 0.5)):
+        assert abs(share - p) < 4 * (p * (1 - p) / 360) ** 0.5
+    assert abs(there.T.corrcoef()[0, 1]) < 0.2
+    assert {row["label"] for row in rows} == {"covid|nodule", "nodule|covid", "covid", "nodule",
+                                              "No Finding"} & {row["label"] for row in rows}
+    with pytest.raises(InputError, match="allowed: shares from 0 to 1 of pneumonia, covid"):
+        phantom.write(tmp_path / "q", n=4, findings={"edema": 0.5})
 
 
 def test_contexts_are_written_for_each_finding_and_for_none():

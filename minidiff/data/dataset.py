@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from minidiff import distributed
+from minidiff import variables as var
 from minidiff.balance import turns
 from minidiff.counted import order, order_of_groups
 from minidiff.data import phantom, pixel_map
@@ -20,7 +21,6 @@ from minidiff.data.table import Row, Table, read_table
 from minidiff.errors import InputError, count, first_few
 from minidiff.pixels import Gathered, Pictures, is_grey
 from minidiff.root import AS_WE_NAME, DEMO, Reading
-from minidiff.variables import AND
 
 FEW_COLOUR = 0.05  # share of colour images up to which they are made grey like the rest
 LONGEST = 30  # characters of a label at a glance
@@ -108,7 +108,7 @@ def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] 
     cells = sorted({rows[i]["label"] for i in own})
     groups = [[i for i in own if rows[i]["label"] == cell] for cell in cells]
     counts = dict(zip(cells, map(len, groups)))
-    shares = [*turns(counts, balance, any(AND in cell for cell in cells)).values()]
+    shares = [*turns(counts, balance, any(var.AND in cell for cell in cells)).values()]
     if others:
         groups, shares = [*groups, others], [
             *shares, max(1, round(sum(shares) * prior_share / (1 - prior_share)))]
@@ -182,13 +182,15 @@ def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | 
     a split that was made here is kept.
     """
     rows = [row for table in tables.values() for row in table.rows]
-    counts = Counter(row["label"] for row in rows)
+    of_each = {name: var.labels_in(table.column("label")) for name, table in tables.items()}
+    counts = Counter(label for several in of_each.values() for own in several for label in own)
     labels = sorted(label for label, _ in counts.most_common(WIDEST))
     others = ["others"] if len(counts) > WIDEST else []
     lines = [["", *(label if len(label) <= LONGEST else f"{label[:LONGEST]}…" for label in labels),
               *others, "images", "patients"]]
     for name, table in tables.items():
-        own = Counter(label if label in labels else "others" for label in table.column("label"))
+        own = Counter(label if label in labels else "others"
+                      for several in of_each[name] for label in several)
         cells = [*(own[label] for label in labels + others), len(table),
                  len(set(table.column("patient")))]
         lines.append([name, *(f"{n:,}" for n in cells)])

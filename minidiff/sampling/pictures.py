@@ -55,8 +55,8 @@ def draw_pictures(run: Path, done: int, pipeline: Pipeline, train: Images, *, gu
                   seed: int) -> None:
     """loss.png, and samples after `done` steps; all ranks take part, for the model may be sharded.
 
-    grids/ has eight samples of each of the commonest labels, always with the same seeds and the same
-    training rows; strips/ some of them above the training image that each is nearest to.
+    grids/ has eight samples of each of the commonest labels, always with the same seeds and
+    the same training rows; strips/ some of them above the training image that each is nearest to.
     """
     chosen, labels = [], Counter(train.table.column("label")).most_common(ROWS_AT_MOST)
     for k, label in enumerate(sorted(dict(labels))):
