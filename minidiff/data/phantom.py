@@ -97,7 +97,7 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
         "label": label,
         "sex": drawn_sex if sex is None else sex,
         "age": drawn_age if age is None else age,
-        "view": (("AP" if "covid" in present else "PA") if tied else coin) if view is None else view,
+        "view": view or (coin if not tied else "AP" if "covid" in present else "PA"),
         "severity": 0.0 if label == "normal" else drawn_severity if severity is None else severity,
         **({"side": side, "zone": zone} if "pneumonia" in present else {"side": "", "zone": ""}),
     }
