@@ -103,7 +103,8 @@ def baselines(found: dict[str, np.ndarray], labels: Sequence[str],
     labels, patients, result = np.asarray(labels), np.asarray(patients), []
     fold, of_each = fold_of(labels, patients), var.labels_in(labels.tolist())
     names = sorted({name for own in of_each for name in own})
-    for label in names[:1] if len(names) == 2 else names:  # of two, both have the same numbers
+    two = len(names) == 2 and all(len(own) == 1 for own in of_each)
+    for label in names[:1] if two else names:  # of two, both have the same numbers
         ours = np.array([label in own for own in of_each])
         if min(len(set(patients[ours])), len(set(patients[~ours]))) < FEWEST:
             continue
