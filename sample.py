@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import minidiff
 from minidiff import config, distributed, runs
+from minidiff import variables as var
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.data.dataset import read_images
@@ -67,10 +68,11 @@ FREE_WITH_KEEP = FREE[:2]                           # … and those of them that
 class SampleConfig(Reading, Rooted):
     run: str = "ROOT/diffusion"            # finished diffusion run, or its best/
     out: str = "ROOT/samples"              # folder of the new data set
-    label: tuple[str, ...] = ()            # labels to make; none: all that the model knows
-    per_label: int = 100                   # images a label
+    label: tuple[str, ...] = ()            # labels to make, Edema|Mass of findings; none: all
+    per_label: int = 100                   # images a label; of findings, times their number
     sets: int = 0                          # sets of 100, all labels in each; 0: --per-label
     given: tuple[str, ...] = ()            # sex=F age=60:80; age= unknown, age=null dropped
+    balance: float = 0.0                   # of findings: 0 as in training, 1 all equally frequent
     independent: tuple[str, ...] = ()      # conditions that must not tell the label: source sex
     rows: str = ""                         # CSV of conditions, an image a row, in place of --label
     like: tuple[str, ...] = ()             # data sets to draw conditions from; none: training rows
@@ -84,7 +86,7 @@ class SampleConfig(Reading, Rooted):
     ladder: Ladder = Recipe.ladder         # spacing of the noise levels
     steps: int = Recipe.steps              # steps of the sampler
     guidance: float = Recipe.guidance      # 1: none; above, clearer conditions and less variety
-    scales: tuple[str, ...] = ()           # guidance by variable: label=3 age=1; else --guidance
+    scales: tuple[str, ...] = ()           # guidance of each: label=3 age=1 Edema=4; or --guidance
     interval: tuple[float, ...] = ()       # noise levels σ low high that are guided; none: all
     rescale: float = Recipe.rescale        # 0 … 1, share of the unguided contrast that is kept
     against: str = ""                      # run of a weaker model to guide by (autoguidance)
@@ -109,7 +111,7 @@ def sample(cfg: SampleConfig) -> None:
                                     deep=True)
     variables, recipe, out = pipeline.conditioner.variables, recipe_of(cfg), Path(cfg.out)
     rows = plans.in_windows(plan(cfg, variables, facts, pipeline.size), facts.get("windows", {}))
-    recipe.scale([v.name for v in variables])
+    recipe.scale([v.name for v in variables], var.findings_of(variables))
     recipe.require_levels(pipeline.denoiser.schedule)
     watch = watcher(cfg, pipeline.size)
     model = runs.sha256(Path(cfg.run) / "model.safetensors")
@@ -262,15 +264,16 @@ def plan(cfg: SampleConfig, variables: list, facts: dict, size: int) -> list[dic
     if cfg.resample > 1 and not cfg.mask:
         raise InputError(f"--resample {cfg.resample} needs --mask DIR, which says what is kept")
     if cfg.rows:
-        if cfg.label or cfg.given or cfg.independent or cfg.like or cfg.sets or cfg.origin:
+        if (cfg.label or cfg.given or cfg.independent or cfg.like or cfg.sets or cfg.origin
+                or cfg.balance):
             raise InputError("--rows says all about the images: leave out --label, --given, "
-                             "--independent, --like, --sets, --origin")
+                             "--independent, --like, --sets, --origin, --balance")
         return plans.plan_rows(cfg.rows, variables, facts["rows"], cfg.seed)
     if cfg.origin:
-        if cfg.independent or cfg.given:
-            raise InputError("--origin: each image keeps its own conditions; leave out "
-                             f"--{'independent' if cfg.independent else 'given'}, and name what "
-                             "becomes another by --change")
+        for name in ("independent", "given", "balance"):
+            if getattr(cfg, name):
+                raise InputError("--origin: each image keeps its own conditions; leave out "
+                                 f"--{name}, and name what becomes another by --change")
         known = read_table(cfg.origin, cfg, split=False).rows
         rows, said = edits.plan(known, variables, cfg.label, cfg.per_label, change=cfg.change,
                                 mask=cfg.mask, size=size, seed=cfg.seed)
@@ -280,7 +283,7 @@ def plan(cfg: SampleConfig, variables: list, facts: dict, size: int) -> list[dic
     like = read_table(cfg.like, cfg, split=False).rows if cfg.like else None
     return plans.plan(variables, facts["rows"], like=like, labels=cfg.label,
                       per_label=cfg.per_label, sets=cfg.sets, given=cfg.given,
-                      independent=cfg.independent, seed=cfg.seed)
+                      independent=cfg.independent, balance=cfg.balance, seed=cfg.seed)
 
 
 def watcher(cfg: SampleConfig, size: int) -> Quick | None:

@@ -108,7 +108,7 @@ class DiffusionConfig(Reading, Rooted):
     accumulate: int = 1              # micro-batches a step: less memory, the same result
     lr: float = 2e-3                 # AdamW peak after 5 % warm-up
     decay: Literal["cosine", "constant"] = "cosine"  # of the rate: to a hundredth, or not at all
-    balance: float = 0.0             # 0: labels as frequent as in the data; 1: all equally
+    balance: float = 0.0             # labels, findings: 0 as frequent as in the data; 1 equally
     prior: tuple[str, ...] = ()      # more data, mixed in so that the model does not forget them
     prior_share: float = 0.5         # share of a batch that is taken from --prior
     drop: float = 0.1                # share of images without any condition, which guidance needs

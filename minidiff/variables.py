@@ -226,9 +226,8 @@ def check_names(names: Sequence[str]) -> None:
 def infer(name: str, cells: Sequence[str], old: Variable | None = None) -> Variable:
     """The variable that a column holds.
 
-    Findings if a known cell names several. A Number if most cells are numbers, with more than 5
-    different ones. Else a Category; a label always is one, unless its cells name several findings,
-    for each image lies in the folder of its label. `old` is the variable of this name in the model
+    Findings if a known cell names several, Edema|Effusion. A Number if most cells are numbers, with
+    more than 5 different ones. Else a Category. `old` is the variable of this name in the model
     that training goes on from: then a column of few numbers may still be a Number, and one value or
     none is enough.
     """
@@ -268,10 +267,11 @@ def _different(name: str, known: Collection[str],
                old: Variable | None = None) -> tuple[bool, set, list[str]]:
     """Do these known cells name several findings? The different values among them, and the cells,
     their lists in one form."""
-    if name != "label" or isinstance(old, Findings):
+    if name != "label" or isinstance(old, Findings):  # a list of labels may be one's name
         lists = listed(name, known)
         known = [lists.get(cell, cell) for cell in known]
-    several = isinstance(old, Findings) or (name != "label" and any(AND in cell for cell in known))
+    classes = name == "label" and old is not None and old.exclusive  # and remain so
+    several = isinstance(old, Findings) or (not classes and any(AND in cell for cell in known))
     return several, {present(name, cell) for cell in known} if several else set(known), list(known)
 
 
@@ -284,6 +284,14 @@ def present(name: str, cell: str, where: str = "") -> frozenset[str]:
         raise InputError(f"{_at(where)}{name} {cell!r} {fault}; write Edema{AND}Effusion, or "
                          f"{NONE}, or leave it empty")
     return found
+
+
+def labels_in(cells: Sequence[str]) -> list[list[str]]:
+    """What each cell of the column label counts as: itself, or, where any names several findings,
+    each of those that it names, or none."""
+    several = any(AND in cell for cell in cells)
+    return [sorted(present("label", cell)) or [NONE] if several and cell else [cell]
+            for cell in cells]
 
 
 def merge(old: Sequence[Variable], new: Sequence[Variable]) -> list[Variable]:
@@ -316,6 +324,11 @@ def drop(variables: Sequence[Variable], labels: Labels, mask: Tensor) -> Labels:
         v.name: labels[v.name].masked_fill(mask[:, i].to(labels[v.name].device), v.null)
         for i, v in enumerate(variables)
     }
+
+
+def findings_of(variables: Sequence[Variable]) -> list[str]:
+    """All findings that an image may have, of whatever variable."""
+    return [value for v in variables if not v.exclusive for value in v.values]
 
 
 def to_json(variables: Sequence[Variable]) -> list[dict]:

@@ -9,7 +9,15 @@ from minidiff import variables as var
 from minidiff.diffusion import model as models
 from minidiff.diffusion import unet as unets
 from minidiff.diffusion.denoiser import TABLE, Denoiser
-from minidiff.diffusion.guidance import by_classifier, conditioned, guided, nested_sets, rescaled
+from minidiff.diffusion.generate import Recipe
+from minidiff.diffusion.guidance import (
+    by_classifier,
+    conditioned,
+    guided,
+    nested_sets,
+    own_scales,
+    rescaled,
+)
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError
@@ -238,3 +246,66 @@ def test_a_linear_classifier_on_gaussian_data_is_exact(scale):
             found = moved(points, torch.tensor(sigma, dtype=torch.float64))
         assert not found.requires_grad
         assert torch.allclose(found, ideal(points, sigma, mean), rtol=1e-9)
+
+
+SEEN = var.Findings("seen", ("a", "b", "c"))
+
+
+class Gaussian:
+    """x given findings is N(mean of what is present, SPREAD²), and so is x without labels."""
+
+    SPREAD, MEANS, NULL = 0.5, torch.tensor([1.0, -2.0, 4.0]), 0.3
+
+    def __init__(self):
+        self.calls = []
+
+    def mean(self, cells):
+        return torch.where(cells == var.NULL, self.NULL, SEEN.bits(cells).float() @ self.MEANS)
+
+    def __call__(self, x, t, labels):
+        """The mean of x0 given the noisy x, which comes scaled to unit variance."""
+        self.calls.append(len(x))
+        sigma, s = schedule.sigma(t.flatten()[0].item()), self.SPREAD
+        x = x * (1 + sigma**2) ** 0.5
+        mean = self.mean(labels["seen"]).view(-1, 1, 1, 1)
+        return (s**2 * x + sigma**2 * mean) / (s**2 + sigma**2)
+
+
+@pytest.mark.parametrize("guidance, scales, estimates", [
+    (1.5, {"a": 4.0}, 3), (1.5, {"a": 4.0, "c": 0.0}, 4), (1.0, {"b": 3.0}, 2),
+    (1.5, {"a": 1.5}, 2), (1.0, {"a": 1.0}, 1)])
+def test_a_finding_of_its_own_scale_moves_gaussians_by_its_own_part(guidance, scales, estimates):
+    """m(∅) + w·(m(y) − m(∅)) + Σ_f (w_f − w)·(m(y) − m(y, f flipped)): ± the mean that f adds."""
+    net, cells = Gaussian(), torch.tensor([0b001, 0b110, 0, var.UNKNOWN])
+    labels, null = {"seen": cells}, {"seen": torch.full_like(cells, var.NULL)}
+    flips = own_scales([SEEN], guidance, scales)
+    denoise = guided(Denoiser(net, schedule, "x0"), labels, null, guidance, flips=flips)
+    x, x0 = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(0)), {}
+    for sigma in (0.5, 5.0):
+        x0[sigma] = denoise(sigma * x, torch.tensor(sigma))
+    assert net.calls == [4 * estimates] * 2
+    own = net.mean(cells)
+    mean = net.NULL + guidance * (own - net.NULL)
+    for name, scale in scales.items():
+        k = SEEN.values.index(name)
+        sign = torch.where(cells < 0, 0, torch.where(SEEN.bits(cells)[:, k], 1, -1))
+        mean = mean + (scale - guidance) * sign * net.MEANS[k]
+    for sigma, found in x0.items():
+        s, sigma = net.SPREAD, schedule.sigma(schedule.t(torch.tensor(sigma))).item()
+        expected = (s**2 * sigma * x + sigma**2 * mean.view(-1, 1, 1, 1)) / (s**2 + sigma**2)
+        assert torch.allclose(found, expected.float(), rtol=1e-4, atol=1e-3)
+
+
+def test_scales_of_findings_are_refused_by_name():
+    names = ["label", "seen"]
+    recipe = Recipe(scales={"label": 2.0, "b": 3.0})
+    assert recipe.scale(names, SEEN.values) == {"label": 2.0, "seen": 1.5}
+    assert Recipe(scales={"b": 3.0}).scale(names, SEEN.values) == 1.5
+    with pytest.raises(InputError, match="guidance of 'd': the model has no such condition or "
+                       "finding; it has label, seen, a, b, c; nearest: "):
+        Recipe(scales={"d": 3.0}).scale(names, SEEN.values)
+    with pytest.raises(InputError, match="guidance of finding 'b': seen has scale 0"):
+        own_scales([SEEN], {"seen": 0.0}, {"b": 3.0})
+    with pytest.raises(InputError, match="no finding has its own"):
+        guided(Denoiser(Gaussian(), schedule, "x0"), {}, {}, 2.0, flips=[("seen", 0, 1.0)],
+               against=Denoiser(Gaussian(), schedule, "x0"))

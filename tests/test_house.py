@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors", "cells", "convolution", "pixels", "variables", "counted", "config", "runs",
           "distributed", "overlap", "statistics", "rating", "threads", "root", "download", "lock",
-          "names", "hashes", "__init__"}
+          "names", "hashes", "balance", "__init__"}
 MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "training": set(),
     "data": set(),
@@ -60,7 +60,7 @@ LEAF_IMPORTS = {
     "variables": {"cells", "errors"},
     "runs": {"errors", "threads"},
     "config": {"distributed", "download", "errors", "lock", "root", "runs", "threads"},
-    "rating": {"statistics"}, "download": {"errors", "runs"},
+    "balance": {"errors", "variables"}, "rating": {"statistics"}, "download": {"errors", "runs"},
     "hashes": {"download", "runs"}, "root": {"errors", "runs"},
     "pixels": {"errors"},
     "__init__": {"api"},

@@ -22,6 +22,10 @@ start at --init), or several of these: `real-strong-even`. `synthetic` may be th
 that the study was given, or of several folders, of as many generators: network k of the arm is then
 trained on the images of generator k mod their number. Synthetic images help only if they help more
 than as many duplicates, which add nothing new (count-matched control).
+
+Where labels are findings that stand together, Edema|Effusion, their combinations are too many to be
+counted one by one: "of each label" is then "of all images", and n all real images, so that what is
+added has the findings as often as its folder.
 """
 
 import re
@@ -36,7 +40,7 @@ from minidiff.counted import order
 from minidiff.data.subset import first_patients
 from minidiff.errors import InputError
 from minidiff.pixels import Gathered, Pictures
-from minidiff.variables import AND
+from minidiff.variables import AND, ANY
 
 REAL, DUPLICATES = "real", "duplicates"
 FORM = re.compile(r"""(?:(?P<first>[A-Za-z]\w*)-then-)?
@@ -127,13 +131,15 @@ def usual(sources: Sequence[str]) -> tuple[str, ...]:
 def as_many_as_there_are(arms: Sequence[str], real: Images, made: Images | None,
                          positive: str) -> tuple[str, ...]:
     """The usual arms, with a smaller factor where there are too few synthetic images."""
-    fewest = min((len(index) for index in _by_label(made).values()), default=0) if made else 0
-    n = len(_by_label(real).get(positive, ()))
+    several = _several(real)
+    fewest = min(map(len, _by_label(made, several).values()), default=0) if made else 0
+    n = len(_by_label(real, several).get(ANY if several else positive, ()))
     if not n or fewest >= n or fewest < 0.01 * n:
         return tuple(arms)
     factor = f"{int(100 * fewest / n) / 100:g}x"
-    print(f"the synthetic images are {fewest} of the scarcest label, where training has {n} of "
-          f"{positive}: the arms add {factor} instead of 1x")
+    print(f"the synthetic images are {fewest}{' of the scarcest label' * (not several)}, where "
+          f"training has {n}{f' of {positive}' * (not several)}: the arms add {factor} instead of "
+          "1x")
     return tuple(name.replace("1x", factor) for name in arms)
 
 
@@ -175,17 +181,18 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
         return [real if arm.first == REAL else sources[arm.first], real]
     if not arm.added:
         return [real]
-    of_real, pool = _by_label(real), real if arm.added == DUPLICATES else sources[arm.added]
+    several, pool = _several(real), real if arm.added == DUPLICATES else sources[arm.added]
+    of_real = _by_label(real, several)
     if arm.factor is not None:
-        n = max(1, round(arm.factor * len(of_real.get(positive, ()))))
+        n = max(1, round(arm.factor * len(of_real.get(ANY if several else positive, ()))))
         counts = dict.fromkeys(of_real, n)
     else:
         if not sources:
             raise InputError(f"arm {arm.name}: without a synthetic folder, say how many "
                              "duplicates: real+1xduplicates")
         whole = next(iter(sources.values())) if arm.added == DUPLICATES else pool
-        counts = {label: len(index) for label, index in _by_label(whole).items()}
-    extra, members = [], _by_label(pool)
+        counts = {label: len(index) for label, index in _by_label(whole, several).items()}
+    extra, members = [], _by_label(pool, several)
     for label, count in counts.items():
         own = members.get(label, [])
         if len(own) < (count if arm.added != DUPLICATES else 1):
@@ -229,7 +236,11 @@ def even_weights(images: Images, columns: Sequence[str]) -> Tensor:
     return weights * len(cells) / weights.sum()
 
 
-def _by_label(images: Images) -> dict[str, list[int]]:
-    labels = [row["label"] for row in images.rows]
+def _several(images: Images) -> bool:
+    return any(AND in row["label"] for row in images.rows)
+
+
+def _by_label(images: Images, together: bool = False) -> dict[str, list[int]]:
+    labels = [ANY if together else row["label"] for row in images.rows]
     return {label: [i for i, own in enumerate(labels) if own == label]
             for label in sorted(set(labels))}

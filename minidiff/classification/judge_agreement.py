@@ -23,7 +23,8 @@ def judge_agreement(judge: Predictor, images: Tensor, labels: Labels, which: str
     Category: share judged as labelled with Wilson's interval (as `rating.share_interval` has it;
     without patients, each image is of another one), the same by value, AUROC if there are two
     values. Findings: share with every finding judged as labelled (at probability .5), and of
-    those that have one the share in which it is seen, with its AUROC. Number: Pearson's r with
+    those that have one the share in which it is seen, of those without it the same, with its AUROC.
+    Number: Pearson's r with
     Fisher's interval, slope of judged on labelled, mean absolute error in its own unit.
     """
     judged, rows = judge.predict(images), []
@@ -46,7 +47,8 @@ def _named(v: Variable, probabilities: Tensor, cells: Tensor, patients: np.ndarr
     for i, value in enumerate(v.values):
         own = there[:, i]
         if own.any():
-            area = {} if v.exclusive else _area(scores[:, i], own)
+            area = {} if v.exclusive else {**_area(scores[:, i], own), **_without(
+                seen[~own, i], patients[~own])}
             row["by_value"].append({"value": value, "n": int(own.sum()),
                                     **_share(seen[own, i], patients[own]), **area})
     if v.exclusive and len(v.values) == 2:
@@ -66,6 +68,13 @@ def _number(v: Variable, judged: Tensor, cells: Tensor) -> dict:
 def _area(scores: np.ndarray, positive: np.ndarray) -> dict:
     low, high = auroc_interval(scores, positive)
     return {"auroc": auroc(scores, positive), "auroc_low": low, "auroc_high": high}
+
+
+def _without(seen: np.ndarray, patients: np.ndarray) -> dict:
+    """How often a finding is seen where it is not, of as many."""
+    low, high = share_interval(seen, patients) if len(seen) else (math.nan, math.nan)
+    return {"n_without": len(seen), "without": float(seen.mean()) if len(seen) else math.nan,
+            "without_low": low, "without_high": high}
 
 
 def _share(right: np.ndarray, patients: np.ndarray) -> dict:

@@ -29,6 +29,7 @@ from minidiff.data.split import Row, equal_pairs, group_images
 from minidiff.data.table import Table
 from minidiff.errors import InputError, count, first_few
 from minidiff.runs import json_key
+from minidiff.variables import labels_in
 
 COLUMNS = ("sex", "age", "view")  # from which a classifier might predict the label
 LEVELS = ("error", "warning", "info")
@@ -308,6 +309,7 @@ def age_band(row: Row) -> str:
 
 def _by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
     found = defaultdict(list)
-    for row in rows:
-        found[row["label"]].append(row)
+    for row, labels in zip(rows, labels_in([row["label"] for row in rows])):
+        for label in labels:
+            found[label].append(row)
     return found

@@ -101,9 +101,11 @@ def baselines(found: dict[str, np.ndarray], labels: Sequence[str],
     cross-validation over patients: AUROC, its interval, n. A label is left out where it, or the
     rest, has fewer than 10 patients."""
     labels, patients, result = np.asarray(labels), np.asarray(patients), []
-    fold, names = fold_of(labels, patients), sorted(set(labels))
-    for label in names[:1] if len(names) == 2 else names:  # of two, both have the same numbers
-        ours = labels == label
+    fold, of_each = fold_of(labels, patients), var.labels_in(labels.tolist())
+    names = sorted({name for own in of_each for name in own})
+    two = len(names) == 2 and all(len(own) == 1 for own in of_each)
+    for label in names[:1] if two else names:  # of two, both have the same numbers
+        ours = np.array([label in own for own in of_each])
         if min(len(set(patients[ours])), len(set(patients[~ours]))) < FEWEST:
             continue
         for name, x in found.items():

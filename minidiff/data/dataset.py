@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from minidiff import distributed
+from minidiff import variables as var
+from minidiff.balance import turns
 from minidiff.counted import order, order_of_groups
 from minidiff.data import phantom, pixel_map
 from minidiff.data.files import typical_side
@@ -109,7 +111,8 @@ def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] 
            prior_share: float = 0.0) -> Callable[[Sequence[int]], list[int]]:
     """slots → which training image fills each.
 
-    balance: 0 leaves labels as frequent as they are, 1 makes all equally frequent. `prior_share` of
+    balance: 0 leaves labels and findings as frequent as they are, 1 makes all equally frequent (see
+    `balance.turns`). `prior_share` of
     the slots is filled from the prior folders: images of the same kind that keep a model from
     forgetting the rest (class-prior preservation of Ruiz et al. 2023, with real images).
     """
@@ -118,10 +121,10 @@ def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] 
     if not balance and not others:
         return lambda slots: order(len(rows), seed, slots)
     own = sorted(set(range(len(rows))) - set(others))
-    groups = [[i for i in own if rows[i]["label"] == label]
-              for label in sorted({rows[i]["label"] for i in own})]
-    most = max(map(len, groups))
-    shares = [round(len(group) ** (1 - balance) * most**balance) for group in groups]
+    cells = sorted({rows[i]["label"] for i in own})
+    groups = [[i for i in own if rows[i]["label"] == cell] for cell in cells]
+    counts = dict(zip(cells, map(len, groups)))
+    shares = [*turns(counts, balance, any(var.AND in cell for cell in cells)).values()]
     if others:
         groups, shares = [*groups, others], [
             *shares, max(1, round(sum(shares) * prior_share / (1 - prior_share)))]
@@ -199,13 +202,15 @@ def glance(folders: Sequence[str], tables: Mapping[str, Table], *, grey: bool | 
     a split that was made here is kept.
     """
     rows = [row for table in tables.values() for row in table.rows]
-    counts = Counter(row["label"] for row in rows)
+    of_each = {name: var.labels_in(table.column("label")) for name, table in tables.items()}
+    counts = Counter(label for several in of_each.values() for own in several for label in own)
     labels = sorted(label for label, _ in counts.most_common(WIDEST))
     others = ["others"] if len(counts) > WIDEST else []
     lines = [["", *(label if len(label) <= LONGEST else f"{label[:LONGEST]}…" for label in labels),
               *others, "images", "patients"]]
     for name, table in tables.items():
-        own = Counter(label if label in labels else "others" for label in table.column("label"))
+        own = Counter(label if label in labels else "others"
+                      for several in of_each[name] for label in several)
         cells = [*(own[label] for label in labels + others), len(table),
                  len(set(table.column("patient")))]
         lines.append([name, *(f"{n:,}" for n in cells)])

@@ -30,7 +30,7 @@ of image 10k+8: the same patient on another day, with another severity, position
 
 import os
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,7 @@ from minidiff.errors import InputError
 from minidiff.runs import beside, read_json, write_json
 
 LABELS = ("normal", "pneumonia", "covid")
+NO_FINDING = "No Finding"  # as NIH calls normal where images may have several findings
 ZONES = {"upper": 0.30, "middle": 0.52, "lower": 0.76}  # pneumonia's centre; 0 apex, 1 base
 SPOT, NODULE, HALO = 0.05, 1.4, 0.85  # a nodule: radius, air replaced, emphysema around it
 TUMOUR, PLEURA = 0.09, 0.03  # radius of a nodule of severity 1; half width of a pleural line
@@ -228,19 +229,27 @@ FINDINGS = {"pneumonia": _pneumonia, "covid": _covid, "nodule": _nodule,
 
 def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int = 0,
           confounding: float = 0.0, noise: float = 0.02, splits: dict[str, float] = SPLITS,
-          scarce: dict[str, float] | None = None, masks: bool = False) -> Path:
+          scarce: dict[str, float] | None = None, masks: bool = False,
+          findings: dict[str, float] | None = None) -> Path:
     """Write n phantoms as images/<label>/000017.png with metadata.csv; a finished folder of the
     same arguments is kept.
 
-    masks adds masks/lungs/ and masks/opacity/ beside images/. Splits are made by patient and
-    balanced within each label. Of a label in `scarce` only this share of the patients is written,
-    except in test: few to learn from, and enough to measure with. The folder appears whole or not
-    at all. Raises InputError when it holds anything else.
+    findings: the share of patients that has each, whatever else they have, e.g. {"nodule": .3}: in
+    place of LABELS, the labels are such as covid|nodule and "No Finding". masks adds masks/lungs/
+    and masks/opacity/ beside images/. Splits are made by patient and balanced within each label.
+    Of a label in `scarce` only this share of the patients is written, except in test: few to learn
+    from, and enough to measure with. The folder appears whole or not at all. Raises InputError when
+    it holds anything else.
     """
     folder = Path(folder)
     drawing = {"size": size, "confounding": confounding, "noise": noise}
     arguments = {"n": n, "seed": seed, **drawing, "splits": dict(splits),
-                 "scarce": dict(scarce or {}), "masks": masks}
+                 "scarce": dict(scarce or {}), "masks": masks,
+                 **({"findings": dict(findings)} if findings else {})}
+    for name, share in (findings or {}).items():
+        if name not in FINDINGS or not 0 <= share <= 1:
+            raise InputError(f"phantom: findings are {findings}, allowed: shares from 0 to 1 of "
+                             f"{', '.join(FINDINGS)}")
     if n < 1 or not splits or min(splits.values()) < 0 or sum(splits.values()) <= 0:
         raise InputError(f"phantom: n is {n} and splits are {splits}, allowed: n of 1 or more, "
                          "shares of 0 or more")
@@ -259,7 +268,8 @@ def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write_table(partial / "metadata.csv",
-                    _write_images(partial, n, seed, drawing, splits, scarce or {}, masks))
+                    _write_images(partial, n, seed, drawing, splits, scarce or {}, masks,
+                              findings))
         write_json(partial / "phantom.json", arguments)
         os.replace(partial, folder)
     except OSError:
@@ -270,14 +280,15 @@ def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int
     return folder
 
 
-def _write_images(folder, n, seed, drawing, splits, scarce, masks) -> list[dict[str, str]]:
+def _write_images(folder, n, seed, drawing, splits, scarce, masks, findings) -> list[dict]:
     """Write the PNGs and return their rows; a patient goes to the split farthest behind its share.
     """
-    counts = {label: {name: 0 for name, share in splits.items() if share > 0} for label in LABELS}
+    counts = defaultdict(lambda: {name: 0 for name, share in splits.items() if share > 0})
     patients, home, rows = Counter(), {}, []
     for index in tqdm(range(n), desc="drawing phantoms", unit="image"):
-        p = phantom(seed, index, **drawing)
+        p = phantom(seed, index, **drawing, label=_drawn(findings, seed, index))
         label, patient = p.row["label"], p.row["patient"]
+        label = NO_FINDING if findings and label == "normal" else label
         done, share = counts[label], scarce.get(label, 1.0)
         if patient not in home:
             split = min(done, key=lambda name: (done[name] + 0.5) / splits[name])
@@ -289,10 +300,18 @@ def _write_images(folder, n, seed, drawing, splits, scarce, masks) -> list[dict[
         done[split] += 1
         if not kept:
             continue
-        name = f"{label}/{index:06d}.png"
+        name = f"{label.replace('|', '+')}/{index:06d}.png"  # Windows has no | in names
         images.write(folder / "images" / name, p.image)
         if masks:
             images.write(folder / "masks/lungs" / name, p.lungs * np.uint8(255))
             images.write(folder / "masks/opacity" / name, p.opacity * np.uint8(255))
-        rows.append({"file_name": f"images/{name}", "label": label, "split": split, **p.row})
+        rows.append({"file_name": f"images/{name}", "label": label, "split": split,
+                     **{**p.row, "label": label}})
     return rows
+
+
+def _drawn(findings, seed, index) -> str | None:
+    """The findings of a patient, each drawn by itself; None: as the index has it."""
+    u = np.random.default_rng((seed, index - (index % 10 == 9), 2)).random(len(findings or ()))
+    there = [name for name, x in zip(findings or (), u) if x < findings[name]]
+    return ("|".join(there) or "normal") if findings else None

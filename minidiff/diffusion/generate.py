@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoise, Denoiser
-from minidiff.diffusion.guidance import EVERYWHERE, Arrows, guided
+from minidiff.diffusion.guidance import EVERYWHERE, Arrows, guided, own_scales
 from minidiff.diffusion.inpainting import keeping, resampled
 from minidiff.diffusion.samplers import NOISY, SAMPLERS, Sampler, SeededNoise, ddim
 from minidiff.diffusion.schedule import LADDERS, Ladder, Schedule
@@ -28,7 +28,7 @@ from minidiff.diffusion.vae import VAE
 from minidiff.errors import InputError
 from minidiff.overlap import send
 from minidiff.pixels import TOP, at_once, laid_in, require_finite, rounded, to_depth, to_float
-from minidiff.variables import Labels
+from minidiff.variables import Labels, findings_of
 
 DECODE = 8  # images in one pass of the VAE, at most: it takes far more memory than the UNet
 
@@ -44,7 +44,7 @@ class Recipe:
     eta: float = 0.0                             # 0 … 1, fresh noise in ddim
     interval: tuple[float, float] = EVERYWHERE   # guided noise levels: 0 ≤ low < σ ≤ high
     rescale: float = 0.0                         # 0 … 1, how far guidance keeps the output's std
-    scales: Mapping[str, float] = field(default_factory=dict, hash=False)  # guidance by variable
+    scales: Mapping[str, float] = field(default_factory=dict, hash=False)  # by variable or finding
     strength: float = 1.0                        # above 0 … 1, share of steps from a real image
     invert: bool = False                         # from the real image's own noise, not the seed's
     resample: int = 1                            # 1 or more, times that each step is taken
@@ -105,14 +105,18 @@ class Recipe:
                   f"--ladder {self.ladder} spends many of its steps on pure noise; --ladder "
                   "trailing does not")
 
-    def scale(self, names: Sequence[str]) -> float | dict[str, float]:
-        """What `guided` takes as its scale for a model conditioned on these variables."""
-        for name in sorted(self.scales.keys() - set(names)):
-            near = "".join(f"; nearest: {n}" for n in get_close_matches(name, names, 1, cutoff=0.0))
-            raise InputError(f"guidance of {name!r}: the model has no such condition; it has "
-                             f"{', '.join(names) or 'none'}{near}")
+    def scale(self, names: Sequence[str],
+              findings: Sequence[str] = ()) -> float | dict[str, float]:
+        """What `guided` takes as its scale for a model conditioned on these variables, whose
+        findings may have scales of their own."""
+        for name in sorted(self.scales.keys() - {*names, *findings}):
+            near = "".join(f"; nearest: {n}" for n in get_close_matches(
+                name, [*names, *findings], 1, cutoff=0.0))
+            raise InputError(f"guidance of {name!r}: the model has no such condition"
+                             f"{' or finding' * bool(findings)}; it has "
+                             f"{', '.join([*names, *findings]) or 'none'}{near}")
         each = {name: self.scales.get(name, self.guidance) for name in names}
-        return each if self.scales else self.guidance
+        return each if self.scales.keys() & set(names) else self.guidance
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,10 +285,14 @@ class Pipeline:
                 arrows: Arrows | None = None) -> Denoise:
         assert all(len(value) == n for value in labels.values()), "one label for each seed"
         labels = {name: send(value, self._device) for name, value in labels.items()}
+        variables = self.conditioner.variables
+        scale = recipe.scale([*labels], findings := findings_of(variables))
+        flips = own_scales(variables, scale, {
+            name: own for name, own in recipe.scales.items() if name in {*findings} - {*labels}})
         with self.autocast():  # never round a yield: the caller of a generator would run under it
-            denoise = guided(self.denoiser, labels, self.conditioner.null(n, self._device),
-                             recipe.scale([*labels]), interval=recipe.interval,
-                             rescale=recipe.rescale, against=self.against, arrows=arrows)
+            denoise = guided(self.denoiser, labels, self.conditioner.null(n, self._device), scale,
+                             interval=recipe.interval, rescale=recipe.rescale,
+                             against=self.against, flips=flips, arrows=arrows)
 
         def run(x: Tensor, sigma: Tensor) -> Tensor:
             with self.autocast():

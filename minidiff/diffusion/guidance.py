@@ -3,6 +3,7 @@
     plain        D(∅) + w·(D(y) − D(∅)), ∅: all variables null     Ho & Salimans 2022, eq. 6
     by variable  D(∅) + Σ_k w_k·(D(S_k) − D(S_{k−1}))              Brooks et al. 2023, eq. 3,
                  for any number of sets ∅ ⊂ S_1 ⊂ S_2 ⊂ … ⊂ y
+    by finding   … + Σ_f (w_f − w)·(D(y) − D(y with f flipped))    after Liu et al. 2022, eq. 11
     by a weaker  W(y) + w·(D(y) − W(y))                            Karras et al. 2024
                  model W (autoguidance)
     interval     w = 1 unless low < σ ≤ high                       Kynkäänniemi et al. 2024
@@ -17,6 +18,11 @@ weight 0 is computed: a step costs one estimate for each scale other than 0 and 
 they start from, which is ∅ or the variables of scale 1. One batch holds them all. The composition
 of Liu et al. 2022 (eq. 11) adds up D({i}) − D(∅) instead: it takes variables for independent given
 the image, and with equal scales it is not plain guidance.
+
+A finding may have a scale of its own. Flipped, it is absent where it was asked for and present
+where it was not, all else as asked. D(y) − D(flipped) is σ² times the gradient of the log odds of f
+given x and the others, so a scale above w says f more clearly, present or absent, and one equal to
+w is plain guidance. It costs one estimate for each finding whose scale is not w.
 """
 
 import math
@@ -29,34 +35,40 @@ from torch import Tensor
 from minidiff.diffusion.denoiser import Denoise, Denoiser
 from minidiff.diffusion.model import Model
 from minidiff.errors import InputError
-from minidiff.variables import Labels
+from minidiff.variables import Labels, Variable
 
 EVERYWHERE = (0.0, 1e9)  # the interval of all σ; plain numbers, for JSON knows no infinity
 Arrows = list[tuple[float, Tensor]]
+Flip = tuple[str, int, float]  # a variable of findings, the place of one, and its w_f − w
 
 
 def guided(denoiser: Denoiser, labels: Labels, null: Labels,
            scale: float | Mapping[str, float] = 1.0, *, interval: tuple[float, float] = EVERYWHERE,
            rescale: float = 0.0, against: Denoiser | None = None,
-           arrows: Arrows | None = None) -> Denoise:
+           flips: Sequence[Flip] = (), arrows: Arrows | None = None) -> Denoise:
     """The guided denoiser of these N images as a closure; sigma is one level for all of them.
 
     `scale` is one number, or one for each variable. `against` is a weaker model of the same labels,
-    which takes the place of the null labels. Each call appends to `arrows` σ and how far guidance
-    moved each image's estimate, (N,): the root mean square of guided − unguided, in units of z.
-    What depends on the labels alone is computed here, not in each call.
+    which takes the place of the null labels. `flips`: findings with scales of their own. Each call
+    appends to `arrows` σ and how far guidance moved each image's estimate, (N,): the root mean
+    square of guided − unguided, in units of z. What depends on the labels alone is computed here,
+    not in each call.
     """
     if against is None:
         sets = nested_sets(labels, null, scale)
+    elif flips:
+        raise InputError("guidance by a weaker model has one scale: no finding has its own")
     else:
         sets = [(labels, 1.0), (labels, common_scale(scale))]
     all_labels, strongest = sets[-1]
     conditional = conditioned(denoiser, all_labels)
     low, high = interval
-    if strongest == 1:
+    if strongest == 1 and not flips:
         low = math.inf  # nothing to guide: no σ lies inside
     elif against is None:
-        estimates = batched_cfg(denoiser, [part for part, _ in sets])
+        estimates = batched_cfg(denoiser, [
+            *(flipped(all_labels, name, place) for name, place, _ in flips),
+            *(part for part, _ in sets)])
     else:
         estimates = autoguidance(conditioned(against, labels), conditional)
 
@@ -64,10 +76,12 @@ def guided(denoiser: Denoiser, labels: Labels, null: Labels,
         if not low < float(sigma) <= high:
             out = unguided = conditional(x, sigma)
         else:
-            parts = estimates(x, sigma)
+            without, parts = (both := estimates(x, sigma))[: len(flips)], both[len(flips) :]
             out, unguided = parts[0], parts[-1]
             for (_, weight), lower, upper in zip(sets[1:], parts, parts[1:]):
                 out = out + weight * (upper - lower)
+            for (_, _, weight), estimate in zip(flips, without):
+                out = out + weight * (unguided - estimate)
             if rescale:
                 out = rescaled(out, unguided, denoiser.kept(x, sigma), rescale)
         if arrows is not None:
@@ -109,6 +123,30 @@ def nested_sets(labels: Labels, null: Labels,
         chosen |= {name for name, w in scales.items() if w == weight}
         sets.append(({name: (labels if name in chosen else null)[name] for name in labels}, weight))
     return sets
+
+
+def own_scales(variables: Sequence[Variable], scale: float | Mapping[str, float],
+               findings: Mapping[str, float]) -> list[Flip]:
+    """The findings whose scale is not that of their variable.
+
+    InputError for one whose variable is not guided at all, for then D(y) is not computed.
+    """
+    flips = []
+    for name, own in findings.items():
+        v = next(v for v in variables if not v.exclusive and name in v.values)
+        common = scale[v.name] if isinstance(scale, Mapping) else scale
+        if common == 0:
+            raise InputError(f"guidance of finding {name!r}: {v.name} has scale 0, and is left out")
+        if own != common:
+            flips.append((v.name, v.values.index(name), own - common))
+    return flips
+
+
+def flipped(labels: Labels, name: str, place: int) -> Labels:
+    """The labels with one finding absent where it was present, and the other way round; cells that
+    are unknown or null stay."""
+    cells = labels[name]
+    return {**labels, name: torch.where(cells >= 0, cells ^ (1 << place), cells)}
 
 
 def common_scale(scale: float | Mapping[str, float]) -> float:

@@ -26,6 +26,7 @@ from minidiff.evaluation import pages
 from minidiff.evaluation.card_items import CARDS, RESEARCH, SUMMARY
 from minidiff.evaluation.verify import read_as_then
 from minidiff.root import Rooted, reading_of
+from minidiff.variables import labels_in
 
 KINDS = ("vae", "diffusion", "samples", "classifier", "report", "matrix", "audit", "readers")
 BLANK = "▢ **TO BE FILLED IN BY A PERSON**"
@@ -182,11 +183,11 @@ def read_again(kind: str, run: Path) -> dict[str, tuple[Any, list[str]]]:
         print(f"the data cannot be read again, so patients are not counted: {error}")
         return facts
     # split → (label, images, patients)
-    images = Counter((row["split"], row["label"]) for row in table.rows)
-    patients = Counter(key[:2] for key in {(row["split"], row["label"], row["patient"])
-                                           for row in table.rows})
+    of_each = [(row["split"], label, row["patient"]) for row, own in zip(
+        table.rows, labels_in(table.column("label"))) for label in own]
+    images, patients = (Counter(key[:2] for key in keys) for keys in (of_each, {*of_each}))
     splits = {split: [(label, images[split, label], patients[split, label])
-                      for label in table.labels] for split in SPLITS}
+                      for label in sorted({label for _, label, _ in of_each})] for split in SPLITS}
     written = runs.read_json(record)["facts"].get("data") if record.is_file() else None
     # a classifier keeps a fingerprint of each split; an audit trains on nothing
     now = ({split: table.select(split=split).fingerprint for split in SPLITS}

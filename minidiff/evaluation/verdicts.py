@@ -219,6 +219,10 @@ def _agreement(rows: Sequence[Mapping], filters: Mapping) -> list[dict]:
             # older reports count every image
             answer, ends = no_worse(r["accuracy"], r.get("worth", r["n"]), truth["accuracy"],
                                     truth.get("worth", truth["n"]))
+            if r.get("kind") == "findings":  # all at once may be right where none is ever seen
+                apart = [beyond(v["low"] - v["without_high"], v["high"] - v["without_low"], 0)
+                         for v in r["by_value"] if v.get("n_without")]
+                answer = in_every([answer, *apart])
             more |= {"about": "label", "answer": answer, "difference": list(ends)}
         elif r["kind"] == "number":
             more |= {"about": "number", "answer": beyond(r["within_low"], r["within_high"], 0)}

@@ -7,6 +7,10 @@ rows are sorted by their conditions, and every (rows / images)th is taken from a
 synthetic patients have the joint distribution of age, sex and view of the real ones, without the
 luck of independent draws (which gave 60 of 100 AP where training has 53).
 
+Findings, of which an image may have several, are drawn as whole cells, Edema|Effusion, as often as
+the real rows have them, or balanced (`balance.turns`). A combination that no real row has may be
+asked for by name; its other conditions are drawn from all rows.
+
 Conditions that are to be independent of the label are drawn from the rows of all labels, each label
 weighing the same, and every label gets the same list of them: in the set that is made, the label
 tells nothing about source, view or age.
@@ -22,6 +26,7 @@ import torch
 
 from minidiff import cells
 from minidiff import variables as var
+from minidiff.balance import turns
 from minidiff.counted import ROWS, seeded
 from minidiff.data.dialects import read_lines
 from minidiff.errors import InputError
@@ -32,13 +37,15 @@ SET = 100       # images a set, each with its contact sheet
 NULL = "null"   # a cell that is dropped, as for guidance
 RETRY = 10**9   # seeds from one attempt at an image to the next: no image of any set has them
 SHARED = -1     # slot of the draw that all labels share; their own count from 0
+DRAWN = ""      # in place of a label: findings are drawn, too
 
 
 def plan(variables: Sequence[var.Variable], known: Sequence[Row], *,
          like: Sequence[Row] | None = None, labels: Sequence[str] = (), per_label: int = SET,
          sets: int = 0, given: Sequence[str] = (), independent: Sequence[str] = (),
-         seed: int = 0) -> list[Row]:
+         balance: float = 0.0, seed: int = 0) -> list[Row]:
     """Rows for `per_label` images of each label, or for `sets` of 100; every set holds all labels.
+    Where labels are findings and none are named, `per_label` times their number are drawn together.
 
     known: the model's training rows; conditions are drawn from them, or from `like`. given:
     `name=value`, `name=low:high` (spread evenly), `name=` (unknown) or `name=null`. independent:
@@ -48,16 +55,24 @@ def plan(variables: Sequence[var.Variable], known: Sequence[Row], *,
     by_name = {v.name: v for v in variables}
     fixed = read_given(given, by_name)
     check_independent(independent, by_name, fixed)
+    several = "label" in by_name and not by_name["label"].exclusive
+    if balance and (labels or not several):
+        raise InputError(f"--balance {balance:g}: it is for findings that are drawn, and "
+                         + ("--label names them" if several else "labels that exclude each other "
+                            "get --per-label images each"))
     labels, like = _labels(labels, by_name, known), known if like is None else like
-    k = len(labels)
-    counts = [len(range(place, sets * SET, k)) if sets else per_label for place in range(k)]
+    k, each = len(labels), per_label * (len(by_name["label"].values) if labels == [DRAWN] else 1)
+    counts = [len(range(place, sets * SET, k)) if sets else each for place in range(k)]
     pool = [row for row in like
-            if not independent or row.get("label") in by_name["label"].values]
-    shared = _shared([by_name[name] for name in independent], pool, max(counts), seed)
+            if not independent or several or row.get("label") in by_name["label"].values]
+    shared = _shared([by_name[name] for name in independent], pool, max(counts), several, seed)
     columns = []
     for place, (label, n) in enumerate(zip(labels, counts)):
-        pool = [row for row in like if "label" not in by_name or row.get("label", label) == label]
-        own = _of_label(label, n, variables, pool, fixed, seeded(seed, sum(counts[:place]), ROWS))
+        pool = [row for row in like if "label" not in by_name or label == DRAWN
+                or row.get("label", label) == label]
+        pool = pool or (list(like) if several else [])
+        own = _of_label(label, n, variables, pool, fixed, seeded(seed, sum(counts[:place]), ROWS),
+                        balance)
         columns.append([row | cells for row, cells in zip(own, shared)])
     return numbered([columns[i % k][i // k] for i in range(sum(counts))], seed)
 
@@ -215,8 +230,14 @@ def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable],
         return [alone]
     variable = by_name["label"]
     labels = rejoined(labels, variable.values.__contains__)
-    var.encode([variable], [{"label": label, "where": "--label"} for label in labels])
-    chosen = [spelled(variable, label) for label in labels or variable.values]
+    codes = var.encode([variable], [{"label": label, "where": "--label"} for label in labels])
+    if not variable.exclusive:  # Effusion|Edema as the rows have it, Edema|Effusion
+        cells = {row["label"]: variable.encode(row["label"]) for row in known}
+        first = {code: cell for cell, code in reversed(cells.items())}
+        labels = [first.get(code, spelled(variable, label)) for label, code in zip(
+            labels, codes["label"].tolist())] or [DRAWN]
+    chosen = ([spelled(variable, label) for label in labels or variable.values]
+              if variable.exclusive else labels)
     if len(set(chosen)) < len(chosen):
         raise InputError(f"--label {' '.join(chosen)}: one is named twice")
     return chosen
@@ -237,26 +258,32 @@ def _check(variable: var.Variable, cell: str, where: str) -> None:
         variable.encode(cell, where)
 
 
-def _shared(variables: Sequence[var.Variable], known: Sequence[Row], n: int,
+def _shared(variables: Sequence[var.Variable], known: Sequence[Row], n: int, several: bool,
             seed: int) -> list[Row]:
-    """The n joint cells that all labels get, from rows of all labels, each label weighing alike."""
+    """The n joint cells that all labels get, from rows of all labels, each label weighing alike, or
+    each row where labels are several findings."""
     if not variables or not known:  # without a row, _of_label will say so
         return [{}] * n
     sizes = Counter(row["label"] for row in known)
-    weights = [lcm(*sizes.values()) // sizes[row["label"]] for row in known]
+    weights = [1 if several else lcm(*sizes.values()) // sizes[row["label"]] for row in known]
     drawn = _systematic(known, n, variables, seeded(seed, SHARED, ROWS), weights)
     return [{v.name: row.get(v.name, "") for v in variables} for _, row in drawn]
 
 
-def _of_label(label: str, n: int, variables: Sequence[var.Variable], pool: Sequence[Row],
-              fixed: Row, generator: torch.Generator) -> list[Row]:
-    """n rows of one label, with what is fixed in place of what was drawn."""
+def _of_label(asked: str, n: int, variables: Sequence[var.Variable], pool: Sequence[Row],
+              fixed: Row, generator: torch.Generator, balance: float = 0.0) -> list[Row]:
+    """n rows of one label, or of all that are drawn, with what is fixed in place of what was
+    drawn."""
     if not pool:
-        raise InputError(f"label {label!r}: there is no real row of this label to draw conditions "
+        raise InputError(f"label {asked!r}: there is no real row of this label to draw conditions "
                          "from")
     ranges = [v.name for v in variables if not v.values and ":" in fixed.get(v.name, "")]
+    sizes = Counter(row.get("label", "") for row in pool)
+    due = turns(sizes, balance, True) if balance else sizes
+    weights = [due[row.get("label", "")] / sizes[row.get("label", "")] for row in pool]
     rows = []
-    for i, real in _systematic(pool, n, variables, generator, [1] * len(pool)):
+    for i, real in _systematic(pool, n, variables, generator, weights):
+        label = asked or real["label"]
         row = {"label": label, **{v.name: real.get(v.name, "") for v in variables}, **fixed}
         for name in ranges:
             low, high = map(float, fixed[name].split(":"))
@@ -266,7 +293,7 @@ def _of_label(label: str, n: int, variables: Sequence[var.Variable], pool: Seque
 
 
 def _systematic(pool: Sequence[Row], n: int, variables: Sequence[var.Variable],
-                generator: torch.Generator, weights: Sequence[int]) -> list[tuple[int, Row]]:
+                generator: torch.Generator, weights: Sequence[float]) -> list[tuple[int, Row]]:
     """n rows sampled by weight along their order by these variables: (place, row), shuffled."""
     coarse_first = sorted(variables, key=lambda v: list(var.KINDS).index(v.kind))
 

@@ -48,5 +48,5 @@ def average(cfg: AverageConfig) -> None:
     store.save_vae(out, pipeline.vae, size=facts["size"], trained_on=facts.get("trained_on", []))
     store.save_model(out, pipeline.denoiser.net, pipeline.denoiser.schedule,
                      pipeline.denoiser.prediction, **{**facts, "step": step, "std": cfg.std})
-    print(f"{out}: averaged with a standard deviation of {cfg.std:g} of the run, up to step {step}; "
+    print(f"{out}: averaged with a standard deviation of {cfg.std:g} of the run up to step {step}; "
           f"the {len(kept)} kept averages give that profile to within {error:.1%}")

@@ -1,6 +1,7 @@
 """The pictures of a training run: loss.png, grids/ and strips/ of samples, reconstructions.png."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from minidiff.diffusion.generate import Pipeline, Recipe
 from minidiff.evaluation.metrics.pairwise import distances, equalised
 from minidiff.names import text
 from minidiff.pixels import to_depth, within
+
+ROWS_AT_MOST = 16  # labels of a grid: findings stand together in hundreds of ways
 
 
 def draw_losses(run: Path, names: Sequence[str]) -> None:
@@ -52,11 +55,11 @@ def draw_pictures(run: Path, done: int, pipeline: Pipeline, train: Images, *, gu
                   seed: int) -> None:
     """loss.png, and samples after `done` steps; all ranks take part, for the model may be sharded.
 
-    grids/ has eight samples a label, always with the same seeds and the same training rows;
-    strips/ some of them above the training image that each is nearest to.
+    grids/ has eight samples of each of the commonest labels, always with the same seeds and
+    the same training rows; strips/ some of them above the training image that each is nearest to.
     """
-    chosen = []
-    for k, label in enumerate(train.table.labels):
+    chosen, labels = [], Counter(train.table.column("label")).most_common(ROWS_AT_MOST)
+    for k, label in enumerate(sorted(dict(labels))):
         rows = train.table.select(label=label).rows
         chosen += [rows[int(u * len(rows))] for u in uniform(seed, [k], ROWS, 8)[0].tolist()]
     labels = var.encode(pipeline.conditioner.variables, chosen)

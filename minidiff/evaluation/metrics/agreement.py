@@ -109,27 +109,40 @@ def _centred(x: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def certainty(judge: Predictor | None, labels: Sequence[str], pixels: Tensor) -> np.ndarray | None:
-    """The judge's probability of the label of each image, (n,); None where it cannot read them."""
+    """The judge's probability of the label of each image, (n,); None where it cannot read them. Of
+    findings it is the product over all of them."""
     if not reads(judge, labels):
         return None
-    names = _label_values(judge)
-    index = torch.tensor([names.index(label) for label in labels])
-    return judge.predict(pixels)["label"].gather(1, index[:, None])[:, 0].double().numpy()
+    v, p = _label(judge), judge.predict(pixels)["label"].double()
+    asked = _asked(v, labels)
+    return torch.where(asked, p, 1.0 if v.exclusive else 1 - p).prod(1).numpy()
 
 
 def reads(judge: Predictor | None, labels: Sequence[str]) -> bool:
     """Is there a judge, and does it know each of these labels?"""
-    return bool(judge) and set(labels) <= set(_label_values(judge))
+    return bool(judge) and bool(v := _label(judge)) and not _unknown(v, labels)
 
 
 def recognised(judge: Predictor, pixels: Tensor, labels: Sequence[str]) -> Tensor:
-    """Does the judge read each image as the label that was asked for? (n,) bool."""
-    names = _label_values(judge)
-    if unknown := sorted(set(labels) - set(names)):
-        raise InputError(f"the classifier knows {', '.join(names)}, not {', '.join(unknown)}")
-    index = torch.tensor([names.index(label) for label in labels])
-    return judge.predict(pixels)["label"].argmax(1) == index
+    """Does the judge read each image as the label that was asked for, of findings every one as it
+    was? (n,) bool."""
+    v = _label(judge)
+    if unknown := _unknown(v, labels):
+        raise InputError(f"the classifier knows {', '.join(v.values) if v else 'no label'}, not "
+                         f"{', '.join(unknown)}")
+    return (v.seen(judge.predict(pixels)["label"]) == _asked(v, labels)).all(1)
 
 
-def _label_values(judge: Predictor) -> tuple[str, ...]:
-    return next((v.values for v in judge.variables if v.name == "label"), ())
+def _label(judge: Predictor) -> Variable | None:
+    return next((v for v in judge.variables if v.name == "label"), None)
+
+
+def _unknown(v: Variable | None, labels: Sequence[str]) -> list[str]:
+    """Labels, or findings in them, that the judge does not know."""
+    each = set(labels) if not v or v.exclusive else set().union(
+        *(var.present("label", label) for label in set(labels)))
+    return sorted(each - set(v.values if v else ()))
+
+
+def _asked(v: Variable, labels: Sequence[str]) -> Tensor:
+    return v.bits(var.encode([v], [{"label": label} for label in labels])["label"])

@@ -10,7 +10,7 @@ from minidiff.data.table import Table
 from minidiff.errors import InputError
 from minidiff.variables import RESERVED, Findings, Number, infer
 
-NO_CONDITION = (*RESERVED, "label", "source")
+NO_CONDITION = (*RESERVED, "source")
 MOST_VALUES = 8             # of a category that is shown by value
 
 
@@ -33,6 +33,8 @@ def groups(tables: Mapping[str, Table]) -> tuple[dict[str, dict[str, np.ndarray]
         if not any(cells["synthetic"]):
             continue
         try:
+            if name == "label" and v.exclusive:  # figures go by label already
+                continue
             if not v.exclusive:
                 found |= _each_finding(v, cells)
                 continue

@@ -233,16 +233,20 @@ def generators(found: Mapping[str, Mapping]) -> Table:
 
 def sets(images: Mapping[str, Mapping], known: Mapping[str, int], exclusive: bool) -> Table:
     """Patients and images of each set, and the images of each label or finding."""
-    counts = {}
-    for name, cells in images.items():
-        counts[name] = Counter()
-        for cell, n in cells.items():
-            own = [cell] if exclusive else present("label", cell) or [NONE]
-            counts[name].update(dict.fromkeys(own, n))
+    counts = {name: of_each(cells, exclusive) for name, cells in images.items()}
     names = sorted({label for own in counts.values() for label in own})
     return Table(("set", "patients", "images", *names),
                  [(name, known.get(name, "–"), sum(images[name].values()),
                    *(own[label] for label in names)) for name, own in counts.items()])
+
+
+def of_each(cells: Mapping[str, int], exclusive: bool) -> Counter:
+    """Images of each label, or with each finding or none, from those of each cell."""
+    counts = Counter()
+    for cell, n in cells.items():
+        own = [cell] if exclusive else present("label", cell) or [NONE]
+        counts.update(dict.fromkeys(own, n))
+    return counts
 
 
 def judge(rows: Sequence[Mapping]) -> Table:
@@ -319,9 +323,10 @@ def printed(summary: Mapping) -> str:
         f"{a['variable']} {_right(a)}" for a in summary["judge"])]
     for name, differ in summary["differences"].items():
         images = summary["images"][name]
-        of_each = ", ".join(f"{n} {label}" for label, n in sorted(images.items()))
+        counts = of_each(images, summary.get("exclusive", True))
+        named = ", ".join(f"{n} {label}" for label, n in sorted(counts.items()))
         lines.append(f"\n{name}: {count(sum(images.values()), 'image')} of "
-                     f"{count(summary['patients'][name], 'patient')} ({of_each})")
+                     f"{count(summary['patients'][name], 'patient')} ({named})")
         if audit.get("shortcut"):
             lines.append("  SHORTCUT: see above")
         rows = [row for row in summary["arms"] if row["test_set"] == name]
