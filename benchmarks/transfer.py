@@ -8,8 +8,8 @@ Declared before anything was trained, and kept in transfer.json:
 
     curve    balanced accuracy at 5, 10, 25 and 100 % of the real images, of networks that began at
              these, at generated ones, or at other real ones; primary is NAME-then-real@5% minus
-             real-then-real@5%. Phantoms: 5 seeds. X-rays: pneumonia against normal within NIH, 3
-             seeds; other real images, of the covid collections, ask for the view (--init)
+             real-then-real@5%. X-rays: pneumonia against normal within NIH, without 10 %; the other
+             real images, of the covid collections, ask for the view (--init). 3 seeds
     style    SDEdit with the condition `source` and inversion, both ways, beside histogram matching
              and the VAE alone
 
@@ -19,7 +19,8 @@ be drawn as either hospital shows it, so the true other image is known. Figures 
 low, high] at 95 %:
 
     named    share that the judge of hospitals reads as the other one
-    told     AUROC with which its score tells the styled images from real ones of the other one
+    told     AUROC with which its score tells the styled images from real ones of the other one; .5:
+             not at all; null: ends that are not known, at 0 and 1
     disease  share whose label the judge reads as before
     right    share whose label it reads as it truly is
     error    rms difference from the true image without grain, grey levels
@@ -30,6 +31,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +43,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.counterfactuals import INVERTED, made, mean, share, through_vae  # noqa: E402
 from minidiff import runs  # noqa: E402
 from minidiff.classification.predictor import Predictor  # noqa: E402
+from minidiff.classification.scores import finite  # noqa: E402
 from minidiff.data import images  # noqa: E402
 from minidiff.data.dataset import load_pixels  # noqa: E402
 from minidiff.data.dialects import read_csv  # noqa: E402
 from minidiff.data.phantom import phantom, write  # noqa: E402
-from minidiff.data.table import read_table, write_table  # noqa: E402
+from minidiff.data.table import Table, read_table, write_table  # noqa: E402
 from minidiff.diffusion.generate import Recipe  # noqa: E402
 from minidiff.pixels import to_grey  # noqa: E402
 from minidiff.sampling import edits  # noqa: E402
@@ -59,9 +62,8 @@ METHODS = {**{f"SDEdit {s:g}": Recipe(strength=s) for s in (0.3, 0.5, 0.7)},
            "inversion 1": INVERTED}
 
 
-def arms(starts: str) -> str:
-    return " ".join(f"{start}{at}" for at in ("@5%", "@10%", "@25%", "")
-                    for start in starts.split())
+def arms(starts: str, shares: tuple[str, ...]) -> str:
+    return " ".join(f"{start}{at}" for at in shares for start in starts.split())
 
 
 MODEL = """
@@ -77,9 +79,10 @@ COMMANDS = {
     ("phantom", "curve"): f"""{MODEL}
 sample.py --root R/model --given source=north --per-label 150 --out R/made
 classify.py --root R/curve --data R/real --synthetic made=R/made --other same=R/north other=R/south
-    {STUDY} --seeds 5 --positive covid
+    {STUDY} --seeds 3 --positive covid
     --primary made-then-real@5%:real-then-real@5%@test:balanced_accuracy
-    --arms {arms("real real-then-real made-then-real same-then-real other-then-real")}
+    --arms {arms("real real-then-real made-then-real same-then-real other-then-real",
+                 ("@5%", "@10%", "@25%", ""))}
 """,
     ("phantom", "style"): MODEL + JUDGES,
     ("cxr", "curve"): f"""
@@ -87,7 +90,8 @@ classify.py --root R/view --data R/elsewhere --target view --arms real --seeds 1
 classify.py --root R/curve --data R/nih --synthetic phantoms=R/phantoms {STUDY} {REAL} --seeds 3
     --init R/view/classifier/arms/real/0 --positive pneumonia
     --primary phantoms-then-real-scratch@5%:real-then-real-scratch@5%@test:balanced_accuracy
-    --arms {arms("real-scratch real-then-real-scratch phantoms-then-real-scratch real")}
+    --arms {arms("real-scratch real-then-real-scratch phantoms-then-real-scratch real",
+                 ("@5%", "@25%", ""))}
 """,
     ("cxr", "style"): f"{MODEL}{JUDGES} {REAL}"}
 SOURCES = {"phantom": (("north", "south"), ("south", "north")),
@@ -148,7 +152,8 @@ def prepare(world: str, root: Path, cxr: Path) -> str:
 
 def curve(root: Path) -> dict:
     summary = runs.read_json(root / "curve/classifier/summary.json")
-    keys = ("arm", "against", "difference", "interval", "answer", "primary")
+    keys = ("arm", "against", "difference", "interval", "by_seed", "patients", "answer",
+            "primary")
     return {"points": [row for row in summary["learning"] if row["metric"] == "balanced_accuracy"],
             "differences": [{key: d[key] for key in keys} for d in summary["differences"]["test"]
                             if d["metric"] == "balanced_accuracy"]}
@@ -161,20 +166,23 @@ def matched(pixels: Tensor, target: Tensor) -> Tensor:
     return levels[(ranks * (len(levels) - 1)).round().long()].view_as(pixels)
 
 
+def of_source(table: Table, source: str, split: str, most: int | None = None) -> Table:
+    rows = [row for row in table.select(split=split).rows if row["source"] == source]
+    return replace(table, rows=rows[:most])
+
+
 def style(world: str, root: Path, data: str, n: int = 100) -> list[dict]:
     pipeline, _ = open_pipeline(root / "model/diffusion", "cpu")
     judge = Predictor.load(root / "judges/classifier/judge")
     table, found = read_table(data.split()), []
     for here, there in SOURCES[world]:
-        own, others, training = (table.select(split=split) for split in ("test", "test", "train"))
-        own.rows[:] = [row for row in own.rows if row["source"] == here][:n]
-        for part in (others, training):
-            part.rows[:] = [row for row in part.rows if row["source"] == there]
-        (rows, x), (_, real), (_, known) = (load_pixels(t, SIDE) for t in (own, others, training))
+        (own, x), (_, real), (_, known) = (load_pixels(part, SIDE) for part in (
+            of_source(table, here, "test", n), of_source(table, there, "test"),
+            of_source(table, there, "train")))
         x, real, known = (to_grey(pixels[:]) for pixels in (x, real, known))
         variables = pipeline.conditioner.variables
         rows = [{**edits.changed(variables, {"source": there}, row)[0], "index": k}
-                for k, row in enumerate(rows.rows)]
+                for k, row in enumerate(own.rows)]
         done = {"none: the original": x, "the VAE alone": through_vae(pipeline, x),
                 "histogram matching": matched(x, known)}
         truth = None
@@ -191,6 +199,13 @@ def style(world: str, root: Path, data: str, n: int = 100) -> list[dict]:
     return found
 
 
+def asked(root: Path) -> list[float]:
+    """Share of the generated images in which the judge reads the label that was asked for."""
+    table, pixels = load_pixels(read_table(str(root / "made"), split=False), SIDE)
+    judge = Predictor.load(root / "judges/classifier/judge")
+    return share(labels_of(judge, to_grey(pixels[:])) == np.array(table.column("label")))
+
+
 def labels_of(judge: Predictor, pixels: Tensor) -> np.ndarray:
     values = next(v.values for v in judge.variables if v.name == "label")
     return np.array(values)[judge.predict(pixels)["label"].argmax(1)]
@@ -204,7 +219,7 @@ def measured(judge: Predictor, y: Tensor, real: Tensor, there: str, before: np.n
     scores, positive = np.r_[ours, theirs], np.arange(len(ours) + len(theirs)) >= len(ours)
     after = labels_of(judge, y)
     return {"named": share(judge.predict(y)["source"].argmax(1).numpy() == place),
-            "told": [auroc(scores, positive), *auroc_interval(scores, positive)],
+            "told": list(map(finite, (auroc(scores, positive), *auroc_interval(scores, positive)))),
             "disease": share(after == before),
             "right": share(after == np.array([row["label"] for row in rows])),
             **({} if truth is None else {"error": mean(
@@ -227,6 +242,8 @@ def main() -> None:
             subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
         found = curve(root) if part == "curve" else style(args.world, root, data)
         kept = runs.read_json(SAVED) if SAVED.is_file() else {}
+        if (args.world, part) == ("phantom", "style"):
+            kept["phantom, made"] = {"asked": asked(root)}
         runs.write_json(SAVED, {**kept, f"{args.world}, {part}": found})
 
 

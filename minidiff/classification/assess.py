@@ -147,7 +147,8 @@ def learning_curves(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[s
     over other patients to test on, other trainings and other patients to train on.
     """
     starts = {arm.start for arm in arms if arm.share}
-    return [{"test_set": name, "start": arm.start, "share": arm.share or 1.0, "metric": metric,
+    return [{"test_set": name, "arm": arm.name, "start": arm.start, "share": arm.share or 1.0,
+             "metric": metric,
              **mean_figure(metric, p[arm.name][name], data.truth(name).numpy(), images.patients,
                            data.labels.index(positive), data.generators.get(arm.source, 1))}
             for name, images in data.tests.items() for metric in figures(data.exclusive, False)

@@ -105,7 +105,7 @@ def _forests(summary: Mapping, by_set: Mapping[str, Sequence], point: Callable, 
 def _learning(summary: Mapping, draw: Mapping) -> dict[str, bytes]:
     """Each headline figure against the share of the real images, a line for each start."""
     by_metric = grouped(summary["learning"], "metric")
-    kinds = {row["arm"].split("@")[0]: row["added_kind"] for row in summary["arms"]}
+    kinds = {row["start"]: draw["kinds"][row["arm"]] for row in summary["learning"]}
     charts = {}
     for metric in filter(by_metric.get, headlines(summary)):
         unit, name = 100 if metric in POINTS else 1, metric_name(metric, summary["positive"])

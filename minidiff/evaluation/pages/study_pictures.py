@@ -70,16 +70,17 @@ def lines(panels: Mapping[str, Mapping[str, Sequence]], kinds: Kinds, xlabel: st
     with intervals.
 
     bands: title → (x, low, high), shaded. square: shares against shares, with the diagonal.
-    shares: those to write below a logarithmic x axis.
+    shares: those to write below a logarithmic x axis, where arms stand a little side by side.
     """
     styles, height = line_styles(panels, kinds), 1.15 * WIDTH / columns if square else 3.2
     with styled():
         figure, axes_of = _grid(len(panels), height, columns=columns)
         for axes, (title, arms) in zip(axes_of, panels.items()):
             axes.set(xlabel=xlabel, ylabel=ylabel)
-            for arm, points in arms.items():
+            for k, (arm, points) in enumerate(arms.items()):
                 if len(points):
                     x, y, *ends = zip(*points)
+                    x = [v * 1.03 ** (k - len(arms) / 2 + 0.5) if shares else v for v in x]
                     axes.plot(x, y, **styles[arm], label=arm,
                               marker="." if len(points) < 15 else None)
                     if ends:
