@@ -6,6 +6,7 @@
     python classify.py --root runs/x --synthetic a=DIR2 b=DIR3 --arms real+a real+b   two sources
     python classify.py --root runs/x --synthetic a=DIR0,DIR1,DIR2 --arms real real+a --seeds 15
                                                      three generators of a, five classifiers each
+    python classify.py --root runs/x --other b=DIR2 --arms real@5% b-then-real@5%   real ones first
     python classify.py --data DIR --arms real --out runs/x/baseline   without synthetic images
     python classify.py subset --data DIR --keep covid=25 --out DIR25   fewer patients, for real@25
     python classify.py predict --model runs/x/classifier --data NEW --out new.csv
@@ -20,6 +21,7 @@ what they were asked to show.
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -58,6 +60,7 @@ FREE = ("arms", "seeds", "device", "primary", "worth", "prevalence", "false_alar
 class Config(Reading, Rooted):
     data: tuple[str, ...] = ()        # real data sets, with their splits; none: the root's
     synthetic: tuple[str, ...] = ("ROOT/samples",)  # [NAME=]DIR, or [NAME=]DIR,DIR to pool two
+    other: tuple[str, ...] = ()       # NAME=DIR: other patients' real images to train on, too
     external: tuple[str, ...] = ()    # further test sets, each used whole; no patient of training
     hold_out: str = ""                # column=value: rows that are a test set, e.g. source=hannover
     out: str = "ROOT/classifier"      # run folder
@@ -88,15 +91,19 @@ def run_study(cfg: Config) -> None:
     """Compare the arms on held-out patients, after a look at what a shortcut could tell."""
     distributed.start()
     usual = not cfg.arms
-    folders = sources(cfg)
-    cfg = replace(cfg, size=cfg.size or side(cfg.root), arms=cfg.arms or kinds.usual(list(folders)))
+    synthetic = sources(cfg)
+    folders = synthetic | others(cfg, synthetic)
+    cfg = replace(cfg, size=cfg.size or side(cfg.root),
+                  arms=cfg.arms or kinds.usual(list(synthetic)))
     arms = check(cfg, folders)
     runs.refuse_other(cfg.out, cfg, "classifier", (*FREE, "condition"))
     used = {name: folder for name, folder in folders.items() if any(
         name == arm.source or (arm.added == kinds.DUPLICATES and not arm.factor) for arm in arms)}
     with distributed.rank0_first():  # a split that has to be made is made once
-        data = inputs.read(cfg.data, used, cfg.external, cfg, size=cfg.size, seed=cfg.seed,
+        data = inputs.read(cfg.data, {name: used[name] for name in synthetic if name in used},
+                           cfg.external, cfg, size=cfg.size, seed=cfg.seed,
                            out=f"{cfg.root}/classifier", target=cfg.target, hold_out=cfg.hold_out,
+                           others={name: used[name][0] for name in used if name not in synthetic},
                            near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
@@ -167,10 +174,23 @@ def sources(cfg: Config) -> dict[str, list[str]]:
     for item in cfg.synthetic:
         match = re.fullmatch(r"(?:([A-Za-z]\w*)=)?(.+)", item)
         name = match[1] or next(reversed(found), "synthetic")
-        if match[1] in found or name in (kinds.REAL, kinds.DUPLICATES):
+        if match[1] in found or name in kinds.OWN:
             who = "two folders are" if name in found else "a folder cannot be"
             raise InputError(f"--synthetic {item}: {who} named {name!r}; write NAME=DIR")
         found.setdefault(name, []).append(match[2])
+    return found
+
+
+def others(cfg: Config, taken: Collection[str]) -> dict[str, list[str]]:
+    """Name → folder of other real images."""
+    found: dict[str, list[str]] = {}
+    for item in cfg.other:
+        name, _, folder = item.partition("=")
+        if (not re.fullmatch(r"[A-Za-z]\w*", name) or not folder
+                or name in (*taken, *found, *kinds.OWN)):
+            raise InputError(f"--other {item}: write NAME=DIR, with a name that no other folder "
+                             f"has; taken are {', '.join([*taken, *found, *kinds.OWN])}")
+        found[name] = [folder]
     return found
 
 

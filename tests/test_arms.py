@@ -121,8 +121,8 @@ def test_whole_patients_of_too_many_images_are_refused_rather_than_none_taken():
 
 @pytest.mark.parametrize("name, words", [
     ("best", "allowed are real"),
-    ("real+other", "no synthetic folder is named 'other'; there are: synthetic"),
-    ("other-then-real", "no synthetic folder"), ("real-plain-strong", "plain or strong"),
+    ("real+other", "no folder is named 'other'; there are: synthetic"),
+    ("other-then-real", "no folder is named"), ("real-plain-strong", "plain or strong"),
     ("real@0", "above 0"), ("real+0xsynthetic", "above 0"),
     ("synthetic-then-real+duplicates", "before the real ones or beside"),
     ("real-then-real+1xsynthetic", "before the real ones or beside"),
@@ -185,8 +185,10 @@ def test_even_weights_leave_no_association_of_label_and_view():
 
 def test_what_the_generator_saw_and_the_arm_did_not():
     def extra(name, saw):
-        data = SimpleNamespace(sets={"train": real}, saw={"synthetic": saw})
-        return facts(data, parse(name, ["synthetic"]), SimpleNamespace(positive="light", seed=0))
+        data = SimpleNamespace(sets={"train": real}, saw={"synthetic": saw},
+                               others=frozenset())
+        return facts(data, parse(name, ["synthetic"]), SimpleNamespace(positive="light", seed=0),
+                     [0, 1])
 
     real = toy((5, 3), 1)
     more = extra("real+1xsynthetic", {*real.hashes, "a", "b"})

@@ -14,14 +14,18 @@
     real-then-real            its control: real images in both halves, all else the same
     real@25+2xsynthetic       with only 25 real images of the label of interest, by whole patients,
                               and the same share of those of validation
+    real@5%                   with only 5 % of the real patients of each label, at least one, drawn
+                              anew by each network: its own 10 % hold its 5 %; and 5 % of those of
+                              validation
 
-Any `real` may have @25. It may also be `real-plain` (no augmentation), `real-strong` (augmentation
-as between hospitals, data/augmentation.py), `real-even` (images weighted so that the label says
-nothing about the study's --even columns), `real-scratch` (from random weights, where the others
-start at --init), or several of these: `real-strong-even`. `synthetic` may be the name of any folder
-that the study was given, or of several folders, of as many generators: network k of the arm is then
-trained on the images of generator k mod their number. Synthetic images help only if they help more
-than as many duplicates, which add nothing new (count-matched control).
+Any `real` may have @25 or @5%. It may also be `real-plain` (no augmentation), `real-strong`
+(augmentation as between hospitals, data/augmentation.py), `real-even` (images weighted so that the
+label says nothing about the study's --even columns), `real-scratch` (from random weights, where the
+others start at --init), or several of these: `real-strong-even`. `synthetic` may be the name of any
+folder that the study was given, of other real images too, or of several folders, of as many
+generators: network k of the arm is then trained on the images of generator k mod their number.
+Synthetic images help only if they help more than as many duplicates, which add nothing new
+(count-matched control).
 
 Where labels are findings that stand together, Edema|Effusion, their combinations are too many to be
 counted one by one: "of each label" is then "of all images", and n all real images, so that what is
@@ -30,21 +34,22 @@ added has the findings as often as its folder.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from minidiff.counted import order
-from minidiff.data.subset import first_patients
+from minidiff.data.subset import first_patients, share_of_patients
 from minidiff.errors import InputError
 from minidiff.pixels import Gathered, Pictures
 from minidiff.variables import AND, ANY
 
-REAL, DUPLICATES = "real", "duplicates"
+OWN = REAL, DUPLICATES = "real", "duplicates"
 FORM = re.compile(r"""(?:(?P<first>[A-Za-z]\w*)-then-)?
-                      real(?P<words>(?:-(?:plain|strong|even|scratch))*)(?:@(?P<most>\d+))?
+                      real(?P<words>(?:-(?:plain|strong|even|scratch))*)
+                      (?P<at>@(?:(?P<most>\d+)|(?P<share>\d*\.?\d+)%))?
                       (?:\+(?:(?P<factor>\d*\.?\d+)x)?(?P<added>[A-Za-z]\w*))?""", re.VERBOSE)
 
 
@@ -80,45 +85,55 @@ class Arm:
     name: str
     real: bool = True
     words: tuple[str, ...] = ()
+    at: str = ""                 # @25 or @5%
     most: int | None = None      # real images of the label of interest
-    added: str = ""              # duplicates, or the name of a synthetic folder
+    share: float | None = None   # of the real patients
+    added: str = ""              # duplicates, or the name of a folder
     factor: float | None = None  # of what is added; None: all of it
-    first: str = ""              # real, or a synthetic folder, for the first half of the steps
+    first: str = ""              # real, or a folder, for the first half of the steps
 
     @property
     def base(self) -> str:
         """The arm of the same real images and nothing else."""
-        return "-".join(("real", *self.words)) + (f"@{self.most}" if self.most is not None else "")
+        return "-".join(("real", *self.words)) + self.at
+
+    @property
+    def start(self) -> str:
+        """The arm with all real images."""
+        return self.name.replace(self.at, "") if self.at else self.name
 
     @property
     def source(self) -> str:
-        """The synthetic folder that it uses, "" for none."""
+        """The folder that it uses besides the real images, "" for none."""
         return next((name for name in (self.first, self.added)
                      if name not in ("", REAL, DUPLICATES)), "")
 
 
 def parse(name: str, sources: Sequence[str]) -> Arm:
-    """The arm of this name. `sources` are the names of synthetic folders."""
+    """The arm of this name. `sources` are the names of synthetic folders and of other real ones."""
     if name in sources:
         return Arm(name, real=False, added=name)
     folders, match = ", ".join(sources) or "none given", FORM.fullmatch(name)
     if not match:
-        raise InputError(f"arm {name!r}; allowed are real, real@25, real-plain, real-strong, "
-                         "real-even, real-scratch, real+duplicates, real+2xduplicates, "
-                         f"real-then-real, and with a synthetic folder's name ({folders}) NAME, "
-                         "real+NAME, real+2xNAME, NAME-then-real")
-    arm = Arm(name, words=tuple(filter(None, match["words"].split("-"))),
-              most=int(match["most"]) if match["most"] else None, added=match["added"] or "",
+        raise InputError(f"arm {name!r}; allowed are real, real@25, real@5%, real-plain, "
+                         "real-strong, real-even, real-scratch, real+duplicates, "
+                         "real+2xduplicates, real-then-real, and with the name of a folder of "
+                         f"--synthetic or --other ({folders}) NAME, real+NAME, real+2xNAME, "
+                         "NAME-then-real")
+    arm = Arm(name, words=tuple(filter(None, match["words"].split("-"))), at=match["at"] or "",
+              most=int(match["most"]) if match["most"] else None,
+              share=float(match["share"]) / 100 if match["share"] else None,
+              added=match["added"] or "",
               factor=float(match["factor"]) if match["factor"] else None,
               first=match["first"] or "")
     if arm.source and arm.source not in sources:
-        raise InputError(f"arm {name!r}: no synthetic folder is named {arm.source!r}; there are: "
-                         f"{folders}")
+        raise InputError(f"arm {name!r}: no folder is named {arm.source!r}; there are: {folders}")
     words = set(arm.words)
     if (arm.first and arm.added or len(words) < len(arm.words) or {"plain", "strong"} <= words
-            or 0 in (arm.factor, arm.most)):
+            or 0 in (arm.factor, arm.most, arm.share) or (arm.share or 0) >= 1):
         raise InputError(f"arm {name!r}: images before the real ones or beside them, plain or "
-                         "strong, each word once, and numbers above 0")
+                         "strong, each word once, numbers above 0, and shares below 100 %, which "
+                         f"is {arm.start}")
     return arm
 
 
@@ -143,12 +158,13 @@ def as_many_as_there_are(arms: Sequence[str], real: Images, made: Images | None,
     return tuple(name.replace("1x", factor) for name in arms)
 
 
-def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """Pairs of arms to compare, the first minus the second.
+def comparisons(arms: Sequence[Arm], others: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Pairs of arms to compare, the first minus the second; `others` names other real images.
 
     Synthetic images against the duplicates nearest in number beside the same real images, and
-    NAME-then-real against real-then-real; every arm against its real images alone; and these
-    against `real`, or `real@25`, without further words.
+    NAME-then-real against real-then-real, of synthetic images also against other real ones; every
+    arm against its real images alone; and these against `real`, or `real@25`, without further
+    words.
     """
     pairs = []
     for arm in arms:
@@ -157,17 +173,19 @@ def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
         controls.sort(key=lambda other: abs((other.factor or 0) - (arm.factor or 0)))
         base = arm.base
         if base == arm.name:
-            base = f"real@{arm.most}" if arm.most is not None and arm.words else "real"
+            base = f"real{arm.at}" if arm.words else "real"
         against = [*controls[:1], *(other for other in arms if other.name == base != arm.name)]
         if arm.source and arm.first:
-            against += [other for other in arms if (other.first, other.base) == (REAL, arm.base)]
+            firsts = (REAL,) if arm.source in others else (REAL, *others)
+            against += [other for other in arms if other.first in firsts and other.base == arm.base]
         pairs += [(arm.name, other.name) for other in against]
     return list(dict.fromkeys(pairs))
 
 
 def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, positive: str, seed: int,
                  subset_seed: int = 0) -> list[Images]:
-    """The images of an arm, in one or two stages. Strata are the cells of the label column.
+    """The images of an arm, in one or two stages. Strata are the cells of the label column. The
+    patients of real@25 follow from `subset_seed`, those of real@5% from `seed`.
 
     Duplicates and synthetic images are drawn label by label without replacement, duplicates in
     rounds. InputError where a synthetic folder has too few.
@@ -175,6 +193,8 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
     if arm.most is not None:
         real = real.take(first_patients(_alone(real, positive), real.patients,
                                         {positive: arm.most}, subset_seed))
+    if arm.share is not None:
+        real = part(real, arm.share, seed)
     if not arm.real:
         return [sources[arm.added]]
     if arm.first:
@@ -204,17 +224,25 @@ def training_set(arm: Arm, real: Images, sources: Mapping[str, Images], *, posit
 
 
 def validation_set(arm: Arm, train: Images, val: Images, *, positive: str, seed: int) -> Images:
-    """The validation images of an arm. For real@25 the label of interest is cut to the same share
-    as in training, by whole patients, at least one.
+    """The validation images of an arm. For real@25 the label of interest, for real@5% each label,
+    is cut to the same share as in training, by whole patients, at least one.
 
     Where images to train on are few, those to tune on are, too. The validation images of real@25
     are among those of real@50 of the same seed.
     """
+    if arm.share is not None:
+        return part(val, arm.share, seed)
     if arm.most is None:
         return val
     labels, there = _alone(val, positive), _alone(train, positive).count(positive)
     most = round(min(1, arm.most / max(1, there)) * labels.count(positive))
     return val.take(first_patients(labels, val.patients, {positive: most}, seed, at_least_one=True))
+
+
+def part(images: Images, share: float, seed: int) -> Images:
+    """This share of the patients of each label, or of each finding, at least one."""
+    findings = [row["label"].split(AND) for row in images.rows]
+    return images.take(share_of_patients(findings, images.patients, share, seed))
 
 
 def _alone(images: Images, positive: str) -> list[str]:

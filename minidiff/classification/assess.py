@@ -17,7 +17,16 @@ from minidiff.classification import arms as kinds
 from minidiff.classification import fairness
 from minidiff.classification.arms import Arm
 from minidiff.classification.calibration import calibration, nll, pooled, probabilities, temperature
-from minidiff.classification.compare import BENEFIT, Declared, Primary, compare, judged, summarise
+from minidiff.classification.compare import (
+    BENEFIT,
+    Declared,
+    Primary,
+    compare,
+    figures,
+    judged,
+    mean_figure,
+    summarise,
+)
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictive_uncertainty import Conformal, FeatureDistance, summary
 from minidiff.classification.predictor import Predictor
@@ -68,7 +77,8 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
             own = sets[name].mean(0)
             ensemble = score(own, truth[name], images.patients, labels, exclusive=exclusive,
                              thresholds=kept["thresholds"])
-            rows.append({**summarise(by_seed)[0], **facts(data, arm, recipe), "ensemble": ensemble})
+            rows.append({**summarise(by_seed)[0], "ensemble": ensemble,
+                         **facts(data, arm, recipe, [one["seed"] for one in found])})
             of_positive = own[:, place], truth[name][:, place]
             parts[name][arm.name] = {
                 "calibration": calibration(pooled(members[arm.name][name], exclusive),
@@ -76,7 +86,7 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
                 "uncertainty": unsure[name], "roc": roc(*of_positive),
                 "fairness": fairness.gaps(*of_positive, images.rows, images.patients, tests=gaps,
                                           threshold=kept["thresholds"][recipe.positive])}
-    used = sorted({arm.source for arm in arms if arm.source})
+    used = sorted({arm.source for arm in arms if arm.source} - data.others)
     return results, {
         "labels": labels, "positive": recipe.positive, "exclusive": exclusive,
         **of_data(data, used), "notes": list(dict.fromkeys(notes)),
@@ -84,6 +94,7 @@ def assess(data: Inputs, arms: Sequence[Arm], trained: Mapping[str, Sequence[dic
         "benefit": benefit and {**vars(benefit), "of_all": benefit.of_all},
         "differences": judged(differences(data, arms, p, recipe, declared.primary, nets),
                               declared.primary, declared.worth / 100),
+        "learning": learning_curves(data, arms, p, recipe.positive),
         **{kind: {name: {arm: found[kind] for arm, found in by_arm.items()}
                   for name, by_arm in parts.items()} for kind in PARTS},
         "attributes": {name: fairness.attributes(data.sets["train"].rows, data.rows(name),
@@ -118,7 +129,7 @@ def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, 
                 nets: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[dict]]:
     """Of each test set the rows of `compare`: the primary comparison, and the usual ones."""
     first = [(primary.arm, primary.against)] if primary else []
-    pairs = first + [pair for pair in kinds.comparisons(arms)
+    pairs = first + [pair for pair in kinds.comparisons(arms, data.others)
                      if set(pair) not in map(set, first)]
     pools = {arm.name: data.generators.get(arm.source, 1) for arm in arms}
     return {name: compare({arm: list(sets[name]) for arm, sets in p.items()},
@@ -126,6 +137,22 @@ def differences(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, 
                           positive=recipe.positive, exclusive=data.exclusive, generators=pools,
                           benefit={arm: own[name] for arm, own in nets.items() if own})
             for name, images in data.tests.items()}
+
+
+def learning_curves(data: Inputs, arms: Sequence[Arm], p: Mapping[str, Mapping[str, np.ndarray]],
+                    positive: str) -> list[dict]:
+    """The figures of arms that have shares of the real images, and of those with all of them.
+
+    A row for each test set, arm and figure. Each network had a share of its own, so intervals are
+    over other patients to test on, other trainings and other patients to train on.
+    """
+    starts = {arm.start for arm in arms if arm.share}
+    return [{"test_set": name, "arm": arm.name, "start": arm.start, "share": arm.share or 1.0,
+             "metric": metric,
+             **mean_figure(metric, p[arm.name][name], data.truth(name).numpy(), images.patients,
+                           data.labels.index(positive), data.generators.get(arm.source, 1))}
+            for name, images in data.tests.items() for metric in figures(data.exclusive, False)
+            for arm in arms if arm.start in starts and arm.most is None]
 
 
 def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], conformal: Conformal,
@@ -152,18 +179,21 @@ def when_unsure(data: Inputs, arm: str, sets: Mapping[str, np.ndarray], conforma
             for name, row in found.items()}
 
 
-def facts(data: Inputs, arm: Arm, recipe: Recipe) -> dict:
+def facts(data: Inputs, arm: Arm, recipe: Recipe, seeds: Sequence[int]) -> dict:
     """What an arm was trained on, and whether its generator knew more."""
-    base = kinds.training_set(kinds.parse(arm.base, ()), data.sets["train"], {},
-                              positive=recipe.positive, seed=0, subset_seed=recipe.seed)[0]
+    bases = [kinds.training_set(kinds.parse(arm.base, ()), data.sets["train"], {},
+                                positive=recipe.positive, seed=seed, subset_seed=recipe.seed)[0]
+             for seed in seeds]
     # real images that its generator saw and it did not; None where what was seen is unknown
     saw = data.saw[arm.source] if arm.source else set()
-    extra = None if saw is None else len(saw - set(base.hashes))
-    remark = ("" if extra == 0 else "what its generator saw is unknown" if extra is None else
+    extra = None if saw is None else max(len(saw - set(base.hashes)) for base in bases)
+    remark = ("trained on other real images, too" if arm.source in data.others else
+              "" if extra == 0 else "what its generator saw is unknown" if extra is None else
               f"generator saw {extra} more real images than this arm")
     again = arm.added == kinds.DUPLICATES or arm.first == kinds.REAL
-    kind = "duplicates" if again else "synthetic" if arm.source else None
-    return {"real": len(base) if arm.real else 0, "added_kind": kind, "generator_extra": extra,
+    kind = ("duplicates" if again else "other" if arm.source in data.others else
+            "synthetic" if arm.source else None)
+    return {"real": len(bases[0]) if arm.real else 0, "added_kind": kind, "generator_extra": extra,
             "remark": remark, "stages": 2 if arm.first else 1}
 
 

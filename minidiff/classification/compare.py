@@ -138,6 +138,15 @@ def difference(table: np.ndarray, generators: Sequence[int] | None = None) -> di
                     "p": float(max(2 * scipy.stats.t.sf(abs(d) / se, df) for se, df in ways))}
 
 
+def mean_figure(metric: str, members: np.ndarray, truth: np.ndarray, patients: Sequence[str],
+                place: int, generators: int) -> dict:
+    """A figure of single networks (networks,n,k), and its interval as of a difference; for JSON."""
+    parts = np.array([contributions(metric, p, truth, place) for p in members])
+    found = difference(group_sums(parts, patients) * len(set(patients)),
+                       [s % generators for s in range(len(parts))])
+    return {"value": found["difference"], "interval": found["interval"]}
+
+
 def t_value(freedom: float, level: float = ALPHA) -> float:
     """How many standard errors away a difference is resolved, two-sided."""
     return float(scipy.special.stdtrit(freedom, 1 - level / 2))

@@ -41,7 +41,7 @@ INTERNAL = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Sets by name: train, val, test, then the external ones; and synthetic sources."""
+    """Sets by name: train, val, test, then the external ones; and sources, synthetic or real."""
 
     target: var.Category | var.Findings
     sets: dict[str, Images]
@@ -49,6 +49,7 @@ class Inputs:
     saw: dict[str, set[str] | None]   # sha256 of the generators' training images; None: unknown
     tables: dict[str, Table]          # of the sets
     notes: list[str]
+    others: frozenset[str] = frozenset()  # sources of other real images
 
     @property
     def labels(self) -> list[str]:
@@ -85,16 +86,18 @@ class Inputs:
 
 def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: Sequence[str],
          reading: Reading = AS_WE_NAME, *, size: int, seed: int, out: str, target: str = "label",
-         hold_out: str = "", near_copies: str = "refuse", skip_bad: bool = False) -> Inputs:
+         others: Mapping[str, str] = {}, hold_out: str = "", near_copies: str = "refuse",
+         skip_bad: bool = False) -> Inputs:
     """Read everything and refuse what breaks the protocol.
 
-    synthetic: name → folders of samples, each of another generator of one recipe. hold_out:
+    synthetic: name → folders of samples, each of another generator of one recipe. others: name →
+    folder of real images of other patients, which is used whole, whatever its splits. hold_out:
     column=value, whose rows are a test set of their own. near_copies: "refuse", or "drop"
     the test images that are near copies of training images.
     """
     outside = [Path(folder).resolve().name for folder in external]
     column, _, value = hold_out.partition("=")
-    names = Counter([*INTERNAL, DUPLICATES, *outside, *synthetic, *([value] if hold_out else [])])
+    names = Counter([*INTERNAL, DUPLICATES, *outside, *synthetic, *others, *[value] * bool(value)])
     for name in [name for name, n in names.items() if n > 1]:
         raise InputError(f"two sets are named {name!r}; rename a folder of --external or what "
                          "--hold-out names, or write --synthetic NAME=DIR")
@@ -105,12 +108,8 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
     real, carved = _with_validation(real, seed)
     tables = {**{name: real.select(split=name) for name in INTERNAL}, **tables}
     for name, folder in zip(outside, external):
-        table = read_external(folder, reading)
-        tables[name] = _targeted(table, target)
-        check_leakage([*tables["train"].rows, *tables["val"].rows,
-                       *({**row, "split": name} for row in tables[name].rows)],
-                      {**real.hashes, **table.hashes},
-                      f"; --distinct-patients if {name} numbers its own, else leave them out of it")
+        tables[name] = _targeted(read_external(folder, reading), target)
+        _check_apart([*tables["train"].rows, *tables["val"].rows], real.hashes, name, tables[name])
     check_labels({name: table.column("label") for name, table in tables.items()}, target)
     hashes = {file: digest for table in tables.values() for file, digest in table.hashes.items()}
     unseen = [row for name, table in tables.items()
@@ -120,15 +119,19 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
                for name, folders in synthetic.items()}
     notes = [note for name, folders in synthetic.items()
              for note in check_one_recipe(folders, samples[name])]
+    known = [{**row, "split": "the study"} for table in tables.values() for row in table.rows]
+    samples |= {name: [_targeted(_other(name, folder, reading, known, hashes), target)]
+                for name, folder in others.items()}
     loaded, drawn = ({name: load_pixels(table, size, skip_bad=skip_bad)
                       for name, table in some.items()}
                      for some in (tables, {(name, k): table for name, own in samples.items()
                                            for k, table in enumerate(own)}))
     # each file once: a held-out source may borrow test images
-    once = {row["file"]: ({**row, "split": name}, key) for name in tables
-            for row, key in zip(loaded[name][0].rows, contents(*loaded[name]))}
+    apart = {**loaded, **{name: drawn[name, 0] for name in others}}
+    once = {row["file"]: ({**row, "split": name}, key) for name, own in apart.items()
+            for row, key in zip(own[0].rows, contents(*own))}
     check_pictures(*zip(*once.values()))
-    loaded |= _near_copies(loaded, near_copies)
+    loaded |= _near_copies(apart, near_copies, ("train", "val", *others))
     # once more, for images may have been left out
     variable = check_labels({name: loaded[name][0].column("label") for name in tables}, target)
     made = {key: Images(pixels, var.encode([variable], table.rows)["label"],
@@ -137,8 +140,10 @@ def read(data: Sequence[str], synthetic: Mapping[str, Sequence[str]], external: 
     notes += [note for table, _ in (*loaded.values(), *drawn.values()) for note in table.notes]
     return Inputs(variable, {name: made[name] for name in tables},
                   {name: [made[name, k] for k in range(len(own))] for name, own in samples.items()},
-                  {name: trained_on(folders[0]) for name, folders in synthetic.items()},
-                  {name: table for name, (table, _) in loaded.items()}, list(dict.fromkeys(notes)))
+                  {name: trained_on(folders[0]) for name, folders in synthetic.items()}
+                  | dict.fromkeys(others, set()),
+                  {name: table for name, (table, _) in loaded.items()}, list(dict.fromkeys(notes)),
+                  frozenset(others))
 
 
 def _targeted(table: Table, target: str) -> Table:
@@ -214,9 +219,28 @@ def _synthetic(name: str, folder: str, train: Sequence[Row], unseen: Sequence[Ro
     return replace(table, rows=rows, notes=[*table.notes, *notes])
 
 
-def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
-                 what: str) -> dict[str, tuple[Table, Pictures]]:
-    """Refuse test images that show a training or validation film again, or leave them out.
+def _check_apart(rows: Sequence[Row], hashes: Mapping[str, str], name: str, table: Table) -> None:
+    """Raise InputError if a set of another hospital shares a patient or a file with these rows."""
+    check_leakage([*rows, *({**row, "split": name} for row in table.rows)],
+                  {**hashes, **table.hashes},
+                  f"; --distinct-patients if {name} numbers its own, else leave them out of it")
+
+
+def _other(name: str, folder: str, reading: Reading, known: Sequence[Row],
+           hashes: Mapping[str, str]) -> Table:
+    """Real images to train on besides; refused if a model made them, or if they share a patient or
+    a file with any set of the study."""
+    if (Path(folder) / "manifest.json").is_file():
+        raise InputError(f"--other {name}={folder}: a model made these images; give them as "
+                         f"--synthetic {name}={folder}")
+    table = read_external(folder, reading)
+    _check_apart(known, hashes, name, table)
+    return table
+
+
+def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]], what: str,
+                 seen: Sequence[str]) -> dict[str, tuple[Table, Pictures]]:
+    """Refuse test images that show again a film of the sets that were `seen`, or leave them out.
 
     Whatever the size of the study, they are compared at 96 px; files of fewer have too little
     detail to tell films apart, and that they were not compared is noted. Returns the changed sets.
@@ -233,7 +257,6 @@ def _near_copies(loaded: Mapping[str, tuple[Table, torch.Tensor]],
     all_pixels = (load_pixels(Table(rows_by_set, hashes=hashes), SIDE)[1][:, :1]
                   if pixels.shape[-1] < SIDE
                   else Gathered(*(pixels[:, :1] for _, pixels in loaded.values())))
-    seen = ("train", "val")
     pairs = [(i, j, d) for i, j, d in near_duplicates(all_pixels)
              if (names[i] in seen) != (names[j] in seen)]
     if pairs and what == "refuse":

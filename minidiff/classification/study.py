@@ -19,7 +19,7 @@ from minidiff.classification import arms as kinds
 from minidiff.classification.arms import Arm, Images
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictor import Predictor, begin, fit
-from minidiff.errors import InputError
+from minidiff.errors import InputError, count
 from minidiff.pixels import to_grey
 from minidiff.runs import read_json, write_json
 
@@ -55,6 +55,9 @@ def as_given_to(arm: Arm, inputs: Inputs, recipe: Recipe) -> Inputs:
     if len(own) == len(val):
         return inputs
     given = replace(inputs, sets={**inputs.sets, "val": own})
+    if arm.share is not None:
+        note = f"{arm.name}: validation has {len(own)} of {count(len(val), 'image')}, its share too"
+        return replace(given, notes=[*inputs.notes, note])
     place = inputs.labels.index(recipe.positive)
     n, of, trained = (int(one.truth(name)[:, place].sum()) for one, name in (
         (given, "val"), (inputs, "val"), (inputs, "train")))

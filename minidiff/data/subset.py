@@ -6,7 +6,7 @@ arm of the study is trained on.
 """
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -46,6 +46,28 @@ def first_patients(labels: Sequence[str], patients: Sequence[str], keep: Mapping
                              f"{names[0]}, has {count[names[0]]}; ask for more")
         gone |= {i for i in own if patients[i] not in taken}
     return [i for i in range(len(labels)) if i not in gone]
+
+
+def share_of_patients(labels: Sequence[Sequence[str]], patients: Sequence[str], share: float,
+                      seed: int) -> list[int]:
+    """Indices of the images of this share of the patients, in order: of each label alike, at least
+    one.
+
+    labels: those of each image. A patient counts under the rarest of his own. The order of patients
+    follows from `seed` and their sorted names: 5 % are among the 10 % of the same seed.
+    """
+    images_of, patients_of = Counter(name for own in labels for name in own), defaultdict(set)
+    for own, patient in zip(labels, patients):
+        for name in own:
+            patients_of[name].add(patient)
+    home = {}  # the rarest label comes last
+    for name in sorted(patients_of, key=lambda name: (-images_of[name], name)):
+        home |= dict.fromkeys(patients_of[name], name)
+    taken = set()
+    for name, everyone in patients_of.items():
+        own = sorted(p for p in everyone if home[p] == name) or sorted(everyone)
+        taken |= {own[k] for k in order(len(own), seed, range(max(1, round(share * len(own)))))}
+    return [i for i, patient in enumerate(patients) if patient in taken]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 What the summary lacks is left out. The prose stands in study.html.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from minidiff.classification.compare import grouped
@@ -19,7 +20,7 @@ ABSENT = {"labels": [], "positive": "", "exclusive": True, "images": {}, "patien
           "patients_assumed": False, "notes": [], "audit": {}, "recipe": {}, "provenance": {},
           "judge": [], "generators": {}, "arms": [], "differences": {}, "calibration": {},
           "uncertainty": {}, "fairness": {}, "attributes": {}, "roc": {}, "curves": {},
-          "benefit": None}
+          "benefit": None, "learning": []}
 
 
 def study_page(summary: Mapping, results: Sequence[Mapping] = (),
@@ -31,7 +32,8 @@ def study_page(summary: Mapping, results: Sequence[Mapping] = (),
     content = {
         "answers": answers(summary), "audit": rows and tables.audit(rows),
         "arms": _arms(summary, results, draw), "differences": _differences(summary, draw),
-        "curves": _curves(summary, draw), "uncertainty": _uncertainty(summary, draw),
+        "learning": _learning(summary, draw), "curves": _curves(summary, draw),
+        "uncertainty": _uncertainty(summary, draw),
         "fairness": _fairness(summary), "attributes": _attributes(summary),
         "pictures": gallery, "training": _training(summary), "made": _made(summary, kinds)}
     seeds = max((row["seeds"] for row in summary["arms"]), default=0)
@@ -98,6 +100,30 @@ def _forests(summary: Mapping, by_set: Mapping[str, Sequence], point: Callable, 
         charts[name] = pictures.forest(points, xlabel=f"{name}{unit}" if per_cent else name,
                                        per_cent=per_cent, against=against, **draw)
     return charts
+
+
+def _learning(summary: Mapping, draw: Mapping) -> dict[str, bytes]:
+    """Each headline figure against the share of the real images, a line for each start."""
+    by_metric = grouped(summary["learning"], "metric")
+    kinds = {row["start"]: draw["kinds"][row["arm"]] for row in summary["learning"]}
+    charts = {}
+    for metric in filter(by_metric.get, headlines(summary)):
+        unit, name = 100 if metric in POINTS else 1, metric_name(metric, summary["positive"])
+        panels = {set_name(test_set): {start: _course(rows, unit) for start, rows in
+                                       grouped(own, "start").items()}
+                  for test_set, own in grouped(by_metric[metric], "test_set").items()}
+        charts[name] = pictures.lines(
+            panels, kinds, "real training images, %", f"{name}{', %' * (metric in POINTS)}",
+            draw["shortcut"], columns=2,
+            shares=sorted({100 * row["share"] for row in summary["learning"]}))
+    return charts
+
+
+def _course(rows: Sequence[Mapping], unit: float) -> list[list[float]]:
+    """[share in %, value, low, high] by share; without an interval, nan."""
+    return sorted([100 * row["share"], *(math.nan if x is None else unit * x
+                                         for x in (row["value"], *row["interval"]))]
+                  for row in rows)
 
 
 def _curves(summary: Mapping, draw: Mapping) -> dict:

@@ -16,8 +16,8 @@ from minidiff.data.images import png_bytes
 from minidiff.evaluation.pages.charts import ACCENT, INK, PALE, RED, WIDTH, _png, pyplot, styled
 from minidiff.runs import read_json
 
-COLOURS = {"synthetic": ACCENT, "duplicates": PALE, None: INK}
-MARKS = {"synthetic": "D", "duplicates": "s", None: "o"}
+COLOURS = {"synthetic": ACCENT, "duplicates": PALE, "other": RED, None: INK}
+MARKS = {"synthetic": "D", "duplicates": "s", "other": "X", None: "o"}
 DASHES = ("-", "--", ":", "-.", (0, (7, 2)), (0, (1, 3)), (0, (5, 1, 1, 1)), (0, (9, 2, 2, 2)))
 SHOWN = 8  # images of each kind in the gallery
 
@@ -65,20 +65,30 @@ def _forest_row(axes, y: int, point: Mapping, kind: str | None) -> None:
 
 def lines(panels: Mapping[str, Mapping[str, Sequence]], kinds: Kinds, xlabel: str, ylabel: str,
           shortcut: bool, *, bands: Mapping[str, Sequence] | None = None,
-          square: bool = False, columns: int = 3) -> bytes:
-    """A panel for each title, a line through the points (x, y) of each arm.
+          square: bool = False, columns: int = 3, shares: Sequence[float] = ()) -> bytes:
+    """A panel for each title, a line through the points (x, y) of each arm, or (x, y, low, high)
+    with intervals.
 
     bands: title → (x, low, high), shaded. square: shares against shares, with the diagonal.
+    shares: those to write below a logarithmic x axis, where arms stand a little side by side.
     """
     styles, height = line_styles(panels, kinds), 1.15 * WIDTH / columns if square else 3.2
     with styled():
         figure, axes_of = _grid(len(panels), height, columns=columns)
         for axes, (title, arms) in zip(axes_of, panels.items()):
             axes.set(xlabel=xlabel, ylabel=ylabel)
-            for arm, points in arms.items():
+            for k, (arm, points) in enumerate(arms.items()):
                 if len(points):
-                    axes.plot(*zip(*points), **styles[arm], label=arm,
+                    x, y, *ends = zip(*points)
+                    x = [v * 1.03 ** (k - len(arms) / 2 + 0.5) if shares else v for v in x]
+                    axes.plot(x, y, **styles[arm], label=arm,
                               marker="." if len(points) < 15 else None)
+                    if ends:
+                        axes.vlines(x, *ends, color=styles[arm]["color"], linewidth=0.8)
+            if shares:
+                axes.set_xscale("log")
+                axes.set_xticks(shares, [f"{x:g}" for x in shares])
+                axes.minorticks_off()
             if bands:
                 axes.fill_between(*bands[title], color=PALE, alpha=0.25, linewidth=0)
             if square:
