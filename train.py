@@ -7,6 +7,7 @@
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lr 1e-4
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lora a.safetensors
     python train.py diffusion --data OTHER --init runs/x/diffusion --train all --out runs/x/stage-2
+    python train.py rare --root runs/r --data TEN --init runs/x/diffusion   a label from ten images
     torchrun --nproc-per-node 8 train.py diffusion …
 
 Ctrl-C and SIGTERM finish the step, save and stop; the same command resumes.
@@ -40,6 +41,7 @@ from minidiff.errors import InputError
 from minidiff.overlap import send
 from minidiff.pixels import to_float
 from minidiff.root import Reading, Rooted, then
+from minidiff.sampling import rare
 from minidiff.sampling.finished_vae import finish_vae
 from minidiff.sampling.pictures import draw_losses, draw_pictures
 from minidiff.training import compiling, state
@@ -145,8 +147,7 @@ def train_vae(cfg: VAEConfig) -> None:
     nn.ModuleList([vae.encoder, vae.quant_conv]).requires_grad_(not frozen)
     lpips = load_lpips(*cfg.lpips).to(device) if cfg.lpips else None
     optimizer = adamw(vae, cfg.lr, weight_decay=1e-4)
-    ema = EMA(vae, cfg.steps / 20)
-    run = Path(cfg.out)
+    ema, run = EMA(vae, cfg.steps / 20), Path(cfg.out)
     if distributed.rank() == 0:
         runs.open_run(run, cfg, "vae", free=FREE, data=data.table.fingerprint,
                       notes=data.table.notes, n_train=len(train), **precision.facts(), **origin)
@@ -228,8 +229,7 @@ class Stage:
         lora.set_trainable(self.model, scope, cfg.rank, cfg.alpha, counted.seeded(cfg.seed))
         self.model.unet.checkpointing = cfg.checkpointing
         self.base = " + ".join(filter(None, (cfg.unet or cfg.init, *cfg.lora)))  # of the adapters
-        self.ema = EMA(self.model, cfg.steps / 10)
-        self.run = Path(cfg.out)
+        self.ema, self.run = EMA(self.model, cfg.steps / 10), Path(cfg.out)
         facts = {"data": self.data.table.fingerprint, **self.start.origin}
         if distributed.rank() == 0:
             runs.open_run(self.run, replace(cfg, size=self.data.size, condition=names), "diffusion",
@@ -309,8 +309,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             if is_due or is_snapshot or done % cfg.log_every == 0:
                 checkpointer.log(step=done, loss=losses.mean().item(),
                                  **watch.by_quarter(losses, times, len(schedule)), **held_out,
-                                 lr=lr, grad_norm=s.precision.norm,
-                                 skipped=s.precision.skipped)
+                                 lr=lr, grad_norm=s.precision.norm, skipped=s.precision.skipped)
             facts = {"step": done, "val_loss": held_out["val_loss"]}
             if checkpointer.is_best(held_out["val_loss"]):
                 save_model(s.run / "best", s, **facts)
@@ -343,7 +342,8 @@ def save_model(folder: Path, s: Stage, **facts) -> None:
         **facts)
 
 
-VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_diffusion)}
+VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_diffusion),
+         "rare": rare.verb(DiffusionConfig, train_diffusion, FREE)}
 
 if __name__ == "__main__":
     config.main(VERBS, default=["vae", "diffusion"], doc=__doc__)
