@@ -10,13 +10,15 @@ The base is the demo's (normal, pneumonia, few covid). For each number of images
     steps        `train.py rare` with its own settings chooses the number of steps by leaving
                  patients out, once; three generators (seeds) are trained for it, and each is asked
                  for copies. All take the last step at which none of them copies
-    recognised   100 images of each, read by an oracle: a classifier of 2,400 phantoms of all labels
+    recognised   100 images of each, read by an oracle: a classifier of 2,400 phantoms of all
+                 labels; beside 100 fresh phantoms of the finding, these as the autoencoder gives
+                 them back, and 100 images of the last step that was trained
     diversity    Vendi in pixels and in the oracle's features, MS-SSIM; beside 100 fresh phantoms of
                  the finding, and beside the n images themselves
     copies       images named as copies of one of the n; of 100 fresh phantoms as many are named
                  wrongly; and the median distance of both to the nearest of the n
-    classifier   the pooled study, 3 generators × 5 classifiers: the base's images and the n ones,
-                 alone, with 100 duplicates, with 100 synthetic ones; tested on 800 phantoms
+    classifier   the pooled study, 3 generators × 5 classifiers: the base's images and the n ones
+                 with 100 synthetic ones, against as many duplicates; tested on 800 phantoms
 
 Everything is kept in --root, and the same command goes on. It writes rare.json, a part for each
 finding and number of images.
@@ -43,11 +45,13 @@ from minidiff.data import images, phantom  # noqa: E402
 from minidiff.data.dataset import load_pixels  # noqa: E402
 from minidiff.data.subset import write_rows  # noqa: E402
 from minidiff.data.table import read_table, write_table  # noqa: E402
+from minidiff.diffusion import store  # noqa: E402
 from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures  # noqa: E402
 from minidiff.evaluation.metrics.diversity import ms_ssim, vendi  # noqa: E402
 from minidiff.evaluation.metrics.named import limit, named  # noqa: E402
 from minidiff.evaluation.metrics.pairwise import distances, pixel_spaces  # noqa: E402
 from minidiff.evaluation.monitor import checkpoints  # noqa: E402
+from minidiff.pixels import to_float, to_uint8  # noqa: E402
 from minidiff.sampling import rare  # noqa: E402
 from minidiff.statistics import wilson  # noqa: E402
 from minidiff.variables import Category, encode  # noqa: E402
@@ -167,6 +171,20 @@ def varied(x: torch.Tensor, extractors: list) -> dict[str, float]:
             "MS-SSIM": ms_ssim(x)}
 
 
+def samples(run: Path, out: Path, finding: str, seed: int) -> str:
+    sample.sample(sample.SampleConfig(run=str(run), out=str(out), root=str(out.parent),
+                                      label=(finding,), per_label=MADE, seed=seed * 10_000))
+    return str(out)
+
+
+@torch.no_grad()
+def rebuilt(x: torch.Tensor, init: str) -> torch.Tensor:
+    """Images as the base's autoencoder gives them back: what no adapter can better."""
+    vae = store.load_vae(Path(init))
+    return to_uint8(torch.cat([vae.decode(vae.encode(to_float(part)).mean)
+                               for part in x.split(32)]))
+
+
 def study(root: Path, init: str, few: str, made: list[str], finding: str, test: str) -> dict:
     """The pooled study of these folders of samples."""
     n, data = len(read_table(few, split=False)), root / "study-data"
@@ -181,7 +199,7 @@ def study(root: Path, init: str, few: str, made: list[str], finding: str, test: 
     cfg = classify.Config(
         data=(str(data),), root=str(root), out=str(root / "classifier"), size=64, steps=150,
         synthetic=(f"synthetic={made[0]}", *made[1:]), positive=finding, condition=("label",),
-        arms=("real", "real+duplicates", "real+synthetic"), near_copies="drop",
+        arms=("real+duplicates", "real+synthetic"), near_copies="drop",
         seeds=GENERATORS * CLASSIFIERS)
     classify.run_study(cfg)
     return runs.read_json(root / "classifier/summary.json")
@@ -197,29 +215,32 @@ def measure(root: Path, finding: str, n: int) -> dict:
     fresh = pixels(draw(own / "fresh", TEST, {finding: range(1000, 1000 + MADE)}))
     few = draw(own / f"{n}/few", TRAIN, {finding: range(n)})
     chosen, looks, step, folders = generators(own / str(n), few, init, prior)
-    made = []
-    for seed, folder in enumerate(folders):
-        made.append(str(own / f"{n}/samples-{seed}"))
-        sample.sample(sample.SampleConfig(
-            run=str(folder), out=made[-1], root=str(own / str(n)), label=(finding,),
-            per_label=MADE, seed=seed * 10_000))
+    last = [own / str(n) / name for name in ("rare/all", *(f"rare-{k}"
+                                                           for k in range(1, GENERATORS)))]
+    made = {name: [samples(folder, own / f"{n}/{name}-{seed}", finding, seed)
+                   for seed, folder in enumerate(runs_of)]
+            for name, runs_of in (("samples", folders), ("last", last))}
     real, extractors = pixels(few), [PixelPCA().fit(pixels(prior)), PredictorFeatures(read)]
-    place, rows = labels.index(finding), []
-    spaces = [pixel_spaces(x)[rare.SPACE] for x in (real, fresh)]
-    bound = limit(distances(pixel_spaces(pixels(prior, "val"))[rare.SPACE], spaces[0]))
-    for x in (fresh, *map(pixels, made)):
+    place, small = labels.index(finding), pixel_spaces(real)[rare.SPACE]
+    bound = limit(distances(pixel_spaces(pixels(prior, "val"))[rare.SPACE], small))
+
+    def seen(x: torch.Tensor) -> dict:
         said = read.predict(x)["label"].argmax(1)
-        near = distances(pixel_spaces(x)[rare.SPACE], spaces[0]).amin(1)
+        near = distances(pixel_spaces(x)[rare.SPACE], small).amin(1)
         k = int((said == place).sum())
-        rows.append({"n": len(x), "recognised": k / len(x), "interval": wilson(k, len(x)),
-                     "read as": np.bincount(said, minlength=len(labels)).tolist(),
-                     "copies": int((near < bound).sum()), "nearest": float(near.median()),
-                     **varied(x, extractors)})
-    summary = study(own / str(n), init, few, made, finding, test)
+        return {"n": len(x), "recognised": k / len(x), "interval": wilson(k, len(x)),
+                "read as": np.bincount(said, minlength=len(labels)).tolist(),
+                "copies": int((near < bound).sum()), "nearest": float(near.median()),
+                **varied(x, extractors)}
+
+    figures = {"fresh": seen(fresh), "rebuilt": seen(rebuilt(fresh, init)),
+               "generators": [seen(pixels(folder)) for folder in made["samples"]],
+               "last step": [seen(pixels(folder)) for folder in made["last"]]}
+    summary = study(own / str(n), init, few, made["samples"], finding, test)
     return {"finding": finding, "images": n, "labels": labels, "oracle": accuracy, "step": step,
             "choice": chosen["choice"], "steps": chosen["steps"], "text": chosen["text"],
             "looks": [{k: v for k, v in look.items() if k != "images"} for look in looks],
-            "limit": bound, "fresh": rows[0], "generators": rows[1:],
+            "limit": bound, **figures,
             "the n images": varied(real, extractors), "study": summary,
             "minutes of the last session": (time.time() - began) / 60}
 

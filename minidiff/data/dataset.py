@@ -69,17 +69,15 @@ def read_images(folders: Sequence[str], size: int, reading: Reading = AS_WE_NAME
                 split_dir: Path, skip_bad: bool, prior: Sequence[str] = (),
                 grey: Grey = "auto") -> Images:
     """The images of data folders, and of the training split of `prior` folders; leaks are checked
-    over all. Where the data hold nothing out, what the prior holds out stands in.
+    over all.
 
     Raises InputError where there is nothing to train on or nothing held out.
     """
     if size % 8 or size < 32:
         raise InputError(f"--size {size} is not allowed: a multiple of 8, 32 or more")
     table = read_table([*folders, *prior], reading, seed=seed, split_dir=split_dir)
-    held_out = [row for row in table.rows if row["split"] in ("val", "test")]
-    held_out = [row for row in held_out if not _under(row, prior)] or held_out
-    kept = {id(row) for row in held_out}
-    rows = [row for row in table.rows if row["split"] == "train" or id(row) in kept]
+    rows = [row for row in table.rows
+            if row["split"] in ("train", *(() if _under(row, prior) else ("val", "test")))]
     table = replace(table, rows=rows)
     for splits in (("train",), ("val", "test")):
         if not len(table.select(split=splits)):

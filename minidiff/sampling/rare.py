@@ -42,7 +42,7 @@ from minidiff.evaluation.format import percent
 from minidiff.evaluation.metrics.named import named
 from minidiff.evaluation.metrics.pairwise import distances, pixel_spaces
 from minidiff.evaluation.monitor import checkpoints
-from minidiff.evaluation.sets import check_origin
+from minidiff.evaluation.sets import HELD_OUT, check_origin
 from minidiff.pixels import to_float, to_grey
 from minidiff.root import AS_WE_NAME, data_of, reading_of
 from minidiff.sampling.finished_run import make_images, open_pipeline
@@ -96,7 +96,7 @@ def run(cfg: Any, train: Callable[[Path, Path], None], free: Sequence[str]) -> d
     groups = folds(few.table.column("label"), few.table.column("patient"), cfg.folds, cfg.seed)
     out = runs.open_run(cfg.out, cfg, "rare", free=free, data=few.table.fingerprint,
                         prior=prior.fingerprint, init=store.identity(Path(cfg.init)))
-    write_rows(out / "prior", prior.rows)
+    write_rows(out / "prior", prior.select(split="train").rows)
     patients, of, by_fold = few.table.column("patient"), np.zeros(len(few), int), []
     for k, group in enumerate(groups):
         of[[patient in group for patient in patients]] = k
@@ -108,7 +108,9 @@ def run(cfg: Any, train: Callable[[Path, Path], None], free: Sequence[str]) -> d
     base = losses(Path(cfg.init), few, cfg)[:, None]
     choice = choose(steps, *(of_patients(x, patients) for x in (held, rest, base)))
 
-    write_rows(out / "data", [{**row, "split": "train"} for row in few.table.rows])
+    # of few images none can be spared: what the prior holds out stands in
+    write_rows(out / "data", [*({**row, "split": "train"} for row in few.table.rows),
+                              *prior.select(split=HELD_OUT).rows])
     train(out / "data", out / "all")
     copies = []
     for point in reversed([p for p in checkpoints(out / "all")
@@ -141,12 +143,12 @@ def read(cfg: Any) -> tuple[Images, Table, list[str]]:
     where = Path(cfg.init).parent
     own = cfg.prior or data_of(str(where), cfg.init)
     prior = read_table(own, cfg if cfg.prior else reading_of(config), seed=config["seed"],
-                       split_dir=where).select(split=("train", "val", "test"))
-    for splits in (("train",), ("val", "test")):
+                       split_dir=where).select(split=("train", *HELD_OUT))
+    for splits in (("train",), HELD_OUT):
         if not len(prior.select(split=splits)):
             raise InputError(f"--prior {' '.join(own)} has no image in split "
                              f"{' or '.join(splits)}")
-    check_origin(prior.select(split=("val", "test")), {cfg.init: set(facts.get("trained_on", ()))})
+    check_origin(prior.select(split=HELD_OUT), {cfg.init: set(facts.get("trained_on", ()))})
     table = read_table(cfg.data, cfg, split=False)
     table = replace(table, rows=[row for row in table.rows if row["split"] in ("", "train")])
     if table.patients_assumed or cfg.distinct_patients:
@@ -281,7 +283,7 @@ def copies_of(folder: Path, few: Images, prior: Table, new: Sequence[str], cfg: 
                 per_label=cfg.per_label, seed=cfg.seed)
     made = make_images(pipeline, rows, Recipe(guidance=cfg.guidance))
     made = to_grey(made).expand(-1, 3, -1, -1) if facts["grey"] else made
-    held = prior.select(split=("val", "test"))
+    held = prior.select(split=HELD_OUT)
     held = replace(held, rows=held.rows[:: max(1, len(held) // AT_MOST)])
     fake, real, others = (pixel_spaces(x)[SPACE] for x in (
         made, few.pixels, load_pixels(held, facts["size"], grey=cfg.grey)[1]))
