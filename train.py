@@ -8,6 +8,7 @@
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lora a.safetensors
     python train.py average --run runs/x/diffusion --std .15 --out runs/x/wide   after --post-hoc
     python train.py diffusion --data OTHER --init runs/x/diffusion --train all --out runs/x/stage-2
+    python train.py rare --root runs/r --data TEN --init runs/x/diffusion   a label from ten images
     torchrun --nproc-per-node 8 train.py diffusion …
 
 Ctrl-C and SIGTERM finish the step, save and stop; the same command resumes.
@@ -36,6 +37,7 @@ from minidiff.diffusion.vae import TERMS, training_terms
 from minidiff.overlap import send
 from minidiff.pixels import to_float
 from minidiff.root import Reading, Rooted, then
+from minidiff.stages import rare
 from minidiff.stages.average import AverageConfig, average
 from minidiff.stages.diffusion import Stage, save_model
 from minidiff.stages.finished_vae import finish_vae
@@ -147,8 +149,7 @@ def train_vae(cfg: VAEConfig) -> None:
     nn.ModuleList([vae.encoder, vae.quant_conv]).requires_grad_(not frozen)
     lpips = load_lpips(*cfg.lpips).to(device) if cfg.lpips else None
     optimizer = adamw(vae, cfg.lr, weight_decay=1e-4)
-    ema = EMA(vae, cfg.steps / 20)
-    run = Path(cfg.out)
+    ema, run = EMA(vae, cfg.steps / 20), Path(cfg.out)
     if distributed.rank() == 0:
         runs.open_run(run, cfg, "vae", free=FREE, data=data.table.fingerprint,
                       notes=data.table.notes, n_train=len(train), **precision.facts(), **origin)
@@ -235,8 +236,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
             if is_due or is_snapshot or done % cfg.log_every == 0:
                 checkpointer.log(step=done, loss=losses.mean().item(),
                                  **watch.by_quarter(losses, times, len(schedule)), **held_out,
-                                 lr=lr, grad_norm=s.precision.norm,
-                                 skipped=s.precision.skipped)
+                                 lr=lr, grad_norm=s.precision.norm, skipped=s.precision.skipped)
             facts = {"step": done, "val_loss": held_out["val_loss"]}
             if checkpointer.is_best(held_out["val_loss"]):
                 save_model(s.run / "best", s, **facts)
@@ -255,6 +255,7 @@ def train_diffusion(cfg: DiffusionConfig) -> None:
 
 
 VERBS = {"vae": (VAEConfig, train_vae), "diffusion": (DiffusionConfig, train_diffusion),
+         "rare": rare.verb(DiffusionConfig, train_diffusion, FREE),
          "average": (AverageConfig, average)}
 
 if __name__ == "__main__":

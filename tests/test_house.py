@@ -21,7 +21,7 @@ MAY_IMPORT = {  # room -> rooms; leaves are open to all
     "diffusion": set(),
     "classification": {"training", "data"},
     "sampling": {"training", "data", "diffusion", "evaluation"},
-    "stages": {"training", "data", "diffusion", "evaluation"},
+    "stages": {"training", "data", "diffusion", "evaluation", "sampling"},
     "evaluation": {"training", "data", "classification"},
     "public": {"diffusion"},
     "dicom": {"data"}, "volumes": {"data"},

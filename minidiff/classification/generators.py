@@ -21,7 +21,8 @@ from minidiff.runs import read_json, sha256
 FREE = {"root", "out", "run", "vae", "data", "seed", "device", "compile", "real", "classifier",
         "log_every", "save_every", "snapshots", "checkpointing", "shard"}
 PLACES = ("init", "against")  # of other runs, whose seeds may differ; not whether there are some
-OF_IMAGES = ("data", "trained_on", "rows")  # of model.json: about the images, compared by `saw`
+# of model.json: about the images, compared by `saw`; and what came of the seed
+OUTCOMES = ("data", "trained_on", "rows", "val_loss")
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,17 @@ def _difference(a: Generator, b: Generator) -> str:
 def _known(folder: str, table: Table) -> Generator:
     manifest, saved = (_json(Path(folder, name)) for name in ("manifest.json", "config.json"))
     run = _run(Path(folder), saved, manifest.get("model", ""))
-    # best/ has its config and its facts above it
-    config, facts = ((_json(run / name) or _json(run.parent / name)) if run else {}
-                     for name in ("config.json", "run.json"))
+    # best/ and snapshots/step_… have their config and their facts above them
+    config, facts = (next(filter(None, (_json(place / name) for place in (
+        run, run.parent, run.parent.parent))), {}) if run else {}
+        for name in ("config.json", "run.json"))
     facts = facts.get("facts", {})
     model, vae = (_json(run / name) if run else {} for name in ("model.json", "vae.json"))
     return Generator(
         folder, set(table.hashes.values()), trained_on(folder), manifest.get("model", ""),
         {"images of each label": dict(sorted(Counter(table.column("label")).items())),
          "px": typical_side(table.column("file"), 2048), **_knobs(saved)},
-        {**_knobs(config), **{name: x for name, x in model.items() if name not in OF_IMAGES},
+        {**_knobs(config), **{name: x for name, x in model.items() if name not in OUTCOMES},
          "autoencoder": vae.get("config"), "public files": (facts.get("init") or {}).get("files")}
         if run else {},
         (config["seed"], facts.get("vae")) if "seed" in config else None)

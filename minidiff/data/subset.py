@@ -15,6 +15,7 @@ from pathlib import Path
 from minidiff import runs
 from minidiff.counted import order
 from minidiff.data.layouts import RANDOM_SPLIT
+from minidiff.data.split import Row
 from minidiff.data.table import read_table, write_table
 from minidiff.errors import InputError
 from minidiff.names import rejoined
@@ -85,28 +86,34 @@ def write_subset(cfg: SubsetConfig) -> None:
     train = table.select(split="train")
     rest = [row for row in table.rows if row["split"] != "train"]
     kept = first_patients(train.column("label"), train.column("patient"), keep, cfg.seed)
-    out, prefixes = Path(cfg.out), _prefixes(cfg.data)
+    out = Path(cfg.out)
     nested = [folder for folder in cfg.data if runs.nested(folder, out)]
     if nested:
         raise InputError(f"--out {out} and {nested[0]}, from which it is taken, lie within each "
                          "other; give another --out")
     runs.open_run(out, cfg, "subset", data=table.fingerprint)
-    rows = []
-    for row in [*(train.rows[i] for i in kept), *rest]:
-        top, *below = Path(row["file_name"]).parts
-        folder = Path(row["file"]).parents[len(below)]
-        prefix = prefixes[folder]
-        # masks/lungs/… belong to images/…
-        masks = [kind.joinpath(*below) for kind in folder.glob("masks/*") if top == "images"]
-        for file in (Path(row["file"]), *filter(Path.is_file, masks)):
-            _link(file, out / prefix / file.relative_to(folder))
-        rows.append({**row, "file_name": prefix + row["file_name"]})
-    write_table(out / "metadata.csv", rows)
+    rows = write_rows(out, [*(train.rows[i] for i in kept), *rest], cfg.data)
     if table.random_split:
         runs.write_atomic(out / RANDOM_SPLIT, "drawn at random by patient\n")
     counts = Counter((row["split"], row["label"]) for row in rows)
     print(f"{out}: " + ", ".join(f"{split} {label} {n}"
                                  for (split, label), n in sorted(counts.items())))
+
+
+def write_rows(out: Path, rows: Sequence[Row], folders: Sequence[str] = ()) -> list[Row]:
+    """A data set of these rows of `folders`, none: of all that they are of, with their masks; the
+    rows as they are written there."""
+    tops = [Path(row["file"]).parents[len(Path(row["file_name"]).parts) - 1] for row in rows]
+    prefixes, written = _prefixes(folders or list(dict.fromkeys(map(str, tops)))), []
+    for row, folder in zip(rows, tops):
+        top, *below = Path(row["file_name"]).parts
+        # masks/lungs/… belong to images/…
+        masks = [kind.joinpath(*below) for kind in folder.glob("masks/*") if top == "images"]
+        for file in (Path(row["file"]), *filter(Path.is_file, masks)):
+            _link(file, out / prefixes[folder] / file.relative_to(folder))
+        written.append({**row, "file_name": prefixes[folder] + row["file_name"]})
+    write_table(out / "metadata.csv", written)
+    return written
 
 
 def _prefixes(folders: Sequence[str]) -> dict[Path, str]:
