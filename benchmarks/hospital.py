@@ -44,7 +44,7 @@ from minidiff.statistics import (  # noqa: E402
 SIZE, WIDTH, STEPS, BATCH, LR = 96, 8, 240, 32, 2e-3
 HELD_OUT = {"both": "", "ieee8023": "source=hannover", "hannover": "source=ieee8023"}
 VIEWS, SAME = 8, 0.005           # of test-time augmentation; AUROC that counts as equal
-# name: arm, what is made alike, columns of real-even, of the adversary; fewest changes first
+# name: arm, what is made alike, columns of real-even, of --invariant; fewest changes first
 RECIPES = {
     "real": ("real", (), (), ""),
     "equalise": ("real", ("equalise",), (), ""),
@@ -53,7 +53,7 @@ RECIPES = {
     "masked": ("real", ("masked",), (), ""),
     "even view, source": ("real-even", (), ("view", "source"), ""),
     "strong": ("real-strong", (), (), ""),
-    "adversary source": ("real", (), (), "source"),
+    "invariant source": ("real", (), (), "source"),
     "lungs equalise": ("real", ("lungs", "equalise"), (), ""),
     "lungs local": ("real", ("lungs", "local"), (), ""),
     "lungs local, even": ("real-even", ("lungs", "local"), ("view", "source"), ""),
@@ -74,9 +74,9 @@ def made_alike(combo: str, names: tuple[str, ...], lungs: str) -> inputs.Inputs:
 def trained(args: argparse.Namespace, combo: str, name: str) -> list[Path]:
     """Folders of the networks of a recipe, trained if they are not there."""
     arm, names, even, against = RECIPES[name]
-    if against and combo != "both":  # one source of each label: it has nothing to tell
+    if against and combo != "both":  # one source of each label: nothing to compare
         return trained(args, combo, "real")
-    recipe = study.Recipe(SIZE, WIDTH, STEPS, BATCH, LR, "covid", even, adversary=against)
+    recipe = study.Recipe(SIZE, WIDTH, STEPS, BATCH, LR, "covid", even, invariant=against)
     data = made_alike(combo, names, args.lungs)
     out = args.out / combo / name.replace(" ", "-").replace(",", "")
     folders = [study.folder_of(out, arm, seed) for seed in range(args.seeds)]

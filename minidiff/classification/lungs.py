@@ -11,7 +11,7 @@ et al. 2017). What it finds is checked against anatomy (`plausible`), and used o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from minidiff.counted import AUGMENT, NOISE, generators, order
 from minidiff.data.augmentation import developed, moved
 from minidiff.data.phantom import phantom
-from minidiff.data.standardise import equalise, plausible
+from minidiff.data.standardise import equalise, needs_lungs, plausible
 from minidiff.errors import InputError
 from minidiff.overlap import send
 from minidiff.pixels import Pictures, to_float, to_grey, to_uint8
@@ -37,7 +37,7 @@ from minidiff.training.device import pick_device
 from minidiff.training.optim import cosine, set_lr
 
 SIDE, WIDTHS = 64, (8, 16, 24, 32)  # px; channels at 64, 32, 16 and 8 px
-FILE = "lungs.safetensors"
+FILE, FOUND = "lungs.safetensors", "plausible lungs were found in "
 HELD_OUT = 200                       # fresh phantoms on which Dice is measured
 TURN, MOVE, ZOOM, ASPECT, BEND = 12.0, 0.10, 0.30, 0.25, 0.04  # degrees; shares of the side
 SHADE, CLOUD = 0.25, 0.9             # of the range: light that differs by place; opaque patches
@@ -51,7 +51,7 @@ class Config(Rooted):
     steps: int = 600                  # optimiser steps
     batch: int = 16                   # phantoms a step
     lr: float = 3e-3                  # AdamW peak; 20 % warm-up, then cosine
-    seed: int = 0                     # of network, order and variation; phantoms are those of seed+1
+    seed: int = 0                     # of start, order and variation; seed+1 of the phantoms
     device: str = "auto"              # auto, cpu, cuda, cuda:1 …
 
 
@@ -104,6 +104,20 @@ class LungNet(nn.Module):
                              f"{str(error).splitlines()[0]}); python classify.py lungs --out "
                              f"{folder} makes them") from None
         return net.eval()
+
+
+def finder(names: Sequence[str], folder: str | Path) -> LungNet | None:
+    """The network of a folder where these ways of making pictures alike need one."""
+    return LungNet.load(folder) if needs_lungs(names) else None
+
+
+def kept_whole(net: LungNet | None, sets: Mapping[str, Pictures]) -> list[str]:
+    """A note of how many images of each set have lungs that pass, none without a network."""
+    if not net:
+        return []
+    found = {name: net.find(pixels)[1] for name, pixels in sets.items()}
+    return [FOUND + ", ".join(f"{int(there.sum())} of {len(there)} images of {name}"
+                              for name, there in found.items()) + "; the others are kept whole"]
 
 
 def _pair(ch_in: int, ch: int) -> nn.Sequential:

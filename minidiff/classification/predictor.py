@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minidiff.classification.adversary import Adversary
-from minidiff.classification.lungs import LungNet
+from minidiff.classification.invariance import Invariance
+from minidiff.classification.lungs import LungNet, finder
 from minidiff.classification.resnet import ResNet, load_torchvision
 from minidiff.counted import AUGMENT, DROPOUT, generators, order, seeded
 from minidiff.data.augmentation import augment, vary
@@ -104,7 +104,8 @@ class Predictor(nn.Module):
         out = self.logits(images, batch)
         return {v.name: v.read(out[v.name]) for v in self.variables}
 
-    def logits(self, images: Pictures, batch: int = 256, *, alike: bool = False) -> dict[str, Tensor]:
+    def logits(self, images: Pictures, batch: int = 256, *,
+               alike: bool = False) -> dict[str, Tensor]:
         """uint8 (N,C,H,W) → the outputs of `forward`; float32, CPU. Are the images made alike?"""
         out = self._in_batches(self, images, batch, alike)
         return {v.name: torch.cat([o[v.name] for o in out]).float().cpu() for v in self.variables}
@@ -155,7 +156,7 @@ class Predictor(nn.Module):
             alike = form.get("standardise", ())
             predictor = cls(from_json(form["variables"]), width=form["width"], size=form["size"],
                             dropout=form.get("dropout", 0.0), standardise=alike,
-                            lungs=LungNet.load(folder) if needs_lungs(alike) else None)
+                            lungs=finder(alike, folder))
             predictor.net.load_state_dict(weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError,
                 safetensors.SafetensorError) as error:
@@ -207,8 +208,7 @@ def fit(predictor: Predictor, images: Pictures, labels: Labels, *, steps: int, b
         lr: float = 3e-3, seed: int = 0, augment: str = "classic",
         weights: Mapping[str, Tensor] | None = None, sample_weight: Tensor | None = None,
         validation: tuple[Pictures, Labels, Tensor | None] | None = None, progress: str = "",
-        precision: str = "auto", start: int = 0,
-        adversary: Adversary | None = None) -> list[dict]:
+        precision: str = "auto", start: int = 0, invariant: Invariance | None = None) -> list[dict]:
     """Trains in place on uint8 images (N,C,S,S); returns a log of step, loss and lr.
 
     AdamW with a rate that rises linearly and falls as a cosine. Order, augmentation (of AUGMENTS)
@@ -216,16 +216,15 @@ def fit(predictor: Predictor, images: Pictures, labels: Labels, *, steps: int, b
     and `sample_weight` are those of `loss`. With `validation` images, labels and their weights, the
     state with the lowest loss on them is kept; the log has that loss as val_loss. `start`: steps
     that this network was trained before; order, augmentation and log continue from there.
-    `adversary` is trained beside it, and against it. `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
-    fp32 on a CPU.
+    `invariant` is added to the loss. `progress` is the text of the bar, "" for
+    none. `precision` auto is bf16 (or fp16) on a GPU, and fp32 on a CPU.
     """
     device, change = next(predictor.parameters()).device, AUGMENTS[augment]
     images, amp = Gathered(predictor.made_alike(images)), Precision(precision, device)
     if validation:
         validation = predictor.made_alike(validation[0]), *validation[1:]
     of_classes = {k: send(w, device) for k, w in (weights or {}).items()}
-    trained = [*predictor.net.parameters(), *(adversary.parameters() if adversary else ())]
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=DECAY, fused=True)
+    optimizer = torch.optim.AdamW(predictor.net.parameters(), lr=lr, weight_decay=DECAY, fused=True)
     predictor.train()
 
     def make(step: int) -> tuple[list[int], Tensor, Tensor | None, Labels, Tensor | None]:
@@ -248,25 +247,29 @@ def fit(predictor: Predictor, images: Pictures, labels: Labels, *, steps: int, b
             features = predictor.net.features((x - MEAN) / STD)
             out = predictor.read(features, keep)
         value = loss(predictor.variables, out, truth, of_classes, of_images)
-        if adversary:
-            value = value + adversary(features, rows)
+        if invariant:
+            value = value + invariant(features, rows)
         amp.backward(value)
-        amp.update(optimizer, trained, CLIP)
+        amp.update(optimizer, predictor.net.parameters(), CLIP)
         # until here nothing has waited for a GPU
         value = amp.read(value.reshape(1), f"images {rows} of the training set").item()
         if step % 10 == 0 or step == steps or step in looks:
             log.append({"step": start + step, "loss": value, "lr": rate})
             bar.set_postfix(loss=f"{value:.3f}")
         if step in looks:
-            pixels, truth, of_truth = validation
-            held_out = loss(predictor.variables, predictor.logits(pixels, alike=True), truth, weights,
-                            of_truth).item()
-            log[-1]["val_loss"] = held_out
+            log[-1]["val_loss"] = held_out = _held_out(predictor, *validation, weights)
             if held_out < best:
                 best, state = held_out, copy.deepcopy(predictor.state_dict())
     predictor.load_state_dict(state)
     predictor.eval()
     return log
+
+
+def _held_out(predictor: Predictor, pixels: Pictures, truth: Labels, of_images: Tensor | None,
+              weights: Mapping[str, Tensor] | None) -> float:
+    """The loss on validation images that were made alike before."""
+    out = predictor.logits(pixels, alike=True)
+    return loss(predictor.variables, out, truth, weights, of_images).item()
 
 
 def begin(predictor: Predictor, path: str | Path) -> list[str]:

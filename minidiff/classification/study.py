@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from minidiff.classification import arms as kinds
-from minidiff.classification.adversary import Adversary
 from minidiff.classification.arms import Arm, Images
 from minidiff.classification.inputs import Inputs
-from minidiff.classification.lungs import LungNet
+from minidiff.classification.invariance import Invariance
+from minidiff.classification.lungs import finder
 from minidiff.classification.predictor import Predictor, begin, fit
-from minidiff.data.standardise import needs_lungs
 from minidiff.errors import InputError
 from minidiff.pixels import to_grey
 from minidiff.runs import read_json, write_json
@@ -45,7 +44,7 @@ class Recipe:
     device: str = "cpu"
     standardise: tuple[str, ...] = ()  # how pictures are made alike
     lungs: str = ""              # folder of the network that finds them
-    adversary: str = ""          # column that the features shall not tell beside the label
+    invariant: str = ""          # column over whose values the features of a label lie alike
     seed: int = 0                # the first; also of the choice of patients of real@25
 
 
@@ -80,9 +79,9 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
               "tested_on": {name: fingerprint(images) for name, images in held_out.items()}}
     if (folder / "result.json").exists():
         return check_result(read_json(folder / "result.json"), prints, folder, inputs)
-    lungs = LungNet.load(recipe.lungs) if needs_lungs(recipe.standardise) else None
     predictor = Predictor([inputs.target], width=recipe.width, size=recipe.size, dropout=DROPOUT,
-                          seed=seed, standardise=recipe.standardise, lungs=lungs)
+                          seed=seed, standardise=recipe.standardise,
+                          lungs=finder(recipe.standardise, recipe.lungs))
     if recipe.init and "scratch" not in arm.words:
         begin(predictor, recipe.init)
     predictor.to(recipe.device)
@@ -93,13 +92,12 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
     val_weights = kinds.even_weights(val, ()) if inputs.exclusive else None
     for images, end in zip(stages, ends):
         weights = kinds.even_weights(images, columns) if inputs.exclusive else None
-        against = Adversary(images.rows, recipe.adversary, 8 * recipe.width,
-                            seed).to(recipe.device) if recipe.adversary else None
+        invariant = Invariance(images.rows, recipe.invariant) if recipe.invariant else None
         part = fit(predictor, images.pixels, {"label": images.labels}, steps=end - start,
                    batch=recipe.batch, lr=recipe.lr, seed=seed, augment=augment,
                    sample_weight=weights, progress=progress, precision=recipe.precision,
                    validation=(val.pixels, {"label": val.labels}, val_weights), start=start,
-                   adversary=against)
+                   invariant=invariant)
         last, start = [line for line in part if "val_loss" in line], end
         log += part
     predictor.save(folder)

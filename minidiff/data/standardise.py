@@ -1,7 +1,7 @@
 """Pictures of different hospitals made alike, before a classifier is trained on them or asked.
 
     name      what it does                                      what it takes away
-    equalise  each grey becomes its mid-rank in the picture     any rising map of greys (film, gamma)
+    equalise  each grey becomes its mid-rank in the picture     any rising map of greys, e.g. gamma
     local     less the local mean, by the local deviation       gain, offset, and shading
     lungs     the box round both lungs fills the picture        zoom, position, what lies beside
     masked    the same, and black outside the lungs             the body round them, its letters too
