@@ -12,7 +12,7 @@ import pytest
 
 from minidiff.data import images
 from minidiff.data.baselines import out_of_fold
-from minidiff.data.phantom import LABELS, phantom, write
+from minidiff.data.phantom import FINDINGS, LABELS, phantom, write
 from minidiff.errors import InputError
 from minidiff.statistics import auroc
 
@@ -96,7 +96,7 @@ def test_opacity_follows_the_label():
             assert (drawn - clear)[p.opacity].std() > 4  # a texture, seen beside noise of 5
 
 
-@pytest.mark.parametrize("label", LABELS[1:])
+@pytest.mark.parametrize("label", FINDINGS)
 def test_severity_adds_extent_and_density(label):
     for mild, severe in pairs(label=(label, label), severity=(0.3, 1.0)):
         assert severe.opacity.sum() > 1.2 * mild.opacity.sum()
@@ -105,6 +105,31 @@ def test_severity_adds_extent_and_density(label):
         change = [abs(p.image - clear)[p.lungs].sum() for p in (mild, severe)]
         assert change[1] > 1.3 * change[0] > 0
         assert (mild.row["severity"], severe.row["severity"]) == ("0.3", "1")
+
+
+@pytest.mark.parametrize("rare", ["nodule", "pneumothorax"])
+def test_a_rare_finding_is_in_one_lung_and_is_drawn_beside_others(rare):
+    for i in range(0, 80, 10):
+        alone, both = phantom(2, i, label=rare, noise=0), phantom(2, i, label=f"covid|{rare}",
+                                                                  noise=0)
+        halves = alone.opacity[:, :32].sum(), alone.opacity[:, 32:].sum()
+        assert max(halves) >= 5 and min(halves) == 0
+        assert not (alone.opacity & ~alone.lungs).any()
+        covid = phantom(2, i, label="covid", noise=0)
+        assert np.array_equal(both.opacity, alone.opacity | covid.opacity)
+        assert both.row == {**covid.row, "label": f"covid|{rare}"}
+        change = abs(both.image.astype(float) - covid.image)
+        assert change[alone.opacity].mean() > 3 and change[~both.lungs].mean() < 1
+        other = phantom(2, i, label=f"{rare}|covid", noise=0).image.astype(int)
+        assert abs(other - both.image).max() <= 1  # in any order, but for rounding
+
+
+def test_beyond_a_pneumothorax_there_is_more_air():
+    for i in range(0, 80, 10):
+        gone, clear = (phantom(2, i, label=label, noise=0, age=25)
+                       for label in ("pneumothorax", "normal"))
+        inner = gone.opacity & (gone.image < clear.image.astype(int) + 2)
+        assert gone.image[inner].mean() < clear.image[inner].mean()
 
 
 def test_age_widens_heart_and_fades_bones():
@@ -217,7 +242,8 @@ def test_a_stopped_writer_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [
-    {"size": 31}, {"size": 513}, {"label": "flu"}, {"sex": "X"}, {"age": 12}, {"view": "lateral"},
+    {"size": 31}, {"size": 513}, {"label": "flu"}, {"label": "normal|covid"}, {"label": "covid|"},
+    {"label": "covid|covid"}, {"sex": "X"}, {"age": 12}, {"view": "lateral"},
     {"noise": -1}, {"severity": 0, "label": "covid"}, {"severity": 0.5, "label": "normal"},
     {"confounding": 1.5}, {"index": -1},
 ])
@@ -238,10 +264,11 @@ def test_thumbnails_hardly_tell_the_disease():
     """8 × 8 means of the picture: the disease is texture, not a large opacity. The bound is that of
     docs/study.md.
     """
-    drawn = [phantom(3, i) for i in range(1200)]
+    labels = (*LABELS, "nodule", "pneumothorax")
+    drawn = [phantom(3, i, label=labels[(i - (i % 10 == 9)) % 5]) for i in range(2000)]
     small = np.stack([p.image.reshape(8, 8, 8, 8).mean((1, 3)).ravel() for p in drawn])
     fold = np.array([int(p.row["patient"][-6:]) // 10 % 2 for p in drawn])  # whole patients
-    for label in LABELS:
+    for label in labels:
         ours = np.array([p.row["label"] == label for p in drawn])
         assert 0.5 < auroc(out_of_fold(small, ours, fold), ours) <= 0.75, label
 

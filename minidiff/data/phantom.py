@@ -9,8 +9,10 @@ vertebrae follow from them.
     factor    what it changes in the image
     --------  ------------------------------------------------------------------------------------
     label     pneumonia: a cluster of small nodules in one zone of one lung; covid: a fine net on
-              faint haze at the periphery of both lungs, lower zones first; normal: neither
-    severity  .3..1, extent and density of nodules or net; empty for normal
+              faint haze at the periphery of both lungs, lower zones first; nodule: one round,
+              sharp, solid spot; pneumothorax: a thin line inside the wall of one lung's upper
+              half, and no vessels beyond it; normal: none of them; "covid|nodule": both
+    severity  .3..1, extent and density of every finding; empty for normal
     sex       F: breast shadows over the lower lungs, thorax 8 % narrower, thinner bones, sloping
               shoulders
     age       20..90: larger heart and aortic knob, wider (unfolded) aorta with a calcified rim,
@@ -21,6 +23,7 @@ vertebrae follow from them.
 The diseases are textures a few pixels wide at 64 px: means over an eighth of the side hardly show
 them, and nothing outside the lungs does.
 
+The default data set has `LABELS`; nodule and pneumothorax are drawn when they are asked for.
 Factors are independent of the label unless `confounding` is asked for. Image 10k+9 is a follow-up
 of image 10k+8: the same patient on another day, with another severity, positioning and exposure.
 """
@@ -44,6 +47,7 @@ from minidiff.runs import beside, read_json, write_json
 LABELS = ("normal", "pneumonia", "covid")
 ZONES = {"upper": 0.30, "middle": 0.52, "lower": 0.76}  # pneumonia's centre; 0 apex, 1 base
 SPOT, NODULE, HALO = 0.05, 1.4, 0.85  # a nodule: radius, air replaced, emphysema around it
+TUMOUR, PLEURA = 0.09, 0.03  # radius of a nodule of severity 1; half width of a pleural line
 NET, GLASS, RETICLE = 2 * np.pi / 0.2, 0.1, 0.8  # covid: waves of 6 px at 64 px; air replaced by
                                                  # haze and by net
 UNKNOWN = 0.15  # share of patients whose age (and, independently, sex) is left out of the table
@@ -73,6 +77,7 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
     """
     patient = index - (index % 10 == 9)
     label = LABELS[patient % 3] if label is None else label
+    present = label.split("|")
     _check(seed, index, size, label, confounding, noise, sex, age, view, severity)
     person = np.random.default_rng((seed, patient, 0))
     visit = np.random.default_rng((seed, index, 1))
@@ -83,7 +88,7 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
     hidden = person.random(2) < UNKNOWN
     side, zone = ("right", "left")[person.integers(2)], list(ZONES)[person.integers(3)]
     build = np.clip(person.standard_normal(16), -2, 2).tolist()
-    spots = person.uniform(-1, 1, 26).tolist()
+    spots = person.uniform(-1, 1, 32).tolist()
     drawn_severity = round(visit.uniform(0.3, 1.0), 2)
     pose, exposure = visit.uniform(-1, 1, 4).tolist(), visit.uniform(-1, 1, 3).tolist()
 
@@ -91,9 +96,9 @@ def phantom(seed: int, index: int, size: int = 64, *, label: str | None = None,
         "label": label,
         "sex": drawn_sex if sex is None else sex,
         "age": drawn_age if age is None else age,
-        "view": (("AP" if label == "covid" else "PA") if tied else coin) if view is None else view,
+        "view": view or (coin if not tied else "AP" if "covid" in present else "PA"),
         "severity": 0.0 if label == "normal" else drawn_severity if severity is None else severity,
-        **({"side": side, "zone": zone} if label == "pneumonia" else {"side": "", "zone": ""}),
+        **({"side": side, "zone": zone} if "pneumonia" in present else {"side": "", "zone": ""}),
     }
     brightness, lungs, opacity = _render(organs.anatomy(factors, build), factors, spots, pose,
                                          exposure, size)
@@ -112,7 +117,10 @@ def _check(seed, index, size, label, confounding, noise, sex, age, view, severit
     ranges = {"seed": (seed, 0, 2**31), "index": (index, 0, 2**31), "size": (size, 32, 512),
               "noise": (noise, 0, 1), "confounding": (confounding, 0, 1), "age": (age, 20, 90),
               "severity": (severity, 0.01, 1)}
-    choices = {"label": (label, LABELS), "sex": (sex, ("F", "M")), "view": (view, ("AP", "PA")),
+    present, ok = label.split("|"), len(set(label.split("|"))) == label.count("|") + 1
+    labels = (label,) if label == "normal" or ok and FINDINGS.keys() >= {*present} else (
+        "normal", *FINDINGS, "several findings joined by |")
+    choices = {"label": (label, labels), "sex": (sex, ("F", "M")), "view": (view, ("AP", "PA")),
                "severity of normal": (severity if label == "normal" else None, ("none",))}
     faults = [f"{name} is {value!r}, allowed: {low} to {high}"
               for name, (value, low, high) in ranges.items()
@@ -138,12 +146,12 @@ def _render(a, factors, spots, pose, exposure, size):
     heart, great = organs.mediastinum(a, x, y, sharp)
     visible = organs.edge(lung, sharp) * (1 - organs.edge(heart, sharp))
     air = visible * (1 - np.exp(-np.maximum(depth, 0) / 0.06)) * (0.86 + 0.1 * y)
-    haze, opacity = _disease(a, factors, spots, x, y, side, reach)
+    haze, opacity, vessels = _disease(a, factors, spots, x, y, side, reach)
     opacity = opacity & (visible > 0.5)
 
     soft = body * (1 + 0.50 * organs.edge(y - a.dome, 0.5)) + great * inside
     bone = a.bone * organs.bones(a, x, y, side, reach, depth, px)
-    fluid = air * (haze + 0.22 * a.vessels * organs.vessels(a, x, y, side))
+    fluid = air * (haze + 0.22 * a.vessels * vessels)
     gas = 0.16 * organs.edge(0.09 - np.hypot((x - 0.34) * 0.7, y - a.dome - 0.16), 0.06)  # stomach
     total = soft - gas + bone * inside - 0.72 * (air - fluid)
     gain = (1.55 if a.ap else 1.75) * (1 + 0.06 * exposure[0])
@@ -154,27 +162,34 @@ def _render(a, factors, spots, pose, exposure, size):
 
 
 def _disease(a, factors, spots, x, y, side, reach):
-    """Share of the air that is replaced, float (H,W) about -.1..1, and where the opacity counts as
-    present.
+    """Share of the air that is replaced, float (H,W) about -.1..1, where the opacity counts as
+    present, and the vessels that are left.
 
-    Both are faint and a few pixels wide at 64 px, so that means over an eighth of the image hardly
-    change: only the texture shows them. spots (26,) are the patient's own, uniform in -1..1.
+    All are faint and a few pixels wide at 64 px, so that means over an eighth of the image hardly
+    change: only the texture shows them. spots (32,) are the patient's own, uniform in -1..1.
     """
-    severity, label = factors["severity"], factors["label"]
-    if label == "normal":
-        return np.zeros_like(x), np.zeros(x.shape, bool)
     low = (y - a.apex) / (a.dome + 0.5 * a.dip - a.apex)  # 0 at the apex, 1 at the base
-    strength = 0.4 + 0.6 * severity
-    if label == "pneumonia":
-        lobe = x < 0 if factors["side"] == "right" else x > 0
-        centre, haze = ZONES[factors["zone"]], np.zeros_like(x)
-        for up, out, wide in np.reshape(spots[6:24], (6, 3))[: 3 + round(3 * severity)]:
-            r2 = np.square(low - centre - 0.13 * up) + np.square(0.5 * (reach - 0.6 - 0.3 * out))
-            r2 = r2 / (SPOT * (1 + 0.2 * wide)) ** 2
-            haze = haze + np.exp(-r2) - HALO * np.exp(-r2 / 4) / 4
-        haze = NODULE * strength * lobe * np.minimum(haze, 1.3)
-        return haze, haze > 0.3 * NODULE
-    where = np.zeros_like(x)
+    haze, opacity = np.zeros_like(x), np.zeros(x.shape, bool)
+    vessels = organs.vessels(a, x, y, side)
+    for name in factors["label"].split("|") if factors["label"] != "normal" else ():
+        more, there, kept = FINDINGS[name](a, factors, spots, x, y, low, reach)
+        haze, opacity, vessels = haze + more, opacity | there, vessels * kept
+    return haze, opacity, vessels
+
+
+def _pneumonia(a, factors, spots, x, y, low, reach):
+    lobe = x < 0 if factors["side"] == "right" else x > 0
+    severity, centre, haze = factors["severity"], ZONES[factors["zone"]], np.zeros_like(x)
+    for up, out, wide in np.reshape(spots[6:24], (6, 3))[: 3 + round(3 * severity)]:
+        r2 = np.square(low - centre - 0.13 * up) + np.square(0.5 * (reach - 0.6 - 0.3 * out))
+        r2 = r2 / (SPOT * (1 + 0.2 * wide)) ** 2
+        haze = haze + np.exp(-r2) - HALO * np.exp(-r2 / 4) / 4
+    haze = NODULE * (0.4 + 0.6 * severity) * lobe * np.minimum(haze, 1.3)
+    return haze, haze > 0.3 * NODULE, 1.0
+
+
+def _covid(a, factors, spots, x, y, low, reach):
+    severity, where = factors["severity"], np.zeros_like(x)
     for i, (level, out, gain) in enumerate(((0.40, 0.88, 0.5), (0.64, 0.78, 0.8),
                                             (0.86, 0.60, 1.0))):
         jitter = np.where(x < 0, spots[i], spots[3 + i]).astype(np.float32)
@@ -185,7 +200,30 @@ def _disease(a, factors, spots, x, y, side, reach):
     for k in range(3):  # three waves at 60 degrees: a hexagonal net
         angle = np.pi * (k + spots[24]) / 3
         net = net + np.cos(NET * (np.cos(angle) * x + np.sin(angle) * y) + np.pi * spots[6 + k]) / 3
-    return strength * where * (GLASS + RETICLE * net), where > 0.3
+    return (0.4 + 0.6 * severity) * where * (GLASS + RETICLE * net), where > 0.3, 1.0
+
+
+def _nodule(a, factors, spots, x, y, low, reach):
+    centre_x = np.sign(spots[26]) * (0.55 + 0.15 * spots[27]) * a.width
+    centre_y = a.apex + (0.55 + 0.2 * spots[28]) * (a.dome - a.apex)
+    radius = TUMOUR * (0.6 + 0.4 * factors["severity"])
+    r = np.hypot(x - centre_x, y - centre_y)
+    inside = organs.edge(radius - r, 0.04)
+    return 0.8 * (inside - HALO / 4 * organs.bell(r, 2 * radius)), inside > 0.5, 1.0
+
+
+def _pneumothorax(a, factors, spots, x, y, low, reach):
+    """The lung has fallen off its wall: beyond the pleura there is air without vessels."""
+    sunk = 0.15 + 0.2 * factors["severity"]
+    sunk = sunk * organs.edge(0.75 + 0.1 * spots[31] - low, 0.5) * (x * spots[30] > 0)
+    beyond = reach - (1 - sunk)
+    free = organs.edge(beyond, 0.04) * (sunk > 0.02)
+    line = organs.bell(beyond, PLEURA) * organs.edge(sunk - 0.05, 0.06)
+    return 0.45 * line - 0.06 * free, free > 0.5, 1 - free
+
+
+FINDINGS = {"pneumonia": _pneumonia, "covid": _covid, "nodule": _nodule,
+            "pneumothorax": _pneumothorax}
 
 
 def write(folder: str | os.PathLike, *, n: int = 2400, size: int = 64, seed: int = 0,
