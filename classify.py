@@ -10,6 +10,7 @@
     python classify.py --data DIR --arms real --out runs/x/baseline   without synthetic images
     python classify.py subset --data DIR --keep covid=25 --out DIR25   fewer patients, for real@25
     python classify.py predict --model runs/x/classifier --data NEW --out new.csv
+    python classify.py lungs --root runs/x   a network that finds lungs, for --standardise lungs
     torchrun --standalone --nproc-per-node 8 -- classify.py --seeds 8   pairs are dealt to the GPUs
 
 The arms: minidiff/classification/arms.py. Finished pairs of arm and seed are kept: to resume, or to
@@ -31,16 +32,18 @@ import minidiff.threads  # noqa: F401  before torch, which it tells how its thre
 from minidiff import config, distributed, runs
 from minidiff import variables as var
 from minidiff.classification import arms as kinds
-from minidiff.classification import inputs, study
+from minidiff.classification import inputs, lungs, study
 from minidiff.classification.assess import assess
 from minidiff.classification.compare import BENEFIT, Declared, Primary, parse
 from minidiff.classification.inputs import Inputs
+from minidiff.classification.invariance import Invariance
 from minidiff.classification.judge_agreement import judge_agreement
 from minidiff.classification.predict import PredictConfig, predict
 from minidiff.classification.predictor import Predictor, balance, begin, fit, weights_of
 from minidiff.classification.scores import Benefit
 from minidiff.classification.shortcuts import STEPS, shortcut_audit
 from minidiff.convolution import LEAST
+from minidiff.data import standardise
 from minidiff.data.dataset import glance
 from minidiff.data.subset import SubsetConfig, write_subset
 from minidiff.errors import InputError
@@ -53,7 +56,7 @@ from minidiff.training.device import pick_device
 from minidiff.training.precision import PrecisionName
 
 # knobs that do not change what is finished
-FREE = ("arms", "seeds", "device", "primary", "worth", "prevalence", "false_alarms")
+FREE = ("arms", "seeds", "device", "lungs", "primary", "worth", "prevalence", "false_alarms")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ class Config(Reading, Rooted):
     positive: str = ""                # label of interest; none: the rarest in training
     even: tuple[str, ...] = ("view",)  # columns of which the label says nothing in arms real-even
     condition: tuple[str, ...] = ("label", "sex", "age", "view")  # what the judge reads
+    standardise: tuple[str, ...] = ()  # make images alike: lungs or masked, then equalise, local
+    lungs: str = "ROOT/lungs"         # network that finds them, of `classify.py lungs`
+    invariant: str = ""               # column over which features of a label lie alike, e.g. source
     init: str = ""                    # start: arms/ARM/SEED of a run, or resnet18 of torchvision
     size: int = 0                     # side of all images, px; 0: that of the root's runs, else 64
     width: int = 16                   # channels of the first layer, 8 or more; resnet18 has 64
@@ -105,6 +111,9 @@ def run_study(cfg: Config) -> None:
                            out=f"{cfg.root}/classifier", target=cfg.target, hold_out=cfg.hold_out,
                            others={name: used[name][0] for name in used if name not in synthetic},
                            near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
+    found = lungs.kept_whole(lungs.finder(cfg.standardise, cfg.lungs),
+                             {name: images.pixels for name, images in data.sets.items()})
+    data = replace(data, notes=[*data.notes, *found])
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
         made = next(iter(data.made_for(0).values()), None)
@@ -112,7 +121,8 @@ def run_study(cfg: Config) -> None:
             cfg.arms, data.sets["train"], made, positive_of(cfg, data))]
     known = check_read(cfg, arms, data)
     recipe = study.Recipe(cfg.size, cfg.width, cfg.steps, cfg.batch, cfg.lr, positive_of(cfg, data),
-                          cfg.even, cfg.init, cfg.precision, str(pick_device(cfg.device)), cfg.seed)
+                          cfg.even, cfg.init, cfg.precision, str(pick_device(cfg.device)),
+                          cfg.standardise, cfg.lungs, cfg.invariant, cfg.seed)
     out, main = Path(cfg.out), not distributed.rank()
     with distributed.rank0_first():  # no rank trains into a folder that is refused
         if main:
@@ -145,8 +155,11 @@ def open_run(cfg: Config, data: Inputs) -> None:
     tables = {name: data.tables[name] for name in data.sets}
     runs.open_run(cfg.out, cfg, "classifier", free=FREE,
                   init=runs.sha256(start) if cfg.init else "",
+                  **({"finder": runs.sha256(Path(cfg.lungs, lungs.FILE))}
+                     if standardise.needs_lungs(cfg.standardise) else {}),
                   data={name: table.fingerprint for name, table in tables.items()})
     print(glance(cfg.data, tables, root=Path(cfg.out).parent))
+    print("".join(f"  {note}\n" for note in data.notes if note.startswith(lungs.FOUND)), end="")
     rarest = "" if cfg.positive else ", the rarest in training (--positive)"
     print(f"label of interest: {positive_of(cfg, data)}{rarest}")
 
@@ -206,6 +219,8 @@ def check(cfg: Config, folders: dict[str, list[str]]) -> list[kinds.Arm]:
         raise InputError("--arms real-even needs --even columns, e.g. view")
     if cfg.init:
         weights_of(cfg.init)
+    standardise.check(cfg.standardise)
+    lungs.finder(cfg.standardise, cfg.lungs)
     pooled = sorted({len(own) for own in folders.values()} - {1})
     if len(pooled) > 1:
         raise InputError(f"--synthetic pools {' and '.join(map(str, pooled))} generators; all "
@@ -242,8 +257,10 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
                                  f"{', '.join(train.rows[0])}")
     for arm in arms:  # has each folder enough images?
         for k in range(data.generators.get(arm.source, 1)):
-            kinds.training_set(arm, train, data.made_for(k), positive=positive_of(cfg, data),
-                               seed=cfg.seed, subset_seed=cfg.seed)
+            for stage in kinds.training_set(arm, train, data.made_for(k), seed=cfg.seed,
+                                            positive=positive_of(cfg, data), subset_seed=cfg.seed):
+                if cfg.invariant:
+                    Invariance(stage.rows, cfg.invariant)
     if cfg.init:
         begin(Predictor([data.target], width=cfg.width, size=cfg.size), cfg.init)
     known = [data.target, *(var.infer(name, [row.get(name, "") for row in train.rows])
@@ -327,8 +344,9 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
     runs.write_json(folder / "trained_on.json", sorted(set(train.hashes)))
     if (folder / "agreement.json").exists():
         return runs.read_json(folder / "agreement.json")
-    judge = Predictor(known, width=cfg.width, size=cfg.size,
-                      seed=cfg.seed).to(pick_device(cfg.device))
+    judge = Predictor(known, width=cfg.width, size=cfg.size, seed=cfg.seed,
+                      standardise=cfg.standardise, lungs=lungs.finder(
+                          cfg.standardise, cfg.lungs)).to(pick_device(cfg.device))
     labels = var.encode(known, train.rows)
     log = fit(judge, train.pixels, labels, weights=balance(data.target, labels),
               steps=5 * cfg.steps // 2, batch=cfg.batch, lr=cfg.lr, seed=cfg.seed,
@@ -343,7 +361,7 @@ def train_judge(cfg: Config, folder: Path, data: Inputs, known: list[var.Variabl
 
 
 VERBS = {"study": (Config, run_study), "subset": (SubsetConfig, write_subset),
-         "predict": (PredictConfig, predict)}
+         "predict": (PredictConfig, predict), "lungs": (lungs.Config, lungs.train_lungs)}
 
 if __name__ == "__main__":
     config.main(VERBS, default="study", doc=__doc__)

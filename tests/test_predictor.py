@@ -2,6 +2,7 @@
 was.
 """
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import safetensors.torch
 import torch
 
 from minidiff.classification.judge_agreement import judge_agreement
+from minidiff.classification.lungs import LungNet
 from minidiff.classification.predictor import Predictor, balance, begin, fit, loss
 from minidiff.errors import InputError, TrainingFault
 from minidiff.pixels import to_grey
@@ -160,6 +162,55 @@ def test_a_fault_names_the_images():
     predictor.net.fc.weight.data.fill_(math.nan)
     with pytest.raises(TrainingFault, match=r"images \[\d+, \d+, \d+, \d+\] of the training set"):
         fit(predictor, images, labels, steps=5, batch=4)
+
+
+# ---- pictures made alike
+
+
+def test_it_keeps_and_applies_how_pictures_are_made_alike(trained, tmp_path):
+    images, labels = trained[2:]
+    net = fresh(standardise=("equalise",))
+    fit(net, images, labels, steps=3, batch=8)
+    brighter = 255 - (255 - images.float()).square().div(255).round().to(torch.uint8)
+    assert torch.equal(net.standard(images), net.standard(images.contiguous()))
+    rising = images[:, :1] // 2 + 60  # of pairs of greys one: equal to images of even greys
+    even = images[:, :1] // 2 * 2
+    assert torch.equal(net.logits(rising)["side"], net.logits(even)["side"])
+    assert not torch.equal(net.logits(brighter)["side"], net.logits(255 - brighter)["side"])
+    net.save(tmp_path)
+    again = Predictor.load(tmp_path)
+    assert again.standardise == ("equalise",)
+    assert torch.equal(again.logits(rising)["side"], net.logits(even)["side"])
+    assert torch.equal(again.logits(net.made_alike(images), alike=True)["age"],
+                       net.logits(images)["age"])
+
+
+def test_the_lungs_go_with_the_predictor_and_are_not_trained(trained, tmp_path):
+    images, labels = trained[2:]
+    finder = LungNet(3)
+    before = {k: x.clone() for k, x in finder.state_dict().items()}
+    net = fresh(standardise=("lungs", "local"), lungs=finder)
+    fit(net, images[:32], {k: x[:32] for k, x in labels.items()}, steps=2, batch=8,
+        validation=(images[:8], {k: x[:8] for k, x in labels.items()}, None))
+    net.save(tmp_path)
+    again = Predictor.load(tmp_path)
+    assert again.standardise == ("lungs", "local")
+    assert all(torch.equal(x, before[k]) for k, x in again.lungs.state_dict().items())
+    assert torch.equal(again.logits(images)["side"], net.logits(images)["side"])
+    (tmp_path / "lungs.safetensors").unlink()
+    with pytest.raises(InputError, match="has no lungs"):
+        Predictor.load(tmp_path)
+
+
+def test_a_predictor_of_before_is_read_as_it_was(trained, tmp_path):
+    trained[0].save(tmp_path)
+    form = json.loads((tmp_path / "predictor.json").read_text())
+    assert "standardise" not in form
+    again = Predictor.load(tmp_path)
+    assert again.standardise == () and again.standard(trained[2]) is trained[2]
+    (tmp_path / "predictor.json").write_text(json.dumps({**form, "standardise": ["blur"]}))
+    with pytest.raises(InputError, match="--standardise blur; allowed are equalise"):
+        Predictor.load(tmp_path)
 
 
 # ---- where a classifier starts

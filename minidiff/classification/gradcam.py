@@ -42,14 +42,16 @@ def gradcam(predictor: Predictor, images: Tensor, target: int | Sequence[int], *
 
     `target` is one value, or one for each image. `variable` is the predictor's first unless named;
     the score is its logit. Each map is scaled by its own maximum, so that two maps tell places, not
-    strengths; it is 0 throughout where nothing speaks for the answer.
+    strengths; it is 0 throughout where nothing speaks for the answer. Where the predictor makes
+    pictures alike, places are those of `predictor.standard(images)`.
     """
     variable, layer = variable or predictor.variables[0].name, layer or layer_of(predictor)
     targets = torch.as_tensor(target).expand(len(images))
     mode = predictor.training
     # the statistics of batch norm stay as they are, and no image depends on another
     predictor.eval()
-    maps = [_maps(predictor, prepare(part, predictor.size), wanted, variable, layer)
+    maps = [_maps(predictor, prepare(predictor.standard(part), predictor.size), wanted, variable,
+                  layer)
             for part, wanted in zip(images.split(batch), targets.split(batch))]
     predictor.train(mode)
     heat = F.interpolate(torch.cat(maps)[:, None], tuple(images.shape[2:]), mode="bilinear")[:, 0]

@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from minidiff.classification.calibration import pooled, probabilities
+from minidiff.classification.lungs import kept_whole
 from minidiff.classification.predictive_uncertainty import (
     Conformal,
     FeatureDistance,
@@ -57,6 +58,8 @@ def predict(cfg: PredictConfig) -> None:
     members = [Predictor.load(arm / str(seed)) for seed in tuned["seeds"]]
     target, size = members[0].variables[0], members[0].size
     table, pixels = load_pixels(listed(cfg.data), size, skip_bad=cfg.skip_bad)
+    for note in kept_whole(members[0].lungs, {cfg.data: pixels}):
+        print(note)
     exclusive = target.exclusive
     logits = np.stack([m.to(pick_device(cfg.device)).logits(pixels)[target.name].double().numpy()
                        for m in members])

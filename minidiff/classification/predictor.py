@@ -1,7 +1,7 @@
 """One network that reads label, sex, age, view … off an image, and gives features.
 
-    uint8 (N,C,S,S) ─ grey ─▶ (N,1,S,S) in [-1,1] ─ standardise ─ ResNet ─▶ features (N,8·width) ─
-    fc ─▶ one block a variable
+    uint8 (N,C,S,S) ─ grey ─ made alike (data/standardise.py) ─▶ (N,1,S,S) in [-1,1] ─ ResNet ─▶
+    features (N,8·width) ─ fc ─▶ one block a variable
 
 A Category has one logit for each of its values, Findings one for each that may be present, a Number
 one output in standard deviations from its training mean. A cell that is unknown has no part in the
@@ -20,12 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minidiff.classification.invariance import Invariance
+from minidiff.classification.lungs import LungNet, finder
 from minidiff.classification.resnet import ResNet, load_torchvision
 from minidiff.counted import AUGMENT, DROPOUT, dropout, generators, order, seeded
 from minidiff.data.augmentation import augment, vary
+from minidiff.data.standardise import check, needs_lungs, standardised
 from minidiff.errors import InputError
 from minidiff.overlap import ahead, send
-from minidiff.pixels import Gathered, Pictures, to_float, to_grey
+from minidiff.pixels import Gathered, Pictures, to_float, to_grey, to_uint8
 from minidiff.runs import in_its_place, read_json, write_atomic, write_json
 from minidiff.training.optim import cosine, set_lr
 from minidiff.training.precision import Precision
@@ -42,12 +45,18 @@ AUGMENTS = {"plain": None, "classic": augment, "strong": vary}
 class Predictor(nn.Module):
     """ResNet with one block of outputs for each variable; other images are resized to `size`.
 
-    `dropout` is the share of its features that a training step leaves out.
+    `dropout` is the share of its features that a training step leaves out. Every picture is made
+    like the others as `standardise` says, in training and whenever it is asked; `lungs` finds them.
     """
 
     def __init__(self, variables: Sequence[Variable], *, width: int = 16, size: int = 64,
-                 dropout: float = 0.0, seed: int = 0):
+                 dropout: float = 0.0, seed: int = 0, standardise: Sequence[str] = (),
+                 lungs: LungNet | None = None):
         super().__init__()
+        check(standardise)
+        assert bool(lungs) == needs_lungs(standardise), standardise
+        self.standardise = tuple(standardise)
+        self.lungs = lungs.requires_grad_(False) if lungs else None
         self.variables, self.width, self.size, self.dropout = list(variables), width, size, dropout
         self.outputs = {v.name: len(v.values) or 1 for v in self.variables}
         self.net = ResNet(sum(self.outputs.values()), width=width, seed=seed)
@@ -60,11 +69,28 @@ class Predictor(nn.Module):
 
         `keep` (N or 1, 8·width) is what each feature is multiplied by: see `mask`.
         """
-        features = self.net.features((x - MEAN) / STD)
+        return self.read(self.net.features((x - MEAN) / STD), keep)
+
+    def read(self, features: Tensor, keep: Tensor | None = None) -> dict[str, Tensor]:
         return self._by_variable(self.net.fc(features if keep is None else features * keep))
 
     def _by_variable(self, y: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.outputs, y.split(list(self.outputs.values()), -1)))
+
+    def standard(self, images: Tensor) -> Tensor:
+        """uint8 (N,C,H,W) → (N,1,size,size), made alike; as they are where nothing is asked for."""
+        if not self.standardise:
+            return images
+        x = to_grey(images)
+        if x.shape[2:] != (self.size, self.size):
+            x = to_uint8(prepare(x, self.size))
+        return standardised(x, self.standardise, self.lungs and self.lungs.find)
+
+    def made_alike(self, images: Pictures) -> Pictures:
+        """`standard` of many, on the CPU."""
+        device = next(self.parameters()).device
+        return images if not self.standardise else torch.cat(
+            [self.standard(send(part, device)).cpu() for part in images.split(256)])
 
     def mask(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Dropout of the features, a row for each generator: see `counted.dropout`."""
@@ -77,9 +103,10 @@ class Predictor(nn.Module):
         out = self.logits(images, batch)
         return {v.name: v.read(out[v.name]) for v in self.variables}
 
-    def logits(self, images: Pictures, batch: int = 256) -> dict[str, Tensor]:
-        """uint8 (N,C,H,W) → the outputs of `forward`; float32, CPU."""
-        out = self._in_batches(self, images, batch)
+    def logits(self, images: Pictures, batch: int = 256, *,
+               alike: bool = False) -> dict[str, Tensor]:
+        """uint8 (N,C,H,W) → the outputs of `forward`; float32, CPU. Are the images made alike?"""
+        out = self._in_batches(self, images, batch, alike)
         return {v.name: torch.cat([o[v.name] for o in out]).float().cpu() for v in self.variables}
 
     @torch.no_grad()
@@ -96,10 +123,12 @@ class Predictor(nn.Module):
                                           batch)).float().cpu()
 
     @torch.no_grad()
-    def _in_batches(self, function: Callable, images: Pictures, batch: int) -> list:
+    def _in_batches(self, function: Callable, images: Pictures, batch: int,
+                    alike: bool = False) -> list:
         mode, device = self.training, next(self.parameters()).device
         self.eval()
-        out = [function(prepare(send(chunk, device), self.size)) for chunk in images.split(batch)]
+        made = send if alike else (lambda chunk, device: self.standard(send(chunk, device)))
+        out = [function(prepare(made(chunk, device), self.size)) for chunk in images.split(batch)]
         self.train(mode)
         return out
 
@@ -108,7 +137,10 @@ class Predictor(nn.Module):
         weights = {k: x.detach().cpu().contiguous() for k, x in self.net.state_dict().items()}
         write_json(Path(folder) / "predictor.json",
                    {"variables": to_json(self.variables), "width": self.width, "size": self.size,
-                    "dropout": self.dropout})
+                    "dropout": self.dropout,
+                    **({"standardise": self.standardise} if self.standardise else {})})
+        if self.lungs:
+            self.lungs.save(folder)
         write_atomic(Path(folder) / "predictor.safetensors", safetensors.torch.save(weights))
 
     @classmethod
@@ -120,8 +152,10 @@ class Predictor(nn.Module):
         try:
             form = read_json(Path(folder) / "predictor.json")
             weights = safetensors.torch.load_file(Path(folder) / "predictor.safetensors")
+            alike = form.get("standardise", ())
             predictor = cls(from_json(form["variables"]), width=form["width"], size=form["size"],
-                            dropout=form.get("dropout", 0.0))
+                            dropout=form.get("dropout", 0.0), standardise=alike,
+                            lungs=finder(alike, folder))
             predictor.net.load_state_dict(weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError,
                 safetensors.SafetensorError) as error:
@@ -173,7 +207,7 @@ def fit(predictor: Predictor, images: Pictures, labels: Labels, *, steps: int, b
         lr: float = 3e-3, seed: int = 0, augment: str = "classic",
         weights: Mapping[str, Tensor] | None = None, sample_weight: Tensor | None = None,
         validation: tuple[Pictures, Labels, Tensor | None] | None = None, progress: str = "",
-        precision: str = "auto", start: int = 0) -> list[dict]:
+        precision: str = "auto", start: int = 0, invariant: Invariance | None = None) -> list[dict]:
     """Trains in place on uint8 images (N,C,S,S); returns a log of step, loss and lr.
 
     AdamW with a rate that rises linearly and falls as a cosine. Order, augmentation (of AUGMENTS)
@@ -181,13 +215,15 @@ def fit(predictor: Predictor, images: Pictures, labels: Labels, *, steps: int, b
     and `sample_weight` are those of `loss`. With `validation` images, labels and their weights, the
     state with the lowest loss on them is kept; the log has that loss as val_loss. `start`: steps
     that this network was trained before; order, augmentation and log continue from there.
-    `progress` is the text of the bar, "" for none. `precision` auto is bf16 (or fp16) on a GPU, and
-    fp32 on a CPU.
+    `invariant` is added to the loss. `progress` is the text of the bar, "" for
+    none. `precision` auto is bf16 (or fp16) on a GPU, and fp32 on a CPU.
     """
     device, change = next(predictor.parameters()).device, AUGMENTS[augment]
-    images, amp = Gathered(images), Precision(precision, device)
+    images, amp = Gathered(predictor.made_alike(images)), Precision(precision, device)
+    if validation:
+        validation = predictor.made_alike(validation[0]), *validation[1:]
     of_classes = {k: send(w, device) for k, w in (weights or {}).items()}
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=lr, weight_decay=DECAY, fused=True)
+    optimizer = torch.optim.AdamW(predictor.net.parameters(), lr=lr, weight_decay=DECAY, fused=True)
     predictor.train()
 
     def make(step: int) -> tuple[list[int], Tensor, Tensor | None, Labels, Tensor | None]:
@@ -207,25 +243,32 @@ def fit(predictor: Predictor, images: Pictures, labels: Labels, *, steps: int, b
     for step, (rows, x, keep, truth, of_images) in zip(bar, ahead(make, todo, device)):
         rate = set_lr(optimizer, cosine(step - 1, steps, lr, steps // 5))
         with amp.autocast():
-            out = predictor(x, keep)
+            features = predictor.net.features((x - MEAN) / STD)
+            out = predictor.read(features, keep)
         value = loss(predictor.variables, out, truth, of_classes, of_images)
+        if invariant:
+            value = value + invariant(features, rows)
         amp.backward(value)
-        amp.update(optimizer, predictor.parameters(), CLIP)
+        amp.update(optimizer, predictor.net.parameters(), CLIP)
         # until here nothing has waited for a GPU
         value = amp.read(value.reshape(1), f"images {rows} of the training set").item()
         if step % 10 == 0 or step == steps or step in looks:
             log.append({"step": start + step, "loss": value, "lr": rate})
             bar.set_postfix(loss=f"{value:.3f}")
         if step in looks:
-            pixels, truth, of_truth = validation
-            held_out = loss(predictor.variables, predictor.logits(pixels), truth, weights,
-                            of_truth).item()
-            log[-1]["val_loss"] = held_out
+            log[-1]["val_loss"] = held_out = _held_out(predictor, *validation, weights)
             if held_out < best:
                 best, state = held_out, copy.deepcopy(predictor.state_dict())
     predictor.load_state_dict(state)
     predictor.eval()
     return log
+
+
+def _held_out(predictor: Predictor, pixels: Pictures, truth: Labels, of_images: Tensor | None,
+              weights: Mapping[str, Tensor] | None) -> float:
+    """The loss on validation images that were made alike before."""
+    out = predictor.logits(pixels, alike=True)
+    return loss(predictor.variables, out, truth, weights, of_images).item()
 
 
 def begin(predictor: Predictor, path: str | Path) -> list[str]:

@@ -18,6 +18,8 @@ import numpy as np
 from minidiff.classification import arms as kinds
 from minidiff.classification.arms import Arm, Images
 from minidiff.classification.inputs import Inputs
+from minidiff.classification.invariance import Invariance
+from minidiff.classification.lungs import finder
 from minidiff.classification.predictor import Predictor, begin, fit
 from minidiff.errors import InputError, count
 from minidiff.pixels import to_grey
@@ -40,6 +42,9 @@ class Recipe:
     init: str = ""               # where all but real-scratch start
     precision: str = "auto"
     device: str = "cpu"
+    standardise: tuple[str, ...] = ()  # how pictures are made alike
+    lungs: str = ""              # folder of the network that finds them
+    invariant: str = ""          # column over whose values the features of a label lie alike
     seed: int = 0                # the first; also of the choice of patients of real@25
 
 
@@ -78,7 +83,8 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
     if (folder / "result.json").exists():
         return check_result(read_json(folder / "result.json"), prints, folder, inputs)
     predictor = Predictor([inputs.target], width=recipe.width, size=recipe.size, dropout=DROPOUT,
-                          seed=seed)
+                          seed=seed, standardise=recipe.standardise,
+                          lungs=finder(recipe.standardise, recipe.lungs))
     if recipe.init and "scratch" not in arm.words:
         begin(predictor, recipe.init)
     predictor.to(recipe.device)
@@ -89,10 +95,12 @@ def train_pair(folder: Path, arm: Arm, seed: int, inputs: Inputs, recipe: Recipe
     val_weights = kinds.even_weights(val, ()) if inputs.exclusive else None
     for images, end in zip(stages, ends):
         weights = kinds.even_weights(images, columns) if inputs.exclusive else None
+        invariant = Invariance(images.rows, recipe.invariant) if recipe.invariant else None
         part = fit(predictor, images.pixels, {"label": images.labels}, steps=end - start,
                    batch=recipe.batch, lr=recipe.lr, seed=seed, augment=augment,
                    sample_weight=weights, progress=progress, precision=recipe.precision,
-                   validation=(val.pixels, {"label": val.labels}, val_weights), start=start)
+                   validation=(val.pixels, {"label": val.labels}, val_weights), start=start,
+                   invariant=invariant)
         last, start = [line for line in part if "val_loss" in line], end
         log += part
     predictor.save(folder)

@@ -39,10 +39,10 @@ def augment(batch: Tensor, generators: Sequence[torch.Generator], strength: floa
         return batch
     draws = torch.stack([torch.rand(6, generator=g, dtype=torch.float64) for g in generators])
     angle, dx, dy, zoom, gain, bias = (strength * (2 * draws - 1)).T
-    moved = _moved(batch, angle * math.radians(ROTATION), SHIFT * dx, SHIFT * dy,
+    placed = moved(batch, angle * math.radians(ROTATION), SHIFT * dx, SHIFT * dy,
                    1 / (1 + zoom * SCALE))
     gain, bias = send(torch.stack([1 + GAIN * gain, 2 * BIAS * bias]).to(batch.dtype), batch.device)
-    return (moved * gain.view(n, 1, 1, 1) + bias.view(n, 1, 1, 1)).clamp(-1, 1)
+    return (placed * gain.view(n, 1, 1, 1) + bias.view(n, 1, 1, 1)).clamp(-1, 1)
 
 
 def vary(batch: Tensor, generators: Sequence[torch.Generator], strength: float = 1.0) -> Tensor:
@@ -50,25 +50,33 @@ def vary(batch: Tensor, generators: Sequence[torch.Generator], strength: float =
 
     Image k depends on its own CPU generator alone, whatever else is in the batch.
     """
-    n, _, side, _ = batch.shape
+    n = len(batch)
     if n == 0 or strength == 0:
         return batch
     draws = send(torch.stack([torch.rand(15, generator=g) for g in generators]), batch.device)
     u = strength * (2 * draws - 1)  # (N, draws) in ±strength
     angle, dx, dy, zoom, aspect = u[:, :5].T
-    x = _moved(batch, angle * math.radians(TURN), MOVE * dx, MOVE * dy, torch.exp(-ZOOM * zoom),
-               torch.exp(ASPECT * aspect))
-    x = _blurred(x, BLUR * side * strength * draws[:, 5])
-    x = ((x + 1) / 2).clamp(1e-4, 1) ** torch.exp(GAMMA * u[:, 6]).view(n, 1, 1, 1)
-    contrast, light = (1 + CONTRAST * u[:, 7]), LIGHT * u[:, 8]
+    x = moved(batch, angle * math.radians(TURN), MOVE * dx, MOVE * dy, torch.exp(-ZOOM * zoom),
+              torch.exp(ASPECT * aspect))
+    return developed(x, draws[:, 5:], generators, strength)
+
+
+def developed(x: Tensor, draws: Tensor, generators: Sequence[torch.Generator],
+              strength: float = 1.0) -> Tensor:
+    """Detector, film, printer and frame of another hospital; ten numbers in 0 … 1 an image (N,10),
+    and grain of its generator."""
+    n, side, u = len(x), x.shape[-1], strength * (2 * draws - 1)
+    x = _blurred(x, BLUR * side * strength * draws[:, 0])
+    x = ((x + 1) / 2).clamp(1e-4, 1) ** torch.exp(GAMMA * u[:, 1]).view(n, 1, 1, 1)
+    contrast, light = (1 + CONTRAST * u[:, 2]), LIGHT * u[:, 3]
     x = (x - 0.5) * contrast.view(n, 1, 1, 1) + 0.5 + light.view(n, 1, 1, 1)
     grain = send(torch.stack([torch.randn(1, side, side, generator=g) for g in generators]),
-                 batch.device)
-    x = x + NOISE * strength * draws[:, 9].square().view(n, 1, 1, 1) * grain  # mostly little
-    return _framed(x.clamp(0, 1), FRAME * u[:, 10:14], (draws[:, 14] > 0.5).float()) * 2 - 1
+                 x.device)
+    x = x + NOISE * strength * draws[:, 4].square().view(n, 1, 1, 1) * grain  # mostly little
+    return _framed(x.clamp(0, 1), FRAME * u[:, 5:9], (draws[:, 9] > 0.5).float()) * 2 - 1
 
 
-def _moved(x: Tensor, angle: Tensor, dx: Tensor, dy: Tensor, scale: Tensor,
+def moved(x: Tensor, angle: Tensor, dx: Tensor, dy: Tensor, scale: Tensor,
            wide: Tensor | float = 1.0) -> Tensor:
     """Turned by radians, shifted by shares of the side, and taken from a part `scale` times as
     large and `wide` times as wide; (N,) each."""

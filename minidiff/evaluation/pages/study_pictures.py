@@ -159,8 +159,9 @@ def gallery(data: Inputs, summary: Mapping, out: Path) -> dict[str, list[dict]]:
 
 
 def _card(image: Images, predictor: Predictor, place: int, lines: list[str]) -> dict:
-    """The picture with its Grad-CAM below."""
+    """The picture with its Grad-CAM below, on what the classifier is shown of it."""
     row, pixels = image.rows[0], image.pixels[:]
-    warm = overlay(pixels, gradcam(predictor, pixels, place))[0].transpose(2, 0, 1)
+    warm = overlay(predictor.standard(pixels).cpu(), gradcam(predictor, pixels, place))
+    warm = warm[0].transpose(2, 0, 1)
     return {"shots": [png_bytes(pixels[0, 0]), png_bytes(warm)],
             "lines": [row["label"], row["file_name"], *lines]}
