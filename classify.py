@@ -21,8 +21,6 @@ what they were asked to show.
 """
 
 import math
-import re
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -97,8 +95,8 @@ def run_study(cfg: Config) -> None:
     """Compare the arms on held-out patients, after a look at what a shortcut could tell."""
     distributed.start()
     usual = not cfg.arms
-    synthetic = sources(cfg)
-    folders = synthetic | others(cfg, synthetic)
+    synthetic = kinds.sources(cfg.synthetic)
+    folders = synthetic | kinds.others(cfg.other, synthetic)
     cfg = replace(cfg, size=cfg.size or side(cfg.root),
                   arms=cfg.arms or kinds.usual(list(synthetic)))
     arms = check(cfg, folders)
@@ -179,32 +177,6 @@ def side(root: str) -> int:
     found = [path for path in (Path(root) / "diffusion" / "model.json",
                                Path(root) / "vae" / "vae.json") if path.is_file()]
     return runs.read_json(found[0])["size"] if found else 64
-
-
-def sources(cfg: Config) -> dict[str, list[str]]:
-    """Name → folders of samples, one of each generator; one without a name joins the one before."""
-    found: dict[str, list[str]] = {}
-    for item in cfg.synthetic:
-        match = re.fullmatch(r"(?:([A-Za-z]\w*)=)?(.+)", item)
-        name = match[1] or next(reversed(found), "synthetic")
-        if match[1] in found or name in kinds.OWN:
-            who = "two folders are" if name in found else "a folder cannot be"
-            raise InputError(f"--synthetic {item}: {who} named {name!r}; write NAME=DIR")
-        found.setdefault(name, []).append(match[2])
-    return found
-
-
-def others(cfg: Config, taken: Collection[str]) -> dict[str, list[str]]:
-    """Name → folder of other real images."""
-    found: dict[str, list[str]] = {}
-    for item in cfg.other:
-        name, _, folder = item.partition("=")
-        if (not re.fullmatch(r"[A-Za-z]\w*", name) or not folder
-                or name in (*taken, *found, *kinds.OWN)):
-            raise InputError(f"--other {item}: write NAME=DIR, with a name that no other folder "
-                             f"has; taken are {', '.join([*taken, *found, *kinds.OWN])}")
-        found[name] = [folder]
-    return found
 
 
 def check(cfg: Config, folders: dict[str, list[str]]) -> list[kinds.Arm]:

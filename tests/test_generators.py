@@ -144,7 +144,7 @@ def test_a_real_file_among_the_samples_of_any_generator_is_refused(real, saw, tm
 def test_folders_without_a_name_go_with_the_one_before(words, folders):
     argv = ["study", "--root", "r", "--data", "d", "--synthetic", *words.split()]
     ((_, cfg),) = config.parse(classify.VERBS, "study", "", argv)
-    assert classify.sources(cfg) == folders
+    assert kinds.sources(cfg.synthetic) == folders
 
 
 @pytest.mark.parametrize("synthetic, seeds, words", [

@@ -143,6 +143,32 @@ def usual(sources: Sequence[str]) -> tuple[str, ...]:
     return "real", "real+1xduplicates", f"real+1x{name}"
 
 
+def sources(synthetic: Sequence[str]) -> dict[str, list[str]]:
+    """Name → folders of samples, one of each generator; one without a name joins the one before."""
+    found: dict[str, list[str]] = {}
+    for item in synthetic:
+        match = re.fullmatch(r"(?:([A-Za-z]\w*)=)?(.+)", item)
+        name = match[1] or next(reversed(found), "synthetic")
+        if match[1] in found or name in OWN:
+            who = "two folders are" if name in found else "a folder cannot be"
+            raise InputError(f"--synthetic {item}: {who} named {name!r}; write NAME=DIR")
+        found.setdefault(name, []).append(match[2])
+    return found
+
+
+def others(other: Sequence[str], taken: Collection[str]) -> dict[str, list[str]]:
+    """Name → folder of other real images."""
+    found: dict[str, list[str]] = {}
+    for item in other:
+        name, _, folder = item.partition("=")
+        if (not re.fullmatch(r"[A-Za-z]\w*", name) or not folder
+                or name in (*taken, *found, *OWN)):
+            raise InputError(f"--other {item}: write NAME=DIR, with a name that no other folder "
+                             f"has; taken are {', '.join([*taken, *found, *OWN])}")
+        found[name] = [folder]
+    return found
+
+
 def as_many_as_there_are(arms: Sequence[str], real: Images, made: Images | None,
                          positive: str) -> tuple[str, ...]:
     """The usual arms, with a smaller factor where there are too few synthetic images."""
