@@ -45,7 +45,8 @@ GUIDANCE = {"all by 1.5": [],
             "the pair by 4": ["--scales", *(f"{name}=4" for name in PAIR.split("|"))]}
 LABEL = Findings("label", tuple(sorted(PREVALENCE)))
 JUDGES, TRUE = 1, 2       # seeds of the phantoms that the judge learns from, and that it reads
-N, LEARN, EACH = 3200, 3000, 40
+N, EACH = 3200, 40
+LEARN, STEPS = (1500, 250) if FEATURES else (3000, 500)  # of the judge
 
 
 def data(root: Path) -> None:
@@ -89,7 +90,7 @@ def judge(root: Path) -> None:
     labels = combinations(JUDGES, LEARN)
     predictor = Predictor([LABEL])
     fit(predictor, drawn(JUDGES, labels), encode([LABEL], [{"label": x} for x in labels]),
-        steps=500, batch=32, progress="judge")
+        steps=STEPS, batch=32, progress="judge")
     predictor.save(root / "judge")
 
 
