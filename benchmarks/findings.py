@@ -42,7 +42,8 @@ PREVALENCE = ({"AP": 0.4, "woman": 0.4, "old": 0.4} if FEATURES else
 PAIR, SEEN = ("AP|woman", "AP|old") if FEATURES else ("nodule|pneumothorax", "covid|nodule")
 ASKED = ("No Finding", *PAIR.split("|"), SEEN, PAIR)
 GUIDANCE = {"all by 1.5": [],
-            "the pair by 4": ["--scales", *(f"{name}=4" for name in PAIR.split("|"))]}
+            **{f"the pair composed by {w:g}": [
+                "--scales", *(f"{name}={w:g}" for name in PAIR.split("|"))] for w in (1.5, 4)}}
 LABEL = Findings("label", tuple(sorted(PREVALENCE)))
 JUDGES, TRUE = 1, 2       # seeds of the phantoms that the judge learns from, and that it reads
 N, EACH = 3200, 40
