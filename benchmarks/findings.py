@@ -42,10 +42,12 @@ PREVALENCE = ({"AP": 0.4, "woman": 0.4, "old": 0.4} if FEATURES else
 PAIR, SEEN = ("AP|woman", "AP|old") if FEATURES else ("nodule|pneumothorax", "covid|nodule")
 ASKED = ("No Finding", *PAIR.split("|"), SEEN, PAIR)
 GUIDANCE = {"all by 1.5": [],
-            "the pair by 4": ["--scales", *(f"{name}=4" for name in PAIR.split("|"))]}
+            **{f"the pair composed by {w:g}": [
+                "--scales", *(f"{name}={w:g}" for name in PAIR.split("|"))] for w in (1.5, 4)}}
 LABEL = Findings("label", tuple(sorted(PREVALENCE)))
 JUDGES, TRUE = 1, 2       # seeds of the phantoms that the judge learns from, and that it reads
-N, LEARN, EACH = 3200, 3000, 40
+N, EACH = 3200, 40
+LEARN, STEPS = (1500, 250) if FEATURES else (3000, 500)  # of the judge
 
 
 def data(root: Path) -> None:
@@ -89,7 +91,7 @@ def judge(root: Path) -> None:
     labels = combinations(JUDGES, LEARN)
     predictor = Predictor([LABEL])
     fit(predictor, drawn(JUDGES, labels), encode([LABEL], [{"label": x} for x in labels]),
-        steps=500, batch=32, progress="judge")
+        steps=STEPS, batch=32, progress="judge")
     predictor.save(root / "judge")
 
 

@@ -273,23 +273,21 @@ class Gaussian:
 
 @pytest.mark.parametrize("guidance, scales, estimates", [
     (1.5, {"a": 4.0}, 3), (1.5, {"a": 4.0, "c": 0.0}, 4), (1.0, {"b": 3.0}, 2),
-    (1.5, {"a": 1.5}, 2), (1.0, {"a": 1.0}, 1)])
+    (1.5, {"a": 1.5}, 3), (1.0, {"a": 2.0, "b": 3.0}, 3)])
 def test_a_finding_of_its_own_scale_moves_gaussians_by_its_own_part(guidance, scales, estimates):
-    """m(∅) + w·(m(y) − m(∅)) + Σ_f (w_f − w)·(m(y) − m(y, f flipped)): ± the mean that f adds."""
+    """m(∅) + w·(m(y₀) − m(∅)) + Σ_f w_f·(m(y₀, f) − m(y₀)), the mean that f adds if it is there."""
     net, cells = Gaussian(), torch.tensor([0b001, 0b110, 0, var.UNKNOWN])
     labels, null = {"seen": cells}, {"seen": torch.full_like(cells, var.NULL)}
-    flips = own_scales([SEEN], guidance, scales)
-    denoise = guided(Denoiser(net, schedule, "x0"), labels, null, guidance, flips=flips)
+    own = own_scales([SEEN], guidance, scales)
+    denoise = guided(Denoiser(net, schedule, "x0"), labels, null, guidance, own=own)
     x, x0 = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(0)), {}
     for sigma in (0.5, 5.0):
         x0[sigma] = denoise(sigma * x, torch.tensor(sigma))
     assert net.calls == [4 * estimates] * 2
-    own = net.mean(cells)
-    mean = net.NULL + guidance * (own - net.NULL)
-    for name, scale in scales.items():
-        k = SEEN.values.index(name)
-        sign = torch.where(cells < 0, 0, torch.where(SEEN.bits(cells)[:, k], 1, -1))
-        mean = mean + (scale - guidance) * sign * net.MEANS[k]
+    there = SEEN.bits(cells).float()
+    named = torch.tensor([name in scales for name in SEEN.values])
+    mean = net.NULL + guidance * ((there * ~named) @ net.MEANS - net.NULL)
+    mean = mean + there @ (net.MEANS * torch.tensor([scales.get(v, 0.0) for v in SEEN.values]))
     for sigma, found in x0.items():
         s, sigma = net.SPREAD, schedule.sigma(schedule.t(torch.tensor(sigma))).item()
         expected = (s**2 * sigma * x + sigma**2 * mean.view(-1, 1, 1, 1)) / (s**2 + sigma**2)
@@ -307,5 +305,5 @@ def test_scales_of_findings_are_refused_by_name():
     with pytest.raises(InputError, match="guidance of finding 'b': seen has scale 0"):
         own_scales([SEEN], {"seen": 0.0}, {"b": 3.0})
     with pytest.raises(InputError, match="no finding has its own"):
-        guided(Denoiser(Gaussian(), schedule, "x0"), {}, {}, 2.0, flips=[("seen", 0, 1.0)],
+        guided(Denoiser(Gaussian(), schedule, "x0"), {}, {}, 2.0, own=[("seen", 0, 1.0)],
                against=Denoiser(Gaussian(), schedule, "x0"))

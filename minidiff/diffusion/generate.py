@@ -287,12 +287,12 @@ class Pipeline:
         labels = {name: send(value, self._device) for name, value in labels.items()}
         variables = self.conditioner.variables
         scale = recipe.scale([*labels], findings := findings_of(variables))
-        flips = own_scales(variables, scale, {
-            name: own for name, own in recipe.scales.items() if name in {*findings} - {*labels}})
+        own = own_scales(variables, scale, {
+            name: w for name, w in recipe.scales.items() if name in {*findings} - {*labels}})
         with self.autocast():  # never round a yield: the caller of a generator would run under it
             denoise = guided(self.denoiser, labels, self.conditioner.null(n, self._device), scale,
                              interval=recipe.interval, rescale=recipe.rescale,
-                             against=self.against, flips=flips, arrows=arrows)
+                             against=self.against, own=own, arrows=arrows)
 
         def run(x: Tensor, sigma: Tensor) -> Tensor:
             with self.autocast():

@@ -3,7 +3,8 @@
     plain        D(∅) + w·(D(y) − D(∅)), ∅: all variables null     Ho & Salimans 2022, eq. 6
     by variable  D(∅) + Σ_k w_k·(D(S_k) − D(S_{k−1}))              Brooks et al. 2023, eq. 3,
                  for any number of sets ∅ ⊂ S_1 ⊂ S_2 ⊂ … ⊂ y
-    by finding   … + Σ_f (w_f − w)·(D(y) − D(y with f flipped))    after Liu et al. 2022, eq. 11
+    by finding   y₀ for y above, + Σ_f w_f·(D(y₀, f) − D(y₀))      Liu et al. 2022, eq. 11,
+                 y₀: y with the named findings absent              with y₀ in place of ∅
     by a weaker  W(y) + w·(D(y) − W(y))                            Karras et al. 2024
                  model W (autoguidance)
     interval     w = 1 unless low < σ ≤ high                       Kynkäänniemi et al. 2024
@@ -19,10 +20,10 @@ they start from, which is ∅ or the variables of scale 1. One batch holds them 
 of Liu et al. 2022 (eq. 11) adds up D({i}) − D(∅) instead: it takes variables for independent given
 the image, and with equal scales it is not plain guidance.
 
-A finding may have a scale of its own. Flipped, it is absent where it was asked for and present
-where it was not, all else as asked. D(y) − D(flipped) is σ² times the gradient of the log odds of f
-given x and the others, so a scale above w says f more clearly, present or absent, and one equal to
-w is plain guidance. It costs one estimate for each finding whose scale is not w.
+A finding may have a scale of its own. It is then added to the others by itself: D(y₀, f) − D(y₀)
+is σ² times the gradient of its log odds given x and what is in y₀. So findings that never stood
+together in training can, for no estimate asks for them together; they are taken for independent
+given the image. It costs one estimate for each finding that is named.
 """
 
 import math
@@ -39,36 +40,36 @@ from minidiff.variables import Labels, Variable
 
 EVERYWHERE = (0.0, 1e9)  # the interval of all σ; plain numbers, for JSON knows no infinity
 Arrows = list[tuple[float, Tensor]]
-Flip = tuple[str, int, float]  # a variable of findings, the place of one, and its w_f − w
+Own = tuple[str, int, float]  # a variable of findings, the place of one in it, its scale
 
 
 def guided(denoiser: Denoiser, labels: Labels, null: Labels,
            scale: float | Mapping[str, float] = 1.0, *, interval: tuple[float, float] = EVERYWHERE,
            rescale: float = 0.0, against: Denoiser | None = None,
-           flips: Sequence[Flip] = (), arrows: Arrows | None = None) -> Denoise:
+           own: Sequence[Own] = (), arrows: Arrows | None = None) -> Denoise:
     """The guided denoiser of these N images as a closure; sigma is one level for all of them.
 
     `scale` is one number, or one for each variable. `against` is a weaker model of the same labels,
-    which takes the place of the null labels. `flips`: findings with scales of their own. Each call
+    which takes the place of the null labels. `own`: findings with scales of their own. Each call
     appends to `arrows` σ and how far guidance moved each image's estimate, (N,): the root mean
     square of guided − unguided, in units of z. What depends on the labels alone is computed here,
     not in each call.
     """
     if against is None:
-        sets = nested_sets(labels, null, scale)
-    elif flips:
+        sets = nested_sets(with_findings(labels, own), null, scale)
+    elif own:
         raise InputError("guidance by a weaker model has one scale: no finding has its own")
     else:
         sets = [(labels, 1.0), (labels, common_scale(scale))]
-    all_labels, strongest = sets[-1]
+    strongest = sets[-1][1]
+    all_labels = sets[-1][0] if against else nested_sets(labels, null, scale)[-1][0]
     conditional = conditioned(denoiser, all_labels)
     low, high = interval
-    if strongest == 1 and not flips:
+    if strongest == 1 and not own:
         low = math.inf  # nothing to guide: no σ lies inside
     elif against is None:
         estimates = batched_cfg(denoiser, [
-            *(flipped(all_labels, name, place) for name, place, _ in flips),
-            *(part for part, _ in sets)])
+            *(with_findings(all_labels, own, kept) for kept in own), *(part for part, _ in sets)])
     else:
         estimates = autoguidance(conditioned(against, labels), conditional)
 
@@ -76,12 +77,13 @@ def guided(denoiser: Denoiser, labels: Labels, null: Labels,
         if not low < float(sigma) <= high:
             out = unguided = conditional(x, sigma)
         else:
-            without, parts = (both := estimates(x, sigma))[: len(flips)], both[len(flips) :]
+            alone, parts = (both := estimates(x, sigma))[: len(own)], both[len(own) :]
             out, unguided = parts[0], parts[-1]
             for (_, weight), lower, upper in zip(sets[1:], parts, parts[1:]):
                 out = out + weight * (upper - lower)
-            for (_, _, weight), estimate in zip(flips, without):
-                out = out + weight * (unguided - estimate)
+            for (_, _, weight), estimate in zip(own, alone):
+                out, unguided = (so_far + w * (estimate - parts[-1])
+                                 for so_far, w in ((out, weight), (unguided, 1)))
             if rescale:
                 out = rescaled(out, unguided, denoiser.kept(x, sigma), rescale)
         if arrows is not None:
@@ -126,27 +128,28 @@ def nested_sets(labels: Labels, null: Labels,
 
 
 def own_scales(variables: Sequence[Variable], scale: float | Mapping[str, float],
-               findings: Mapping[str, float]) -> list[Flip]:
-    """The findings whose scale is not that of their variable.
+               findings: Mapping[str, float]) -> list[Own]:
+    """Where the findings with scales of their own stand.
 
-    InputError for one whose variable is not guided at all, for then D(y) is not computed.
+    InputError for one whose variable is not guided at all, for then D(y₀) is not computed.
     """
-    flips = []
+    found = []
     for name, own in findings.items():
         v = next(v for v in variables if not v.exclusive and name in v.values)
-        common = scale[v.name] if isinstance(scale, Mapping) else scale
-        if common == 0:
+        if (scale[v.name] if isinstance(scale, Mapping) else scale) == 0:
             raise InputError(f"guidance of finding {name!r}: {v.name} has scale 0, and is left out")
-        if own != common:
-            flips.append((v.name, v.values.index(name), own - common))
-    return flips
+        found.append((v.name, v.values.index(name), own))
+    return found
 
 
-def flipped(labels: Labels, name: str, place: int) -> Labels:
-    """The labels with one finding absent where it was present, and the other way round; cells that
-    are unknown or null stay."""
-    cells = labels[name]
-    return {**labels, name: torch.where(cells >= 0, cells ^ (1 << place), cells)}
+def with_findings(labels: Labels, own: Sequence[Own], kept: Own | None = None) -> Labels:
+    """The labels with these findings absent, but for one that is kept where it is present; cells
+    that are unknown or null stay."""
+    labels = dict(labels)
+    for name, place, _ in (finding for finding in own if finding != kept):
+        cells = labels[name]
+        labels[name] = torch.where(cells >= 0, cells & ~(1 << place), cells)
+    return labels
 
 
 def common_scale(scale: float | Mapping[str, float]) -> float:
