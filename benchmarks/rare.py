@@ -2,7 +2,7 @@
 known.
 
     python benchmarks/rare.py --root runs/rare                  pneumothorax, 10, 5 and 25 images
-    python benchmarks/rare.py --root runs/rare --finding nodule --images 10
+    python benchmarks/rare.py --root runs/rare --finding nodule --images 10 --generators 1
     python benchmarks/rare.py --gate                whom the rule for copies names; a slow test
 
 The base is the demo's (normal, pneumonia, few covid). For each number of images, one a patient:
@@ -27,7 +27,6 @@ finding and number of images.
 import argparse
 import json
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,19 +44,17 @@ from minidiff.data import images, phantom  # noqa: E402
 from minidiff.data.dataset import load_pixels  # noqa: E402
 from minidiff.data.subset import write_rows  # noqa: E402
 from minidiff.data.table import read_table, write_table  # noqa: E402
-from minidiff.diffusion import store  # noqa: E402
 from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures  # noqa: E402
 from minidiff.evaluation.metrics.diversity import ms_ssim, vendi  # noqa: E402
 from minidiff.evaluation.metrics.named import limit, named  # noqa: E402
 from minidiff.evaluation.metrics.pairwise import distances, pixel_spaces  # noqa: E402
 from minidiff.evaluation.monitor import checkpoints  # noqa: E402
-from minidiff.pixels import to_float, to_uint8  # noqa: E402
 from minidiff.stages import rare  # noqa: E402
 from minidiff.statistics import wilson  # noqa: E402
 from minidiff.variables import Category, encode  # noqa: E402
 
 FILE = Path(__file__).with_suffix(".json")
-GENERATORS, CLASSIFIERS, MADE = 3, 5, 100
+GENERATORS, CLASSIFIERS, MADE = 3, 5, 100  # classifiers of each generator; images of it
 TRAIN, TEST, ORACLE = 7, 8, 9   # seeds of phantoms; the base's is 0
 PRIOR = {"train": 80, "val": 40}   # images of each label beside the rare ones, to save time
 
@@ -113,7 +110,8 @@ def oracle(root: Path, labels: tuple[str, ...], test: str) -> tuple[Predictor, d
                   for k, label in enumerate(labels)}
 
 
-def generators(root: Path, few: str, init: str, prior: str) -> tuple[dict, list[dict], int, list]:
+def generators(root: Path, few: str, init: str, prior: str,
+               n: int) -> tuple[dict, list[dict], int, list]:
     """rare.json of the first, the looks for copies of all, the step taken, and their folders."""
     cls, run = train.VERBS["rare"]
     cfg = cls(data=(few,), init=init, prior=(prior,), root=str(root))
@@ -121,7 +119,7 @@ def generators(root: Path, few: str, init: str, prior: str) -> tuple[dict, list[
         run(cfg)
     chosen = runs.read_json(root / "rare/rare.json")
     saved = config.load(root / "rare/all/config.json")
-    all_runs = [root / "rare/all", *(root / f"rare-{seed}" for seed in range(1, GENERATORS))]
+    all_runs = [root / "rare/all", *(root / f"rare-{seed}" for seed in range(1, n))]
     for seed, out in enumerate(all_runs):
         if not (out / "model.json").exists():
             train.train_diffusion(config.from_dict(train.DiffusionConfig,
@@ -177,14 +175,6 @@ def samples(run: Path, out: Path, finding: str, seed: int) -> str:
     return str(out)
 
 
-@torch.no_grad()
-def rebuilt(x: torch.Tensor, init: str) -> torch.Tensor:
-    """Images as the base's autoencoder gives them back: what no adapter can better."""
-    vae = store.load_vae(Path(init))
-    return to_uint8(torch.cat([vae.decode(vae.encode(to_float(part)).mean)
-                               for part in x.split(32)]))
-
-
 def study(root: Path, init: str, few: str, made: list[str], finding: str, test: str) -> dict:
     """The pooled study of these folders of samples."""
     n, data = len(read_table(few, split=False)), root / "study-data"
@@ -202,21 +192,23 @@ def study(root: Path, init: str, few: str, made: list[str], finding: str, test: 
         arms=("real+duplicates", "real+synthetic"), near_copies="drop",
         seeds=GENERATORS * CLASSIFIERS)
     classify.run_study(cfg)
-    return runs.read_json(root / "classifier/summary.json")
+    summary = runs.read_json(root / "classifier/summary.json")
+    return {"arms": {arm["arm"]: {name: arm[name] for name in (
+        "n_train", "balanced_accuracy", "auroc_positive")} for arm in summary["arms"]},
+        **{name: summary[name] for name in ("images", "primary")}}
 
 
-def measure(root: Path, finding: str, n: int) -> dict:
-    began, labels = time.time(), (*phantom.LABELS, finding)
-    root.mkdir(parents=True, exist_ok=True)
+def measure(root: Path, finding: str, n: int, made_by: int) -> None:
+    labels = (*phantom.LABELS, finding)
     init, prior = base(root)
     own = root / finding
     test = draw(own / "test", TEST, dict.fromkeys(labels, range(200)), "test")
     read, accuracy = oracle(own, labels, test)
     fresh = pixels(draw(own / "fresh", TEST, {finding: range(1000, 1000 + MADE)}))
     few = draw(own / f"{n}/few", TRAIN, {finding: range(n)})
-    chosen, looks, step, folders = generators(own / str(n), few, init, prior)
+    chosen, looks, step, folders = generators(own / str(n), few, init, prior, made_by)
     last = [own / str(n) / name for name in ("rare/all", *(f"rare-{k}"
-                                                           for k in range(1, GENERATORS)))]
+                                                           for k in range(1, made_by)))]
     made = {name: [samples(folder, own / f"{n}/{name}-{seed}", finding, seed)
                    for seed, folder in enumerate(runs_of)]
             for name, runs_of in (("samples", folders), ("last", last))}
@@ -233,16 +225,19 @@ def measure(root: Path, finding: str, n: int) -> dict:
                 "copies": int((near < bound).sum()), "nearest": float(near.median()),
                 **varied(x, extractors)}
 
-    figures = {"fresh": seen(fresh), "rebuilt": seen(rebuilt(fresh, init)),
+    figures = {"fresh": seen(fresh), "rebuilt": seen(rare.rebuilt(fresh, init)),
                "generators": [seen(pixels(folder)) for folder in made["samples"]],
                "last step": [seen(pixels(folder)) for folder in made["last"]]}
-    summary = study(own / str(n), init, few, made["samples"], finding, test)
-    return {"finding": finding, "images": n, "labels": labels, "oracle": accuracy, "step": step,
-            "choice": chosen["choice"], "steps": chosen["steps"], "text": chosen["text"],
+    found = {"finding": finding, "images": n, "labels": labels, "oracle": accuracy, "step": step,
+            "choice": chosen["choice"], "steps": chosen["steps"],
+             "text": chosen["text"].replace(f"{own / str(n)}/", ""),
             "looks": [{k: v for k, v in look.items() if k != "images"} for look in looks],
             "limit": bound, **figures,
-            "the n images": varied(real, extractors), "study": summary,
-            "minutes of the last session": (time.time() - began) / 60}
+            "the n images": varied(real, extractors)}
+    keep(f"{finding}, {n} images", found)
+    if made_by == GENERATORS:
+        found["study"] = study(own / str(n), init, few, made["samples"], finding, test)
+        keep(f"{finding}, {n} images", found)
 
 
 def keep(part: str, found: object) -> None:
@@ -254,6 +249,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--root", type=Path, default=Path("runs/rare"))
+    p.add_argument("--generators", type=int, default=GENERATORS, help="with fewer, no study")
     p.add_argument("--gate", action="store_true")
     p.add_argument("--finding", default="pneumothorax")
     p.add_argument("--images", type=int, nargs="+", default=[10, 5, 25])
@@ -263,7 +259,7 @@ def main() -> None:
         return
     train.draw_pictures = lambda *_, **__: None  # nobody looks at them
     for n in a.images:
-        keep(f"{a.finding}, {n} images", measure(a.root, a.finding, n))
+        measure(a.root, a.finding, n, a.generators)
 
 
 if __name__ == "__main__":

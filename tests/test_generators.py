@@ -89,6 +89,18 @@ def test_places_and_machines_may_differ(real, saw, tmp_path):
     assert read(real, *folders).generators == {"a": 2}
 
 
+def test_one_step_of_two_trainings_is_one_recipe(real, saw, tmp_path):
+    """Their held-out losses are what came of the seeds; another step is another recipe."""
+    def folders(*steps):
+        return [write_generator(tmp_path / f"{step}-{k}", k, saw,
+                                model={"step": step, "val_loss": 0.1 + k})
+                for k, step in enumerate(steps)]
+
+    assert read(real, *folders(25, 25)).generators == {"a": 2}
+    with pytest.raises(InputError, match="step, 75 and 50"):
+        read(real, *folders(50, 75))
+
+
 def test_one_generator_twice_is_refused(real, saw, tmp_path):
     """The same samples, other samples of the same weights, and a training repeated elsewhere, whose
     weights differ in their last bits."""

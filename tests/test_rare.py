@@ -127,6 +127,9 @@ def test_a_run_resumes_and_keeps_the_last_model_without_a_copy(tiny, few, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         learn(cfg)
     out = tmp_path / "r/rare"
+    sheet, first = map(images.read, (out / "rebuilt.png", Path(few) / "images/0-0.png"))
+    assert sheet.shape[-2:] == (66, 168)  # the five images, and below them as they are given back
+    assert (sheet[..., :32, :32] == first).all() and (sheet[..., 34:, :32] != first).any()
     left = {path: path.stat().st_mtime_ns for path in (*out.glob("fold-*/losses.json"),
                                                        out / "all/model.json")}
     assert len(left) == 3 and not [*out.glob("fold-*/run/snapshots")]
@@ -162,8 +165,9 @@ def test_a_run_resumes_and_keeps_the_last_model_without_a_copy(tiny, few, tmp_pa
     assert sample.watcher(sample.SampleConfig(run=str(out / "all"), root=str(out)), 32)
     model = runs.read_json(looked[1] / "model.json")
     assert model["variables"][0]["values"][-1] == "pneumothorax"
-    with pytest.raises(InputError, match="holds a run with other settings"):
-        learn(config(tiny, few, tmp_path / "r", lr=2e-3))
+    for knob in ({"lr": 2e-3}, {"snapshots": 2}, {"guidance": 2.0}):
+        with pytest.raises(InputError, match="holds a run with other settings"):
+            learn(config(tiny, few, tmp_path / "r", **knob))
 
 
 choose = rare.choose

@@ -10,6 +10,8 @@ copies.
                  al. 1984), by differences patient by patient: fewer steps copy less.
     then         one training on all images, of the same settings: what was compared are models at
                  these steps of such a training, not of a shorter one
+    first        rebuilt.png: what the base's autoencoder makes of the new images. What is gone
+                 there, no adapter brings back
     copies       from the steps taken downwards, the first model that makes no copy of one of the
                  new images (`named`, which needs neither many images nor a random split) is kept
 
@@ -30,6 +32,7 @@ import torch
 from minidiff import distributed, runs
 from minidiff import variables as var
 from minidiff.counted import order
+from minidiff.data import images
 from minidiff.data.dataset import Images, load_pixels
 from minidiff.data.subset import write_rows
 from minidiff.data.table import Table, read_table
@@ -38,12 +41,11 @@ from minidiff.diffusion.begin import is_run
 from minidiff.diffusion.generate import Recipe
 from minidiff.diffusion.watch import AT_MOST, Probe
 from minidiff.errors import InputError, count
-from minidiff.evaluation.format import percent
 from minidiff.evaluation.metrics.named import named
 from minidiff.evaluation.metrics.pairwise import distances, pixel_spaces
 from minidiff.evaluation.monitor import checkpoints
 from minidiff.evaluation.sets import HELD_OUT, check_origin
-from minidiff.pixels import to_float, to_grey
+from minidiff.pixels import to_float, to_grey, to_uint8
 from minidiff.root import AS_WE_NAME, data_of, reading_of
 from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.sampling.plan import plan
@@ -51,6 +53,8 @@ from minidiff.sampling.plan import plan
 DRAWS, FEWEST_DRAWS = 256, 8  # of times and noise for the losses of all images; for each of many
 BATCH = 32                    # of them at once
 SPACE = "pixels, moved"
+SHOWN = 10                    # images of rebuilt.png
+DECIDE = {"snapshots", "guidance"}  # of a diffusion run only its pictures and what is kept of it
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,11 @@ def run(cfg: Any, train: Callable[[Path, Path], None], free: Sequence[str]) -> d
                          "torchrun")
     few, prior, new = read(cfg)
     groups = folds(few.table.column("label"), few.table.column("patient"), cfg.folds, cfg.seed)
-    out = runs.open_run(cfg.out, cfg, "rare", free=free, data=few.table.fingerprint,
+    out = runs.open_run(cfg.out, cfg, "rare", free={*free} - DECIDE, data=few.table.fingerprint,
                         prior=prior.fingerprint, init=store.identity(Path(cfg.init)))
+    some = few.pixels[:SHOWN]
+    images.write(out / "rebuilt.png", images.grid(torch.cat([some, rebuilt(some, cfg.init)]),
+                                                  columns=len(some)), quick=True)
     write_rows(out / "prior", prior.select(split="train").rows)
     patients, of, by_fold = few.table.column("patient"), np.zeros(len(few), int), []
     for k, group in enumerate(groups):
@@ -163,6 +170,14 @@ def read(cfg: Any) -> tuple[Images, Table, list[str]]:
             prior, new)
 
 
+@torch.no_grad()
+def rebuilt(pixels: torch.Tensor, init: str) -> torch.Tensor:
+    """Images (N, 3, S, S) as the autoencoder of a run gives them back: adapters draw no more."""
+    vae = store.load_vae(Path(init))
+    return to_uint8(torch.cat([vae.decode(vae.encode(to_float(part)).mean)
+                               for part in pixels.split(BATCH)]))
+
+
 def new_labels(cells: Sequence[str], variables: Sequence[dict], prior: Sequence[str],
                cfg: Any) -> list[str]:
     """The labels of the new images, none of which the base or the prior images know."""
@@ -218,16 +233,16 @@ def losses_of_fold(folder: Path, few: Images, group: set[str], cfg: Any,
 
 
 @torch.no_grad()
-def losses(folder: Path, images: Images, cfg: Any) -> np.ndarray:
+def losses(folder: Path, few: Images, cfg: Any) -> np.ndarray:
     """Mean loss of a model on each image (N,), at times and noise that are the same for all models.
 
     A label that the model does not know is null.
     """
     pipeline, _ = open_pipeline(folder, cfg.device)
-    device, rows = pipeline.vae.scale.device, images.table.rows
+    device, rows = pipeline.vae.scale.device, few.table.rows
     variables = pipeline.conditioner.variables
     z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float().cpu()
-                   for part in images.pixels.split(16)])
+                   for part in few.pixels.split(16)])
     labels = var.encode(variables, [{**row, "label": known_label(variables, row)} for row in rows])
     if "label" in labels:
         unknown = torch.tensor([not known_label(variables, row) for row in rows])
@@ -300,8 +315,8 @@ def text(result: dict) -> str:
             f"{choice['lowest']}")
     if choice["alike"]:
         said += f"; not resolved from it: {', '.join(map(str, choice['alike']))}"
-    said += (f". Held-out loss below the base's by {percent(gain)} ({percent(low)} to "
-             f"{percent(high)})" + (": not resolved that anything was learned" if low <= 0 else ""))
+    said += (f". Held-out loss against the base's: {-100 * gain:+.1f} % ({-100 * high:+.1f} to "
+             f"{-100 * low:+.1f})" + (": not resolved that anything was learned" * (low <= 0)))
     for look in copies:
         seen = "none of the probes, so copies could not be seen" if look["seen"] is None else (
             f"{look['probes_found']} of {look['probes']} probes")
