@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 import minidiff
 from minidiff import config, distributed, runs
-from minidiff import variables as var
 from minidiff.classification.predictor import Predictor
 from minidiff.data import images
 from minidiff.data.dataset import read_images
@@ -111,7 +110,7 @@ def sample(cfg: SampleConfig) -> None:
                                     deep=True)
     variables, recipe, out = pipeline.conditioner.variables, recipe_of(cfg), Path(cfg.out)
     rows = plans.in_windows(plan(cfg, variables, facts, pipeline.size), facts.get("windows", {}))
-    recipe.scale([v.name for v in variables], var.findings_of(variables))
+    pipeline.check_guidance(recipe)
     recipe.require_levels(pipeline.denoiser.schedule)
     watch = watcher(cfg, pipeline.size)
     model = runs.sha256(Path(cfg.run) / "model.safetensors")

@@ -217,3 +217,14 @@ def _key(words: dict[str, str], value: float, text: str) -> Hashable:
     if not math.isnan(value):
         return value
     return words.get(re.sub(r"[\W_]|view|projection", "", text), text)
+
+
+def in_units(cell: str) -> tuple[float, float, str] | None:
+    """The ends and the unit, or "", of a window that an import recorded, "-1350 150 HU": the values
+    of black and of white. None of any other cell."""
+    try:
+        low, high, unit = [*cell.split(), ""][:3]
+        low, high = float(low), float(high)
+    except ValueError:
+        return None
+    return (low, high, unit) if -math.inf < low < high < math.inf else None

@@ -40,6 +40,7 @@ BOUNDS = {  # a knob of one name has one range in all scripts; both ends are all
     **dict.fromkeys(("lr", "clip", "alpha"), (1e-12, 1e6)),
     "prior_share": (0.01, 0.99),
     "dropout": (0, 0.9),
+    "folds": (2, math.inf),
     "strength": (0.01, 1),  # at 0 no step is run
     "width": (8, math.inf),  # see minidiff/convolution.py
     "guidance": (0, 100),

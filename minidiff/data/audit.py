@@ -262,12 +262,12 @@ def tables(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, dict[str, d
     band."""
     names = ("split", "source", *columns)
     found = {name: defaultdict(Counter) for name in (*names, "all at once")}
-    for row in rows:
+    for row, labels in zip(rows, labels_in([row["label"] for row in rows])):
         cells = {name: age_band(row) if name == "age" else row.get(name, "") for name in names}
         cells["all at once"] = " · ".join([row["source"],
                                            *(cells[name] or "?" for name in columns)])
         for name, cell in cells.items():
-            found[name][cell][row["label"]] += 1
+            found[name][cell].update(labels)
     return {name: {value: dict(counts) for value, counts in sorted(cells.items())}
             for name, cells in found.items()}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from minidiff import distributed
 from minidiff import variables as var
 from minidiff.balance import turns
+from minidiff.cells import in_units
 from minidiff.counted import order, order_of_groups
 from minidiff.data import phantom, pixel_map
 from minidiff.data.files import typical_side
@@ -56,10 +57,12 @@ class Images:
     @property
     def facts(self) -> dict[str, Any]:
         """What a model saw: side, colour, depth; and of each modality, or else label, the window
-        that all its images share, or ""."""
+        that all its training images share, or ""."""
         seen: dict[str, set[str]] = {}
-        for row in self.table.rows:
-            seen.setdefault(row.get("modality") or row["label"], set()).add(row.get("window", ""))
+        for row in self.part("train").table.rows:
+            window = row.get("window", "")
+            seen.setdefault(row.get("modality") or row["label"], set()).add(
+                window if in_units(window) else "")
         shared = {name: next(iter(each)) if len(each) == 1 else "" for name, each in seen.items()}
         return {"size": self.size, "grey": self.grey, "bits": self.bits, "windows": shared}
 

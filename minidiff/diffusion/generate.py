@@ -281,6 +281,11 @@ class Pipeline:
             if absent:
                 raise InputError(what)
 
+    @torch.no_grad()
+    def check_guidance(self, recipe: Recipe) -> None:
+        """InputError where the model, or the weaker one, cannot be guided as this recipe says."""
+        self._guided(self.conditioner.null(1, self._device), 1, recipe)
+
     def _guided(self, labels: Labels, n: int, recipe: Recipe,
                 arrows: Arrows | None = None) -> Denoise:
         assert all(len(value) == n for value in labels.values()), "one label for each seed"

@@ -62,6 +62,9 @@ def plan(variables: Sequence[var.Variable], known: Sequence[Row], *,
                             "get --per-label images each"))
     labels, like = _labels(labels, by_name, known), known if like is None else like
     k, each = len(labels), per_label * (len(by_name["label"].values) if labels == [DRAWN] else 1)
+    if several:  # as of labels that exclude each other, rows that the model cannot say are left out
+        of_row = {row["label"]: _code(by_name["label"], row["label"]) for row in like}
+        like = [row for row in like if of_row[row["label"]] is not None]
     counts = [len(range(place, sets * SET, k)) if sets else each for place in range(k)]
     pool = [row for row in like
             if not independent or several or row.get("label") in by_name["label"].values]
@@ -69,7 +72,8 @@ def plan(variables: Sequence[var.Variable], known: Sequence[Row], *,
     columns = []
     for place, (label, n) in enumerate(zip(labels, counts)):
         pool = [row for row in like if "label" not in by_name or label == DRAWN
-                or row.get("label", label) == label]
+                or row.get("label", label) == label
+                or several and of_row[row["label"]] == by_name["label"].encode(label)]
         pool = pool or (list(like) if several else [])
         own = _of_label(label, n, variables, pool, fixed, seeded(seed, sum(counts[:place]), ROWS),
                         balance)
@@ -238,9 +242,17 @@ def _labels(labels: Sequence[str], by_name: Mapping[str, var.Variable],
             labels, codes["label"].tolist())] or [DRAWN]
     chosen = ([spelled(variable, label) for label in labels or variable.values]
               if variable.exclusive else labels)
-    if len(set(chosen)) < len(chosen):
+    if len({variable.encode(label) if label else label for label in chosen}) < len(chosen):
         raise InputError(f"--label {' '.join(chosen)}: one is named twice")
     return chosen
+
+
+def _code(variable: var.Variable, cell: str) -> int | None:
+    """A cell's code; None of one that the model cannot say."""
+    try:
+        return variable.encode(cell)
+    except InputError:
+        return None
 
 
 def _require_known(flag: str, name: str, variables: Mapping[str, var.Variable]) -> None:

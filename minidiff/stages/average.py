@@ -10,7 +10,7 @@ from minidiff import runs
 from minidiff.diffusion import store
 from minidiff.errors import InputError
 from minidiff.root import Rooted
-from minidiff.training.post_hoc import NARROWEST, WIDEST, WIDTHS, gamma, mixture
+from minidiff.training.post_hoc import FARTHEST, NARROWEST, WIDEST, WIDTHS, gamma, mixture
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ def average(cfg: AverageConfig) -> None:
         kept = [(end, k) for end in steps for k in range(len(WIDTHS))]
         weights, error = mixture([(end, gamma(WIDTHS[k])) for end, k in kept],
                                  (step, gamma(cfg.std)))
+        if error > FARTHEST:
+            raise InputError(f"--std {cfg.std:g}: the {len(kept)} averages that {run} kept give it "
+                             f"to within {error:.0%} only; take one nearer to "
+                             f"{' or '.join(map(str, WIDTHS))}, or train with more --snapshots")
         new = pipeline.denoiser.net.state_dict()
         for name in {key.partition("/")[2] for key in files[0].keys()}:  # noqa: SIM118 (no dict)
             parts = (file.get_tensor(f"{k}/{name}") for file in files for k in range(len(WIDTHS)))
@@ -47,6 +51,7 @@ def average(cfg: AverageConfig) -> None:
     runs.open_run(out, cfg, "average", init=store.identity(run))
     store.save_vae(out, pipeline.vae, size=facts["size"], trained_on=facts.get("trained_on", []))
     store.save_model(out, pipeline.denoiser.net, pipeline.denoiser.schedule,
-                     pipeline.denoiser.prediction, **{**facts, "step": step, "std": cfg.std})
+                     pipeline.denoiser.prediction, **{**facts, "step": step, "std": cfg.std,
+                                                     "profile_error": error})
     print(f"{out}: averaged with a standard deviation of {cfg.std:g} of the run up to step {step}; "
           f"the {len(kept)} kept averages give that profile to within {error:.1%}")

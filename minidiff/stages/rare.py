@@ -146,7 +146,11 @@ def read(cfg: Any) -> tuple[Images, Table, list[str]]:
     if not is_run(cfg.init):
         raise InputError(f"--init {cfg.init or 'is missing'}: give a finished diffusion run; the "
                          "base is trained first (train.py diffusion)")
-    facts, config = (runs.read_json(Path(cfg.init, name)) for name in ("model.json", "config.json"))
+    facts = runs.read_json(Path(cfg.init, "model.json"))
+    config = runs.read_json(record) if (record := Path(cfg.init, "config.json")).is_file() else {}
+    if "condition" not in config:
+        raise InputError(f"--init {cfg.init}: give the folder of a whole diffusion run, not its "
+                         "best/, a snapshot, or what train.py average made of it")
     where = Path(cfg.init).parent
     own = cfg.prior or data_of(str(where), cfg.init)
     prior = read_table(own, cfg if cfg.prior else reading_of(config), seed=config["seed"],
@@ -161,6 +165,7 @@ def read(cfg: Any) -> tuple[Images, Table, list[str]]:
     if table.patients_assumed or cfg.distinct_patients:
         table = replace(table, rows=[{**row, "patient": f"new {row['patient']}"}
                                      for row in table.rows])
+    check_origin(table, {cfg.init: set(facts.get("trained_on", ()))})
     new = new_labels(table.column("label"), facts["variables"], prior.labels, cfg)
     if shared := sorted({*table.column("patient")} & {*prior.column("patient")}):
         raise InputError(f"patient {shared[0]} of --data is one of --prior, too, and could never "
@@ -271,8 +276,9 @@ def choose(steps: Sequence[int], held_out: np.ndarray, trained: np.ndarray,
 
     trained (P, R): of the folds that had the patient; base (P, 1): of the base without the label.
     "alike": other steps whose loss is not resolved from the lowest (t, 95 %); "gain": by which
-    share the loss falls below the base's, with its interval; "gap": by which held-out images lose
-    more than they do where they were trained on.
+    share the loss falls below the base's, with its interval, which is that of one number of steps
+    and not corrected for choosing it: without a gain it lies above 0 in up to 10 %; "gap": by which
+    held-out images lose more than they do where they were trained on.
     """
     best = int(held_out.mean(0).argmin())
     more = held_out - held_out[:, [best]]

@@ -15,7 +15,8 @@ from torch import nn
 from minidiff.training.optim import EMA
 
 WIDTHS = (0.05, 0.10)  # what is kept: EDM2's
-NARROWEST = 0.01       # a narrower one cannot be put together from them
+NARROWEST = 0.02       # a narrower one cannot be put together from them …
+FARTHEST = 0.2         # … nor one from which the nearest sum differs by a larger share
 WIDEST = 0.25          # near the limit .289 of γ = 0, where all steps weigh the same
 
 

@@ -58,7 +58,7 @@ class ImportConfig:
     columns: tuple[str, ...] = ()      # of that table, e.g. patient=patientId label=Target
     window: Literal["auto", "file", "percentile", "lung", "soft", "bone", "wide"] = "auto"  # of CT
     frame: int = 0                     # which of several frames, from 1; 0 leaves such files out
-    bits: Literal["8", "16"] = "8"     # of the PNG; training reads 8
+    bits: Literal["8", "16"] = "8"     # of the PNG; training keeps them
     accept_burned_in: tuple[str, ...] = ()  # absent, yes: files that may have text in the pixels
     salt: str = ""                     # secret file; none: ~/.config/minidiff/dicom.salt
     workers: int = 2                   # processes that decode

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import minidiff
 from minidiff import runs
+from minidiff.cells import in_units
 from minidiff.data import images
 from minidiff.data.dicom import Dataset, claim_out, need_pydicom
 from minidiff.data.dicom.reader import SYNTHETIC
@@ -95,7 +96,7 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
     recipe = "; ".join(f"{name} {row[name]}" for name in ("seed", *RECIPE) if row.get(name))
     start = "from a real image, changed" if row.get("origin") else "from noise"
     start += f" to {row['change']}" if row.get("change") else ""
-    bits = 8 * pixels.itemsize
+    bits, window = 8 * pixels.itemsize, in_units(row.get("window", ""))
     data = pixels.transpose(1, 2, 0).astype(pixels.dtype.newbyteorder("<")).tobytes()
     elements = _identity(row, key=f"{model} {row.get('seed', '')} {row['file_name']} "
                          f"{uuid.uuid5(SPACE, pixels.tobytes().hex())}") | {
@@ -110,7 +111,7 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
         "SamplesPerPixel": channels,
         "PhotometricInterpretation": "MONOCHROME2" if channels == 1 else "RGB",
         **({"PlanarConfiguration": 0} if channels == 3 else {}),
-        **(_scale(row["window"], 2**bits - 1) if row.get("window") and channels == 1 else {}),
+        **(_scale(*window, 2**bits - 1) if window and channels == 1 else {}),
         "Rows": height, "Columns": width, "BitsAllocated": bits, "BitsStored": bits,
         "HighBit": bits - 1, "PixelRepresentation": 0, "PixelData": data + b"\0" * (len(data) % 2),
     }
@@ -127,13 +128,11 @@ def dataset(pixels: np.ndarray, row: Mapping[str, str], *, model: str, burned_in
     return ds
 
 
-def _scale(window: str, top: int) -> dict[str, str]:
-    """From 0 … top to the values of black and white in a window such as "-1350 150 HU"; and that
-    window itself (PS3.3 C.11.1, C.11.2)."""
-    low, high, *unit = window.split()
-    low, high = float(low), float(high)
+def _scale(low: float, high: float, unit: str, top: int) -> dict[str, str]:
+    """From 0 … top to the values of black and white in a window; and that window itself (PS3.3
+    C.11.1, C.11.2)."""
     return {"RescaleIntercept": f"{low:.10g}", "RescaleSlope": f"{(high - low) / top:.10g}",
-            "RescaleType": unit[0] if unit else "US",  # unspecified
+            "RescaleType": unit or "US",  # unspecified
             "WindowCenter": f"{(low + high) / 2:.10g}", "WindowWidth": f"{high - low:.10g}",
             "VOILUTFunction": "LINEAR_EXACT"}
 

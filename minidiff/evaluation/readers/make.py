@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from minidiff import runs
+from minidiff.cells import in_units
 from minidiff.data import images
 from minidiff.data.split import trained_on
 from minidiff.data.table import Table, read_table
@@ -205,8 +206,9 @@ def choose(cfg: Config, secret: bytes, real: Table,
     for kind, label in itertools.product(pools, labels):
         own = [{"kind": kind, "label": label, "set": folder, "file_name": row["file_name"],
                 "sha256": hashes[row["file"]], "file": row["file"],
-                "window": row.get("window", "")} for folder, hashes, row
-               in spread([entry for entry in pools[kind] if entry[2]["label"] == label], rng)]
+                "window": cell if in_units(cell := row.get("window", "")) else ""}
+               for folder, hashes, row in spread(
+                   [entry for entry in pools[kind] if entry[2]["label"] == label], rng)]
         if len(own) < cfg.per_label:
             where = "held-out (val and test)" if kind == "real" else "synthetic"
             raise InputError(f"--per-label {cfg.per_label}: label {label!r} has only {len(own)} "
