@@ -167,9 +167,10 @@ def digest(tensors: Mapping[str, Tensor], **facts: Any) -> str:
 
 
 def grey(images: Pictures, side: int | None = None) -> Tensor:
-    """uint8 or uint16 (N,C,H,W) → grey float32 (N,side,side) in 0…1, by means over areas; None:
-    same size."""
-    parts = (part.float().mean(1, keepdim=True) / TOP[part.dtype] for part in images.split(256))
+    """Pixels (N,C,H,W), uint8, uint16 or floats of 0 … 255 → grey float32 (N,side,side) in 0…1, by
+    means over areas; None: same size."""
+    parts = (part.float().mean(1, keepdim=True) / TOP.get(part.dtype, 255)
+             for part in images.split(256))
     return laid_in(torch.empty(len(images), *((side, side) if side else images.shape[2:])),
                    ((F.interpolate(x, size=(side, side), mode="area") if side else x)[:, 0]
                     for x in parts))
