@@ -110,7 +110,10 @@ def run_study(cfg: Config) -> None:
                            others={name: used[name][0] for name in used if name not in synthetic},
                            near_copies=cfg.near_copies, skip_bad=cfg.skip_bad)
     found = lungs.kept_whole(lungs.finder(cfg.standardise, cfg.lungs),
-                             {name: images.pixels for name, images in data.sets.items()})
+                             {name: images.pixels for name, images in data.sets.items()}
+                             | {name if len(own) == 1 else f"{name} {k}": images.pixels
+                                for name, own in data.sources.items()
+                                for k, images in enumerate(own)})
     data = replace(data, notes=[*data.notes, *found])
     cfg = replace(cfg, condition=var.usable(cfg.condition, data.sets["train"].rows))
     if usual:
@@ -227,9 +230,9 @@ def check_read(cfg: Config, arms: list[kinds.Arm], data: Inputs) -> list[var.Var
             if not any(row.get(name, "") for row in train.rows):
                 raise InputError(f"--even {name}: no training image has it; there are "
                                  f"{', '.join(train.rows[0])}")
-    for arm in arms:  # has each folder enough images?
-        for k in range(data.generators.get(arm.source, 1)):
-            for stage in kinds.training_set(arm, train, data.made_for(k), seed=cfg.seed,
+    for arm in arms:  # has each folder enough images, for the share that each network draws?
+        for k in range(cfg.seeds if arm.share else data.generators.get(arm.source, 1)):
+            for stage in kinds.training_set(arm, train, data.made_for(k), seed=cfg.seed + k,
                                             positive=positive_of(cfg, data), subset_seed=cfg.seed):
                 if cfg.invariant:
                     Invariance(stage.rows, cfg.invariant)

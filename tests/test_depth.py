@@ -12,6 +12,7 @@ from PIL import Image
 import sample
 import train
 from minidiff import pixels, runs
+from minidiff.cells import in_units
 from minidiff.data import images
 from minidiff.data.dataset import load_pixels, read_training_set
 from minidiff.data.table import read_table, write_table
@@ -182,3 +183,10 @@ def test_a_window_goes_to_the_samples_that_share_it():
                                                                             None]
     assert plan.in_windows([{"label": "a"}], {"CT": WINDOW})[0]["window"] == WINDOW
     assert plan.in_windows([{"label": "a"}], {}) == [{"label": "a"}]
+
+
+@pytest.mark.parametrize("cell, found", [
+    ("-1350 150 HU", (-1350, 150, "HU")), ("0 900", (0, 900, "")), ("lung", None), ("", None),
+    ("150 -1350 HU", None), ("3 3", None), ("-160,240", None), ("nan 4", None), ("0 inf HU", None)])
+def test_a_window_has_two_ends(cell, found):
+    assert in_units(cell) == found

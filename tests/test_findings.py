@@ -361,3 +361,15 @@ def test_the_whole_chain_on_a_table_as_nihs(tmp_path, capsys):
     audit = runs.read_json(tmp_path / "x/audit/audit.json")
     # a label of too few patients, for phantoms of 32 px look alike, is left out
     assert {"Nodule"} <= {b["label"] for b in audit["baselines"]} <= {*found, "none"}
+
+
+def test_a_combination_is_drawn_whatever_its_spelling():
+    label = var.Findings("label", ("A", "B"))
+    known = [{"label": cell, "sex": sex} for cell, sex in (("A|B", "F"), *[("B|A", "M")] * 9)]
+    rows = plan.plan([label, var.Category("sex", ("F", "M"))], known, labels=["A|B"], per_label=10)
+    assert Counter(row["sex"] for row in rows) == {"F": 1, "M": 9}
+    with pytest.raises(InputError, match="named twice"):
+        plan.plan([label], [{"label": "A"}], labels=["A|B", "B|A"], per_label=1)
+    like = [{"label": "A|C"}, {"label": "B"}]  # C is not the model's
+    rows = plan.plan([label], known, like=like, per_label=2)
+    assert {row["label"] for row in rows} == {"B"}

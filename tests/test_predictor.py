@@ -198,7 +198,7 @@ def test_the_lungs_go_with_the_predictor_and_are_not_trained(trained, tmp_path):
     assert all(torch.equal(x, before[k]) for k, x in again.lungs.state_dict().items())
     assert torch.equal(again.logits(images)["side"], net.logits(images)["side"])
     (tmp_path / "lungs.safetensors").unlink()
-    with pytest.raises(InputError, match="has no lungs"):
+    with pytest.raises(InputError, match="lungs.safetensors is not there; copy the whole folder"):
         Predictor.load(tmp_path)
 
 

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minidiff.classification.invariance import Invariance
-from minidiff.classification.lungs import LungNet, finder
+from minidiff.classification.lungs import FILE, LungNet, finder
 from minidiff.classification.resnet import ResNet, load_torchvision
 from minidiff.counted import AUGMENT, DROPOUT, dropout, generators, order, seeded
 from minidiff.data.augmentation import augment, vary
 from minidiff.data.standardise import check, needs_lungs, standardised
 from minidiff.errors import InputError
 from minidiff.overlap import ahead, send
-from minidiff.pixels import Gathered, Pictures, to_float, to_grey, to_uint8
+from minidiff.pixels import Gathered, Pictures, laid_in, to_float, to_grey, to_uint8
 from minidiff.runs import in_its_place, read_json, write_atomic, write_json
 from minidiff.training.optim import cosine, set_lr
 from minidiff.training.precision import Precision
@@ -89,8 +89,9 @@ class Predictor(nn.Module):
     def made_alike(self, images: Pictures) -> Pictures:
         """`standard` of many, on the CPU."""
         device = next(self.parameters()).device
-        return images if not self.standardise else torch.cat(
-            [self.standard(send(part, device)).cpu() for part in images.split(256)])
+        return images if not self.standardise else laid_in(
+            torch.empty(len(images), 1, self.size, self.size, dtype=torch.uint8),
+            (self.standard(send(part, device)).cpu() for part in images.split(256)))
 
     def mask(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Dropout of the features, a row for each generator: see `counted.dropout`."""
@@ -153,6 +154,8 @@ class Predictor(nn.Module):
             form = read_json(Path(folder) / "predictor.json")
             weights = safetensors.torch.load_file(Path(folder) / "predictor.safetensors")
             alike = form.get("standardise", ())
+            if needs_lungs(alike) and not (Path(folder) / FILE).is_file():
+                raise ValueError(f"its {FILE} is not there; copy the whole folder")
             predictor = cls(from_json(form["variables"]), width=form["width"], size=form["size"],
                             dropout=form.get("dropout", 0.0), standardise=alike,
                             lungs=finder(alike, folder))

@@ -80,7 +80,7 @@ class Stage:
                           free=free, notes=self.data.table.notes, n_train=len(rows), **facts,
                           **self.precision.facts(),
                           conditions={v.name: list(v.values) for v in self.variables})
-            state.require_space(self.run, self.model, cfg.snapshots)
+            state.require_space(self.run, self.model, cfg.snapshots, len(self.averages))
         distributed.require_shared(self.run / "run.json")
         self.net, self.autocast = self.spread(cfg.shard)
         self.optimizer = adamw(self.model, cfg.lr, weight_decay=1e-2)

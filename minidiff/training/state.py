@@ -117,25 +117,27 @@ def _tidy(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def budget(model: nn.Module) -> tuple[int, str]:
-    """Bytes of one saved state; and in words what is trained and what it takes."""
+def budget(model: nn.Module, averages: int = 0) -> tuple[int, str]:
+    """Bytes of one saved state; and in words what is trained and what it takes. averages: how many
+    are kept besides the EMA."""
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in trainable(model))
-    memory = 4 * (total + 4 * trained)  # weights; gradients, EMA and two moments of AdamW
-    disk = 4 * 4 * trained              # weights, EMA and two moments
+    memory = 4 * (total + (4 + averages) * trained)  # weights; gradients, EMA, moments of AdamW
+    disk = 4 * (4 + averages) * trained              # weights, EMA and two moments
     return disk, (f"{trained:,} of {total:,} parameters are trained; {memory / 1e9:.2f} GB of "
                   f"memory and the activations; {(STATES + 1) * disk / 1e9:.2f} GB of disk for "
                   "states")
 
 
-def require_space(run: Path, model: nn.Module, snapshots: int = 0) -> None:
+def require_space(run: Path, model: nn.Module, snapshots: int = 0, averages: int = 0) -> None:
     """Print the budget; raise InputError if the disk lacks room for states and snapshots to come.
 
     One state more than stay, for a new one is complete before the oldest is deleted.
     """
-    size, text = budget(model)
+    size, text = budget(model, averages)
     print(f"{run}: {text}")
-    snapshot = 4 * sum(p.numel() for p in model.parameters())
+    snapshot = 4 * (sum(p.numel() for p in model.parameters())
+                    + averages * sum(p.numel() for p in trainable(model)))
     states = STATES + 1 - min(STATES, len(list(run.glob("checkpoints/step_*"))))
     missing = max(0, snapshots - len(list(run.glob("snapshots/*/model.json"))))
     needed, free = states * size + missing * snapshot, shutil.disk_usage(run).free

@@ -206,7 +206,10 @@ def load_judge(cfg: MatrixConfig, real: Table) -> Predictor | None:
     # where there is none, `load` says what is missing
     train = real.select(split="train")
     judge = judge_of(cfg.classifier, train, cfg.device) or Predictor.load(folder)
-    known = next((v.values for v in judge.variables if v.name == "label"), ())
+    known = next((v.values for v in judge.variables if v.name == "label" and v.exclusive), ())
+    if not known and any(v.name == "label" for v in judge.variables):
+        raise InputError(f"{folder} reads several findings off an image; the matrix takes labels "
+                         "that exclude each other")
     if missing := sorted(set(real.labels) - set(known)):
         raise InputError(f"{folder} does not read the label {', '.join(missing)}; it knows "
                          f"{', '.join(known) or 'none'}")
