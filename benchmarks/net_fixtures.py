@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import minidiff
-from minidiff.data import phantom
+from minidiff.data import images, phantom
+from minidiff.data.table import write_table
 from minidiff.diffusion import vae
 from minidiff.evaluation.readers.answers import read_key
 
@@ -36,6 +37,11 @@ def data() -> None:
             table = csv.DictWriter(file, rows[0], lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
+    few = [phantom.phantom(2, 10 * k, 32, label="nodule") for k in range(4)]  # a rare label
+    for k, one in enumerate(few):
+        images.write(f"rare/images/{k}.png", one.image)
+    write_table(Path("rare/metadata.csv"),
+                [{"file_name": f"images/{k}.png", **one.row} for k, one in enumerate(few)])
     Path("wanted.csv").write_text("label,sex,age,n\ncovid,F,63,2\nnormal,,,1\n")
     Path("asked.csv").write_text("label,sex,age\ncovid,F,63\nnormal,,\n")
     Path("salt").write_text("ab" * 32 + "\n")
