@@ -24,8 +24,8 @@ def judge_agreement(judge: Predictor, images: Tensor, labels: Labels, which: str
     without patients, each image is of another one), the same by value, AUROC if there are two
     values. Findings: share with every finding judged as labelled (at probability .5), and of
     those that have one the share in which it is seen, of those without it the same, with its AUROC.
-    Number: Pearson's r with
-    Fisher's interval, slope of judged on labelled, mean absolute error in its own unit.
+    Number: Pearson's r with Fisher's interval, slope of judged on labelled, mean absolute error in
+    its own unit.
     """
     judged, rows = judge.predict(images), []
     patients = np.array(range(len(images)) if patients is None else patients)

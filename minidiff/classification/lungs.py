@@ -32,7 +32,7 @@ from minidiff.errors import InputError
 from minidiff.overlap import send
 from minidiff.pixels import Pictures, to_float, to_grey, to_uint8
 from minidiff.root import Rooted
-from minidiff.runs import open_run, write_atomic, write_json
+from minidiff.runs import open_run, save_tensors, write_json
 from minidiff.training.device import pick_device
 from minidiff.training.optim import cosine, set_lr
 
@@ -89,8 +89,7 @@ class LungNet(nn.Module):
                 torch.tensor([own is not None for own in lungs], dtype=torch.bool))
 
     def save(self, folder: str | Path) -> None:
-        weights = {k: x.detach().cpu().contiguous() for k, x in self.state_dict().items()}
-        write_atomic(Path(folder) / FILE, safetensors.torch.save(weights))
+        save_tensors(Path(folder) / FILE, self.state_dict())
 
     @classmethod
     def load(cls, folder: str | Path) -> "LungNet":

@@ -29,7 +29,7 @@ from minidiff.data.standardise import check, needs_lungs, standardised
 from minidiff.errors import InputError
 from minidiff.overlap import ahead, send
 from minidiff.pixels import Gathered, Pictures, laid_in, to_float, to_grey, to_uint8
-from minidiff.runs import in_its_place, read_json, write_atomic, write_json
+from minidiff.runs import in_its_place, read_json, save_tensors, write_json
 from minidiff.training.optim import cosine, set_lr
 from minidiff.training.precision import Precision
 from minidiff.variables import Category, Labels, Variable, from_json, to_json
@@ -69,7 +69,11 @@ class Predictor(nn.Module):
 
         `keep` (N or 1, 8·width) is what each feature is multiplied by: see `mask`.
         """
-        return self.read(self.net.features((x - MEAN) / STD), keep)
+        return self.read(self.seen(x), keep)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Grey images (N,1,S,S) in [-1,1] → features (N,8·width)."""
+        return self.net.features((x - MEAN) / STD)
 
     def read(self, features: Tensor, keep: Tensor | None = None) -> dict[str, Tensor]:
         return self._by_variable(self.net.fc(features if keep is None else features * keep))
@@ -120,8 +124,7 @@ class Predictor(nn.Module):
 
     def features(self, images: Pictures, batch: int = 256) -> Tensor:
         """uint8 (N,C,H,W) → what the last layer reads, float32 (N, 8·width), CPU."""
-        return torch.cat(self._in_batches(lambda x: self.net.features((x - MEAN) / STD), images,
-                                          batch)).float().cpu()
+        return torch.cat(self._in_batches(self.seen, images, batch)).float().cpu()
 
     @torch.no_grad()
     def _in_batches(self, function: Callable, images: Pictures, batch: int,
@@ -135,14 +138,13 @@ class Predictor(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Writes predictor.safetensors and predictor.json, each whole or not at all."""
-        weights = {k: x.detach().cpu().contiguous() for k, x in self.net.state_dict().items()}
         write_json(Path(folder) / "predictor.json",
                    {"variables": to_json(self.variables), "width": self.width, "size": self.size,
                     "dropout": self.dropout,
                     **({"standardise": self.standardise} if self.standardise else {})})
         if self.lungs:
             self.lungs.save(folder)
-        write_atomic(Path(folder) / "predictor.safetensors", safetensors.torch.save(weights))
+        save_tensors(Path(folder) / "predictor.safetensors", self.net.state_dict())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
@@ -218,8 +220,8 @@ def fit(predictor: Predictor, images: Pictures, labels: Labels, *, steps: int, b
     and `sample_weight` are those of `loss`. With `validation` images, labels and their weights, the
     state with the lowest loss on them is kept; the log has that loss as val_loss. `start`: steps
     that this network was trained before; order, augmentation and log continue from there.
-    `invariant` is added to the loss. `progress` is the text of the bar, "" for
-    none. `precision` auto is bf16 (or fp16) on a GPU, and fp32 on a CPU.
+    `invariant` is added to the loss. `progress` is the text of the bar, "" for none. `precision`
+    auto is bf16 (or fp16) on a GPU, and fp32 on a CPU.
     """
     device, change = next(predictor.parameters()).device, AUGMENTS[augment]
     images, amp = Gathered(predictor.made_alike(images)), Precision(precision, device)
@@ -246,7 +248,7 @@ def fit(predictor: Predictor, images: Pictures, labels: Labels, *, steps: int, b
     for step, (rows, x, keep, truth, of_images) in zip(bar, ahead(make, todo, device)):
         rate = set_lr(optimizer, cosine(step - 1, steps, lr, steps // 5))
         with amp.autocast():
-            features = predictor.net.features((x - MEAN) / STD)
+            features = predictor.seen(x)
             out = predictor.read(features, keep)
         value = loss(predictor.variables, out, truth, of_classes, of_images)
         if invariant:

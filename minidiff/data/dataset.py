@@ -115,9 +115,9 @@ def picker(train: Images, seed: int, balance: float = 0.0, prior: Sequence[str] 
     """slots → which training image fills each.
 
     balance: 0 leaves labels and findings as frequent as they are, 1 makes all equally frequent (see
-    `balance.turns`). `prior_share` of
-    the slots is filled from the prior folders: images of the same kind that keep a model from
-    forgetting the rest (class-prior preservation of Ruiz et al. 2023, with real images).
+    `balance.turns`). `prior_share` of the slots is filled from the prior folders: images of the
+    same kind that keep a model from forgetting the rest (class-prior preservation of Ruiz et al.
+    2023, with real images).
     """
     rows = train.table.rows
     others = [i for i, row in enumerate(rows) if _under(row, prior)]

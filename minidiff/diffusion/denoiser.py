@@ -121,15 +121,17 @@ class Denoiser:
         return error.square().flatten(1).mean(1) * weight
 
 
+def require_octaves(n: int, *sides: int) -> None:
+    """InputError unless the sides of latents, in cells, are multiples of 2ⁿ⁻¹."""
+    if any(side % 2 ** (n - 1) for side in sides):
+        raise InputError(f"--bands has {n} octaves; latents of {' × '.join(map(str, sides))} cells "
+                         f"would have to be multiples of {2 ** (n - 1)}")
+
+
 def octaves(x: Tensor, n: int) -> list[Tensor]:
     """x (N, C, h, w) as a sum of n orthogonal parts, the finest first: what means over squares of
-    1, 2, 4 … cells lose in the next step (Haar), and what is left.
-
-    Raises InputError where h or w is no multiple of 2ⁿ⁻¹.
-    """
-    if x.shape[2] % 2 ** (n - 1) or x.shape[3] % 2 ** (n - 1):
-        raise InputError(f"--bands has {n} octaves; latents of {x.shape[2]} × {x.shape[3]} cells "
-                         f"would have to be multiples of {2 ** (n - 1)}")
+    1, 2, 4 … cells lose in the next step (Haar), and what is left. See `require_octaves`."""
+    require_octaves(n, *x.shape[2:])
     means = [x] + [F.avg_pool2d(x, 2**k).repeat_interleave(2**k, 2).repeat_interleave(2**k, 3)
                    for k in range(1, n)]
     return [fine - coarse for fine, coarse in zip(means, means[1:])] + means[-1:]

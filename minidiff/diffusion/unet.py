@@ -82,12 +82,9 @@ class UNet(nn.Module):
             below = channels
         self.conv_norm_out = GroupNorm(c.groups, width, eps=1e-5)
         self.conv_out = nn.Conv2d(width, c.latent_channels, 3, padding=1)
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of each ResBlock, in the order in which they run."""
         parts = (*self.down_blocks, self.mid_block, *self.up_blocks)
-        return [block.conv2.in_channels for part in parts for block in part.resnets]
+        # channels of each ResBlock, in the order in which they run
+        self.widths = [block.conv2.in_channels for part in parts for block in part.resnets]
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, keep: Tensor | None = None) -> Tensor:
         """x (N, 4, h, w), t (N,) timesteps 0 … 999, context (N or 1, K, d) → (N, 4, h, w).

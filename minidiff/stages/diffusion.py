@@ -13,7 +13,7 @@ from minidiff import variables as var
 from minidiff.data import latents
 from minidiff.data.dataset import picker, read_training_set
 from minidiff.diffusion import begin, lora, store, unet, watch
-from minidiff.diffusion.denoiser import octaves
+from minidiff.diffusion.denoiser import require_octaves
 from minidiff.diffusion.public.lora import write_lora
 from minidiff.diffusion.times import TIMES
 from minidiff.diffusion.vae import encoder
@@ -51,14 +51,13 @@ class Stage:
         self.data = read_training_set(cfg, begin.known_size(cfg.init, vae_run, cfg.size), cfg.prior)
         self.train, val = self.data.part("train"), self.data.part("val")
         rows = self.train.table.rows
-        if cfg.bands:  # now: in the loss it would come after the run is begun
-            octaves(torch.zeros(1, 1, *[self.data.size // 8] * 2), len(cfg.bands))
         begin.check_vae(cfg.vae, cfg.init, cfg.root, self.train.hashes)
         names = var.usable(cfg.condition, rows, begin.known_conditions(cfg.init))
         columns = {name: self.train.table.column(name) for name in names}
         self.start = begin.start_diffusion(
             cfg.init, vae_run, cfg.architecture, columns, cfg.prediction, cfg.seed, cfg.unet,
             cfg.lora, cfg.null_context, cfg.schedule, cfg.shift)
+        require_octaves(len(cfg.bands), self.data.size // self.start.vae.factor)
         self.start.vae.to(self.device)
         layout = torch.preserve_format if cfg.shard else torch.channels_last
         self.model = self.start.model.to(self.device, memory_format=layout)   # what is trained …

@@ -246,8 +246,7 @@ def losses(folder: Path, few: Images, cfg: Any) -> np.ndarray:
     pipeline, _ = open_pipeline(folder, cfg.device)
     device, rows = pipeline.vae.scale.device, few.table.rows
     variables = pipeline.conditioner.variables
-    z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float().cpu()
-                   for part in few.pixels.split(16)])
+    z = pipeline.encode(few.pixels).cpu()
     labels = var.encode(variables, [{**row, "label": known_label(variables, row)} for row in rows])
     if "label" in labels:
         unknown = torch.tensor([not known_label(variables, row) for row in rows])
