@@ -89,6 +89,17 @@ def test_places_and_machines_may_differ(real, saw, tmp_path):
     assert read(real, *folders).generators == {"a": 2}
 
 
+def test_a_run_from_before_a_knob_was_is_of_one_recipe_with_those_that_leave_it_off(
+        real, saw, tmp_path):
+    folders = [write_generator(tmp_path / f"g{k}", k, saw, training=knobs)
+               for k, knobs in enumerate(({}, {"bands": [], "dropout": 0.0, "offset": 0.1}))]
+    with pytest.raises(InputError, match="offset, 0.1 and None"):
+        read(real, *folders)
+    config = Path(folders[1]).parent / "diffusion/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "offset": 0.0}))
+    assert read(real, *folders).generators == {"a": 2}
+
+
 def test_one_step_of_two_trainings_is_one_recipe(real, saw, tmp_path):
     """Their held-out losses are what came of the seeds; another step is another recipe."""
     def folders(*steps):
