@@ -110,8 +110,8 @@ def opened(cfg: ExplainConfig) -> tuple[Subject, dict[str, Any]]:
                         (pipeline.vae.config.latent_channels, cells, cells), place)()
     labels, own = ({name: each.to(place) for name, each in encode(variables, few).items()}
                    for encode, few in ((plan.encode, rows), (var.encode, real.rows)))
-    names = [", ".join(row.get(v.name, "") or f"{v.name} unknown" for v in variables)
-             or row["label"] for row in rows]
+    names = [", ".join([row["label"], *(row.get(v.name, "") or f"{v.name} unknown"
+                                        for v in variables if v.name != "label")]) for row in rows]
     subject = Subject(pipeline, facts["grey"], recipe, names, labels, noise,
                       pipeline.encode(pixels), own, trained,
                       [log[-1].get(f"val_loss_t{q}") for q in range(4)] if log else [],
