@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minidiff.counted import VALIDATE, normal
 from minidiff.diffusion.conditioning import Conditioner
 from minidiff.diffusion.denoiser import Denoise, Denoiser
-from minidiff.diffusion.generate import Pipeline, Recipe
+from minidiff.diffusion.generate import DECODE, Pipeline, Recipe
 from minidiff.diffusion.guidance import batched_cfg, conditioned, guided
 from minidiff.diffusion.samplers import SAMPLERS, TABLE, dpmpp_2m, heun
 from minidiff.diffusion.schedule import Schedule
@@ -94,7 +94,7 @@ class Subject:
     def pixels(self, z: Tensor) -> Tensor:
         """Latents → [-1, 1], (n, 3, S, S) or, of a grey model, (n, 1, S, S), on the CPU."""
         x = torch.cat([self.pipeline.vae.decode(few).cpu()
-                       for few in z.split(min(8, at_once(self.pipeline.size)))])
+                       for few in z.split(min(DECODE, at_once(self.pipeline.size)))])
         return x.mean(1, keepdim=True) if self.grey else x
 
     def picture(self, z: Tensor) -> Tensor:
