@@ -13,6 +13,7 @@
     python evaluate.py verify --folder runs/x/report       do samples, model and data still match?
     python evaluate.py audit --data DIR --out runs/x/audit   what is wrong with a data set
     python evaluate.py anomalies --run runs/normal/diffusion --data DIR --masks DIR/masks/opacity
+    python evaluate.py explain --root runs/x               how a model works, with the code of it
     python evaluate.py card --root runs/x                  model card and datasheet from its runs
     python evaluate.py readers plan --good .68             how many images a reading study needs
     python evaluate.py readers make --out runs/x/readers --key runs/x/readers-key
@@ -64,6 +65,8 @@ from minidiff.pixels import to_float, to_grey
 from minidiff.sampling import plan as plans
 from minidiff.sampling.again import make_again
 from minidiff.sampling.counterfactuals import Counterfactuals, losses
+from minidiff.sampling.explain import ExplainConfig
+from minidiff.sampling.explain import run as run_explain
 from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.training.device import pick_device
 from minidiff.training.precision import measure_exactly
@@ -255,7 +258,7 @@ VERBS = {"report": (Config, run_report), "page": (report.PageConfig, report.run_
          "uncertainty": (uncertainty.UncertaintyConfig, run_uncertainty),
          "verify": (chain.VerifyConfig, run_verify), "audit": (AuditConfig, run_audit),
          "anomalies": (anomalies.AnomaliesConfig, run_anomalies),
-         "card": (CardConfig, run_card),
+         "explain": (ExplainConfig, run_explain), "card": (CardConfig, run_card),
          "fid": (FIDConfig, run_fid), "readers plan": (plan.Config, plan.run),
          "readers make": (make.Config, make.run), "readers score": (score.Config, score.run)}
 
