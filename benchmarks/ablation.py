@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py --root runs/ablation      the rows of docs/internals.md
     python benchmarks/ablation.py --root runs/ablation --rows default flow --seeds 1
-    python benchmarks/ablation.py --plot                    docs/ablation.png from ablation.json
+    python benchmarks/ablation.py --plot                    the table and docs/ablation.png
 
 Declared before anything was trained: data, autoencoder, steps, batch and rate are the demo's for
 all rows, and differences are taken seed by seed from `default`, three seeds each. A row's figures:
@@ -27,8 +27,10 @@ import argparse
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
+from scipy.stats import t as student
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import sample  # noqa: E402
@@ -49,7 +51,10 @@ from minidiff.stages.average import AverageConfig, average  # noqa: E402
 from minidiff.statistics import wilson  # noqa: E402
 from minidiff.variables import encode  # noqa: E402
 
-FILE = Path(__file__).with_suffix(".json")
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+FILE, ROOT = Path(__file__).with_suffix(".json"), Path(__file__).parents[1]
 ROWS = {"default": {"post_hoc": True, "snapshots": 16},  # both change nothing in the training
         "prediction eps": {"prediction": "eps"}, "prediction x0": {"prediction": "x0"},
         "prediction flow": {"prediction": "flow"}, "times lognormal": {"times": "lognormal"},
@@ -121,7 +126,8 @@ class Measure:
             both = np.concatenate([x, y])
             found[name] = floor(kid, real=both, patients=range(len(both)),
                                 n=len(x), m=len(y), repeats=200, seed=0)._asdict()
-        return {"oracle": self.accuracy, "images": len(x), "floors": found}
+        return {"oracle": self.accuracy, "images": len(x), "floors": found, "apart": {
+            name: kid(real=x, fake=y) for name, (_, x, y) in self.fresh.items()}}
 
     @torch.no_grad()
     def of(self, run: Path, seed: int) -> dict:
@@ -145,6 +151,53 @@ class Measure:
                 **errors(pipeline, z, encode(pipeline.conditioner.variables, rows.rows))}
 
 
+def of_seeds(row: list[dict], key: str) -> np.ndarray:
+    return np.array([r[key][0] if isinstance(r[key], list) else r[key] for r in
+                     sorted(row, key=lambda r: r["seed"])], float)
+
+
+def table(kept: dict) -> str:
+    """Markdown: mean of the seeds, and of KD its difference from `default`, seed by seed, with the
+    95 % interval of t over seeds."""
+    default, lines = kept["default"], []
+    names = [name for name in kept if name != "facts"]
+    for name in names:
+        row, cells = kept[name], [name]
+        for key in ("KD", "pixels"):
+            d = of_seeds(row, key) - of_seeds(default, key)[:len(row)]
+            half = student.ppf(.975, len(d) - 1) * d.std(ddof=1) / len(d)**.5 if len(d) > 1 else 0
+            cells.append(f"{of_seeds(row, key).mean():.2f}")
+            cells.append("" if name == "default" else
+                         f"{d.mean():+.2f} ({d.mean() - half:+.2f} to {d.mean() + half:+.2f})")
+        cells.append(f"{100 * of_seeds(row, 'recognised').mean():.0f} %")
+        cells += ["–" if np.isnan(x) else f"{x:.3f}"
+                  for x in (of_seeds(row, f"error_t{q}").mean() for q in range(4))]
+        lines.append("| " + " | ".join(cells) + " |")
+    head = ("row", "KD", "less default's", "pixels", "less default's", "recognised",
+            "error, 1st quarter", "2nd", "3rd", "4th")
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines])
+
+
+def plot(kept: dict) -> None:
+    """docs/ablation.png: KD of each row, a dot a seed; and against the width of the EMA."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    for k, name in enumerate(ROWS):
+        values = of_seeds(kept[name], "KD")
+        left.plot(values, np.full(len(values), k), "o", color="tab:blue", alpha=.6)
+        left.plot(values.mean(), k, "|", color="black", markersize=16)
+    left.set(yticks=range(len(ROWS)), yticklabels=ROWS, xlabel="kernel distance", xlim=(0, None))
+    left.invert_yaxis()
+    kd = np.array([of_seeds(kept[f"EMA {w:g}"], "KD") for w in WIDTHS])
+    right.plot(WIDTHS, kd, color="tab:blue", alpha=.4)
+    right.plot(WIDTHS, kd.mean(1), color="black", label="mean of three seeds")
+    right.axhline(of_seeds(kept["default"], "KD").mean(), color="tab:orange",
+                  label="default: the last tenth of steps")
+    right.set(xlabel="standard deviation of the average, share of the run",
+              ylabel="kernel distance", ylim=(0, None))
+    right.legend(frameon=False, fontsize=8)
+    figure.savefig(ROOT / "docs/ablation.png", dpi=90, metadata={"Software": None})
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,7 +207,13 @@ def main() -> None:
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--steps", type=int, default=train.DiffusionConfig.steps)
     p.add_argument("--out", type=Path, default=FILE)
+    p.add_argument("--plot", action="store_true", help="print the table, draw docs/ablation.png")
     a = p.parse_args()
+    if a.plot:
+        kept = runs.read_json(a.out)
+        print(table(kept))
+        plot(kept)
+        return
     train.draw_pictures = lambda *_, **__: None  # nobody looks at them
     prepare(a.root)
     measure, kept = Measure(a.root), runs.read_json(a.out) if a.out.is_file() else {}
