@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from minidiff.evaluation.metrics.membership import (
     FPR,
     LEAK,
     NEEDED,
+    audit,
     denoising_errors,
     found_at,
     membership,
@@ -213,7 +215,12 @@ def test_both_sides_have_labels_in_the_same_shares_however_many_are_taken():
     assert len({*rows}) == len(rows) and rows == [
         row["file"] for row in of_one_mix(sides, 0)["train"].rows]
     assert rows != [row["file"] for row in of_one_mix(sides, 1)["train"].rows]
-    assert not of_one_mix({"train": side(a=9), "heldout": side(b=9)}, 0)["train"].rows
+    apart = {"train": side(a=30, b=5), "heldout": side(b=30)}
+    apart = {name: replace(table, hashes={file: name + file for file in table.column("file")})
+             for name, table in apart.items()}
+    trained_on = {*apart["train"].hashes.values()}
+    assert audit(apart, trained_on, {}, images={}, run="runs/x")["why"].startswith(
+        "5 train images of runs/x can be drawn so that both sides have labels in the same shares")
     alike = of_one_mix({"train": side(a=40), "heldout": side(a=30)}, 0)
     assert [len(table) for table in alike.values()] == [40, 30]
 

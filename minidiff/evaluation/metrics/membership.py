@@ -7,8 +7,8 @@ images, its errors say how difficult each image is, and the score is the mean lo
 ratio (reference-model calibration; Watson et al. 2022).
 
 A second attack, where it is asked for, has one error an image: 2^bits, of the bits a number of its
-latents that the model's likelihood takes, so that its score is −bits. It looks at all noise levels
-alike, and at how the density bends there, which no error shows.
+latents that the model's likelihood takes, so that its score is −bits. It adds up over all levels
+how the model's flow contracts round the image, which no error shows.
 
 What counts is the share of training images found at 1 % false alarms (Carlini et al. 2022): a model
 may betray few patients, each with certainty, at an AUROC of .5. The share has an upper bound that
