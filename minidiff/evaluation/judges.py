@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from minidiff.classification.predictor import Predictor
 from minidiff.data.table import Table
-from minidiff.errors import InputError
+from minidiff.errors import refuse
 from minidiff.evaluation import selection, sets
 from minidiff.evaluation.metrics.agreement import asked
 from minidiff.training.device import pick_device
@@ -63,12 +63,11 @@ def _refuse(flag: str, sha256: str, seen: set[str] | None, samples: str, made: T
     """InputError unless a judge is independent of the samples, their filter and the own judge."""
     filters = [f["judge"] for f in selection.of(samples)["filters"] if f["by"] == "recognised"]
     synthetic = len((seen or set()) & set(made.hashes.values()))
-    why = {"does not say what it was trained on: name a run of classify.py, whose judge/ has "
-           "trained_on.json": seen is None,
-           f"was trained on {synthetic} of the synthetic images": synthetic,
-           "is the judge of --classifier": sha256 in own,
-           f"filtered the images of {samples}": sha256 in filters,
-           f"may have filtered the images of {samples}, which do not say who did":
-               None in filters}
-    if said := [text for text, holds in why.items() if holds]:
-        raise InputError(f"--judge {flag} {said[0]}; an independent judge is needed")
+    refuse({
+        "does not say what it was trained on: name a run of classify.py, whose judge/ has "
+        "trained_on.json": seen is None,
+        f"was trained on {synthetic} of the synthetic images": synthetic,
+        "is the judge of --classifier": sha256 in own,
+        f"filtered the images of {samples}": sha256 in filters,
+        f"may have filtered the images of {samples}, which do not say who did": None in filters,
+    }, f"--judge {flag} ", "; an independent judge is needed")
