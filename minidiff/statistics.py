@@ -56,8 +56,7 @@ def delong(scores: Sequence[float], positive: Sequence[bool]) -> tuple[float, fl
 
 def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
     """For each positive the share of negatives below it, for each negative the share of positives
-    above it; ties count half.
-    """
+    above it; ties count half."""
     x, positive = np.asarray(scores, float), np.asarray(positive, bool)
     assert x.shape == positive.shape and not np.isnan(x).any()
     pos, neg, ranks = x[positive], x[~positive], scipy.stats.rankdata(x)
@@ -104,8 +103,7 @@ def weighted_auroc(scores: Sequence[float], positive: Sequence[bool],
 def weighted_precision(scores: Sequence[float], positive: Sequence[bool],
                        weights: np.ndarray) -> np.ndarray:
     """Average precision of b resamples, weights (b,n) → (b,): the mean over positives of the
-    precision at their score. Images of equal score come together; nan without a positive.
-    """
+    precision at their score. Images of equal score come together; nan without a positive."""
     p, n = (side[:, ::-1] for side in _by_score(scores, positive, weights))
     hits = p.cumsum(1)
     with np.errstate(invalid="ignore"):
@@ -224,10 +222,16 @@ def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients
         return area, NONE
     areas = np.concatenate([weighted_auroc(scores, positive, w)
                             for w in patient_weights(patients, resamples, seed)])
-    return area, percentile(areas[~np.isnan(areas)])
+    return area, finite_percentile(areas)
 
 
 def percentile(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """The middle of a distribution: from (1 − confidence)/2 to (1 + confidence)/2 of its values."""
     return tuple(np.quantile(np.asarray(values, float),
                              [(1 - confidence) / 2, (1 + confidence) / 2]).tolist())
+
+
+def finite_percentile(draws: np.ndarray, confidence: float = 0.95) -> Interval:
+    """`percentile` over the draws that have a value; (nan, nan) where none has."""
+    draws = draws[np.isfinite(draws)]
+    return percentile(draws, confidence) if len(draws) else NONE
