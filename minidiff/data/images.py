@@ -96,8 +96,7 @@ def write(path: str | Path, image: np.ndarray | Tensor,
 def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None,
               level: int = 6) -> bytes:
     """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 of one channel, which says that its
-    range is WHOLE; with text chunks; zlib's level.
-    """
+    range is WHOLE; with text chunks; zlib's level."""
     info, image = PngImagePlugin.PngInfo(), np.asarray(image)
     for key, value in {**(text or {}), **dict([WHOLE] * (image.dtype == np.uint16))}.items():
         # a keyword of PNG is short and Latin-1
