@@ -14,6 +14,7 @@ from minidiff.data.table import Table
 from minidiff.errors import refuse
 from minidiff.evaluation import selection, sets
 from minidiff.evaluation.metrics.agreement import asked
+from minidiff.runs import find_json
 from minidiff.training.device import pick_device
 from minidiff.variables import Labels
 
@@ -42,7 +43,7 @@ def of(cfg: sets.Config, tables: Mapping[str, Table]) -> dict[str, Judge]:
     for name, folder in folders.items():
         if name == OWN and not folder.is_dir():
             continue
-        target = (sets.read_json(folder.parent / "config.json") or {}).get("target", "label")
+        target = find_json(folder.parent / "config.json", {}).get("target", "label")
         if name == OWN and target != "label":
             print(f"{folder} reads {target} in place of the label: the page has no judge")
             continue

@@ -257,7 +257,7 @@ def check_labels(*named: str) -> None:
 def claim(out: Path, accept: tuple[str, ...], options: dict) -> dict:
     """Make the folder, or re-open one of the same settings; what is written down of it."""
     claim_out(out, RECORD, "import")
-    before = runs.read_json(out / RECORD) if (out / RECORD).is_file() else {"options": options}
+    before = runs.find_json(out / RECORD, {"options": options})
     changed = [key for key in options if before["options"].get(key) != options[key]]
     if changed:
         # with another salt the keyed source differs, too, and says nothing
