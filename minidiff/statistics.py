@@ -78,17 +78,16 @@ def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarra
     return parts + area / len(parts)
 
 
-def auroc_interval(scores: Sequence[float], positive: Sequence[bool],
-                   confidence: float = 0.95) -> Interval:
+def auroc_interval(scores: Sequence[float], positive: Sequence[bool]) -> Interval:
     """DeLong's interval on the logit scale, within 0…1 (Pepe 2003); nan at an area of 0 or 1."""
-    return logit_interval(*delong(scores, positive), confidence)
+    return logit_interval(*delong(scores, positive))
 
 
-def logit_interval(share: float, se: float, confidence: float = 0.95) -> Interval:
+def logit_interval(share: float, se: float) -> Interval:
     """Interval of a share from its standard error, symmetric on the logit scale; nan at 0 and 1."""
     if not (0 < share < 1 and se > 0):
         return NONE
-    centre, half = math.log(share / (1 - share)), z_value(confidence) * se / (share * (1 - share))
+    centre, half = math.log(share / (1 - share)), z_value() * se / (share * (1 - share))
     return 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre))
 
 
@@ -146,14 +145,13 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def pearson(x: Sequence[float], y: Sequence[float],
-            confidence: float = 0.95) -> tuple[float, float, float]:
+def pearson(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
     """Correlation and interval on Fisher's z scale: (r, low, high); nan if < 4 pairs, no spread."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) < 4 or x.std() == 0 or y.std() == 0:
         return math.nan, math.nan, math.nan
     r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
-    return r, *fisher_interval(r, z_value(confidence) / math.sqrt(len(x) - 3))
+    return r, *fisher_interval(r, z_value() / math.sqrt(len(x) - 3))
 
 
 def fisher_interval(r: float, half: float) -> tuple[float, float]:
