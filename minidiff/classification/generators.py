@@ -22,7 +22,7 @@ FREE = {"root", "out", "run", "vae", "data", "seed", "device", "compile", "real"
         "log_every", "save_every", "snapshots", "checkpointing", "shard"}
 PLACES = ("init", "against")  # of other runs, whose seeds may differ; not whether there are some
 # of model.json: about the images, compared by `saw`; and what came of the seed
-OUTCOMES = ("data", "trained_on", "rows", "val_loss")
+OUTCOMES = ("data", "trained_on", "rows", "bits", "windows", "val_loss")
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def _known(folder: str, table: Table) -> Generator:
         folder, set(table.hashes.values()), trained_on(folder), manifest.get("model", ""),
         {"images of each label": dict(sorted(Counter(table.column("label")).items())),
          "px": typical_side(table.column("file"), 2048), **_knobs(saved)},
-        {**_knobs(config), "bits": 8,  # which models of before 16 bits do not say
-         **{name: x for name, x in model.items() if name not in OUTCOMES},
+        {**_knobs(config), **{name: x for name, x in model.items() if name not in OUTCOMES},
          "autoencoder": vae.get("config"), "public files": (facts.get("init") or {}).get("files")}
         if run else {},
         (config["seed"], facts.get("vae")) if "seed" in config else None)
