@@ -5,6 +5,7 @@
     python evaluate.py --extractors pixels classifier inception-clean-fid=FILE --out runs/x/r2
     python evaluate.py --judge runs/x/classifier2          an independent judge beside the own one
     python evaluate.py --reference runs/other/diffusion    membership, calibrated by a second run
+    python evaluate.py --likelihood 100                    membership, by the likelihood as well
     python evaluate.py page --folder runs/x/report         its page again, from its report.json
     python evaluate.py fid REAL SYNTHETIC                  FID and KID of any two folders of images
     python evaluate.py matrix --external DIR               real subsets × synthetic sets, controls
@@ -13,6 +14,7 @@
     python evaluate.py verify --folder runs/x/report       do samples, model and data still match?
     python evaluate.py audit --data DIR --out runs/x/audit   what is wrong with a data set
     python evaluate.py anomalies --run runs/normal/diffusion --data DIR --masks DIR/masks/opacity
+    python evaluate.py explain --root runs/x               how a model works, with the code of it
     python evaluate.py card --root runs/x                  model card and datasheet from its runs
     python evaluate.py readers plan --good .68             how many images a reading study needs
     python evaluate.py readers make --out runs/x/readers --key runs/x/readers-key
@@ -24,7 +26,7 @@ val and test together. The same command again makes the page anew, from the same
 features kept in OUT/features.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import minidiff.threads  # noqa: F401  before torch, which it tells how its threads wait
@@ -54,7 +56,13 @@ from minidiff.evaluation.matrix.run import MatrixConfig, run_matrix
 from minidiff.evaluation.metrics import by_condition, realism, report_rows
 from minidiff.evaluation.metrics.agreement import agree, certainty
 from minidiff.evaluation.metrics.copying import memorisation
-from minidiff.evaluation.metrics.membership import Losses, audit
+from minidiff.evaluation.metrics.membership import (
+    DENOISING,
+    LIKELIHOOD,
+    Errors,
+    audit,
+    denoising_errors,
+)
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.metrics.report_rows import Side
 from minidiff.evaluation.pages import pictures, report, sentence
@@ -63,7 +71,9 @@ from minidiff.evaluation.sets import Config
 from minidiff.pixels import to_float, to_grey
 from minidiff.sampling import plan as plans
 from minidiff.sampling.again import make_again
-from minidiff.sampling.counterfactuals import Counterfactuals, losses
+from minidiff.sampling.counterfactuals import Counterfactuals, losses, perplexities
+from minidiff.sampling.explain import ExplainConfig
+from minidiff.sampling.explain import run as run_explain
 from minidiff.sampling.finished_run import make_images, open_pipeline
 from minidiff.training.device import pick_device
 from minidiff.training.precision import measure_exactly
@@ -177,9 +187,10 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
     if not cfg.audit or not (Path(cfg.diffusion) / "model.json").is_file():
         return None
     facts = runs.read_json(Path(cfg.diffusion) / "model.json")
-    found = audit(tables, set(facts.get("trained_on", ())), losses_of(cfg.diffusion, cfg.device),
-                  reference_of=losses_of(cfg.reference, cfg.device) if cfg.reference else None,
-                  images=cfg.audit, run=cfg.diffusion, seed=cfg.seed)
+    found = audit(tables, set(facts.get("trained_on", ())), attacks_of(cfg.diffusion, cfg),
+                  references=attacks_of(cfg.reference, cfg) if cfg.reference else None,
+                  images={DENOISING: cfg.audit, LIKELIHOOD: cfg.likelihood}, run=cfg.diffusion,
+                  seed=cfg.seed)
     made_by = (sets.read_json(Path(cfg.samples) / "manifest.json") or {}).get("model")
     if "why" not in found:
         found |= {"run": cfg.diffusion, "reference": cfg.reference or None,
@@ -188,18 +199,19 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
     return found
 
 
-def losses_of(run: str, device: str) -> Callable[[Table], Losses]:
-    """Losses of a run on the images of a table, each with its own conditions and latent mean."""
-    pipeline, facts = open_pipeline(run, device, "fp32")
+def attacks_of(run: str, cfg: Config) -> dict[str, Errors]:
+    """Errors of a run on the images of a table, each with its own conditions and latent mean."""
+    pipeline, facts = open_pipeline(run, cfg.device, "fp32")
     device = pipeline.vae.scale.device
 
-    def of(table: Table) -> Losses:
-        labels = var.encode(pipeline.conditioner.variables, table.rows)
+    def seen(table: Table) -> tuple[Tensor, var.Labels]:
         z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float()
                        for part in load_pixels(table, facts["size"])[1].split(16)])
-        return losses(pipeline, z, labels)
+        return z, var.encode(pipeline.conditioner.variables, table.rows)
 
-    return of
+    return {DENOISING: lambda table: denoising_errors(losses(pipeline, *seen(table)),
+                                                      torch.arange(len(table))),
+            LIKELIHOOD: lambda table: perplexities(pipeline, *seen(table), cfg.seed)}
 
 
 def run_monitor(cfg: monitor.MonitorConfig) -> None:
@@ -255,7 +267,7 @@ VERBS = {"report": (Config, run_report), "page": (report.PageConfig, report.run_
          "uncertainty": (uncertainty.UncertaintyConfig, run_uncertainty),
          "verify": (chain.VerifyConfig, run_verify), "audit": (AuditConfig, run_audit),
          "anomalies": (anomalies.AnomaliesConfig, run_anomalies),
-         "card": (CardConfig, run_card),
+         "explain": (ExplainConfig, run_explain), "card": (CardConfig, run_card),
          "fid": (FIDConfig, run_fid), "readers plan": (plan.Config, plan.run),
          "readers make": (make.Config, make.run), "readers score": (score.Config, score.run)}
 

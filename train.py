@@ -6,7 +6,7 @@
     python train.py vae --root runs/x --data DIR --size 512 --init sd15.safetensors --lr 1e-5
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lr 1e-4
     python train.py diffusion --root runs/x --data DIR --init sd15.safetensors --lora a.safetensors
-    python train.py average --run runs/x/diffusion --std .15 --out runs/x/wide   after --post-hoc
+    python train.py average --run runs/x/diffusion --std .15   after --post-hoc
     python train.py diffusion --data OTHER --init runs/x/diffusion --train all --out runs/x/stage-2
     python train.py rare --root runs/r --data TEN --init runs/x/diffusion   a label from ten images
     torchrun --nproc-per-node 8 train.py diffusion …

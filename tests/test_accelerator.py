@@ -296,3 +296,22 @@ def test_samples_classifier_and_report(tiny, out):
     report = runs.read_json(out / "report/report.json")
     assert report["membership"]["made"] and report["agreement"]
     assert {row["name"] for row in report["extractors"]} > {"classifier", "vae"}
+
+
+@pytest.mark.slow
+@simulated
+def test_the_figures_of_explain_are_those_of_the_cpu(tiny, out):
+    from minidiff.sampling import explain
+
+    def close(a, b) -> None:
+        if isinstance(a, dict | list):
+            assert len(a) == len(b)
+            for key in a if isinstance(a, dict) else range(len(a)):
+                close(a[key], b[key])
+        else:
+            assert a == (pytest.approx(b, rel=1e-3, abs=1e-4) if isinstance(a, float) else b)
+
+    here, there = (explain.run(explain.ExplainConfig(
+        run=str(tiny / "diffusion"), data=(str(tiny / "data"),), out=str(out / device), images=6,
+        steps=3, shown=2, labels=2, reference=4, device=device)) for device in ("cpu", "sim"))
+    close(here["figures"], there["figures"])

@@ -233,14 +233,14 @@ def test_a_study_of_an_older_version_is_not_tested():
         "Did synthetic training images help a classifier?": "not tested"}
 
 
-AUDIT = {"auroc": 0.5, "by_patient": (0.44, 0.55), "tpr": 0.01, "tpr_most": 0.04, "tpr_p": 0.5,
-         "false_alarms": 5, "n_train": 500, "n_heldout": 500, "patients_train": 500,
-         "patients_heldout": 500, "reference": None, "random_split": True}
+AUDIT = {"auroc": 0.5, "by_patient": (0.44, 0.55), "p": 0.5, "tpr": 0.01, "tpr_most": 0.04,
+         "tpr_p": 0.5, "false_alarms": 5, "n_train": 500, "n_heldout": 500,
+         "patients_train": 500, "patients_heldout": 500, "reference": None, "random_split": True}
 
 
 @pytest.mark.parametrize("found, answer", [
     ({}, "yes"), ({"tpr_most": 0.05}, "not resolved"), ({"tpr_p": 0.025}, "no"),
-    ({"by_patient": (0.51, 0.9)}, "no"), ({"by_patient": (math.nan, math.nan)}, "yes"),
+    ({"p": 0.025}, "no"), ({"p": 0.026}, "yes"),
     ({"tpr_p": 0.001, "random_split": False}, "not resolved"),
     ({"random_split": False}, "not resolved")])
 def test_the_audit_is_good_open_or_bad(found, answer):
@@ -248,6 +248,19 @@ def test_the_audit_is_good_open_or_bad(found, answer):
     assert row["answer"] == answer
     assert ("may not be random" in row["text"]) == ("random_split" in found)
     assert ("440 patients" in row["text"]) == ("tpr_most" in found)
+
+
+@pytest.mark.parametrize("first, second, answer", [
+    ({}, {}, "yes"), ({}, {"p": 0.012}, "no"), ({}, {"tpr_p": 0.0125}, "no"),
+    ({"p": 0.02}, {"p": 0.02}, "yes"), ({"p": 0.012}, {}, "no"),   # each of two: half of .025
+    ({"tpr_most": 0.05}, {"tpr_most": 0.01}, "not resolved")])     # the first one says yes
+def test_a_second_attack_can_only_take_a_yes_away(first, second, answer):
+    likelihood = {**AUDIT, "n_train": 100, "tpr_most": 0.12, "auroc": 0.625} | second
+    (row,) = pages.answers(verdicts({"distances": [], "membership": AUDIT | first | {
+        "likelihood": likelihood}}))
+    assert row["answer"] == answer
+    assert "The likelihood, asked of 100 and 500 of these images" in row["text"]
+    assert "AUROC is 0.625" in row["text"] and "a p of 0.0125 or less is a leak" in row["text"]
 
 
 def test_the_audit_names_its_reference_and_is_not_there_without_a_run():

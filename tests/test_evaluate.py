@@ -306,6 +306,12 @@ def test_the_audit_knows_training_from_held_out(tiny, tmp_path):
     assert all(evaluate.membership_audit(replace(cfg, **none), tables) is None
                for none in ({"audit": 0}, {"diffusion": "x"}))
     assert found["reference"] is None and found["random_split"] == tables["train"].random_split
+    more = evaluate.membership_audit(replace(cfg, likelihood=20), tables)
+    second = more.pop("likelihood")
+    assert more == evaluate.membership_audit(cfg, tables) and "likelihood" not in found
+    assert (second["n_train"], second["n_heldout"]) == (20, 20)
+    assert second["auroc"] != found["auroc"] and second.keys() == found.keys() - {
+        "random_split", "run", "reference", "made"}
     # a run is its own reference: every ratio is 1, and nothing is known (refused before, see below)
     same = evaluate.membership_audit(replace(cfg, reference=cfg.diffusion), tables)
     assert same["auroc"] == 0.5 and same["reference"] == cfg.diffusion
@@ -347,3 +353,7 @@ def test_verbs_of_two_words():
 def test_an_audit_of_too_few_is_refused(demo, tmp_path):
     with pytest.raises(InputError, match="--audit 5"):
         evaluate.run_report(config(demo, out=str(tmp_path / "r"), audit=5))
+    for knobs in ({"audit": 50, "likelihood": 60}, {"likelihood": 5}, {"audit": 0,
+                                                                       "likelihood": 20}):
+        with pytest.raises(InputError, match=f"--likelihood {knobs['likelihood']} is not allowed"):
+            evaluate.run_report(config(demo, out=str(tmp_path / "r"), **knobs))

@@ -1,4 +1,6 @@
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,6 +8,8 @@ import torch
 from scipy.stats import beta, binom, nhypergeom, norm
 
 from minidiff.counted import normal as noise_of
+from minidiff.data.table import Table
+from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import InputError
 from minidiff.evaluation.metrics import pairwise
 from minidiff.evaluation.metrics.membership import (
@@ -13,11 +17,14 @@ from minidiff.evaluation.metrics.membership import (
     FPR,
     LEAK,
     NEEDED,
+    audit,
     denoising_errors,
     found_at,
     membership,
     most_found,
+    of_one_mix,
 )
+from minidiff.sampling.counterfactuals import bits, perplexities
 from minidiff.statistics import auroc
 
 
@@ -142,6 +149,80 @@ def test_every_image_gets_the_same_times_and_noise_whatever_the_batch():
     assert not torch.equal(one[:, 0], one[:, 1])
     found = membership(one[:20], one[20:])
     assert found["auroc"] > 0.95 and found["p"] < 0.001
+
+
+class Mixture:
+    """The denoiser of an equal mixture of N(centre, spread²·1): E[z | x]."""
+
+    net, schedule = None, Schedule.scaled_linear()
+
+    def __init__(self, centres, spread):
+        self.centres, self.spread = centres.flatten(1), spread
+
+    def __call__(self, x, sigma, labels=None):
+        y, s, noise = x.flatten(1), self.spread**2, float(sigma) ** 2
+        near = (-torch.cdist(y, self.centres).square() / (2 * (s + noise))).softmax(1)
+        return ((noise * near @ self.centres + s * y) / (s + noise)).view_as(x)
+
+
+def likelihoods(denoiser, z):
+    return perplexities(SimpleNamespace(denoiser=denoiser, size=64), z, {}, 0)
+
+
+def test_the_likelihood_of_a_gaussian_is_its_closed_form():
+    """A standard normal is exact in any number of steps; along other axes the flow only stretches,
+    which takes more of them."""
+    z = noise_of(0, range(40), 0, (4, 3, 2)).double()
+    nats = -(z.square() + math.log(2 * math.pi)).flatten(1).sum(1) / 2
+    unit = Mixture(torch.zeros(1, 24).double(), 1.0)
+    torch.testing.assert_close(likelihoods(unit, z).log2()[:, 0], -nats / (24 * math.log(2)))
+    narrow, s = Mixture(torch.zeros(1, 24).double(), 0.5), Schedule.scaled_linear().sigmas_table
+    first, last = ((0.25 + s[k] ** 2) / (1 + s[k] ** 2) for k in (0, -1))
+    y = z * (last / first).sqrt()
+    nats = (12 * (last / first).log()
+            - (y.square() + math.log(2 * math.pi)).flatten(1).sum(1) / 2)
+    found = bits(SimpleNamespace(denoiser=narrow), z, {}, torch.ones_like(z), steps=160)
+    torch.testing.assert_close(found, -nats / (24 * math.log(2)), atol=2e-3, rtol=0)
+
+
+def test_the_likelihood_finds_a_model_that_remembers_and_no_other():
+    """Its density has a peak at every training image; or it is that of the population."""
+    z = noise_of(1, range(120), 0, (4, 3, 2)).double()
+    patients = {"train_patients": [*range(60)], "heldout_patients": [*range(60, 120)]}
+    remembers, knows = (membership(*likelihoods(model, z).split(60), **patients) for model in (
+        Mixture(z[:60], 0.5), Mixture(torch.zeros(1, 24).double(), 1.0)))
+    assert remembers["auroc"] > 0.95 and remembers["p"] < 0.001 and remembers["tpr"] > 0.5
+    assert knows["low"] < 0.5 < knows["high"] and knows["p"] > 0.05 and knows["tpr_p"] > 0.05
+
+
+def test_both_sides_have_labels_in_the_same_shares_however_many_are_taken():
+    """A rare label that is harder would else be taken for memory."""
+    def side(**counts):
+        labels = [label for label, n in counts.items() for _ in range(n)]
+        return Table([{"file": f"{label}{i}", "label": label} for i, label in enumerate(labels)])
+
+    sides = {"train": side(a=500, b=500, c=60, d=3), "heldout": side(a=100, b=300, c=200)}
+    drawn = of_one_mix(sides, 0)
+    # smaller shares: a 1/6, b 500/1063, c 60/1063, d 0; all of a held out, of b and c in training
+    ended = {name: [table.column("label").count(label) for label in "abcd"]
+             for name, table in drawn.items()}
+    assert ended["heldout"] == [100, 282, 34, 0] and ended["train"] == [177, 500, 60, 0]
+    for k in (20, 100, 300):
+        for label in "abc":
+            a, b = (table.column("label")[:k].count(label) for table in drawn.values())
+            assert abs(a - b) <= 1
+    rows = [row["file"] for row in drawn["train"].rows]
+    assert len({*rows}) == len(rows) and rows == [
+        row["file"] for row in of_one_mix(sides, 0)["train"].rows]
+    assert rows != [row["file"] for row in of_one_mix(sides, 1)["train"].rows]
+    apart = {"train": side(a=30, b=5), "heldout": side(b=30)}
+    apart = {name: replace(table, hashes={file: name + file for file in table.column("file")})
+             for name, table in apart.items()}
+    trained_on = {*apart["train"].hashes.values()}
+    assert audit(apart, trained_on, {}, images={}, run="runs/x")["why"].startswith(
+        "5 train images of runs/x can be drawn so that both sides have labels in the same shares")
+    alike = of_one_mix({"train": side(a=40), "heldout": side(a=30)}, 0)
+    assert [len(table) for table in alike.values()] == [40, 30]
 
 
 @pytest.mark.slow

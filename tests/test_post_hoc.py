@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import sample
 import train
 from minidiff.errors import InputError
 from minidiff.stages.average import AverageConfig, average
@@ -65,11 +66,11 @@ def test_a_run_keeps_averages_of_which_others_are_made(tiny, tmp_path, no_pictur
     train.train_diffusion(train.DiffusionConfig(out=str(plain), **knobs))
     assert (run / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
     with pytest.raises(InputError, match="kept no averages"):
-        average(AverageConfig(run=str(plain), out=str(tmp_path / "none")))
+        average(AverageConfig(run=str(plain)))
 
     for k, width in enumerate(WIDTHS):
-        average(AverageConfig(run=str(run), out=str(tmp_path / f"{width}"), std=width))
-        found = load_file(tmp_path / f"{width}/model.safetensors")
+        average(AverageConfig(run=str(run), std=width))
+        found = load_file(run / f"averaged/std_{width:g}/model.safetensors")
         own = {name.partition("/")[2]: x for name, x in load_file(
             run / "averages.safetensors").items() if name.startswith(f"{k}/")}
         assert own and all(torch.allclose(found[name], x, atol=1e-6) for name, x in own.items())
@@ -77,4 +78,7 @@ def test_a_run_keeps_averages_of_which_others_are_made(tiny, tmp_path, no_pictur
     assert "to within 0.0%" in capsys.readouterr().out
     for knobs, words in (({"std": 0.3}, "--std 0.3"), ({"step": 2}, "--step 2")):
         with pytest.raises(InputError, match=words):
-            average(AverageConfig(run=str(run), out=str(tmp_path / "bad"), **knobs))
+            average(AverageConfig(run=str(run), **knobs))
+    sample.sample(sample.SampleConfig(run=str(run / "averaged/std_0.1"), out=str(tmp_path / "out"),
+                                      per_label=1, steps=2, batch=8))
+    assert len(list((tmp_path / "out/images").rglob("*.png"))) == 3

@@ -83,6 +83,7 @@ def test_page_with_every_input(tmp_path):
              "tpr_most": 0.2, "false_alarms": 0, "n_train": 60, "n_heldout": 60,
              "patients_train": 50, "patients_heldout": 40, "random_split": True,
              "reference": "runs/z", "run": "runs/y", "made": False}
+    audit["likelihood"] = audit | {"n_train": 31}
     space = {"space": "pixels", "n": 80, "train": 120, "heldout": 120, "closest": 20,
              "closest_train": 10, "closest_expected": 10.0, "q_size": 120, "calibrated_near": 4,
              **dict.fromkeys(shares, 0.5)}
@@ -128,6 +129,8 @@ def test_page_with_every_input(tmp_path):
     assert page.ids == SECTIONS
     assert html.count("<img") == 24 + 2 + 3 + 1 + 1 + 3 + 2 + 2 + 3 + 1 + 1 + 1
     assert all(url.startswith(("#", "data:image/png;base64,")) for url in page.fetched)
+    assert "denoising error, calibrated" in html and "likelihood, calibrated" in html
+    assert ">31<" in html and "with one probe" in page.text
     assert all(text in page.text
                for text in ("n < 20", "30.1 dB", "no known cell", "abc123", "1.1", "0.0123",
                             "And 2 more, in report.json", "denoising error, calibrated",

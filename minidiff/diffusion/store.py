@@ -5,6 +5,7 @@
                                              schedule, prediction
     RUN/best/model.*                         those of the step with the lowest held-out loss
     RUN/snapshots/step_00000500/model.*      those of some steps on the way
+    RUN/averaged/std_0.15/model.*            that of another average (train.py average)
 """
 
 from dataclasses import asdict, fields

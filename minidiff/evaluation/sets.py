@@ -50,6 +50,7 @@ class Config(Reading, Rooted):
     extractors: tuple[str, ...] = ()     # pixels, classifier, vae, NAME=FILE; none: the first two
     size: int = 0                        # px a side to compare images at; 0: that of the samples
     audit: int = 500                     # images a side of the membership audit, 20 or more; or 0
+    likelihood: int = 0                  # of these, so many get a second attack: by log p; 0: none
     repeats: int = 100                   # draws behind a floor; FD halves of real sets half as many
     shown: int = 16                      # pictures of each label and kind
     seed: int = 0                        # of draws, resamples, pictures, and of a missing split
@@ -62,6 +63,9 @@ def read(cfg: Config) -> tuple[dict[str, Table], dict[str, Tensor]]:
     if cfg.audit and cfg.audit < FEWEST:
         raise InputError(f"--audit {cfg.audit} is not allowed: {FEWEST} or more images on each "
                          "side, or 0 for none")
+    if cfg.likelihood and not FEWEST <= cfg.likelihood <= cfg.audit:
+        raise InputError(f"--likelihood {cfg.likelihood} is not allowed: {FEWEST} or more of the "
+                         f"--audit {cfg.audit} images on each side, or 0 for none")
     if cfg.repeats < 10 or cfg.shown < 1 or cfg.size < 0 or 0 < cfg.size < SMALLEST:
         raise InputError(f"repeats {cfg.repeats}, shown {cfg.shown}, size {cfg.size}: allowed are "
                          f"10 and 1 or more, and a size of {SMALLEST} or more (0: that of the "

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from minidiff.classification.compare import EXCLUDED, GAIN, HARM, UNTESTED, grouped
-from minidiff.evaluation.metrics.membership import LEAK, NEEDED
+from minidiff.evaluation.metrics.membership import LEAK, LIKELIHOOD, NEEDED
 from minidiff.evaluation.metrics.report_rows import ALL
 from minidiff.evaluation.selection import decided
 from minidiff.evaluation.study_verdicts import MIXED, UNSHOWN, of_sets, primary
@@ -167,14 +167,18 @@ def _membership(m: Mapping) -> list[dict]:
     """Does the model keep private who was in its training set?
 
     No where chance does not explain the share found at 1 % false alarms, or AUROC: each accuses a
-    model that has memorised nothing in TAIL of audits. Yes where the share's upper bound is below
-    LEAK. Neither unless the split is random: held-out images may differ for other reasons.
+    model that has memorised nothing in TAIL of audits, of two attacks in half of that. Yes where
+    the upper bound of the first attack's share is below LEAK: the second one, of fewer images, can
+    only take a yes away. Neither unless the split is random: held-out images may differ for other
+    reasons.
     """
     if m.get("auroc") is None or "tpr_p" not in m:  # an older version decided by AUROC
         return []
-    leaks = beyond(*m["by_patient"], 0.5) == GOOD or m["tpr_p"] <= TAIL
+    attacks = [m, *filter(None, [m.get(LIKELIHOOD)])]
+    level = TAIL / len(attacks)
+    leaks = any(min(attack["p"], attack["tpr_p"]) <= level for attack in attacks)
     answer = BAD if leaks else GOOD if m["tpr_most"] < LEAK else OPEN
-    return [{**m, "about": "membership", "leak": LEAK, "needed": NEEDED,
+    return [{**m, "about": "membership", "leak": LEAK, "needed": NEEDED, "level": level,
              "answer": answer if m["random_split"] else OPEN}]
 
 

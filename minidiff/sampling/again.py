@@ -92,8 +92,9 @@ def make_again(folder: Path, cfg: VerifyConfig | chain.VerifyConfig) -> chain.Ag
 
 def levels_apart(image: Tensor, file: np.ndarray) -> float:
     """The largest difference of two images of one depth, in grey levels of 255."""
-    assert image.dtype == torch.from_numpy(file).dtype, (image.dtype, file.dtype)
-    worst = np.abs(image.numpy().astype(int) - file.astype(int)).max()
+    image = image.numpy()
+    assert image.dtype == file.dtype, (image.dtype, file.dtype)
+    worst = np.abs(image.astype(int) - file.astype(int)).max()
     return worst / (257 if file.dtype == np.uint16 else 1)
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minidiff import runs
 from minidiff import variables as var
@@ -118,10 +119,8 @@ class Counterfactuals:
         errors = denoising_errors(losses(pipeline, z, labels), torch.arange(len(z)))
         found = {"error": errors.log().mean(1)}
         if cfg.likelihood:
-            ladder = pipeline.denoiser.schedule.ladder(cfg.likelihood, "logsigma")
             probes = normal(cfg.seed, seeds, VALIDATE, z.shape[1:]).sign().to(z.device)
-            log_p = log_likelihood(conditioned(pipeline.denoiser, labels), z, ladder, probes[None])
-            found["bits"] = bits_per_dimension(log_p, z[0].numel())
+            found["bits"] = bits(pipeline, z, labels, probes, cfg.likelihood)
         return found
 
 
@@ -132,6 +131,26 @@ def layers(pipeline: Pipeline, images: Tensor) -> list[Tensor]:
     for level in encoder.down_blocks:
         found.append(unit(h := level(h)))
     return found
+
+
+def bits(pipeline: Pipeline, z: Tensor, labels: Labels, probes: Tensor,
+         steps: int = AnomaliesConfig.likelihood) -> Tensor:
+    """Bits a number of latents z (n, C, h, w) under their labels, by one probe of ±1 each."""
+    ladder = pipeline.denoiser.schedule.ladder(steps, "logsigma")
+    log_p = log_likelihood(conditioned(pipeline.denoiser, labels), z, ladder, probes[None])
+    return bits_per_dimension(log_p, z[0].numel())
+
+
+def perplexities(pipeline: Pipeline, z: Tensor, labels: Labels, seed: int) -> Tensor:
+    """2^bits of latents z and their labels, (n, 1): the errors of the membership audit's second
+    attack. Every image has the same probe, as it has the same noise in the first."""
+    probe = normal(seed, [0], VALIDATE, z.shape[1:]).sign().to(z.device)
+    parts = torch.arange(len(z)).split(at_once(pipeline.size))
+    found = [bits(pipeline, z[some], {name: cells[some].to(z.device)
+                                      for name, cells in labels.items()},
+                  probe.expand(len(some), -1, -1, -1))
+             for some in tqdm(parts, "likelihoods", leave=False)]
+    return 2 ** torch.cat(found).cpu()[:, None]
 
 
 def losses(pipeline: Pipeline, z: Tensor, labels: Labels) -> Callable[[Tensor, int, int], Tensor]:

@@ -86,15 +86,17 @@ class Maps:
 
 
 @contextmanager
-def attention_maps(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
+def attention_maps(unet: nn.Module, most: float = math.inf) -> Iterator[dict[str, Tensor]]:
     """What each attention layer looks at in the calls inside, by its name: `probabilities`.
 
-    `mid_block.attentions.0.attn1` is self-attention, `….attn2` cross-attention.
+    `mid_block.attentions.0.attn1` is self-attention, `….attn2` cross-attention. Layers of more than
+    `most` cells are left out.
     """
     found: dict[str, Tensor] = {}
 
     def keep(name: str, layer: Attention, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        found[name.replace(".transformer_blocks.0", "")] = probabilities(layer, *inputs)
+        if inputs[0].shape[1] <= most:
+            found[name.replace(".transformer_blocks.0", "")] = probabilities(layer, *inputs)
 
     hooks = [layer.register_forward_hook(partial(keep, name))
              for name, layer in unet.named_modules() if isinstance(layer, Attention)]
@@ -118,15 +120,15 @@ def probabilities(layer: Attention, h: Tensor, context: Tensor) -> Tensor:
         return (sum(heads) / q.shape[1]).cpu()
 
 
-def finest(by_layer: dict[str, Tensor]) -> Maps:
-    """The maps of the last layer with the most cells, for the first image of a guided batch.
+def finest(by_layer: dict[str, Tensor], image: int = 0) -> Maps:
+    """The maps of the last layer with the most cells, for one image of a batch.
 
-    That image has all its conditions.
+    The first of a guided batch has all its conditions.
     """
     own = max(reversed([name for name in by_layer if name.endswith("attn1")]),
               key=lambda name: by_layer[name].shape[1])
     layer = own.removesuffix(".attn1")
-    self_attention, cross = by_layer[own][0], by_layer[layer + ".attn2"][0]  # (cells, cells | K)
+    self_attention, cross = by_layer[own][image], by_layer[layer + ".attn2"][image]
     side = math.isqrt(len(self_attention))
     centre = self_attention[(side // 2) * side + side // 2]
     return Maps(layer, cross[:, 1:].sum(1).view(side, side), centre.view(side, side),

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from minidiff import runs
 from minidiff.diffusion import store
 from minidiff.errors import InputError
 from minidiff.root import Rooted
@@ -16,14 +15,14 @@ from minidiff.training.post_hoc import FARTHEST, NARROWEST, WIDEST, WIDTHS, gamm
 @dataclass(frozen=True)
 class AverageConfig(Rooted):
     run: str = "ROOT/diffusion"   # finished diffusion run, trained with --post-hoc
-    out: str = "ROOT/averaged"    # folder of the new model, a run to sample from
     std: float = 0.1              # standard deviation of the average, as a share of the run
     step: int = 0                 # step that it ends at; 0: the last one
 
 
 def average(cfg: AverageConfig) -> None:
-    """Write the model whose weights are averaged over this width of the run up to this step."""
-    run, out = Path(cfg.run), Path(cfg.out)
+    """Write RUN/averaged/std_…, the model averaged over this width of the run up to this step; it
+    is used as a snapshot is."""
+    run = Path(cfg.run)
     if not NARROWEST <= cfg.std <= WIDEST:
         raise InputError(f"--std {cfg.std:g}: a share of the run, {NARROWEST} to {WIDEST}")
     pipeline, facts = store.load_pipeline(run)
@@ -48,8 +47,7 @@ def average(cfg: AverageConfig) -> None:
         for name in {key.partition("/")[2] for key in files[0].keys()}:  # noqa: SIM118 (no dict)
             parts = (file.get_tensor(f"{k}/{name}") for file in files for k in range(len(WIDTHS)))
             new[name].copy_(sum(float(w) * part.double() for w, part in zip(weights, parts)))
-    runs.open_run(out, cfg, "average", init=store.identity(run))
-    store.save_vae(out, pipeline.vae, size=facts["size"], trained_on=facts.get("trained_on", []))
+    out = run / "averaged" / (f"std_{cfg.std:g}" + (f"_step_{step:08d}" if cfg.step else ""))
     store.save_model(out, pipeline.denoiser.net, pipeline.denoiser.schedule,
                      pipeline.denoiser.prediction, **{**facts, "step": step, "std": cfg.std,
                                                      "profile_error": error})

@@ -1,10 +1,14 @@
-"""Can one tell from the model's errors who was in its training set? A membership audit by patient.
+"""Can one tell from a model who was in its training set? A membership audit by patient.
 
 A model that knows an image by heart denoises it better than one that it never saw. Each image gets
 the same times and the same noise, and its score is the negative mean of the logarithm of its errors
 (times differ in error by orders of magnitude). Where a second run exists that saw none of these
 images, its errors say how difficult each image is, and the score is the mean logarithm of the
 ratio (reference-model calibration; Watson et al. 2022).
+
+A second attack, where it is asked for, has one error an image: 2^bits, of the bits a number of its
+latents that the model's likelihood takes, so that its score is −bits. It adds up over all levels
+how the model's flow contracts round the image, which no error shows.
 
 What counts is the share of training images found at 1 % false alarms (Carlini et al. 2022): a model
 may betray few patients, each with certainty, at an AUROC of .5. The share has an upper bound that
@@ -13,6 +17,7 @@ a share of 1 % say that this attack finds nothing; another may.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -36,6 +41,8 @@ from minidiff.statistics import (
 )
 
 Losses = Callable[[Tensor, int, int], Tensor]   # images, time, seed of the noise → (n,)
+Errors = Callable[[Table], Tensor]   # errors of the images of these rows, above 0: (n, k)
+DENOISING, LIKELIHOOD = "denoising error", "likelihood"   # the attacks
 
 TIMES, DRAWS = (100, 200, 300, 400), 8   # of 1,000 levels: where memory shows; errors an image
 FPR, LEAK = 0.01, 0.05   # false alarms; share of training images found, from which it is a leak
@@ -46,15 +53,16 @@ FEWEST_PATIENTS, FEWEST = 2, 20          # on each side; images on each side of 
 
 
 def audit(tables: Mapping[str, Table], trained_on: Collection[str],
-          losses_of: Callable[[Table], Losses], *, images: int, run: str,
-          reference_of: Callable[[Table], Losses] | None = None, seed: int = 0) -> dict:
+          attacks: Mapping[str, Errors], *, images: Mapping[str, int], run: str,
+          references: Mapping[str, Errors] | None = None, seed: int = 0) -> dict:
     """Audit a model on train and heldout images; {"why"} where that is not possible.
 
-    trained_on: SHA-256 of the images that the model, of `run`, saw. losses_of(table) are its losses
-    on the images of these rows by their number, reference_of those of a run that saw none of them.
-    images: at most so many of each side.
+    trained_on: SHA-256 of the images that the model, of `run`, saw. attacks: the model's errors,
+    references those of a run that saw none of the images. images: of each attack at most so many
+    of each side, the first of one draw (`of_one_mix`); 0 leaves it out. The figures are those of
+    DENOISING, and "likelihood" those of LIKELIHOOD, if it was asked.
     """
-    errors, patients = {}, {}
+    known, found = {}, {}
     try:
         for side in ("train", "heldout"):
             table = tables[side]
@@ -63,16 +71,46 @@ def audit(tables: Mapping[str, Table], trained_on: Collection[str],
             if len(rows) < FEWEST:
                 raise InputError(f"of the images here {len(rows)} are known as {side} images of "
                                  f"{run}; {FEWEST} are needed")
-            order = np.random.default_rng(seed).permutation(len(rows))[:images]
-            own = replace(table, rows=[rows[i] for i in order])
-            errors[side] = denoising_errors(losses_of(own), torch.arange(len(own)))
-            if reference_of:
-                errors[side] /= denoising_errors(reference_of(own), torch.arange(len(own)))
-            patients[f"{side}_patients"] = own.column("patient")
-        return {**membership(**errors, **patients, seed=seed),
-                "random_split": tables["train"].random_split}
+            known[side] = replace(table, rows=rows)
+        drawn = of_one_mix(known, seed)
+        for side, table in drawn.items():
+            if len(table) < FEWEST:
+                raise InputError(f"{len(table)} {side} images of {run} can be drawn so that both "
+                                 f"sides have labels in the same shares; {FEWEST} are needed")
+        for attack, most in ((attack, most) for attack, most in images.items() if most):
+            own = {side: replace(table, rows=table.rows[:most]) for side, table in drawn.items()}
+            errors = {side: attacks[attack](table) for side, table in own.items()}
+            if references:
+                errors = {side: x / references[attack](own[side]) for side, x in errors.items()}
+            found[attack] = membership(**errors, seed=seed, **{
+                f"{side}_patients": table.column("patient") for side, table in own.items()})
+        return {**found.pop(DENOISING), **found, "random_split": tables["train"].random_split}
     except InputError as error:
         return {"why": str(error)}
+
+
+def of_one_mix(sides: Mapping[str, Table], seed: int) -> dict[str, Table]:
+    """Each side's rows in an order by chance, the first k of which have labels in the same shares
+    on both sides, but for whole images; it ends where a label does.
+
+    A label that is rarer among training images, and harder, would be taken for memory. The common
+    shares are the smaller ones of each label.
+    """
+    counts = {side: Counter(table.column("label")) for side, table in sides.items()}
+    shares = {label: min(n[label] / n.total() for n in counts.values())
+              for label in set.intersection(*map(set, counts.values()))}
+    drawn = {}
+    for side, table in sides.items():
+        turn, places = Counter(), []
+        for i in np.random.default_rng(seed).permutation(len(table)):
+            label = table.rows[i]["label"]
+            if label in shares:
+                places.append(((turn[label] + 0.5) / shares[label], int(i)))
+                turn[label] += 1
+        ends = min((counts[side][label] / share for label, share in shares.items()), default=0)
+        drawn[side] = replace(table, rows=[table.rows[i] for place, i in sorted(places)
+                                           if place < ends])
+    return drawn
 
 
 def denoising_errors(losses: Losses, images: Tensor, *, times: Sequence[int] = TIMES,
