@@ -92,7 +92,8 @@ def _known(folder: str, table: Table) -> Generator:
         folder, set(table.hashes.values()), trained_on(folder), manifest.get("model", ""),
         {"images of each label": dict(sorted(Counter(table.column("label")).items())),
          "px": typical_side(table.column("file"), 2048), **_knobs(saved)},
-        {**_knobs(config), **{name: x for name, x in model.items() if name not in OUTCOMES},
+        {**_knobs(config), "bits": 8,  # which models of before 16 bits do not say
+         **{name: x for name, x in model.items() if name not in OUTCOMES},
          "autoencoder": vae.get("config"), "public files": (facts.get("init") or {}).get("files")}
         if run else {},
         (config["seed"], facts.get("vae")) if "seed" in config else None)
