@@ -125,7 +125,7 @@ def sample(cfg: SampleConfig) -> None:
     cfg = replace(cfg, batch=min(cfg.batch, len(rows)))
     text = {"recipe": json.dumps(asdict(recipe)), "model": model, "minidiff": minidiff.__version__}
 
-    before = runs.read_json(out / "manifest.json") if (out / "manifest.json").exists() else {}
+    before = runs.find_json(out / "manifest.json", {})
     absent = {name for row in rows if not (out / (name := row["file_name"])).exists()}
     batches = (rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch))
     missing = [batch for batch in batches if any(row["file_name"] in absent for row in batch)]

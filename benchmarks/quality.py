@@ -40,18 +40,11 @@ from minidiff.diffusion.samplers import SeededNoise
 from minidiff.diffusion.store import load_pipeline
 from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
 from minidiff.evaluation.metrics.agreement import recognised
-from minidiff.evaluation.metrics.distances import (
-    draw,
-    finite_percentile,
-    floor,
-    kid,
-    kid_draws,
-    same_mix,
-)
+from minidiff.evaluation.metrics.distances import draw, floor, kid, kid_draws, same_mix
 from minidiff.evaluation.metrics.neighbours import prdc
 from minidiff.pixels import to_uint8
 from minidiff.sampling import plan as plans
-from minidiff.statistics import wilson
+from minidiff.statistics import finite_percentile, wilson
 from minidiff.training.device import pick_device
 from minidiff.variables import Labels
 

@@ -54,8 +54,7 @@ def stratified(seed: int, step: int, batch: int) -> Tensor:
 
 def drops(seed: int, slots: Sequence[int], n: int, together: float, alone: float) -> Tensor:
     """Which of a slot's n cells are dropped, (slots, n), by the probabilities of dropping all
-    together and each alone.
-    """
+    together and each alone."""
     u = uniform(seed, slots, DROP, 1 + n)
     return (u[:, :1] < together) | (u[:, 1:] < alone)
 

@@ -1,6 +1,6 @@
 """Two exceptions that scripts turn into one sentence and exit status 2, and parts of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class InputError(ValueError):
@@ -9,6 +9,13 @@ class InputError(ValueError):
 
 class TrainingFault(RuntimeError):
     """Training cannot go on: the message says why, and which images were in the batch."""
+
+
+def refuse(faults: Mapping[str, object], before: str = "", after: str = "") -> None:
+    """InputError of the first text whose value holds, between what stands before and after it."""
+    for text, holds in faults.items():
+        if holds:
+            raise InputError(f"{before}{text}{after}")
 
 
 def count(n: int, one: str, many: str = "") -> str:

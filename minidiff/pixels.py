@@ -1,6 +1,5 @@
 """Pixels: 0 … 255 (uint8) or 0 … 65535 (uint16) ⇄ floats in [-1, 1], colour → grey, and many that
-take little memory.
-"""
+take little memory."""
 
 import math
 import tempfile

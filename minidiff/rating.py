@@ -37,14 +37,14 @@ class Agreement(NamedTuple):
     n: int
 
 
-def effective_wilson(p: float, variance: float, n: float, confidence: float = 0.95) -> Interval:
+def effective_wilson(p: float, variance: float, n: float) -> Interval:
     """Wilson's interval of a share p with any variance, at the n that would give this variance.
 
     An image that several readers rate is one draw, not several (Korn & Graubard 1998). At a
     variance of 0, n is used.
     """
     n = p * (1 - p) / variance if variance > 0 and 0 < p < 1 else n
-    return wilson(p * n, n, confidence)
+    return wilson(p * n, n)
 
 
 def mover(p: float, of_p: Interval, q: float, of_q: Interval) -> Interval:
@@ -53,11 +53,11 @@ def mover(p: float, of_p: Interval, q: float, of_q: Interval) -> Interval:
             p - q + np.hypot(of_p[1] - p, q - of_q[0]))
 
 
-def newcombe(k: int, n: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:
+def newcombe(k: int, n: int, k2: int, n2: int) -> Interval:
     """Interval of k/n − k2/n2, two independent shares (Newcombe 1998, method 10)."""
     if not (n and n2):
         return NONE
-    low, high = mover(k / n, wilson(k, n, confidence), k2 / n2, wilson(k2, n2, confidence))
+    low, high = mover(k / n, wilson(k, n), k2 / n2, wilson(k2, n2))
     return float(low), float(high)
 
 
@@ -100,8 +100,7 @@ def against_chance(k: int, n: int, chance: float = 0.5) -> float:
     return float(scipy.stats.binomtest(k, n, chance).pvalue) if n else math.nan
 
 
-def agreement(ratings: Sequence, chance: str, categories: int = 2,
-              confidence: float = 0.95) -> Agreement:
+def agreement(ratings: Sequence, chance: str, categories: int = 2) -> Agreement:
     """Cohen's kappa (two readers), or Fleiss' kappa or Gwet's AC1 (any number of readers).
 
     If nearly all images are of one category, kappa falls although readers agree (the prevalence
@@ -143,13 +142,12 @@ def agreement(ratings: Sequence, chance: str, categories: int = 2,
     linear = n / twice.sum() * (same - expected * twice) - 2 * (1 - value) * (pull - expected)
     linear = linear / (1 - expected)  # part of each image in the coefficient
     se = math.sqrt(((linear - value) ** 2).sum() / n / (n - 1)) if n > 1 else math.nan
-    ends = effective_wilson(observed, (se * (1 - expected)) ** 2, int(twice.sum()), confidence)
+    ends = effective_wilson(observed, (se * (1 - expected)) ** 2, int(twice.sum()))
     low, high = ((p - expected) / (1 - expected) for p in ends)
     return Agreement(float(value), float(low), float(high), se, float(observed), expected, n)
 
 
-def intraclass(first: Sequence[int], second: Sequence[int],
-               confidence: float = 0.95) -> tuple[float, float, float]:
+def intraclass(first: Sequence[int], second: Sequence[int]) -> tuple[float, float, float]:
     """Kappa of one reader who rates the same images twice, 0 or 1: (kappa, low, high).
 
     The order of the two ratings does not count. The interval holds all kappas whose expected
@@ -162,7 +160,7 @@ def intraclass(first: Sequence[int], second: Sequence[int],
     if p * (1 - p) == 0:
         return math.nan, *NONE
     seen = np.array([(a * b).sum(), (a != b).sum(), ((1 - a) * (1 - b)).sum()], float)
-    kappa, limit = 1 - seen[1] / (2 * n * p * (1 - p)), scipy.stats.chi2.ppf(confidence, 1)
+    kappa, limit = 1 - seen[1] / (2 * n * p * (1 - p)), scipy.stats.chi2.ppf(0.95, 1)
 
     def misfit(k: float) -> float:
         shared = k * p * (1 - p)
@@ -177,8 +175,7 @@ def intraclass(first: Sequence[int], second: Sequence[int],
     return float(kappa), float(low), float(high)
 
 
-def two_way_random_interval(*tables: np.ndarray,
-                            confidence: float = 0.95) -> tuple[float, Interval]:
+def two_way_random_interval(*tables: np.ndarray) -> tuple[float, Interval]:
     """Mean of a (readers, images) table of 0 and 1, with its interval over other readers and other
     images; with two tables by the same readers, of the difference.
 
@@ -186,15 +183,15 @@ def two_way_random_interval(*tables: np.ndarray,
     readers.
     """
     variance, freedom = two_way(*tables)
-    reach = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
+    reach = float(scipy.stats.t.ppf(0.975, freedom))
     p = float(tables[0].mean())
     if len(tables) == 1:
-        wide = variance * (reach / z_value(confidence)) ** 2
-        return p, effective_wilson(p, wide, tables[0].shape[1], confidence)
+        wide = variance * (reach / z_value()) ** 2
+        return p, effective_wilson(p, wide, tables[0].shape[1])
     q = float(tables[1].mean())
     low, high = p - q - reach * math.sqrt(variance), p - q + reach * math.sqrt(variance)
     if not variance:
-        of_p, of_q = (effective_wilson(share, 0, table.shape[1], confidence)
+        of_p, of_q = (effective_wilson(share, 0, table.shape[1])
                       for share, table in zip((p, q), tables))
         low, high = mover(p, of_p, q, of_q)
     return p - q, (float(max(low, -1)), float(min(high, 1)))

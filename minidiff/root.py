@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from minidiff.errors import InputError
-from minidiff.runs import read_json
+from minidiff.runs import find_json
 
 ANCHORS = ("out", "run", "samples", "model", "synthetic", "vae", "runs", "key")  # knobs: a run
 DEMO = "runs/demo"  # the root if none is named; its data are phantoms, drawn if they are not there
@@ -103,10 +103,9 @@ def _saved(root: str, run: str) -> tuple[dict[str, Any], Path]:
     none does."""
     for folder in (run or root, *(f"{root}/{name}"
                                   for name in ("diffusion", "vae", "classifier", "report"))):
-        path = Path(folder) / "config.json"
-        saved = read_json(path) if path.is_file() else {}
+        saved = find_json(Path(folder) / "config.json", {})
         if saved.get("data"):
-            return saved, path.parent
+            return saved, Path(folder)
     return {}, Path(root)
 
 
@@ -120,8 +119,7 @@ def _started_in(root: str, as_named: str) -> str:
 
 def _started_in_then(run: Path) -> str:
     """The folder in which a run was last trained, by its record; "" if that does not say."""
-    path = run / "run.json"
-    sessions = read_json(path).get("sessions", []) if path.is_file() else []
+    sessions = find_json(run / "run.json", {}).get("sessions", [])
     return sessions[-1].get("folder", "") if sessions else ""
 
 

@@ -60,7 +60,7 @@ def open_run(folder: str | Path, cfg: Any, kind: str, *, free: Iterable[str] = (
     """
     folder = Path(folder)
     knobs, facts = refuse_other(folder, cfg, kind, free), json.loads(json.dumps(facts))
-    past = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    past = find_json(folder / "run.json", {})
     if (folder / "config.json").exists():
         _refuse_changed(folder, facts | past.get("facts", {}), facts, (*free, "notes"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,6 +269,11 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except ValueError as error:
         raise InputError(f"{path} is damaged, not JSON: {error}") from None
+
+
+def find_json(path: str | Path, otherwise: Any = None) -> Any:
+    """What `read_json` gives, or `otherwise` where there is no such file."""
+    return read_json(path) if Path(path).is_file() else otherwise
 
 
 def append_log(path: str | Path, **values: Any) -> None:

@@ -56,8 +56,7 @@ def delong(scores: Sequence[float], positive: Sequence[bool]) -> tuple[float, fl
 
 def _placements(scores: Sequence[float], positive: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
     """For each positive the share of negatives below it, for each negative the share of positives
-    above it; ties count half.
-    """
+    above it; ties count half."""
     x, positive = np.asarray(scores, float), np.asarray(positive, bool)
     assert x.shape == positive.shape and not np.isnan(x).any()
     pos, neg, ranks = x[positive], x[~positive], scipy.stats.rankdata(x)
@@ -79,17 +78,16 @@ def delong_parts(scores: Sequence[float], positive: Sequence[bool]) -> np.ndarra
     return parts + area / len(parts)
 
 
-def auroc_interval(scores: Sequence[float], positive: Sequence[bool],
-                   confidence: float = 0.95) -> Interval:
+def auroc_interval(scores: Sequence[float], positive: Sequence[bool]) -> Interval:
     """DeLong's interval on the logit scale, within 0…1 (Pepe 2003); nan at an area of 0 or 1."""
-    return logit_interval(*delong(scores, positive), confidence)
+    return logit_interval(*delong(scores, positive))
 
 
-def logit_interval(share: float, se: float, confidence: float = 0.95) -> Interval:
+def logit_interval(share: float, se: float) -> Interval:
     """Interval of a share from its standard error, symmetric on the logit scale; nan at 0 and 1."""
     if not (0 < share < 1 and se > 0):
         return NONE
-    centre, half = math.log(share / (1 - share)), z_value(confidence) * se / (share * (1 - share))
+    centre, half = math.log(share / (1 - share)), z_value() * se / (share * (1 - share))
     return 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre))
 
 
@@ -104,8 +102,7 @@ def weighted_auroc(scores: Sequence[float], positive: Sequence[bool],
 def weighted_precision(scores: Sequence[float], positive: Sequence[bool],
                        weights: np.ndarray) -> np.ndarray:
     """Average precision of b resamples, weights (b,n) → (b,): the mean over positives of the
-    precision at their score. Images of equal score come together; nan without a positive.
-    """
+    precision at their score. Images of equal score come together; nan without a positive."""
     p, n = (side[:, ::-1] for side in _by_score(scores, positive, weights))
     hits = p.cumsum(1)
     with np.errstate(invalid="ignore"):
@@ -148,14 +145,13 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def pearson(x: Sequence[float], y: Sequence[float],
-            confidence: float = 0.95) -> tuple[float, float, float]:
+def pearson(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
     """Correlation and interval on Fisher's z scale: (r, low, high); nan if < 4 pairs, no spread."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) < 4 or x.std() == 0 or y.std() == 0:
         return math.nan, math.nan, math.nan
     r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
-    return r, *fisher_interval(r, z_value(confidence) / math.sqrt(len(x) - 3))
+    return r, *fisher_interval(r, z_value() / math.sqrt(len(x) - 3))
 
 
 def fisher_interval(r: float, half: float) -> tuple[float, float]:
@@ -224,10 +220,16 @@ def auroc_by_patient(scores: Sequence[float], positive: Sequence[bool], patients
         return area, NONE
     areas = np.concatenate([weighted_auroc(scores, positive, w)
                             for w in patient_weights(patients, resamples, seed)])
-    return area, percentile(areas[~np.isnan(areas)])
+    return area, finite_percentile(areas)
 
 
 def percentile(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """The middle of a distribution: from (1 − confidence)/2 to (1 + confidence)/2 of its values."""
     return tuple(np.quantile(np.asarray(values, float),
                              [(1 - confidence) / 2, (1 + confidence) / 2]).tolist())
+
+
+def finite_percentile(draws: np.ndarray, confidence: float = 0.95) -> Interval:
+    """`percentile` over the draws that have a value; (nan, nan) where none has."""
+    draws = draws[np.isfinite(draws)]
+    return percentile(draws, confidence) if len(draws) else NONE

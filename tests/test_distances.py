@@ -14,6 +14,7 @@ from minidiff.evaluation.metrics import distances as ds
 from minidiff.evaluation.metrics import pairwise
 from minidiff.evaluation.metrics.distances import fid, floor, kid, mind
 from minidiff.evaluation.metrics.neighbours import c2st, prdc
+from minidiff.statistics import finite_percentile, percentile
 
 
 def normal(seed, *shape):
@@ -21,7 +22,7 @@ def normal(seed, *shape):
 
 
 def kid_interval(**sets):
-    return ds.finite_percentile(ds.kid_draws(**sets))
+    return finite_percentile(ds.kid_draws(**sets))
 
 
 def test_kd_equals_torch_fidelity():
@@ -148,7 +149,7 @@ def test_kd_interval_pairs_no_patient_with_its_own_copy():
         theirs = np.mean([k(y[i], y[j]) for i in b for j in b if i != j])
         draws.append(own + theirs - 2 * np.mean([k(x[i], y[j]) for i in a for j in b]))
     got = kid_interval(real=x, fake=y, real_patients=patients, n_boot=40, seed=9)
-    assert got == pytest.approx(ds.percentile(draws))
+    assert got == pytest.approx(percentile(draws))
 
 
 def test_draws_without_pairs_keep_their_place():
@@ -159,8 +160,8 @@ def test_draws_without_pairs_keep_their_place():
     alone = (ds.bootstrap_counts(2, 200, 3) == 0).any(1)
     assert a.shape == b.shape == (200,) and (np.isnan(a)
                                              == alone).all() and np.isnan(b)[alone].all()
-    assert ds.finite_percentile(a) == ds.percentile(a[~alone]) and np.isnan(
-        ds.finite_percentile(a[alone])).all()
+    assert finite_percentile(a) == percentile(a[~alone]) and np.isnan(
+        finite_percentile(a[alone])).all()
     # one patient: no KD, no p
     assert np.isnan(ds.kid_p(real=x, fake=y, real_patients=[0] * 8, permutations=19))
 

@@ -28,14 +28,22 @@ def toy(seed=0, width=3):
         return nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, 1))
 
 
+def take(precision, loss, optimizer, parameters, clip, batch=""):
+    """A step of a batch without micro-batches: the norm of its gradient."""
+    precision.backward(loss)
+    precision.update(optimizer, parameters, clip)
+    precision.read(loss.detach().reshape(1), batch)
+    return precision.norm
+
+
 def trained(steps=3, seed=0):
     model = toy(seed)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     precision = Precision("fp32")
     g = torch.Generator().manual_seed(1)
     for _ in range(steps):
-        precision.step(model(torch.randn(8, 4, generator=g)).square().mean(), optimizer,
-                       model.parameters(), 1.0)
+        take(precision, model(torch.randn(8, 4, generator=g)).square().mean(), optimizer,
+             model.parameters(), 1.0)
     return {"model": model, "optimizer": optimizer, "precision": precision}
 
 
@@ -121,8 +129,8 @@ def test_non_finite_steps_are_skipped_counted_and_end_the_run_after_three():
     before = {k: v.clone() for k, v in model.state_dict().items()}
 
     def step(value):
-        return precision.step(model(torch.ones(2, 4)).sum() * value, optimizer, model.parameters(),
-                              1.0, "a.png, b.png")
+        return take(precision, model(torch.ones(2, 4)).sum() * value, optimizer, model.parameters(),
+                    1.0, "a.png, b.png")
 
     step(float("nan")), step(float("inf"))
     assert equal(model.state_dict(), before) and precision.skipped == 2
@@ -139,12 +147,12 @@ def test_fp16_overflow_halves_the_scale_and_recovers():
     precision = Precision("fp16", "cpu")
     x, before = torch.ones(2, 4), model[2].weight.clone()
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    norm = precision.step(1e3 * model(x).square().sum(), optimizer, model.parameters(), 1.0)
+    norm = take(precision, 1e3 * model(x).square().sum(), optimizer, model.parameters(), 1.0)
     assert not norm < float("inf") and torch.equal(model[2].weight, before)
     assert (precision.skipped, precision.in_a_row) == (1, 0)
     assert precision.scaler.get_scale() == 2.0**126
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    precision.step(model(x).square().sum(), optimizer, model.parameters(), 1.0)
+    take(precision, model(x).square().sum(), optimizer, model.parameters(), 1.0)
     assert not torch.equal(model[2].weight, before)
 
 
@@ -153,8 +161,8 @@ def test_scaled_gradients_are_unscaled_before_clipping():
     for name in ("fp32", "fp16"):
         model = toy()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
-        norms[name] = Precision(name).step(model(torch.ones(2, 4)).sum(), optimizer,
-                                           model.parameters(), 1e-3)
+        norms[name] = take(Precision(name), model(torch.ones(2, 4)).sum(), optimizer,
+                           model.parameters(), 1e-3)
     assert norms["fp16"] == pytest.approx(norms["fp32"], rel=1e-4)
 
 
@@ -211,8 +219,8 @@ def test_three_faults_end_the_run_with_the_batch_and_the_last_good_state_named(t
     with pytest.raises(TrainingFault, match=said), faulty as run:
         for step, _ in run.steps(int):
             loss = parts["model"](torch.ones(2, 4)).sum() * (1.0 if step < 3 else float("nan"))
-            parts["precision"].step(loss, parts["optimizer"], parts["model"].parameters(), 1.0,
-                                    "c.png")
+            take(parts["precision"], loss, parts["optimizer"], parts["model"].parameters(), 1.0,
+                 "c.png")
     assert capsys.readouterr().err.count("step skipped, its loss is not finite; the batch: "
                                          "c.png") == 3
 

@@ -24,9 +24,9 @@ from minidiff.statistics import (
     Interval,
     auroc,
     bootstrap_counts,
+    finite_percentile,
     group_ids,
     patient_weights,
-    percentile,
     weighted_auroc,
 )
 from minidiff.variables import AND, present
@@ -118,7 +118,7 @@ class _Group:
         if math.isnan(self.value(metric)):
             return NONE
         if metric == "auroc":
-            return _middle(self.areas, confidence)
+            return finite_percentile(self.areas, confidence)
         side = self.positive == (metric == "tpr")
         return share_interval(self.alarm[side], self.patients[side], confidence)
 
@@ -234,13 +234,8 @@ def _amplified(sides: Sequence[Sequence[tuple]], n_boot: int, seed: int,
                                            1), draws=2)
         values.append(value)
         draws.append(drawn)
-        out |= {name: finite(value), f"{name}_interval": pair(_middle(drawn)),
+        out |= {name: finite(value), f"{name}_interval": pair(finite_percentile(drawn)),
                 f"n_{name}": len(rows)}
-    difference = _middle(draws[1] - draws[0], confidence)
+    difference = finite_percentile(draws[1] - draws[0], confidence)
     return {**out, "difference": finite(values[1] - values[0]), "interval": pair(difference),
             "amplified": difference[0] > 0}
-
-
-def _middle(draws: np.ndarray, confidence: float = 0.95) -> Interval:
-    draws = draws[~np.isnan(draws)]
-    return percentile(draws, confidence) if len(draws) else NONE

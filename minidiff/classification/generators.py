@@ -15,14 +15,14 @@ from minidiff.data.files import typical_side
 from minidiff.data.split import trained_on
 from minidiff.data.table import Table
 from minidiff.errors import InputError, count
-from minidiff.runs import read_json, sha256
+from minidiff.runs import find_json, sha256
 
 # knobs that may differ: places, machine, what is kept of a run, judges of quick numbers
 FREE = {"root", "out", "run", "vae", "data", "seed", "device", "compile", "real", "classifier",
         "log_every", "save_every", "snapshots", "checkpointing", "shard"}
 PLACES = ("init", "against")  # of other runs, whose seeds may differ; not whether there are some
 # of model.json: about the images, compared by `saw`; and what came of the seed
-OUTCOMES = ("data", "trained_on", "rows", "val_loss")
+OUTCOMES = ("data", "trained_on", "rows", "bits", "windows", "val_loss")
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,21 @@ def _difference(a: Generator, b: Generator) -> str:
 
 
 def _known(folder: str, table: Table) -> Generator:
-    manifest, saved = (_json(Path(folder, name)) for name in ("manifest.json", "config.json"))
+    manifest, saved = (find_json(Path(folder, name), {})
+                       for name in ("manifest.json", "config.json"))
     run = _run(Path(folder), saved, manifest.get("model", ""))
     # best/ and snapshots/step_… have their config and their facts above them
-    config, facts = (next(filter(None, (_json(place / name) for place in (
+    config, facts = (next(filter(None, (find_json(place / name, {}) for place in (
         run, run.parent, run.parent.parent))), {}) if run else {}
         for name in ("config.json", "run.json"))
     facts = facts.get("facts", {})
-    model, vae = (_json(run / name) if run else {} for name in ("model.json", "vae.json"))
+    model, vae = (find_json(run / name, {}) if run else {}
+                  for name in ("model.json", "vae.json"))
     return Generator(
         folder, set(table.hashes.values()), trained_on(folder), manifest.get("model", ""),
         {"images of each label": dict(sorted(Counter(table.column("label")).items())),
          "px": typical_side(table.column("file"), 2048), **_knobs(saved)},
-        {**_knobs(config), "bits": 8,  # which models of before 16 bits do not say
-         **{name: x for name, x in model.items() if name not in OUTCOMES},
+        {**_knobs(config), **{name: x for name, x in model.items() if name not in OUTCOMES},
          "autoencoder": vae.get("config"), "public files": (facts.get("init") or {}).get("files")}
         if run else {},
         (config["seed"], facts.get("vae")) if "seed" in config else None)
@@ -112,7 +113,3 @@ def _run(folder: Path, saved: Mapping, model: str) -> Path | None:
 
 def _knobs(saved: Mapping) -> dict[str, Any]:
     return {name: bool(x) if name in PLACES else x for name, x in saved.items() if name not in FREE}
-
-
-def _json(path: Path) -> dict:
-    return read_json(path) if path.is_file() else {}

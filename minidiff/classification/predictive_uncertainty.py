@@ -65,8 +65,7 @@ class Conformal:
     @classmethod
     def fit(cls, p: np.ndarray, truth: np.ndarray, alpha: float = 0.1) -> "Conformal":
         """Thresholds from validation p (n,k) and truth (n,k) bool: the ⌊α(n_k+1)⌋-th lowest p_k
-        among the n_k true k.
-        """
+        among the n_k true k."""
         counts = truth.sum(0).tolist()
         lowest = [np.sort(p[truth[:, k], k])[: missable(c, alpha)] for k, c in enumerate(counts)]
         return cls(alpha, tuple(float(low[-1]) if len(low) else -math.inf for low in lowest),

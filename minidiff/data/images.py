@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from minidiff.errors import InputError
+from minidiff.errors import InputError, refuse
 from minidiff.pixels import to_depth
 from minidiff.runs import what_it_is, write_atomic
 
@@ -96,8 +96,7 @@ def write(path: str | Path, image: np.ndarray | Tensor,
 def png_bytes(image: np.ndarray | Tensor, text: Mapping[str, str] | None = None,
               level: int = 6) -> bytes:
     """The PNG file of uint8 (H,W) or (C,H,W), or of uint16 of one channel, which says that its
-    range is WHOLE; with text chunks; zlib's level.
-    """
+    range is WHOLE; with text chunks; zlib's level."""
     info, image = PngImagePlugin.PngInfo(), np.asarray(image)
     for key, value in {**(text or {}), **dict([WHOLE] * (image.dtype == np.uint16))}.items():
         # a keyword of PNG is short and Latin-1
@@ -167,18 +166,15 @@ def _check_header(path: Path, data: bytes) -> None:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         (width, height), tags = image.size, getattr(image, "tag_v2", {})
         packed = image.info.get("compression") if tags else ""
-        for wrong, text in (
-            (width * height > MAX_PIXELS
-             or max(width, height, *(tags.get(tag, 0) for tag in TILE_SIDES)) > MAX_SIDE,
-             f"{width} x {height} pixels; allowed are {MAX_PIXELS // 10**6} megapixels and sides "
-             f"to {MAX_SIDE}"),
-            (image.mode not in (*NARROW, *WIDE), f"mode {image.mode}; allowed are grey, RGB, "
-             "palette, and grey of 16 or 32 bits"),
-            (tags and packed not in COMPRESSIONS, f"a TIFF compressed by {packed}; allowed are "
-             f"{', '.join(COMPRESSIONS)}"),
-        ):
-            if wrong:
-                raise InputError(f"{path}: {text}")
+        refuse({
+            f"{width} x {height} pixels; allowed are {MAX_PIXELS // 10**6} megapixels and sides "
+            f"to {MAX_SIDE}": width * height > MAX_PIXELS or max(
+                width, height, *(tags.get(tag, 0) for tag in TILE_SIDES)) > MAX_SIDE,
+            f"mode {image.mode}; allowed are grey, RGB, palette, and grey of 16 or 32 bits":
+                image.mode not in (*NARROW, *WIDE),
+            f"a TIFF compressed by {packed}; allowed are {', '.join(COMPRESSIONS)}":
+                tags and packed not in COMPRESSIONS,
+        }, f"{path}: ")
         with suppress(EOFError):
             image.seek(1)  # and not n_frames, which would read the heads of all
             raise InputError(f"{path}: animated or of several pages; one still image is needed")

@@ -52,8 +52,7 @@ class Source:
              offset: float = 0.0) -> tuple[Tensor, Tensor]:
         """Latents of the indexed images and the noise to put on them, (slots, 4, h, w) each:
         functions of the slots. `offset` is the standard deviation of what all cells of a channel
-        share besides (offset noise, Guttenberg 2023).
-        """
+        share besides (offset noise, Guttenberg 2023)."""
         within, noise = send(normal(self.seed, slots, NOISE, (2, *self.mean.shape[2:])),
                              self.device).unbind(1)
         if self.live:

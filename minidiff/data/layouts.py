@@ -22,36 +22,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from minidiff.cells import is_unknown
+from minidiff.data import dialects, folders
 from minidiff.data.classes import TABLE, NoClassFolders, read_classes
-from minidiff.data.dialects import (
-    ADDED,
-    COLUMNS,
-    ENDINGS,
-    fits,
-    known_as,
-    known_of_images,
-    naming_images,
-    parse,
-    read_csv,
-    read_lines,
-    to_rows,
-)
-from minidiff.data.folders import (
-    DANGLING,
-    DICOM_FILE,
-    METADATA,
-    Left,
-    files_ending,
-    image_files,
-    is_file,
-    is_rubbish,
-    refuse_unsplit,
-    said,
-    split_folders,
-    split_named,
-    subfolders,
-    tables,
-)
 from minidiff.data.images import EXTENSIONS
 from minidiff.data.split import Row
 from minidiff.errors import InputError, count, first_few
@@ -71,8 +43,8 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give the folder that it describes or holds"
                          if folder.is_file() else f"{folder}: no such folder")
-    parse(reading.columns)
-    found = tables(folder) or _other_tables(folder, reading)
+    dialects.parse(reading.columns)
+    found = folders.tables(folder) or _other_tables(folder, reading)
     if found:
         rows, remarks = _read_tables(folder, found, reading)
     else:
@@ -82,12 +54,12 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
             raise InputError(_fault(folder) or str(error)) from None
         _refuse_hidden_tables(folder, rows)
         remarks += ["--columns says nothing here: no table"] if reading.columns else []
-    refuse_unsplit(folder, {row["label"] for row in rows})
+    folders.refuse_unsplit(folder, {row["label"] for row in rows})
     own = any("split" in row for row in rows)
     for row in rows:
-        row["split"] = split_named(row.get("split", "")) or row.get("split", "")
+        row["split"] = folders.split_named(row.get("split", "")) or row.get("split", "")
         row["file"] = os.path.normpath(os.path.join(folder, row["file_name"]))
-        row |= {name: text(cell) for name, cell in row.items() if name not in ADDED}
+        row |= {name: text(cell) for name, cell in row.items() if name not in dialects.ADDED}
     if not any(row["split"] for row in rows):
         remarks += (_splits_of_lists(folder, rows) or ([] if own else _splits_of_column(rows))
                     or _splits_of_folders(rows))
@@ -101,16 +73,18 @@ def read_folder(folder: Path, reading: Reading = AS_WE_NAME) -> tuple[list[Row],
 
 def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[list[Row], list[str]]:
     """The rows of one table, or of one for each split."""
-    if len(found) > 1 and found[0].parent == found[1].parent and found[0].name.lower() in METADATA:
+    if (len(found) > 1 and found[0].parent == found[1].parent
+            and found[0].name.lower() in folders.METADATA):
         raise InputError(f"{found[0]} and {found[1].name}: keep the one that holds")
-    bare = [path for path in split_folders(folder) if not tables(path) and image_files(path)]
+    bare = [path for path in folders.split_folders(folder)
+            if not folders.tables(path) and folders.image_files(path)]
     if bare and found[0].parent not in (folder, *bare):
         raise InputError(f"{bare[0]} has images and no table, unlike {found[0].parent}; give it "
                          f"a {found[0].name}, too")
     rows, remarks = [], []
     for path in found:
-        header, lines = read_lines(path)
-        part = to_rows(path, header, lines, ("file_name", "label"), reading.columns)
+        header, lines = dialects.read_lines(path)
+        part = dialects.to_rows(path, header, lines, ("file_name", "label"), reading.columns)
         part = [{name: "" if name in ("label", "split") and is_unknown(cell, name) else cell
                  for name, cell in row.items()} for row in part]
         unlabelled = [row for row in part if not row["label"]]
@@ -126,7 +100,7 @@ def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[lis
         for row in part:  # no copies: of 100,000 rows they take 50 MB
             row["file_name"] = os.path.normpath(os.path.join(top, row["file_name"]))
         rows += part
-        known = known_as(header)
+        known = dialects.known_as(header)
         remarks += [f"{path.name} is read as {known}"] if known else []
     orphans, left = _without_rows(folder, rows)
     if orphans and not reading.only_listed:
@@ -134,7 +108,7 @@ def _read_tables(folder: Path, found: list[Path], reading: Reading) -> tuple[lis
                          "--only-listed leaves such files out")
     left["image that no row names"] += [folder / name for name in orphans]
     left["image without a label"] = [folder / row["file_name"] for row in rows if not row["label"]]
-    return [row for row in rows if row["label"]], [*remarks, *said(left, folder)]
+    return [row for row in rows if row["label"]], [*remarks, *folders.said(left, folder)]
 
 
 def _locate(folder: Path, rows: list[Row], only_listed: bool) -> tuple[list[Row], list[str]]:
@@ -152,14 +126,14 @@ def _locate(folder: Path, rows: list[Row], only_listed: bool) -> tuple[list[Row]
                              f"{folder}")
 
     def some(tried: list[str]) -> list[str]:
-        return tried if any(is_file(folder, name) for name in tried) else []
+        return tried if any(folders.is_file(folder, name) for name in tried) else []
 
     names = [row["file_name"] for row in rows]
     if any("\\" in name for name in names) and not some(names):
         names = [name.replace("\\", "/") for name in names]
     located = (some(names) or some([name.partition("/")[2] for name in names])
                or some(_by_end(folder, names, rows)) or names)
-    there = [bool(name) and is_file(folder, name) for name in located]
+    there = [bool(name) and folders.is_file(folder, name) for name in located]
     absent = [f"{row['where']} {row['file_name']}" for row, ok in zip(rows, there) if not ok]
     if absent and not (only_listed and any(there)):
         raise InputError(f"{len(absent)} row(s) without a file: {first_few(absent)}"
@@ -176,7 +150,7 @@ def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
     """The one image below the folder whose path ends in each name, with or without its ending, if
     need be in a folder of the row's split; "" where there is none."""
     index = defaultdict(list)
-    for file in image_files(folder):
+    for file in folders.image_files(folder):
         path = file.relative_to(folder).as_posix()
         index[file.name].append((path, path))
         index[file.stem].append((path, path.removesuffix(file.suffix)))
@@ -184,7 +158,7 @@ def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
     for name, row in zip(names, rows):
         paths = [path for path, end in index[name.rpartition("/")[2]]
                  if f"/{end}".endswith(f"/{name}")]
-        if len(paths) > 1 and (split := split_named(row.get("split", ""))):
+        if len(paths) > 1 and (split := folders.split_named(row.get("split", ""))):
             paths = [path for path in paths if _split_in(os.path.dirname(path)) == split] or paths
         if len(paths) > 1:
             raise InputError(f"{row['where']}: file_name {name!r} may be {' or '.join(paths[:2])}; "
@@ -193,35 +167,36 @@ def _by_end(folder: Path, names: list[str], rows: list[Row]) -> list[str]:
     return found
 
 
-def _without_rows(folder: Path, rows: list[Row]) -> tuple[list[str], Left]:
+def _without_rows(folder: Path, rows: list[Row]) -> tuple[list[str], folders.Left]:
     """Images that no row names, in the folders of the others; and what else is there, but for the
     contact sheets of our own samples."""
     named = {os.path.normpath(row["file_name"]) for row in rows}
     tops = {name.rpartition("/")[0].partition("/")[0] for name in named}
-    left: Left = {}
+    left: folders.Left = {}
     above = len(os.path.join(folder, ""))
     files = {str(file)[above:] for top in tops
-             for file in image_files(folder / top, deep=bool(top), left=left)}
+             for file in folders.image_files(folder / top, deep=bool(top), left=left)}
     orphans = sorted(files - named)
     aside = [] if (folder / MANIFEST).is_file() else [
-        file for path in subfolders(folder) if path.name not in tops for file in image_files(path)]
-    aside += [] if "" in tops else image_files(folder, deep=False)
+        file for path in folders.subfolders(folder) if path.name not in tops
+        for file in folders.image_files(path)]
+    aside += [] if "" in tops else folders.image_files(folder, deep=False)
     read = [name for name in orphans if name.lower().endswith(EXTENSIONS)]
     return read, {"image that no row names": aside,
                   "picture that is not read": [folder / name for name in orphans
                                                if name not in read],
-                  **{why: left.get(why, []) for why in (DICOM_FILE, DANGLING)}}
+                  **{why: left.get(why, []) for why in (folders.DICOM_FILE, folders.DANGLING)}}
 
 
 def _other_tables(folder: Path, reading: Reading) -> list[Path]:
     """Tables of other names that name files and labels: one, or one for each split; or none."""
-    there = files_ending(folder, ENDINGS)
-    found = [path for path in there if fits(path, reading.columns)]
+    there = folders.files_ending(folder, dialects.ENDINGS)
+    found = [path for path in there if dialects.fits(path, reading.columns)]
     if len(found) > 1 and len({_split_of(path) for path in found} - {""}) < len(found):
         raise InputError(f"{folder}: {' and '.join(path.name for path in found[:2])} both name "
                          "files and labels; call the one that holds metadata.csv")
     if reading.columns and len(there) == 1:
-        read_csv(there[0], ("file_name", "label"), reading.columns)  # its own fault, if any
+        dialects.read_csv(there[0], ("file_name", "label"), reading.columns)  # its fault, if any
     elif reading.columns and there and not found:
         raise InputError(f"{folder}: no table has the columns of --columns "
                          f"{','.join(reading.columns)}; "
@@ -232,14 +207,14 @@ def _other_tables(folder: Path, reading: Reading) -> list[Path]:
 def _refuse_hidden_tables(folder: Path, rows: list[Row]) -> None:
     """Raise InputError where a table beside class folders knows more of the images, and where no
     folder tells labels apart, and a table somewhere below may."""
-    for path in files_ending(folder, ENDINGS):
-        if more := {"patient", "split"} & known_of_images(path):
+    for path in folders.files_ending(folder, dialects.ENDINGS):
+        if more := {"patient", "split"} & dialects.known_of_images(path):
             raise InputError(f"{path} knows the {' and '.join(sorted(more))} of images, which lie "
                              "in class folders: give it a column label, or move it away")
     label = rows[0]["label"]
     found = [] if any(row["label"] != label for row in rows) else [
         path for path in sorted(folder.rglob("*")) if _may_label(path, flat=label == ANY)
-        and not any(part.startswith(".") or is_rubbish(part)
+        and not any(part.startswith(".") or folders.is_rubbish(part)
                     for part in path.relative_to(folder).parts)]
     if found:
         names = first_few(str(path.relative_to(folder)) for path in found)
@@ -255,17 +230,17 @@ def _may_label(path: Path, flat: bool) -> bool:
         with suppress(OSError), open(path, errors="replace") as file:
             words = file.readline().replace(",", " ").split()
             return len(words) > 1 and any(word.lower().endswith(EXTENSIONS) for word in words)
-    if path.name.lower().endswith(ENDINGS) and not flat:
-        return bool(known_of_images(path))
-    return flat and path.name.lower().endswith((*ENDINGS, *UNREAD)) and path.is_file()
+    if path.name.lower().endswith(dialects.ENDINGS) and not flat:
+        return bool(dialects.known_of_images(path))
+    return flat and path.name.lower().endswith((*dialects.ENDINGS, *UNREAD)) and path.is_file()
 
 
 def _fault(folder: Path, columns: Sequence[str] = ()) -> str:
     """What is wrong with the first table that names images; "" without one."""
-    for path in files_ending(folder, ENDINGS):
+    for path in folders.files_ending(folder, dialects.ENDINGS):
         try:
-            if naming_images(*read_lines(path)):
-                read_csv(path, ("file_name", "label"), columns)
+            if dialects.naming_images(*dialects.read_lines(path)):
+                dialects.read_csv(path, ("file_name", "label"), columns)
         except InputError as error:
             return str(error)
     return ""
@@ -273,27 +248,27 @@ def _fault(folder: Path, columns: Sequence[str] = ()) -> str:
 
 def _advice(folder: Path) -> str:
     """What to do where there are no labels, and which tables there are."""
-    names = first_few(path.name for path in files_ending(folder, ENDINGS))
-    unread = first_few(path.name for path in files_ending(folder, UNREAD))
+    names = first_few(path.name for path in folders.files_ending(folder, dialects.ENDINGS))
+    unread = first_few(path.name for path in folders.files_ending(folder, UNREAD))
     return (TABLE + (f", or name the columns of {names} by --columns" if names else "")
             + (f" ({unread}: not read)" if unread else ""))
 
 
 def _split_of(path: Path) -> str:
     """The split that a file is named after: valid.csv, test_list.txt; "" for others."""
-    return split_named(re.split(r"[-_. ]", path.name)[0])
+    return folders.split_named(re.split(r"[-_. ]", path.name)[0])
 
 
 @lru_cache(maxsize=16)  # the next file lies in the same folder
-def _split_in(folders: str) -> str:
+def _split_in(path: str) -> str:
     """The split that a folder in a path is named after; "" for none."""
-    return next(filter(None, map(split_named, Path(folders).parts)), "")
+    return next(filter(None, map(folders.split_named, Path(path).parts)), "")
 
 
 def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
     """Fill in the splits of lists beside the images: train.csv, test_list.txt (NIH)."""
     split = {}
-    for path in filter(_split_of, files_ending(folder, (".txt", ".csv", ".tsv"))):
+    for path in filter(_split_of, folders.files_ending(folder, (".txt", ".csv", ".tsv"))):
         for name in re.split(r"[\s,;]+", path.read_text(errors="replace")):
             split.setdefault(Path(name).name, set()).add(_split_of(path))
     found = [split.get(Path(row["file_name"]).name, set()) for row in rows] if split else []
@@ -309,8 +284,8 @@ def _splits_of_lists(folder: Path, rows: list[Row]) -> list[str]:
 
 def _splits_of_column(rows: list[Row]) -> list[str]:
     """Fill in the splits of a column of another name that says nothing else: Dataset_type."""
-    found = {name: [split_named(row.get(name, "")) for row in rows] for name in rows[0]
-             if name not in (*ADDED, *COLUMNS)}
+    found = {name: [folders.split_named(row.get(name, "")) for row in rows] for name in rows[0]
+             if name not in (*dialects.ADDED, *dialects.COLUMNS)}
     found = {name: splits for name, splits in found.items()
              if "" not in splits and len(set(splits)) > 1}
     if len(set(map(tuple, found.values()))) > 1:

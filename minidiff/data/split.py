@@ -8,7 +8,7 @@ import numpy as np
 import scipy
 
 from minidiff.errors import InputError, count
-from minidiff.runs import of_other_images, read_json
+from minidiff.runs import find_json, of_other_images
 
 Row = dict[str, str]
 SPLITS = ("train", "val", "test")
@@ -127,8 +127,8 @@ def _refuse_differing(rows: Sequence[Row], keys: Iterable[Hashable], what: str,
 def trained_on(samples: str | Path) -> set[str] | None:
     """SHA-256 of the images that the generator of a samples folder was trained on; None where its
     manifest does not say."""
-    path = Path(samples) / "manifest.json"
-    return set(read_json(path).get("trained_on", [])) or None if path.is_file() else None
+    manifest = find_json(Path(samples) / "manifest.json", {})
+    return set(manifest.get("trained_on", [])) or None
 
 
 def check_synthetic(rows: Sequence[Row], hashes: Mapping[str, str], real: Iterable[str],

@@ -25,7 +25,7 @@ from minidiff.diffusion.inpainting import keeping, resampled
 from minidiff.diffusion.samplers import NOISY, SAMPLERS, Sampler, SeededNoise, ddim
 from minidiff.diffusion.schedule import LADDERS, Ladder, Schedule
 from minidiff.diffusion.vae import VAE
-from minidiff.errors import InputError
+from minidiff.errors import InputError, refuse
 from minidiff.overlap import send
 from minidiff.pixels import TOP, at_once, laid_in, require_finite, rounded, to_depth, to_float
 from minidiff.variables import Labels, findings_of
@@ -82,9 +82,7 @@ class Recipe:
             **{f"scale {name}={scale:g}: 0 or more": 0 <= scale < math.inf
                for name, scale in scales.items()},
         }
-        for what, met in allowed.items():
-            if not met:
-                raise InputError(f"not a recipe: {what}")
+        refuse({text: not met for text, met in allowed.items()}, "not a recipe: ")
 
     @property
     def taken(self) -> int:
@@ -268,7 +266,7 @@ class Pipeline:
     def _check(self, recipe: Recipe, origin: Tensor | None, mask: Tensor | None,
                noise: Tensor | None) -> None:
         """What a recipe asks for must be there."""
-        missing = {
+        refuse({
             f"strength {recipe.strength:g} is the share of steps from a real image, and there is "
             "none": recipe.strength < 1 and origin is None and noise is None,
             "invert begins at a real image, and there is none": recipe.invert and origin is None,
@@ -276,10 +274,7 @@ class Pipeline:
                 mask is not None and origin is None,
             f"resample {recipe.resample} joins what is new to what a mask keeps, and there is no "
             "mask": recipe.resample > 1 and mask is None,
-        }
-        for what, absent in missing.items():
-            if absent:
-                raise InputError(what)
+        })
 
     @torch.no_grad()
     def check_guidance(self, recipe: Recipe) -> None:

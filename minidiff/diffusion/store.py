@@ -26,8 +26,7 @@ from minidiff.errors import InputError
 
 def identity(folder: Path, weights: str = "model.safetensors") -> dict:
     """The hash of a run's weights, and of what that run began with: the chain of its stages."""
-    path = folder / "run.json"
-    facts = runs.read_json(path).get("facts", {}) if path.exists() else {}
+    facts = runs.find_json(folder / "run.json", {}).get("facts", {})
     return {"sha256": runs.sha256(folder / weights), "data": facts.get("data"),
             "before": facts.get("init")}
 

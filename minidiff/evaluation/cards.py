@@ -80,7 +80,7 @@ def filled(document: str, files: "Files") -> Iterator[dict[str, Any]]:
 
 def answered(items: Sequence[dict], path: Path) -> list[dict]:
     """The items with what a person wrote into answers.json, which is written anew."""
-    answers = runs.read_json(path) if path.is_file() else {}
+    answers = runs.find_json(path, {})
     if not isinstance(answers, dict) or not all(isinstance(v, str) for v in answers.values()):
         raise InputError(f"{path}: allowed is one JSON object of texts, {{item: answer}}")
     keys = [f"{item['document']}: {item['name']}" for item in items]
@@ -169,8 +169,7 @@ def find_runs(folders: Sequence[str]) -> dict[str, Path]:
 
 def read_again(kind: str, run: Path) -> dict[str, tuple[Any, list[str]]]:
     """(fact, sources) of the data of a run: their splits today, whether they are those trained on,
-    "" where nothing was trained, and whether a program drew them.
-    """
+    "" where nothing was trained, and whether a program drew them."""
     config, record = runs.read_json(run / "config.json"), run / "run.json"
     folders = config["data"]
     drawn = [path for path in (Path(f) / "phantom.json" for f in folders) if path.is_file()]

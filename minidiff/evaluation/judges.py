@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from minidiff.classification.predictor import Predictor
 from minidiff.data.table import Table
-from minidiff.errors import InputError
+from minidiff.errors import refuse
 from minidiff.evaluation import selection, sets
 from minidiff.evaluation.metrics.agreement import asked
+from minidiff.runs import find_json
 from minidiff.training.device import pick_device
 from minidiff.variables import Labels
 
@@ -42,7 +43,7 @@ def of(cfg: sets.Config, tables: Mapping[str, Table]) -> dict[str, Judge]:
     for name, folder in folders.items():
         if name == OWN and not folder.is_dir():
             continue
-        target = (sets.read_json(folder.parent / "config.json") or {}).get("target", "label")
+        target = find_json(folder.parent / "config.json", {}).get("target", "label")
         if name == OWN and target != "label":
             print(f"{folder} reads {target} in place of the label: the page has no judge")
             continue
@@ -63,12 +64,11 @@ def _refuse(flag: str, sha256: str, seen: set[str] | None, samples: str, made: T
     """InputError unless a judge is independent of the samples, their filter and the own judge."""
     filters = [f["judge"] for f in selection.of(samples)["filters"] if f["by"] == "recognised"]
     synthetic = len((seen or set()) & set(made.hashes.values()))
-    why = {"does not say what it was trained on: name a run of classify.py, whose judge/ has "
-           "trained_on.json": seen is None,
-           f"was trained on {synthetic} of the synthetic images": synthetic,
-           "is the judge of --classifier": sha256 in own,
-           f"filtered the images of {samples}": sha256 in filters,
-           f"may have filtered the images of {samples}, which do not say who did":
-               None in filters}
-    if said := [text for text, holds in why.items() if holds]:
-        raise InputError(f"--judge {flag} {said[0]}; an independent judge is needed")
+    refuse({
+        "does not say what it was trained on: name a run of classify.py, whose judge/ has "
+        "trained_on.json": seen is None,
+        f"was trained on {synthetic} of the synthetic images": synthetic,
+        "is the judge of --classifier": sha256 in own,
+        f"filtered the images of {samples}": sha256 in filters,
+        f"may have filtered the images of {samples}, which do not say who did": None in filters,
+    }, f"--judge {flag} ", "; an independent judge is needed")

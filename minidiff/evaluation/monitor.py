@@ -38,18 +38,13 @@ from minidiff.errors import InputError
 from minidiff.evaluation.features.extractor import Extractor, PixelPCA, PredictorFeatures
 from minidiff.evaluation.format import Table, jsonable, num, percent, span
 from minidiff.evaluation.metrics.copying import FEWEST, memorisation
-from minidiff.evaluation.metrics.distances import (
-    finite_percentile,
-    kd_with_interval,
-    kid,
-    matched,
-    same_mix,
-)
+from minidiff.evaluation.metrics.distances import kd_with_interval, kid, matched, same_mix
 from minidiff.evaluation.metrics.pairwise import pixel_spaces
 from minidiff.evaluation.metrics.report_rows import Side, between, joined
 from minidiff.evaluation.pages import charts as figures
 from minidiff.evaluation.sets import check_origin, judge_of
 from minidiff.root import Reading, Rooted, reading_of
+from minidiff.statistics import finite_percentile
 
 Sample = Callable[[Path, Sequence[Row]], Tensor]  # folder of a model, rows → uint8 (n,3,S,S)
 

@@ -55,9 +55,8 @@ def of(samples: str | Path) -> dict[str, Any]:
     The config of an older folder says only that it was filtered. Checkpoint: the step of a model of
     best/ or snapshots/, None for a finished one.
     """
-    manifest, config = (runs.read_json(path) if path.is_file() else {}
-                        for path in (Path(samples) / name
-                                     for name in ("manifest.json", "config.json")))
+    manifest, config = (runs.find_json(Path(samples) / name, {})
+                        for name in ("manifest.json", "config.json"))
     filters = manifest.get("filters",
                            [{"by": by, **UNRECORDED} for by in config.get("keep", ())])
     return {"filters": filters, "yield": manifest.get("yield"),

@@ -180,7 +180,7 @@ def seen_by(classifier: str | Path) -> set[str] | None:
 
 def check_reference(run: str, tables: dict[str, Table]) -> None:
     """InputError unless a reference run says that it was trained on none of these images."""
-    seen = set((read_json(Path(run) / "model.json") or {}).get("trained_on", ()))
+    seen = set(runs.find_json(Path(run) / "model.json", {}).get("trained_on", ()))
     if not seen:
         raise InputError(f"--reference {run}: no finished diffusion run that says which images it "
                          "was trained on")
@@ -210,8 +210,8 @@ def of_these_data(cfg: Config, train: Table) -> tuple[Config, bool, list[str]]:
     then; that is noted, too, for no copy of them can be seen.
     """
     saw = {"classifier": seen_by(cfg.classifier),
-           "vae": (read_json(Path(cfg.vae) / "vae.json") or {}).get("trained_on"),
-           "diffusion": (read_json(Path(cfg.diffusion) / "model.json") or {}).get("trained_on")}
+           "vae": runs.find_json(Path(cfg.vae) / "vae.json", {}).get("trained_on"),
+           "diffusion": runs.find_json(Path(cfg.diffusion) / "model.json", {}).get("trained_on")}
     strange = [name for name, seen in saw.items() if of_other_data(seen, train.rows, train.hashes)]
     notes = [f"{getattr(cfg, name)} was trained on other images than these: the page leaves it "
              "out" for name in strange]
@@ -240,7 +240,7 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
     for path, what in expected.items():
         if not path.exists() and Path(os.devnull) not in path.parents:  # a run left out is noted
             print(f"{path} is absent: the page has no {what}")
-    grid = read_json(matrix)
+    grid = runs.find_json(matrix)
     train, heldout = tables["train"], tables["heldout"]
     real = replace(train, rows=train.rows + heldout.rows, hashes=train.hashes | heldout.hashes)
     real = alike(real, tables["synthetic"])  # as the matrix has them
@@ -249,11 +249,12 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
         print(f"{cfg.matrix} is of other samples or other real images: the page does not show it")
         grid = None
     return {
-        "classifier": read_json(classifier / "results.json"),
-        "study": read_json(classifier / "summary.json"), "vae": read_json(vae / "vae.json"),
-        "matrix": grid, "rebuilt": rebuilt.read_bytes() if rebuilt.is_file() else None,
-        "configs": {folder: read_json(Path(folder) / "config.json")
-                    or read_json(Path(folder) / "manifest.json")
+        "classifier": runs.find_json(classifier / "results.json"),
+        "study": runs.find_json(classifier / "summary.json"),
+        "vae": runs.find_json(vae / "vae.json"), "matrix": grid,
+        "rebuilt": rebuilt.read_bytes() if rebuilt.is_file() else None,
+        "configs": {folder: runs.find_json(Path(folder) / "config.json")
+                    or runs.find_json(Path(folder) / "manifest.json")
                     for folder in (cfg.vae, cfg.diffusion, cfg.samples, cfg.classifier)
                     if folder != os.devnull},
         "losses": {folder.name: (folder / "loss.png").read_bytes() for folder in (vae, diffusion)
@@ -263,7 +264,7 @@ def other_runs(cfg: Config, tables: dict[str, Table]) -> dict[str, Any]:
 
 def commands(cfg: Config) -> dict[str, str]:
     """The command behind each part of the page, as its run recorded it."""
-    records = {name: read_json(Path(getattr(cfg, name)) / "run.json") or {}
+    records = {name: runs.find_json(Path(getattr(cfg, name)) / "run.json", {})
                for name in ("samples", "classifier", "vae", "diffusion", "matrix")}
     return {"report": f"python {runs.provenance()['command']}", **{
         name: f"python {run['sessions'][-1]['command']}" if run.get("sessions") else ""
@@ -292,10 +293,6 @@ def notes(tables: dict[str, Table]) -> list[str]:
     """What reading the tables remarked, each once; synthetic images need no patients."""
     return list(dict.fromkeys(note for name, table in tables.items() for note in table.notes
                               if name != "synthetic" or "one image = one patient" not in note))
-
-
-def read_json(path: Path) -> Any:
-    return runs.read_json(path) if path.is_file() else None
 
 
 def _side(file: str) -> int:

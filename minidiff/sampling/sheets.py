@@ -20,8 +20,7 @@ from minidiff.names import on_disk
 def as_written(out: Path, rows: list[dict], rehash: bool) -> set[str]:
     """The names of images that are as the manifest says. Others that cannot be read were cut short
     and are removed: they are sampled anew before their set counts as complete."""
-    path = out / "manifest.json"
-    written = runs.read_json(path).get("sha256", {}) if path.exists() else {}
+    written = runs.find_json(out / "manifest.json", {}).get("sha256", {})
     there = {name: str(out / name) for row in rows if (out / (name := row["file_name"])).exists()}
     found = hashes_of((file for name, file in there.items() if name in written), rehash)
     whole = {name for name in there if name in written and found[there[name]] == written[name]}

@@ -147,7 +147,7 @@ def read(cfg: Any) -> tuple[Images, Table, list[str]]:
         raise InputError(f"--init {cfg.init or 'is missing'}: give a finished diffusion run; the "
                          "base is trained first (train.py diffusion)")
     facts = runs.read_json(Path(cfg.init, "model.json"))
-    config = runs.read_json(record) if (record := Path(cfg.init, "config.json")).is_file() else {}
+    config = runs.find_json(Path(cfg.init, "config.json"), {})
     if "condition" not in config:
         raise InputError(f"--init {cfg.init}: give the folder of a whole diffusion run, not its "
                          "best/, a snapshot, or what train.py average made of it")

@@ -60,14 +60,6 @@ class Precision:
         """What a run or a folder of samples records, and what another precision must not resume."""
         return {"precision": self.name, **({"deterministic": True} if self.deterministic else {})}
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer,
-             parameters: Iterable[nn.Parameter], clip: float, batch: str = "") -> float:
-        """Backward, update and read: the whole step of a batch without micro-batches."""
-        self.backward(loss)
-        self.update(optimizer, parameters, clip)
-        self.read(loss.detach().reshape(1), batch)
-        return self.norm
-
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch's loss, scaled so that fp16 does not underflow."""
         self.losses = self.losses + loss.detach()

@@ -34,7 +34,7 @@ from minidiff.data.dicom import (
 )
 from minidiff.data.dicom.guard import Guard
 from minidiff.data.table import csv_text, write_table
-from minidiff.errors import InputError
+from minidiff.errors import InputError, refuse
 from minidiff.names import folders
 
 JOURNAL, RECORD = "import.jsonl", "import.json"
@@ -225,30 +225,25 @@ def _convert_all(todo: list[File], out: Path, how: reader.Options, workers: int,
 
 def _check(cfg: ImportConfig, source: Path, out: Path, salt: Path) -> None:
     check_labels(cfg.label, *cfg.label_from)
-    for fault, text in (
-        (not cfg.source or not cfg.out, "import needs a folder of DICOM files, and --out DATA"),
-        (cfg.frame < 0 or cfg.workers < 1 or cfg.seconds <= 0,
-         f"--frame {cfg.frame} --workers {cfg.workers} --seconds {cfg.seconds}: allowed are 0 or "
-         "more, 1 or more, more than 0"),
-        (not source.exists(), f"{source}: no such file or folder"),
-        (sum(map(bool, (cfg.label, cfg.label_from, cfg.labels))) != 1, "import needs --label NAME "
-         "for all images, or --label-from FOLDER FOLDER … of the source, or --labels CSV"),
-        (cfg.columns and not cfg.labels, "--columns are those of the table of --labels"),
-        *of_every_import(cfg, source, out, salt),
-    ):
-        if fault:
-            raise InputError(text)
+    refuse({
+        "import needs a folder of DICOM files, and --out DATA": not cfg.source or not cfg.out,
+        f"--frame {cfg.frame} --workers {cfg.workers} --seconds {cfg.seconds}: allowed are 0 or "
+        "more, 1 or more, more than 0": cfg.frame < 0 or cfg.workers < 1 or cfg.seconds <= 0,
+        f"{source}: no such file or folder": not source.exists(),
+        "import needs --label NAME for all images, or --label-from FOLDER FOLDER … of the source, "
+        "or --labels CSV": sum(map(bool, (cfg.label, cfg.label_from, cfg.labels))) != 1,
+        "--columns are those of the table of --labels": cfg.columns and not cfg.labels,
+        **of_every_import(cfg, source, out, salt)})
 
 
-def of_every_import(cfg: Any, source: Path, out: Path, salt: Path) -> list[tuple[Any, str]]:
-    """Faults, and what is said of them, of the knobs that all imports have."""
-    return [
-        (set(cfg.accept_burned_in) - {"absent", "yes"},
-         f"--accept-burned-in {' '.join(cfg.accept_burned_in)}: allowed are absent and yes"),
-        (runs.nested(source, out), f"--out {out} and the source {source} lie within each other"),
-        (out.resolve() in salt.resolve().parents, f"--salt {salt} lies in --out {out}: whoever "
-         "gets the images could find out the patients"),
-    ]
+def of_every_import(cfg: Any, source: Path, out: Path, salt: Path) -> dict[str, Any]:
+    """Faults of the knobs that all imports have, for `errors.refuse`."""
+    return {
+        f"--accept-burned-in {' '.join(cfg.accept_burned_in)}: allowed are absent and yes":
+            set(cfg.accept_burned_in) - {"absent", "yes"},
+        f"--out {out} and the source {source} lie within each other": runs.nested(source, out),
+        f"--salt {salt} lies in --out {out}: whoever gets the images could find out the patients":
+            out.resolve() in salt.resolve().parents}
 
 
 def check_labels(*named: str) -> None:
@@ -262,7 +257,7 @@ def check_labels(*named: str) -> None:
 def claim(out: Path, accept: tuple[str, ...], options: dict) -> dict:
     """Make the folder, or re-open one of the same settings; what is written down of it."""
     claim_out(out, RECORD, "import")
-    before = runs.read_json(out / RECORD) if (out / RECORD).is_file() else {"options": options}
+    before = runs.find_json(out / RECORD, {"options": options})
     changed = [key for key in options if before["options"].get(key) != options[key]]
     if changed:
         # with another salt the keyed source differs, too, and says nothing
@@ -282,8 +277,8 @@ def named(file: File) -> dict[str, str]:
             "detail": detail}
 
 
-def _report(out: Path, rows: list[dict[str, str]], left_out: list[File], names: Path,
-            salt: Path) -> None:
+def print_reasons(left_out: list[File], names: Path) -> Counter[str]:
+    """Why files were not imported, on stderr; how many for each of REASONS."""
     counts = Counter(file.key for file in left_out)
     details = {file.key: f" (e.g. {file.detail})" for file in reversed(left_out)
                if file.detail and file.key in PLAIN}
@@ -291,6 +286,12 @@ def _report(out: Path, rows: list[dict[str, str]], left_out: list[File], names: 
         lines = [f"  {n} {': '.join(REASONS[key])}{details.get(key, '')}"
                  for key, n in counts.most_common()]
         print(f"not imported, file by file in {names}:", *lines, sep="\n", file=sys.stderr)
+    return counts
+
+
+def _report(out: Path, rows: list[dict[str, str]], left_out: list[File], names: Path,
+            salt: Path) -> None:
+    counts = print_reasons(left_out, names)
     if not rows:
         raise InputError(f"{out}: not one image of {counts.total()} files was imported")
     known = ", ".join(f"{name} of {sum(row[name] != '' for row in rows)}"

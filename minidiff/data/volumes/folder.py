@@ -8,7 +8,7 @@ source became which volume is written beside the data set, for its owner's eyes.
 import os
 import stat
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -18,20 +18,20 @@ from tqdm import tqdm
 from minidiff import runs
 from minidiff.data.dicom import REASONS, Refused, need_pydicom, tags
 from minidiff.data.dicom.folder import (
-    PLAIN,
     File,
     check_labels,
     claim,
     content,
     named,
     of_every_import,
+    print_reasons,
     walk,
 )
 from minidiff.data.dicom.guard import Guard
 from minidiff.data.table import csv_text, write_table
 from minidiff.data.volumes import MODALITIES, nifti
 from minidiff.data.volumes.slices import Cut
-from minidiff.errors import InputError, count
+from minidiff.errors import InputError, count, refuse
 from minidiff.names import folders
 
 JOURNAL, RECORD = "import.jsonl", "import.json"
@@ -161,22 +161,18 @@ def _write(out: Path, name: str, label: str, found: list[tuple[bytes, dict[str, 
 def _check(cfg: VolumesConfig, source: Path, out: Path, salt: Path) -> None:
     check_labels(cfg.label, *cfg.label_from)
     low, high = (*cfg.between, 0.0, 0.0)[:2]
-    for fault, text in (
-        (not cfg.source or not cfg.out, "import needs a folder of volumes, and --out DATA"),
-        (not source.exists(), f"{source}: no such file or folder"),
-        (bool(cfg.label) == bool(cfg.label_from), "import needs --label NAME for all volumes, or "
-         "--label-from FOLDER FOLDER … of the source"),
-        (len(cfg.between) != 2 or not 0 <= low < high <= 1, "--between "
-         f"{' '.join(f'{x:g}' for x in cfg.between)}: two shares of the axis, 0 to 1, the lower "
-         "one first"),
-        (cfg.slices < 0 or cfg.frame < 0 or cfg.seconds <= 0, f"--slices {cfg.slices} --frame "
-         f"{cfg.frame} --seconds {cfg.seconds:g}: allowed are 0 or more, 0 or more, more than 0"),
-        (cfg.modality == "CT" and cfg.window in ("auto", "percentile"),
-         f"--window {cfg.window}: CT needs lung, soft, bone or wide"),
-        *of_every_import(cfg, source, out, salt),
-    ):
-        if fault:
-            raise InputError(text)
+    refuse({
+        "import needs a folder of volumes, and --out DATA": not cfg.source or not cfg.out,
+        f"{source}: no such file or folder": not source.exists(),
+        "import needs --label NAME for all volumes, or --label-from FOLDER FOLDER … of the source":
+            bool(cfg.label) == bool(cfg.label_from),
+        f"--between {' '.join(f'{x:g}' for x in cfg.between)}: two shares of the axis, 0 to 1, the "
+        "lower one first": len(cfg.between) != 2 or not 0 <= low < high <= 1,
+        f"--slices {cfg.slices} --frame {cfg.frame} --seconds {cfg.seconds:g}: allowed are 0 or "
+        "more, 0 or more, more than 0": cfg.slices < 0 or cfg.frame < 0 or cfg.seconds <= 0,
+        f"--window {cfg.window}: CT needs lung, soft, bone or wide":
+            cfg.modality == "CT" and cfg.window in ("auto", "percentile"),
+        **of_every_import(cfg, source, out, salt)})
     kinds = {str(path).endswith(ENDINGS) for path in walk(source, lambda error: None)}
     if True in kinds:
         if not cfg.modality:
@@ -193,14 +189,7 @@ def _check(cfg: VolumesConfig, source: Path, out: Path, salt: Path) -> None:
 def _finish(out: Path, facts: dict, files: list[File], rows: list[dict[str, str]]) -> None:
     names = out.with_name(out.name + ".names.csv")
     runs.write_atomic(names, csv_text([named(file) for file in sorted(files)]), private=True)
-    left = [file for file in files if file.key != "imported"]
-    counts = Counter(file.key for file in left)
-    details = {file.key: f" (e.g. {file.detail})" for file in reversed(left)
-               if file.detail and file.key in PLAIN}
-    if counts:
-        print(f"not imported, file by file in {names}:",
-              *(f"  {n} {': '.join(REASONS[key])}{details.get(key, '')}"
-                for key, n in counts.most_common()), sep="\n", file=sys.stderr)
+    counts = print_reasons([file for file in files if file.key != "imported"], names)
     if not rows:
         raise InputError(f"{out}: not one slice of {count(len(files), 'file')} was imported")
     write_table(out / "metadata.csv", rows)

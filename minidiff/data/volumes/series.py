@@ -1,6 +1,5 @@
 """The files of one DICOM series, or one enhanced file of many frames → a Volume, or the reason why
-not. Runs behind the guard.
-"""
+not. Runs behind the guard."""
 
 from pathlib import Path
 

@@ -8,7 +8,7 @@ the same file from elsewhere.
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.errors import InputError
+from minidiff.errors import InputError, refuse
 from minidiff.evaluation.features.backbones import BACKBONES, BATCH, Backbone, Network
 from minidiff.evaluation.features.extractor import (
     Extractor,
@@ -54,24 +54,18 @@ def build(specs: Sequence[str], *, train: Tensor, judge: Any = None, vae: Any = 
     for spec in specs or ["pixels", *(["classifier"] if judge else [])]:
         name, given, value = spec.partition("=")
         near = difflib.get_close_matches(name, EXTRACTORS, 1)
-        _refuse({
+        refuse({
             f"{name!r} is not known{f', nearest: {near[0]}' if near else ''}; allowed are "
             f"{', '.join(OWN)} and, as NAME=FILE, {', '.join(NETWORKS)}": name not in EXTRACTORS,
             f"{name} is given twice; one file for each name": name in makers,
             f"{spec!r}: {name} takes no file": name in OWN and given,
-            f"{name} needs {absent.get(name)}, and there is none": absent.get(name)})
+            f"{name} needs {absent.get(name)}, and there is none": absent.get(name)}, "extractor ")
         makers[name] = own[name] if name in OWN else _network(name, value, device)
     if list(makers) == ["vae"]:
         raise InputError("the generator's own VAE cannot be the only extractor: what it does not "
                          "see, neither the samples nor the real images would show; add pixels, "
                          "classifier or NAME=FILE")
     return [make() for make in makers.values()]
-
-
-def _refuse(faults: Mapping[str, Any]) -> None:
-    """Raise the first that is there."""
-    if wrong := [why for why, there in faults.items() if there]:
-        raise InputError(f"extractor {wrong[0]}")
 
 
 def describe(extractor: Extractor) -> dict[str, Any]:
@@ -84,12 +78,12 @@ def _network(name: str, value: str, device: torch.device | str) -> Callable[[], 
     row = NETWORKS[name]
     file, pin = re.fullmatch(r"(?s)(.*?)(?:@([0-9a-fA-F]{64}))?", value).groups()
     url = re.match(r"auto$|https?://", file)
-    _refuse({
+    refuse({
         f"{name} needs its weights, as {name}=FILE{', auto' if name in INCEPTIONS else ''}: "
         f"{row.source}": not file,
         f"{name}={file}: only Inception's file is downloaded; give the path of "
         f"{row.source}": url and name not in INCEPTIONS,
-        f"{name}: there is no file {file}": not url and not Path(file).is_file()})
+        f"{name}: there is no file {file}": not url and not Path(file).is_file()}, "extractor ")
 
     def make() -> Extractor:
         mirror = {} if file == "auto" else {"url": file}

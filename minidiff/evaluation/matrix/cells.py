@@ -37,16 +37,9 @@ from minidiff.data.dataset import Images
 from minidiff.errors import InputError
 from minidiff.evaluation.matrix.controls import CONTROLS
 from minidiff.evaluation.metrics.copying import FEWEST
-from minidiff.evaluation.metrics.distances import (
-    fid,
-    finite_percentile,
-    floor,
-    kd_with_interval,
-    kid_p,
-    mind,
-)
+from minidiff.evaluation.metrics.distances import fid, floor, kd_with_interval, kid_p, mind
 from minidiff.evaluation.metrics.neighbours import c2st, coverage_worth, prdc
-from minidiff.statistics import clopper_pearson
+from minidiff.statistics import clopper_pearson, finite_percentile
 
 LIMIT = 0.5  # of ρ, up to which a set passes
 TRAIN, HELD_OUT, EXTERNAL = "train", "held-out", "external"

@@ -31,7 +31,7 @@ from minidiff.evaluation.metrics.pairwise import (
     kernel_mean,
     patient_codes,
 )
-from minidiff.statistics import bootstrap_counts, group_ids, percentile
+from minidiff.statistics import bootstrap_counts, finite_percentile, group_ids
 
 Metric = Callable[..., float]
 
@@ -184,12 +184,6 @@ def kid_draws(*, real: np.ndarray, fake: np.ndarray, real_patients: Sequence | N
     across = _resampled(x, y, p, q, c, e) / ((c @ np.bincount(p)) * (e @ np.bincount(q)))
     with np.errstate(invalid="ignore"):
         return _within(x, p, c) + _within(y, q, e) - 2 * across
-
-
-def finite_percentile(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """`percentile` over the draws that have a value; (nan, nan) where none has."""
-    draws = draws[np.isfinite(draws)]
-    return percentile(draws, confidence) if len(draws) else (np.nan, np.nan)
 
 
 def kd_with_interval(*, n_boot: int = 1000, seed: int = 0, **sets) -> tuple[dict, np.ndarray]:

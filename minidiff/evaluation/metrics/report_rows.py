@@ -29,7 +29,6 @@ from minidiff.evaluation.metrics.distances import (
     draw,
     fid,
     fid_spread,
-    finite_percentile,
     floor,
     kd_with_interval,
     kid,
@@ -41,7 +40,7 @@ from minidiff.evaluation.metrics.distances import (
 )
 from minidiff.evaluation.metrics.diversity import TAPS, ms_ssim, vendi
 from minidiff.evaluation.metrics.neighbours import c2st, coverage_worth, prdc
-from minidiff.statistics import clopper_pearson
+from minidiff.statistics import clopper_pearson, finite_percentile
 
 FEWEST = 20   # images on each side, below which nothing is measured; nor where all are of a patient
 ALL = "all labels"

@@ -56,7 +56,7 @@ def points(panels: Mapping[str, Sequence[Mapping]], xlabel: str = "") -> bytes:
              for group, name in rows]
     bottom = max(places.values(), default=0) + 0.8
     with styled():
-        figure, grid = _grid(len(panels), 1.1 + 0.24 * bottom, sharey=True)
+        figure, grid = subplots(len(panels), 1.1 + 0.24 * bottom, sharey=True)
         for axes, (title, own) in zip(grid, panels.items()):
             for p in own:
                 _row(axes, p, places[p.get("group", ""), p["name"]])
@@ -82,7 +82,7 @@ def lines(panels: Sequence[Mapping], height: float = 2.6, columns: int = COLUMNS
     have "low" and "high" and a "look", as of STROKES.
     """
     with styled():
-        figure, grid = _grid(len(panels), height, columns=columns)
+        figure, grid = subplots(len(panels), height, columns=columns)
         for axes, panel in zip(grid, panels):
             for name, (low, high) in panel.get("bands", {}).items():
                 axes.axhspan(low, high, color=PALE, alpha=0.35, linewidth=0, label=name)
@@ -101,11 +101,7 @@ def lines(panels: Sequence[Mapping], height: float = 2.6, columns: int = COLUMNS
                 axes.set_yscale("symlog", linthresh=panel["near"])
             axes.xaxis.minorticks_off()
             axes.grid(alpha=0.25)
-        named = {name: handle for axes in grid
-                 for handle, name in zip(*axes.get_legend_handles_labels())}
-        if len(named) > 1:
-            figure.legend(named.values(), named, loc="outside lower center", ncols=4,
-                          frameon=False, fontsize=8, handlelength=3.2)
+        legend(figure, grid)
         return _png(figure, transparent)
 
 
@@ -206,15 +202,24 @@ def _row(axes, p: Mapping, y: float) -> None:
         axes.plot(p["value"], y, mark, color=colour, markersize=5.5)
 
 
-def _grid(n: int, height: float, sharey: bool = False, columns: int = COLUMNS):
+def subplots(n: int, height: float, columns: int = COLUMNS, **shared: bool):
     """n panels, at most `columns` side by side, each `height` inches high: (figure, the n axes)."""
     across = max(1, min(n, columns))
     down = max(1, math.ceil(n / across))
-    figure, panels = pyplot().subplots(down, across, figsize=(WIDTH, height * down), sharey=sharey,
+    figure, panels = pyplot().subplots(down, across, figsize=(WIDTH, height * down), **shared,
                                        squeeze=False, layout="constrained")
     for axes in panels.flat[n:]:
         axes.set_visible(False)
     return figure, panels.flat[:n]
+
+
+def legend(figure, panels: Sequence) -> None:
+    """One below all panels, where it tells at least two things apart."""
+    named = {name: handle for axes in panels
+             for handle, name in zip(*axes.get_legend_handles_labels())}
+    if len(named) > 1:
+        figure.legend(named.values(), named, loc="outside lower center", ncols=4, frameon=False,
+                      fontsize=8, handlelength=3.2)
 
 
 def _number(x: float) -> str:

@@ -4,7 +4,6 @@ Arms are told apart by colour, mark and line. Where there is a shortcut, every c
 margin, so that it still does after it is copied out of the page.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from minidiff.classification.gradcam import gradcam, overlay
 from minidiff.classification.inputs import Inputs
 from minidiff.classification.predictor import Predictor
 from minidiff.data.images import png_bytes
-from minidiff.evaluation.pages.charts import ACCENT, INK, PALE, RED, WIDTH, _png, pyplot, styled
+from minidiff.evaluation.pages import charts
+from minidiff.evaluation.pages.charts import ACCENT, INK, PALE, RED, WIDTH, _png, styled
 from minidiff.runs import read_json
 
 COLOURS = {"synthetic": ACCENT, "duplicates": PALE, "other": RED, None: INK}
@@ -33,7 +33,8 @@ def forest(points: Mapping[str, Sequence[dict]], kinds: Kinds, xlabel: str, shor
     """
     names = list(dict.fromkeys(p["name"] for own in points.values() for p in own))
     with styled():
-        figure, panels = _grid(len(points), 0.9 + 0.27 * len(names), shared=True)
+        figure, panels = charts.subplots(len(points), 0.9 + 0.27 * len(names), sharex=True,
+                                         sharey=True)
         for axes, (title, own) in zip(panels, points.items()):
             shown = [p for p in own if p["value"] is not None]
             real = [p["value"] for p in shown if kinds.get(p["arm"]) is None]
@@ -74,7 +75,7 @@ def lines(panels: Mapping[str, Mapping[str, Sequence]], kinds: Kinds, xlabel: st
     """
     styles, height = line_styles(panels, kinds), 1.15 * WIDTH / columns if square else 3.2
     with styled():
-        figure, axes_of = _grid(len(panels), height, columns=columns)
+        figure, axes_of = charts.subplots(len(panels), height, columns=columns)
         for axes, (title, arms) in zip(axes_of, panels.items()):
             axes.set(xlabel=xlabel, ylabel=ylabel)
             for k, (arm, points) in enumerate(arms.items()):
@@ -110,23 +111,9 @@ def line_styles(panels: Mapping[str, Mapping], kinds: Kinds) -> dict[str, dict]:
     return found
 
 
-def _grid(n: int, height: float, shared: bool = False, columns: int = 3):
-    """A figure of n panels, each `height` inches high, at most `columns` side by side."""
-    across, down = min(n, columns), math.ceil(n / columns)
-    figure, panels = pyplot().subplots(down, across, figsize=(WIDTH, height * down), sharex=shared,
-                                       sharey=shared, squeeze=False, layout="constrained")
-    for axes in panels.flat[n:]:
-        axes.set_visible(False)
-    return figure, panels.flat[:n]
-
-
 def _finish(figure, shortcut: bool, panels: Sequence = ()) -> bytes:
     """PNG with one legend below all panels, and SHORTCUT above them."""
-    named = {name: handle for axes in panels
-             for handle, name in zip(*axes.get_legend_handles_labels())}
-    if len(named) > 1:
-        figure.legend(named.values(), named, loc="outside lower center", ncols=4, frameon=False,
-                      fontsize=8, handlelength=3.2)
+    charts.legend(figure, panels)
     if shortcut:
         figure.suptitle("SHORTCUT", color=RED, fontsize=9, fontweight="bold", x=0.99, ha="right")
     return _png(figure)

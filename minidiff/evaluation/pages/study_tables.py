@@ -42,8 +42,8 @@ def figure_of(score: Mapping, metric: str, positive: str) -> tuple[float | None,
     return score[metric], score.get(f"{metric}_interval", (None, None))
 
 
-def with_unit(metric: str, positive: str, unit: str) -> str:
-    return metric_name(metric, positive) + (unit if metric in POINTS else "")
+def with_unit(metric: str, positive: str) -> str:
+    return metric_name(metric, positive) + (", %" if metric in POINTS else "")
 
 
 # --- for the page
@@ -62,7 +62,7 @@ def audit(rows: Sequence[Mapping]) -> Table:
 def arms(rows: Sequence[Mapping], positive: str, metric: str) -> Table:
     """By single networks: mean ± SD over seeds."""
     net = [BENEFIT] if BENEFIT in rows[0] else []
-    return Table(("arm", "images", "seeds", with_unit(metric, positive, ", %"),
+    return Table(("arm", "images", "seeds", with_unit(metric, positive),
                   f"AUROC, {positive}", *("net benefit, cases per 100" for _ in net)),
                  [Row((f"{r['arm']} †" if r["remark"] else r["arm"], r["n_train"], r["seeds"],
                        single(r, metric), single(r, "auroc_positive"),
@@ -85,7 +85,7 @@ def ensembles(rows: Sequence[Mapping], positive: str, metric: str) -> Table:
                           area(*figure_of(whole, "auroc", positive)),
                           *(share(cut.get(side), cut.get(f"{side}_interval"))
                             for side in ("sensitivity", "specificity"))), _own(r)))
-    return Table(("ensemble of", with_unit(metric, positive, ", %"), f"AUROC, {positive}",
+    return Table(("ensemble of", with_unit(metric, positive), f"AUROC, {positive}",
                   "sensitivity, %", "specificity, %"), lines)
 
 

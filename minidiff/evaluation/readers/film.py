@@ -1,6 +1,5 @@
 """The images of a reading study as they are shown: grey of one size and depth, some spoilt on
-purpose; and as files of one length.
-"""
+purpose; and as files of one length."""
 
 import hmac
 import struct

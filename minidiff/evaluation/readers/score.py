@@ -76,8 +76,7 @@ def run(cfg: Config) -> None:
 def summary(key: Key, readings: Sequence[Reading],
             numbers: dict[str, np.ndarray] | None = None) -> dict:
     """All numbers of the page: each reader's, and those of the finished and attentive readers
-    together.
-    """
+    together."""
     rows = [of_reader(key, r) for r in readings]
     pooled = [r for r, row in zip(readings, rows) if row["pooled"]]
     if not pooled:
@@ -127,8 +126,7 @@ def of_reader(key: Key, r: Reading) -> dict:
 
 def tell(key: Key, r: Reading) -> dict:
     """One reader's answers to "real or generated?": right answers against chance, and the AUROC of
-    the answers graded by confidence.
-    """
+    the answers graded by confidence."""
     places = np.array([k for kind in KINDS for k in key.where(kind=kind)])
     made = np.array([key.items[k]["kind"] == "synthetic" for k in places])
     said, sure = r.answer["origin"][places], r.confidence["origin"][places]
@@ -173,8 +171,7 @@ def of_origin(key: Key, pooled: Sequence[Reading]) -> dict | None:
 
 def agreements(key: Key, pooled: Sequence[Reading], good: dict[str, np.ndarray]) -> list[dict]:
     """Cohen's kappa of two readers or Fleiss' of more, and Gwet's AC1, on each kind of images and
-    on both.
-    """
+    on both."""
     if len(pooled) < 2:
         return []
     sets = {"Good or Bad, synthetic": good["synthetic"], "Good or Bad, real": good["real"],
@@ -207,8 +204,7 @@ def of_labels(key: Key, good: dict[str, np.ndarray]) -> list[dict]:
 
 def of_reason(key: Key, pooled: Sequence[Reading], kind: str, name: str) -> dict:
     """How often a reason is given, of all answers Bad to images of one kind, second showings
-    included.
-    """
+    included."""
     bad = [r.reasons[k] for r in pooled for k, item in enumerate(key.items)
            if item["kind"] == kind and r.answer["quality"][k] == 0]
     return {"k": sum(given.count(name) for given in bad), "n": len(bad)}
