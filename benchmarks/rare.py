@@ -2,7 +2,8 @@
 known.
 
     python benchmarks/rare.py --root runs/rare                  pneumothorax, 10, 5 and 25 images
-    python benchmarks/rare.py --root runs/rare --finding nodule --images 10 --generators 1
+    python benchmarks/rare.py --root runs/rare --finding nodule
+    python benchmarks/rare.py --root runs/rare --finding south --images 10   a control that is easy
     python benchmarks/rare.py --gate                whom the rule for copies names; a slow test
 
 The base is the demo's (normal, pneumonia, few covid). For each number of images, one a patient:
@@ -38,6 +39,7 @@ import classify  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
 from benchmarks.memorisation import KINDS, copies  # noqa: E402
+from benchmarks.transfer import drawn  # noqa: E402
 from minidiff import config, runs  # noqa: E402
 from minidiff.classification.predictor import Predictor, fit  # noqa: E402
 from minidiff.data import images, phantom  # noqa: E402
@@ -60,14 +62,18 @@ PRIOR = {"train": 80, "val": 40}   # images of each label beside the rare ones, 
 
 
 def draw(folder: Path, seed: int, wanted: dict[str, range], split: str = "") -> str:
-    """Phantoms of these labels, one image a patient; no patient has two labels."""
+    """Phantoms of these labels, one image a patient; no patient has two labels. "south" are normal
+    ones as another hospital shows them."""
     if not (folder / "metadata.csv").exists():
         rows = []
         for place, (label, patients) in enumerate(wanted.items()):
             for k in patients:
-                p = phantom.phantom(seed, 10 * (10 * k + place), label=label)
-                rows.append({"file_name": f"images/{label}/{k}.png", "split": split, **p.row})
-                images.write(folder / rows[-1]["file_name"], p.image)
+                index, normal = 10 * (10 * k + place), label == "south"
+                p = phantom.phantom(seed, index, label="normal" if normal else label)
+                rows.append({"file_name": f"images/{label}/{k}.png", "split": split, **p.row,
+                             "label": label})
+                images.write(folder / rows[-1]["file_name"],
+                             drawn(seed, index, "south", label="normal") if normal else p.image)
         write_table(folder / "metadata.csv", rows)
     return str(folder)
 

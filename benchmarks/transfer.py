@@ -80,7 +80,7 @@ COMMANDS = {
     ("phantom", "curve"): f"""{MODEL}
 sample.py --root R/model --given source=north --per-label 150 --out R/made
 classify.py --root R/curve --data R/real --synthetic made=R/made --other same=R/north other=R/south
-    {STUDY} --seeds 3 --positive covid
+    {STUDY} --seeds 5 --positive covid
     --primary made-then-real@5%:real-then-real@5%@test:balanced_accuracy
     --arms {arms("real real-then-real made-then-real same-then-real other-then-real",
                  ("@5%", "@10%", "@25%", ""))}
@@ -100,12 +100,13 @@ SOURCES = {"phantom": (("north", "south"), ("south", "north")),
                    ("ieee8023", "nih-chestxray14"), ("nih-chestxray14", "ieee8023"))}
 
 
-def drawn(seed: int, index: int, hospital: str, grain: bool = True) -> np.ndarray:
+def drawn(seed: int, index: int, hospital: str, grain: bool = True,
+          label: str | None = None) -> np.ndarray:
     """A phantom as this hospital shows it, uint8 (S,S). South has steeper and fainter greys, twice
     the noise, and a black frame of 3 px."""
     if hospital == "north":
-        return phantom(seed, index, SIDE, noise=0.02 * grain).image
-    x = phantom(seed, index, SIDE, noise=0).image / 255
+        return phantom(seed, index, SIDE, noise=0.02 * grain, label=label).image
+    x = phantom(seed, index, SIDE, noise=0, label=label).image / 255
     noise = np.random.default_rng((seed, index, 2)).standard_normal((SIDE, SIDE))
     y = np.clip(0.15 + 0.7 * x**1.6 + 0.04 * grain * noise, 0, 1)
     y[:3] = y[-3:] = y[:, :3] = y[:, -3:] = 0
