@@ -1,6 +1,6 @@
 """What each knob of the diffusion model is worth: one factor at a time from the demo's defaults.
 
-    python benchmarks/ablation.py --root runs/ablation      the rows of docs/internals.md
+    python benchmarks/ablation.py --root runs/ablation      the rows of docs/ablation.md
     python benchmarks/ablation.py --root runs/ablation --rows default flow --seeds 1
     python benchmarks/ablation.py --plot                    the table and docs/ablation.png
 
@@ -156,6 +156,12 @@ def of_seeds(row: list[dict], key: str) -> np.ndarray:
                      sorted(row, key=lambda r: r["seed"])], float)
 
 
+def short(x: float, form: str) -> str:
+    """A figure as the pages write it: −.03."""
+    text = f"{x:{form}}".replace("-", "−")
+    return text.replace("0.", ".", 1) if abs(x) < 1 else text
+
+
 def table(kept: dict) -> str:
     """Markdown: mean of the seeds, and of KD its difference from `default`, seed by seed, with the
     95 % interval of t over seeds."""
@@ -166,11 +172,11 @@ def table(kept: dict) -> str:
         for key in ("KD", "pixels"):
             d = of_seeds(row, key) - of_seeds(default, key)[:len(row)]
             half = student.ppf(.975, len(d) - 1) * d.std(ddof=1) / len(d)**.5 if len(d) > 1 else 0
-            cells.append(f"{of_seeds(row, key).mean():.2f}")
-            cells.append("" if name == "default" else
-                         f"{d.mean():+.2f} ({d.mean() - half:+.2f} to {d.mean() + half:+.2f})")
+            cells.append(short(of_seeds(row, key).mean(), ".2f"))
+            low, mid, high = (short(x, "+.2f") for x in (d.mean() - half, d.mean(), d.mean() + half))
+            cells.append("" if name == "default" else f"{mid} ({low} to {high})")
         cells.append(f"{100 * of_seeds(row, 'recognised').mean():.0f} %")
-        cells += ["–" if np.isnan(x) else f"{x:.3f}"
+        cells += ["–" if np.isnan(x) else short(x, ".3f")
                   for x in (of_seeds(row, f"error_t{q}").mean() for q in range(4))]
         lines.append("| " + " | ".join(cells) + " |")
     head = ("row", "KD", "less default's", "pixels", "less default's", "recognised",
@@ -217,7 +223,8 @@ def main() -> None:
     train.draw_pictures = lambda *_, **__: None  # nobody looks at them
     prepare(a.root)
     measure, kept = Measure(a.root), runs.read_json(a.out) if a.out.is_file() else {}
-    kept["facts"] = {"steps": a.steps, **measure.floors()}
+    kept = {**kept, "facts": {"steps": a.steps, **measure.floors()}}
+    runs.write_json(a.out, kept)
     for seed in range(a.seeds):
         runs_of = dict.fromkeys(a.rows) | {f"EMA {w:g}": w for w in a.widths}
         for name, width in runs_of.items():

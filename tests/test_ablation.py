@@ -53,7 +53,7 @@ def test_all_rows_have_their_seeds_and_the_page_has_their_table():
     assert set(KEPT) == {"facts", *ablation.ROWS, *(f"EMA {w:g}" for w in ablation.WIDTHS)}
     assert all(sorted(r["seed"] for r in row) == [0, 1, 2] and all(r["n"] == 300 for r in row)
                for name, row in KEPT.items() if name != "facts")
-    assert ablation.table(KEPT) in (ROOT / "docs/internals.md").read_text()
+    assert ablation.table(KEPT) in (ROOT / "docs/ablation.md").read_text()
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -63,7 +63,7 @@ def test_differences_are_taken_seed_by_seed():
     other = [{**r, "KD": [r["KD"][0] + d, 0, 9]} for r, d in zip(row, (.1, .2, .3))]
     cells = ablation.table({"facts": {}, "default": row, "other": other[::-1]}).splitlines()[-1]
     # t of 2 degrees of freedom, 4.303 · .1/√3
-    assert cells.split(" | ")[1:3] == ["2.20", "+0.20 (-0.05 to +0.45)"]
+    assert cells.split(" | ")[1:3] == ["2.20", "+.20 (−.05 to +.45)"]
     assert cells.split(" | ")[8] == "–"
 
 
