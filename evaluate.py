@@ -191,7 +191,7 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
                   references=attacks_of(cfg.reference, cfg) if cfg.reference else None,
                   images={DENOISING: cfg.audit, LIKELIHOOD: cfg.likelihood}, run=cfg.diffusion,
                   seed=cfg.seed)
-    made_by = (runs.find_json(Path(cfg.samples) / "manifest.json") or {}).get("model")
+    made_by = runs.find_json(Path(cfg.samples) / "manifest.json", {}).get("model")
     if "why" not in found:
         found |= {"run": cfg.diffusion, "reference": cfg.reference or None,
                   "made": made_by and made_by == runs.sha256(

@@ -173,7 +173,7 @@ def table(kept: dict) -> str:
             d = of_seeds(row, key) - of_seeds(default, key)[:len(row)]
             half = student.ppf(.975, len(d) - 1) * d.std(ddof=1) / len(d)**.5 if len(d) > 1 else 0
             cells.append(short(of_seeds(row, key).mean(), ".2f"))
-            low, mid, high = (short(x, "+.2f") for x in (d.mean() - half, d.mean(), d.mean() + half))
+            mid, low, high = (short(d.mean() + x, "+.2f") for x in (0, -half, half))
             cells.append("" if name == "default" else f"{mid} ({low} to {high})")
         cells.append(f"{100 * of_seeds(row, 'recognised').mean():.0f} %")
         cells += ["–" if np.isnan(x) else short(x, ".3f")
