@@ -1,7 +1,7 @@
 """What each knob of the diffusion model is worth: one factor at a time from the demo's defaults.
 
-    python benchmarks/ablation.py --root runs/ablation      the rows of docs/ablation.md
-    python benchmarks/ablation.py --root runs/ablation --rows default flow --seeds 1
+    python benchmarks/ablation.py --root runs/ablation --out runs/ablation.json   all rows
+    python benchmarks/ablation.py --root runs/few --out few.json --steps 100 --rows default
     python benchmarks/ablation.py --plot                    the table and docs/ablation.png
 
 Declared before anything was trained: data, autoencoder, steps, batch and rate are the demo's for
@@ -170,7 +170,8 @@ def table(kept: dict) -> str:
     for name in names:
         row, cells = kept[name], [name]
         for key in ("KD", "pixels"):
-            d = of_seeds(row, key) - of_seeds(default, key)[:len(row)]
+            d = of_seeds(row, key) - of_seeds([r for r in default if r["seed"] in
+                                               {own["seed"] for own in row}], key)
             half = student.ppf(.975, len(d) - 1) * d.std(ddof=1) / len(d)**.5 if len(d) > 1 else 0
             cells.append(short(of_seeds(row, key).mean(), ".2f"))
             mid, low, high = (short(d.mean() + x, "+.2f") for x in (0, -half, half))
@@ -187,7 +188,7 @@ def table(kept: dict) -> str:
 def plot(kept: dict) -> None:
     """docs/ablation.png: KD of each row, a dot a seed; and against the width of the EMA."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
-    for k, name in enumerate(ROWS):
+    for k, name in enumerate(ROWS):  # of a file with all rows
         values = of_seeds(kept[name], "KD")
         left.plot(values, np.full(len(values), k), "o", color="tab:blue", alpha=.6)
         left.plot(values.mean(), k, "|", color="black", markersize=16)
@@ -221,8 +222,11 @@ def main() -> None:
         plot(kept)
         return
     train.draw_pictures = lambda *_, **__: None  # nobody looks at them
+    kept = runs.find_json(a.out, {})
+    if kept.get("facts", {"steps": a.steps})["steps"] != a.steps:
+        raise SystemExit(f"{a.out} is of {kept['facts']['steps']} steps; another --out, --root")
     prepare(a.root)
-    measure, kept = Measure(a.root), runs.read_json(a.out) if a.out.is_file() else {}
+    measure = Measure(a.root)
     kept = {**kept, "facts": {"steps": a.steps, **measure.floors()}}
     runs.write_json(a.out, kept)
     for seed in range(a.seeds):

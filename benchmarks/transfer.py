@@ -2,9 +2,10 @@
 
     python benchmarks/transfer.py phantom              all of phantoms
     python benchmarks/transfer.py phantom --only style   one part; what is finished is kept
-    python benchmarks/transfer.py cxr --cxr DIR the X-rays of docs/cxr.md
+    python benchmarks/transfer.py cxr --cxr DIR            the X-rays of docs/cxr.md
 
-Declared before any figure was seen, kept in transfer.json:
+Declared before any figure was seen, kept in transfer.json; of the phantom curve's five seeds three
+were run and published first:
 
     curve    balanced accuracy at 5, 10, 25 and 100 % of the real images, of networks that began at
              these, at generated ones, or at other real ones; primary is NAME-then-real@5% minus

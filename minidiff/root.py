@@ -161,8 +161,8 @@ def _first(value: Any) -> str:
 
 
 def _root_of(run: str) -> str:
-    """runs/x of runs/x/diffusion, and of its best/, snapshots/step_… and key.json."""
-    return str(Path(re.sub(r"/(best|snapshots/step_\d+|key\.json)/?$", "", run)).parent)
+    """runs/x of runs/x/diffusion, and of its best/, snapshots/…, averaged/… and key.json."""
+    return str(Path(re.sub(r"/(best|(snapshots|averaged)/[^/]+|key\.json)/?$", "", run)).parent)
 
 
 def _relative(data: Any) -> list[str]:

@@ -75,6 +75,7 @@ def test_what_was_said_of_equal_patient_ids_reaches_later_commands(make):
     "knobs, root", [({"out": "runs/y/samples"}, "runs/y"), ({"run": "runs/y/diffusion"}, "runs/y"),
                     ({"run": "runs/y/diffusion/best"}, "runs/y"),
                     ({"run": "runs/y/diffusion/snapshots/step_00000100"}, "runs/y"),
+                    ({"run": "runs/y/diffusion/averaged/std_0.15"}, "runs/y"),
                     ({"root": "runs/z", "run": "runs/y/diffusion"}, "runs/z"), ({}, "runs/demo")])
 def test_the_root_is_that_of_the_run_that_was_named(knobs, root):
     cfg = sample.SampleConfig(**knobs)

@@ -75,7 +75,7 @@ def _difference(a: Generator, b: Generator) -> str:
         pairs.append((a.training, b.training))
     return next((f"{name}, {str(there.get(name))[:60]} and {str(here.get(name))[:60]}"
                  for here, there in pairs for name in {**here, **there}
-                 # a knob that a run does not name is newer than it, and was off
+                 # a knob that a run does not name is newer than it; most such are 0 or none if off
                  if (here.get(name) or None) != (there.get(name) or None)), "")
 
 

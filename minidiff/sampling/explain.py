@@ -114,7 +114,8 @@ def opened(cfg: ExplainConfig) -> tuple[Subject, dict[str, Any]]:
                                         for v in variables if v.name != "label")]) for row in rows]
     subject = Subject(pipeline, facts["grey"], recipe, names, labels, noise,
                       pipeline.encode(pixels), own, trained,
-                      [log[-1].get(f"val_loss_t{q}") for q in range(4)] if log else [],
+                      [log[-1].get(f"val_loss_t{q}") for q in range(4)]
+                      if log and "std" not in facts else [],  # of another average, it is not known
                       cfg.shown, cfg.level, cfg.reference)
     return subject, {
         "model": runs.sha256(Path(cfg.run) / "model.safetensors"), "data": real.fingerprint,

@@ -138,7 +138,7 @@ def loss(m: Subject) -> Found:
 
 
 def ladder(m: Subject) -> Found:
-    """x and D(x; σ) of one image a label on its way from noise; how far D is from the end."""
+    """x and the guided D of one image a label on its way from noise; how far D is from the end."""
     rungs, end = m.way
     left = torch.stack([rms(denoised - end) for *_, denoised in rungs], 1)     # (images, rungs)
     few = [rungs[k] for k in m.few]
@@ -179,9 +179,9 @@ def scales(m: Subject) -> Found:
 
 def attention(m: Subject) -> Found:
     """Where cells look at one rung, with all conditions: maps of the finest layer, means of all."""
-    sigma, x, clean = min(m.way[0], key=lambda rung: abs(math.log(rung[0] / m.level)))
+    sigma, x, _ = min(m.way[0], key=lambda rung: abs(math.log(rung[0] / m.level)))
     with attention_maps(m.D.net.unet, CELLS) as found:
-        m.D(x, sigma, m.labels)
+        clean = m.D(x, sigma, m.labels)
     if not found:
         return {}, []
     maps = [finest(found, k) for k in range(len(x))]
@@ -260,7 +260,7 @@ def errors(m: Subject) -> Found:
     rows = [{"sampler": name, "calls": calls,
              "rms": rms(m.walk(denoise, name, calls // facts.calls)[1] - truth).mean()}
             for name, facts in TABLE.items() if not facts.noisy and name != "ddim"
-            for calls in CALLS if calls // facts.calls <= m.reference]
+            for calls in CALLS if calls // facts.calls < m.reference]
     return {"reference": m.reference, "rows": rows, "rms": rms(truth).mean()}, []
 
 

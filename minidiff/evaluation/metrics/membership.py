@@ -29,13 +29,14 @@ from tqdm import tqdm
 
 from minidiff.data.table import Table
 from minidiff.errors import InputError
-from minidiff.evaluation.metrics.distances import finite_percentile, permuted_sides
+from minidiff.evaluation.metrics.distances import permuted_sides
 from minidiff.evaluation.metrics.pairwise import blocks
 from minidiff.statistics import (
     auroc_interval,
     bootstrap_counts,
     clopper_pearson,
     delong,
+    finite_percentile,
     group_ids,
     z_value,
 )

@@ -112,5 +112,6 @@ def tables(f: Mapping[str, Mapping]) -> dict[str, Table]:
             (k, num(mean), num(std), *(fixed(r, 2) for r in row))
             for k, (mean, std, row) in enumerate(zip(z["mean"], z["std"], z["correlation"]))]),
         "conditions": Table(("variable", "value", "norm", "in norms of the null context"), [
-            (row["variable"], row["value"], num(row["norm"]), num(row["norm"] / c["null"]))
+            (row["variable"], row["value"], num(row["norm"]),
+             num(row["norm"] / c["null"]) if c["null"] else "–")  # it may be zeros
             for row in c.get("values", ())])}
