@@ -68,7 +68,7 @@ from minidiff.evaluation.metrics.report_rows import Side
 from minidiff.evaluation.pages import pictures, report, sentence
 from minidiff.evaluation.readers import make, plan, score
 from minidiff.evaluation.sets import Config
-from minidiff.pixels import to_float, to_grey
+from minidiff.pixels import to_grey
 from minidiff.sampling import plan as plans
 from minidiff.sampling.again import make_again
 from minidiff.sampling.counterfactuals import Counterfactuals, losses, perplexities
@@ -202,12 +202,10 @@ def membership_audit(cfg: Config, tables: Mapping[str, Table]) -> dict | None:
 def attacks_of(run: str, cfg: Config) -> dict[str, Errors]:
     """Errors of a run on the images of a table, each with its own conditions and latent mean."""
     pipeline, facts = open_pipeline(run, cfg.device, "fp32")
-    device = pipeline.vae.scale.device
 
     def seen(table: Table) -> tuple[Tensor, var.Labels]:
-        z = torch.cat([pipeline.vae.encode(to_float(part).to(device)).mean.float()
-                       for part in load_pixels(table, facts["size"])[1].split(16)])
-        return z, var.encode(pipeline.conditioner.variables, table.rows)
+        return (pipeline.encode(load_pixels(table, facts["size"])[1]),
+                var.encode(pipeline.conditioner.variables, table.rows))
 
     return {DENOISING: lambda table: denoising_errors(losses(pipeline, *seen(table)),
                                                       torch.arange(len(table))),

@@ -46,7 +46,6 @@ from minidiff.diffusion.schedule import Schedule  # noqa: E402
 from minidiff.diffusion.watch import Probe, by_quarter  # noqa: E402
 from minidiff.evaluation.features.extractor import PixelPCA, PredictorFeatures  # noqa: E402
 from minidiff.evaluation.metrics.distances import floor, kd_with_interval, kid  # noqa: E402
-from minidiff.pixels import to_float  # noqa: E402
 from minidiff.stages.average import AverageConfig, average  # noqa: E402
 from minidiff.statistics import wilson  # noqa: E402
 from minidiff.variables import encode  # noqa: E402
@@ -64,12 +63,11 @@ WIDTHS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
 EACH, SLOTS, FRESH = 100, 512, (8, 10)  # images a label; slots of a probe; seeds of fresh phantoms
 
 
-def prepare(root: Path) -> str:
+def prepare(root: Path) -> None:
     """The demo's data and its autoencoder."""
     phantom.write(root / "data", scarce=phantom.SCARCE)
     if not (root / "vae/vae.json").exists():
         train.train_vae(train.VAEConfig(data=(str(root / "data"),), root=str(root)))
-    return str(root / "data")
 
 
 def trained(root: Path, name: str, seed: int, steps: int) -> Path:
@@ -115,7 +113,7 @@ class Measure:
         read, self.accuracy = oracle(root, labels, one)
         table, train_pixels = load_pixels(read_table(str(root / "data")).select(split="train"), 64)
         spaces = {"KD": PredictorFeatures(read), "pixels": PixelPCA().fit(train_pixels[:])}
-        self.read, self.root, self.labels = read, root, labels
+        self.read, self.root = read, root
         self.fresh = {name: (e, *(e(pixels(f)).double().numpy() for f in (one, two)))
                       for name, e in spaces.items()}
         self.held = load_pixels(read_table(str(root / "data")).select(split=("val", "test")), 64)
@@ -141,7 +139,7 @@ class Measure:
         right = int((said == encode(self.read.variables, table.rows)["label"]).sum())
         pipeline, _ = store.load_pipeline(run)
         rows, images = self.held
-        z = torch.cat([pipeline.vae.encode(to_float(x)).mean for x in images[:].split(64)])
+        z = pipeline.encode(images)
         found = {name: [values[key] for key in ("KD", "KD_low", "KD_high")]
                  for name, (e, x, _) in self.fresh.items()
                  for values, _ in [kd_with_interval(
